@@ -1,0 +1,1 @@
+"""Parameter specs, tree paths, configs, errors: what every other room builds on."""

@@ -1,0 +1,135 @@
+"""Frozen dataclasses to JSON and back, with errors that name the field."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+
+T = TypeVar("T")
+
+
+def to_json(config: Any) -> Any:
+    """A nested frozen dataclass as JSON values: dicts, lists, strings, numbers, None."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, list | tuple):
+        return [to_json(item) for item in config]
+    if isinstance(config, dict):
+        return {key: to_json(value) for key, value in config.items()}
+    if config is None or isinstance(config, str | bool | int | float):
+        return config
+    raise TypeError(f"a config holds no {type(config).__name__}")
+
+
+def from_json(cls: type[T], value: Any, where: str = "config") -> T:
+    """Builds the dataclass `cls` from JSON values, checking names and types on the way.
+
+    Args:
+      cls: a dataclass whose fields are dataclasses, tuples, unions with None, or plain values.
+      value: what `json.loads` gave.
+      where: how errors name the place, usually the file.
+
+    Raises:
+      InputError: a field is unknown, missing, of the wrong type, or refused by `cls`.
+    """
+    return _build(cls, value, where)
+
+
+def load_config(cls: type[T], path: str | Path) -> T:
+    """Reads a JSON file into the dataclass `cls`.
+
+    Raises:
+      InputError: no such file, not JSON, or not a `cls`.
+    """
+    return from_json(cls, read_json(path), str(path))
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Writes a dataclass as JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        json.dump(to_json(config), file, indent=1)
+        file.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """What the JSON file holds.
+
+    Raises:
+      InputError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _build_union(arguments, value, where)
+    if origin is tuple:
+        return _build_tuple(arguments, value, where)
+    if origin is dict:
+        _expect(isinstance(value, dict), where, value, "an object")
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        _expect(value in arguments, where, value, "one of " + ", ".join(map(repr, arguments)))
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    is_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _expect(is_kind, where, value, kind.__name__)
+    return value
+
+
+def _build_dataclass(cls: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, value, f"an object ({cls.__name__})")
+    kinds = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in value:
+        if name not in fields:
+            raise InputError(f"{where} has an unknown field {name!r}; known: {', '.join(fields)}")
+    for name, field in fields.items():
+        no_default = field.default is field.default_factory is dataclasses.MISSING
+        if no_default and name not in value:
+            raise InputError(f"{where} lacks the field {name!r}")
+    arguments = {name: _build(kinds[name], item, f"{where}.{name}") for name, item in value.items()}
+    try:
+        return cls(**arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _build_union(kinds: tuple, value: Any, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    errors = []
+    for kind in kinds:
+        if kind is not type(None):
+            try:
+                return _build(kind, value, where)
+            except InputError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def _build_tuple(kinds: tuple, value: Any, where: str) -> tuple:
+    _expect(isinstance(value, list | tuple), where, value, "a list")
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        return tuple(_build(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    _expect(len(value) == len(kinds), where, value, f"a list of {len(kinds)}")
+    return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+
+
+def _expect(condition: bool, where: str, value: Any, wanted: str) -> None:
+    if not condition:
+        raise InputError(f"{where} must be {wanted}, got {value!r:.60}")
