@@ -1,0 +1,1 @@
+"""Models: `spec(cfg)` says what the parameters are, `apply(params, ...)` is the forward pass."""

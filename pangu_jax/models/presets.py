@@ -1,0 +1,124 @@
+"""Named decoder configurations: the published one, and sizes to train here."""
+
+import dataclasses
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.nn.rotary import RopeConfig
+
+# 256 bytes, the document boundary, and a few reserved ids: see data.tokenizer.ByteTokenizer.
+BYTE_VOCAB = 264
+
+
+def uniform(
+    vocab: int,
+    width: int,
+    layers: int,
+    attention: AttentionConfig,
+    *,
+    mlp: MlpConfig | None = None,
+    moe: MoEConfig | None = None,
+    tied: bool = False,
+    max_length: int = 4096,
+    rope: RopeConfig = RopeConfig(),
+) -> DecoderConfig:
+    """A decoder of `layers` equal layers."""
+    layer = LayerConfig(attention, mlp=mlp, moe=moe)
+    return DecoderConfig(
+        vocab, width, (layer,) * layers, rope=rope, tied=tied, max_length=max_length
+    )
+
+
+def pangu_pro_moe() -> DecoderConfig:
+    """Pangu Pro MoE: 71,988,781,056 parameters, 16,498,139,136 of them active.
+
+    Source: arXiv 2505.21411, Table 1. The base of the rotary positions and the longest context are
+    class defaults of the public implementations, not read from the released config.
+    """
+    biases = {"query_bias": True, "key_bias": True, "value_bias": True, "out_bias": True}
+    return uniform(
+        153376,
+        5120,
+        48,
+        AttentionConfig(kv_heads=8, q_per_kv=5, head_dim=128, **biases),
+        moe=MoEConfig(
+            experts=64, groups=8, top_k=1, width=1344, shared_width=5376, router_scale=True
+        ),
+        rope=RopeConfig(1e6),
+    )
+
+
+def moge_tiny() -> DecoderConfig:
+    """A grouped-expert byte model for two CPU cores."""
+    return uniform(
+        BYTE_VOCAB,
+        128,
+        4,
+        AttentionConfig(kv_heads=2, q_per_kv=2, head_dim=32),
+        moe=MoEConfig(
+            experts=16, groups=8, top_k=1, width=64, shared_width=64, router_scale=True
+        ),
+        max_length=512,
+    )
+
+
+def dense_tiny() -> DecoderConfig:
+    """A dense byte model whose active parameters are about those of `moge_tiny`."""
+    return uniform(
+        BYTE_VOCAB,
+        128,
+        4,
+        AttentionConfig(kv_heads=2, q_per_kv=2, head_dim=32),
+        mlp=MlpConfig(576),
+        max_length=512,
+    )
+
+
+def moge_small() -> DecoderConfig:
+    """A grouped-expert byte model of about 0.4 B parameters for one GPU."""
+    return uniform(
+        BYTE_VOCAB,
+        768,
+        12,
+        AttentionConfig(kv_heads=4, q_per_kv=3, head_dim=64),
+        moe=MoEConfig(
+            experts=64, groups=8, top_k=1, width=192, shared_width=768, router_scale=True
+        ),
+        max_length=2048,
+    )
+
+
+PRESETS = {
+    "pangu-pro-moe": pangu_pro_moe,
+    "moge-tiny": moge_tiny,
+    "dense-tiny": dense_tiny,
+    "moge-small": moge_small,
+}
+
+
+def preset(name: str, *, vocab: int | None = None) -> DecoderConfig:
+    """The decoder of that name, with another vocabulary where one is given.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown model preset {name!r}; known: {', '.join(PRESETS)}")
+    cfg = PRESETS[name]()
+    return cfg if vocab is None else dataclasses.replace(cfg, vocab=vocab)
+
+
+def as_topk(cfg: DecoderConfig) -> DecoderConfig:
+    """The ordinary top-k twin: the same sizes and active experts, all experts in one group."""
+
+    def twin(layer: LayerConfig) -> LayerConfig:
+        if layer.moe is None:
+            return layer
+        moe = dataclasses.replace(layer.moe, groups=1, top_k=layer.moe.groups * layer.moe.top_k)
+        return dataclasses.replace(layer, moe=moe)
+
+    return dataclasses.replace(cfg, layers=tuple(twin(layer) for layer in cfg.layers))

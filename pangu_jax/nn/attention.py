@@ -1,0 +1,148 @@
+"""Grouped-query self-attention with rotary positions, on its own sequence or on a cache."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Spec
+from pangu_jax.nn.linear import linear, linear_spec
+from pangu_jax.nn.norm import rms_norm, rms_norm_spec
+from pangu_jax.nn.rotary import rotate
+from pangu_jax.ops.attention import attention as attend
+from pangu_jax.sharding.layout import Layout, constrain
+
+HEADS = ("kv_heads", "q_per_kv", "head_dim")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Head structure of one layer.
+
+    Attributes:
+      kv_heads: K, key-value heads.
+      q_per_kv: Q, query heads that share one key-value head.
+      head_dim: C, size of a head.
+      query_bias: whether the query projection has a bias; the same for key, value and out.
+      key_bias: see `query_bias`.
+      value_bias: see `query_bias`.
+      out_bias: see `query_bias`.
+      qk_norm: whether each query and key head is RMS-normalised before rotation (Qwen3).
+    """
+
+    kv_heads: int
+    q_per_kv: int
+    head_dim: int
+    query_bias: bool = False
+    key_bias: bool = False
+    value_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+
+    def __post_init__(self):
+        for name in ("kv_heads", "q_per_kv", "head_dim"):
+            if getattr(self, name) < 1:
+                raise InputError(f"attention {name} must be at least 1, got {getattr(self, name)}")
+        if self.head_dim % 2:
+            raise InputError(f"attention head_dim must be even to rotate, got {self.head_dim}")
+
+
+class LayerCache(NamedTuple):
+    """One layer's place in its run's key-value cache.
+
+    Attributes:
+      key: [L, B, S, K, C], the whole run's keys; only the new rows of one layer are written.
+      value: [L, B, S, K, C].
+      layer: int32 scalar, which of the L layers.
+      start: int32 scalar, the first slot to write.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    layer: jax.Array
+    start: jax.Array
+
+
+def attention_spec(embed: int, cfg: AttentionConfig, *, gain: float = 1.0) -> dict[str, Any]:
+    """Spec of one attention layer on a model width of `embed`; `gain` scales the out kernel."""
+    heads = (cfg.kv_heads, cfg.q_per_kv, cfg.head_dim)
+    into = {"inputs": (embed,), "input_axes": ("embed",)}
+    one = {"outputs": (cfg.kv_heads, cfg.head_dim), "output_axes": ("kv_heads", "head_dim")}
+    spec = {
+        "query": linear_spec(**into, outputs=heads, output_axes=HEADS, bias=cfg.query_bias),
+        "key": linear_spec(**into, **one, bias=cfg.key_bias),
+        "value": linear_spec(**into, **one, bias=cfg.value_bias),
+        "out": linear_spec(heads, HEADS, (embed,), ("embed",), bias=cfg.out_bias, gain=gain),
+    }
+    if cfg.qk_norm:
+        spec["query_norm"] = rms_norm_spec(cfg.head_dim, "head_dim")
+        spec["key_norm"] = rms_norm_spec(cfg.head_dim, "head_dim")
+    return spec
+
+
+def attention(
+    params: dict[str, Any],
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    mask: jax.Array | None,
+    *,
+    eps: float,
+    cache: LayerCache | None = None,
+    layout: Layout | None = None,
+    impl: str | None = None,
+) -> tuple[jax.Array, LayerCache | None]:
+    """Self-attention of one layer.
+
+    Args:
+      params: tree of `attention_spec`.
+      x: [B, T, D].
+      rotation: cosines and sines of the T positions, float32 [B, T, C/2] each.
+      mask: bool [B, T, S], S being T or, with a cache, the cache's length; None is causal.
+      eps: of the per-head norms, where there are any.
+      cache: where to write the T new keys and values, and what to attend over.
+      layout: how activations are split, or None.
+      impl: implementation of `ops.attention`, None to choose.
+
+    Returns:
+      [B, T, D] in the type of `x`, and the cache with its new rows (None without a cache).
+    """
+    query, key, value = (linear(params[name], x) for name in ("query", "key", "value"))
+    if "query_norm" in params:
+        query = rms_norm(params["query_norm"], query, eps=eps)
+        key = rms_norm(params["key_norm"], key, eps=eps)
+    query = constrain(rotate(query, *rotation), ("batch", "length", *HEADS), layout)
+    key = rotate(key, *rotation)
+    if cache is not None:
+        cache, key, value = append(cache, key, value)
+    mixed = attend(query, key.astype(x.dtype), value.astype(x.dtype), mask=mask, impl=impl)
+    return linear(params["out"], mixed, inputs=3), cache
+
+
+def append(
+    cache: LayerCache, key: jax.Array, value: jax.Array
+) -> tuple[LayerCache, jax.Array, jax.Array]:
+    """Writes T new rows of one layer at `cache.start`.
+
+    Only the new rows are written, so a donated cache is updated in place.
+
+    Args:
+      cache: the layer's place in the cache.
+      key: [B, T, K, C], cast to the cache's type.
+      value: [B, T, K, C].
+
+    Returns:
+      The new cache, and the layer's keys and values [B, S, K, C].
+    """
+    at = (cache.layer, 0, cache.start, 0, 0)
+    keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
+    values = jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at)
+    pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
+    return cache._replace(key=keys, value=values), pick(keys), pick(values)
+
+
+def cache_spec(cfg: AttentionConfig, layers: int, batch: int, length: int, dtype: Any) -> dict:
+    """Spec of the key-value cache of a run of `layers` equal layers."""
+    shape = (layers, batch, length, cfg.kv_heads, cfg.head_dim)
+    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
+    return {name: Spec(shape, axes, dtype=dtype) for name in ("key", "value")}

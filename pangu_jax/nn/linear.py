@@ -1,0 +1,46 @@
+"""Linear maps between structured axes."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.spec import Normal, Spec, zeros
+
+Axes = tuple[str | None, ...]
+
+
+def linear_spec(
+    inputs: tuple[int, ...],
+    input_axes: Axes,
+    outputs: tuple[int, ...],
+    output_axes: Axes,
+    *,
+    bias: bool = False,
+    gain: float = 1.0,
+) -> dict[str, Spec]:
+    """Spec of a map from `inputs` to `outputs` dimensions.
+
+    The kernel is drawn with standard deviation gain / sqrt(product of inputs); biases start at 0.
+    """
+    std = gain * math.prod(inputs) ** -0.5
+    spec = {"kernel": Spec(inputs + outputs, input_axes + output_axes, Normal(std))}
+    if bias:
+        spec["bias"] = Spec(outputs, output_axes, zeros)
+    return spec
+
+
+def linear(params: dict[str, Any], x: jax.Array, *, inputs: int = 1) -> jax.Array:
+    """Contracts the last `inputs` dimensions of `x` with the first ones of the kernel.
+
+    Args:
+      params: {"kernel": [*inputs, *outputs], "bias": [*outputs] or absent}.
+      x: [..., *inputs]; the result has its type.
+      inputs: how many dimensions are contracted.
+
+    Returns:
+      [..., *outputs].
+    """
+    y = jnp.tensordot(x, params["kernel"].astype(x.dtype), axes=inputs)
+    return y + params["bias"].astype(x.dtype) if "bias" in params else y

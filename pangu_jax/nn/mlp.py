@@ -1,0 +1,53 @@
+"""The gated feed-forward layer."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.nn.linear import linear, linear_spec
+from pangu_jax.sharding.layout import Layout, constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class MlpConfig:
+    """Hidden width, and which projections have a bias (in: gate and up; out: down)."""
+
+    width: int
+    in_bias: bool = False
+    out_bias: bool = False
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise InputError(f"mlp width must be at least 1, got {self.width}")
+
+
+def mlp_spec(embed: int, cfg: MlpConfig, *, gain: float = 1.0) -> dict[str, Any]:
+    """Spec of a SwiGLU layer on a model width of `embed`; `gain` scales the down projection."""
+    into = {"inputs": (embed,), "input_axes": ("embed",)}
+    hidden = {"outputs": (cfg.width,), "output_axes": ("mlp",)}
+    return {
+        "gate": linear_spec(**into, **hidden, bias=cfg.in_bias),
+        "up": linear_spec(**into, **hidden, bias=cfg.in_bias),
+        "down": linear_spec(
+            (cfg.width,), ("mlp",), (embed,), ("embed",), bias=cfg.out_bias, gain=gain
+        ),
+    }
+
+
+def mlp(params: dict[str, Any], x: jax.Array, *, layout: Layout | None = None) -> jax.Array:
+    """SwiGLU: down(silu(gate(x)) * up(x)).
+
+    Args:
+      params: {"gate", "up": kernel [D, F], "down": kernel [F, D]}, biases where present.
+      x: [B, T, D].
+      layout: how activations are split, or None.
+
+    Returns:
+      [B, T, D] in the type of `x`.
+
+    Source: arXiv 2002.05202, equation 6.
+    """
+    hidden = jax.nn.silu(linear(params["gate"], x)) * linear(params["up"], x)
+    return linear(params["down"], constrain(hidden, ("batch", "length", "mlp"), layout))

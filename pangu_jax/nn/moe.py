@@ -1,0 +1,148 @@
+"""Mixture of grouped experts: the same number of experts from every group, for every token."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Constant, Normal, Spec
+from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
+from pangu_jax.ops.expert_mlp import expert_mlp
+from pangu_jax.ops.group_topk import router_weights
+from pangu_jax.sharding.layout import Layout, constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """One layer of routed experts.
+
+    Attributes:
+      experts: E, all routed experts of the layer.
+      groups: G; group g holds the experts g * E/G to (g+1) * E/G - 1. One group is ordinary top-k.
+      top_k: experts chosen in each group; a token uses groups * top_k of them.
+      width: hidden width of an expert.
+      shared_width: hidden width of the always-active shared expert; 0 for none.
+      router_scale: whether a learned factor per expert multiplies the weight after selection.
+      renormalise: whether the chosen probabilities are divided by their sum (Qwen3-MoE).
+    """
+
+    experts: int
+    groups: int
+    top_k: int
+    width: int
+    shared_width: int = 0
+    router_scale: bool = False
+    renormalise: bool = False
+
+    def __post_init__(self):
+        for name in ("experts", "groups", "top_k", "width"):
+            if getattr(self, name) < 1:
+                raise InputError(f"moe {name} must be at least 1, got {getattr(self, name)}")
+        if self.experts % self.groups:
+            raise InputError(f"moe groups {self.groups} must divide the {self.experts} experts")
+        if self.top_k > self.experts // self.groups:
+            raise InputError(
+                f"moe top_k {self.top_k} exceeds the {self.experts // self.groups} experts a group"
+            )
+        if self.shared_width < 0:
+            raise InputError(f"moe shared_width must be 0 or more, got {self.shared_width}")
+
+
+@struct.dataclass
+class RouterStats:
+    """What the router did to the unmasked tokens of one batch; leaves may be stacked over layers.
+
+    Attributes:
+      load: float32 [G, E/G], how many (token, expert) pairs each expert got.
+      prob_sum: float32 [G, E/G], sum over tokens of the global softmax.
+      tokens: float32 scalar, number of tokens.
+      ids: int32 [B, T, G, k], the chosen experts, numbered over all groups; padding included.
+    """
+
+    load: jax.Array
+    prob_sum: jax.Array
+    tokens: jax.Array
+    ids: jax.Array
+
+
+def moe_spec(embed: int, cfg: MoEConfig, *, gain: float = 1.0) -> dict[str, Any]:
+    """Spec of a routed layer on a model width of `embed`; `gain` scales the down projections.
+
+    The scale after selection starts at E / (G k), so that a uniform router's weights sum to 1.
+    That start is ours: the paper does not give one.
+    """
+    groups, size = cfg.groups, cfg.experts // cfg.groups
+    router = {"kernel": Spec((embed, groups, size), ("embed", "group", "expert"), Normal(0.02))}
+    if cfg.router_scale:
+        start = Constant(cfg.experts / (groups * cfg.top_k))
+        router["scale"] = Spec((groups, size), ("group", "expert"), start)
+    into = Spec(
+        (groups, size, embed, cfg.width),
+        ("group", "expert", "embed", "expert_mlp"),
+        Normal(embed**-0.5),
+    )
+    down = Spec(
+        (groups, size, cfg.width, embed),
+        ("group", "expert", "expert_mlp", "embed"),
+        Normal(gain * cfg.width**-0.5),
+    )
+    experts = {"gate": {"kernel": into}, "up": {"kernel": into}, "down": {"kernel": down}}
+    spec: dict[str, Any] = {"router": router, "experts": experts}
+    if cfg.shared_width:
+        spec["shared"] = mlp_spec(embed, MlpConfig(cfg.shared_width), gain=gain)
+    return spec
+
+
+def moe(
+    params: dict[str, Any],
+    x: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    cfg: MoEConfig,
+    layout: Layout | None = None,
+    impl: str | None = None,
+) -> tuple[jax.Array, RouterStats]:
+    """Routed experts plus the shared expert, for every token; nothing is ever dropped.
+
+    Args:
+      params: tree of `moe_spec`.
+      x: [B, T, D].
+      mask: bool [B, T], false for padding, which the statistics leave out; None for no padding.
+      cfg: routing; sizes are read from the arrays.
+      layout: how activations are split, or None.
+      impl: implementation of `ops.expert_mlp`, None to choose.
+
+    Returns:
+      [B, T, D] in the type of `x`, and the router's statistics.
+
+    Source: arXiv 2505.21411, equations 5-7; the scale after selection is of the released model.
+    """
+    batch, length, embed = x.shape
+    tokens = x.reshape(batch * length, embed)
+    router, experts = params["router"], params["experts"]
+    weights, ids, probs = router_weights(
+        tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalise=cfg.renormalise
+    )
+    kernels = (experts[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
+    y = expert_mlp(tokens, ids, weights, *kernels, impl=impl)
+    y = constrain(y.reshape(x.shape), ("batch", "length", "embed"), layout)
+    if "shared" in params:
+        y = y + mlp(params["shared"], x, layout=layout)
+    return y, _stats(ids, probs, mask, (batch, length))
+
+
+def _stats(ids, probs, mask, shape) -> RouterStats:
+    _, groups, size = probs.shape
+    keep = jnp.ones(shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
+    keep = keep.reshape(-1)
+    chosen = jax.nn.one_hot(ids, size, dtype=jnp.float32).sum(2)  # [B*T, G, E/G]
+    first = jnp.arange(groups, dtype=ids.dtype)[:, None] * size
+    return RouterStats(
+        load=jax.lax.stop_gradient(jnp.einsum("tge,t->ge", chosen, keep)),
+        prob_sum=jnp.einsum("tge,t->ge", probs, keep),
+        tokens=keep.sum(),
+        ids=(ids + first).reshape(*shape, groups, -1),
+    )

@@ -1,0 +1,34 @@
+"""Root-mean-square normalisation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.spec import Spec, ones
+
+
+def rms_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
+    """Spec of the gains of one RMSNorm over a dimension of `width`."""
+    return {"scale": Spec((width,), (axis,), ones)}
+
+
+def rms_norm(params: dict[str, Any], x: jax.Array, *, eps: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) over the last dimension, times the gains.
+
+    The mean and the division are float32; the result is cast back before the gains multiply it,
+    as the Hugging Face models do.
+
+    Args:
+      params: {"scale": [D]}.
+      x: [..., D].
+      eps: added to the mean of squares.
+
+    Returns:
+      [..., D] in the type of `x`.
+
+    Source: arXiv 1910.07467, equation 4.
+    """
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return y.astype(x.dtype) * params["scale"].astype(x.dtype)

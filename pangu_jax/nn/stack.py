@@ -1,0 +1,88 @@
+"""Runs: stretches of layers of equal shape, stored with a leading layers axis."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.errors import InputError
+
+Config = TypeVar("Config")
+
+# What backward may keep of a layer: None keeps all, "full" only the layer's input, "dots" also the
+# results of matrix products that have no batch dimension.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def run_lengths(layers: Sequence[Config]) -> list[tuple[Config, int]]:
+    """Maximal stretches of equal configurations: [(configuration, how many), ...]."""
+    runs: list[tuple[Config, int]] = []
+    for layer in layers:
+        if runs and runs[-1][0] == layer:
+            runs[-1] = (layer, runs[-1][1] + 1)
+        else:
+            runs.append((layer, 1))
+    return runs
+
+
+def split(runs: Sequence[Any]) -> list[Any]:
+    """The layers one by one: stacked trees to a list of trees without the layers axis."""
+    return [
+        jax.tree.map(lambda x, i=i: x[i], run)
+        for run in runs
+        for i in range(jax.tree.leaves(run)[0].shape[0])
+    ]
+
+
+def join(layers: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
+    """The inverse of `split`: stacks consecutive layers into runs of the given lengths."""
+    runs, start = [], 0
+    for length in lengths:
+        part = layers[start : start + length]
+        runs.append(jax.tree.map(lambda *x: jnp.stack(x), *part))
+        start += length
+    return runs
+
+
+def remat(body: Callable, policy: str | None) -> Callable:
+    """Wraps a layer so that backward recomputes it.
+
+    Args:
+      body: the layer's function.
+      policy: None, "full" or "dots".
+
+    Raises:
+      InputError: an unknown policy.
+    """
+    if policy is None:
+        return body
+    if policy not in REMAT:
+        raise InputError(f"unknown remat policy {policy!r}; known: none, {', '.join(REMAT)}")
+    return jax.checkpoint(body, policy=REMAT[policy])
+
+
+def scan_layers(body: Callable, carry: Any, params: Any, *, policy: str | None = None) -> tuple:
+    """Applies a run: `carry, out = body(carry, (layer params, layer index))`, layer by layer.
+
+    A run of one layer is applied without a loop.
+
+    Args:
+      body: one layer.
+      carry: what goes from layer to layer.
+      params: the run's stacked parameters.
+      policy: which remat policy backward follows.
+
+    Returns:
+      The last carry, and the outputs stacked over the layers.
+    """
+    layers = jax.tree.leaves(params)[0].shape[0]
+    body = remat(body, policy)
+    if layers == 1:
+        first = jax.tree.map(lambda x: x[0], params)
+        carry, out = body(carry, (first, jnp.int32(0)))
+        return carry, jax.tree.map(lambda x: x[None], out)
+    return jax.lax.scan(body, carry, (params, jnp.arange(layers, dtype=jnp.int32)))

@@ -1,0 +1,1 @@
+"""Sharding as a value: meshes, rule tables, and the layout that joins them."""

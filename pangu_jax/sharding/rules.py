@@ -1,0 +1,60 @@
+"""Rule tables: which mesh axes split which logical axes of parameters and of activations."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.sharding.mesh import AXES
+
+Table = Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Two tables from a logical axis to the mesh axes that split it.
+
+    Within one array the dimensions are looked at in order, and a mesh axis that an earlier
+    dimension took is passed over: so a rule for `q_per_kv` serves where the mesh does not divide
+    `kv_heads`, and one for `expert` where there is only one group.
+    """
+
+    params: Table
+    activations: Table
+
+
+_TENSOR = {name: ("tensor",) for name in ("mlp", "expert_mlp", "kv_heads", "q_per_kv", "vocab")}
+_EXPERT = {name: ("expert",) for name in ("group", "expert")}
+
+_PARTS = {
+    "ddp": Rules({}, {"batch": ("data",)}),
+    "fsdp": Rules({"embed": ("fsdp",)}, {"batch": ("data", "fsdp")}),
+    "tensor": Rules(_TENSOR, {**_TENSOR, "batch": ("data",)}),
+    "expert": Rules(_EXPERT, {**_EXPERT, "batch": ("data", "expert")}),
+}
+
+
+def preset(name: str) -> Rules:
+    """The rules of a preset, or of several joined with "+".
+
+    Args:
+      name: ddp (batch split, parameters whole), fsdp (parameters split along the model width),
+        tensor (heads, hidden units, vocabulary split), expert (expert groups split), or a
+        combination such as "fsdp+tensor".
+
+    Raises:
+      InputError: an unknown preset.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in _PARTS:
+            raise InputError(
+                f"unknown sharding rules {part!r}; known: {', '.join(_PARTS)}, joined with +"
+            )
+    rules = [_PARTS[part] for part in parts]
+    return Rules(_join([r.params for r in rules]), _join([r.activations for r in rules]))
+
+
+def _join(tables: list[Table]) -> Table:
+    names = {name for table in tables for name in table}
+    taken = {name: {axis for table in tables for axis in table.get(name, ())} for name in names}
+    return {name: tuple(axis for axis in AXES if axis in taken[name]) for name in sorted(names)}
