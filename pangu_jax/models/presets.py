@@ -59,9 +59,7 @@ def moge_tiny() -> DecoderConfig:
         128,
         4,
         AttentionConfig(kv_heads=2, q_per_kv=2, head_dim=32),
-        moe=MoEConfig(
-            experts=16, groups=8, top_k=1, width=64, shared_width=64, router_scale=True
-        ),
+        moe=MoEConfig(experts=16, groups=8, top_k=1, width=64, shared_width=64, router_scale=True),
         max_length=512,
     )
 

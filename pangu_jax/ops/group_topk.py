@@ -1,0 +1,90 @@
+"""Routing: the best experts inside every group, with weights from one global softmax."""
+
+import jax
+import jax.numpy as jnp
+
+
+def group_topk(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k best of every group; ties go to the lowest index.
+
+    Args:
+      scores: float [..., G, E/G].
+      k: how many of each group.
+
+    Returns:
+      Their scores [..., G, k], best first, and their int32 indices [..., G, k] inside the group.
+      Gradients flow through the scores alone.
+
+    Source: arXiv 2505.21411, equations 6-7.
+    """
+    return jax.lax.top_k(scores, k)
+
+
+def router_weights(
+    x: jax.Array,
+    kernel: jax.Array,
+    scale: jax.Array | None,
+    *,
+    k: int,
+    renormalise: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which experts each token goes to, and with what weight.
+
+    The softmax runs over all experts, not inside a group; experts are chosen by the unscaled
+    probabilities; the learned scale multiplies the weights afterwards. Unless `renormalise` is
+    set the weights of a token do not sum to 1.
+
+    Args:
+      x: [T, D], any float type.
+      kernel: [D, G, E/G].
+      scale: [G, E/G], the factor after selection, or None.
+      k: experts chosen in each group; with one group this is ordinary top-k routing.
+      renormalise: divides the chosen probabilities by their sum (Qwen3-MoE's norm_topk_prob).
+
+    Returns:
+      Weights float32 [T, G, k]; int32 indices inside the group [T, G, k]; and the global softmax
+      float32 [T, G, E/G].
+
+    Source: arXiv 2505.21411, equations 5-7; the scale is that of the released model's code.
+    """
+    logits = jnp.einsum(
+        "td,dge->tge",
+        x.astype(jnp.float32),
+        kernel.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    probs = jax.nn.softmax(logits, axis=(1, 2))
+    weights, ids = group_topk(probs, k)
+    if renormalise:
+        weights = weights / weights.sum((1, 2), keepdims=True)
+    if scale is not None:
+        weights = weights * _pick(scale.astype(jnp.float32), ids)
+    return weights, ids, probs
+
+
+def keep_voted(scores: jax.Array, keep: int, mask: jax.Array | None = None) -> jax.Array:
+    """Zeroes the scores of all but the `keep` experts that most tokens of the batch put first.
+
+    A lossy trade of the Ascend 310P path: fewer experts are read, but a token's experts now depend
+    on the other tokens of its batch, so rows are no longer independent and speculative decoding no
+    longer exact. Nothing here uses it by itself.
+
+    Args:
+      scores: float [T, G, E/G], positive.
+      keep: experts kept in each group; E/G changes nothing.
+      mask: bool [T], false for padding, which does not vote; None for none.
+
+    Returns:
+      [T, G, E/G] with the other experts at 0; ties go to the lowest index.
+    """
+    size = scores.shape[-1]
+    votes = jax.nn.one_hot(jnp.argmax(scores, -1), size, dtype=jnp.float32)
+    if mask is not None:
+        votes = votes * mask[:, None, None]
+    _, kept = jax.lax.top_k(votes.sum(0), keep)
+    return scores * jax.nn.one_hot(kept, size, dtype=scores.dtype).sum(-2)
+
+
+def _pick(scale: jax.Array, ids: jax.Array) -> jax.Array:
+    """scale[g, ids[t, g, k]] as [T, G, k], by a one-hot sum: it shards and exports plainly."""
+    return jnp.einsum("tgke,ge->tgk", jax.nn.one_hot(ids, scale.shape[-1]), scale)

@@ -1,0 +1,212 @@
+"""The decoder: storage form, packing, padding, cache, remat, sharding on 8 virtual devices."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.config import from_json, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import check, count, materialise
+from pangu_jax.core.tree import select
+from pangu_jax.models import decoder, presets
+from pangu_jax.nn import stack
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.sharding.layout import Layout, init, shardings
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
+
+HEADS = AttentionConfig(4, 2, 4, True, True, True, True, qk_norm=True)
+DENSE = LayerConfig(HEADS, mlp=MlpConfig(16), sandwich_norm=True)
+ROUTED = LayerConfig(HEADS, moe=MoEConfig(16, 8, 1, 8, shared_width=8, router_scale=True))
+MIXED = decoder.DecoderConfig(16, 8, (DENSE, ROUTED, ROUTED))
+
+
+def model(cfg, seed=0):
+    """Parameters whose biases, gains and routers are not at their tame initial values."""
+    params = materialise(decoder.spec(cfg), key=jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def tokens(batch, length, vocab=16, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, vocab, (batch, length)), jnp.int32)
+
+
+def test_runs_are_maximal_stretches_and_the_configuration_survives_json():
+    assert [n for _, n in decoder.run_lengths(MIXED)] == [1, 2]
+    spec = decoder.spec(MIXED)
+    assert spec["runs"][1]["moe"]["experts"]["gate"]["kernel"].shape == (2, 8, 2, 8, 8)
+    assert spec["runs"][1]["moe"]["experts"]["gate"]["kernel"].axes[0] == "layers"
+    assert from_json(decoder.DecoderConfig, to_json(MIXED)) == MIXED
+
+
+def test_splitting_and_joining_runs_changes_nothing():
+    params, x = model(MIXED), tokens(2, 5)
+    want = decoder.apply(params, x, cfg=MIXED).hidden
+    layers = stack.split(params["runs"])
+    assert len(layers) == 3
+    rejoined = {**params, "runs": stack.join(layers, [1, 2])}
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(rejoined), jax.tree.leaves(params), strict=True)
+    )
+    h = decoder.embed(params, x)
+    for layer, weights in zip(MIXED.layers, layers, strict=True):
+        one = jax.tree.map(lambda a: a[None], weights)
+        turn = decoder.rotation(jnp.broadcast_to(jnp.arange(5), (2, 5)), 4, MIXED.rope)
+        h, _, _ = decoder.apply_run(one, h, turn, None, layer=layer, eps=MIXED.norm_eps)
+    h = decoder.rms_norm(params["norm"], h, eps=MIXED.norm_eps)
+    np.testing.assert_allclose(h, want, atol=1e-5)
+
+
+def test_packed_documents_equal_documents_alone():
+    params, x = model(MIXED), tokens(1, 9)
+    segments = jnp.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]])
+    positions = jnp.array([[0, 1, 2, 3, 0, 1, 2, 0, 0]])
+    run = jax.jit(lambda p, x, s, q: decoder.apply(p, x, cfg=MIXED, segments=s, positions=q))
+    packed = run(params, x, segments, positions)
+    for part in (slice(0, 4), slice(4, 7)):
+        alone = decoder.apply(params, x[:, part], cfg=MIXED).hidden
+        np.testing.assert_allclose(packed.hidden[:, part], alone, atol=1e-5)
+    assert float(packed.router[1].tokens[0]) == 7
+    assert float(packed.router[1].load[0].sum()) == 7 * 8
+    changed = run(params, x.at[0, 8].add(1), segments, positions)
+    np.testing.assert_array_equal(changed.hidden[:, :7], packed.hidden[:, :7])
+    np.testing.assert_array_equal(changed.router[1].load, packed.router[1].load)
+
+
+def test_remat_changes_no_gradient():
+    params, x = model(MIXED), tokens(2, 5)
+
+    def loss(params, policy):
+        return (decoder.apply(params, x, cfg=MIXED, remat=policy).hidden ** 2).sum()
+
+    want = jax.jit(jax.grad(lambda p: loss(p, None)))(params)
+    for policy in ("full", "dots"):
+        got = jax.jit(jax.grad(lambda p, policy=policy: loss(p, policy)))(params)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+    with pytest.raises(InputError, match="unknown remat policy 'some'"):
+        loss(params, "some")
+
+
+def test_tied_logits_use_the_table_and_an_unknown_id_is_not_silent():
+    cfg = dataclasses.replace(MIXED, tied=True)
+    params = model(cfg)
+    assert "head" not in params
+    hidden = decoder.apply(params, tokens(1, 3), cfg=cfg).hidden
+    want = np.asarray(hidden) @ np.asarray(params["embed"]["table"]).T
+    np.testing.assert_allclose(decoder.logits(params, hidden), want, atol=1e-5)
+    assert decoder.logits(params, hidden.astype(jnp.bfloat16)).dtype == jnp.float32
+    assert np.isnan(decoder.embed(params, jnp.array([[99]]))).all()
+
+
+def test_bfloat16_activations_stay_near_float32_ones():
+    params, x = model(MIXED), tokens(2, 6)
+    want = decoder.apply(params, x, cfg=MIXED)
+    got = decoder.apply(params, x, cfg=MIXED, dtype=jnp.bfloat16)
+    assert got.hidden.dtype == jnp.bfloat16
+    assert got.router[1].prob_sum.dtype == jnp.float32
+    # The mean: where rounding flips a router's choice, one token differs more.
+    error = jnp.abs(got.hidden.astype(jnp.float32) - want.hidden).mean()
+    assert float(error / jnp.abs(want.hidden).mean()) < 0.05
+
+
+def test_a_tree_that_does_not_fit_is_named():
+    params = model(MIXED)
+    params["runs"][1]["moe"]["router"]["scale"] = jnp.ones((2, 8, 3))
+    with pytest.raises(InputError, match=r"runs/1/moe/router/scale has shape \(2, 8, 3\)"):
+        check(decoder.spec(MIXED), params)
+
+
+def test_the_published_configuration_counts_exactly():
+    """Test 3 of the specification: nothing is allocated."""
+    cfg = presets.preset("pangu-pro-moe")
+    assert count(decoder.spec(cfg)) == 71_988_781_056
+    assert decoder.count_active(cfg) == 16_498_139_136
+
+
+def test_the_top_k_twin_has_the_same_sizes():
+    cfg = presets.preset("moge-tiny")
+    twin = presets.as_topk(cfg)
+    assert count(decoder.spec(cfg)) == count(decoder.spec(twin))
+    assert decoder.count_active(cfg) == decoder.count_active(twin)
+    assert twin.layers[0].moe.groups == 1
+    with pytest.raises(InputError, match="unknown model preset"):
+        presets.preset("gpt")
+
+
+LAYOUTS = {
+    "ddp": {"data": 8},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"data": 2, "tensor": 4},
+    "expert": {"expert": 8},
+    "fsdp+tensor": {"fsdp": 4, "tensor": 2},
+    "expert+tensor": {"expert": 4, "tensor": 2},
+    "fsdp+expert": {"fsdp": 2, "expert": 4},
+    "ddp+expert": {"data": 2, "expert": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def unsharded():
+    params, x = model(MIXED), tokens(8, 4)
+    segments = jnp.ones((8, 4), jnp.int32).at[3, 2:].set(0)
+    return params, x, segments, *jax.jit(forward)(params, x, segments)
+
+
+def forward(params, x, segments, layout=None):
+    """Logits, router choices, and the gradient of a scalar of the logits."""
+
+    def loss(params):
+        out = decoder.apply(params, x, cfg=MIXED, segments=segments, layout=layout)
+        scores = decoder.logits(params, out.hidden, layout=layout)
+        return (scores**2 * (segments > 0)[..., None]).mean(), (scores, out.router[1])
+
+    (_, (scores, router)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return scores, router, grads
+
+
+@pytest.mark.parametrize("rules", LAYOUTS)
+def test_sharded_equals_unsharded_in_values_choices_and_gradients(rules, unsharded):
+    params, x, segments, scores, router, grads = unsharded
+    where = Layout(make_mesh(**LAYOUTS[rules]), preset(rules))
+    placed = jax.device_put(params, shardings(decoder.spec(MIXED), where))
+    got = jax.jit(lambda p, x, s: forward(p, x, s, where))(placed, x, segments)
+    np.testing.assert_allclose(got[0], scores, atol=1e-5)
+    np.testing.assert_array_equal(got[1].ids, router.ids)
+    np.testing.assert_array_equal(got[1].load, router.load)
+    for a, b in zip(jax.tree.leaves(got[2]), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "parts"),
+    [
+        ("fsdp", ".*", 8),
+        ("expert", "runs/1/moe/(experts|router)/.*", 8),
+        ("expert+tensor", "runs/1/moe/experts/.*", 8),
+        ("tensor", "runs/./attention/(query|key|value|out)/kernel|head/kernel|embed/table", 4),
+    ],
+)
+def test_each_device_holds_its_part_and_no_more(rules, name, parts):
+    where = Layout(make_mesh(**LAYOUTS[rules]), preset(rules))
+    params = init(decoder.spec(MIXED), key=jax.random.key(0), layout=where)
+    chosen = select(params, name)
+    if rules == "fsdp":  # what has no model-width axis is whole: per-head norms and biases
+        chosen = {n: x for n, x in chosen.items() if 8 in x.shape[1:] and "attention" not in n}
+        chosen = {n: x for n, x in chosen.items() if not n.endswith("router/scale")}
+    assert chosen
+    for leaf_name, leaf in chosen.items():
+        held = {shard.data.nbytes for shard in leaf.addressable_shards}
+        assert held == {leaf.nbytes // parts}, leaf_name
+        assert math.prod(leaf.shape) * 4 == leaf.nbytes

@@ -1,0 +1,212 @@
+"""Norm, rotary, MLP, attention and MoE layers against loops in numpy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Normal, is_spec, materialise
+from pangu_jax.nn.attention import AttentionConfig, attention, attention_spec
+from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
+from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
+from pangu_jax.nn.norm import rms_norm
+from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig, frequencies, rotate, rotation
+from pangu_jax.ops.attention import visible
+
+
+def randomised(spec, seed=0, std=0.5):
+    """Random values for every leaf, also where the initialiser would give ones or zeros."""
+    spec = jax.tree.map(lambda s: s.__class__(s.shape, s.axes, Normal(std)), spec, is_leaf=is_spec)
+    return materialise(spec, key=jax.random.key(seed))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def test_rms_norm_equals_its_formula_and_keeps_the_type():
+    x, scale = normal(2, 3, 8), normal(8, seed=1)
+    want = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * scale
+    np.testing.assert_allclose(rms_norm({"scale": scale}, x, eps=1e-5), want, atol=1e-6)
+    half = rms_norm({"scale": jnp.asarray(scale)}, jnp.asarray(x, jnp.bfloat16), eps=1e-5)
+    assert half.dtype == jnp.bfloat16
+
+
+def test_rotation_turns_pairs_as_complex_numbers_do():
+    x, positions = normal(1, 4, 2, 6), np.array([[0, 1, 5, 1000]])
+    got = rotate(jnp.asarray(x), *rotation(jnp.asarray(positions), 6, RopeConfig(100.0)))
+    pairs = x[..., :3] + 1j * x[..., 3:]
+    angle = positions[0][:, None] * 100.0 ** (-np.arange(3) / 3)
+    want = pairs * np.exp(1j * angle)[None, :, None]
+    np.testing.assert_allclose(got, np.concatenate([want.real, want.imag], -1), atol=2e-4)
+
+
+def test_rotated_products_depend_on_the_distance_alone():
+    q, k = jnp.asarray(normal(1, 1, 1, 8)), jnp.asarray(normal(1, 1, 1, 8, seed=1))
+
+    def product(a, b):
+        at = [rotation(jnp.array([[p]]), 8, RopeConfig()) for p in (a, b)]
+        return float((rotate(q, *at[0]) * rotate(k, *at[1])).sum())
+
+    assert product(7, 3) == pytest.approx(product(104, 100), abs=1e-4)
+
+
+def test_llama3_scaling_keeps_high_divides_low_and_blends_between():
+    cfg = RopeConfig(500000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+    plain, scaled = frequencies(128, RopeConfig(500000.0)), frequencies(128, cfg)
+    for before, after in zip(plain, scaled, strict=True):
+        wavelength = 2 * math.pi / before
+        if wavelength < 8192 / 4:
+            assert after == before
+        elif wavelength > 8192:
+            assert after == pytest.approx(before / 8)
+        else:
+            assert before / 8 < after < before
+    with pytest.raises(InputError, match="high_freq_factor"):
+        Llama3Scaling(8.0, 4.0, 1.0, 8192)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_mlp_equals_its_formula(bias):
+    params = randomised(mlp_spec(6, MlpConfig(5, in_bias=bias, out_bias=bias)))
+    assert ("bias" in params["down"]) == bias
+    x = normal(2, 3, 6)
+    part = {n: (np.asarray(p["kernel"]), np.asarray(p.get("bias", 0.0))) for n, p in params.items()}
+    gate, up = x @ part["gate"][0] + part["gate"][1], x @ part["up"][0] + part["up"][1]
+    want = silu(gate) * up @ part["down"][0] + part["down"][1]
+    np.testing.assert_allclose(mlp(params, jnp.asarray(x)), want, atol=1e-5)
+
+
+def naive_attention(params, x, segments, positions, cfg, theta, eps):
+    """Loops over rows, heads and pairs; numpy in float64."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    batch, length, _ = x.shape
+    out = np.zeros_like(x, np.float64)
+
+    def turned(v, position):
+        half = cfg.head_dim // 2
+        z = (v[:half] + 1j * v[half:]) * np.exp(1j * position * theta ** (-np.arange(half) / half))
+        return np.concatenate([z.real, z.imag])
+
+    def normed(v, name):
+        if name not in p:
+            return v
+        return v / np.sqrt((v**2).mean() + eps) * p[name]["scale"]
+
+    for b in range(batch):
+        for t in range(length):
+            for k in range(cfg.kv_heads):
+                seen = [
+                    s
+                    for s in range(length)
+                    if segments[b, s] == segments[b, t]
+                    and segments[b, s] > 0
+                    and positions[b, s] <= positions[b, t]
+                ]
+                for q in range(cfg.q_per_kv):
+                    query = x[b, t] @ p["query"]["kernel"][:, k, q] + p["query"]["bias"][k, q]
+                    query = turned(normed(query, "query_norm"), positions[b, t])
+                    scores, values = [], []
+                    for s in seen:
+                        key = x[b, s] @ p["key"]["kernel"][:, k] + p["key"]["bias"][k]
+                        key = turned(normed(key, "key_norm"), positions[b, s])
+                        scores.append(query @ key / math.sqrt(cfg.head_dim))
+                        values.append(x[b, s] @ p["value"]["kernel"][:, k] + p["value"]["bias"][k])
+                    if seen:
+                        weights = np.exp(np.array(scores) - max(scores))
+                        mixed = (weights / weights.sum()) @ np.array(values)
+                        out[b, t] += mixed @ p["out"]["kernel"][k, q]
+            out[b, t] += p["out"]["bias"]
+    return out
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_equals_loops_with_segments_padding_and_restarting_positions(qk_norm):
+    cfg = AttentionConfig(2, 2, 4, True, True, True, True, qk_norm=qk_norm)
+    params, x = randomised(attention_spec(6, cfg)), normal(2, 5, 6)
+    segments = np.array([[1, 1, 1, 2, 2], [0, 0, 1, 1, 1]])
+    positions = np.array([[0, 1, 2, 0, 1], [0, 0, 0, 1, 2]])
+    mask = visible(*map(jnp.asarray, (segments, positions, segments, positions)))
+    turn = rotation(jnp.asarray(positions), 4, RopeConfig(100.0))
+    got, _ = attention(params, jnp.asarray(x), turn, mask, eps=1e-5)
+    want = naive_attention(params, x, segments, positions, cfg, 100.0, 1e-5)
+    real = segments > 0
+    np.testing.assert_allclose(np.asarray(got)[real], want[real], atol=1e-5)
+    assert np.isfinite(got).all()
+
+
+def test_no_mask_is_causal():
+    cfg = AttentionConfig(1, 2, 4)
+    params, x = randomised(attention_spec(6, cfg)), jnp.asarray(normal(1, 4, 6))
+    ones, positions = jnp.ones((1, 4), jnp.int32), jnp.arange(4)[None]
+    turn = rotation(positions, 4, RopeConfig())
+    masked, _ = attention(params, x, turn, visible(ones, positions, ones, positions), eps=1e-5)
+    np.testing.assert_allclose(attention(params, x, turn, None, eps=1e-5)[0], masked, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        MoEConfig(8, 4, 1, 3, shared_width=5, router_scale=True),
+        MoEConfig(8, 2, 2, 3, router_scale=True),
+        MoEConfig(8, 1, 3, 3, renormalise=True),
+    ],
+    ids=["grouped", "two-a-group", "top-k"],
+)
+def test_moe_equals_a_loop_over_tokens_and_experts(cfg):
+    params, x = randomised(moe_spec(6, cfg), seed=1), normal(2, 4, 6)
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
+    got, stats = moe(params, jnp.asarray(x), jnp.asarray(mask), cfg=cfg)
+
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    size = cfg.experts // cfg.groups
+    kernel = {n: v["kernel"].reshape(cfg.experts, *v["kernel"].shape[2:])
+              for n, v in p["experts"].items()}  # fmt: skip
+    scale = p["router"].get("scale", np.ones((cfg.groups, size))).reshape(-1)
+    want, load, prob_sum = np.zeros((2, 4, 6)), np.zeros(cfg.experts), np.zeros(cfg.experts)
+    for b in range(2):
+        for t in range(4):
+            z = x[b, t] @ p["router"]["kernel"].reshape(6, -1)
+            probs = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+            chosen = []
+            for g in range(cfg.groups):
+                members = range(g * size, (g + 1) * size)
+                chosen += sorted(members, key=lambda e, probs=probs: -probs[e])[: cfg.top_k]
+            assert sorted(np.asarray(stats.ids)[b, t].reshape(-1)) == sorted(chosen)
+            total = sum(probs[e] for e in chosen) if cfg.renormalise else 1.0
+            for e in chosen:
+                hidden = silu(x[b, t] @ kernel["gate"][e]) * (x[b, t] @ kernel["up"][e])
+                want[b, t] += probs[e] / total * scale[e] * (hidden @ kernel["down"][e])
+                load[e] += mask[b, t]
+            prob_sum += probs * mask[b, t]
+            if cfg.shared_width:
+                shared = {n: v["kernel"] for n, v in p["shared"].items()}
+                hidden = silu(x[b, t] @ shared["gate"]) * (x[b, t] @ shared["up"])
+                want[b, t] += hidden @ shared["down"]
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    np.testing.assert_array_equal(np.asarray(stats.load).reshape(-1), load)
+    np.testing.assert_allclose(np.asarray(stats.prob_sum).reshape(-1), prob_sum, atol=1e-5)
+    assert float(stats.tokens) == mask.sum()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: MoEConfig(8, 3, 1, 4), "groups 3 must divide the 8 experts"),
+        (lambda: MoEConfig(8, 4, 3, 4), "top_k 3 exceeds the 2 experts a group"),
+        (lambda: MoEConfig(8, 4, 1, 0), "width must be at least 1"),
+        (lambda: AttentionConfig(2, 2, 5), "head_dim must be even"),
+        (lambda: AttentionConfig(0, 2, 4), "kv_heads must be at least 1"),
+        (lambda: MlpConfig(0), "width must be at least 1"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(make, words):
+    with pytest.raises(InputError, match=words):
+        make()

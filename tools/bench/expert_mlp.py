@@ -1,0 +1,119 @@
+"""Times the implementations of `ops.expert_mlp`, forward and with gradients.
+
+    python tools/bench/expert_mlp.py --sizes tiny --tokens 64 512 2048
+    python tools/bench/expert_mlp.py --sizes pangu --dtype bfloat16 --tokens 64 1024 16384
+
+Prints one line an implementation and token count, with the ratio to the dense form of the same
+line's count, and the share of the routed FLOPs per second; `--out` writes the same as JSON.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.ops.expert_mlp import choose, expert_mlp
+
+# width, hidden width, groups, experts per group, experts chosen per group
+SIZES = {
+    "tiny": (128, 64, 8, 4, 1),
+    "tiny-topk": (128, 64, 1, 32, 8),
+    "small": (768, 192, 8, 8, 1),
+    "pangu": (5120, 1344, 8, 8, 1),
+    "pangu-topk": (5120, 1344, 1, 64, 8),
+}
+
+
+def inputs(sizes, tokens, dtype):
+    """Random activations, kernels and uniformly random choices without repetition."""
+    width, hidden, groups, experts, k = sizes
+    keys = jax.random.split(jax.random.key(0), 6)
+    scores = jax.random.uniform(keys[0], (tokens, groups, experts))
+    weights, ids = jax.lax.top_k(scores, k)
+    shapes = [(width, hidden), (width, hidden), (hidden, width)]
+    kernels = [
+        (jax.random.normal(key, (groups, experts, *shape)) * shape[0] ** -0.5).astype(dtype)
+        for key, shape in zip(keys[1:4], shapes, strict=True)
+    ]
+    x = jax.random.normal(keys[4], (tokens, width)).astype(dtype)
+    return x, ids.astype(jnp.int32), weights, *kernels
+
+
+def seconds(function, arguments, repeats):
+    """Median of `repeats` timed calls after two warm-up calls."""
+    for _ in range(2):
+        jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure(sizes, tokens, dtype, names, repeats):
+    """Rows of {implementation, tokens, forward, backward} in seconds."""
+    x, ids, *rest = inputs(sizes, tokens, dtype)
+    width, hidden, groups, experts, k = sizes
+    flops = 6 * tokens * groups * k * width * hidden
+    rows = []
+    for name in names:
+        if name == "dense" and tokens * groups * experts * hidden * 8 > 8e9:
+            continue  # its hidden units alone would take many gigabytes
+        if name == "gather" and tokens * groups * k * width * hidden * 6 > 8e9:
+            continue
+
+        def run(x, ids, *rest, name=name):
+            return expert_mlp(x, ids, *rest, impl=name)
+
+        def loss(x, ids, *rest, name=name):
+            return (run(x, ids, *rest, name=name).astype(jnp.float32) ** 2).sum()
+
+        forward = seconds(jax.jit(run), (x, ids, *rest), repeats)
+        both = seconds(jax.jit(jax.grad(loss, argnums=(0, 2, 3, 4, 5))), (x, ids, *rest), repeats)
+        rows.append({"implementation": name, "tokens": tokens, "forward_s": forward,
+                     "forward_backward_s": both, "forward_flops": flops})  # fmt: skip
+    return rows
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="tiny", choices=SIZES)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--impl", nargs="+", default=["gather", "dense", "block"])
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    device = jax.devices()[0].device_kind + f" ({platform.machine()}, jax {jax.__version__})"
+    sizes = SIZES[options.sizes]
+    print(f"{options.sizes} {sizes} {options.dtype} on {device}")
+    print(f"{'tokens':>7} {'form':>8} {'fwd ms':>9} {'GFLOP/s':>9} {'fwd+bwd ms':>11} {'/dense':>7}")
+    table = []
+    for tokens in options.tokens:
+        rows = measure(sizes, tokens, jnp.dtype(options.dtype), options.impl, options.repeats)
+        base = {row["implementation"]: row["forward_backward_s"] for row in rows}.get("dense")
+        picked = choose(jax.default_backend(), tokens, sizes[4], sizes[3])
+        for row in rows:
+            ratio = f"{row['forward_backward_s'] / base:7.2f}" if base else "      -"
+            speed = row["forward_flops"] / row["forward_s"] / 1e9
+            mark = "<- picked" if row["implementation"] == picked else ""
+            print(
+                f"{tokens:7d} {row['implementation']:>8} {row['forward_s'] * 1e3:9.3f} {speed:9.0f}"
+                f" {row['forward_backward_s'] * 1e3:11.3f} {ratio} {mark}",
+                flush=True,
+            )
+        table += rows
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump({"device": device, "sizes": options.sizes, "dtype": options.dtype,
+                       "rows": table}, file, indent=1)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
