@@ -2,25 +2,35 @@
 
 | implementation | FLOPs | picked when |
 |---|---|---|
-| gather | 1x | a group gets fewer pairs than it has experts: read just the chosen kernels |
+| gather | 1x | very few pairs: read just the chosen kernels |
 | dense | E / (G k) x | few tokens: every expert is read once anyway; loop-free, the export form |
 | ragged | 1x | more tokens, on TPU: sort, then `jax.lax.ragged_dot` |
 | block | about 1.1-1.3x | more tokens, elsewhere: pad each expert's rows to whole blocks |
 | reference | E / (G k) x | never: a loop over experts, the oracle |
 
 `jax.lax.ragged_dot` lowers to a masked dense product on CPU and GPU, so it is for TPU alone. The
-token counts up to which the dense form is picked are in `DENSE_UP_TO`.
+limits are in `LIMITS`.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pangu_jax.ops.expert_block import block
 
+
+class Limits(NamedTuple):
+    """Up to how many pairs a group gather is picked, and up to how many tokens dense is."""
+
+    gather_pairs: int | None  # None: fewer pairs than the group has experts
+    dense_tokens: int
+
+
 # On GPU and TPU about peak FLOP/s over bytes/s in bfloat16: until then reading the kernels is what
-# takes the time, and multiplying by experts that were not chosen is free. CPU by measurement
-# (tools/bench/expert_mlp.py).
-DENSE_UP_TO = {"gpu": 256, "tpu": 256, "cpu": 64}
+# takes the time, and multiplying by experts that were not chosen is free. On CPU the block form
+# wins from two pairs on, by measurement (tools/bench/expert_mlp.py).
+LIMITS = {"gpu": Limits(None, 256), "tpu": Limits(None, 256), "cpu": Limits(1, 0)}
 
 
 def expert_mlp(
@@ -60,9 +70,11 @@ def choose(platform: str, tokens: int, k: int, experts: int) -> str:
       k: experts chosen in each group.
       experts: E/G, experts in each group.
     """
-    if tokens * k < experts:
+    limits = LIMITS.get(platform, LIMITS["gpu"])
+    pairs = experts - 1 if limits.gather_pairs is None else limits.gather_pairs
+    if tokens * k <= pairs:
         return "gather"
-    if tokens <= DENSE_UP_TO.get(platform, 256):
+    if tokens <= limits.dense_tokens:
         return "dense"
     return "ragged" if platform == "tpu" else "block"
 

@@ -1,0 +1,53 @@
+"""Batches in a deterministic shuffled order that can be entered at any step."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+
+
+def batches(
+    source: Any,
+    *,
+    batch: int,
+    seed: int = 0,
+    shuffle: bool = True,
+    epochs: int | None = None,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of a Source, each array stacked to [batch / process_count, ...].
+
+    The order is a function of the seed alone: batch number i is the same whether the stream was
+    entered at step 0 or i, so a run resumes exactly by its step number. Every epoch is shuffled
+    anew; windows flow over from one epoch into the next, and only the last batch of all may be
+    dropped for being short.
+
+    Args:
+      source: `__len__` and `__getitem__(i) -> {name: array}`.
+      batch: rows over all processes.
+      seed: of the shuffling.
+      shuffle: False keeps the source's order.
+      epochs: passes over the source; None never ends.
+      start_step: the first batch to give.
+      process_index: which process this is.
+      process_count: how many share a batch: row r of it goes to process r % process_count.
+
+    Raises:
+      InputError: `batch` is not a positive multiple of `process_count`, or exceeds what there is.
+    """
+    if batch < 1 or batch % process_count:
+        raise InputError(f"batch {batch} must be a positive multiple of {process_count} processes")
+    if epochs is not None and batch > len(source) * epochs:
+        raise InputError(f"a batch of {batch} exceeds the {len(source) * epochs} windows there are")
+    rows = grain.MapDataset.source(source).seed(seed)
+    rows = rows.shuffle() if shuffle else rows
+    rows = rows.repeat(epochs)[process_index::process_count]
+    local = batch // process_count
+    # Reading ahead in threads; no child processes, so it starts at once and ends with the run.
+    rows = rows[start_step * local :].to_iter_dataset()
+    return iter(rows.batch(local, drop_remainder=True))

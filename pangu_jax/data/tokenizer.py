@@ -1,0 +1,169 @@
+"""Tokenisers: bytes, or any Hugging Face tokenizer.json."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+
+from pangu_jax.core.config import read_json
+from pangu_jax.core.errors import InputError
+
+
+class Tokenizer(Protocol):
+    """What the data room, training and generation need of a tokeniser.
+
+    Attributes:
+      name: "bytes", or the path of the tokenizer.json.
+      vocab_size: one more than the largest id.
+      boundary: the id put before each document.
+      eos_ids: ids after which generation stops.
+    """
+
+    name: str
+    vocab_size: int
+    boundary: int
+    eos_ids: tuple[int, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, no special tokens added."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; special tokens are left out."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteTokenizer:
+    """One id a UTF-8 byte, 256 the document boundary, 257 to 263 reserved."""
+
+    name: str = "bytes"
+    vocab_size: int = 264
+    boundary: int = 256
+    eos_ids: tuple[int, ...] = (256,)
+
+    def encode(self, text: str) -> list[int]:
+        """The text's UTF-8 bytes."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The bytes as text; what is not valid UTF-8 becomes the replacement character."""
+        return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+
+@dataclasses.dataclass(frozen=True)
+class FileTokenizer:
+    """A Hugging Face tokenizer.json with its boundary and end ids."""
+
+    name: str
+    vocab_size: int
+    boundary: int
+    eos_ids: tuple[int, ...]
+    inner: tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without the special tokens a template would add."""
+        return self.inner.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids; special tokens are left out."""
+        return self.inner.decode(list(ids), skip_special_tokens=True)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokeniser of that name.
+
+    Args:
+      path: "bytes", a tokenizer.json, or a folder with one; generation_config.json,
+        tokenizer_config.json and config.json beside it are asked, in that order, for the begin and
+        end of text. Without them the common names <s>, <|endoftext|>, </s> are looked up.
+
+    Raises:
+      InputError: no such file, not a tokenizer.json, or no token that can mark a boundary.
+    """
+    if str(path) == "bytes":
+        return ByteTokenizer()
+    path = Path(path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"there is no tokenizer.json at {path}")
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(f"{file} is not a tokenizer.json: {error}") from error
+    inner.no_truncation()
+    inner.no_padding()
+    begin, end = _special(file.parent, inner)
+    if begin is None and not end:
+        raise InputError(f"{file} names no token that begins or ends a text, such as <s>")
+    ids = inner.get_vocab(with_added_tokens=True).values()
+    boundary = begin if begin is not None else end[0]
+    return FileTokenizer(str(file), max(ids) + 1, boundary, tuple(end), inner)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
+    """Raises InputError where the tokeniser gives ids that a model of `vocab` ids lacks."""
+    if tokenizer.vocab_size > vocab:
+        raise InputError(
+            f"the tokenizer {tokenizer.name} has ids up to {tokenizer.vocab_size - 1}, "
+            f"the model's vocabulary ends at {vocab - 1}"
+        )
+
+
+class StreamDecoder:
+    """Text of ids that arrive one by one; what it has given never changes."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Starts with no ids."""
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._done = 0  # ids whose text was given
+        self._prefix = 0  # where decoding starts again: a few ids back, for leading spaces
+
+    def push(self, token: int) -> str:
+        """The text that the next id completes, "" while a character is unfinished."""
+        self._ids.append(token)
+        before = self._tokenizer.decode(self._ids[self._prefix : self._done])
+        now = self._tokenizer.decode(self._ids[self._prefix :])
+        if now.endswith("\ufffd") or not now.startswith(before):
+            return ""
+        self._prefix, self._done = self._done, len(self._ids)
+        return now[len(before) :]
+
+    def finish(self) -> str:
+        """What is left, an unfinished character as the replacement character."""
+        before = self._tokenizer.decode(self._ids[self._prefix : self._done])
+        rest = self._tokenizer.decode(self._ids[self._prefix :])[len(before) :]
+        self._prefix = self._done = len(self._ids)
+        return rest
+
+
+def _special(folder: Path, inner: tokenizers.Tokenizer) -> tuple[int | None, list[int]]:
+    begin: int | None = None
+    end: list[int] = []
+    for name in ("generation_config.json", "tokenizer_config.json", "config.json"):
+        if (folder / name).is_file():
+            values = read_json(folder / name)
+            if begin is None:
+                begin = next(iter(_ids(values, "bos", inner)), None)
+            end = end or _ids(values, "eos", inner)
+    lookup = [inner.token_to_id(t) for t in ("<s>", "<|begin_of_text|>", "<|endoftext|>")]
+    ends = [
+        inner.token_to_id(t) for t in ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
+    ]
+    if begin is None and not end:
+        begin = next((i for i in lookup if i is not None), None)
+    return begin, end or [i for i in ends if i is not None]
+
+
+def _ids(values: dict, kind: str, inner: tokenizers.Tokenizer) -> list[int]:
+    found = values.get(f"{kind}_token_id")
+    if found is None:
+        token = values.get(f"{kind}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found = None if token is None else inner.token_to_id(token)
+    if found is None:
+        return []
+    return [int(i) for i in found] if isinstance(found, list) else [int(found)]
