@@ -1,0 +1,50 @@
+"""Cross-entropy over a vocabulary without ever holding all the logits."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int = 1024,
+) -> tuple[jax.Array, jax.Array]:
+    """Summed negative log-likelihood of the labels, in nats, and the sum of the weights.
+
+    Tokens are taken `chunk` at a time; a chunk's logits are made in float32, used and dropped, and
+    made again in the backward pass, so the largest array is [chunk, V].
+
+    Args:
+      hidden: [B, T, D], any float type.
+      kernel: [D, V], cast to the type of `hidden`.
+      labels: int32 [B, T].
+      weights: float32 [B, T]; 0 where there is nothing to predict.
+      chunk: tokens of one piece.
+
+    Returns:
+      Two float32 scalars: sum of weights * nats, and sum of weights.
+    """
+    width, tokens = hidden.shape[-1], labels.size
+    chunk = min(chunk, tokens)
+    pieces = -(-tokens // chunk)
+
+    def cut(x, *rest):
+        x = x.reshape(tokens, *rest)
+        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * len(rest)
+        return jnp.pad(x, pad).reshape(pieces, chunk, *rest)
+
+    kernel = kernel.astype(hidden.dtype)
+
+    @jax.checkpoint
+    def piece(total, inputs):
+        x, label, weight = inputs
+        logits = jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+        found = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+        return total + (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum(), None
+
+    inputs = (cut(hidden, width), cut(labels), cut(weights))
+    total, _ = jax.lax.scan(piece, jnp.float32(0), inputs)
+    return total, weights.sum()

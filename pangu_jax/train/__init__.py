@@ -1,0 +1,1 @@
+"""Training: optimiser, step, loop, metrics. Losses are given as functions."""

@@ -1,0 +1,74 @@
+"""The loss of language modelling, as the training step wants it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.losses.balance import balance
+from pangu_jax.losses.language import cross_entropy
+from pangu_jax.models import decoder
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.train.step import Loss
+
+
+def language_loss(
+    cfg: decoder.DecoderConfig,
+    *,
+    aux_weight: float = 0.001,
+    chunk: int = 1024,
+    dtype: Any = jnp.float32,
+    remat: str | None = None,
+    layout: Layout | None = None,
+    impl: dict[str, str] | None = None,
+) -> Loss:
+    """Next-token cross-entropy plus the experts' auxiliary loss.
+
+    Args:
+      cfg: the model.
+      aux_weight: alpha of the auxiliary loss, which is averaged over the routed layers and
+        defined on a microbatch.
+      chunk: tokens whose logits are held at once.
+      dtype: type of the activations; parameters stay as they are.
+      remat: what the backward pass recomputes: None, "full" or "dots".
+      layout: how activations are split, or None.
+      impl: {operator: implementation}.
+
+    Returns:
+      loss(params, batch, key) -> (sum in nats, tokens, {"nats", "aux"}); the batch has tokens,
+      labels, weights, segments and positions, each [B, T].
+    """
+
+    def loss(params, batch, key):
+        del key
+        out = decoder.apply(
+            params,
+            batch["tokens"],
+            cfg=cfg,
+            positions=batch["positions"],
+            segments=batch["segments"],
+            dtype=dtype,
+            remat=remat,
+            layout=layout,
+            impl=impl,
+        )
+        kernel = decoder.head_kernel(params)
+        nats, weight = cross_entropy(
+            out.hidden, kernel, batch["labels"], batch["weights"], chunk=chunk
+        )
+        aux = auxiliary(out.router, cfg)
+        if aux is None:
+            return nats, weight, {"nats": nats}
+        return nats + aux_weight * aux * weight, weight, {"nats": nats, "aux": aux * weight}
+
+    return loss
+
+
+def auxiliary(router: list, cfg: decoder.DecoderConfig) -> jax.Array | None:
+    """Mean of the auxiliary loss over the routed layers, or None where there are none."""
+    layers = []
+    for stats, (layer, _) in zip(router, decoder.run_lengths(cfg), strict=True):
+        if stats is not None:
+            active = layer.moe.groups * layer.moe.top_k
+            layers.append(balance(stats.load, stats.prob_sum, stats.tokens, active=active))
+    return jnp.concatenate(layers).mean() if layers else None

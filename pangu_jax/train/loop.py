@@ -1,0 +1,199 @@
+"""The training loop: restores, steps, logs, saves, and stops when it is told to."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.checkpoint.store import Store, template
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import abstract
+from pangu_jax.sharding.layout import Layout, batch_sharding
+from pangu_jax.train.metrics import MetricLog, ProgressLine
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long a run is and what it leaves behind.
+
+    Attributes:
+      steps: optimiser steps.
+      accumulate: microbatches a step.
+      seed: of initial values and of the keys that losses get.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep: latest checkpoints kept.
+      evaluate_every: steps between evaluations; 0 for none before the end.
+    """
+
+    steps: int
+    accumulate: int = 1
+    seed: int = 0
+    checkpoint_every: int = 500
+    keep: int = 2
+    evaluate_every: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class Stopped(Exception):  # noqa: N818  it is no error: the run was told to stop
+    """The run was told to stop; its state is saved. The argument is the step."""
+
+
+def train(
+    loss: Loss,
+    spec: Any,
+    batches: Callable[[int], Iterator[Any]],
+    *,
+    cfg: LoopConfig,
+    optimizer: OptimizerConfig,
+    folder: str | Path,
+    params: Any = None,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    label: str = "train",
+    layout: Layout | None = None,
+) -> TrainState:
+    """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
+
+    The same run in one piece or in several ends in the same bits: the state is saved whole, and
+    `batches` is entered at the step where it goes on.
+
+    Args:
+      loss: `loss(params, batch, key) -> (sum, weight, {name: sum})`.
+      spec: tree of `Spec` of the parameters.
+      batches: `batches(step)` gives the batches from that step on, numpy arrays.
+      cfg: length and checkpoints.
+      optimizer: AdamW and its schedule.
+      folder: the run's folder: metrics.jsonl and checkpoints/ go there.
+      params: parameters to start from; None draws them. Not used where a checkpoint is found.
+      evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
+        returns goes to metrics.jsonl under "eval_" names.
+      label: what the progress line says.
+      layout: where arrays live; None is the default device.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      InputError: the loss is not finite (names the step), or something cannot be written.
+      Stopped: SIGTERM or SIGINT came; the step was finished and saved.
+    """
+    folder = Path(folder)
+    tx = make_optimizer(optimizer, cfg.steps)
+    step = make_step(
+        loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps)
+    )
+    init_key, key = jax.random.split(jax.random.key(cfg.seed))
+    with Store(folder, keep=cfg.keep) as store, _stop_signals() as stop:
+        latest = store.latest()
+        if latest is None:
+            state = init_state(spec, tx, key=init_key, params=params, layout=layout)
+        else:
+            state = _restore(store, latest, spec, tx, layout)
+        first = int(state.step)
+        log = MetricLog(folder / "metrics.jsonl", start_step=first)
+        line = ProgressLine(label, cfg.steps, first)
+        stream = batches(first) if first < cfg.steps else iter(())
+        pending = None  # the metrics of the step before, fetched while the next one runs
+        try:
+            for number in range(first + 1, cfg.steps + 1):
+                state, metrics = step(state, _place(next(stream), layout), key)
+                if pending is not None:
+                    _report(number - 1, pending, log, line, store)
+                pending = metrics
+                last = number == cfg.steps
+                due = number % cfg.checkpoint_every == 0
+                evaluates = cfg.evaluate_every and number % cfg.evaluate_every == 0
+                if last or due or stop.is_set() or evaluates:
+                    _report(number, pending, log, line, store)
+                    pending = None
+                if evaluate is not None and (last or evaluates):
+                    scores = evaluate(state.params)
+                    log.write(number, {f"eval_{n}": v for n, v in scores.items()})
+                if last or due or stop.is_set():
+                    store.save(number, state.params, _rest(state))
+                if stop.is_set() and not last:
+                    store.wait()
+                    raise Stopped(number)
+            store.wait()
+        finally:
+            line.close()
+            log.close()
+    return state
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _restore(store: Store, step: int, spec: Any, tx: Any, layout: Layout | None) -> TrainState:
+    state = abstract_state(spec, tx, layout=layout)
+    params = template(abstract(spec), spec, layout)
+    params, rest = store.restore(step, params, _on_device(_rest(state), layout))
+    return TrainState(rest["step"], params, rest["opt_state"])
+
+
+def _on_device(shapes: Any, layout: Layout | None) -> Any:
+    if layout is not None:
+        return shapes
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
+    )
+
+
+def _place(batch: Any, layout: Layout | None) -> Any:
+    if layout is None:
+        return jax.tree.map(jnp.asarray, batch)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            batch_sharding(np.shape(x), layout), np.asarray(x)
+        ),
+        batch,
+    )
+
+
+def _report(
+    number: int, metrics: dict[str, jax.Array], log: MetricLog, line: ProgressLine, store: Store
+) -> None:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
+        kept = store.latest()
+        last = "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
+        raise InputError(f"the loss is not finite at step {number}: {values['loss']}; {last}")
+    speed = line.update(number, values["loss"], values["weight"])
+    log.write(number, {**values, "tokens_per_s": round(speed, 1)})
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and the first SIGINT set; outside the main thread nothing sets it."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number, frame):
+        del frame
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

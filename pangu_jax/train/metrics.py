@@ -1,0 +1,110 @@
+"""What a run writes down and shows while it runs."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from pangu_jax.core.errors import InputError
+
+
+class MetricLog:
+    """A file of one JSON object a line, continued after the step that a run resumes from."""
+
+    def __init__(self, path: str | Path, *, start_step: int):
+        """Opens the file, dropping lines of steps after `start_step` that a stop left behind.
+
+        Raises:
+          InputError: the file cannot be written.
+        """
+        self._path = Path(path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [line for line in _lines(self._path) if line["step"] <= start_step]
+            self._file = self._path.open("w", encoding="utf-8")
+            for line in kept:
+                self._write(line)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Adds one line."""
+        self._write({"step": step, **values})
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, a half-written last one left out."""
+    return _lines(Path(path))
+
+
+class ProgressLine:
+    """A bar with loss, tokens a second and time left; plain lines where there is no terminal."""
+
+    def __init__(self, label: str, steps: int, start_step: int = 0, *, every_s: float = 10.0):
+        """Starts the clock and, on a terminal, the bar."""
+        self._steps, self._every, self._label = steps, every_s, label
+        self._begin = self._last = time.monotonic()
+        self._start_step, self._tokens = start_step, 0.0
+        console = Console(file=sys.stderr)
+        self._bar = _bar(console) if console.is_terminal else None
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(label, total=steps, completed=start_step, text="")
+
+    def update(self, step: int, loss: float, tokens: float) -> float:
+        """Shows a step; returns tokens a second since the start."""
+        self._tokens += tokens
+        now = time.monotonic()
+        speed = self._tokens / max(now - self._begin, 1e-9)
+        text = f"loss {loss:.3f}  {speed:,.0f} tok/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        elif now - self._last > self._every or step == self._steps:
+            self._last = now
+            done = max(step - self._start_step, 1)
+            left = (now - self._begin) / done * (self._steps - step)
+            line = f"{self._label} {step}/{self._steps}  {text}  {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+        return speed
+
+    def close(self) -> None:
+        """Takes the bar off the terminal."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    rest = (TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, *rest, console=console)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
