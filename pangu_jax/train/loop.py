@@ -92,9 +92,7 @@ def train(
     """
     folder = Path(folder)
     tx = make_optimizer(optimizer, cfg.steps)
-    step = make_step(
-        loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps)
-    )
+    step = make_step(loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps))
     init_key, key = jax.random.split(jax.random.key(cfg.seed))
     with Store(folder, keep=cfg.keep) as store, _stop_signals() as stop:
         latest = store.latest()
@@ -149,9 +147,7 @@ def _on_device(shapes: Any, layout: Layout | None) -> Any:
     if layout is not None:
         return shapes
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
 
 
 def _place(batch: Any, layout: Layout | None) -> Any:

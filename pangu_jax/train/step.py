@@ -118,9 +118,7 @@ def make_step(
         return jax.lax.scan(add, zeros, (micro, keys))[0]
 
     def step(state: TrainState, batch: Any, key: jax.Array):
-        (value, sums), grads = gradients(
-            state.params, batch, jax.random.fold_in(key, state.step)
-        )
+        (value, sums), grads = gradients(state.params, batch, jax.random.fold_in(key, state.step))
         weight = sums.pop("weight")
         by = 1 / jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g * by.astype(g.dtype), grads)

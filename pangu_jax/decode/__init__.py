@@ -1,0 +1,1 @@
+"""Generation: sampling, prefill and decoding on a static key-value cache."""

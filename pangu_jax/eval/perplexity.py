@@ -1,0 +1,154 @@
+"""Perplexity and bits per byte under a stated window protocol."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.packing import Tokens
+from pangu_jax.models import decoder
+from pangu_jax.sharding.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """A measurement and how it was made.
+
+    Attributes:
+      nats: summed negative log-likelihood.
+      tokens: how many tokens were predicted.
+      bytes: UTF-8 bytes of the text they stand for.
+      length: tokens of context a window gives at most.
+      stride: tokens predicted by a window.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+    length: int
+    stride: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats / tokens)."""
+        return math.exp(self.nats / self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """nats / (ln 2 * bytes)."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def protocol(self) -> str:
+        """The window protocol in words."""
+        return (
+            f"windows of {self.length} tokens, each predicting its last {self.stride}; "
+            "documents apart, each headed by the boundary token; every token predicted once"
+        )
+
+
+def measure(
+    params: Any,
+    tokens: Tokens,
+    *,
+    cfg: decoder.DecoderConfig,
+    length: int,
+    stride: int | None = None,
+    batch: int = 8,
+    max_tokens: int | None = None,
+    dtype: Any = None,
+    layout: Layout | None = None,
+    impl: dict[str, str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
+    """Likelihood of documents, each on its own.
+
+    A document of n tokens (its boundary token included) is covered by windows of at most `length`
+    inputs; the first predicts all it can, each further one `stride` new tokens with what fits of
+    the tokens before them as context. The stride changes the context, never which tokens count.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      tokens: what `data.packing.tokenise` gave.
+      cfg: the model.
+      length: inputs of a window.
+      stride: new tokens of a window; None is `length` (no overlap, cheapest).
+      batch: windows computed at once.
+      max_tokens: stop after the document in which so many tokens were predicted; None takes all.
+        Bits per byte then count the bytes of the documents measured in proportion to tokens.
+      dtype: type of the activations.
+      layout: how activations are split, or None.
+      impl: {operator: implementation}.
+      progress: called with windows done and windows in all.
+
+    Raises:
+      InputError: `length` or `stride` make no sense, or there is nothing to predict.
+    """
+    stride = length if stride is None else stride
+    if length < 1 or not 1 <= stride <= length:
+        raise InputError(f"need length >= stride >= 1, got length {length} and stride {stride}")
+    windows = list(_windows(tokens, length, stride, max_tokens))
+    predicted = sum(new for _, _, new in windows)
+    if not predicted:
+        raise InputError("there is nothing to predict: every document is empty")
+    options = {"cfg": cfg, "dtype": dtype, "layout": layout, "impl": impl}
+    run = jax.jit(partial(_nats, **options))
+    nats = 0.0
+    for first in range(0, len(windows), batch):
+        arrays = _batch(tokens, windows[first : first + batch], length, batch)
+        nats += float(np.asarray(run(params, *arrays), np.float64).sum())
+        if progress is not None:
+            progress(min(first + batch, len(windows)), len(windows))
+    all_tokens = len(tokens.ids) - len(tokens.starts)
+    size = tokens.bytes if predicted == all_tokens else round(tokens.bytes * predicted / all_tokens)
+    return Perplexity(nats, predicted, size, length, stride)
+
+
+def _windows(
+    tokens: Tokens, length: int, stride: int, max_tokens: int | None
+) -> Iterator[tuple[int, int, int]]:
+    """(first input, number of inputs, how many of the last are predicted) in flat positions."""
+    ends = np.append(tokens.starts[1:], len(tokens.ids))
+    predicted = 0
+    for start, end in zip(tokens.starts.tolist(), ends.tolist(), strict=True):
+        inputs = end - start - 1  # the last token predicts nothing
+        done = 0
+        while done < inputs:
+            new = min(length if done == 0 else stride, inputs - done)
+            size = min(length, done + new)
+            yield start + done + new - size, size, new
+            done += new
+        predicted += inputs
+        if max_tokens is not None and predicted >= max_tokens:
+            return
+
+
+def _batch(tokens: Tokens, windows: list, length: int, rows: int) -> tuple[np.ndarray, ...]:
+    inputs, labels, segments = (np.zeros((rows, length), np.int32) for _ in range(3))
+    weights = np.zeros((rows, length), np.float32)
+    for row, (first, size, new) in enumerate(windows):
+        inputs[row, :size] = tokens.ids[first : first + size]
+        labels[row, :size] = tokens.ids[first + 1 : first + size + 1]
+        segments[row, :size] = 1
+        weights[row, size - new : size] = 1
+    return inputs, labels, segments, weights
+
+
+def _nats(params, inputs, labels, segments, weights, *, cfg, dtype, layout, impl):
+    """Summed nats of each row, float32 [B]."""
+    out = decoder.apply(
+        params, inputs, cfg=cfg, segments=segments, dtype=dtype, layout=layout, impl=impl
+    )
+
+    def row(hidden, label, weight):
+        logits = decoder.logits(params, hidden)
+        found = jax.numpy.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+        return (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum()
+
+    # One row's logits at a time: [T, V], not [B, T, V].
+    return jax.lax.map(lambda x: row(*x), (out.hidden, labels, weights))
