@@ -1,0 +1,1 @@
+"""Checkpoints: our own store, and the Hugging Face layout both ways."""

@@ -1,0 +1,96 @@
+"""config.json in the Hugging Face form, both ways."""
+
+from pathlib import Path
+from typing import Any
+
+from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.checkpoint.names.field import UNDERSTOOD
+from pangu_jax.checkpoint.names.registry import recognise
+from pangu_jax.core.config import read_json, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.models.decoder import DecoderConfig
+
+CONFIG = "config.json"
+
+
+def read_keys(folder: str | Path) -> dict[str, Any]:
+    """The keys of a folder's config.json.
+
+    Raises:
+      InputError: there is no such file, or it holds no object.
+    """
+    path = Path(folder) / CONFIG
+    keys = read_json(path)
+    if not isinstance(keys, dict):
+        raise InputError(f"{path} must hold an object, got {keys!r:.40}")
+    return keys
+
+
+def read_config(folder: str | Path) -> tuple[DecoderConfig, str]:
+    """The model that a folder's config.json describes, and the name of its family.
+
+    Raises:
+      InputError: there is no such file, its architecture is not known, or an option is not
+        supported; names the key.
+    """
+    keys = read_keys(folder)
+    try:
+        family = recognise(keys)
+        return family.read(keys), family.name
+    except InputError as error:
+        raise InputError(f"{Path(folder) / CONFIG}: {error}") from error
+
+
+def write_keys(
+    cfg: DecoderConfig, family: Family, source: str | Path | None = None
+) -> dict[str, Any]:
+    """The keys that describe a model in a family's terms.
+
+    Args:
+      cfg: the model.
+      family: the family.
+      source: folder whose config.json is the base: kept as it is where it says the same, else its
+        keys that no family reads survive.
+
+    Raises:
+      InputError: the family cannot express the model; names what.
+    """
+    keys = _express(cfg, family)
+    head = {"architectures": [family.architecture], "model_type": family.model_type}
+    if source is None:
+        return {**head, **keys}
+    base = read_keys(source)
+    before, name = read_config(source)
+    if name == family.name and before == cfg:
+        return base
+    kept = {key: value for key, value in base.items() if key not in UNDERSTOOD}
+    if name != family.name:
+        # It names the Python classes of the architecture that this no longer is.
+        kept.pop("auto_map", None)
+    return {**head, **kept, **keys}
+
+
+def _express(cfg: DecoderConfig, family: Family) -> dict[str, Any]:
+    keys = family.write(cfg)
+    lost = _difference(to_json(cfg), to_json(family.read(keys)))
+    if lost is not None:
+        raise InputError(f"a {family.architecture} cannot express {lost}")
+    return keys
+
+
+def _difference(wanted: Any, found: Any, where: str = "") -> str | None:
+    """The first place where two JSON values differ: "layers[0].sandwich_norm = True"."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        pairs = [(f"{where}.{key}".lstrip("."), wanted[key], found[key]) for key in wanted]
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        pairs = [
+            (f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(wanted, found, strict=True))
+        ]
+    elif wanted == found:
+        return None
+    elif isinstance(wanted, dict) or wanted is None:
+        return f"{where} being {'absent' if wanted is None else 'present'}"
+    else:
+        rest = "" if isinstance(found, dict | list) or found is None else f" (only {found!r})"
+        return f"{where} = {wanted!r:.40}{rest}"
+    return next(filter(None, (_difference(a, b, name) for name, a, b in pairs)), None)

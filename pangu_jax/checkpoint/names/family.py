@@ -1,0 +1,40 @@
+"""What a family of Hugging Face checkpoints is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pangu_jax.models.decoder import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family's files.
+
+    Attributes:
+      name: what the command line and `save` call it.
+      architecture: the entry of `architectures` in config.json.
+      model_type: the entry of that name in config.json.
+      tensors: leaf path, without the run it is in, to tensor name; {layer} and {expert} stand for
+        numbers.
+      read: keys of config.json to a configuration; raises InputError naming the key.
+      write: a configuration to those keys; what they cannot say is found by reading them back.
+      fused: expert leaves that a file may hold in one tensor: leaf path to (tensor name, which
+        part of the tensor's second axis, of how many).
+      skipped: patterns of tensors to pass over.
+    """
+
+    name: str
+    architecture: str
+    model_type: str
+    tensors: Mapping[str, str]
+    read: Callable[[dict[str, Any]], DecoderConfig]
+    write: Callable[[DecoderConfig], dict[str, Any]]
+    fused: Mapping[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)
+    skipped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+
+
+def linear(leaf: str, tensor: str) -> dict[str, str]:
+    """The two entries of a linear map: kernel to weight, bias to bias."""
+    tensor = "model.layers.{layer}." + tensor
+    return {f"{leaf}/kernel": f"{tensor}.weight", f"{leaf}/bias": f"{tensor}.bias"}

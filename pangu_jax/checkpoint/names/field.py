@@ -1,0 +1,201 @@
+"""Reading and writing the keys of a config.json that most families share."""
+
+from typing import Any
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig
+
+Config = dict[str, Any]
+
+REQUIRED = object()
+
+# Keys that some family reads. On export they are written anew; all others survive as they are.
+UNDERSTOOD = (
+    "architectures attention_bias bias decoder_sparse_step head_dim hidden_act hidden_size "
+    "intermediate_size layer_types max_position_embeddings mlp_bias mlp_only_layers model_type "
+    "moe_intermediate_size norm_topk_prob num_attention_heads num_experts num_experts_per_tok "
+    "num_hidden_layers num_key_value_heads num_local_experts partial_rotary_factor rms_norm_eps "
+    "rope_parameters rope_scaling rope_theta shared_expert_intermediate_size tie_word_embeddings "
+    "use_sliding_window vocab_size"
+).split()
+
+# Options that change the model and that no family here has.
+_ABSENT = ("quantization_config", "sandwich_norm", "param_sink_number")
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
+
+
+def read(config: Config, name: str, kind: Any, default: Any = REQUIRED) -> Any:
+    """The value of one key; null counts as absent.
+
+    Raises:
+      InputError: it is absent without a default, or of another kind.
+    """
+    value = config.get(name)
+    if value is None:
+        if default is REQUIRED:
+            raise InputError(f"lacks {name}")
+        return default
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{name} must be {_KINDS[kind]}, got {value!r:.40}")
+    return value
+
+
+def read_layers(config: Config, name: str) -> set[int]:
+    """A list of layer numbers; absent is none.
+
+    Raises:
+      InputError: it is no list of whole numbers.
+    """
+    value = config.get(name) or []
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise InputError(f"{name} must be a list of layer numbers, got {value!r:.40}")
+    return set(value)
+
+
+def refuse_unsupported(config: Config) -> None:
+    """Raises for options that change the computation in ways the decoder does not have.
+
+    Raises:
+      InputError: names the key.
+    """
+    act = config.get("hidden_act") or "silu"
+    if act not in ("silu", "swish"):
+        raise InputError(f"hidden_act {act!r} is not supported; only silu is")
+    if read(config, "use_sliding_window", bool, False):
+        raise InputError("use_sliding_window is true; sliding windows are not supported")
+    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    if kinds:
+        names = ", ".join(sorted(map(str, kinds)))
+        raise InputError(f"layer_types has {names}; only full_attention is supported")
+    for name in _ABSENT:
+        if config.get(name):
+            raise InputError(f"{name} is {config[name]!r:.40}, which is not supported")
+
+
+def read_attention(
+    config: Config, *, bias: bool = False, out_bias: bool | None = None, qk_norm: bool = False
+) -> AttentionConfig:
+    """Head structure; `bias` is that of q, k and v, `out_bias` (None: the same) that of o.
+
+    Raises:
+      InputError: the numbers of heads do not divide one another or the hidden size.
+    """
+    width, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
+    groups = read(config, "num_key_value_heads", int, heads)
+    if groups < 1 or heads % groups:
+        raise InputError(f"num_key_value_heads {groups} must divide num_attention_heads {heads}")
+    size = read(config, "head_dim", int, 0)
+    if not size and width % heads:
+        raise InputError(f"num_attention_heads {heads} must divide hidden_size {width}")
+    return AttentionConfig(
+        kv_heads=groups,
+        q_per_kv=heads // groups,
+        head_dim=size or width // heads,
+        query_bias=bias,
+        key_bias=bias,
+        value_bias=bias,
+        out_bias=bias if out_bias is None else out_bias,
+        qk_norm=qk_norm,
+    )
+
+
+def read_rope(config: Config, theta: Any, length: int) -> RopeConfig:
+    """Rotary positions, from `rope_theta` and `rope_scaling` or the newer `rope_parameters`.
+
+    Args:
+      config: the keys.
+      theta: the base where the file gives none, or REQUIRED.
+      length: the longest context, which Llama-3 scaling falls back to.
+
+    Raises:
+      InputError: another scaling than none or llama3, or a partial rotation.
+    """
+    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    rope = read(config, key, dict, {})
+    theta = read(rope, "rope_theta", float, None) or read(config, "rope_theta", float, theta)
+    for holder in (rope, config):
+        if read(holder, "partial_rotary_factor", float, 1.0) != 1.0:
+            raise InputError("partial_rotary_factor other than 1 is not supported")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise InputError(f"{key} differs between kinds of layers, which is not supported")
+    if kind not in ("default", "llama3"):
+        raise InputError(f"{key} of type {kind!r} is not supported; default and llama3 are")
+    if kind == "default":
+        return RopeConfig(theta)
+    factors = [read(rope, f, float) for f in ("factor", "low_freq_factor", "high_freq_factor")]
+    original = read(rope, "original_max_position_embeddings", int, length)
+    return RopeConfig(theta, Llama3Scaling(*factors, original))
+
+
+def read_decoder(
+    config: Config,
+    layers: tuple[LayerConfig, ...],
+    *,
+    theta: Any = 10000.0,
+    eps: float = 1e-6,
+    length: int = 2048,
+) -> DecoderConfig:
+    """The model around its layers; the last three are the family's defaults.
+
+    Raises:
+      InputError: a key is missing, of the wrong kind or not supported.
+    """
+    refuse_unsupported(config)
+    length = read(config, "max_position_embeddings", int, length)
+    return DecoderConfig(
+        vocab=read(config, "vocab_size", int),
+        width=read(config, "hidden_size", int),
+        layers=layers,
+        rope=read_rope(config, theta, length),
+        norm_eps=read(config, "rms_norm_eps", float, eps),
+        tied=read(config, "tie_word_embeddings", bool, False),
+        max_length=length,
+    )
+
+
+def write_decoder(cfg: DecoderConfig) -> Config:
+    """The keys that every family has, taken from the model and its first layer."""
+    attention = cfg.layers[0].attention
+    return {
+        "vocab_size": cfg.vocab,
+        "hidden_size": cfg.width,
+        "num_hidden_layers": len(cfg.layers),
+        "num_attention_heads": attention.kv_heads * attention.q_per_kv,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": cfg.max_length,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_theta": cfg.rope.theta,
+        "rope_scaling": _write_scaling(cfg.rope.scaling),
+        "tie_word_embeddings": cfg.tied,
+    }
+
+
+def dense_width(cfg: DecoderConfig) -> int | None:
+    """Width of the first dense layer, None where there is none."""
+    return next((layer.mlp.width for layer in cfg.layers if layer.mlp), None)
+
+
+def dense_layers(cfg: DecoderConfig) -> list[int]:
+    """Numbers of the dense layers."""
+    return [i for i, layer in enumerate(cfg.layers) if layer.mlp]
+
+
+def _write_scaling(scaling: Llama3Scaling | None) -> Config | None:
+    if scaling is None:
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low_freq_factor,
+        "high_freq_factor": scaling.high_freq_factor,
+        "original_max_position_embeddings": scaling.original_length,
+    }

@@ -1,0 +1,55 @@
+"""Which families there are, and finding one by name or by config.json."""
+
+from typing import Any
+
+from pangu_jax.checkpoint.names import (
+    llama,
+    pangu_embedded,
+    pangu_pro_moe,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
+from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.core.errors import InputError
+
+FAMILIES: dict[str, Family] = {
+    module.FAMILY.name: module.FAMILY
+    for module in (llama, qwen2, qwen3, qwen3_moe, pangu_embedded, pangu_pro_moe)
+}
+
+_V2 = "its router scores are sigmoids with a correction bias, it has sandwich norms and sink tokens"
+REFUSED = {
+    "PanguProMoEV2ForCausalLM": f"it does not group its experts: {_V2}",
+    "PanguUltraMoEForCausalLM": f"its attention is latent (MLA), and {_V2}",
+}
+
+
+def named(name: str) -> Family:
+    """The family of that name.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if name not in FAMILIES:
+        raise InputError(f"unknown model family {name!r}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def recognise(config: dict[str, Any]) -> Family:
+    """The family that `architectures` of a config.json names.
+
+    Raises:
+      InputError: it names none, one that cannot be run, or one that is not known.
+    """
+    names = config.get("architectures")
+    known = {family.architecture: family for family in FAMILIES.values()}
+    if not isinstance(names, list) or not names:
+        raise InputError(f"architectures must name one of {', '.join(known)}; got {names!r:.60}")
+    for name in names:
+        if name in REFUSED:
+            raise InputError(f"architecture {name} is not supported: {REFUSED[name]}")
+        if name in known:
+            return known[name]
+    found = ", ".join(map(str, names))
+    raise InputError(f"architecture {found} is not known; known: {', '.join(known)}")

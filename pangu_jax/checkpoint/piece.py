@@ -1,0 +1,142 @@
+"""Which tensor of a file is which part of which leaf."""
+
+import dataclasses
+import math
+from collections.abc import Container
+
+import numpy as np
+
+from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Spec, is_spec
+from pangu_jax.core.tree import flatten
+from pangu_jax.models import decoder
+from pangu_jax.models.decoder import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One tensor's place in a leaf.
+
+    The tensor, or its part along the second axis, is folded to the shape `folded` and its axes
+    permuted by `order`: that is `leaf[at]`. Both are views.
+
+    Attributes:
+      tensor: name in the file.
+      shape: shape in the file.
+      at: leading indices in the leaf.
+      folded: shape that splits the file's axes into the leaf's.
+      order: permutation from `folded` to the leaf's axes.
+      part: (which, of how many) equal parts of the tensor's second axis, None for all of it.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    at: tuple[int, ...]
+    folded: tuple[int, ...]
+    order: tuple[int, ...]
+    part: tuple[int, int] | None = None
+
+    def to_leaf(self, array: np.ndarray) -> np.ndarray:
+        """The tensor as the leaf has it, a view."""
+        if self.part is not None:
+            which, parts = self.part
+            size = array.shape[1] // parts
+            array = array[:, which * size : (which + 1) * size]
+        return array.reshape(self.folded).transpose(self.order)
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """The inverse, for tensors that are not in parts: contiguous."""
+        return np.ascontiguousarray(array.transpose(np.argsort(self.order)).reshape(self.shape))
+
+
+def pieces(
+    cfg: DecoderConfig, family: Family, names: Container[str] = ()
+) -> dict[str, list[Piece]]:
+    """The pieces of every leaf, by the leaf's path.
+
+    Args:
+      cfg: the model.
+      family: whose names.
+      names: the tensors there are; fused ones are used where they are among these.
+
+    Raises:
+      InputError: the family has no name for a leaf.
+    """
+    starts, start = [], 0
+    for _, count in decoder.run_lengths(cfg):
+        starts.append(start)
+        start += count
+    found = {}
+    for path, leaf in flatten(decoder.spec(cfg), is_leaf=is_spec).items():
+        run, inner = _split(path)
+        if inner not in family.tensors:
+            raise InputError(f"{family.architecture} has no tensor for {path}")
+        if run is None:
+            found[path] = [_piece(inner, leaf.shape, (), family.tensors[inner])]
+        else:
+            found[path] = _run_pieces(inner, leaf, starts[run], family, names)
+    return found
+
+
+def _split(path: str) -> tuple[int | None, str]:
+    if not path.startswith("runs/"):
+        return None, path
+    _, run, inner = path.split("/", 2)
+    return int(run), inner
+
+
+def _run_pieces(
+    inner: str, leaf: Spec, start: int, family: Family, names: Container[str]
+) -> list[Piece]:
+    found = []
+    for layer in range(leaf.shape[0]):
+        fused = family.fused.get(inner)
+        if fused and fused[0].format(layer=start + layer) in names:
+            found.append(_fused_piece(leaf.shape, layer, start + layer, fused))
+        elif "{expert}" in family.tensors[inner]:
+            found += _expert_pieces(inner, leaf.shape, layer, start + layer, family)
+        else:
+            name = family.tensors[inner].format(layer=start + layer)
+            found.append(_piece(inner, leaf.shape, (layer,), name))
+    return found
+
+
+def _expert_pieces(
+    inner: str, shape: tuple[int, ...], layer: int, number: int, family: Family
+) -> list[Piece]:
+    _, groups, size, *_ = shape
+    return [
+        _piece(
+            inner,
+            shape,
+            (layer, group, expert),
+            family.tensors[inner].format(layer=number, expert=group * size + expert),
+        )
+        for group in range(groups)
+        for expert in range(size)
+    ]
+
+
+def _fused_piece(
+    shape: tuple[int, ...], layer: int, number: int, fused: tuple[str, int, int]
+) -> Piece:
+    name, which, parts = fused
+    _, groups, size, inputs, outputs = shape
+    stored = (groups * size, parts * outputs, inputs)
+    folded = (groups, size, outputs, inputs)
+    return Piece(name.format(layer=number), stored, (layer,), folded, (0, 1, 3, 2), (which, parts))
+
+
+def _piece(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -> Piece:
+    shape = shape[len(at) :]
+    if not inner.endswith("/kernel"):
+        stored = {"embed/table": shape, "moe/router/scale": (1, math.prod(shape))}
+        flat = (math.prod(shape),)
+        return Piece(name, stored.get(inner, flat), at, shape, tuple(range(len(shape))))
+    # Files hold [outputs, inputs], each flat; leaves hold the inputs first, with their structure.
+    count = 3 if inner == "attention/out/kernel" else 1
+    inputs, outputs = shape[:count], shape[count:]
+    axes = range(len(shape))
+    order = (*axes[len(outputs) :], *axes[: len(outputs)])
+    return Piece(name, (math.prod(outputs), math.prod(inputs)), at, outputs + inputs, order)
