@@ -1,3 +1,3 @@
-"""pangu_jax: grouped experts, structured pruning, forecasting and reasoning methods as pure JAX functions."""
+"""pangu_jax: grouped experts, pruning, forecasting and reasoning methods as pure functions."""
 
 __version__ = "0.1.0"

@@ -127,7 +127,9 @@ def _build_tuple(kinds: tuple, value: Any, where: str) -> tuple:
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         return tuple(_build(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     _expect(len(value) == len(kinds), where, value, f"a list of {len(kinds)}")
-    return tuple(_build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    return tuple(
+        _build(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=False))
+    )
 
 
 def _expect(condition: bool, where: str, value: Any, wanted: str) -> None:

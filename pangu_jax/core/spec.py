@@ -40,6 +40,7 @@ class Normal:
     std: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """An array of draws."""
         # Drawn in float32 whatever the storage type, so that bfloat16 weights are rounded ones.
         return (self.std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
@@ -51,6 +52,7 @@ class Constant:
     value: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """An array of the value."""
         del key
         return jnp.full(shape, self.value, dtype)
 

@@ -1,4 +1,4 @@
-"""Documents from what a user has: a folder, a file, jsonl, gzip, or the interpreter's own source."""
+"""Documents from what a user has: a folder, a file, jsonl, gzip, or Python's own source."""
 
 import gzip
 import hashlib

@@ -84,7 +84,7 @@ def size(model: ByteModel) -> int:
 
 
 def _strings(text: bytes, length: int) -> np.ndarray:
-    """All strings of `length` bytes in the text, as big-endian numbers: uint64 [len - length + 1]."""
+    """All strings of `length` bytes in the text, as big-endian numbers: uint64."""
     if len(text) < length:
         return np.zeros(0, np.uint64)
     data = np.frombuffer(text, np.uint8).astype(np.uint64)

@@ -40,7 +40,7 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """nats / (ln 2 * bytes)."""
+        """Nats / (ln 2 * bytes)."""
         return self.nats / math.log(2) / self.bytes
 
     @property

@@ -276,7 +276,7 @@ def logits(params: dict[str, Any], hidden: jax.Array, *, layout: Layout | None =
     """Scores of the next token: [..., D] to float32 [..., V]."""
     kernel = head_kernel(params).astype(hidden.dtype)
     scores = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
-    axes = ("batch", "length")[: hidden.ndim - 1] + ("vocab",)
+    axes = (*("batch", "length")[: hidden.ndim - 1], "vocab")
     return constrain(scores, axes, layout)
 
 

@@ -14,7 +14,7 @@ def rms_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
 
 
 def rms_norm(params: dict[str, Any], x: jax.Array, *, eps: float) -> jax.Array:
-    """x / sqrt(mean(x^2) + eps) over the last dimension, times the gains.
+    """X / sqrt(mean(x^2) + eps) over the last dimension, times the gains.
 
     The mean and the division are float32; the result is cast back before the gains multiply it,
     as the Hugging Face models do.

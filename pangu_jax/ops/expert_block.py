@@ -126,7 +126,7 @@ def _hidden(rows, weight, gate, up):
 
 
 def _take(kernel, expert):
-    """kernel [G, E/G, ...] at expert [c, G] as [c, G, ...]."""
+    """Kernel [G, E/G, ...] at expert [c, G] as [c, G, ...]."""
     return kernel[jnp.arange(kernel.shape[0]), expert]
 
 

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
+from jax import devices as all_devices
 from jax.sharding import AxisType, Mesh
 
 from pangu_jax.core.errors import InputError
@@ -18,7 +19,7 @@ def make_mesh(
     fsdp: int = 1,
     tensor: int = 1,
     expert: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """A mesh of the axes data, fsdp, tensor and expert, all of type Auto.
 
@@ -32,7 +33,7 @@ def make_mesh(
     Raises:
       InputError: the sizes do not multiply to the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(all_devices() if devices is None else devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor, expert), strict=True))
     sizes = _fill(sizes, len(devices))
     if math.prod(sizes.values()) != len(devices):

@@ -48,7 +48,7 @@ class LoopConfig:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-class Stopped(Exception):  # noqa: N818  it is no error: the run was told to stop
+class Stopped(Exception):
     """The run was told to stop; its state is saved. The argument is the step."""
 
 

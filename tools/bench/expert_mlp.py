@@ -93,7 +93,9 @@ def main():
     device = jax.devices()[0].device_kind + f" ({platform.machine()}, jax {jax.__version__})"
     sizes = SIZES[options.sizes]
     print(f"{options.sizes} {sizes} {options.dtype} on {device}")
-    print(f"{'tokens':>7} {'form':>8} {'fwd ms':>9} {'GFLOP/s':>9} {'fwd+bwd ms':>11} {'/dense':>7}")
+    print(
+        f"{'tokens':>7} {'form':>8} {'fwd ms':>9} {'GFLOP/s':>9} {'fwd+bwd ms':>11} {'/dense':>7}"
+    )
     table = []
     for tokens in options.tokens:
         rows = measure(sizes, tokens, jnp.dtype(options.dtype), options.impl, options.repeats)

@@ -13,14 +13,38 @@ Config = dict[str, Any]
 REQUIRED = object()
 
 # Keys that some family reads. On export they are written anew; all others survive as they are.
-UNDERSTOOD = (
-    "architectures attention_bias bias decoder_sparse_step head_dim hidden_act hidden_size "
-    "intermediate_size layer_types max_position_embeddings mlp_bias mlp_only_layers model_type "
-    "moe_intermediate_size norm_topk_prob num_attention_heads num_experts num_experts_per_tok "
-    "num_hidden_layers num_key_value_heads num_local_experts partial_rotary_factor rms_norm_eps "
-    "rope_parameters rope_scaling rope_theta shared_expert_intermediate_size tie_word_embeddings "
-    "use_sliding_window vocab_size"
-).split()
+UNDERSTOOD = [
+    "architectures",
+    "attention_bias",
+    "bias",
+    "decoder_sparse_step",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "mlp_bias",
+    "mlp_only_layers",
+    "model_type",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "num_attention_heads",
+    "num_experts",
+    "num_experts_per_tok",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "num_local_experts",
+    "partial_rotary_factor",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "shared_expert_intermediate_size",
+    "tie_word_embeddings",
+    "use_sliding_window",
+    "vocab_size",
+]
 
 # Options that change the model and that no family here has.
 _ABSENT = ("quantization_config", "sandwich_norm", "param_sink_number")

@@ -1,0 +1,73 @@
+"""Measures perplexity and bits per byte of a trained model on text."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.data.packing import tokenise
+from pangu_jax.data.text import documents
+from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.eval.perplexity import measure
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, on what, and by which windows."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout."""
+    data: str
+    """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
+    length: int = 512
+    """Tokens of context a window gives at most."""
+    stride: int | None = None
+    """New tokens a window predicts; None is the length (no overlap)."""
+    batch: int = 8
+    """Windows computed at once."""
+    max_tokens: int | None = None
+    """Stop after the document in which so many tokens were predicted; None takes all."""
+    field: str = "text"
+    """The key of the text in .jsonl lines."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def main(options: Options) -> None:
+    """Prints tokens, perplexity, bits per byte, and the protocol."""
+    params, cfg, found = open_checkpoint(options.checkpoint)
+    tokenizer = load_tokenizer(options.tokenizer or found)
+    check_vocabulary(tokenizer, cfg.vocab)
+    text = documents(options.data, field=options.field)
+    tokens = tokenise(track(text, "reading", console=Console(stderr=True)), tokenizer)
+    result = measure(
+        params,
+        tokens,
+        cfg=cfg,
+        length=options.length,
+        stride=options.stride,
+        batch=options.batch,
+        max_tokens=options.max_tokens,
+        dtype=jnp.dtype(options.dtype),
+        progress=None,
+    )
+    if options.json:
+        values = dataclasses.asdict(result)
+        values |= {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
+        print(json.dumps({**values, "protocol": result.protocol}))
+        return
+    print(f"tokens predicted  {result.tokens:,}")
+    print(f"bytes             {result.bytes:,}")
+    print(f"perplexity        {result.perplexity:.4f}")
+    print(f"bits per byte     {result.bits_per_byte:.4f}")
+    print(f"protocol          {result.protocol}")

@@ -1,0 +1,64 @@
+"""Continues a prompt with a trained model, as the tokens come."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.data.tokenizer import StreamDecoder, check_vocabulary, load_tokenizer
+from pangu_jax.decode.generate import stream
+from pangu_jax.decode.sample import SamplingConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to continue, and how."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout."""
+    prompt: str = ""
+    """The text to continue; empty starts a new document."""
+    max_new: int = 200
+    """Most tokens to generate."""
+    sampling: SamplingConfig = SamplingConfig()
+    seed: int = 0
+    """Of the drawing; matters only with a temperature."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters, activations and cache."""
+
+
+def main(options: Options) -> None:
+    """Prints the prompt and its continuation; the speed goes to stderr."""
+    params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
+    tokenizer = load_tokenizer(options.tokenizer or found)
+    check_vocabulary(tokenizer, cfg.vocab)
+    prompt = [tokenizer.boundary, *tokenizer.encode(options.prompt)]
+    decoder, count, start = StreamDecoder(tokenizer), 0, None
+    for token in prompt[1:]:
+        print(decoder.push(token), end="", flush=True)
+    tokens = stream(
+        params,
+        prompt,
+        cfg=cfg,
+        max_new=options.max_new,
+        sampling=options.sampling,
+        stop_ids=tokenizer.eos_ids,
+        key=jax.random.key(options.seed),
+        dtype=options.dtype,
+    )
+    for token in tokens:
+        if start is None:
+            start = time.perf_counter()  # the first token came after compiling
+        if token not in tokenizer.eos_ids:
+            print(decoder.push(token), end="", flush=True)
+        count += 1
+    print(decoder.finish())
+    if start is not None and count > 1:
+        speed = (count - 1) / max(time.perf_counter() - start, 1e-9)
+        print(f"{count} tokens, {speed:.0f} tokens/s", file=sys.stderr)

@@ -1,0 +1,74 @@
+"""`pangu-jax COMMAND ...`: finds the command, turns bad input into one sentence."""
+
+import importlib
+import os
+import sys
+
+import pangu_jax
+
+# name: (module, what it does). A command is a module with a frozen dataclass `Options`, whose
+# docstring becomes the help, and `main(options)`. It is imported when it is run, so that --help
+# is instant.
+COMMANDS = {
+    "train": ("pangu_jax.cli.train", "train a language model on text"),
+    "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
+    "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
+    "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and exits: 0, 2 for bad input, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"pangu-jax {pangu_jax.__version__}")
+        return 0
+    if arguments[0] not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        return _fail(f"there is no command {arguments[0]!r}; known: {known}", 2)
+    import tyro
+
+    from pangu_jax.core.errors import InputError
+
+    module = importlib.import_module(COMMANDS[arguments[0]][0])
+    try:
+        options = tyro.cli(
+            module.Options,
+            prog=f"pangu-jax {arguments[0]}",
+            args=arguments[1:],
+            description=module.__doc__,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        module.main(options)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read the output has gone; the interpreter must not complain on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _usage() -> str:
+    lines = ["usage: pangu-jax COMMAND [OPTIONS]", "", "commands:"]
+    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "pangu-jax COMMAND --help shows a command's options; --version the version."]
+    return "\n".join(lines)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"pangu-jax: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

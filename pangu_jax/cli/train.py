@@ -1,0 +1,202 @@
+"""Trains a language model on text; the same command goes on where a run was stopped."""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.core.spec import count
+from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
+from pangu_jax.data.pipeline import batches
+from pangu_jax.data.text import documents, held_out
+from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
+from pangu_jax.eval.perplexity import measure
+from pangu_jax.models import decoder, presets
+from pangu_jax.sharding.layout import Layout, whole
+from pangu_jax.sharding.mesh import make_mesh, parse_mesh
+from pangu_jax.sharding.rules import preset as rules_preset
+from pangu_jax.train.language import language_loss
+from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train on what, and how long."""
+
+    data: str
+    """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
+    out: str
+    """The run's folder: configuration, metrics, checkpoints."""
+    preset: str = "moge-tiny"
+    """Name of a model: pangu-pro-moe, moge-tiny, dense-tiny, moge-small."""
+    init: str | None = None
+    """A checkpoint (run folder or Hugging Face folder) to start from, instead of a preset."""
+    tokenizer: str = "bytes"
+    """"bytes", or a Hugging Face tokenizer.json (or the folder that holds it)."""
+    field: str = "text"
+    """The key of the text in .jsonl lines."""
+    held_out: float = 0.1
+    """Share of the documents, by the hash of their name, that is measured and not trained on."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch: int = 8
+    """Windows a step."""
+    length: int = 256
+    """Tokens a window."""
+    accumulate: int = 1
+    """Microbatches that a batch is cut into."""
+    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig(
+        learning_rate=4e-3
+    )
+    aux_weight: float = 0.01
+    """Weight of the auxiliary loss that keeps experts evenly used."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations; parameters are float32."""
+    remat: Literal["full", "dots"] | None = None
+    """What the backward pass recomputes."""
+    mesh: str = ""
+    """Devices, such as "fsdp=4,tensor=2"; empty is one device."""
+    rules: str = "fsdp"
+    """What is split over the mesh: ddp, fsdp, tensor, expert, joined with +."""
+    seed: int = 0
+    """Of initial values and of the order of windows."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    evaluate_every: int = 0
+    """Steps between measurements on held-out text; 0 measures at the end."""
+    evaluate_tokens: int = 100_000
+    """About how many held-out tokens a measurement predicts."""
+
+
+def main(options: Options) -> None:
+    """Trains, measures on held-out text, and says where the run lies."""
+    layout = _layout(options)
+    tokenizer = load_tokenizer(options.tokenizer)
+    params, cfg = _model(options, tokenizer, layout)
+    check_vocabulary(tokenizer, cfg.vocab)
+    training, testing = _tokens(options, tokenizer)
+    folder = Path(options.out)
+    _claim(folder, options, cfg, fingerprint(training))
+    _keep_tokenizer(tokenizer, folder)
+    _announce(options, cfg, training, layout)
+    source = PackedTokens(training, options.length)
+
+    def evaluate(params):
+        result = measure(
+            params,
+            testing,
+            cfg=cfg,
+            length=options.length,
+            batch=options.batch,
+            max_tokens=options.evaluate_tokens,
+            dtype=jnp.dtype(options.dtype),
+            layout=layout,
+        )
+        return {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity}
+
+    try:
+        state = train(
+            language_loss(
+                cfg,
+                aux_weight=options.aux_weight,
+                dtype=jnp.dtype(options.dtype),
+                remat=options.remat,
+                layout=layout,
+            ),
+            decoder.spec(cfg),
+            lambda step: batches(source, batch=options.batch, seed=options.seed, start_step=step),
+            cfg=LoopConfig(
+                options.steps,
+                options.accumulate,
+                options.seed,
+                options.checkpoint_every,
+                evaluate_every=options.evaluate_every if testing else 0,
+            ),
+            optimizer=options.optimizer,
+            folder=folder,
+            params=params,
+            evaluate=evaluate if testing else None,
+            layout=layout,
+        )
+    except Stopped as stop:
+        print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
+        return
+    if testing:
+        scores = evaluate(state.params)
+        print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")
+    print(f"{folder} holds the run; try: pangu-jax generate {folder}")
+
+
+def _layout(options: Options) -> Layout | None:
+    if not options.mesh:
+        return None
+    return Layout(make_mesh(**parse_mesh(options.mesh)), rules_preset(options.rules))
+
+
+def _model(options: Options, tokenizer: Tokenizer, layout: Layout | None):
+    if options.init is not None:
+        params, cfg, _ = open_checkpoint(options.init, dtype="float32", layout=layout)
+        return params, cfg
+    cfg = presets.preset(options.preset)
+    if not isinstance(tokenizer, ByteTokenizer) and cfg.vocab == presets.BYTE_VOCAB:
+        cfg = dataclasses.replace(cfg, vocab=-(-tokenizer.vocab_size // 8) * 8)
+    return None, cfg
+
+
+def _tokens(options: Options, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | None]:
+    kept, tested = [], []
+    for document in documents(options.data, field=options.field):
+        (tested if held_out(document, options.held_out) else kept).append(document)
+    if not kept:
+        raise InputError(f"all documents of {options.data} fall to the held-out part; lower it")
+    return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None
+
+
+def _claim(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str) -> None:
+    """Takes the folder for this run, or checks that the run there is the same one."""
+    wanted = {**to_json(options), "out": "", "text": text}
+    path = folder / "config.json"
+    if path.exists():
+        found = read_json(path)
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise InputError(
+                    f"{folder} holds a run with another {name}: {found.get(name)!r}, "
+                    f"not {wanted[name]!r}; choose another --out or delete it"
+                )
+        return
+    store.save_model(cfg, folder)
+    save_config(wanted, path)
+
+
+def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    if tokenizer.name == "bytes":
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        source = Path(tokenizer.name).with_name(name)
+        if source.is_file():
+            with atomic_write(folder / name, "wb") as file:
+                file.write(source.read_bytes())
+
+
+def _announce(
+    options: Options, cfg: decoder.DecoderConfig, tokens: Tokens, layout: Layout | None
+) -> None:
+    spec = decoder.spec(cfg)
+    print(
+        f"{count(spec):,} parameters, {decoder.count_active(cfg):,} active a token; "
+        f"{len(tokens.ids):,} training tokens of {tokens.bytes:,} bytes",
+        file=sys.stderr,
+    )
+    for line in [] if layout is None else whole(spec, layout):
+        print(line, file=sys.stderr)
