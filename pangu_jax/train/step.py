@@ -125,7 +125,7 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value * by, **{name: x * by for name, x in sums.items()}}
-        metrics |= {"weight": weight, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"weight": weight, "grad_norm": optax.tree.norm(grads)}
         if schedule is not None:
             metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state), metrics

@@ -1,0 +1,312 @@
+"""Pangu Pro MoE: what choosing experts inside groups buys, and what it costs.
+
+Source: "Pangu Pro MoE: Mixture of Grouped Experts for Efficient Sparsity", arXiv 2505.21411.
+
+Claim examined: when every token takes the same number of experts from every group, devices that
+hold whole groups get the same load for any batch (imbalance score 0), at no loss of quality against
+an ordinary top-k router of equal total and equal active parameters.
+
+    python experiments/pangu_pro_moe/run.py --preset demo      about five minutes on two CPU cores
+    python experiments/pangu_pro_moe/run.py --preset cpu --data my/texts --tokenizer tokenizer.json
+
+Trains both routers on the same text in the same order, measures bits per byte on held-out documents
+beside an order-3 byte model fitted to the same bytes, measures the balance over 2, 4 and 8 devices,
+and writes runs/<name>/report.md with a table and plots. A run that was stopped goes on where it
+was: by checkpoint inside a training, cell by cell between them.
+
+Not reproduced here: the 72 B model and its 13 T tokens, its benchmark scores, and anything measured
+on Ascend hardware. The devices of the imbalance score are counted, not timed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from config import PRESETS, Experiment
+from report import write_report
+
+from pangu_jax.checkpoint import store
+from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.core.spec import count
+from pangu_jax.data.packing import PackedTokens, Tokens, tokenise
+from pangu_jax.data.pipeline import batches
+from pangu_jax.data.text import Document, documents, held_out
+from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
+from pangu_jax.decode.generate import generate
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.eval.load_balance import expert_load, over_batches, uniform_choices, variation
+from pangu_jax.eval.ngram import bits_per_byte, fit
+from pangu_jax.eval.perplexity import measure
+from pangu_jax.eval.routing import chosen_experts
+from pangu_jax.models import decoder
+from pangu_jax.models.presets import as_topk
+from pangu_jax.train.language import language_loss
+from pangu_jax.train.loop import LoopConfig, Stopped, train
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which preset, on which text."""
+
+    preset: Literal["smoke", "demo", "cpu", "gpu", "paper"] = "demo"
+    """smoke (a minute), demo, cpu (an hour), gpu (one H100), paper (72 B, never run)."""
+    data: str | None = None
+    """A file or folder of .txt or .jsonl, either possibly .gz; None takes the preset's."""
+    tokenizer: str = "bytes"
+    """"bytes", or a Hugging Face tokenizer.json."""
+    steps: int | None = None
+    """Optimiser steps of each model; None takes the preset's."""
+    out: str | None = None
+    """The run's folder; None is runs/pangu_pro_moe-<preset>."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What models and control see."""
+
+    tokenizer: Tokenizer
+    training: Tokens
+    testing: Tokens
+    training_bytes: list[bytes]
+    testing_bytes: list[bytes]
+
+
+def main(options: Options) -> None:
+    """Runs every cell that is not done yet, then writes the report."""
+    began = time.monotonic()
+    experiment = PRESETS[options.preset]
+    experiment = dataclasses.replace(
+        experiment,
+        data=options.data or experiment.data,
+        steps=options.steps or experiment.steps,
+    )
+    _check_memory(experiment)
+    folder = Path(options.out or f"runs/pangu_pro_moe-{options.preset}")
+    text = _read(experiment, options.tokenizer)
+    models = _models(experiment, text.tokenizer)
+    results = _open_results(folder, experiment, options.tokenizer)
+    _say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
+    if "control" not in results:
+        _say("fitting the order-3 byte model")
+        results["control"] = _control(text)
+        _save(folder, results)
+    for seed in experiment.seeds:
+        for name, cfg in models.items():
+            cell = f"{name}-seed{seed}"
+            if cell not in results:
+                results[cell] = _cell(experiment, cfg, text, folder / cell, seed)
+                _save(folder, results)
+    results["uniform"] = _uniform(experiment)
+    results["seconds"] = results.get("seconds", 0) + time.monotonic() - began
+    _save(folder, results)
+    report = write_report(folder, experiment, models, results)
+    _say(f"{report} is the report; try: pangu-jax generate {folder / cell}")
+
+
+def _models(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, decoder.DecoderConfig]:
+    cfg = experiment.model
+    if not isinstance(tokenizer, ByteTokenizer):
+        cfg = dataclasses.replace(cfg, vocab=-(-tokenizer.vocab_size // 8) * 8)
+    return {"moge": cfg, "topk": as_topk(cfg)}
+
+
+def _read(experiment: Experiment, tokenizer_name: str) -> Text:
+    tokenizer = load_tokenizer(tokenizer_name)
+    training, testing = [], []
+    for document in documents(experiment.data):
+        kept = held_out(document, experiment.held_out)
+        (testing if kept else training).append(document)
+    if not training or not testing:
+        raise InputError(
+            f"{experiment.data} has {len(training)} training and {len(testing)} held-out "
+            "documents; both parts need one: give more files, or .jsonl with one text a line"
+        )
+    wanted = experiment.steps * experiment.batch * experiment.length
+    training = _enough(training, wanted)
+    testing = _enough(testing, experiment.evaluate_bytes)
+    return Text(
+        tokenizer,
+        tokenise(training, tokenizer),
+        tokenise(testing, tokenizer),
+        [d.text.encode() for d in training],
+        [d.text.encode() for d in testing],
+    )
+
+
+def _enough(found: list[Document], size: int) -> list[Document]:
+    """Documents in the order of their names' hashes until they have `size` bytes."""
+    found = sorted(found, key=lambda d: hashlib.sha256(d.name.encode()).digest())
+    sizes = np.cumsum([len(d.text.encode()) for d in found])
+    return found[: int(np.searchsorted(sizes, size)) + 1]
+
+
+def _control(text: Text) -> dict:
+    model = fit(text.training_bytes, order=3)
+    return {
+        "bits_per_byte": bits_per_byte(model, text.testing_bytes),
+        "training_bytes": text.training.bytes,
+        "testing_bytes": text.testing.bytes,
+    }
+
+
+def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
+    """Trains one model and measures it."""
+    source = PackedTokens(text.training, experiment.length)
+    folder.mkdir(parents=True, exist_ok=True)
+    store.save_model(cfg, folder)
+    if text.tokenizer.name != "bytes":
+        with atomic_write(folder / "tokenizer.json", "wb") as file:
+            file.write(Path(text.tokenizer.name).read_bytes())
+    dtype = jnp.dtype(experiment.dtype)
+    began = time.monotonic()
+    state = train(
+        language_loss(cfg, aux_weight=experiment.aux_weight, dtype=dtype, remat=experiment.remat),
+        decoder.spec(cfg),
+        lambda step: batches(source, batch=experiment.batch, seed=seed, start_step=step),
+        cfg=LoopConfig(experiment.steps, seed=seed, checkpoint_every=500, keep=1),
+        optimizer=experiment.optimizer,
+        folder=folder,
+        label=folder.name,
+    )
+    seconds = time.monotonic() - began
+    _say(f"measuring {folder.name}")
+    score = measure(
+        state.params,
+        text.testing,
+        cfg=cfg,
+        length=experiment.length,
+        stride=experiment.length // 2,
+        batch=16,
+        dtype=dtype,
+    )
+    return {
+        "parameters": count(decoder.spec(cfg)),
+        "active": decoder.count_active(cfg),
+        "bits_per_byte": score.bits_per_byte,
+        "protocol": score.protocol,
+        "training_s": seconds,
+        "tokens": experiment.steps * experiment.batch * experiment.length,
+        "layers": _balance(experiment, cfg, text, state.params, dtype),
+        "sample": _sample(experiment, cfg, text.tokenizer, state.params, dtype),
+    }
+
+
+def _balance(experiment, cfg, text: Text, params, dtype) -> list[dict]:
+    """Balance of each routed layer on held-out text."""
+    source = PackedTokens(text.testing, experiment.length)
+    rows = min(len(source), -(-experiment.routing_tokens // experiment.length))
+    stream = batches(source, batch=min(16, rows), shuffle=True, epochs=1)
+    chosen = [b for b, _ in zip(stream, range(max(1, rows // 16)), strict=False)]
+    layers = []
+    for layer, ids in zip(
+        (x for x in cfg.layers if x.moe is not None),
+        chosen_experts(params, chosen, cfg=cfg, dtype=dtype),
+        strict=True,
+    ):
+        experts = layer.moe.experts
+        load = expert_load(ids, experts=experts)
+        layers.append(
+            {
+                "load": load.tolist(),
+                # Inside the groups of the grouped model, for both, so that they compare.
+                "variation": variation(load.reshape(experiment.model.layers[0].moe.groups, -1)),
+                "balance": _balances(experiment, ids, experts),
+            }
+        )
+    return layers
+
+
+def _balances(experiment: Experiment, ids: np.ndarray, experts: int) -> list[dict]:
+    return [
+        dataclasses.asdict(over_batches(ids, experts=experts, devices=devices, tokens=tokens))
+        for devices in experiment.devices
+        for tokens in experiment.batch_sizes
+        if tokens <= len(ids)
+    ]
+
+
+def _uniform(experiment: Experiment) -> list[dict]:
+    """What an ordinary router would give if it used all experts equally."""
+    moe = experiment.model.layers[0].moe
+    ids = uniform_choices(100_000, experts=moe.experts, active=moe.groups * moe.top_k)
+    return _balances(experiment, ids, moe.experts)
+
+
+def _sample(experiment, cfg, tokenizer: Tokenizer, params, dtype) -> str:
+    prompt = [tokenizer.boundary, *tokenizer.encode(experiment.prompt)]
+    out = generate(
+        params,
+        [prompt],
+        cfg=cfg,
+        max_new=160,
+        sampling=SamplingConfig(temperature=0.6, top_p=0.9),
+        stop_ids=tokenizer.eos_ids,
+        key=jax.random.key(0),
+        dtype=dtype,
+    )
+    return tokenizer.decode([*prompt[1:], *out.rows()[0]])
+
+
+def _open_results(folder: Path, experiment: Experiment, tokenizer: str) -> dict:
+    """The results so far, of a run of the same settings."""
+    wanted = json.loads(json.dumps({**to_json(experiment), "tokenizer": tokenizer}))
+    path = folder / "config.json"
+    if path.exists():
+        found = read_json(path)
+        differs = [name for name in wanted if found.get(name) != wanted[name]]
+        if differs:
+            raise InputError(
+                f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
+            )
+        results = folder / "results.json"
+        return read_json(results) if results.exists() else {}
+    save_config(wanted, path)
+    return {}
+
+
+def _save(folder: Path, results: dict) -> None:
+    with atomic_write(folder / "results.json") as file:
+        json.dump(results, file, indent=1)
+
+
+def _check_memory(experiment: Experiment) -> None:
+    """Refuses before the start what cannot fit: parameters, gradients and two moments, float32."""
+    needed = 16 * count(decoder.spec(experiment.model))
+    stats = jax.devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        there, where = stats["bytes_limit"], "the device"
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        where = "this machine"
+    if needed > there:
+        raise InputError(
+            f"training this model takes at least {needed / 1e9:,.0f} GB, {where} has "
+            f"{there / 1e9:,.0f}; choose a smaller preset"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except InputError as error:
+        sys.exit(f"run.py: {error}")
+    except Stopped as stop:
+        sys.exit(f"stopped at step {stop}; the same command goes on from there")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")

@@ -1,0 +1,55 @@
+"""The experts that a model chooses on text."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models import decoder
+from pangu_jax.sharding.layout import Layout
+
+
+def chosen_experts(
+    params: Any,
+    batches: Any,
+    *,
+    cfg: decoder.DecoderConfig,
+    dtype: Any = None,
+    layout: Layout | None = None,
+    impl: dict[str, str] | None = None,
+) -> list[np.ndarray]:
+    """The experts of every token, for each routed layer.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      batches: dicts with tokens, segments and positions, int32 [B, T]; padding is left out.
+      cfg: a model with at least one routed layer.
+      dtype: type of the activations.
+      layout: how activations are split, or None.
+      impl: {operator: implementation}.
+
+    Returns:
+      One int32 [tokens, K] a routed layer, experts numbered over all groups, in order of layers.
+
+    Raises:
+      InputError: the model has no routed layer.
+    """
+    if all(layer.moe is None for layer in cfg.layers):
+        raise InputError("the model has no routed layer")
+    run = jax.jit(partial(_ids, cfg=cfg, dtype=dtype, layout=layout, impl=impl))
+    layers: list[list[np.ndarray]] = []
+    for batch in batches:
+        real = np.asarray(batch["segments"]).reshape(-1) > 0
+        found = run(params, *(batch[name] for name in ("tokens", "segments", "positions")))
+        flat = [x.reshape(real.size, -1)[real] for part in found for x in np.asarray(part)]
+        layers = layers or [[] for _ in flat]
+        for layer, ids in zip(layers, flat, strict=True):
+            layer.append(ids)
+    return [np.concatenate(layer) for layer in layers]
+
+
+def _ids(params, tokens, segments, positions, **options):
+    out = decoder.apply(params, tokens, segments=segments, positions=positions, **options)
+    return [stats.ids for stats in out.router if stats is not None]
