@@ -52,31 +52,13 @@ class Experiment:
     prompt: str = "def read_"
 
 
-def _model(width: int, layers: int, moe: MoEConfig, *, head: int, length: int) -> DecoderConfig:
-    heads = AttentionConfig(kv_heads=width // (2 * head), q_per_kv=2, head_dim=head)
-    return models.uniform(models.BYTE_VOCAB, width, layers, heads, moe=moe, max_length=length)
-
-
-_TINY = _model(
-    128,
-    3,
-    MoEConfig(experts=32, groups=8, top_k=1, width=32, shared_width=64, router_scale=True),
-    head=32,
-    length=512,
-)
-_SMOKE = _model(
+_SMOKE = models.uniform(
+    models.BYTE_VOCAB,
     64,
     2,
-    MoEConfig(experts=16, groups=8, top_k=1, width=16, shared_width=32, router_scale=True),
-    head=16,
-    length=256,
-)
-_GPU = _model(
-    768,
-    12,
-    MoEConfig(experts=64, groups=8, top_k=1, width=224, shared_width=896, router_scale=True),
-    head=64,
-    length=2048,
+    AttentionConfig(kv_heads=2, q_per_kv=2, head_dim=16),
+    moe=MoEConfig(experts=16, groups=8, top_k=1, width=16, shared_width=32, router_scale=True),
+    max_length=256,
 )
 
 PRESETS: dict[str, Experiment] = {
@@ -90,14 +72,14 @@ PRESETS: dict[str, Experiment] = {
         batch_sizes=(8, 64, 512),
     ),
     # About five minutes on two CPU cores: `make demo`.
-    "demo": Experiment(_TINY, steps=800, batch=8, length=128),
+    "demo": Experiment(models.moge_tiny(), steps=800, batch=8, length=128),
     # About an hour on two CPU cores: three seeds, four times the tokens.
     "cpu": Experiment(
-        _TINY, steps=2400, batch=8, length=128, seeds=(0, 1, 2), evaluate_bytes=400_000
+        models.moge_tiny(), steps=2400, batch=8, length=128, seeds=(0, 1, 2), evaluate_bytes=400_000
     ),
     # About ten minutes on one H100: half a billion parameters on the installed packages' source.
     "gpu": Experiment(
-        _GPU,
+        models.moge_small(),
         data="packages",
         steps=1000,
         batch=32,
