@@ -2,8 +2,10 @@
 
 The pairs of a group are laid out expert by expert, each expert's stretch padded to whole blocks of
 b rows. However the pairs fall, ceil(R / b) + E/G - 1 blocks hold R rows, so shapes are static and
-nothing is dropped. A scan walks over the blocks, some at a time; the group axis stays in front of
-every array, so that it can be split over devices.
+nothing is dropped. A scan walks over the blocks, some at a time. The group axis stays a batch axis
+of every array, and what is looked up by group is looked up under `vmap`: only then does the
+partitioner see that a device needs its own groups' kernels alone. Written as one two-index lookup
+the same code makes every device fetch every kernel at every step.
 
 The backward pass is written out: differentiating the scan would add a cotangent of the size of all
 kernels at every step, where one expert's slice is meant, and would keep the hidden activations of
@@ -19,12 +21,12 @@ import jax.numpy as jnp
 
 
 class Plan(NamedTuple):
-    """Where each pair's row lies, for one group or, stacked, for all.
+    """Where the rows of every group lie; s steps of c blocks of b rows.
 
     Attributes:
-      row: int32 [R], the padded row of each pair.
-      pair: int32 [B * b], the pair of each padded row; R where there is none.
-      expert: int32 [B], the expert of each block.
+      row: int32 [G, R], the padded row of each pair.
+      pair: int32 [s, c, G, b], the pair of each padded row; R where there is none.
+      expert: int32 [s, c, G], the expert of each block.
     """
 
     row: jax.Array
@@ -51,94 +53,127 @@ def block(
     up: jax.Array,
     down: jax.Array,
 ) -> jax.Array:
-    """`ops.expert_mlp` in blocks; see there for the arguments."""
+    """`ops.expert_mlp` in blocks; see there for the arguments.
+
+    A lone CPU device takes all experts as one group: its loop runs one expert at a time anyway,
+    and then slices kernels in place instead of collecting one from every group (measured: a
+    quarter less time forward). With more devices the groups stay apart, to be split over them.
+    """
+    platform = jax.default_backend()
+    if platform == "cpu" and jax.device_count() == 1:
+        ids, weights, gate, up, down = one_group(ids, weights, gate, up, down)
     size = block_rows(ids.shape[0] * ids.shape[2], gate.shape[1])
-    step = blocks_per_step(jax.default_backend(), gate.shape[1])
-    return _block(size, step, x, ids, weights, gate, up, down)
+    step = blocks_per_step(platform, gate.shape[1])
+    return blocked(size, step, x, ids, weights, gate, up, down)
+
+
+def one_group(ids, weights, *kernels):
+    """The same choices among the same experts, seen as one group of all experts."""
+    groups, size = kernels[0].shape[:2]
+    ids = ids + jnp.arange(groups, dtype=ids.dtype)[:, None] * size
+    flat = (a.reshape(a.shape[0], 1, -1) for a in (ids, weights))
+    return *flat, *(kernel.reshape(1, -1, *kernel.shape[2:]) for kernel in kernels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _block(size, step, x, ids, weights, gate, up, down):
-    plan = _plans(ids, gate.shape[1], size, step)
-    xs, ws = _rows(plan, x, weights, size, step)
+def blocked(size, step, x, ids, weights, gate, up, down):
+    """`block` with `size` rows a block and `step` blocks a step."""
+    return _forward(size, step, x, ids, weights, gate, up, down)[0]
 
-    def forward(_, inputs):
-        rows, weight, expert = inputs
-        _, _, scaled = _hidden(rows, weight, _take(gate, expert), _take(up, expert))
+
+def _forward(size, step, x, ids, weights, gate, up, down):
+    plan = _plan(ids, gate.shape[1], size, step)
+    source = _with_zero(x)
+
+    def body(_, inputs):
+        token, weight, expert = inputs
+        rows = source.at[token].get(mode="promise_in_bounds")
+        *_, scaled = _hidden(rows, weight, _take(gate, expert), _take(up, expert))
         return None, jnp.einsum("cgbf,cgfd->cgbd", scaled, _take(down, expert))
 
-    _, ys = jax.lax.scan(forward, None, (xs, ws, _steps(plan.expert, step)))
-    return _combine(plan, ys, ids.shape).astype(x.dtype)
+    _, ys = jax.lax.scan(body, None, _inputs(plan, weights))
+    y = _combine(plan, ys, ids.shape).astype(x.dtype)
+    return y, (plan, x, weights, gate, up, down)
 
 
-def _block_forward(size, step, x, ids, weights, gate, up, down):
-    return _block(size, step, x, ids, weights, gate, up, down), (x, ids, weights, gate, up, down)
+def _backward(size, step, saved, dy):
+    del size, step
+    plan, x, weights, gate, up, down = saved
+    sources = _with_zero(x), _with_zero(dy)
 
-
-def _block_backward(size, step, saved, dy):
-    x, ids, weights, gate, up, down = saved
-    plan = _plans(ids, gate.shape[1], size, step)
-    xs, ws = _rows(plan, x, weights, size, step)
-    dys, _ = _rows(plan, dy, weights, size, step)
-    group = jnp.arange(gate.shape[0])
-
-    def backward(kernels, inputs):
-        rows, weight, expert, dy = inputs
-        g, u, d = (_take(kernel, expert) for kernel in (gate, up, down))
-        (a, b), hidden, scaled = _hidden(rows, weight, g, u)
-        dscaled = jnp.einsum("cgbd,cgfd->cgbf", dy, d)
-        dweight = (dscaled.astype(jnp.float32) * hidden).sum(-1)
-        dhidden = dscaled * weight[..., None].astype(dscaled.dtype)
-        sigmoid = jax.nn.sigmoid(a)
-        da = dhidden * b * (sigmoid * (1 + a * (1 - sigmoid)))
-        db = dhidden * (a * sigmoid)
-        dx = jnp.einsum("cgbf,cgdf->cgbd", da, g) + jnp.einsum("cgbf,cgdf->cgbd", db, u)
-        # Accumulated in float32 whatever the kernels' type: many blocks may add to one expert.
-        new = (
-            jnp.einsum("cgbd,cgbf->cgdf", rows, da, preferred_element_type=jnp.float32),
-            jnp.einsum("cgbd,cgbf->cgdf", rows, db, preferred_element_type=jnp.float32),
-            jnp.einsum("cgbf,cgbd->cgfd", scaled, dy, preferred_element_type=jnp.float32),
+    def body(grads, inputs):
+        token, weight, expert = inputs
+        rows, dy = (source.at[token].get(mode="promise_in_bounds") for source in sources)
+        kernels = (_take(kernel, expert) for kernel in (gate, up, down))
+        dx, dweight, new = _block_gradients(rows, weight, dy, *kernels)
+        return tuple(_accumulate(g, expert, n) for g, n in zip(grads, new, strict=True)), (
+            dx,
+            dweight,
         )
-        kernels = tuple(k.at[group, expert].add(n) for k, n in zip(kernels, new, strict=True))
-        return kernels, (dx, dweight)
 
+    # In float32 whatever the kernels' type: many blocks may add to one expert.
     start = tuple(jnp.zeros(kernel.shape, jnp.float32) for kernel in (gate, up, down))
-    experts = _steps(plan.expert, step)
-    kernels, (dxs, dws) = jax.lax.scan(backward, start, (xs, ws, experts, dys))
-    dx = _combine(plan, dxs, ids.shape).astype(x.dtype)
-    dw = jnp.take_along_axis(_unstep(dws), plan.row, axis=1)  # [G, T * k]
-    dw = dw.reshape(ids.shape[1], ids.shape[0], ids.shape[2]).swapaxes(0, 1)
-    dgate, dup, ddown = (
-        new.astype(kernel.dtype) for new, kernel in zip(kernels, (gate, up, down), strict=True)
-    )
-    return dx, None, dw.astype(weights.dtype), dgate, dup, ddown
+    grads, (dxs, dweights) = jax.lax.scan(body, start, _inputs(plan, weights))
+    dx = _combine(plan, dxs, weights.shape).astype(x.dtype)
+    dweights = jnp.moveaxis(_by_pair(plan, dweights, weights.shape), 0, 1).astype(weights.dtype)
+    grads = (g.astype(k.dtype) for g, k in zip(grads, (gate, up, down), strict=True))
+    return dx, None, dweights, *grads
 
 
-_block.defvjp(_block_forward, _block_backward)
+blocked.defvjp(_forward, _backward)
 
 
 def _hidden(rows, weight, gate, up):
-    """Pre-activations, hidden units, and hidden units times the routing weight."""
+    """Both pre-activations, the hidden units, and these times the routing weight."""
     a = jnp.einsum("cgbd,cgdf->cgbf", rows, gate)
     b = jnp.einsum("cgbd,cgdf->cgbf", rows, up)
     hidden = jax.nn.silu(a) * b
-    return (a, b), hidden, hidden * weight[..., None].astype(hidden.dtype)
+    return a, b, hidden, hidden * weight[..., None].astype(hidden.dtype)
 
 
+def _block_gradients(rows, weight, dy, gate, up, down):
+    """Gradients of the rows, of their weights, and of the three kernels of each block."""
+    a, b, hidden, scaled = _hidden(rows, weight, gate, up)
+    dscaled = jnp.einsum("cgbd,cgfd->cgbf", dy, down)
+    dweight = (dscaled.astype(jnp.float32) * hidden).sum(-1)
+    dhidden = dscaled * weight[..., None].astype(dscaled.dtype)
+    sigmoid = jax.nn.sigmoid(a)
+    da = dhidden * b * (sigmoid * (1 + a * (1 - sigmoid)))
+    db = dhidden * (a * sigmoid)
+    dx = jnp.einsum("cgbf,cgdf->cgbd", da, gate) + jnp.einsum("cgbf,cgdf->cgbd", db, up)
+    outer = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    new = (
+        outer("cgbd,cgbf->cgdf", rows, da),
+        outer("cgbd,cgbf->cgdf", rows, db),
+        outer("cgbf,cgbd->cgfd", scaled, dy),
+    )
+    return dx, dweight, new
+
+
+@partial(jax.vmap, in_axes=(0, 1), out_axes=1)
 def _take(kernel, expert):
     """Kernel [G, E/G, ...] at expert [c, G] as [c, G, ...]."""
-    return kernel[jnp.arange(kernel.shape[0]), expert]
+    return kernel.at[expert].get(mode="promise_in_bounds")
 
 
-def _plans(ids, experts, size, step) -> Plan:
-    """A plan for each group, its blocks rounded up to whole steps."""
-    pairs = ids.swapaxes(0, 1).reshape(ids.shape[1], -1)  # [G, T * k]
+@partial(jax.vmap, in_axes=(0, 1, 1))
+def _accumulate(total, expert, new):
+    """Total [G, E/G, ...] with new [c, G, ...] added at expert [c, G]."""
+    return total.at[expert].add(new, mode="promise_in_bounds")
+
+
+def _plan(ids, experts, size, step) -> Plan:
+    """Lays out every group's pairs, in a whole number of steps."""
+    groups = ids.shape[1]
+    pairs = ids.swapaxes(0, 1).reshape(groups, -1)  # [G, T * k]
     blocks = -(-pairs.shape[1] // size) + experts - 1
     blocks = -(-blocks // step) * step
-    return jax.vmap(partial(_plan, experts=experts, size=size, blocks=blocks))(pairs)
+    row, pair, expert = jax.vmap(partial(_lay, experts=experts, size=size, blocks=blocks))(pairs)
+    pair = jnp.moveaxis(pair.reshape(groups, -1, step, size), 0, 2)
+    return Plan(row, pair, jnp.moveaxis(expert.reshape(groups, -1, step), 0, 2))
 
 
-def _plan(pairs, *, experts, size, blocks) -> Plan:
+def _lay(pairs, *, experts, size, blocks):
     rows = pairs.shape[0]
     counts = jnp.bincount(pairs, length=experts)
     needed = -(-counts // size)
@@ -150,34 +185,32 @@ def _plan(pairs, *, experts, size, blocks) -> Plan:
     row = (ends - needed)[pairs] * size + rank
     pair = jnp.full(blocks * size, rows, jnp.int32).at[row].set(jnp.arange(rows, dtype=jnp.int32))
     expert = jnp.searchsorted(ends, jnp.arange(blocks), side="right")
-    return Plan(row, pair, jnp.minimum(expert, experts - 1).astype(jnp.int32))
+    return row, pair, jnp.minimum(expert, experts - 1).astype(jnp.int32)
 
 
-def _rows(plan, x, weights, size, step):
-    """Rows [steps, c, G, b, D] of `x` and weights [steps, c, G, b]; zero where there is no pair."""
-    k = weights.shape[2]
+def _with_zero(x):
+    """`x` and a row of zeros, which rows without a pair read."""
+    return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
+
+
+def _inputs(plan, weights):
+    """What the scans walk over: token [s, c, G, b] (T for none), weight (0 for none), expert."""
     flat = weights.swapaxes(0, 1).reshape(weights.shape[1], -1)
-    ws = jax.vmap(lambda w, pair: w.at[pair].get(mode="fill", fill_value=0))(flat, plan.pair)
-    xs = x.at[plan.pair // k].get(mode="fill", fill_value=0)  # no pair: row T, out of bounds
-    xs = xs.reshape(xs.shape[0], -1, size, xs.shape[-1])
-    return _steps(xs, step), _steps(ws.reshape(ws.shape[0], -1, size), step)
+    flat = jnp.pad(flat, ((0, 0), (0, 1)))
+    weight = jax.vmap(lambda w, pair: w[pair], in_axes=(0, 2), out_axes=2)(flat, plan.pair)
+    return plan.pair // weights.shape[2], weight, plan.expert
 
 
-def _steps(x, step):
-    """[G, B, ...] to [steps, c, G, ...]."""
-    x = x.swapaxes(0, 1)
-    return x.reshape(-1, step, *x.shape[1:])
-
-
-def _unstep(x):
-    """[steps, c, G, b, ...] to [G, B * b, ...]."""
-    x = x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])
+def _by_pair(plan, values, shape):
+    """Values [s, c, G, b, ...] of padded rows as [G, T, k, ...] of pairs; `shape` is T, G, k."""
+    tokens, groups, k = shape
+    _, step, _, size = plan.pair.shape
+    where = plan.row // (step * size), plan.row // size % step, plan.row % size
+    pick = jax.vmap(lambda v, *at: v.at[at].get(mode="promise_in_bounds"), in_axes=(2, 0, 0, 0))
+    found = pick(values, *where)
+    return found.reshape(groups, tokens, k, *found.shape[2:])
 
 
 def _combine(plan, ys, shape):
-    """Each token's rows, summed in float32: [steps, c, G, b, D] to [T, D]."""
-    tokens, groups, k = shape
-    rows = jnp.take_along_axis(_unstep(ys), plan.row[..., None], axis=1)
-    rows = rows.reshape(groups, tokens, k, -1)
-    return rows.astype(jnp.float32).sum((0, 2))
+    """Each token's rows, summed in float32: [s, c, G, b, D] to [T, D]."""
+    return _by_pair(plan, ys, shape).astype(jnp.float32).sum((0, 2))

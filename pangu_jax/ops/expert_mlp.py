@@ -17,20 +17,26 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.ops.expert_block import block
 
 
 class Limits(NamedTuple):
-    """Up to how many pairs a group gather is picked, and up to how many tokens dense is."""
+    """Where one implementation takes over from the next.
 
-    gather_pairs: int | None  # None: fewer pairs than the group has experts
-    dense_tokens: int
+    Attributes:
+      gather: gather is picked below this many pairs for each expert of a group, T k / (E/G).
+      dense: from there, dense is picked up to this many tokens.
+    """
+
+    gather: float
+    dense: int
 
 
-# On GPU and TPU about peak FLOP/s over bytes/s in bfloat16: until then reading the kernels is what
-# takes the time, and multiplying by experts that were not chosen is free. On CPU the block form
-# wins from two pairs on, by measurement (tools/bench/expert_mlp.py).
-LIMITS = {"gpu": Limits(None, 256), "tpu": Limits(None, 256), "cpu": Limits(1, 0)}
+# GPU and TPU: about peak FLOP/s over bytes/s in bfloat16. Until then reading the kernels is what
+# takes the time, and multiplying by experts that were not chosen is free. CPU: measured with
+# tools/bench/expert_mlp.py; gather copies what it looks up, and dense never wins for long.
+LIMITS = {"gpu": Limits(1.0, 256), "tpu": Limits(1.0, 256), "cpu": Limits(0.3, 0)}
 
 
 def expert_mlp(
@@ -56,9 +62,13 @@ def expert_mlp(
 
     Returns:
       [T, D] in the type of `x`: sum over g, k of weights * down(silu(gate(x)) * up(x)).
+
+    Raises:
+      InputError: an unknown `impl`, or arrays whose shapes do not fit together.
     """
+    _check(x, ids, weights, gate, up, down, impl)
     name = impl or choose(jax.default_backend(), x.shape[0], ids.shape[2], gate.shape[1])
-    return _IMPLEMENTATIONS[name](x, ids, weights, gate, up, down)
+    return _IMPLEMENTATIONS[name](x, ids, weights, gate, up, down).astype(x.dtype)
 
 
 def choose(platform: str, tokens: int, k: int, experts: int) -> str:
@@ -71,12 +81,25 @@ def choose(platform: str, tokens: int, k: int, experts: int) -> str:
       experts: E/G, experts in each group.
     """
     limits = LIMITS.get(platform, LIMITS["gpu"])
-    pairs = experts - 1 if limits.gather_pairs is None else limits.gather_pairs
-    if tokens * k <= pairs:
+    if tokens * k < limits.gather * experts:
         return "gather"
-    if tokens <= limits.dense_tokens:
+    if tokens <= limits.dense:
         return "dense"
     return "ragged" if platform == "tpu" else "block"
+
+
+def _check(x, ids, weights, gate, up, down, impl):
+    if impl is not None and impl not in _IMPLEMENTATIONS:
+        raise InputError(f"impl is {impl!r}; expert_mlp has {', '.join(_IMPLEMENTATIONS)}")
+    groups, size, _, hidden = gate.shape
+    into = (groups, size, x.shape[1], hidden)
+    pairs = (x.shape[0], groups, *ids.shape[2:])
+    wanted = {"gate": (gate, into), "up": (up, into), "ids": (ids, pairs),
+              "down": (down, (groups, size, hidden, x.shape[1])),
+              "weights": (weights, pairs)}  # fmt: skip
+    for name, (array, shape) in wanted.items():
+        if array.shape != shape:
+            raise InputError(f"{name} is {array.shape}; it must be {shape} beside x {x.shape}")
 
 
 def _reference(x, ids, weights, gate, up, down):
@@ -87,7 +110,7 @@ def _reference(x, ids, weights, gate, up, down):
             weight = jnp.where(ids[:, g] == e, weights[:, g], 0.0).sum(-1, keepdims=True)
             hidden = jax.nn.silu(x @ gate[g, e]) * (x @ up[g, e])
             y = y + weight * (hidden @ down[g, e]).astype(jnp.float32)
-    return y.astype(x.dtype)
+    return y
 
 
 def _dense(x, ids, weights, gate, up, down):
@@ -99,12 +122,12 @@ def _dense(x, ids, weights, gate, up, down):
 
 
 def _gather(x, ids, weights, gate, up, down):
-    group = jnp.arange(gate.shape[0])[:, None]
-    pick = lambda kernel: kernel[group, ids]  # noqa: E731  [T, G, k, ...]
-    hidden = jax.nn.silu(jnp.einsum("td,tgkdf->tgkf", x, pick(gate)))
-    hidden = hidden * jnp.einsum("td,tgkdf->tgkf", x, pick(up))
-    hidden = hidden * weights[..., None].astype(x.dtype)
-    return jnp.einsum("tgkf,tgkfd->td", hidden, pick(down))
+    # Under vmap, so that a device that holds some groups looks up in those alone.
+    pick = jax.vmap(lambda kernel, chosen: kernel[chosen], in_axes=(0, 1))  # [G, T, k, ...]
+    hidden = jax.nn.silu(jnp.einsum("td,gtkdf->gtkf", x, pick(gate, ids)))
+    hidden = hidden * jnp.einsum("td,gtkdf->gtkf", x, pick(up, ids))
+    hidden = hidden * weights.swapaxes(0, 1)[..., None].astype(x.dtype)
+    return jnp.einsum("gtkf,gtkfd->td", hidden, pick(down, ids))
 
 
 def _ragged(x, ids, weights, gate, up, down):
@@ -120,7 +143,7 @@ def _ragged(x, ids, weights, gate, up, down):
     hidden = hidden * jax.lax.ragged_dot(rows, up, counts)
     hidden = hidden * weights.reshape(-1)[order, None].astype(x.dtype)
     out = jax.lax.ragged_dot(hidden, down, counts)
-    return jnp.zeros(x.shape, jnp.float32).at[token].add(out).astype(x.dtype)
+    return jnp.zeros(x.shape, jnp.float32).at[token].add(out.astype(jnp.float32))
 
 
 _IMPLEMENTATIONS = {

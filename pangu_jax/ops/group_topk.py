@@ -3,20 +3,39 @@
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.errors import InputError
 
-def group_topk(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+
+def group_topk(
+    scores: jax.Array, k: int, *, vote_keep: int | None = None, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """The k best of every group; ties go to the lowest index.
 
     Args:
       scores: float [..., G, E/G].
       k: how many of each group.
+      vote_keep: lossy, never on by itself: chooses only among the `vote_keep` experts of a group
+        that most tokens of the batch put first. Fewer experts are read, but a token's experts then
+        depend on the other tokens of its batch: rows are no longer independent and speculative
+        decoding no longer exact. E/G changes nothing.
+      mask: bool [...], false for padding, which does not vote; None for none.
 
     Returns:
       Their scores [..., G, k], best first, and their int32 indices [..., G, k] inside the group.
       Gradients flow through the scores alone.
 
-    Source: arXiv 2505.21411, equations 6-7.
+    Raises:
+      InputError: k or `vote_keep` that a group can't give.
+
+    Source: arXiv 2505.21411, equations 6-7; `vote_keep` is that of the Ascend 310P serving code.
     """
+    size = scores.shape[-1]
+    if not 1 <= k <= size:
+        raise InputError(f"k is {k}; a group has {size} experts, so it must be 1 to {size}")
+    if vote_keep is not None:
+        if not k <= vote_keep <= size:
+            raise InputError(f"vote_keep is {vote_keep}; it must be {k} (k) to {size} (a group)")
+        scores = jnp.where(_voted(scores, vote_keep, mask), scores, -jnp.inf)
     return jax.lax.top_k(scores, k)
 
 
@@ -27,6 +46,8 @@ def router_weights(
     *,
     k: int,
     renormalise: bool = False,
+    vote_keep: int | None = None,
+    mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which experts each token goes to, and with what weight.
 
@@ -40,6 +61,8 @@ def router_weights(
       scale: [G, E/G], the factor after selection, or None.
       k: experts chosen in each group; with one group this is ordinary top-k routing.
       renormalise: divides the chosen probabilities by their sum (Qwen3-MoE's norm_topk_prob).
+      vote_keep: as in `group_topk`: lossy, dependent on the batch, None by default.
+      mask: bool [T], the tokens that vote; only for `vote_keep`.
 
     Returns:
       Weights float32 [T, G, k]; int32 indices inside the group [T, G, k]; and the global softmax
@@ -54,7 +77,7 @@ def router_weights(
         precision=jax.lax.Precision.HIGHEST,
     )
     probs = jax.nn.softmax(logits, axis=(1, 2))
-    weights, ids = group_topk(probs, k)
+    weights, ids = group_topk(probs, k, vote_keep=vote_keep, mask=mask)
     if renormalise:
         weights = weights / weights.sum((1, 2), keepdims=True)
     if scale is not None:
@@ -62,27 +85,14 @@ def router_weights(
     return weights, ids, probs
 
 
-def keep_voted(scores: jax.Array, keep: int, mask: jax.Array | None = None) -> jax.Array:
-    """Zeroes the scores of all but the `keep` experts that most tokens of the batch put first.
-
-    A lossy trade of the Ascend 310P path: fewer experts are read, but a token's experts now depend
-    on the other tokens of its batch, so rows are no longer independent and speculative decoding no
-    longer exact. Nothing here uses it by itself.
-
-    Args:
-      scores: float [T, G, E/G], positive.
-      keep: experts kept in each group; E/G changes nothing.
-      mask: bool [T], false for padding, which does not vote; None for none.
-
-    Returns:
-      [T, G, E/G] with the other experts at 0; ties go to the lowest index.
-    """
+def _voted(scores, keep, mask):
+    """Bool [G, E/G]: the `keep` experts of each group most often put first; ties to the lowest."""
     size = scores.shape[-1]
     votes = jax.nn.one_hot(jnp.argmax(scores, -1), size, dtype=jnp.float32)
     if mask is not None:
-        votes = votes * mask[:, None, None]
-    _, kept = jax.lax.top_k(votes.sum(0), keep)
-    return scores * jax.nn.one_hot(kept, size, dtype=scores.dtype).sum(-2)
+        votes = votes * mask[..., None, None]
+    _, kept = jax.lax.top_k(votes.reshape(-1, *scores.shape[-2:]).sum(0), keep)
+    return jax.nn.one_hot(kept, size, dtype=bool).any(-2)
 
 
 def _pick(scale: jax.Array, ids: jax.Array) -> jax.Array:
