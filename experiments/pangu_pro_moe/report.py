@@ -71,13 +71,13 @@ held-out tokens. Devices are counted, not timed: everything ran on one {device.p
 
 Balance that does not depend on the text. With {most} devices and batches of {small} tokens the
 fullest device of the ordinary router has {slow:.2f} times the mean load, and all others wait for
-it; with groups the factor is exactly 1. The gain shrinks as batches grow: at {big} tokens the
-ordinary router's factor is {_balance(cells["topk"], most, big, "straggler"):.2f}.
+it; with groups the factor is exactly 1. At {big} tokens the ordinary router's factor is {_balance(cells["topk"], most, big, "straggler"):.2f}.
 
 ![imbalance against batch size](plots/imbalance.png)
 
 Solid: measured on the trained models. Dotted: an ordinary router that uses all experts equally
-often; what lies above it comes from the router's preferences, what lies below zero is impossible.
+often. The dotted part is chance and fades as batches grow; what lies above it is the trained
+router's own preference for some experts and does not fade.
 
 ## What it costs
 
@@ -127,7 +127,7 @@ def _with_spread(cells: list[dict], name: str) -> str:
 def _spread(experiment: Experiment) -> str:
     number = len(experiment.seeds)
     if number == 1:
-        return "One seed: differences of about a hundredth mean nothing."
+        return "One seed: the sign of a small difference means little."
     return f"Mean and standard deviation over {number} seeds."
 
 
