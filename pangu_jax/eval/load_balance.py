@@ -34,8 +34,14 @@ def device_load(
 
 
 def expert_load(ids: np.ndarray, *, experts: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """Tokens that each expert computes: int [E]; see `device_load` for the arguments."""
+    """Tokens that each expert computes: int [E]; see `device_load` for the arguments.
+
+    Raises:
+      InputError: an id that is not an expert.
+    """
     ids = ids if mask is None else ids[mask]
+    if ids.size and not 0 <= ids.min() <= ids.max() < experts:
+        raise InputError(f"ids holds {ids.min()} to {ids.max()}; experts are 0 to {experts - 1}")
     return np.bincount(ids.reshape(-1), minlength=experts)
 
 
@@ -46,10 +52,15 @@ def imbalance_score(
 
     See `device_load` for the arguments.
 
+    Raises:
+      InputError: no token is left outside the mask.
+
     Source: arXiv 2505.21411, equations 3-4.
     """
     load = device_load(ids, experts=experts, devices=devices, mask=mask)
     tokens = len(ids) if mask is None else int(mask.sum())
+    if not tokens:
+        raise InputError("ids holds no token outside the mask; a score needs at least one")
     return float(load.max() - load.min()) / tokens
 
 
@@ -61,10 +72,12 @@ def straggler(load: np.ndarray) -> float:
 def variation(load: np.ndarray) -> float:
     """Coefficient of variation of the loads inside each group, averaged over the groups.
 
+    A group that got nothing counts as even.
+
     Args:
       load: [..., G, E/G].
     """
-    return float(np.mean(load.std(-1) / load.mean(-1)))
+    return float(np.mean(load.std(-1) / np.where(load.any(-1), load.mean(-1), 1)))
 
 
 def coactivation(ids: np.ndarray, *, experts: int, mask: np.ndarray | None = None) -> np.ndarray:

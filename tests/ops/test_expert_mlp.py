@@ -1,0 +1,251 @@
+import math
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.ops import expert_block
+from pangu_jax.ops.expert_mlp import choose, expert_mlp
+
+G, SIZE, K, D, F = 2, 4, 2, 6, 5
+
+
+def blocks(x, ids, weights, *kernels, step):
+    """The block form with so many blocks a step, as other platforms run it."""
+    size = expert_block.block_rows(ids.shape[0] * ids.shape[2], kernels[0].shape[1])
+    return expert_block.blocked(size, step, x, ids, weights, *kernels)
+
+
+def one_group(x, *arrays):
+    """The block form as a lone CPU device runs it."""
+    return blocks(x, *expert_block.one_group(*arrays), step=1)
+
+
+FORMS = {
+    **{
+        name: partial(expert_mlp, impl=name)
+        for name in ("reference", "gather", "dense", "ragged", "block")
+    },
+    "block, many a step": partial(blocks, step=SIZE),
+    "block, one group": one_group,
+}
+
+
+def draw(tokens, case="random", *, sizes=(G, SIZE, K, D, F), dtype=np.float32):
+    groups, size, k, width, hidden = sizes
+    rng = np.random.default_rng(tokens)
+    scores = rng.uniform(size=(tokens, groups, size))
+    if case == "one expert":  # then the lowest ones for the rest of k
+        scores = np.broadcast_to(np.arange(size, 0, -1), scores.shape)
+    if case == "idle experts":
+        scores[..., k:-1] = -1
+    ids = np.argsort(-scores, axis=-1, kind="stable")[..., :k].astype(np.int32)
+    weights = rng.uniform(0.1, 1, ids.shape).astype(np.float32)
+    gate, up = (rng.normal(size=(groups, size, width, hidden)) / 2 for _ in range(2))
+    down = rng.normal(size=(groups, size, hidden, width)) / 2
+    x = rng.normal(size=(tokens, width))
+    return x.astype(dtype), ids, weights, gate.astype(dtype), up.astype(dtype), down.astype(dtype)
+
+
+def naive(x, ids, weights, gate, up, down, dy):
+    """Values and gradients pair by pair in float64 numpy, for the loss sum(y * dy)."""
+    x, weights, gate, up, down = (np.float64(v) for v in (x, weights, gate, up, down))
+    y, dx, dw = np.zeros_like(x), np.zeros_like(x), np.zeros_like(weights)
+    dg, du, dd = np.zeros_like(gate), np.zeros_like(up), np.zeros_like(down)
+    for (t, g, j), e in np.ndenumerate(ids):
+        a, b, w = x[t] @ gate[g, e], x[t] @ up[g, e], weights[t, g, j]
+        s = 1 / (1 + np.exp(-a))
+        h = a * s * b
+        y[t] += w * (h @ down[g, e])
+        dh = down[g, e] @ dy[t]
+        dw[t, g, j] = h @ dh
+        da, db = w * dh * b * (s + a * s * (1 - s)), w * dh * a * s
+        dx[t] += gate[g, e] @ da + up[g, e] @ db
+        dg[g, e] += np.outer(x[t], da)
+        du[g, e] += np.outer(x[t], db)
+        dd[g, e] += w * np.outer(h, dy[t])
+    return y, dx, dw, dg, du, dd
+
+
+def with_gradients(form, dy):
+    def run(x, ids, *rest):
+        y, back = jax.vjp(lambda x, *rest: form(x, ids, *rest), x, *rest)
+        return y, *back(dy.astype(y.dtype))
+
+    return run
+
+
+def worst(got, want):
+    """Largest relative error over values and gradients."""
+    errors = [
+        np.abs(np.float64(a) - b).max() / max(np.abs(b).max(), 1e-30)
+        for a, b in zip(got, want, strict=True)
+    ]
+    return max(errors)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 127, 128, 129, 1000])
+def test_values_and_all_gradients_equal_a_loop_over_pairs(tokens):
+    dy = np.random.default_rng(0).normal(size=(tokens, D)).astype(np.float32)
+    run = jax.jit(lambda *a: {n: with_gradients(f, dy)(*a) for n, f in FORMS.items()})
+    for case in ("random", "one expert", "idle experts"):
+        arrays = draw(tokens, case)
+        want = naive(*arrays, dy)
+        for name, got in run(*arrays).items():
+            assert all(np.isfinite(a).all() for a in got), name
+            assert worst(got, want) < 1e-5, (name, case)
+
+
+def test_bfloat16_stays_bfloat16_and_close():
+    arrays = draw(130, dtype=jnp.bfloat16)
+    dy = np.random.default_rng(0).normal(size=(130, D)).astype(jnp.bfloat16)
+    want = naive(*arrays, np.float64(dy))
+    run = jax.jit(lambda *a: {n: with_gradients(f, dy)(*a) for n, f in FORMS.items()})
+    for name, (y, dx, dweights, *kernels) in run(*arrays).items():
+        assert y.dtype == dx.dtype == jnp.bfloat16 and dweights.dtype == jnp.float32
+        assert all(k.dtype == jnp.bfloat16 for k in kernels)
+        assert worst((y, dx, dweights, *kernels), want) < 0.03, name
+
+
+@pytest.mark.parametrize("case", ["random", "one expert", "idle experts"])
+def test_every_pair_is_processed_however_they_fall(case):
+    tokens, groups, size, k = 77, 2, 8, 3
+    experts = groups * size
+    _, ids, weights, *_ = draw(tokens, case, sizes=(groups, size, k, experts, 1))
+    x = np.zeros((tokens, experts), np.float32)
+    x[:, 0] = 1
+    gate, up = np.zeros((2, groups, size, experts, 1), np.float32)
+    gate[:, :, 0] = 30  # silu(30) = 30
+    up[:, :, 0] = 1 / 30
+    marks = np.eye(experts, dtype=np.float32).reshape(groups, size, 1, experts)
+    load = np.bincount((ids + size * np.arange(groups)[:, None]).reshape(-1), minlength=experts)
+    run = jax.jit(lambda *a: {n: f(*a) for n, f in FORMS.items()})
+    for name, y in run(x, ids, np.ones_like(weights), gate, up, marks).items():
+        np.testing.assert_allclose(np.sum(y, 0), load, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(np.sum(y, 1), groups * k, rtol=1e-5, err_msg=name)
+    assert load.sum() == tokens * groups * k
+
+
+def inner(eqn):
+    """(jaxpr, how often it runs) for each jaxpr in an equation."""
+    times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+    assert eqn.primitive.name != "while" and eqn.primitive.name != "cond", "trips unknown"
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)
+            if hasattr(item, "eqns"):
+                yield item, times
+
+
+def dot_flops(jaxpr):
+    """FLOPs of all dot products, bodies of loops times their trips."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contract, _), _ = eqn.params["dimension_numbers"]
+            depth = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
+            total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+        # On CPU and GPU a ragged product is computed for all experts and masked.
+        if eqn.primitive.name.startswith("ragged_dot"):
+            rows, kernels = eqn.invars[0].aval.shape, eqn.invars[1].aval.shape
+            total += 2 * math.prod(rows) * kernels[0] * kernels[2]
+        total += sum(times * dot_flops(body) for body, times in inner(eqn))
+    return total
+
+
+def largest(jaxpr):
+    """Elements of the largest array that any equation makes."""
+    sizes = [math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars]
+    deeper = [largest(body) for eqn in jaxpr.eqns for body, _ in inner(eqn)]
+    return max([0, *sizes, *deeper])
+
+
+def traced(form, sizes, tokens, *, gradients=False):
+    arrays = draw(tokens, sizes=sizes)
+    if gradients:
+        form = with_gradients(form, arrays[0])
+    return jax.make_jaxpr(form)(*arrays).jaxpr
+
+
+# tokens, groups, experts a group, k: grouped, the same as one group, many experts, two a group
+@pytest.mark.parametrize(("groups", "size", "k"), [(8, 8, 1), (1, 64, 8), (1, 128, 8), (8, 16, 2)])
+def test_blocks_cost_at_most_1_3_times_the_ideal(groups, size, k):
+    tokens, width, hidden = 4096, 32, 32
+    sizes = (groups, size, k, width, hidden)
+    ideal = 6 * tokens * groups * k * width * hidden
+    for form in (partial(blocks, step=1), partial(blocks, step=size), one_group):
+        assert ideal <= dot_flops(traced(form, sizes, tokens)) <= 1.3 * ideal
+        # Forward 3 products a pair; backward 2 recomputed and 6: 11 in all, 9 the least.
+        both = dot_flops(traced(form, sizes, tokens, gradients=True))
+        assert ideal * 11 / 3 <= both <= 1.3 * ideal * 11 / 3
+
+
+def test_dense_costs_all_experts_and_so_does_ragged_here():
+    sizes, tokens = (1, 8, 1, 64, 64), 512
+    ideal = 6 * tokens * 64 * 64
+    dense = dot_flops(traced(FORMS["dense"], sizes, tokens))
+    assert dense == pytest.approx(8 * ideal, rel=0.01)  # and a little for the weights
+    assert dot_flops(traced(FORMS["ragged"], sizes, tokens)) == 8 * ideal
+    # The compiler agrees; there is no loop in it, whose body it would count once.
+    costs = jax.jit(FORMS["ragged"]).lower(*draw(tokens, sizes=sizes)).compile().cost_analysis()
+    assert 7.5 < costs["flops"] / ideal < 9
+
+
+@pytest.mark.parametrize("name", ["block", "block, many a step", "block, one group", "ragged"])
+def test_no_array_of_every_token_and_every_expert(name):
+    sizes, tokens = (4, 4, 1, 24, 20), 256
+    every = tokens * 16 * 20
+    assert largest(traced(FORMS[name], sizes, tokens, gradients=True)) < every
+    assert largest(traced(FORMS["dense"], sizes, tokens, gradients=True)) >= every
+
+
+@pytest.mark.parametrize("name", ["gather", "dense", "block", "block, many a step"])
+def test_devices_that_hold_groups_exchange_tokens_never_kernels(name):
+    sizes, tokens = (4, 4, 1, 16, 32), 16
+    arrays = draw(tokens, sizes=sizes)
+    dy = arrays[0]
+    mesh = jax.make_mesh((4,), ("expert",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
+    whole, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("expert",)))
+    run = jax.jit(
+        with_gradients(FORMS[name], dy),
+        in_shardings=(whole,) * 3 + (split,) * 3,
+        out_shardings=(whole,) * 3 + (split,) * 3,
+    ).lower(*arrays)
+    compiled = run.compile()
+    kinds = "all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute"
+    found = re.findall(rf"= (.*?) (?:{kinds})(?:-start)?\(", compiled.as_text())
+    assert found
+    for shape in re.findall(r"\[([\d,]*)\]", " ".join(found)):
+        assert math.prod(int(n) for n in shape.split(",") if n) <= tokens * 16, shape
+    placed = [
+        jax.device_put(a, s) for a, s in zip(arrays, (whole,) * 3 + (split,) * 3, strict=True)
+    ]
+    assert worst(compiled(*placed), naive(*arrays, np.float64(dy))) < 1e-5
+
+
+def test_the_rule_reads_platform_and_shape():
+    assert choose("gpu", 1, 1, 8) == choose("gpu", 7, 1, 8) == "gather"
+    assert choose("gpu", 8, 1, 8) == choose("gpu", 256, 1, 8) == "dense"
+    assert choose("gpu", 257, 1, 8) == "block" and choose("tpu", 257, 1, 8) == "ragged"
+    assert choose("cpu", 1, 8, 64) == "gather" and choose("cpu", 64, 1, 8) == "block"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"impl": "fast"}, "impl is 'fast'"),
+        ({"weights": np.ones((3, G, 1), np.float32)}, "weights is"),
+        ({"down": np.ones((G, SIZE, D, F), np.float32)}, "down is"),
+        ({"ids": np.ones((3, G + 1, K), np.int32)}, "ids is"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, words):
+    names = ("x", "ids", "weights", "gate", "up", "down")
+    arguments = {**dict(zip(names, draw(3), strict=True)), **change}
+    with pytest.raises(InputError, match=words):
+        expert_mlp(**arguments)
