@@ -3,25 +3,32 @@
     python tools/bench/expert_mlp.py --sizes tiny --tokens 64 512 2048
     python tools/bench/expert_mlp.py --sizes pangu --dtype bfloat16 --tokens 64 1024 16384
 
-Prints one line an implementation and token count, with the ratio to the dense form of the same
-line's count, and the share of the routed FLOPs per second; `--out` writes the same as JSON.
+Prints one line an implementation and token count: times, their ratios to the dense form's at the
+same count, and the routed FLOPs per second; `--out` writes the same as JSON. Forms that would need
+more than some 8 GB for one array are left out, so that `pangu` fits one 80 GB device up to 16384
+tokens in bfloat16.
 """
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.files import atomic_write
 from pangu_jax.ops.expert_mlp import choose, expert_mlp
 
 # width, hidden width, groups, experts per group, experts chosen per group
 SIZES = {
     "tiny": (128, 64, 8, 4, 1),
     "tiny-topk": (128, 64, 1, 32, 8),
+    "demo": (256, 384, 4, 4, 1),
+    "demo-topk": (256, 384, 1, 16, 4),
     "small": (768, 192, 8, 8, 1),
     "pangu": (5120, 1344, 8, 8, 1),
     "pangu-topk": (5120, 1344, 1, 64, 8),
@@ -80,6 +87,29 @@ def measure(sizes, tokens, dtype, names, repeats):
     return rows
 
 
+def machine():
+    """What this runs on, in words."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        info = Path("/proc/cpuinfo")
+        lines = info.read_text("utf-8").splitlines() if info.exists() else []
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        kind = f"{len(names) or os.cpu_count()} x {names[0] if names else platform.processor()}"
+    return f"{kind} ({platform.machine()}, jax {jax.__version__})"
+
+
+def line(row, base):
+    """A row of the table; `base` is the dense form's row or None."""
+    forward, both = row["forward_s"], row["forward_backward_s"]
+    ratios = [forward / base["forward_s"], both / base["forward_backward_s"]] if base else []
+    first, second = [f"{r:7.2f}" for r in ratios] or ["      -"] * 2
+    return (
+        f"{row['tokens']:7d} {row['implementation']:>8} {forward * 1e3:9.3f} {first}"
+        f" {both * 1e3:11.3f} {second} {row['forward_flops'] / forward / 1e9:9.0f}"
+        f"{' <- picked' if row['picked'] else ''}"
+    )
+
+
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -90,29 +120,23 @@ def main():
     parser.add_argument("--impl", nargs="+", default=["gather", "dense", "block"])
     parser.add_argument("--out")
     options = parser.parse_args()
-    device = jax.devices()[0].device_kind + f" ({platform.machine()}, jax {jax.__version__})"
-    sizes = SIZES[options.sizes]
+    device, sizes = machine(), SIZES[options.sizes]
     print(f"{options.sizes} {sizes} {options.dtype} on {device}")
     print(
-        f"{'tokens':>7} {'form':>8} {'fwd ms':>9} {'GFLOP/s':>9} {'fwd+bwd ms':>11} {'/dense':>7}"
+        f"{'tokens':>7} {'form':>8} {'fwd ms':>9} {'/dense':>7} {'fwd+bwd ms':>11} {'/dense':>7}"
+        f" {'GFLOP/s':>9}"
     )
     table = []
     for tokens in options.tokens:
         rows = measure(sizes, tokens, jnp.dtype(options.dtype), options.impl, options.repeats)
-        base = {row["implementation"]: row["forward_backward_s"] for row in rows}.get("dense")
         picked = choose(jax.default_backend(), tokens, sizes[4], sizes[3])
+        base = next((row for row in rows if row["implementation"] == "dense"), None)
         for row in rows:
-            ratio = f"{row['forward_backward_s'] / base:7.2f}" if base else "      -"
-            speed = row["forward_flops"] / row["forward_s"] / 1e9
-            mark = "<- picked" if row["implementation"] == picked else ""
-            print(
-                f"{tokens:7d} {row['implementation']:>8} {row['forward_s'] * 1e3:9.3f} {speed:9.0f}"
-                f" {row['forward_backward_s'] * 1e3:11.3f} {ratio} {mark}",
-                flush=True,
-            )
+            row["picked"] = row["implementation"] == picked
+            print(line(row, base), flush=True)
         table += rows
     if options.out:
-        with open(options.out, "w", encoding="utf-8") as file:
+        with atomic_write(options.out) as file:
             json.dump({"device": device, "sizes": options.sizes, "dtype": options.dtype,
                        "rows": table}, file, indent=1)  # fmt: skip
 
