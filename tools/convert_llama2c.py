@@ -11,6 +11,7 @@ pair with the best score, the leftmost of equals. `merges` says why a list can d
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -79,6 +80,10 @@ def read_pieces(path: Path, vocab: int) -> list[tuple[bytes, float]]:
         text = raw[at + 8 : at + 8 + size]
         if size < 0 or len(text) != size:
             raise InputError(f"{path} ends within token {number}")
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: token {number} is no UTF-8 text: {text!r}") from error
         pieces.append((text, score))
         at += 8 + size
     if at != len(raw):
@@ -103,8 +108,6 @@ def merges(pieces: list[tuple[bytes, float]]) -> list[tuple[str, str]]:
     """
     texts = [text for text, _ in pieces]
     ids = {text: number for number, text in enumerate(texts)}
-    if len(ids) != len(texts):
-        raise InputError("two tokens have the same text")
     found = {}
     for number, text in enumerate(texts[259:], start=259):
         characters = text.decode("utf-8")
@@ -129,9 +132,7 @@ def last_merge(
         return None
     last = None
     while len(tokens) > 1:
-        joined = [
-            ids.get(pieces[a][0] + pieces[b][0]) for a, b in zip(tokens, tokens[1:], strict=False)
-        ]
+        joined = [ids.get(pieces[a][0] + pieces[b][0]) for a, b in itertools.pairwise(tokens)]
         places = [place for place, result in enumerate(joined) if result is not None]
         if not places:
             return None

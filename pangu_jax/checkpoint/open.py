@@ -22,7 +22,8 @@ def open_checkpoint(
 
     Returns:
       The parameters, the configuration, and what `data.tokenizer.load_tokenizer` takes: the
-      folder where it holds a tokenizer.json, else "bytes".
+      folder, or "bytes" for a run of ours that holds no tokenizer.json. A Hugging Face folder
+      without one gives itself, so that asking for its tokeniser is an error and not bytes.
 
     Raises:
       InputError: the folder is neither, or cannot be read.
@@ -30,11 +31,12 @@ def open_checkpoint(
     path = Path(path)
     if (path / store.MODEL).is_file():
         params, cfg = store.restore_params(path, dtype=dtype, layout=layout)
-    elif (path / "config.json").is_file():
+        own = (path / "tokenizer.json").is_file()
+        return params, cfg, str(path) if own else "bytes"
+    if (path / "config.json").is_file():
         params, cfg = hf.load(path, dtype=dtype, layout=layout)
-    else:
-        raise InputError(
-            f"{path} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
-            "config.json (a Hugging Face folder)"
-        )
-    return params, cfg, str(path) if (path / "tokenizer.json").is_file() else "bytes"
+        return params, cfg, str(path)
+    raise InputError(
+        f"{path} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
+        "config.json (a Hugging Face folder)"
+    )

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import tyro
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.data.packing import tokenise
@@ -48,19 +49,28 @@ def main(options: Options) -> None:
     params, cfg, found = open_checkpoint(options.checkpoint)
     tokenizer = load_tokenizer(options.tokenizer or found)
     check_vocabulary(tokenizer, cfg.vocab)
-    text = documents(options.data, field=options.field)
-    tokens = tokenise(track(text, "reading", console=Console(stderr=True)), tokenizer)
-    result = measure(
-        params,
-        tokens,
-        cfg=cfg,
-        length=options.length,
-        stride=options.stride,
-        batch=options.batch,
-        max_tokens=options.max_tokens,
-        dtype=jnp.dtype(options.dtype),
-        progress=None,
-    )
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        reading = bar.add_task("reading", total=None)
+        tokens = tokenise(
+            documents(options.data, field=options.field),
+            tokenizer,
+            progress=lambda done: bar.update(reading, description=f"reading, {done:,} bytes"),
+        )
+        bar.remove_task(reading)
+        measuring = bar.add_task("measuring", total=None)
+        result = measure(
+            params,
+            tokens,
+            cfg=cfg,
+            length=options.length,
+            stride=options.stride,
+            batch=options.batch,
+            max_tokens=options.max_tokens,
+            dtype=jnp.dtype(options.dtype),
+            progress=lambda done, total: bar.update(measuring, completed=done, total=total),
+        )
+    if options.length > cfg.max_length:
+        print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
     if options.json:
         values = dataclasses.asdict(result)
         values |= {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}

@@ -39,6 +39,8 @@ def main(options: Options) -> None:
     tokenizer = load_tokenizer(options.tokenizer or found)
     check_vocabulary(tokenizer, cfg.vocab)
     prompt = [tokenizer.boundary, *tokenizer.encode(options.prompt)]
+    if len(prompt) + options.max_new > cfg.max_length:
+        print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
     decoder, count, start = StreamDecoder(tokenizer), 0, None
     for token in prompt[1:]:
         print(decoder.push(token), end="", flush=True)

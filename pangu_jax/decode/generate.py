@@ -69,8 +69,7 @@ def generate(
       InputError: an empty prompt, an id outside the vocabulary, or nothing to generate.
     """
     tokens, segments, positions = _pad(prompts, cfg)
-    if max_new < 1:
-        raise InputError(f"max_new must be at least 1, got {max_new}")
+    _check_new(max_new)
     options = {"cfg": cfg, "layout": layout, "impl": _frozen(impl), "dtype": dtype}
     slots = tokens.shape[1] + _round_up(max_new)
     keys = _row_keys(key, len(prompts))
@@ -81,7 +80,7 @@ def generate(
         cache,
         positions[:, -1],
         keys,
-        np.asarray(list(stop_ids) or [-1], np.int32),
+        _stops(stop_ids),
         np.int32(max_new),
         size=_round_up(max_new),
         sampling=sampling,
@@ -108,6 +107,7 @@ def stream(
     See `generate` for arguments and errors. The stop token is given too.
     """
     tokens, segments, positions = _pad([prompt], cfg)
+    _check_new(max_new)
     options = {"cfg": cfg, "layout": layout, "impl": _frozen(impl), "dtype": dtype}
     slots = tokens.shape[1] + _round_up(max_new)
     keys = _row_keys(key, 1)
@@ -204,7 +204,7 @@ def _decode(
 
 def _pad(prompts: Sequence[Sequence[int]], cfg: DecoderConfig) -> tuple[np.ndarray, ...]:
     """Left-padded tokens, segments and positions, int32 [B, T]."""
-    if not prompts:
+    if len(prompts) == 0:
         raise InputError("there is no prompt")
     for row, prompt in enumerate(prompts):
         if not len(prompt):
@@ -223,6 +223,18 @@ def _pad(prompts: Sequence[Sequence[int]], cfg: DecoderConfig) -> tuple[np.ndarr
         segments[row, first:] = 1
         positions[row, first:] = np.arange(len(prompt))
     return tokens, segments, positions
+
+
+def _stops(stop_ids: Sequence[int]) -> np.ndarray:
+    """The stop ids, filled with -1 to a multiple of eight: their number changes no shape."""
+    stops = np.full(max(8, -(-len(stop_ids) // 8) * 8), -1, np.int32)
+    stops[: len(stop_ids)] = stop_ids
+    return stops
+
+
+def _check_new(max_new: int) -> None:
+    if max_new < 1:
+        raise InputError(f"max_new must be at least 1, got {max_new}")
 
 
 def _round_up(length: int) -> int:

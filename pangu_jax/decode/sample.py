@@ -1,6 +1,7 @@
 """From scores to a token: greedy, temperature, top-k, top-p."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature must be 0 or more, got {self.temperature}")
         if self.top_k < 0:
             raise InputError(f"top_k must be 0 or more, got {self.top_k}")
@@ -35,7 +36,7 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig) -> jax.Array:
     """Scores whose softmax is the distribution that `sample` draws from.
 
     Temperature comes first, then top-k, then top-p on what top-k left. Equal scores: the lower
-    token id goes first.
+    token id goes first. Unless temperature is 0, the best score of a row becomes 0.
 
     Args:
       logits: [B, V].
@@ -49,7 +50,8 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig) -> jax.Array:
     if cfg.temperature == 0:
         best = jax.nn.one_hot(jnp.argmax(logits, -1), vocab, dtype=bool)
         return jnp.where(best, logits, -jnp.inf)
-    logits = logits / cfg.temperature
+    # The best at 0, so that a small temperature overflows to -inf and nothing becomes a NaN.
+    logits = (logits - logits.max(-1, keepdims=True)) / max(cfg.temperature, 1e-30)
     if cfg.top_k in (0, vocab) and cfg.top_p == 1:
         return logits
     order = jnp.argsort(-logits, axis=-1, stable=True)

@@ -20,11 +20,11 @@ class Perplexity:
     """A measurement and how it was made.
 
     Attributes:
-      nats: summed negative log-likelihood.
+      nats: summed negative log-likelihood, in float64.
       tokens: how many tokens were predicted.
       bytes: UTF-8 bytes of the text they stand for.
       length: tokens of context a window gives at most.
-      stride: tokens predicted by a window.
+      stride: tokens predicted by each window of a document but its first.
     """
 
     nats: float
@@ -47,8 +47,9 @@ class Perplexity:
     def protocol(self) -> str:
         """The window protocol in words."""
         return (
-            f"windows of {self.length} tokens, each predicting its last {self.stride}; "
-            "documents apart, each headed by the boundary token; every token predicted once"
+            f"windows of {self.length} tokens: a document's first predicts all of its own, each "
+            f"further one its last {self.stride}; documents apart, each headed by the boundary "
+            "token; every token predicted once"
         )
 
 
@@ -87,21 +88,23 @@ def measure(
       progress: called with windows done and windows in all.
 
     Raises:
-      InputError: `length` or `stride` make no sense, or there is nothing to predict.
+      InputError: `length`, `stride` or `batch` make no sense, or there is nothing to predict.
     """
     stride = length if stride is None else stride
+    if batch < 1:
+        raise InputError(f"batch must be at least 1, got {batch}")
     if length < 1 or not 1 <= stride <= length:
         raise InputError(f"need length >= stride >= 1, got length {length} and stride {stride}")
     windows = list(_windows(tokens, length, stride, max_tokens))
     predicted = sum(new for _, _, new in windows)
     if not predicted:
         raise InputError("there is nothing to predict: every document is empty")
-    options = {"cfg": cfg, "dtype": dtype, "layout": layout, "impl": impl}
-    run = jax.jit(partial(_nats, **options))
+    options = {"cfg": cfg, "dtype": dtype, "layout": layout}
+    options["impl"] = None if impl is None else tuple(sorted(impl.items()))
     nats = 0.0
     for first in range(0, len(windows), batch):
         arrays = _batch(tokens, windows[first : first + batch], length, batch)
-        nats += float(np.asarray(run(params, *arrays), np.float64).sum())
+        nats += float(np.asarray(_nats(params, *arrays, **options), np.float64).sum())
         if progress is not None:
             progress(min(first + batch, len(windows)), len(windows))
     all_tokens = len(tokens.ids) - len(tokens.starts)
@@ -139,8 +142,10 @@ def _batch(tokens: Tokens, windows: list, length: int, rows: int) -> tuple[np.nd
     return inputs, labels, segments, weights
 
 
+@partial(jax.jit, static_argnames=("cfg", "dtype", "layout", "impl"))
 def _nats(params, inputs, labels, segments, weights, *, cfg, dtype, layout, impl):
-    """Summed nats of each row, float32 [B]."""
+    """Nats of each label, float32 [B, T], 0 without weight; compiled once for all measurements."""
+    impl = None if impl is None else dict(impl)
     out = decoder.apply(
         params, inputs, cfg=cfg, segments=segments, dtype=dtype, layout=layout, impl=impl
     )
@@ -148,7 +153,7 @@ def _nats(params, inputs, labels, segments, weights, *, cfg, dtype, layout, impl
     def row(hidden, label, weight):
         logits = decoder.logits(params, hidden)
         found = jax.numpy.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-        return (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum()
+        return weight * (jax.nn.logsumexp(logits, axis=-1) - found)
 
     # One row's logits at a time: [T, V], not [B, T, V].
     return jax.lax.map(lambda x: row(*x), (out.hidden, labels, weights))

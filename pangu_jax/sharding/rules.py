@@ -21,6 +21,10 @@ class Rules:
     params: Table
     activations: Table
 
+    def __hash__(self) -> int:
+        """Of the tables' items, so that a layout can be a static argument of `jax.jit`."""
+        return hash((frozenset(self.params.items()), frozenset(self.activations.items())))
+
 
 _TENSOR = {name: ("tensor",) for name in ("mlp", "expert_mlp", "kv_heads", "q_per_kv", "vocab")}
 _EXPERT = {name: ("expert",) for name in ("group", "expert")}

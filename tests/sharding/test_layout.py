@@ -38,6 +38,13 @@ def test_presets_join_and_split_the_batch_over_all_their_axes():
         preset("fsdp+zero")
 
 
+def test_layouts_are_hashable_so_that_jit_takes_them_as_static():
+    one, same = layout("fsdp+tensor", fsdp=4, tensor=2), layout("tensor+fsdp", fsdp=4, tensor=2)
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != layout("fsdp", fsdp=4, tensor=2)
+
+
 def test_parameters_split_by_their_axes():
     where = layout("fsdp+tensor", fsdp=4, tensor=2)
     assert partition(("embed", "mlp"), (8, 6), where) == P(("fsdp",), ("tensor",))

@@ -1,0 +1,237 @@
+"""Generation: cache against full forward, ragged batches, keys, stops, compilations."""
+
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import materialise
+from pangu_jax.decode.generate import generate, stream
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.models import decoder
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.sharding.layout import Layout, shardings
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
+
+HEADS = AttentionConfig(2, 2, 4, qk_norm=True, query_bias=True)
+CFG = decoder.DecoderConfig(
+    23,
+    16,
+    (
+        LayerConfig(HEADS, mlp=MlpConfig(24)),
+        LayerConfig(HEADS, moe=MoEConfig(4, 2, 1, 8, shared_width=8)),
+    ),
+)
+DENSE = decoder.DecoderConfig(
+    23, 16, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8)),), tied=True
+)
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2], [6], [5, 3, 5, 8]]
+HOT = SamplingConfig(1.0, top_k=12, top_p=0.95)
+
+
+@functools.cache
+@functools.partial(jax.jit, static_argnums=0)
+def model(cfg=CFG):
+    """Random weights, large enough that the text is not one token over and over."""
+    params = materialise(decoder.spec(cfg), key=jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@functools.cache
+def full_forward():
+    return jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=CFG).hidden))
+
+
+def continued(prompt, count, stop=()):
+    """Greedy text by a full forward pass for every token, one row alone, no cache."""
+    ids = list(prompt)
+    for _ in range(count):
+        padded = np.zeros((1, 32), np.int32)  # later tokens are not seen by earlier ones
+        padded[0, : len(ids)] = ids
+        ids.append(int(np.argmax(full_forward()(model(), padded)[0, len(ids) - 1])))
+        if ids[-1] in stop:
+            break
+    return ids[len(prompt) :]
+
+
+def ragged(prompts, length, side):
+    tokens, segments, positions = (np.zeros((len(prompts), length), np.int32) for _ in range(3))
+    places = []
+    for row, prompt in enumerate(prompts):
+        first = length - len(prompt) if side == "left" else 0
+        at = slice(first, first + len(prompt))
+        tokens[row, at], segments[row, at], positions[row, at] = prompt, 1, range(len(prompt))
+        places.append(np.arange(length)[at])
+    return tokens, segments, positions, places
+
+
+@functools.partial(jax.jit, static_argnames="prefill")
+def cached_logits(params, tokens, segments, positions, *, prefill):
+    """Logits of every position: the first `prefill` at once, the others one by one."""
+
+    def step(cache, part):
+        tokens, segments, positions = part
+        out = decoder.apply(
+            params, tokens, cfg=CFG, segments=segments, positions=positions, cache=cache
+        )
+        return out.cache, decoder.logits(params, out.hidden)
+
+    inputs = (tokens, segments, positions)
+    cache = decoder.init_cache(CFG, tokens.shape[0], 16)
+    cache, first = step(cache, [x[:, :prefill] for x in inputs])
+    _, rest = jax.lax.scan(step, cache, [x[:, prefill:].T[..., None] for x in inputs])
+    return jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prefill_and_decoding_equal_the_full_forward_at_every_position(side):
+    """moge.md 6, test 20: rows of different lengths, padded on either side, each as if alone."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, CFG.vocab, n).tolist() for n in (10, 3, 7)]
+    *inputs, places = ragged(rows, 10, side)
+    found = cached_logits(model(), *inputs, prefill=4)
+    for row, ids in enumerate(rows):
+        padded = np.zeros((1, 32), np.int32)
+        padded[0, : len(ids)] = ids
+        want = full_forward()(model(), padded)[0, : len(ids)]
+        assert want.std() > 0.3
+        np.testing.assert_allclose(found[row, places[row]], want, atol=1e-4)
+
+
+def test_greedy_text_is_that_of_a_full_forward_for_every_token():
+    out = generate(model(), PROMPTS, cfg=CFG, max_new=12)
+    want = [continued(prompt, 12) for prompt in PROMPTS]
+    assert len({tuple(row) for row in want}) == 3
+    assert max(len(set(row)) for row in want) > 2
+    assert out.rows() == want
+    assert out.ids.shape == (3, 12)
+    assert out.ids.dtype == np.int32
+    assert out.lengths.tolist() == [12, 12, 12]
+
+
+def test_a_row_has_the_text_it_would_have_alone():
+    """moge.md 6, test 20: batch invariance, with what is drawn as well; keys change the draws."""
+    options = {"cfg": CFG, "max_new": 12, "sampling": HOT}
+    rows = generate(model(), PROMPTS, **options, key=jax.random.key(7)).rows()
+    again = generate(model(), PROMPTS, **options, key=jax.random.key(7)).rows()
+    assert again == rows
+    beside = [PROMPTS[0], [1, 2, 3], [9] * 12]
+    assert generate(model(), beside, **options, key=jax.random.key(7)).rows()[0] == rows[0]
+    assert generate(model(), PROMPTS[:1], **options, key=jax.random.key(7)).rows() == rows[:1]
+    same = generate(model(), [PROMPTS[0]] * 3, **options, key=jax.random.key(7)).rows()
+    assert same[0] == rows[0] != same[1]
+    assert generate(model(), PROMPTS, **options, key=jax.random.key(8)).rows() != rows
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(), HOT])
+def test_a_stream_gives_the_same_tokens(sampling):
+    options = {"cfg": DENSE, "max_new": 9, "sampling": sampling, "key": jax.random.key(7)}
+    want = generate(model(DENSE), PROMPTS[:1], **options).rows()[0]
+    assert len(set(want)) > 2
+    assert list(stream(model(DENSE), PROMPTS[0], **options)) == want
+    stop = [22, want[4]]
+    ends = want[: want.index(want[4]) + 1]
+    assert list(stream(model(DENSE), PROMPTS[0], **options, stop_ids=stop)) == ends
+
+
+def test_a_row_ends_with_its_stop_token_and_the_rest_goes_on():
+    plain = [continued(prompt, 12) for prompt in PROMPTS]
+    stop = (plain[0][2], plain[1][5])
+    want = [continued(prompt, 12, stop) for prompt in PROMPTS]
+    assert len({len(row) for row in want}) > 1
+    out = generate(model(), PROMPTS, cfg=CFG, max_new=12, stop_ids=stop)
+    assert out.rows() == want
+    for row, length in zip(out.ids, out.lengths, strict=True):
+        assert (row[length:] == 0).all()
+
+
+def test_the_loop_ends_when_every_row_has_stopped():
+    """Not after max_new steps: these would take minutes."""
+    options = {"cfg": DENSE, "stop_ids": range(0, 23, 2), "sampling": HOT}
+    short = generate(model(DENSE), PROMPTS, **options, max_new=16)
+    assert (short.lengths < 16).all()
+    start = time.perf_counter()
+    out = generate(model(DENSE), PROMPTS, **options, max_new=100_000)
+    assert time.perf_counter() - start < 30
+    assert out.rows() == short.rows()
+
+
+def test_similar_calls_share_a_compilation(monkeypatch):
+    """moge.md 6, test 23: the forward pass is traced twice, for prefill and for the loop."""
+    traces, forward = [], decoder.apply
+
+    def counted(params, tokens, **options):
+        traces.append(tokens.shape)
+        return forward(params, tokens, **options)
+
+    jax.clear_caches()
+    monkeypatch.setattr(decoder, "apply", counted)
+    options = {"cfg": DENSE, "sampling": HOT}
+    shapes = []
+    for length, max_new, seed in ((3, 17, 0), (9, 32, 1), (16, 20, 2)):
+        prompts, key = [[1] * length, [2]], jax.random.key(seed)
+        out = generate(
+            model(DENSE), prompts, **options, max_new=max_new, stop_ids=range(seed), key=key
+        )
+        shapes.append(out.ids.shape)
+    assert traces == [(2, 16), (2, 1)]
+    assert shapes == [(2, 17), (2, 32), (2, 20)]
+    generate(model(DENSE), [[1] * 17, [2]], **options, max_new=20)
+    assert traces[2:] == [(2, 32), (2, 1)]  # a longer prompt: one more size
+    del traces[:]
+    for length in (1, 16):
+        assert len(list(stream(model(DENSE), [1] * length, **options, max_new=10))) == 10
+    assert traces == [(1, 16), (1, 1)]
+
+
+def test_parameters_split_over_devices_give_the_same_text():
+    layout = Layout(make_mesh(data=2, tensor=2, expert=2), preset("tensor+expert"))
+    where = shardings(decoder.spec(CFG), layout)
+    params = jax.device_put(model(), where)
+    prompts = [*PROMPTS, [2, 2]]
+    want = generate(model(), prompts, cfg=CFG, max_new=8).rows()
+    assert generate(params, prompts, cfg=CFG, max_new=8, layout=layout).rows() == want
+
+
+def test_bfloat16_is_the_type_of_activations_and_cache(monkeypatch):
+    kinds, forward = set(), decoder.apply
+
+    def seen(params, tokens, *, cache, **options):
+        out = forward(params, tokens, cache=cache, **options)
+        kinds.update({cache.runs[0]["key"].dtype, out.hidden.dtype})
+        return out
+
+    monkeypatch.setattr(decoder, "apply", seen)
+    generate(model(DENSE), [[1, 2]], cfg=DENSE, max_new=3, dtype=jnp.bfloat16)
+    assert kinds == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_prompts_may_be_an_array_and_bad_ones_are_refused():
+    prompts = np.array([[1, 2, 3], [4, 5, 6]])
+    options = {"cfg": DENSE, "max_new": 3}
+    assert generate(model(DENSE), prompts, **options).rows() == (
+        generate(model(DENSE), prompts.tolist(), **options).rows()
+    )
+    for wrong, message in (
+        ([], "no prompt"),
+        ([[1], []], "prompt 1"),
+        ([[23]], "23"),
+        ([[-1]], "-1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate(model(DENSE), wrong, **options)
+    with pytest.raises(InputError, match="max_new"):
+        generate(model(DENSE), [[1]], cfg=DENSE, max_new=0)
+    with pytest.raises(InputError, match="max_new"):
+        list(stream(model(DENSE), [1], cfg=DENSE, max_new=0))
