@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import materialise
+from pangu_jax.core.spec import is_spec, ones
 from pangu_jax.decode.generate import generate, stream
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models import decoder
@@ -38,14 +38,16 @@ HOT = SamplingConfig(1.0, top_k=12, top_p=0.95)
 
 
 @functools.cache
-@functools.partial(jax.jit, static_argnums=0)
 def model(cfg=CFG):
     """Random weights, large enough that the text is not one token over and over."""
-    params = materialise(decoder.spec(cfg), key=jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(0)
+
+    def leaf(spec):
+        gain = spec.init == ones
+        scale = 0.2 if gain else 0.5
+        return jnp.asarray(gain + scale * rng.normal(size=spec.shape), jnp.float32)
+
+    return jax.tree.map(leaf, decoder.spec(cfg), is_leaf=is_spec)
 
 
 @functools.cache
