@@ -47,7 +47,7 @@ def read_model(path: Path) -> tuple[dict, DecoderConfig]:
     header = dict(zip(HEADER, np.frombuffer(raw, "<i4", 7).tolist(), strict=True))
     tied = header["vocab_size"] > 0  # a negative size says that a classifier follows
     header["vocab_size"] = abs(header["vocab_size"])
-    if min(header.values()) < 1 or header["dim"] % header["n_heads"]:
+    if not _sensible(header) or max(header.values()) > len(raw):
         raise InputError(f"{path} is no llama2.c checkpoint of version 0: its header is {header}")
     width, hidden, layers, heads, groups, vocab, length = header.values()
     attention = AttentionConfig(groups, heads // groups, width // heads)
@@ -196,6 +196,15 @@ def _read(path: Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _sensible(header: dict[str, int]) -> bool:
+    heads = header["n_heads"]
+    return (
+        min(header.values()) > 0
+        and header["dim"] % (2 * heads) == 0
+        and heads % header["n_kv_heads"] == 0
+    )
 
 
 def _shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,52 @@
+"""Opening a run folder and a Hugging Face folder by the same call."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.checkpoint import hf, store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.tree import flatten
+
+LLAMA = Path(__file__).parents[1] / "golden" / "llama2"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    params, cfg = hf.load(LLAMA, dtype=jnp.float32)
+    store.save_model(cfg, folder)
+    (folder / "config.json").write_text("{}")  # of the run, as `pangu-jax train` writes it
+    with store.Store(folder) as checkpoints:
+        checkpoints.save(3, params, {"step": jnp.int32(3)})
+    return folder
+
+
+def test_both_kinds_give_the_same_parameters_and_configuration(run_folder):
+    ours, cfg, _ = open_checkpoint(run_folder)
+    theirs, same, _ = open_checkpoint(str(LLAMA), dtype=jnp.float32)
+    assert cfg == same
+    theirs = flatten(theirs)
+    for name, leaf in flatten(ours).items():
+        assert np.array_equal(leaf, theirs[name]), name
+
+
+def test_the_type_of_the_parameters_may_be_given(run_folder):
+    for folder in (run_folder, LLAMA):
+        leaves = flatten(open_checkpoint(folder, dtype=jnp.bfloat16)[0]).values()
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_only_a_run_of_ours_without_a_tokenizer_is_of_bytes(run_folder):
+    assert open_checkpoint(run_folder)[2] == "bytes"
+    assert open_checkpoint(LLAMA)[2] == str(LLAMA)  # which load_tokenizer refuses by name
+    (run_folder / "tokenizer.json").write_text("{}")
+    assert open_checkpoint(run_folder)[2] == str(run_folder)
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no checkpoint"):
+        open_checkpoint(tmp_path)
