@@ -53,8 +53,8 @@ def call(*arguments):
 
 
 def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, capsys):
-    options = ["--prompt", "a£c", "--max-new", 9, "--temperature", 0.1, "--seed", 4]
-    assert call("generate", run_folder, *options) == 0
+    options = ["--prompt", "a£c", "--max-new", 9, "--temperature", 3, "--top-k", 5]
+    assert call("generate", run_folder, *options, "--seed", 4) == 0
     out, err = capsys.readouterr()
     params, _, _ = open_checkpoint(run_folder)
     want = generate(
@@ -62,7 +62,7 @@ def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, c
         [[256, *"a£c".encode()]],
         cfg=CFG,
         max_new=9,
-        sampling=SamplingConfig(0.1),
+        sampling=SamplingConfig(3.0, top_k=5),
         stop_ids=[256],
         key=jax.random.key(4),
     )
@@ -70,6 +70,8 @@ def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, c
     assert "9 tokens" in err
     assert "tokens/s" in err
     assert "note" not in err
+    assert call("generate", run_folder, *options, "--seed", 5) == 0
+    assert capsys.readouterr().out != out
     assert call("generate", run_folder, "--max-new", 80) == 0
     assert "made for 64 tokens" in capsys.readouterr().err
 
