@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class Tokens:
     """Documents as one flat array, each headed by the boundary id.
 
     Attributes:
-      ids: uint16 or uint32 [N], in memory or mapped from a file.
+      ids: the smallest unsigned type that holds the vocabulary, [N], in memory or mapped.
       starts: int64 [documents], where each document's boundary id stands.
       bytes: UTF-8 bytes of all the text.
     """
@@ -37,7 +38,7 @@ def tokenise(
     """Encodes every document once; empty ones are left out.
 
     Args:
-      documents: read once, in order; the result is in memory, 2 or 4 bytes a token.
+      documents: read once, in order; the result is in memory, 1, 2 or 4 bytes a token.
       tokenizer: its boundary id is put before each document, so that the first token of a
         document is predicted too.
       progress: called with the number of text bytes done after each document.
@@ -45,46 +46,51 @@ def tokenise(
     Raises:
       InputError: there is no text at all.
     """
-    kind = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    parts, starts, position, size = [], [], 0, 0
-    for document in documents:
-        if not document.text:
-            continue
-        ids = np.asarray([tokenizer.boundary, *tokenizer.encode(document.text)], kind)
-        parts.append(ids)
-        starts.append(position)
-        position += len(ids)
-        size += len(document.text.encode("utf-8"))
-        if progress is not None:
-            progress(size)
-    if not parts:
-        raise InputError("there is no text to tokenise")
-    return Tokens(np.concatenate(parts), np.asarray(starts, np.int64), size)
+    flat = bytearray()  # grows in place, where joining arrays would take twice the memory
+    starts, size = _encode(documents, tokenizer, flat.extend, progress)
+    return Tokens(np.frombuffer(flat, _kind(tokenizer)), starts, size)
 
 
-def save_tokens(tokens: Tokens, path: str | Path) -> None:
-    """Writes tokens as one .npz file, whole or not at all."""
-    with atomic_write(path, "wb") as file:
-        np.savez(file, ids=tokens.ids, starts=tokens.starts, bytes=np.int64(tokens.bytes))
+def cached_tokens(
+    documents: Callable[[], Iterable[Document]],
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> Tokens:
+    """What `tokenise` gives, mapped from files that a second call finds again.
 
+    The files are named by a hash of the texts and the tokeniser, and appear whole or not at all.
+    One document is in memory at a time, and the ids are read from disk as they are used.
 
-def load_tokens(path: str | Path) -> Tokens:
-    """Reads what `save_tokens` wrote.
+    Args:
+      documents: called once to hash the texts, and again where they must be encoded.
+      tokenizer: as in `tokenise`.
+      folder: where the files are kept; made if missing.
+      progress: as in `tokenise`; not called when the files are found.
 
     Raises:
-      InputError: the file is missing or not one of ours.
+      InputError: there is no text at all, or the folder cannot be written.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Tokens(file["ids"], file["starts"], int(file["bytes"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a file of packed tokens: {error}") from error
+    path = Path(folder) / _key(documents(), tokenizer)
+    found = _load(path, _kind(tokenizer))
+    if found is not None:
+        return found
+    with atomic_write(path.with_suffix(".ids"), "wb") as file:
+        starts, size = _encode(documents(), tokenizer, file.write, progress)
+        length = file.tell()
+    with atomic_write(path.with_suffix(".npz"), "wb") as file:
+        np.savez(file, starts=starts, bytes=np.int64(size), length=np.int64(length))
+    found = _load(path, _kind(tokenizer))
+    if found is None:
+        raise InputError(f"the tokens just written to {folder} cannot be read back")
+    return found
 
 
 def fingerprint(tokens: Tokens) -> str:
     """A hash of the ids and starts: which text and tokeniser a run was made with."""
-    digest = hashlib.sha256(np.ascontiguousarray(tokens.ids).tobytes())
-    digest.update(np.ascontiguousarray(tokens.starts).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(tokens.ids).view(np.uint8))
+    digest.update(np.ascontiguousarray(tokens.starts).view(np.uint8))
     return digest.hexdigest()[:16]
 
 
@@ -106,6 +112,11 @@ class PackedTokens:
         if length < 1:
             raise InputError(f"window length must be at least 1, got {length}")
         self.tokens, self.length = tokens, length
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of all the text, for bits per byte."""
+        return self.tokens.bytes
 
     def __len__(self) -> int:
         """Number of windows; the last flat token has no successor and needs none."""
@@ -139,3 +150,51 @@ class PackedTokens:
         weights = np.zeros(self.length, np.float32)
         weights[:shown] = counts
         return {**window, "weights": weights}
+
+
+def _kind(tokenizer: Tokenizer) -> np.dtype:
+    return np.min_scalar_type(tokenizer.vocab_size - 1)
+
+
+def _encode(
+    documents: Iterable[Document],
+    tokenizer: Tokenizer,
+    write: Callable[[bytes], object],
+    progress: Callable[[int], None] | None,
+) -> tuple[np.ndarray, int]:
+    """Writes the ids of all documents; returns where each starts, and the bytes of text."""
+    kind, starts, position, size = _kind(tokenizer), [], 0, 0
+    for document in documents:
+        if not document.text:
+            continue
+        ids = np.asarray([tokenizer.boundary, *tokenizer.encode(document.text)], kind)
+        write(ids.tobytes())
+        starts.append(position)
+        position += len(ids)
+        size += len(document.text.encode("utf-8"))
+        if progress is not None:
+            progress(size)
+    if not starts:
+        raise InputError("there is no text to tokenise")
+    return np.asarray(starts, np.int64), size
+
+
+def _key(documents: Iterable[Document], tokenizer: Tokenizer) -> str:
+    digest = hashlib.sha256(f"1 {tokenizer.digest} {tokenizer.boundary}".encode())
+    for document in documents:
+        text = document.text.encode("utf-8")
+        digest.update(len(text).to_bytes(8, "little"))
+        digest.update(text)
+    return digest.hexdigest()[:32]
+
+
+def _load(path: Path, kind: np.dtype) -> Tokens | None:
+    """The tokens of that key, or None where a file is missing or damaged."""
+    try:
+        # Opened here, as numpy leaves a damaged file open.
+        with open(path.with_suffix(".npz"), "rb") as raw, np.load(raw) as file:
+            starts, size, length = file["starts"], int(file["bytes"]), int(file["length"])
+        ids = np.memmap(path.with_suffix(".ids"), kind, mode="r")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return Tokens(ids, starts, size) if ids.nbytes == length else None

@@ -25,7 +25,7 @@ def batches(
     The order is a function of the seed alone: batch number i is the same whether the stream was
     entered at step 0 or i, so a run resumes exactly by its step number. Every epoch is shuffled
     anew; windows flow over from one epoch into the next, and only the last batch of all may be
-    dropped for being short.
+    dropped for being short. Rows are read ahead in threads, which end with the iterator.
 
     Args:
       source: `__len__` and `__getitem__(i) -> {name: array}`.
@@ -38,16 +38,36 @@ def batches(
       process_count: how many share a batch: row r of it goes to process r % process_count.
 
     Raises:
-      InputError: `batch` is not a positive multiple of `process_count`, or exceeds what there is.
+      InputError: an empty source, numbers out of range, `batch` not a multiple of `process_count`,
+        or more than there is.
     """
-    if batch < 1 or batch % process_count:
-        raise InputError(f"batch {batch} must be a positive multiple of {process_count} processes")
-    if epochs is not None and batch > len(source) * epochs:
-        raise InputError(f"a batch of {batch} exceeds the {len(source) * epochs} windows there are")
+    _check(len(source), batch, seed, epochs, start_step, process_index, process_count)
     rows = grain.MapDataset.source(source).seed(seed)
     rows = rows.shuffle() if shuffle else rows
     rows = rows.repeat(epochs)[process_index::process_count]
     local = batch // process_count
-    # Reading ahead in threads; no child processes, so it starts at once and ends with the run.
-    rows = rows[start_step * local :].to_iter_dataset()
+    # Threads and no child processes, so it starts at once and ends with the run; more than two
+    # only wait for each other, as a row is a few small numpy calls.
+    rows = rows[start_step * local :].to_iter_dataset(grain.ReadOptions(num_threads=2))
     return iter(rows.batch(local, drop_remainder=True))
+
+
+def _check(
+    windows: int,
+    batch: int,
+    seed: int,
+    epochs: int | None,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+) -> None:
+    if not windows:
+        raise InputError("there are no windows to make batches of")
+    if process_count < 1 or not 0 <= process_index < process_count:
+        raise InputError(f"process {process_index} of {process_count} does not exist")
+    if batch < 1 or batch % process_count:
+        raise InputError(f"batch {batch} must be a positive multiple of {process_count} processes")
+    if seed < 0 or start_step < 0:
+        raise InputError(f"seed {seed} and start_step {start_step} must be at least 0")
+    if epochs is not None and (epochs < 1 or batch > windows * epochs):
+        raise InputError(f"a batch of {batch} exceeds the {windows * epochs} windows there are")

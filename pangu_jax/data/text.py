@@ -32,13 +32,13 @@ def documents(
 ) -> Iterator[Document]:
     """The documents of a file or, in sorted order, of a folder and all folders below it.
 
-    A file is one document; a line of a .jsonl file is one. One file is in memory at a time.
+    A file is one document, in memory whole; a line of a .jsonl file is one, read line by line.
 
     Args:
       path: a file, or a folder whose files with one of the endings are read; "stdlib" is the
         interpreter's own standard library (see `stdlib`), "packages" the installed packages.
       field: the key that holds the text in .jsonl lines.
-      endings: which files of a folder count.
+      endings: which files of a folder count, in either case; (".py", ".md") reads source instead.
 
     Raises:
       InputError: nothing there, a file that is not UTF-8 text, a line that is not JSON or lacks
@@ -50,7 +50,7 @@ def documents(
     path = Path(path)
     if not path.exists():
         raise InputError(f"there is no file or folder {path}")
-    files = [path] if path.is_file() else _files(path, endings)
+    files = _files(path, endings) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path} holds no file that ends in {', '.join(endings)}")
     root, found = path if path.is_dir() else path.parent, False
@@ -67,21 +67,43 @@ def stdlib() -> Iterator[Document]:
 
     Text that every machine with Python has. Third-party packages and the library's own tests are
     left out, so that what is installed and how Python was packaged matter little; different
-    Python versions give different text.
+    Python versions give different text. One file is in memory at a time.
+
+    Raises:
+      InputError: this Python came without the source of its library.
     """
     root = Path(sysconfig.get_path("stdlib"))
     skip = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    yield from _python(root, skip)
+    found = False
+    for document in _python(root, skip):
+        found = True
+        yield document
+    if not found:
+        raise InputError(f"this Python keeps no source of its library in {root}")
 
 
 def packages(max_bytes: int | None = None) -> Iterator[Document]:
-    """Python source of the installed packages, sorted by path, up to about `max_bytes`."""
+    """Python source of the installed packages, sorted by path; one file in memory at a time.
+
+    Args:
+      max_bytes: stops before the document that would exceed so many UTF-8 bytes; None takes all.
+
+    Raises:
+      InputError: no package is installed, or the first file is larger than `max_bytes`.
+    """
+    # Some systems keep compiled packages in a folder of their own.
+    kinds = ("purelib", "platlib")
+    roots = dict.fromkeys(Path(sysconfig.get_path(kind)).resolve() for kind in kinds)
     total = 0
-    for document in _python(Path(sysconfig.get_path("purelib")), {"__pycache__"}):
+    for document in (d for root in roots for d in _python(root, {"__pycache__"})):
+        size = len(document.text.encode("utf-8"))
+        if max_bytes is not None and total + size > max_bytes:
+            break
+        total += size
         yield document
-        total += len(document.text)
-        if max_bytes is not None and total >= max_bytes:
-            return
+    if not total:
+        most = "" if max_bytes is None else f" of at most {max_bytes} bytes"
+        raise InputError(f"{', '.join(map(str, roots))} begins with no Python source{most}")
 
 
 def held_out(document: Document, fraction: float) -> bool:
@@ -90,13 +112,19 @@ def held_out(document: Document, fraction: float) -> bool:
     Args:
       document: the document.
       fraction: the share of names that are held out, 0 to 1.
+
+    Raises:
+      InputError: `fraction` is not between 0 and 1.
     """
+    if not 0 <= fraction <= 1:
+        raise InputError(f"the held-out share must be between 0 and 1, got {fraction}")
     digest = hashlib.sha256(document.name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:
-    files = (f for f in folder.rglob("*") if f.name.endswith(endings) and f.is_file())
+    endings = tuple(ending.lower() for ending in endings)
+    files = (f for f in folder.rglob("*") if f.name.lower().endswith(endings) and f.is_file())
     return sorted(files, key=lambda f: f.relative_to(folder).as_posix())
 
 
@@ -114,27 +142,28 @@ def _python(root: Path, skip: set[str]) -> Iterator[Document]:
 
 
 def _read(file: Path, name: str, field: str) -> Iterator[Document]:
-    text = _text(file)
-    if ".jsonl" not in file.suffixes:
-        yield Document(name, text)
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield Document(f"{name}:{number}", _field(line, field, f"{file} line {number}"))
-
-
-def _text(file: Path) -> str:
+    jsonl = name.lower().endswith((".jsonl", ".jsonl.gz"))
     try:
-        raw = file.read_bytes()
-        raw = gzip.decompress(raw) if file.suffix == ".gz" else raw
+        with gzip.open(file) if name.lower().endswith(".gz") else open(file, "rb") as stream:
+            if not jsonl:
+                yield Document(name, _decode(stream.read(), str(file)))
+                return
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    where = f"{file} line {number}"
+                    text = _field(_decode(line, where), field, where)
+                    yield Document(f"{name}:{number}", text)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {file}: {error}") from error
+
+
+def _decode(raw: bytes, where: str) -> str:
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").removeprefix("\ufeff")  # some editors begin files with a mark
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: byte {error.start} is not valid") from error
+        raise InputError(f"{where} is not UTF-8 text: byte {error.start} is not valid") from error
     if "\0" in text:
-        raise InputError(f"{file} is not text: it holds a zero byte at {text.index(chr(0))}")
+        raise InputError(f"{where} is not text: it holds a zero byte at {raw.index(0)}")
     return text
 
 
@@ -145,4 +174,8 @@ def _field(line: str, field: str, where: str) -> str:
         raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(value, dict) or not isinstance(value.get(field), str):
         raise InputError(f"{where} has no text under the key {field!r}")
+    try:
+        value[field].encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can write half a character: "\\ud83d"
+        raise InputError(f"{where} holds half a surrogate pair, which is no text") from error
     return value[field]

@@ -1,6 +1,7 @@
 """Tokenisers: bytes, or any Hugging Face tokenizer.json."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,12 +20,16 @@ class Tokenizer(Protocol):
       vocab_size: one more than the largest id.
       boundary: the id put before each document.
       eos_ids: ids after which generation stops.
+      digest: a hash of all that decides which ids a text gets.
+      open_ids: ids whose text may still change when the next id comes.
     """
 
     name: str
     vocab_size: int
     boundary: int
     eos_ids: tuple[int, ...]
+    digest: str
+    open_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text, no special tokens added."""
@@ -43,6 +48,8 @@ class ByteTokenizer:
     vocab_size: int = 264
     boundary: int = 256
     eos_ids: tuple[int, ...] = (256,)
+    digest: str = "bytes"
+    open_ids: frozenset[int] = frozenset()
 
     def encode(self, text: str) -> list[int]:
         """The text's UTF-8 bytes."""
@@ -61,6 +68,8 @@ class FileTokenizer:
     vocab_size: int
     boundary: int
     eos_ids: tuple[int, ...]
+    digest: str
+    open_ids: frozenset[int]
     inner: tokenizers.Tokenizer
 
     def encode(self, text: str) -> list[int]:
@@ -100,7 +109,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise InputError(f"{file} names no token that begins or ends a text, such as <s>")
     ids = inner.get_vocab(with_added_tokens=True).values()
     boundary = begin if begin is not None else end[0]
-    return FileTokenizer(str(file), max(ids) + 1, boundary, tuple(end), inner)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    single = (inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    # Such tokens are one byte each, and a run of them is decoded as a whole.
+    open_ids = frozenset(i for i in single if i is not None)
+    return FileTokenizer(str(file), max(ids) + 1, boundary, tuple(end), digest, open_ids, inner)
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
@@ -113,7 +126,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; what it has given never changes."""
+    """Text of ids that arrive one by one; what it has given never changes.
+
+    All that `push` and then `finish` give, joined, is the tokeniser's `decode` of all ids.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         """Starts with no ids."""
@@ -121,23 +137,29 @@ class StreamDecoder:
         self._ids: list[int] = []
         self._done = 0  # ids whose text was given
         self._prefix = 0  # where decoding starts again: a few ids back, for leading spaces
+        self._open = False  # inside a run of single bytes, which is decoded as a whole
 
     def push(self, token: int) -> str:
         """The text that the next id completes, "" while a character is unfinished."""
         self._ids.append(token)
-        before = self._tokenizer.decode(self._ids[self._prefix : self._done])
-        now = self._tokenizer.decode(self._ids[self._prefix :])
-        if now.endswith("\ufffd") or not now.startswith(before):
+        silent = not self._tokenizer.decode([token])  # a special token does not end a run
+        self._open = token in self._tokenizer.open_ids or (self._open and silent)
+        before, now = self._texts()
+        if self._open or now.endswith("\ufffd") or not now.startswith(before):
             return ""
-        self._prefix, self._done = self._done, len(self._ids)
+        if now != before:  # else the ids before still matter to the spaces of the next one
+            self._prefix, self._done = self._done, len(self._ids)
         return now[len(before) :]
 
     def finish(self) -> str:
         """What is left, an unfinished character as the replacement character."""
-        before = self._tokenizer.decode(self._ids[self._prefix : self._done])
-        rest = self._tokenizer.decode(self._ids[self._prefix :])[len(before) :]
+        before, now = self._texts()
         self._prefix = self._done = len(self._ids)
-        return rest
+        return now[len(before) :]
+
+    def _texts(self) -> tuple[str, str]:
+        decode = self._tokenizer.decode
+        return decode(self._ids[self._prefix : self._done]), decode(self._ids[self._prefix :])
 
 
 def _special(folder: Path, inner: tokenizers.Tokenizer) -> tuple[int | None, list[int]]:
@@ -146,24 +168,29 @@ def _special(folder: Path, inner: tokenizers.Tokenizer) -> tuple[int | None, lis
     for name in ("generation_config.json", "tokenizer_config.json", "config.json"):
         if (folder / name).is_file():
             values = read_json(folder / name)
+            if not isinstance(values, dict):
+                raise InputError(f"{folder / name} holds no JSON object")
             if begin is None:
                 begin = next(iter(_ids(values, "bos", inner)), None)
             end = end or _ids(values, "eos", inner)
-    lookup = [inner.token_to_id(t) for t in ("<s>", "<|begin_of_text|>", "<|endoftext|>")]
-    ends = [
-        inner.token_to_id(t) for t in ("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>")
-    ]
+    begins = _known(("<s>", "<|begin_of_text|>", "<|endoftext|>"), inner)
+    ends = _known(("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"), inner)
     if begin is None and not end:
-        begin = next((i for i in lookup if i is not None), None)
-    return begin, end or [i for i in ends if i is not None]
+        begin = next(iter(begins), None)
+    return begin, end or ends
+
+
+def _known(tokens: Sequence[str], inner: tokenizers.Tokenizer) -> list[int]:
+    found = (inner.token_to_id(token) for token in tokens)
+    return [i for i in found if i is not None]
 
 
 def _ids(values: dict, kind: str, inner: tokenizers.Tokenizer) -> list[int]:
+    """The ids that a file names for "bos" or "eos"; those the tokeniser lacks are left out."""
     found = values.get(f"{kind}_token_id")
     if found is None:
         token = values.get(f"{kind}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        found = None if token is None else inner.token_to_id(token)
-    if found is None:
-        return []
-    return [int(i) for i in found] if isinstance(found, list) else [int(found)]
+        return _known([token], inner) if isinstance(token, str) else []
+    found = found if isinstance(found, list) else [found]
+    return [i for i in found if type(i) is int and i >= 0 and inner.id_to_token(i) is not None]
