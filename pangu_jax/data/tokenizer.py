@@ -73,7 +73,11 @@ class FileTokenizer:
     inner: tokenizers.Tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without the special tokens a template would add."""
+        """Ids of the text, without the special tokens a template would add.
+
+        The library keeps some 200 bytes a token while it works, so long texts are better given as
+        many documents; names of special tokens in the text become those tokens.
+        """
         return self.inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
