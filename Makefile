@@ -1,8 +1,12 @@
-# Two commands do everything: `make demo` and `make test`. Variables: PYTHON, VENV, TORCH, PYTEST.
+# Two commands do everything: `make demo` and `make test`. Variables: PYTHON (which interpreter),
+# VENV (which folder), PYTEST (more arguments to pytest), TORCH (what `make parity` asks pip for).
 VENV ?= .venv
-TORCH ?= torch==2.13.0
 PYTEST ?=
+# The live comparison computes on the CPU; CONTRIBUTING.md says how to get the small build.
+TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
+CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && \
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .PHONY: help demo test parity lint format wheel clean
 
@@ -13,30 +17,27 @@ demo: ## train a grouped and an ordinary mixture of experts on real text, compar
 	@tools/make_venv.sh $(VENV) ""
 	$(BIN)/python experiments/pangu_pro_moe/run.py --preset demo
 
-test: ## run the tests and the import contracts (no torch needed)
-	@tools/make_venv.sh $(VENV) "test"
-	$(BIN)/lint-imports
+test: ## lint, formatting, import contracts, types, tests (no torch needed)
+	@tools/make_venv.sh $(VENV) test
+	$(CHECK)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST)
 
 parity: ## compare live with torch and transformers
-	@tools/make_venv.sh $(VENV) "test,parity" $(TORCH)
+	@tools/make_venv.sh $(VENV) parity $(TORCH)
 	$(BIN)/python -m pytest -m parity $(PYTEST)
 
-lint: ## ruff, formatting, types, import contracts
-	@tools/make_venv.sh $(VENV) "test"
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
-	$(BIN)/pyright --pythonpath $(BIN)/python
+lint: ## what `make test` checks before it runs the tests
+	@tools/make_venv.sh $(VENV) test
+	$(CHECK)
 
 format: ## let ruff rewrite what it can
-	@tools/make_venv.sh $(VENV) "test"
+	@tools/make_venv.sh $(VENV) test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 wheel: ## build the wheel into dist/
-	@tools/make_venv.sh $(VENV) "test"
+	@tools/make_venv.sh $(VENV) test
 	$(BIN)/python -m build --wheel
 
 clean: ## remove environments and build results; runs/ stays
-	rm -rf .venv* dist build .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv* dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

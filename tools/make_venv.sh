@@ -1,22 +1,22 @@
 #!/bin/sh
 # Makes or updates a virtual environment: make_venv.sh FOLDER EXTRAS [PIP-REQUIREMENT...]
 # Picks $PYTHON, or the first Python of 3.11 or newer that can make one. Does nothing when the
-# folder is up to date with pyproject.toml and the same was asked for.
+# folder holds what is asked for, as pyproject.toml is now.
 set -eu
 folder=$1
 extras=$2
 shift 2
 
-usable() { # runs, is new enough, can make an environment with pip
+usable() { # runs (a pyenv shim may not), is new enough, can make an environment with pip
   "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
 find_python() {
   if [ -n "${PYTHON:-}" ]; then
-    usable "$PYTHON" && echo "$PYTHON"
+    if usable "$PYTHON"; then echo "$PYTHON"; fi
     return
   fi
-  for name in python3.11 python3.12 python3.13 python3 python; do
+  for name in python3.11 python3.12 python3.13 python3.14 python3 python; do
     if usable "$name"; then
       echo "$name"
       return
@@ -24,28 +24,40 @@ find_python() {
   done
 }
 
-wanted="$extras $* $(cksum <pyproject.toml)"
-ready="$folder/.ready"
-if [ -f "$ready" ] && grep -qxF "$wanted" "$ready" && "$folder/bin/python" -c '' 2>/dev/null; then
-  exit 0
-fi
+version() {
+  "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null || echo none
+}
 
-if [ ! -f "$ready" ] || ! "$folder/bin/python" -c '' 2>/dev/null; then
+trusted() { # finished, not moved since, and of the Python that is asked for
+  [ -f "$ready" ] && grep -qxF "$here" "$ready" &&
+    "$folder/bin/python" -c '' 2>/dev/null &&
+    { [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version "$folder/bin/python")" ]; }
+}
+
+# The file .ready says where the folder was made and, a line each, what has been installed.
+ready="$folder/.ready"
+here="in $(pwd)"
+project=$(cksum <pyproject.toml)
+wanted="$project [$extras] $*"
+known=""
+if trusted; then
+  if grep -qxF "$wanted" "$ready"; then exit 0; fi
+  known=$(grep -F "$project" "$ready" || true) # of an older pyproject.toml nothing counts
+else
   python=$(find_python)
   if [ -z "$python" ]; then
-    echo "make: this needs Python 3.11 or newer with venv and pip (on Debian: python3-venv);" \
-      "none was found${PYTHON:+ at PYTHON=$PYTHON}. Set PYTHON=/path/to/python." >&2
+    found=${PYTHON:+"PYTHON=$PYTHON is none"}
+    echo "pangu_jax needs Python 3.11 or newer with venv and pip (on Debian: python3-venv), and" \
+      "${found:-none was found}; set PYTHON=/path/to/python." >&2
     exit 1
   fi
   rm -rf "$folder" # what an interrupted run left is not trusted
   "$python" -m venv "$folder"
   "$folder/bin/python" -m pip install --quiet --upgrade pip
 fi
-: >"$ready.new"
 rm -f "$ready" # until pip is done the folder counts as broken
 if [ -n "$extras" ]; then what=".[$extras]"; else what="."; fi
 echo "installing pangu_jax and what it needs into $folder (a minute or two the first time)"
 "$folder/bin/python" -m pip install --quiet --editable "$what" "$@"
-# Everything asked for at this pyproject.toml so far stays valid; older lines do not.
-{ grep -F "$(cksum <pyproject.toml)" "$ready.new" || true; echo "$wanted"; } >"$ready"
-rm -f "$ready.new"
+printf '%s\n%s\n%s\n' "$here" "$known" "$wanted" >"$ready.new"
+mv "$ready.new" "$ready"

@@ -1,14 +1,16 @@
 """`pangu-jax COMMAND ...`: finds the command, turns bad input into one sentence."""
 
 import importlib
+import importlib.util
 import os
 import sys
 
 import pangu_jax
+from pangu_jax.core.errors import InputError
 
-# name: (module, what it does). A command is a module with a frozen dataclass `Options`, whose
-# docstring becomes the help, and `main(options)`. It is imported when it is run, so that --help
-# is instant.
+# name: (module, what it does). To add a command, write a module with a frozen dataclass `Options`,
+# whose docstrings become the help, and `main(options)`, and name it here. It is imported when it
+# is run, so that --help is instant; a module that is not there is not offered.
 COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
@@ -18,9 +20,24 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits: 0, 2 for bad input, 130 when interrupted."""
+    """Runs a command and exits: 0, 2 for bad input, 130 when interrupted.
+
+    Args:
+      arguments: the words after `pangu-jax`; None takes them from the process.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(_run(arguments))
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()  # here, where a reader that has gone can be dealt with
+    except InputError as error:
+        status = _fail(str(error), 2)
+    except KeyboardInterrupt:
+        status = _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read the output has gone; the interpreter must not complain on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
 
 
 def _run(arguments: list[str]) -> int:
@@ -30,37 +47,30 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"pangu-jax {pangu_jax.__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
-        known = ", ".join(COMMANDS)
-        return _fail(f"there is no command {arguments[0]!r}; known: {known}", 2)
+    modules = {name: module for name, (module, _) in _offered().items()}
+    if arguments[0] not in modules:
+        raise InputError(f"there is no command {arguments[0]!r}; known: {', '.join(modules)}")
     import tyro
 
-    from pangu_jax.core.errors import InputError
-
-    module = importlib.import_module(COMMANDS[arguments[0]][0])
-    try:
-        options = tyro.cli(
-            module.Options,
-            prog=f"pangu-jax {arguments[0]}",
-            args=arguments[1:],
-            description=module.__doc__,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        module.main(options)
-    except InputError as error:
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read the output has gone; the interpreter must not complain on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    module = importlib.import_module(modules[arguments[0]])
+    options = tyro.cli(
+        module.Options,
+        prog=f"pangu-jax {arguments[0]}",
+        args=arguments[1:],
+        description=module.__doc__,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    module.main(options)
     return 0
+
+
+def _offered() -> dict[str, tuple[str, str]]:
+    return {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0])}
 
 
 def _usage() -> str:
     lines = ["usage: pangu-jax COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:10} {text}" for name, (_, text) in _offered().items()]
     lines += ["", "pangu-jax COMMAND --help shows a command's options; --version the version."]
     return "\n".join(lines)
 

@@ -66,7 +66,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
@@ -82,7 +82,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         _expect(isinstance(value, dict), where, value, "an object")
         return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is typing.Literal:
-        _expect(value in arguments, where, value, "one of " + ", ".join(map(repr, arguments)))
+        known = [choice for choice in arguments if type(choice) is type(value)]  # True is not 1
+        _expect(value in known, where, value, "one of " + ", ".join(map(repr, arguments)))
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -2,16 +2,16 @@
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from pangu_jax.core.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO]:
     """Opens a temporary file beside `path` that takes its place when the block ends well.
 
     Args:
@@ -22,28 +22,24 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
       InputError: the folder cannot be made or the file not written (full disk, no permission).
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        # mkstemp makes the file private; the result gets the mode an ordinary open would give.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    try:
+        # An ordinary open, so that the file gets the mode that the user's umask asks for.
+        with open(temporary, mode.replace("w", "x"), encoding=_encoding(mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        _discard(temporary)
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    except BaseException:
-        _discard(temporary)
-        raise
-
-
-def _discard(temporary: str | None) -> None:
-    if temporary is not None:
+    finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
+
+
+def _encoding(mode: str) -> str | None:
+    return None if "b" in mode else "utf-8"
