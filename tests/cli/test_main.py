@@ -1,0 +1,174 @@
+"""The frame of the command line: help, exit codes, one sentence for bad input."""
+
+import dataclasses
+import importlib
+import importlib.util
+import subprocess
+import sys
+import types
+from typing import Annotated
+
+import pytest
+import tyro
+
+import pangu_jax
+from pangu_jax.cli import main as frame
+from pangu_jax.core.errors import InputError
+
+OFFERED = [name for name, (module, _) in frame.COMMANDS.items() if importlib.util.find_spec(module)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested:
+    size: int = 1
+    """Of what is nested."""
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise InputError(f"size must be 1 or more, got {self.size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    path: Annotated[str, tyro.conf.Positional]
+    """Where it lies."""
+    nested: Nested = Nested()
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """A function that puts a command `try` into the table, whose main is what it is given."""
+
+    def add(main):
+        name = "pangu_jax.cli.try_"
+        module = types.ModuleType(name, "Tries things.")
+        module.Options, module.main = Options, main
+        module.__spec__ = importlib.util.spec_from_loader(name, None)
+        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(frame.COMMANDS, "try", (name, "try things"))
+
+    return add
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        frame.main(list(arguments))
+    return stop.value.code
+
+
+def test_help_lists_each_command_with_its_line(capsys):
+    assert run("--help") == 0
+    out, err = capsys.readouterr()
+    for name in OFFERED:
+        assert f"  {name:10} {frame.COMMANDS[name][1]}\n" in out
+    assert err == ""
+    assert run() == 2
+    assert capsys.readouterr().out == out
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"pangu-jax {pangu_jax.__version__}\n"
+
+
+def test_an_unknown_command_is_one_sentence_that_names_the_known(capsys):
+    assert run("trian") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"pangu-jax: there is no command 'trian'; known: {', '.join(OFFERED)}\n"
+
+
+def test_a_command_whose_module_is_missing_is_not_offered(capsys, monkeypatch):
+    monkeypatch.setitem(frame.COMMANDS, "later", ("pangu_jax.cli.later", "to come"))
+    assert run("--help") == 0
+    assert "later" not in capsys.readouterr().out
+    assert run("later") == 2
+    assert "there is no command 'later'" in capsys.readouterr().err
+
+
+def test_options_reach_the_command(command, capsys):
+    command(lambda options: print(options))
+    assert run("try", "here", "--size", "3") == 0
+    assert capsys.readouterr().out == f"{Options('here', Nested(3))}\n"
+
+
+def test_help_of_a_command_is_its_docstrings(command, capsys):
+    command(lambda options: None)
+    assert run("try", "--help") == 0
+    out = capsys.readouterr().out
+    for text in ("usage: pangu-jax try", "Tries things.", "Where it lies.", "Of what is nested."):
+        assert text in out
+
+
+@pytest.mark.parametrize("flags", [(), ("here", "--sise", "3"), ("here", "--size", "x")])
+def test_wrong_flags_exit_with_2(command, capsys, flags):
+    command(lambda options: pytest.fail("must not run"))
+    assert run("try", *flags) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "pangu-jax try --help" in err
+
+
+def test_an_option_that_a_config_refuses_exits_with_2_and_its_reason(command, capsys):
+    command(lambda options: pytest.fail("must not run"))
+    assert run("try", "here", "--size", "0") == 2
+    assert "size must be 1 or more, got 0" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_sentence_and_2(command, capsys):
+    def fail(options):
+        print("begun")
+        raise InputError(f"{options.path} is\n  no checkpoint")
+
+    command(fail)
+    assert run("try", "here") == 2
+    assert capsys.readouterr() == ("begun\n", "pangu-jax: here is no checkpoint\n")
+
+
+def test_an_interrupt_is_130(command, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    command(interrupt)
+    assert run("try", "here") == 130
+    assert capsys.readouterr().err == "pangu-jax: interrupted\n"
+
+
+def test_a_bug_keeps_its_traceback(command):
+    def fail(options):
+        raise ZeroDivisionError
+
+    command(fail)
+    with pytest.raises(ZeroDivisionError):
+        frame.main(["try", "here"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
+def test_a_reader_that_leaves_causes_no_complaint(arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pangu_jax.cli.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()  # long before anything is written
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 0
+
+
+def test_help_imports_neither_jax_nor_numpy():
+    code = (
+        "import sys; from pangu_jax.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'jax', 'numpy', 'tyro', 'rich'} & set(sys.modules), sorted(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_each_command_keeps_the_contract(name, capsys):
+    module = importlib.import_module(frame.COMMANDS[name][0])
+    assert module.__doc__ and callable(module.main)
+    assert module.Options.__dataclass_params__.frozen
+    assert run(name, "--help") == 0
+    assert f"usage: pangu-jax {name}" in capsys.readouterr().out

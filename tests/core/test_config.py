@@ -1,0 +1,157 @@
+"""Dataclasses to JSON and back, and what is said when that cannot be."""
+
+import dataclasses
+import json
+from typing import Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_jax.core.config import from_json, load_config, read_json, save_config, to_json
+from pangu_jax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int
+    rate: float = 0.5
+
+    def __post_init__(self):
+        if self.width < 1:
+            raise InputError(f"width must be 1 or more, got {self.width}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    name: str = "x"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    layers: tuple[Inner, ...]
+    pair: tuple[int, str] = (1, "a")
+    maybe: Inner | None = None
+    either: Inner | Other = Other()
+    kind: Literal["a", "b", 1] = "a"
+    on: bool = False
+    table: dict[str, float] = dataclasses.field(default_factory=dict)
+    nested: tuple[tuple[int, ...], ...] = ()
+
+
+inners = st.builds(Inner, st.integers(1, 10**30), st.floats(allow_nan=False))
+outers = st.builds(
+    Outer,
+    layers=st.lists(inners, max_size=3).map(tuple),
+    pair=st.tuples(st.integers(), st.text()),
+    maybe=st.none() | inners,
+    either=inners | st.builds(Other, st.text()),
+    kind=st.sampled_from(["a", "b", 1]),
+    on=st.booleans(),
+    table=st.dictionaries(st.text(), st.floats(allow_nan=False), max_size=3),
+    nested=st.lists(st.lists(st.integers(), max_size=2).map(tuple), max_size=2).map(tuple),
+)
+
+
+@given(outers)
+def test_any_config_comes_back_exactly(config):
+    again = from_json(Outer, json.loads(json.dumps(to_json(config))))
+    assert again == config
+    assert to_json(again) == to_json(config)
+
+
+def test_through_a_file(tmp_path):
+    config = Outer((Inner(2), Inner(3, 1e-300)), maybe=Inner(4))
+    path = tmp_path / "folder" / "config.json"
+    save_config(config, path)
+    assert load_config(Outer, path) == config
+    assert path.read_text().endswith("}\n")
+
+
+def test_defaults_fill_in_and_whole_numbers_are_floats():
+    config = from_json(Outer, {"layers": [{"width": 2, "rate": 3}]})
+    assert config == Outer((Inner(2, 3.0),))
+    assert type(config.layers[0].rate) is float
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": 1}, r"^c has an unknown field 'layer'; known: layers, pair, "),
+        ({"layers": [{"rate": 1.0}]}, r"^c\.layers\[0\] lacks the field 'width'$"),
+        (
+            {"layers": [{"width": 2}, {"width": "3"}]},
+            r"^c\.layers\[1\]\.width must be int, got '3'",
+        ),
+        ({"layers": [{"width": 2.0}]}, r"c\.layers\[0\]\.width must be int, got 2\.0"),
+        ({"layers": [{"width": True}]}, r"c\.layers\[0\]\.width must be int, got True"),
+        ({"layers": [{"width": None}]}, r"c\.layers\[0\]\.width must be int, got None"),
+        ({"layers": [{"width": 0}]}, r"^c\.layers\[0\]: width must be 1 or more, got 0$"),
+        ({"layers": {"width": 0}}, r"c\.layers must be a list, got"),
+        ({"layers": [[]]}, r"c\.layers\[0\] must be an object \(Inner\), got \[\]"),
+        ({"pair": [1]}, r"c\.pair must be a list of 2, got \[1\]"),
+        ({"pair": [1, 2]}, r"c\.pair\[1\] must be str, got 2"),
+        ({"maybe": {"width": "x"}}, r"c\.maybe\.width must be int"),
+        ({"either": 3}, r"c\.either must be an object"),
+        ({"kind": "c"}, r"c\.kind must be one of 'a', 'b', 1, got 'c'"),
+        ({"kind": True}, r"c\.kind must be one of"),
+        ({"kind": []}, r"c\.kind must be one of"),
+        ({"on": 1}, r"c\.on must be bool, got 1"),
+        ({"table": [1]}, r"c\.table must be an object"),
+        ({"table": {"x": "1"}}, r"c\.table\.x must be float, got '1'"),
+        ({"table": {"x": False}}, r"c\.table\.x must be float, got False"),
+        ({"nested": [[1], [2, "3"]]}, r"c\.nested\[1\]\[1\] must be int, got '3'"),
+    ],
+)
+def test_errors_name_the_field_and_what_was_found(change, message):
+    with pytest.raises(InputError, match=message) as error:
+        from_json(Outer, {"layers": [{"width": 2}], **change}, "c")
+    assert "\n" not in str(error.value)
+
+
+def test_the_alternative_that_fits_is_taken():
+    config = from_json(Outer, {"layers": [], "either": {"name": "y"}})
+    assert config.either == Other("y")
+    assert from_json(Outer, {"layers": [], "either": {"width": 3}}).either == Inner(3)
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(InputError) as error:
+        from_json(Inner, {"width": "x" * 10_000}, "c")
+    assert len(str(error.value)) < 150
+
+
+def test_what_is_no_config_is_refused():
+    @dataclasses.dataclass(frozen=True)
+    class Bad:
+        array: object
+
+    with pytest.raises(TypeError, match="ndarray"):
+        to_json(Bad(np.zeros(2)))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*none\.json: No such file"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
+        read_json(tmp_path)
+    path = tmp_path / "a.json"
+    for content in (b"{", b"", b"\xff\xfe{}", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.json is not JSON: "):
+            read_json(path)
+    path.write_text('{"width": "x"}')
+    with pytest.raises(InputError, match=r"a\.json\.width must be int"):
+        load_config(Inner, path)
+
+
+def test_a_config_that_cannot_be_written_leaves_nothing(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Bad:
+        width: int
+        array: object
+
+    with pytest.raises(TypeError):
+        save_config(Bad(1, object()), tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []

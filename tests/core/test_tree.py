@@ -1,0 +1,53 @@
+"""Names of leaves."""
+
+import flax.struct
+import jax
+import numpy as np
+
+from pangu_jax.core.tree import flatten, map_named, path_name, select
+
+
+@flax.struct.dataclass
+class State:
+    params: dict
+    step: int
+
+
+TREE = {"runs": [{"norm": 1, "attention": {"key": 2}}, {"norm": 3}], "embed": (4, None)}
+
+
+def test_paths_follow_the_tree_in_its_own_order():
+    flat = flatten(TREE)
+    assert flat == {
+        "embed/0": 4,
+        "runs/0/attention/key": 2,
+        "runs/0/norm": 1,
+        "runs/1/norm": 3,
+    }
+    assert list(flat.values()) == jax.tree.leaves(TREE)
+
+
+def test_dataclass_fields_are_names():
+    assert flatten(State({"a": 1}, 2)) == {"params/a": 1, "step": 2}
+
+
+def test_a_leaf_alone_has_the_empty_name():
+    assert flatten(5) == {"": 5}
+    assert path_name(()) == ""
+
+
+def test_is_leaf_stops_the_walk():
+    found = flatten(TREE, is_leaf=lambda node: isinstance(node, list))
+    assert list(found) == ["embed/0", "runs"]
+
+
+def test_select_matches_whole_paths():
+    assert select(TREE, r"runs/\d+/norm") == {"runs/0/norm": 1, "runs/1/norm": 3}
+    assert select(TREE, "norm") == {}
+    assert select(TREE, ".*key") == {"runs/0/attention/key": 2}
+
+
+def test_map_named_gives_path_and_leaves():
+    tree = {"a": [np.ones(2), np.zeros(2)]}
+    out = map_named(lambda name, x, y: (name, x.sum() + y.sum()), tree, tree)
+    assert out == {"a": [("a/0", 4.0), ("a/1", 0.0)]}

@@ -1,0 +1,41 @@
+"""Importing changes nothing: no device, no environment, no jax option, no foreign library."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pangu_jax
+
+CODE = """
+import importlib, os, pkgutil, sys
+environment = dict(os.environ)
+import jax, numpy
+from jax._src import xla_bridge
+options = dict(jax.config.values)
+import pangu_jax
+names = [m.name for m in pkgutil.walk_packages(pangu_jax.__path__, "pangu_jax.")]
+for name in names:
+    importlib.import_module(name)
+assert not xla_bridge.backends_are_initialized(), "a device was touched"
+assert dict(os.environ) == environment, "the environment was changed"
+changed = {k: v for k, v in jax.config.values.items() if k in options and v != options[k]}
+assert not changed, changed
+found = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "onnx"} & set(sys.modules)
+assert not found, found
+print(len(names))
+"""
+
+
+def test_importing_every_module_changes_nothing():
+    # The platform must be jax's own choice here, as a user has it.
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    command = [sys.executable, "-W", "error", "-c", CODE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = [f for f in Path(pangu_jax.__file__).parent.rglob("*.py") if f.name != "__init__.py"]
+    assert int(done.stdout) >= len(files)
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (Path(pangu_jax.__file__).parent / "py.typed").is_file()
