@@ -45,6 +45,7 @@ def _text(experiment, models, cells, results) -> str:
     gap = _mean(cells["moge"], "bits_per_byte") - _mean(cells["topk"], "bits_per_byte")
     slow = _balance(cells["topk"], most, small, "straggler")
     big = experiment.batch_sizes[-1]
+    less = _balance(cells["topk"], most, big, "straggler")
     return f"""# Grouped experts against ordinary top-k
 
 Two language models of equal size were trained on the same text in the same order. Both have
@@ -71,7 +72,7 @@ held-out tokens. Devices are counted, not timed: everything ran on one {device.p
 
 Balance that does not depend on the text. With {most} devices and batches of {small} tokens the
 fullest device of the ordinary router has {slow:.2f} times the mean load, and all others wait for
-it; with groups the factor is exactly 1. At {big} tokens the ordinary router's factor is {_balance(cells["topk"], most, big, "straggler"):.2f}.
+it; with groups the factor is exactly 1. At {big} tokens the ordinary router's factor is {less:.2f}.
 
 ![imbalance against batch size](plots/imbalance.png)
 
