@@ -53,13 +53,16 @@ def _run(arguments: list[str]) -> int:
     import tyro
 
     module = importlib.import_module(modules[arguments[0]])
-    options = tyro.cli(
-        module.Options,
-        prog=f"pangu-jax {arguments[0]}",
-        args=arguments[1:],
-        description=module.__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    try:
+        options = tyro.cli(
+            module.Options,
+            prog=f"pangu-jax {arguments[0]}",
+            args=arguments[1:],
+            description=module.__doc__,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+    except SystemExit as done:  # after --help, or after a wrong flag, which tyro has explained
+        return int(done.code or 0)
     module.main(options)
     return 0
 

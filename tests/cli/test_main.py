@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 import types
@@ -144,15 +145,17 @@ def test_a_bug_keeps_its_traceback(command):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"]])
 def test_a_reader_that_leaves_causes_no_complaint(arguments):
-    process = subprocess.Popen(
+    # Buffered, as for a user: the output is then written only when the command is over.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
         [sys.executable, "-m", "pangu_jax.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
-    process.stdout.close()  # long before anything is written
-    assert process.stderr.read() == b""
-    process.stderr.close()
-    assert process.wait() == 0
+        env=environment,
+    ) as process:
+        process.stdout.close()  # long before anything is written
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_help_imports_neither_jax_nor_numpy():

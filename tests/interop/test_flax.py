@@ -76,7 +76,7 @@ def test_nnx_has_one_variable_a_leaf_with_its_axes_and_the_function_s_value(x):
 
 
 def test_linen_trains(x):
-    model, tx = LinenModel(), optax.sgd(0.1)
+    model, tx = LinenModel(), optax.sgd(0.02)
     params = nn.meta.unbox(model.init(jax.random.key(0), x)["params"])
     target = x.sum(-1, keepdims=True)
 
@@ -98,7 +98,7 @@ def test_linen_trains(x):
 
 def test_nnx_trains(x):
     model = NnxModel(nnx.Rngs(0))
-    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.sgd(0.02), wrt=nnx.Param)
     target = x.sum(-1, keepdims=True)
 
     @nnx.jit
