@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
+    "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
 }
 
 

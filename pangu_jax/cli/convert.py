@@ -1,0 +1,83 @@
+"""Writes a checkpoint in the Hugging Face layout, for other libraries to load.
+
+A run folder of `pangu-jax train` becomes one, and a checkpoint of one architecture becomes another
+that can express it: openPangu-Embedded as llama, say, which stock transformers loads.
+"""
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint.names.registry import FAMILIES
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import count
+from pangu_jax.models import decoder
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write, and as what."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout."""
+    out: Annotated[str, tyro.conf.Positional]
+    """The new folder."""
+    family: (
+        Literal["llama", "qwen2", "qwen3", "qwen3-moe", "pangu-embedded", "pangu-pro-moe"] | None
+    ) = None
+    """Whose names and config.json; None keeps a checkpoint's own, or takes the first that fits."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the tensors; None keeps each its own."""
+    max_shard_gb: float = 5.0
+    """Upper bound on the tensors of a file."""
+
+
+def main(options: Options) -> None:
+    """Reads, writes, and says what was written as what."""
+    params, cfg, found = open_checkpoint(options.checkpoint)
+    source = found if found != "bytes" else None
+    own = hf.read_config(source)[1] if source and _has_config(source) else None
+    names = [options.family or own] if options.family or own else list(FAMILIES)
+    family = _write(params, cfg, options, names, source if own else None)
+    print(f"{options.out} holds {count(decoder.spec(cfg)):,} parameters as {family}")
+    if found == "bytes":
+        print(
+            "note: its tokens are bytes, for which other libraries have no tokenizer",
+            file=sys.stderr,
+        )
+
+
+def _has_config(folder: str) -> bool:
+    """Whether the folder's config.json is a model's; a run folder's is that of the run."""
+    try:
+        hf.read_config(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _write(params, cfg, options: Options, names: list[str], source: str | None) -> str:
+    """Saves as the first of the families that can express the model, and gives its name."""
+    reasons = []
+    for name in names:
+        try:
+            hf.save(
+                params,
+                cfg,
+                options.out,
+                family=name,
+                dtype=options.dtype,
+                max_shard_bytes=options.max_shard_gb * 1e9,
+                source=source,
+            )
+        except InputError as error:
+            if len(names) == 1 or "cannot express" not in str(error):
+                raise
+            reasons.append(str(error))
+        else:
+            return name
+    raise InputError(f"no family can express {options.checkpoint}: {'; '.join(reasons)}")

@@ -1,0 +1,187 @@
+"""Prints what a checkpoint is: architecture, parameters, memory, key and value bytes a token.
+
+Reads the configuration alone, and the headers of tensor files where there are any, so that a folder
+with just a config.json is enough and a large checkpoint takes no longer than a small one.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax.numpy as jnp
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pangu_jax.checkpoint import archive, hf, store
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import count, nbytes
+from pangu_jax.models import decoder
+from pangu_jax.nn.block import LayerConfig
+
+MEMORY = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to look at."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout, of which config.json is enough."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+
+def main(options: Options) -> None:
+    """Prints the table, or one JSON object."""
+    found = describe(options.checkpoint)
+    if options.json:
+        print(json.dumps(found))
+        return
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in _lines(found):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def describe(path: str | Path) -> dict[str, Any]:
+    """What a folder's model is, as JSON-able values.
+
+    Args:
+      path: a run folder of ours, or a Hugging Face folder.
+
+    Returns:
+      family, shapes, `parameters` and `active` a token, bytes per storage type, key and value bytes
+      a token of context per type, and `files`: tensors and bytes stored, or None where the folder
+      holds the configuration alone.
+
+    Raises:
+      InputError: the folder is neither, or its configuration cannot be read.
+    """
+    path = Path(path)
+    if (path / store.MODEL).is_file():
+        cfg, family, files = store.load_model(path), "run of pangu-jax train", _steps(path)
+    elif (path / "config.json").is_file():
+        cfg, family = hf.read_config(path)
+        files = _tensors(path)
+    else:
+        raise InputError(
+            f"{path} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
+            "config.json (a Hugging Face folder)"
+        )
+    spec = decoder.spec(cfg)
+    return {
+        "family": family,
+        "layers": len(cfg.layers),
+        "width": cfg.width,
+        "vocab": cfg.vocab,
+        "max_length": cfg.max_length,
+        "tied": cfg.tied,
+        "runs": [{"layers": number, **_layer(layer)} for layer, number in decoder.run_lengths(cfg)],
+        "parameters": count(spec),
+        "active": decoder.count_active(cfg),
+        "bytes": {name: nbytes(spec, name) for name in MEMORY},
+        "cache_bytes_per_token": {name: _cache_bytes(cfg, name) for name in MEMORY},
+        "files": files,
+    }
+
+
+def _layer(layer: LayerConfig) -> dict[str, Any]:
+    parts = {"attention": layer.attention, "mlp": layer.mlp, "moe": layer.moe}
+    return {n: None if part is None else dataclasses.asdict(part) for n, part in parts.items()}
+
+
+def _cache_bytes(cfg: decoder.DecoderConfig, dtype: str) -> int:
+    """Bytes of keys and values that one more token of context takes, over all layers."""
+    runs = decoder.cache_spec(cfg, 1, 1, jnp.dtype(dtype)).runs
+    return sum(nbytes(leaf) for run in runs for leaf in run.values())
+
+
+def _tensors(folder: Path) -> dict[str, Any] | None:
+    if not any(folder.glob("*.safetensors*")):
+        return None
+    stored = archive.find(folder)
+    types = sorted({tensor.dtype for tensor in stored.values()})
+    return {
+        "tensors": len(stored),
+        "types": types,
+        "files": len({tensor.file for tensor in stored.values()}),
+    }
+
+
+def _steps(folder: Path) -> dict[str, Any] | None:
+    place = folder / store.CHECKPOINTS
+    if not place.is_dir():
+        return None
+    steps = sorted(int(p.name) for p in place.iterdir() if p.name.isdigit())
+    return {"steps": steps} if steps else None
+
+
+def _lines(found: dict[str, Any]):
+    """The rows of the table: (name, text)."""
+    yield "architecture", found["family"]
+    tied = "tied" if found["tied"] else "untied"
+    yield (
+        "model",
+        f"{found['layers']} layers, width {found['width']:,}, vocabulary {found['vocab']:,} "
+        f"({tied}), made for {found['max_length']:,} tokens",
+    )
+    for run in _summary(found["runs"]):
+        yield "layers", run
+    total, active = found["parameters"], found["active"]
+    yield "parameters", f"{total:,} ({_short(total)})"
+    yield "active a token", f"{active:,} ({_short(active)}, {active / total:.1%})"
+    yield "memory", ", ".join(f"{n} {_size(b)}" for n, b in found["bytes"].items())
+    cache = found["cache_bytes_per_token"]
+    yield "cache a token", ", ".join(f"{n} {b:,} bytes" for n, b in cache.items())
+    yield "stored", _stored(found["files"])
+
+
+def _summary(runs: list[dict[str, Any]]):
+    """One line a run; a model whose layers all differ is cut after eight."""
+    for run in runs[:8]:
+        attention, mlp, moe = run["attention"], run["mlp"], run["moe"]
+        heads = attention["kv_heads"] * attention["q_per_kv"]
+        parts = [f"{heads} heads of {attention['head_dim']} on {attention['kv_heads']} kv heads"]
+        if mlp is not None:
+            parts.append(f"MLP of {mlp['width']:,}")
+        if moe is not None:
+            active = moe["groups"] * moe["top_k"]
+            parts.append(
+                f"{active} of {moe['experts']} experts of {moe['width']:,} in {moe['groups']} "
+                f"group{'s' * (moe['groups'] > 1)}"
+            )
+            if moe["shared_width"]:
+                parts.append(f"shared expert of {moe['shared_width']:,}")
+        yield f"{run['layers']} x {', '.join(parts)}"
+    if len(runs) > 8:
+        yield f"... and {len(runs) - 8} more runs of other shapes"
+
+
+def _stored(files: dict[str, Any] | None) -> str:
+    if files is None:
+        return "the configuration alone"
+    if "steps" in files:
+        return f"checkpoints of steps {', '.join(map(str, files['steps']))}"
+    number = files["files"]
+    where = "1 file" if number == 1 else f"{number:,} files"
+    return f"{files['tensors']:,} tensors ({', '.join(files['types'])}) in {where}"
+
+
+def _short(number: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def _size(size: int) -> str:
+    for unit, of in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= of:
+            return f"{size / of:.2f} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,127 @@
+"""Live against torch and transformers, on models that no golden file holds: `make parity`."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.checkpoint import hf
+from pangu_jax.core.spec import is_spec
+from pangu_jax.models import decoder
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig
+
+pytestmark = pytest.mark.parity
+TOOL = Path(__file__).parents[2] / "tools" / "make_golden.py"
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
+
+HEADS = AttentionConfig(2, 3, 8)
+BIASED = AttentionConfig(2, 2, 8, True, True, True, True)
+QKV = AttentionConfig(2, 2, 8, True, True, True)
+NORMED = AttentionConfig(2, 2, 12, qk_norm=True)
+SCALED = RopeConfig(5e5, Llama3Scaling(8.0, 1.0, 4.0, 32))
+
+
+def uniform(attention, *, width=32, tied=False, rope=RopeConfig(), layers=None, eps=1e-5):
+    layers = layers or (LayerConfig(attention, mlp=MlpConfig(40)),) * 3
+    return decoder.DecoderConfig(
+        48, width, layers, rope=rope, norm_eps=eps, tied=tied, max_length=128
+    )
+
+
+ROUTED = LayerConfig(NORMED, moe=MoEConfig(6, 1, 2, 8, renormalise=True))
+EXPORTS = {
+    "llama": [
+        uniform(HEADS, width=48),
+        uniform(BIASED, tied=True),
+        uniform(HEADS, width=48, rope=SCALED),
+    ],
+    "qwen2": [uniform(QKV, eps=1e-6), uniform(QKV, tied=True)],
+    "qwen3": [uniform(NORMED), uniform(NORMED, tied=True, rope=RopeConfig(1e6))],
+    "qwen3-moe": [uniform(NORMED, layers=(LayerConfig(NORMED, mlp=MlpConfig(40)), ROUTED, ROUTED))],
+}
+EXPORTS = [(family, cfg) for family, configs in EXPORTS.items() for cfg in configs]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    module = importlib.util.spec_from_file_location("make_golden", TOOL)
+    tool = importlib.util.module_from_spec(module)
+    module.loader.exec_module(tool)
+    return tool
+
+
+def random(cfg, seed=0):
+    """Parameters all of whose kinds matter, and logits of a good size."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, spec):
+        name = jax.tree_util.keystr(path)
+        scale = 0.3 if spec.shape[-1:] == spec.shape[1:] or "bias" in name else 0.25
+        return jnp.asarray(
+            rng.normal(size=spec.shape) * scale + (1.0 if "scale" in name else 0.0), jnp.float32
+        )
+
+    return jax.tree_util.tree_map_with_path(leaf, decoder.spec(cfg), is_leaf=is_spec)
+
+
+def ours(params, tokens, cfg):
+    forward = jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden))
+    return np.asarray(forward(params, jnp.asarray(tokens, jnp.int32)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fresh_models_of_every_family(case, tool, tmp_path):
+    model, dtype = tool.build(case, 7)
+    tokens = tool.sample(model, 7)
+    want = tool.compute(model, tokens)
+    tool.save(case, model, tmp_path / case, dtype)
+    params, cfg = hf.load(tmp_path / case, dtype=jnp.float32)
+    assert want.std() >= 0.5
+    assert np.abs(ours(params, tokens.numpy(), cfg) - want).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("family", "cfg"), EXPORTS, ids=[f"{f}{i}" for i, (f, _) in enumerate(EXPORTS)]
+)
+def test_stock_transformers_loads_what_is_exported(family, cfg, tool, tmp_path):
+    import torch
+    import transformers
+
+    params = random(cfg)
+    hf.save(params, cfg, tmp_path / "out", family=family)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = np.random.default_rng(1).integers(0, cfg.vocab, (2, 40))
+    with torch.no_grad():
+        want = theirs.eval()(torch.tensor(tokens)).logits.numpy()
+    assert want.std() >= 0.5
+    assert np.abs(ours(params, tokens, cfg) - want).max() <= 1e-5 * max(1, np.abs(want).max())
+
+
+def test_embedded_re_exported_as_llama_runs_in_stock_transformers(tool, tmp_path):
+    import torch
+    import transformers
+
+    source = GOLDEN / "pangu_embedded"
+    params, cfg = hf.load(source, dtype=jnp.float32)
+    hf.save(params, cfg, tmp_path / "out", family="llama", source=source)
+    keys = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert keys["attention_bias"] is True
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__ == "LlamaForCausalLM"
+    with np.load(source / "golden.npz") as golden, torch.no_grad():
+        got = theirs.float().eval()(torch.tensor(golden["tokens"]).long()).logits.numpy()
+        assert np.abs(got - golden["logits"]).max() <= 1e-5

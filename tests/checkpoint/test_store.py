@@ -1,0 +1,136 @@
+"""The store of training checkpoints: whole or not at all, under another sharding, of this model."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.checkpoint import store
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import abstract
+from pangu_jax.core.tree import flatten
+from pangu_jax.models import decoder
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
+
+HEADS = AttentionConfig(2, 1, 4)
+# Two runs of different shapes, as after pruning.
+CFG = decoder.DecoderConfig(
+    16,
+    8,
+    (LayerConfig(HEADS, mlp=MlpConfig(8)), LayerConfig(HEADS, moe=MoEConfig(8, 4, 1, 4))),
+)
+SPEC = decoder.spec(CFG)
+
+
+def values(seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), abstract(SPEC))
+
+
+def rest(step):
+    return {"step": jnp.int32(step), "opt_state": [jnp.full((3,), float(step))]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store.save_model(CFG, tmp_path)
+    with store.Store(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, values(step), rest(step))
+    return tmp_path
+
+
+def equal(a, b):
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    for name, leaf in a.items():
+        np.testing.assert_array_equal(leaf, b[name], err_msg=name)
+
+
+def test_the_latest_ones_stay_and_come_back_whole(folder):
+    with store.Store(folder) as checkpoints:
+        assert checkpoints.latest() == 3
+        found, others = checkpoints.restore(3, abstract(SPEC), jax.eval_shape(lambda: rest(0)))
+        equal(found, values(3))
+        equal(others, rest(3))
+        with pytest.raises(InputError, match="no checkpoint of step 1"):
+            checkpoints.restore(1, abstract(SPEC))
+        checkpoints.save(3, values(9), rest(9))  # a step that is there is left alone
+        checkpoints.wait()
+        equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
+
+
+def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+    """The loop gives the arrays up (donates them) while they are still being written."""
+    bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    params = values()
+    want = jax.tree.map(np.asarray, params)
+    with store.Store(tmp_path) as checkpoints:
+        checkpoints.save(1, params, rest(1))
+        for _ in range(3):
+            params = bump(params)
+        checkpoints.wait()
+        equal(checkpoints.restore(1, abstract(SPEC))[0], want)
+
+
+@pytest.mark.parametrize("rules", ["fsdp", "expert"])
+def test_it_restores_under_a_sharding_it_was_not_saved_under(folder, rules):
+    where = Layout(make_mesh(**{rules: 4}, devices=jax.devices()[:4]), preset(rules))
+    params, cfg = store.restore_params(folder, layout=where)
+    assert cfg == CFG
+    equal(params, values(3))
+    sizes = {n: {s.data.nbytes for s in x.addressable_shards} for n, x in flatten(params).items()}
+    split = [n for n, x in flatten(params).items() if sizes[n] == {x.nbytes // 4}]
+    assert any("experts" in name for name in split)
+
+
+def test_parameters_alone_and_in_another_type(folder):
+    params, _ = store.restore_params(folder, step=2, dtype=jnp.bfloat16)
+    equal(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), values(2)))
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_leaf(folder):
+    other = decoder.DecoderConfig(16, 8, (LayerConfig(HEADS, mlp=MlpConfig(16)), CFG.layers[1]))
+    store.save_model(other, folder)
+    with pytest.raises(InputError, match=r"another model: runs/0/mlp/down/kernel has shape"):
+        store.restore_params(folder)
+
+
+def test_what_is_not_there_or_damaged_is_said(folder, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(InputError, match=r"model\.json"):
+        store.restore_params(empty)
+    store.save_model(CFG, empty)
+    with pytest.raises(InputError, match="has no folder checkpoints"):
+        store.restore_params(empty)
+    (empty / store.CHECKPOINTS).mkdir()
+    with pytest.raises(InputError, match="no finished checkpoint"):
+        store.restore_params(empty)
+    (empty / store.MODEL).write_text(json.dumps({"vocab": 16}))
+    with pytest.raises(InputError, match=r"model\.json"):
+        store.restore_params(empty)
+    # The parameters' own files, gone or emptied.
+    place = folder / store.CHECKPOINTS / "3" / "params"
+    shutil.rmtree(place / "d", ignore_errors=True)
+    for file in place.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(InputError, match="cannot read") as error:
+        store.restore_params(folder)
+    assert "\n" not in str(error.value)
+    assert store.restore_params(folder, step=2)[1] == CFG  # the one before is whole
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make"):
+        store.Store(tmp_path / "file")

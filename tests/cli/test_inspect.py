@@ -1,0 +1,69 @@
+"""`pangu-jax inspect`: configuration, counts and memory, of whole folders and of bare configs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.keys import write_keys
+from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.cli.main import main
+from pangu_jax.models import presets
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["inspect", *map(str, arguments)])
+    return end.value.code
+
+
+def inspected(path, capsys):
+    assert call(path, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_published_model_from_its_configuration_alone(tmp_path, capsys):
+    keys = write_keys(presets.pangu_pro_moe(), named("pangu-pro-moe"))
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    found = inspected(tmp_path, capsys)
+    assert found["parameters"] == 71_988_781_056 and found["active"] == 16_498_139_136
+    assert found["bytes"]["bfloat16"] == 2 * 71_988_781_056
+    # 48 layers, 8 kv heads of 128, keys and values
+    assert found["cache_bytes_per_token"]["bfloat16"] == 48 * 2 * 8 * 128 * 2
+    assert found["files"] is None
+    assert call(tmp_path) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "71,988,781,056 (71.99 B)" in text and "16,498,139,136" in text
+    assert "8 of 64 experts of 1,344 in 8 groups" in text and "the configuration alone" in text
+
+
+@pytest.mark.parametrize("case", ["llama3", "qwen3_moe_fused", "pangu_embedded"])
+def test_a_folder_with_tensors(case, capsys):
+    found = inspected(GOLDEN / case, capsys)
+    assert found["files"]["files"] == 1 and found["files"]["tensors"] > 10
+    assert sum(run["layers"] for run in found["runs"]) == found["layers"]
+    assert call(GOLDEN / case) == 0
+    assert "1 file" in capsys.readouterr().out
+
+
+def test_a_run_folder_says_its_steps(tmp_path, capsys):
+    store.save_model(presets.moge_tiny(), tmp_path)
+    assert inspected(tmp_path, capsys)["files"] is None
+    for step in (10, 9):
+        (tmp_path / store.CHECKPOINTS / str(step)).mkdir(parents=True)
+    assert inspected(tmp_path, capsys)["files"] == {"steps": [9, 10]}
+
+
+def test_what_is_wrong_is_one_sentence(tmp_path, capsys):
+    assert call(tmp_path / "nothing") == 2
+    shutil.copytree(GOLDEN / "llama2", tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert call(tmp_path / "cut") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "is no checkpoint" in errors[0] and "model.safetensors" in errors[1]

@@ -1,0 +1,83 @@
+"""The loss of language modelling: padding and document boundaries count for nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.spec import is_spec
+from pangu_jax.models import decoder
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.train.language import language_loss
+
+HEADS = AttentionConfig(2, 1, 4)
+ROUTED = LayerConfig(HEADS, moe=MoEConfig(8, 4, 1, 4, router_scale=True))
+CFG = decoder.DecoderConfig(16, 8, (LayerConfig(HEADS, mlp=MlpConfig(8)), ROUTED, ROUTED))
+
+
+@pytest.fixture(scope="module")
+def params():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32),
+        decoder.spec(CFG),
+        is_leaf=is_spec,
+    )
+
+
+def packed():
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 16, (2, 8)).astype(np.int32)
+    segments = np.array([[1] * 5 + [2] * 3, [1] * 6 + [0] * 2], np.int32)
+    positions = np.array([[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 4, 5, 0, 0]], np.int32)
+    labels = np.roll(tokens, -1, 1)
+    weights = np.array([[1] * 4 + [0] + [1] * 2 + [0], [1] * 5 + [0] * 3], np.float32)
+    return {"tokens": tokens, "labels": labels, "weights": weights,
+            "segments": segments, "positions": positions}  # fmt: skip
+
+
+def of_documents(params):
+    """Nats of each document alone in a row, by full logits; what follows it cannot be seen."""
+    batch, total = packed(), 0.0
+    parts = [(0, slice(0, 5)), (0, slice(5, 8)), (1, slice(0, 6))]
+    documents = [batch["tokens"][row, part] for row, part in parts]
+    rows = np.stack([np.pad(d, (0, 8 - len(d))) for d in documents])
+
+    @jax.jit
+    def log_probabilities(params, rows):
+        hidden = decoder.apply(params, rows, cfg=CFG).hidden
+        return jax.nn.log_softmax(decoder.logits(params, hidden))
+
+    for d, logp in zip(documents, np.asarray(log_probabilities(params, rows)), strict=True):
+        total -= sum(logp[i, d[i + 1]] for i in range(len(d) - 1))
+    return total
+
+
+def test_packed_rows_give_the_nats_of_their_documents(params):
+    loss = jax.jit(language_loss(CFG, aux_weight=0.0, chunk=3))
+    total, weight, metrics = loss(params, packed(), jax.random.key(0))
+    assert float(weight) == 11
+    np.testing.assert_allclose(metrics["nats"], of_documents(params), rtol=1e-5)
+    np.testing.assert_allclose(total, metrics["nats"], rtol=1e-6)
+
+
+def test_the_auxiliary_loss_is_weighed_by_tokens_and_blind_to_padding(params):
+    loss = jax.jit(language_loss(CFG, aux_weight=0.5))
+    batch = packed()
+    total, weight, metrics = loss(params, batch, jax.random.key(0))
+    np.testing.assert_allclose(total, metrics["nats"] + 0.5 * metrics["aux"], rtol=1e-6)
+    changed = {**batch, "tokens": np.where(batch["segments"] > 0, batch["tokens"], 3)}
+    again = loss(params, changed, jax.random.key(0))
+    np.testing.assert_allclose(again[0], total, rtol=1e-6)
+    # At least 1 by the inequality of means, and near it for random routing.
+    assert 0.9 < float(metrics["aux"] / weight) < 4
+
+
+def test_a_dense_model_has_no_auxiliary_loss(params):
+    dense = decoder.DecoderConfig(16, 8, CFG.layers[:1])
+    own = {**params, "runs": params["runs"][:1]}
+    total, _, metrics = jax.jit(language_loss(dense))(own, packed(), jax.random.key(0))
+    assert set(metrics) == {"nats"} and float(total) == float(metrics["nats"])

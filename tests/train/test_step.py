@@ -1,0 +1,172 @@
+"""The optimiser step against AdamW written out, and the same whatever the batch is cut into."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Normal, Spec
+from pangu_jax.core.tree import flatten
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
+from pangu_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
+from pangu_jax.train.step import abstract_state, init_state, make_step
+
+SPEC = {
+    "dense": {"kernel": Spec((4, 3), ("embed", "mlp"), Normal(0.5))},
+    "norm": {"scale": Spec((4,), ("embed",), Normal(0.5))},
+}
+CONFIG = OptimizerConfig(learning_rate=0.05, clip_norm=0.5, weight_decay=0.2)
+STEPS = 6
+
+
+def loss(params, batch, key):
+    """Weighted squared error; rows of weight 0 are padding."""
+    del key
+    error = (batch["x"] * params["norm"]["scale"]) @ params["dense"]["kernel"] - batch["y"]
+    total = (batch["w"] * (error**2).sum(-1)).sum()
+    return total, batch["w"].sum(), {"error": total}
+
+
+def batch(seed, rows=8):
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(0, 2, rows).astype(np.float32)
+    weights[0] = 1
+    return {
+        "x": rng.normal(size=(rows, 4)).astype(np.float32),
+        "y": rng.normal(size=(rows, 3)).astype(np.float32),
+        "w": weights,
+    }
+
+
+def start():
+    return init_state(SPEC, make_optimizer(CONFIG, STEPS), key=jax.random.key(0))
+
+
+def run(accumulate=1, state=None):
+    step = make_step(
+        loss,
+        make_optimizer(CONFIG, STEPS),
+        accumulate=accumulate,
+        schedule=schedule(CONFIG, STEPS),
+    )
+    state = start() if state is None else state
+    seen = []
+    for number in range(STEPS):
+        state, metrics = step(state, batch(number), jax.random.key(1))
+        seen.append({name: float(x) for name, x in metrics.items()})
+    return state, seen
+
+
+def by_hand():
+    """AdamW with clipping, decoupled decay on the kernel alone, and the cosine, in float64."""
+    params = {n: np.asarray(x, np.float64) for n, x in flatten(start().params).items()}
+    first = {n: np.zeros_like(x) for n, x in params.items()}
+    second = {n: np.zeros_like(x) for n, x in params.items()}
+    losses = []
+    for number in range(STEPS):
+        data = {n: x.astype(np.float64) for n, x in batch(number).items()}
+        kernel, scale = params["dense/kernel"], params["norm/scale"]
+        hidden = data["x"] * scale
+        error = hidden @ kernel - data["y"]
+        total = data["w"].sum()
+        losses.append((data["w"] * (error**2).sum(-1)).sum() / total)
+        derror = 2 * data["w"][:, None] * error / total
+        grads = {
+            "dense/kernel": hidden.T @ derror,
+            "norm/scale": (derror @ kernel.T * data["x"]).sum(0),
+        }
+        norm = math.sqrt(sum((g**2).sum() for g in grads.values()))
+        warmup = round(CONFIG.warmup_fraction * STEPS)
+        progress = (number - warmup) / (STEPS - warmup)
+        low = CONFIG.end_fraction
+        rate = CONFIG.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+        for name, grad in grads.items():
+            grad = grad * min(1, CONFIG.clip_norm / norm)
+            first[name] = CONFIG.b1 * first[name] + (1 - CONFIG.b1) * grad
+            second[name] = CONFIG.b2 * second[name] + (1 - CONFIG.b2) * grad**2
+            update = (first[name] / (1 - CONFIG.b1 ** (number + 1))) / (
+                np.sqrt(second[name] / (1 - CONFIG.b2 ** (number + 1))) + CONFIG.eps
+            )
+            if name == "dense/kernel":
+                update = update + CONFIG.weight_decay * params[name]
+            params[name] = params[name] - rate * update
+    return params, losses
+
+
+def test_six_steps_equal_adamw_written_out():
+    state, seen = run()
+    params, losses = by_hand()
+    for name, leaf in flatten(state.params).items():
+        np.testing.assert_allclose(leaf, params[name], atol=2e-6, err_msg=name)
+    np.testing.assert_allclose([m["loss"] for m in seen], losses, rtol=1e-5)
+    np.testing.assert_allclose([m["error"] for m in seen], losses, rtol=1e-5)
+    assert int(state.step) == STEPS
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_microbatches_weigh_every_token_the_same(accumulate):
+    state, seen = run(accumulate)
+    want, expected = run()
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert [m["weight"] for m in seen] == [m["weight"] for m in expected]
+    with pytest.raises(InputError, match="accumulate 3 must divide the batch of 8"):
+        run(3)
+
+
+def test_split_over_devices_gives_the_same_parameters_and_moments():
+    where = Layout(make_mesh(fsdp=4, data=2), preset("fsdp"))
+    optimizer = make_optimizer(CONFIG, STEPS)
+    state = init_state(SPEC, optimizer, key=jax.random.key(0), layout=where)
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.shape == (4, 3)]
+    assert len(moments) == 2
+    for leaf in (state.params["dense"]["kernel"], *moments):
+        assert {shard.data.shape for shard in leaf.addressable_shards} == {(1, 3)}
+    template = abstract_state(SPEC, optimizer, layout=where)
+    for made, said in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
+        assert (made.shape, made.dtype) == (said.shape, said.dtype)
+    got, _ = run(state=state)
+    want, _ = run()
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_decay_pulls_at_kernels_and_tables_alone():
+    mask = flatten(
+        decay_mask(
+            {
+                "embed": {"table": 0},
+                "a": {"kernel": 0, "bias": 0},
+                "router": {"kernel": 0, "scale": 0},
+                "norm": {"scale": 0},
+            }
+        )
+    )
+    assert {name for name, pulled in mask.items() if pulled} == {
+        "embed/table",
+        "a/kernel",
+        "router/kernel",
+    }
+
+
+def test_schedules_rise_hold_and_fall_as_said():
+    base = {"learning_rate": 2.0, "warmup_fraction": 0.1, "end_fraction": 0.25}
+    cosine = schedule(OptimizerConfig(**base), 100)
+    assert float(cosine(0)) == 0 and float(cosine(5)) == pytest.approx(1)
+    assert float(cosine(10)) == pytest.approx(2) and float(cosine(100)) == pytest.approx(0.5)
+    assert float(cosine(55)) == pytest.approx((2 + 0.5) / 2)
+    wsd = schedule(OptimizerConfig(**base, schedule="wsd", decay_fraction=0.2), 100)
+    assert [float(wsd(s)) for s in (10, 40, 80)] == pytest.approx([2, 2, 2])
+    assert float(wsd(90)) == pytest.approx(1.25) and float(wsd(100)) == pytest.approx(0.5)
+    constant = schedule(OptimizerConfig(**base, schedule="constant"), 100)
+    assert [float(constant(s)) for s in (5, 10, 99)] == pytest.approx([1, 2, 2])
+
+
+@pytest.mark.parametrize("name", ["warmup_fraction", "b1", "learning_rate", "clip_norm"])
+def test_impossible_settings_are_refused_by_name(name):
+    with pytest.raises(InputError, match=name):
+        OptimizerConfig(**{name: -0.5})
