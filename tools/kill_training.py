@@ -122,7 +122,7 @@ class Reader:
     def __init__(self, steps: int):
         asked, ask = os.pipe()
         answer, answered = os.pipe()
-        self._child = fork(self._serve, asked, answered, steps)
+        fork(self._serve, (asked, answered), (ask, answer), steps)
         os.close(asked), os.close(answered)
         self._ask, self._answer = os.fdopen(ask, "w"), os.fdopen(answer)
 
@@ -138,7 +138,10 @@ class Reader:
         return {int(step): digest for step, digest in found.items()}
 
     @staticmethod
-    def _serve(asked: int, answered: int, steps: int) -> None:
+    def _serve(mine: tuple[int, int], other: tuple[int, int], steps: int) -> None:
+        for end in other:  # or the questions would never end
+            os.close(end)
+        asked, answered = mine
         with os.fdopen(asked) as questions, os.fdopen(answered, "w") as answers:
             for line in questions:
                 try:

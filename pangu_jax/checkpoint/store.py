@@ -8,7 +8,9 @@ generation reads the parameters alone.
 import fcntl
 import logging
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def _failure(self, error: Exception, step: int | None = None) -> InputError:
+        _silence_closed_loops()
         what = "save" if step is None else f"save step {step}"
         kept = self.latest()
         rest = "no earlier checkpoint is there" if kept is None else f"step {kept} is kept"
@@ -211,13 +214,31 @@ class Store:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what went wrong, or of what caused it where the error itself says none."""
+    """What went wrong, in a few words: the system's own where there are such."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
+    code = re.search(r"os_error_code='(\d+)'", text)
+    if code:
+        return os.strerror(int(code[1]))
     if not text and error.__cause__ is not None:
         return _reason(error.__cause__)
     return text.splitlines()[0][:300] if text else repr(error)
+
+
+def _silence_closed_loops() -> None:
+    """Drops the complaints of writes that end after one of them failed.
+
+    They would answer an event loop that the library has closed by then, and each would print a
+    traceback, where the one failure is reported in a sentence.
+    """
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _stored_shapes(metadata: Any) -> dict[str, tuple[int, ...]]:
