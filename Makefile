@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && \
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-.PHONY: help demo test parity lint format wheel clean
+.PHONY: help demo test parity slow lint format wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -25,6 +25,10 @@ test: ## lint, formatting, import contracts, types, tests (no torch needed)
 parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)
 	$(BIN)/python -m pytest -m parity $(PYTEST)
+
+slow: ## the tests that take minutes: long kill test, learning check
+	@tools/make_venv.sh $(VENV) test
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: ## what `make test` checks before it runs the tests
 	@tools/make_venv.sh $(VENV) test

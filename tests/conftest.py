@@ -29,10 +29,18 @@ def _forget_compilations():
     gc.collect()
 
 
+# Tests with these markers run when they are asked for, by `-m parity` or `-m slow`.
+ASKED = {
+    "parity": "compares with torch: run `make parity`",
+    "slow": "takes minutes: run `make slow`",
+}
+
+
 def pytest_collection_modifyitems(config, items):
-    """Parity tests run when they are asked for, by `-m parity`."""
-    if "parity" not in (config.getoption("-m") or ""):
-        skip = pytest.mark.skip(reason="compares with torch: run `make parity`")
-        for item in items:
-            if "parity" in item.keywords:
-                item.add_marker(skip)
+    """Leaves out what was not asked for."""
+    for marker, reason in ASKED.items():
+        if marker not in (config.getoption("-m") or ""):
+            skip = pytest.mark.skip(reason=reason)
+            for item in items:
+                if marker in item.keywords:
+                    item.add_marker(skip)

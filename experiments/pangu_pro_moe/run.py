@@ -53,7 +53,8 @@ from pangu_jax.eval.routing import chosen_experts
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import as_topk
 from pangu_jax.train.language import language_loss
-from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.stop import Stopped
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,12 @@ and `checkpoints/<step>/` with the items "params" and "rest" (step and optimiser
 generation reads the parameters alone.
 """
 
+import fcntl
 import logging
+import os
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +27,72 @@ from pangu_jax.sharding.layout import Layout, shardings
 
 MODEL = "model.json"
 CHECKPOINTS = "checkpoints"
+DISCARDED = ".discarded"
+UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 class Store:
-    """The checkpoints of one run; a context manager that waits for what is still being written."""
+    """The checkpoints of one run; a context manager that waits for what is still being written.
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
+    A checkpoint is a folder named by its step. It is written under another name, renamed when it
+    is whole, and renamed again before it is deleted, so that at any moment, and after the process
+    or the disk failed, every such folder can be read.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2, writes: bool = True):
         """Opens, or begins, the checkpoints below the run's folder.
 
         Args:
           folder: the run's folder.
           keep: how many of the latest checkpoints stay.
+          writes: whether this is the process that trains the run: it alone may write, and it
+            clears away what one that was killed left half-done.
 
         Raises:
-          InputError: the folder cannot be made.
+          InputError: the folder cannot be made, or another process is writing there.
         """
-        # The library reports every save at INFO and its plans at WARNING; a run has its own lines.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # The library reports every save at INFO, and errors that we report ourselves.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).absolute() / CHECKPOINTS
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make {self.folder}: {error.strerror}") from error
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=False)
+        self._abandoned = False
+        self._lock = self._claim() if writes and jax.process_index() == 0 else None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=False, todelete_subdir=DISCARDED, read_only=not writes
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Store":
         """Gives itself."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Waits until every checkpoint is whole on disk."""
-        self._manager.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Waits until every checkpoint is whole on disk.
+
+        Raises:
+          InputError: the last one could not be written; not while another error is on its way.
+        """
+        try:
+            if not self._abandoned:
+                self._manager.close()
+        except Exception as error:
+            if kind is None:
+                raise self._failure(error) from error
+        finally:
+            if self._lock is not None:
+                self._tidy()
+                os.close(self._lock)
+
+    def steps(self) -> list[int]:
+        """The steps of all whole checkpoints on disk, in order."""
+        try:
+            names = [p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir()]
+        except OSError:
+            return []
+        return sorted(map(int, names))
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def save(self, step: int, params: Any, rest: Any) -> None:
         """Writes a checkpoint in the background; it appears whole or not at all.
@@ -70,9 +105,11 @@ class Store:
           rest: tree of arrays: step and optimiser state.
 
         Raises:
-          InputError: it cannot be written (full disk, lost folder); earlier ones are untouched.
+          InputError: it, or the one before it, cannot be written (full disk, lost folder); earlier
+            ones are untouched.
         """
-        if step in self._manager.all_steps():
+        self.wait()
+        if step in self.steps():
             return
         if jax.default_backend() == "cpu":  # there "copying to the host" may be no copy at all
             params, rest = jax.tree.map(jnp.copy, (params, rest))
@@ -80,9 +117,10 @@ class Store:
             params=ocp.args.StandardSave(params), rest=ocp.args.StandardSave(rest)
         )
         try:
+            self.folder.stat()  # the library would begin a lost folder anew, and mix two runs
             self._manager.save(step, args=items)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot save step {step} to {self.folder}: {error}") from error
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise self._failure(error, step) from error
 
     def wait(self) -> None:
         """Returns once what is being written is whole on disk.
@@ -92,8 +130,15 @@ class Store:
         """
         try:
             self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot save to {self.folder}: {error}") from error
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failure(error) from error
+        if self._lock is not None:
+            self._tidy()
+
+    def abandon(self) -> None:
+        """Leaves without waiting: another process of the run is gone, and nobody would answer."""
+        self._abandoned = True
 
     def restore(self, step: int, params: Any, rest: Any = None) -> tuple[Any, Any]:
         """Reads a checkpoint into templates of `jax.ShapeDtypeStruct`, with their shardings.
@@ -110,7 +155,7 @@ class Store:
           InputError: there is no such checkpoint, it is damaged, or it is of another model; says
             which leaf differs.
         """
-        if step not in self._manager.all_steps():
+        if step not in self.steps():
             raise InputError(f"{self.folder} has no checkpoint of step {step}")
         self._compare(step, params)
         items = {"params": ocp.args.StandardRestore(params)}
@@ -119,9 +164,37 @@ class Store:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds; none is ours to fix
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise InputError(f"cannot read {self.folder / str(step)}: {reason[:300]}") from error
+            raise InputError(f"cannot read {self.folder / str(step)}: {_reason(error)}") from error
         return found["params"], found["rest"] if rest is not None else None
+
+    def _claim(self) -> int:
+        """Makes the folder and locks it until this process ends, however it ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(f"cannot make {self.folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise InputError(f"another process is training in {self.folder.parent}") from error
+        except OSError:
+            pass  # a file system without locks
+        self._tidy()
+        return lock
+
+    def _tidy(self) -> None:
+        """Removes what was discarded, and what a save that never ended left."""
+        for path in (self.folder / DISCARDED, *self.folder.glob(f"*{UNFINISHED}*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _failure(self, error: Exception, step: int | None = None) -> InputError:
+        _silence_closed_loops()
+        what = "save" if step is None else f"save step {step}"
+        kept = self.latest()
+        rest = "no earlier checkpoint is there" if kept is None else f"step {kept} is kept"
+        return InputError(f"cannot {what} to {self.folder}: {_reason(error)}; {rest}")
 
     def _compare(self, step: int, template: Any) -> None:
         """Names the first leaf whose shape differs: restoring would pad or cut it in silence."""
@@ -140,6 +213,34 @@ class Store:
                     f"{place} is of another model: {name} has shape "
                     f"{stored.get(name, 'none')}, the configuration says {wanted.get(name, 'none')}"
                 )
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, in a few words: the system's own where there are such."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    code = re.search(r"os_error_code='(\d+)'", text)
+    if code:
+        return os.strerror(int(code[1]))
+    if not text and error.__cause__ is not None:
+        return _reason(error.__cause__)
+    return text.splitlines()[0][:300] if text else repr(error)
+
+
+def _silence_closed_loops() -> None:
+    """Drops the complaints of writes that end after one of them failed.
+
+    They would answer an event loop that the library has closed by then, and each would print a
+    traceback, where the one failure is reported in a sentence.
+    """
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _stored_shapes(metadata: Any) -> dict[str, tuple[int, ...]]:
@@ -185,7 +286,7 @@ def restore_params(
     if not (Path(folder) / CHECKPOINTS).is_dir():
         raise InputError(f"{folder} has no folder {CHECKPOINTS}")
     spec = decoder.spec(cfg)
-    with Store(folder) as store:
+    with Store(folder, writes=False) as store:
         step = store.latest() if step is None else step
         if step is None:
             raise InputError(f"{folder} holds no finished checkpoint yet")

@@ -25,8 +25,9 @@ from pangu_jax.sharding.layout import Layout, whole
 from pangu_jax.sharding.mesh import make_mesh, parse_mesh
 from pangu_jax.sharding.rules import preset as rules_preset
 from pangu_jax.train.language import language_loss
-from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.stop import Stopped
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def main(options: Options) -> None:
         )
     except Stopped as stop:
         print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
-        return
+        sys.exit(stop.status)
     if testing:
         scores = evaluate(state.params)
         print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")

@@ -1,10 +1,7 @@
 """The training loop: restores, steps, logs, saves, and stops when it is told to."""
 
-import contextlib
 import dataclasses
 import math
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
+from pangu_jax.train.stop import Stopped, stop_requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +44,6 @@ class LoopConfig:
         for name in ("steps", "accumulate", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-class Stopped(Exception):
-    """The run was told to stop; its state is saved. The argument is the step."""
 
 
 def train(
@@ -94,7 +88,7 @@ def train(
     tx = make_optimizer(optimizer, cfg.steps)
     step = make_step(loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps))
     init_key, key = jax.random.split(jax.random.key(cfg.seed))
-    with Store(folder, keep=cfg.keep) as store, _stop_signals() as stop:
+    with Store(folder, keep=cfg.keep) as store, stop_requests() as stop:
         latest = store.latest()
         if latest is None:
             state = init_state(spec, tx, key=init_key, params=params, layout=layout)
@@ -111,25 +105,44 @@ def train(
                 if pending is not None:
                     _report(number - 1, pending, log, line, store)
                 pending = metrics
-                last = number == cfg.steps
-                due = number % cfg.checkpoint_every == 0
-                evaluates = cfg.evaluate_every and number % cfg.evaluate_every == 0
-                if last or due or stop.is_set() or evaluates:
+                # Asked once a step: a signal that comes later is for the next.
+                last, stopping = number == cfg.steps, stop.reached(number)
+                saves = last or stopping or number % cfg.checkpoint_every == 0
+                evaluates = last or (cfg.evaluate_every and number % cfg.evaluate_every == 0)
+                if saves or evaluates:
                     _report(number, pending, log, line, store)
                     pending = None
-                if evaluate is not None and (last or evaluates):
+                if evaluate is not None and evaluates:
                     scores = evaluate(state.params)
                     log.write(number, {f"eval_{n}": v for n, v in scores.items()})
-                if last or due or stop.is_set():
-                    store.save(number, state.params, _rest(state))
-                if stop.is_set() and not last:
+                if saves:
+                    _save(store, number, state)
+                if stopping and not last:
                     store.wait()
-                    raise Stopped(number)
+                    raise Stopped(number, 128 + stop.signal)
             store.wait()
         finally:
             line.close()
             log.close()
     return state
+
+
+def _save(store: Store, number: int, state: TrainState) -> None:
+    # The loss and gradient that led here were finite; the update may still have overflowed.
+    if not _finite(state.params):
+        kept = _kept(store)
+        raise InputError(f"the parameters are not finite after step {number}; {kept}")
+    store.save(number, state.params, _rest(state))
+
+
+@jax.jit
+def _finite(params: Any) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+def _kept(store: Store) -> str:
+    kept = store.latest()
+    return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
@@ -166,30 +179,11 @@ def _report(
 ) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-        kept = store.latest()
-        last = "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
-        raise InputError(f"the loss is not finite at step {number}: {values['loss']}; {last}")
+        store.wait()  # what is being written is of an earlier step, and good
+        what = "gradient" if math.isfinite(values["loss"]) else "loss"
+        raise InputError(
+            f"the {what} is not finite at step {number}: loss {values['loss']}, gradient norm "
+            f"{values['grad_norm']}; {_kept(store)}"
+        )
     speed = line.update(number, values["loss"], values["weight"])
     log.write(number, {**values, "tokens_per_s": round(speed, 1)})
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and the first SIGINT set; outside the main thread nothing sets it."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number, frame):
-        del frame
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

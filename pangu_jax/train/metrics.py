@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
 
 
 class MetricLog:
@@ -29,26 +30,32 @@ class MetricLog:
           InputError: the file cannot be written.
         """
         self._path = Path(path)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in _lines(self._path) if line["step"] <= start_step]
-            self._file = self._path.open("w", encoding="utf-8")
-            for line in kept:
-                self._write(line)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        kept = [line for line in _lines(self._path) if line["step"] <= start_step]
+        with atomic_write(self._path) as file:  # a kill in between must not lose the lines
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._file = self._open()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one line."""
-        self._write({"step": step, **values})
+        """Adds one line.
+
+        Raises:
+          InputError: it cannot be written (full disk).
+        """
+        line = json.dumps({"step": step, **values}) + "\n"
+        try:
+            self._file.write(line.encode())
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
-    def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+    def _open(self) -> IO[bytes]:
+        try:
+            return self._path.open("ab", buffering=0)  # a line is one write, nothing waits
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -99,12 +106,20 @@ def _bar(console: Console) -> Progress:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in raw.splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+            known = type(line["step"]) is int
+        except (ValueError, TypeError, KeyError):
             break
+        if not known:
+            break
+        lines.append(line)
     return lines

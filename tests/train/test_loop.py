@@ -1,131 +1,264 @@
-"""The loop: one piece or several, the same bits; metrics once a step; stops that lose nothing."""
+"""The training loop: what it saves, goes on from, and says when something goes wrong."""
 
+import json
 import os
+import resource
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from pangu_jax.checkpoint.store import Store
+from pangu_jax.checkpoint.store import CHECKPOINTS, DISCARDED, UNFINISHED, Store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
-from pangu_jax.train.loop import LoopConfig, Stopped, train
-from pangu_jax.train.metrics import MetricLog, ProgressLine, read_metrics
+from pangu_jax.core.tree import flatten
+from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.pipeline import batches
+from pangu_jax.data.text import Document
+from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.metrics import MetricLog, read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.stop import Stopped
 
-SPEC = {"kernel": Spec((4, 2), ("embed", "mlp"), Normal(1.0))}
-OPTIMIZER = OptimizerConfig(learning_rate=0.1)
+SPEC = {
+    "embed": {"table": Spec((264, 8), ("vocab", "embed"), Normal(0.5))},
+    "head": {"kernel": Spec((8, 264), ("embed", "vocab"), Normal(0.25))},
+}
+TEXT = [Document(str(i), f"text {i} of {i * i}. " * 5) for i in range(20)]
 
 
 def loss(params, batch, key):
-    noise = jax.random.normal(key, (2,))  # so that a wrong key would show
-    error = batch["x"] @ params["kernel"] + 0.1 * noise - batch["y"]
-    return (error**2).sum(), jnp.float32(error.size), {}
+    del key
+    logits = params["embed"]["table"][batch["tokens"]] @ params["head"]["kernel"]
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    # A row may ask for trouble: its loss becomes what it names.
+    nats = nats * batch["factor"][:, None]
+    return (nats * batch["weights"]).sum(), batch["weights"].sum(), {}
 
 
-def batches(step):
-    while True:
-        rng = np.random.default_rng(step)
-        yield {
-            "x": rng.normal(size=(8, 4)).astype(np.float32),
-            "y": rng.normal(size=(8, 2)).astype(np.float32),
-        }
-        step += 1
-
-
-def go(folder, *, steps=9, stream=batches, function=loss, evaluate=None, **options):
-    cfg = LoopConfig(steps, checkpoint_every=3, **options)
-    return train(
-        function, SPEC, stream, cfg=cfg, optimizer=OPTIMIZER, folder=folder, evaluate=evaluate
-    )
-
-
-def interrupted(at):
-    """Batches that ask the process to stop when the batch of step `at` is taken."""
+def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, **rest):
+    """Trains; `at` is {step: function called when that step's batch is made}."""
 
     def stream(step):
-        for number, batch in enumerate(batches(step), start=step + 1):
-            if number == at:
-                os.kill(os.getpid(), signal.SIGTERM)
+        source = PackedTokens(tokenise(TEXT, ByteTokenizer()), 16)
+        for batch in batches(source, batch=4, start_step=step):
+            step += 1
+            batch["factor"] = np.ones(4, np.float32)
+            if at and step in at:
+                asked = at[step]()
+                batch["factor"] *= np.float32(asked if isinstance(asked, float) else 1)
             yield batch
 
-    return stream
+    cfg = LoopConfig(steps, checkpoint_every=every, keep=keep)
+    optimizer = OptimizerConfig(learning_rate=rate, schedule="constant", warmup_fraction=0)
+    return train(loss, SPEC, stream, cfg=cfg, optimizer=optimizer, folder=folder, **rest)
 
 
-def bits(state):
-    return [np.asarray(x).tobytes() for x in jax.tree.leaves(state)]
+def same(a, b):
+    a, b = flatten(a), flatten(b)
+    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
 
 
-def test_in_several_pieces_it_ends_in_the_same_bits(tmp_path):
-    want = go(tmp_path / "whole")
-    for at in (2, 6):
-        with pytest.raises(Stopped) as stop:
-            go(tmp_path / "pieces", stream=interrupted(at))
-        assert stop.value.args == (at,)
-        with Store(tmp_path / "pieces") as store:
-            assert store.latest() == at
-    assert bits(go(tmp_path / "pieces")) == bits(want)
-    whole, pieces = (read_metrics(tmp_path / n / "metrics.jsonl") for n in ("whole", "pieces"))
-    assert [line["step"] for line in pieces] == list(range(1, 10))
-    assert [x["loss"] for x in pieces] == [x["loss"] for x in whole]
-    assert bits(go(tmp_path / "pieces")) == bits(want)  # nothing left to do
+def steps_in(folder):
+    with Store(folder, writes=False) as store:
+        return store.steps()
 
 
-def test_it_learns_and_evaluates_when_told(tmp_path):
-    calls = []
-
-    def evaluate(params):
-        calls.append(params["kernel"].shape)
-        return {"score": 1.5}
-
-    go(tmp_path, evaluate=evaluate, evaluate_every=4)
-    lines = read_metrics(tmp_path / "metrics.jsonl")
-    assert [x["step"] for x in lines if "eval_score" in x] == [4, 8, 9] and len(calls) == 3
-    losses = [x["loss"] for x in lines if "loss" in x]
-    assert losses[-1] < losses[0]
-    assert all({"loss", "grad_norm", "learning_rate", "tokens_per_s"} <= x.keys()
-               for x in lines if "loss" in x)  # fmt: skip
+def losses(folder):
+    return {row["step"]: row["loss"] for row in read_metrics(folder / "metrics.jsonl")}
 
 
-def test_a_loss_that_is_not_finite_names_its_step_and_keeps_the_last_good_state(tmp_path):
-    def stream(step):
-        for number, batch in enumerate(batches(step), start=step + 1):
-            if number == 5:
-                batch["y"][0, 0] = np.inf
-            yield batch
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory):
+    """Every run here compiles the same step; they find it on disk."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
-    with pytest.raises(InputError, match=r"not finite at step 5.*step 3 is saved"):
-        go(tmp_path, stream=stream)
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody disturbed, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder), folder
+
+
+def test_the_latest_checkpoints_stay_and_every_step_is_told(whole):
+    _, folder = whole
+    assert steps_in(folder) == [6, 8]
+    assert list(losses(folder)) == list(range(1, 9))
+    assert not list((folder / CHECKPOINTS).glob("*tmp*"))
+    assert not (folder / CHECKPOINTS / DISCARDED).exists()
+
+
+def signals(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_the_rest_is_the_same(tmp_path, whole, kind):
+    before = signal.getsignal(kind)
+    with pytest.raises(Stopped) as stop:
+        run(tmp_path, every=100, at={3: signals(kind)})
+    assert stop.value.status == 128 + kind
+    assert signal.getsignal(kind) is before
+    saved = stop.value.step
+    assert saved in (3, 4)  # the batch may be made while the step before it runs
+    assert steps_in(tmp_path) == [saved]
+    # Half a line, and lines of steps that were not saved, as a kill leaves them.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": saved + 1, "loss": 0.0}) + '\n{"step": 7, "lo')
+    state = run(tmp_path, every=100)
+    assert same(state, whole[0])
+    assert losses(tmp_path) == losses(whole[1])
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, at={3: twice})
+
+
+def test_a_signal_at_the_last_step_changes_nothing(tmp_path, whole):
+    assert same(run(tmp_path, at={8: signals(signal.SIGTERM)}), whole[0])
+
+
+def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path, whole):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(run(tmp_path)))
+    thread.start()
+    thread.join()
+    assert same(found[0], whole[0])
+
+
+@pytest.mark.parametrize(("step", "kept"), [(1, "no checkpoint"), (4, "step 2 is"), (5, "step 4")])
+def test_a_loss_that_is_not_finite_names_its_step_and_what_is_kept(tmp_path, step, kept):
+    with pytest.raises(InputError, match=rf"loss is not finite at step {step}: loss nan.*{kept}"):
+        run(tmp_path, at={step: lambda: np.nan})
+    assert all(good < step for good in steps_in(tmp_path))
+    with Store(tmp_path, writes=False) as store:
+        for good in store.steps():
+            shapes = jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype),
+                SPEC,
+                is_leaf=lambda x: isinstance(x, Spec),
+            )
+            params, _ = store.restore(good, shapes)
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+def test_a_gradient_that_is_not_finite_is_named_too(tmp_path):
+    with pytest.raises(InputError, match=r"gradient is not finite at step 2: loss \d"):
+        # 1e35 times the loss is finite, the square of its gradient is not.
+        run(tmp_path, at={2: lambda: 1e25})
+
+
+def test_parameters_that_overflow_after_a_good_step_are_not_saved(tmp_path):
+    with pytest.raises(InputError, match="parameters are not finite after step 1; no checkpoint"):
+        run(tmp_path, rate=3.4e38, every=1)
+    assert steps_in(tmp_path) == []
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, whole):
+    try:
+        with pytest.raises(InputError, match=r"checkpoints: File too large; step [24] is kept"):
+            run(tmp_path, at={5: lambda: limit_files(3000)})
+    finally:
+        limit_files(resource.RLIM_INFINITY)
+    assert steps_in(tmp_path) in ([2], [2, 4])  # step 4 may have been on its way
+    assert not list((tmp_path / CHECKPOINTS).glob(f"*{UNFINISHED}*"))
+    assert same(run(tmp_path), whole[0])  # and with room again, it goes on
+
+
+def test_metrics_that_cannot_be_written_end_the_run_with_a_sentence(tmp_path, whole):
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*metrics\.jsonl: File too large"):
+            run(tmp_path, every=100, at={5: lambda: limit_files(300)})
+    finally:
+        limit_files(resource.RLIM_INFINITY)
+    assert same(run(tmp_path), whole[0])
+
+
+def test_a_lost_folder_ends_the_run_with_a_sentence(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match=r"cannot save .*run/checkpoints"):
+        run(folder, at={5: lambda: (folder / CHECKPOINTS).rename(tmp_path / "gone")})
+    assert not list(folder.glob("checkpoints/*"))  # no run is begun anew in its place
+    assert (tmp_path / "gone" / "2").is_dir()
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    with Store(tmp_path), pytest.raises(InputError, match="another process is training in"):
+        run(tmp_path)
+
+
+def test_reading_while_a_run_writes_disturbs_nothing(tmp_path, whole):
+    seen = []
+
+    def read():
+        with Store(tmp_path, writes=False) as store:
+            seen.append(store.latest())
+
+    state = run(tmp_path, at=dict.fromkeys(range(1, 9), read))
+    assert same(state, whole[0])
+    assert seen[0] is None and seen[-1] in (4, 6)
+
+
+def test_what_a_killed_save_left_is_cleared_and_never_taken_for_a_checkpoint(tmp_path, whole):
+    run(tmp_path, steps=4)
+    left = tmp_path / CHECKPOINTS / f"9{UNFINISHED}"
+    left.mkdir()
+    (left / "part").write_text("x")
+    (tmp_path / CHECKPOINTS / DISCARDED / "1").mkdir(parents=True)
+    assert steps_in(tmp_path) == [2, 4]
+    assert left.exists()  # a reader does not touch it
+    assert same(run(tmp_path), whole[0])
+    assert {p.name for p in (tmp_path / CHECKPOINTS).iterdir()} == {"6", "8"}
+
+
+def test_saving_does_not_wait_for_the_disk_and_donated_arrays_are_safe(tmp_path):
+    params = {"x": jnp.arange(4.0)}
     with Store(tmp_path) as store:
-        assert store.latest() == 3
-    assert bits(go(tmp_path)) == bits(go(tmp_path / "whole"))
+        store.save(1, params, {"step": jnp.int32(1)})
+        changed = jax.jit(lambda p: jax.tree.map(lambda x: x * 0 - 1, p), donate_argnums=0)(params)
+        store.wait()
+        shapes = {"x": jax.ShapeDtypeStruct((4,), jnp.float32)}
+        assert np.array_equal(store.restore(1, shapes)[0]["x"], np.arange(4.0))
+    assert np.array_equal(changed["x"], -np.ones(4))
 
 
-def test_metrics_survive_a_line_cut_short(tmp_path):
+def test_a_metrics_file_is_never_without_the_lines_it_had(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
-    assert [x["step"] for x in read_metrics(path)] == [1, 2]
-    log = MetricLog(path, start_step=1)
-    log.write(2, {"loss": 2.5})
+    log = MetricLog(path, start_step=0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
     log.close()
-    assert read_metrics(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]
-    with pytest.raises(InputError, match="cannot write"):
-        MetricLog(tmp_path / "metrics.jsonl" / "below", start_step=0)
 
+    def die(*_):
+        raise RuntimeError("killed")
 
-def test_progress_is_plain_lines_without_a_terminal(capsys):
-    line = ProgressLine("demo", 10, every_s=0)
-    assert line.update(1, 2.5, 100) > 0
-    line.update(10, 2.0, 100)
-    line.close()
-    first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("demo 1/10  loss 2.500") and "s left" in first
-    assert last.startswith("demo 10/10")
-
-
-@pytest.mark.parametrize("name", ["steps", "accumulate", "checkpoint_every", "keep"])
-def test_impossible_lengths_are_refused_by_name(name):
-    with pytest.raises(InputError, match=name):
-        LoopConfig(**{"steps": 3, name: 0})
+    monkeypatch.setattr("os.replace", die)
+    with pytest.raises(RuntimeError, match="killed"):
+        MetricLog(path, start_step=2)
+    monkeypatch.undo()
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    MetricLog(path, start_step=2).close()
+    assert read_metrics(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]

@@ -1,0 +1,72 @@
+"""Being told to stop: one answer to SIGTERM and SIGINT, the same in every process of a run."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stopped(Exception):
+    """The run was told to stop; its state is saved.
+
+    Attributes:
+      step: the last step, which is saved.
+      status: what a command should exit with: 128 and the signal's number.
+    """
+
+    def __init__(self, step: int, status: int = 128 + signal.SIGTERM):
+        """Of the step, and the exit status."""
+        super().__init__(step)
+        self.step, self.status = step, status
+
+
+class StopRequest:
+    """Whether a signal asked this run to stop, and which."""
+
+    def __init__(self):
+        """Nothing was asked yet."""
+        self.signal = signal.SIGTERM
+        self._asked = threading.Event()
+
+    def reached(self, step: int) -> bool:
+        """Whether this step is the last; to be called once after every step, in every process.
+
+        With several processes a signal to any of them stops all at the same step, the next that
+        none has begun.
+        """
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked.is_set()
+
+    def ask(self, number: int, frame: object = None) -> None:
+        """What a signal does."""
+        del frame
+        again, self.signal = self._asked.is_set(), signal.Signals(number)
+        self._asked.set()
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # jax listens to this one, and tells the others
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turns SIGTERM and the first SIGINT into a request while the block runs.
+
+    A second SIGINT interrupts. Outside the main thread, signals stay as they are.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    kinds = {signal.SIGINT} if jax.process_count() > 1 else {signal.SIGINT, signal.SIGTERM}
+    before = {kind: signal.signal(kind, request.ask) for kind in kinds}
+    try:
+        yield request
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

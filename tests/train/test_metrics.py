@@ -1,0 +1,72 @@
+"""What a run writes down and shows."""
+
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Normal, Spec
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.metrics import MetricLog, ProgressLine, read_metrics
+from pangu_jax.train.optimizer import OptimizerConfig
+
+
+def test_a_run_learns_and_is_evaluated_when_it_was_told(tmp_path):
+    spec = {"kernel": Spec((4, 2), ("embed", "mlp"), Normal(1.0))}
+    target = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    calls = []
+
+    def loss(params, batch, key):
+        del key
+        error = batch["x"] @ (params["kernel"] - target)
+        return (error**2).sum(), np.float32(error.size), {}
+
+    def batches(step):
+        while True:
+            step += 1
+            yield {"x": np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)}
+
+    def evaluate(params):
+        calls.append(params["kernel"].shape)
+        return {"score": 1.5}
+
+    train(
+        loss,
+        spec,
+        batches,
+        cfg=LoopConfig(9, evaluate_every=4),
+        optimizer=OptimizerConfig(learning_rate=0.1),
+        folder=tmp_path,
+        evaluate=evaluate,
+    )
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [x["step"] for x in lines if "eval_score" in x] == [4, 8, 9] and len(calls) == 3
+    steps = [x for x in lines if "loss" in x]
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    for line in steps:
+        assert {"loss", "weight", "grad_norm", "learning_rate", "tokens_per_s"} <= line.keys()
+
+
+def test_metrics_survive_a_line_cut_short(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "lo')
+    assert [x["step"] for x in read_metrics(path)] == [1, 2]
+    log = MetricLog(path, start_step=1)
+    log.write(2, {"loss": 2.5})
+    log.close()
+    assert read_metrics(path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]
+
+
+def test_progress_is_plain_lines_without_a_terminal(capsys):
+    line = ProgressLine("demo", 10, every_s=0)
+    assert line.update(1, 2.5, 100) > 0
+    line.update(10, 2.0, 100)
+    line.close()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("demo 1/10  loss 2.500") and "s left" in first
+    assert last.startswith("demo 10/10")
+
+
+@pytest.mark.parametrize("name", ["steps", "accumulate", "checkpoint_every", "keep"])
+def test_impossible_lengths_are_refused_by_name(name):
+    with pytest.raises(InputError, match=name):
+        LoopConfig(**{"steps": 3, name: 0})
