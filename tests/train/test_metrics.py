@@ -22,8 +22,7 @@ def test_a_run_learns_and_is_evaluated_when_it_was_told(tmp_path):
 
     def batches(step):
         while True:
-            step += 1
-            yield {"x": np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)}
+            yield {"x": np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)}
 
     def evaluate(params):
         calls.append(params["kernel"].shape)
