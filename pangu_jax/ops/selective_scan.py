@@ -10,15 +10,21 @@ is that of the released kernel.
 
 | implementation | picked when |
 |---|---|
-| reference | everywhere; the oracle: one step at a time |
+| mosaic | Hopper GPUs, float32, N up to 32, at least 16 blocks of 128 channels of a sequence |
+| chunked | everywhere else; inside a chunk step by step on CPU, in log depth elsewhere |
+| reference | never by itself: the oracle, one step at a time |
 | associative | never by itself: log depth, keeps all states |
 | export | never by itself: loop-free, keeps all states; the form that exports |
+
+All but the last two recompute states in the backward pass and never keep them all.
 """
 
 import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.ops import kernel_scan
+from pangu_jax.ops.chunked_scan import chunked
 from pangu_jax.ops.linear_scan import linear_scan
 
 
@@ -65,10 +71,9 @@ def selective_scan(
     _check(arrays, lengths)
     if impl is not None and impl not in _IMPLEMENTATIONS:
         raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_IMPLEMENTATIONS)}")
-    shape = (*u.shape, A.shape[1])
-    name = impl or choose(jax.default_backend(), shape)
     kind = u.dtype
     u, dt, A, B, C, D, dt_bias, state = _prepare(u, dt, A, B, C, D, dt_bias, state)
+    name = impl or choose(platform(), (*u.shape, A.shape[1]), u.dtype)
     valid = None
     if lengths is not None:
         valid = jnp.arange(u.shape[1])[None, :, None] < lengths[:, None, None]
@@ -116,10 +121,20 @@ def selective_states(
     return _states(u, dt, A, B, dt_bias, state, softplus, _FORMS[name])
 
 
-def choose(platform: str, shape: tuple[int, int, int, int]) -> str:
-    """The implementation that `impl=None` picks for a shape (B, T, E, N)."""
-    del platform, shape
-    return "reference"
+def platform() -> str:
+    """Where this runs: "cpu", "tpu", "gpu", or "hopper" for a GPU of that generation."""
+    name = jax.default_backend()
+    if name == "gpu" and str(getattr(jax.devices()[0], "compute_capability", "")) == "9.0":
+        return "hopper"
+    return name
+
+
+def choose(platform: str, shape: tuple[int, int, int, int], dtype=jnp.float32) -> str:
+    """The implementation that `impl=None` picks for a shape (B, T, E, N) and a type of the scan."""
+    b, _, e, n = shape
+    if platform == "hopper" and dtype == jnp.float32 and n <= 32 and b * -(-e // 128) >= 16:
+        return "mosaic"
+    return "chunked"
 
 
 def step_size(dt: jax.Array, bias: jax.Array, softplus: bool) -> jax.Array:
@@ -173,6 +188,12 @@ def _reference(u, dt, A, B, C, D, bias, state, softplus):
     return jnp.moveaxis(y, 0, 1) + D * u, state
 
 
+def _chunked(u, dt, A, B, C, D, bias, state, softplus):
+    inner = "loop" if jax.default_backend() == "cpu" else "associative"
+    y, state = chunked(u, step_size(dt, bias, softplus), A, B, C, state, inner)
+    return y + D * u, state
+
+
 def _states(u, dt, A, B, bias, state, softplus, form):
     d = step_size(dt, bias, softplus)
     a = jnp.exp(d[..., None] * A)
@@ -192,6 +213,8 @@ def _by_states(form):
 _FORMS = {"reference": "loop", "associative": "associative", "export": "log_step"}
 _IMPLEMENTATIONS = {
     "reference": _reference,
+    "chunked": _chunked,
+    "mosaic": kernel_scan.mosaic,
     "associative": _by_states("associative"),
     "export": _by_states("log_step"),
 }
