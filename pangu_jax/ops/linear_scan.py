@@ -2,8 +2,8 @@
 
 | form | steps | loop-free | for |
 |---|---|---|---|
-| loop | T | no | CPU, and chips whose other axes fill them; the oracle |
-| associative | log T | no | GPU and TPU |
+| loop | T | no | the oracle |
+| associative | log T | no | running |
 | log_step | log T | yes | export: only pads, slices, products and sums |
 
 The backward pass is the same recurrence run from the end, written out: it needs `a` and the states,
@@ -65,7 +65,7 @@ def _loop(a, b, start):
         return state, state
 
     inputs = jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0)
-    _, states = jax.lax.scan(step, start, inputs, unroll=8)
+    _, states = jax.lax.scan(step, start, inputs)
     return jnp.moveaxis(states, 0, 1)
 
 

@@ -11,6 +11,7 @@ is that of the released kernel.
 | implementation | picked when |
 |---|---|
 | mosaic | Hopper GPUs, float32, N up to 32, at least 16 blocks of 128 channels of a sequence |
+| tpu | TPUs, float32, N up to 32 |
 | chunked | everywhere else; inside a chunk step by step on CPU, in log depth elsewhere |
 | reference | never by itself: the oracle, one step at a time |
 | associative | never by itself: log depth, keeps all states |
@@ -105,7 +106,8 @@ def selective_states(
       dt_bias: [E] or None.
       softplus: as in `selective_scan`.
       state: [B, E, N] before the first token; None for zeros.
-      impl: "reference", "associative", "export", or None to choose by platform.
+      impl: "reference", "associative", "export", or None, which is
+        "associative": it is the fastest everywhere, as the states are all written anyway.
 
     Returns:
       The states [B, T, E, N] after each token, float32, or float64 if an input is.
@@ -116,7 +118,7 @@ def selective_states(
     _check({"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "state": state}, None)
     if impl is not None and impl not in _FORMS:
         raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_FORMS)}")
-    name = impl or ("reference" if jax.default_backend() == "cpu" else "associative")
+    name = impl or "associative"
     u, dt, A, B, dt_bias, state = _prepare(u, dt, A, B, None, None, dt_bias, state, states=True)
     return _states(u, dt, A, B, dt_bias, state, softplus, _FORMS[name])
 
@@ -132,9 +134,11 @@ def platform() -> str:
 def choose(platform: str, shape: tuple[int, int, int, int], dtype=jnp.float32) -> str:
     """The implementation that `impl=None` picks for a shape (B, T, E, N) and a type of the scan."""
     b, _, e, n = shape
-    if platform == "hopper" and dtype == jnp.float32 and n <= 32 and b * -(-e // 128) >= 16:
+    if dtype != jnp.float32 or n > 32:
+        return "chunked"
+    if platform == "hopper" and b * -(-e // 128) >= 16:
         return "mosaic"
-    return "chunked"
+    return "tpu" if platform == "tpu" else "chunked"
 
 
 def step_size(dt: jax.Array, bias: jax.Array, softplus: bool) -> jax.Array:
@@ -215,6 +219,7 @@ _IMPLEMENTATIONS = {
     "reference": _reference,
     "chunked": _chunked,
     "mosaic": kernel_scan.mosaic,
+    "tpu": kernel_scan.tpu,
     "associative": _by_states("associative"),
     "export": _by_states("log_step"),
 }
