@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,16 @@ class Settings(NamedTuple):
       backend: "mosaic" or "tpu".
       softplus: whether dt goes through softplus.
       kept: the state before every so many steps is kept for the backward pass.
-      interpret: interpretation parameters of pallas, or None to compile.
+      interpret: whether to interpret the kernel: slow, for machines without the chip.
     """
 
     backend: str
     softplus: bool
     kept: int
-    interpret: Any = None
+    interpret: bool
 
 
-def mosaic(u, dt, A, B, C, D, bias, state, softplus, interpret=None):
+def mosaic(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
     """The scan by the kernel for Hopper GPUs; arguments as `selective_scan` prepares them."""
     # A power of two of at least 4 numbers, the 16 bytes that the copy engine moves.
     n = max(4, 1 << (A.shape[1] - 1).bit_length())
@@ -32,7 +32,7 @@ def mosaic(u, dt, A, B, C, D, bias, state, softplus, interpret=None):
     return _padded(settings, 128, n, u, dt, A, B, C, D, bias, state)
 
 
-def tpu(u, dt, A, B, C, D, bias, state, softplus, interpret=None):
+def tpu(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
     """The scan by the kernel for TPUs; arguments as `selective_scan` prepares them."""
     block = 1024 if A.shape[0] > 1024 else 128
     settings = Settings("tpu", softplus, 16, interpret)

@@ -10,14 +10,14 @@ is that of the released kernel.
 
 | implementation | picked when |
 |---|---|
-| mosaic | Hopper GPUs, float32, N up to 32, at least 16 blocks of 128 channels of a sequence |
+| mosaic | Hopper GPUs, float32, N up to 32 |
 | tpu | TPUs, float32, N up to 32 |
 | chunked | everywhere else; inside a chunk step by step on CPU, in log depth elsewhere |
 | reference | never by itself: the oracle, one step at a time |
 | associative | never by itself: log depth, keeps all states |
 | export | never by itself: loop-free, keeps all states; the form that exports |
 
-All but the last two recompute states in the backward pass and never keep them all.
+The first three recompute states in the backward pass and never keep them all.
 """
 
 import jax
@@ -75,7 +75,6 @@ def selective_scan(
     kind = u.dtype
     u, dt, A, B, C, D, dt_bias, state = _prepare(u, dt, A, B, C, D, dt_bias, state)
     name = impl or choose(platform(), (*u.shape, A.shape[1]), u.dtype)
-    valid = None
     if lengths is not None:
         valid = jnp.arange(u.shape[1])[None, :, None] < lengths[:, None, None]
         u, B, C = (jnp.where(valid, x, 0) for x in (u, B, C))
@@ -133,12 +132,8 @@ def platform() -> str:
 
 def choose(platform: str, shape: tuple[int, int, int, int], dtype=jnp.float32) -> str:
     """The implementation that `impl=None` picks for a shape (B, T, E, N) and a type of the scan."""
-    b, _, e, n = shape
-    if dtype != jnp.float32 or n > 32:
-        return "chunked"
-    if platform == "hopper" and b * -(-e // 128) >= 16:
-        return "mosaic"
-    return "tpu" if platform == "tpu" else "chunked"
+    kernel = {"hopper": "mosaic", "tpu": "tpu"}.get(platform)
+    return kernel if kernel and dtype == jnp.float32 and shape[3] <= 32 else "chunked"
 
 
 def step_size(dt: jax.Array, bias: jax.Array, softplus: bool) -> jax.Array:

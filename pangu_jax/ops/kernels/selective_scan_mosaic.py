@@ -35,6 +35,17 @@ def _parameters():
     )
 
 
+def _interpreter(interpret):
+    """The interpreter that knows of this chip's memories and copies; jax 0.10 hides its name."""
+    if not interpret:
+        return None
+    if hasattr(plgpu, "InterpretGPUParams"):
+        return plgpu.InterpretGPUParams()
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return InterpretGPUParams()
+
+
 def _splat(x):
     return jax.lax.broadcast(x, (LANES,))
 
@@ -75,7 +86,7 @@ def _loop(length, step, carry, unroll, reverse=False):
 
 
 def forward(
-    u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, unroll=4, interpret=None
+    u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, unroll=4, interpret=False
 ):
     """Runs the scan; T a multiple of `length`, E of 128, N of 4; everything float32.
 
@@ -92,7 +103,7 @@ def forward(
       length: steps of a chunk.
       kept: None, or after how many steps to return states, too; divides `length`.
       unroll: steps that the compiler may interleave; divides `kept` or `length`.
-      interpret: interpretation parameters for machines without such a GPU.
+      interpret: whether to interpret the kernel, for machines without such a GPU.
 
     Returns:
       y [B, T, E], the last state [B, N, E] and, if asked for, the states before every
@@ -152,7 +163,7 @@ def forward(
         grid=(batch, channels // LANES),
         grid_names=("batch", "channels"),
         compiler_params=_parameters(),
-        interpret=interpret,
+        interpret=_interpreter(interpret),
     )
     y, last, *starts = kernel(_flat(u), _flat(dt), A, _flat(B), _flat(C), D, bias, _flat(state))
     result = y.reshape(u.shape), last.reshape(state.shape)
@@ -160,8 +171,8 @@ def forward(
 
 
 def backward(
-    u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, unroll=1, steps_ahead=2,
-    interpret=None,
+    u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, unroll=4, steps_ahead=2,
+    interpret=False,
 ):  # fmt: skip
     """Gradients of `forward`; `length` is its `kept`, and the rest as for that one.
 
@@ -180,7 +191,7 @@ def backward(
       length: steps of a chunk.
       unroll: steps of the recomputation that the compiler may interleave.
       steps_ahead: chunks in shared memory at once.
-      interpret: interpretation parameters for machines without such a GPU.
+      interpret: whether to interpret the kernel, for machines without such a GPU.
 
     Returns:
       The gradients of u, dt, A, B, C, D, bias and of the state before the first step.
@@ -280,7 +291,7 @@ def backward(
         grid=(batch, blocks),
         grid_names=("batch", "channels"),
         compiler_params=_parameters(),
-        interpret=interpret,
+        interpret=_interpreter(interpret),
     )
     du, ddt, dA, dBC, dD, dbias, dstart = kernel(
         _flat(u), _flat(dt), A, _flat(B), _flat(C), D, bias, _flat(starts), _flat(dy), _flat(dlast)

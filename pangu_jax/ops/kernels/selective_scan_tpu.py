@@ -49,7 +49,7 @@ def _specs(n, rows, length, time):
     }
 
 
-def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, interpret=None):
+def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, interpret=False):
     """Runs the scan; T a multiple of `length`, E of 128, and of 1024 above it; all float32.
 
     Args:
@@ -113,12 +113,12 @@ def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, inte
         + [F32((batch, steps // part, n, *shape))] * bool(kept),
         scratch_shapes=[pltpu.VMEM((n, rows, LANES), jnp.float32)],
         compiler_params=_parameters(),
-        interpret=bool(interpret),
+        interpret=interpret,
     )(*map(_tiled, (u, dt, A)), B, C, *map(_tiled, (D, bias, state)))
     return tuple(x.reshape(*x.shape[:-2], channels) for x in out)
 
 
-def backward(u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, interpret=None):
+def backward(u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, interpret=False):
     """Gradients of `forward`; `length` is its `kept`, and the rest as for that one.
 
     Args:
@@ -211,7 +211,7 @@ def backward(u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, in
             pltpu.VMEM((length, 2 * n, LANES), jnp.float32),
         ],
         compiler_params=_parameters(),
-        interpret=bool(interpret),
+        interpret=interpret,
     )(*map(_tiled, (u, dt, A)), B, C, *map(_tiled, (D, bias, starts, dy, dlast)))
     dBC = dBC.sum(0)
     dA, dD, dbias = (x.sum(0).reshape(*x.shape[1:-2], channels) for x in (dA, dD, dbias))
