@@ -1,0 +1,87 @@
+"""What surrounds the kernels of the selective scan: shapes that fit, and the backward pass."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Settings(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+      backend: "mosaic" or "tpu".
+      softplus: whether dt goes through softplus.
+      kept: the state before every so many steps is kept for the backward pass.
+      interpret: whether to interpret the kernel: slow, for machines without the chip.
+    """
+
+    backend: str
+    softplus: bool
+    kept: int
+    interpret: bool
+
+
+def mosaic(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
+    """The scan by the kernel for Hopper GPUs; arguments as `selective_scan` prepares them."""
+    # A power of two of at least 4 numbers, the 16 bytes that the copy engine moves.
+    n = max(4, 1 << (A.shape[1] - 1).bit_length())
+    settings = Settings("mosaic", softplus, 8, interpret)
+    return _padded(settings, 128, n, u, dt, A, B, C, D, bias, state)
+
+
+def tpu(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
+    """The scan by the kernel for TPUs; arguments as `selective_scan` prepares them."""
+    block = 1024 if A.shape[0] > 1024 else 128
+    settings = Settings("tpu", softplus, 16, interpret)
+    return _padded(settings, block, A.shape[1], u, dt, A, B, C, D, bias, state)
+
+
+def _padded(settings, block, states, u, dt, A, B, C, D, bias, state):
+    """The scan of arrays filled up to whole chunks, blocks of channels, and `states` states."""
+    steps, (channels, n) = u.shape[1], A.shape
+    t, e = (0, -steps % settings.kept), (0, -channels % block)
+    n_more, none = (0, states - n), (0, 0)
+    # Steps that change nothing have size 0, and no input or output.
+    still = -1e30 if settings.softplus else -bias
+    last = jnp.broadcast_to(still, (u.shape[0], t[1], channels)).astype(dt.dtype)
+    dt = jnp.pad(jnp.concatenate([dt, last], 1) if t[1] else dt, (none, none, e))
+    u, B, C = (jnp.pad(u, (none, t, e)), *(jnp.pad(x, (none, t, n_more)) for x in (B, C)))
+    A, state = jnp.pad(A, (e, n_more)), jnp.pad(state, (none, e, n_more))
+    D, bias = jnp.pad(D, e), jnp.pad(bias, e)
+    y, state = _scan(settings, u, dt, A.T, B, C, D, bias, state.swapaxes(1, 2))
+    return y[:, :steps, :channels], state.swapaxes(1, 2)[:, :channels, :n]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(settings, u, dt, A, B, C, D, bias, state):
+    """The scan of arrays that fit; A is [N, E] and the states [B, N, E]."""
+    return _run(settings, u, dt, A, B, C, D, bias, state)
+
+
+def _run(settings, u, *rest, kept=None):
+    length = settings.kept * math.gcd(u.shape[1] // settings.kept, 4)  # up to four stretches
+    run = partial(_kernels(settings).forward, softplus=settings.softplus)
+    return run(u, *rest, length=length, kept=kept, interpret=settings.interpret)
+
+
+def _scan_forward(settings, *arguments):
+    y, last, starts = _run(settings, *arguments, kept=settings.kept)
+    return (y, last), (*arguments[:-1], starts)
+
+
+def _scan_backward(settings, saved, cotangents):
+    run = partial(_kernels(settings).backward, softplus=settings.softplus)
+    return run(*saved, *cotangents, length=settings.kept, interpret=settings.interpret)
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _kernels(settings):
+    # Not at import: this takes most of a second, and few machines have such chips.
+    from pangu_jax.ops.kernels import selective_scan_mosaic, selective_scan_tpu
+
+    return selective_scan_mosaic if settings.backend == "mosaic" else selective_scan_tpu

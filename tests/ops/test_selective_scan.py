@@ -1,0 +1,355 @@
+"""Every form of the scan against plain loops in numpy that share no code with it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.ops import kernel_scan
+from pangu_jax.ops.chunked_scan import chunked
+from pangu_jax.ops.linear_scan import FORMS, linear_scan
+from pangu_jax.ops.selective_scan import choose, selective_scan, selective_states
+
+IMPLS = ["reference", "chunked", "associative", "export"]
+NAMES = ["u", "dt", "A", "B", "C", "D", "dt_bias", "state"]
+
+
+def draw(b=2, t=13, e=5, n=3, seed=0):
+    """All arguments that can be differentiated, in float64, by name."""
+    rng = np.random.default_rng(seed)
+    u, dt = rng.normal(size=(2, b, t, e))
+    B, C = rng.normal(size=(2, b, t, n))
+    D, bias = rng.normal(size=(2, e))
+    A, state = -np.exp(rng.normal(size=(e, n))), rng.normal(size=(b, e, n))
+    return dict(zip(NAMES, (u, dt, A, B, C, D, bias, state), strict=True))
+
+
+def naive(u, dt, A, B, C, D, dt_bias, state, lengths=None, softplus=True):
+    """One step of one sequence at a time, in float64: outputs, last state, all states."""
+    y, h, every = np.zeros_like(u), np.array(state), np.zeros((*u.shape, A.shape[1]))
+    for i in range(len(u)):
+        for k in range(u.shape[1]):
+            if lengths is None or k < lengths[i]:
+                d = dt[i, k] + dt_bias
+                if softplus:
+                    d = np.array([x if x > 20 else np.log1p(np.exp(x)) for x in d])
+                for j, x in enumerate(d):
+                    h[i, j] = np.exp(x * A[j]) * h[i, j] + x * B[i, k] * u[i, k, j]
+                    y[i, k, j] = (C[i, k] * h[i, j]).sum() + D[j] * u[i, k, j]
+            every[i, k] = h[i]
+    return y, h, every
+
+
+def close(have, want, limit):
+    """The largest difference against the largest value."""
+    have, want = np.asarray(have, np.float64), np.asarray(want, np.float64)
+    assert have.shape == want.shape and np.isfinite(have).all()
+    assert np.abs(have - want).max() <= limit * max(np.abs(want).max(), 1e-30)
+
+
+def in_float32(tree):
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+
+
+def kernel(name, *, softplus=True):
+    """A kernel, interpreted, as a function of the named arguments."""
+    run = partial(getattr(kernel_scan, name), softplus=softplus, interpret=True)
+    return lambda **a: run(*(a[name] for name in NAMES))
+
+
+def gradients(run, arguments, weights):
+    """Of a weighted sum of outputs and last state, by argument."""
+
+    def loss(arguments):
+        return sum((x * w).sum() for x, w in zip(run(**arguments), weights, strict=True))
+
+    return jax.jit(jax.grad(loss))(arguments)
+
+
+def weights(arguments, seed=9):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=arguments["u"].shape), rng.normal(size=arguments["state"].shape)
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_scan_and_states_equal_a_plain_loop(impl, softplus):
+    for t in (1, 2, 7, 33):
+        arguments = draw(t=t)
+        if not softplus:
+            arguments |= {name: np.abs(arguments[name]) for name in ("dt", "dt_bias")}
+        y, last, every = naive(**arguments, softplus=softplus)
+        with jax.enable_x64(True):
+            have = selective_scan(**arguments, impl=impl, softplus=softplus)
+            close(have[0], y, 1e-13)
+            close(have[1], last, 1e-13)
+            if impl != "chunked":
+                some = {k: v for k, v in arguments.items() if k not in "CD"}
+                close(selective_states(**some, impl=impl, softplus=softplus), every, 1e-13)
+    have = selective_scan(**in_float32(arguments), impl=impl, softplus=softplus)
+    assert have[0].dtype == have[1].dtype == jnp.float32
+    close(have[0], y, 1e-5)
+
+
+@pytest.mark.parametrize("impl", [None, *IMPLS])
+def test_operator_parity_with_the_fixture(impl, data_dir):
+    with np.load(data_dir.parent / "fixtures" / "ops_float64.npz", allow_pickle=False) as file:
+        scan = {k.removeprefix("scan/"): file[k] for k in file.files if k.startswith("scan/")}
+    wide = {k: scan[k].swapaxes(1, 2) for k in ("u", "B", "C", "y")}
+    dt, every = scan["delta_raw"].swapaxes(1, 2), np.moveaxis(scan["h"], 3, 1)
+    rest = {"A": scan["A"], "dt_bias": scan["delta_bias"]}
+    with jax.enable_x64(True):
+        for t in (1, 2, 7, 301):
+            cut = {k: wide[k][:, :t] for k in ("u", "B", "C")} | {"dt": dt[:, :t]}
+            y, last = selective_scan(**cut, **rest, D=scan["D"], impl=impl)
+            close(y, wide["y"][:, :t], 1e-12)
+            close(last, every[:, t - 1], 1e-7)  # stored in float32
+        close(last, scan["last_h"], 1e-12)
+        del cut["C"]
+        close(
+            selective_states(**cut, **rest, impl=None if impl == "chunked" else impl), every, 1e-7
+        )
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_long_sequence_equals_a_plain_loop(impl):
+    arguments = draw(b=1, t=4096, e=3, n=2)
+    y, last, _ = naive(**arguments)
+    with jax.enable_x64(True):
+        have = selective_scan(**arguments, impl=impl)
+        close(have[0], y, 1e-12)
+        close(have[1], last, 1e-12)
+
+
+@pytest.mark.parametrize("inner", ["loop", "associative"])
+def test_the_length_of_a_chunk_changes_nothing(inner):
+    a = draw(t=29)
+    d = np.log1p(np.exp(a["dt"]))
+    with jax.enable_x64(True):
+
+        def run(length, arguments):
+            y, last = chunked(*arguments, inner, length)
+            return y, last, (y**2).sum() + (last**2).sum()
+
+        arguments = [jnp.asarray(x) for x in (a["u"], d, a["A"], a["B"], a["C"], a["state"])]
+        want = run(29, arguments)[:2], jax.grad(lambda x: run(29, x)[2])(arguments)
+        for length in (1, 4, 13, 40):
+            have = run(length, arguments)[:2], jax.grad(lambda x, n=length: run(n, x)[2])(arguments)
+            jax.tree.map(partial(close, limit=1e-13), have, want)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_equal_finite_differences(impl):
+    arguments = draw(t=21)
+    rng = np.random.default_rng(3)
+    scale = weights(arguments)
+
+    def loss(states, arguments):
+        if states:
+            some = {k: v for k, v in arguments.items() if k not in "CD"}
+            return (jnp.sin(selective_states(**some, impl=impl))).sum()
+        y, last = selective_scan(**arguments, impl=impl, lengths=jnp.array([21, 15]))
+        return (y * scale[0]).sum() + (last * scale[1]).sum()
+
+    with jax.enable_x64(True):
+        for states in (False, True) if impl != "chunked" else (False,):
+            function = jax.jit(partial(loss, states))
+            have = jax.jit(jax.grad(partial(loss, states)))(arguments)
+            for name in NAMES:
+                way = rng.normal(size=arguments[name].shape)
+                ends = [
+                    function(arguments | {name: arguments[name] + sign * 1e-5 * way})
+                    for sign in (1, -1)
+                ]
+                slope = float(ends[0] - ends[1]) / 2e-5
+                assert abs(float((have[name] * way).sum()) - slope) < 1e-6 * max(1, abs(slope))
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("name", ["mosaic", "tpu"])
+def test_kernels_equal_the_loop_and_its_gradients(name, softplus):
+    """Interpreted, at sizes that no block divides: 37 steps, 130 channels, 3 states."""
+    arguments = draw(t=37, e=130)
+    if not softplus:
+        arguments |= {k: np.abs(arguments[k]) for k in ("dt", "dt_bias")}
+    low, scale = in_float32(arguments), weights(arguments)
+    y, last, _ = naive(**arguments, softplus=softplus)
+    have = kernel(name, softplus=softplus)(**low)
+    close(have[0], y, 1e-5)
+    close(have[1], last, 1e-5)
+    have = gradients(kernel(name, softplus=softplus), low, in_float32(scale))
+    with jax.enable_x64(True):
+        plain = partial(selective_scan, impl="reference", softplus=softplus)
+        want = gradients(plain, arguments, scale)
+    for name in NAMES:
+        close(have[name], want[name], 1e-5)
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "mosaic", "tpu"])
+def test_extreme_steps_give_finite_values_and_gradients(impl):
+    arguments = draw(b=1, t=24, e=8, n=4)
+    arguments["dt"] = np.random.default_rng(1).choice([-50.0, 0, 19.9, 20.1, 50], (1, 24, 8))
+    low = in_float32(arguments)
+    run = kernel(impl) if impl in ("mosaic", "tpu") else partial(selective_scan, impl=impl)
+    y, last, _ = naive(**arguments)
+    have = run(**low)
+    close(have[0], y, 1e-5)
+    close(have[1], last, 1e-5)
+    scale = weights(arguments)
+    have = gradients(run, low, in_float32(scale))
+    with jax.enable_x64(True):
+        want = gradients(partial(selective_scan, impl="reference"), arguments, scale)
+    for name in NAMES:
+        close(have[name], want[name], 1e-4)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_sequence_may_be_split_anywhere(impl):
+    arguments = draw(t=23)
+    scale = weights(arguments)
+
+    def split(at, **a):
+        first, second = ({k: v[:, part] if k in ("u", "dt", "B", "C") else v for k, v in a.items()}
+                         for part in (slice(at), slice(at, None)))  # fmt: skip
+        y, state = selective_scan(**first, impl=impl)
+        rest, state = selective_scan(**(second | {"state": state}), impl=impl)
+        return jnp.concatenate([y, rest], 1), state
+
+    with jax.enable_x64(True):
+        whole = partial(selective_scan, impl=impl)
+        want = whole(**arguments), gradients(whole, arguments, scale)
+        for at in (1, 16):
+            have = split(at, **arguments), gradients(partial(split, at), arguments, scale)
+            jax.tree.map(partial(close, limit=1e-12), have, want)
+
+
+@pytest.mark.parametrize("softplus", [True, False])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_what_lies_behind_the_end_has_no_effect(impl, softplus):
+    arguments, lengths = draw(t=19), np.array([19, 6])
+    arguments |= {name: np.abs(arguments[name]) for name in ("dt", "dt_bias")}
+    y, last, _ = naive(**arguments, lengths=lengths, softplus=softplus)
+    for name in ("u", "dt", "B", "C"):
+        arguments[name][1, 6:] = np.nan
+    with jax.enable_x64(True):
+        run = partial(selective_scan, impl=impl, lengths=jnp.array(lengths), softplus=softplus)
+        have = run(**arguments)
+        close(have[0], y, 1e-13)
+        close(have[1], last, 1e-13)
+        assert (have[0][1, 6:] == 0).all()
+        slopes = gradients(run, arguments, weights(arguments))
+        for name in NAMES:
+            assert np.isfinite(slopes[name]).all()
+        for name in ("u", "dt", "B", "C"):
+            assert (slopes[name][1, 6:] == 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_linear_scan_equals_a_loop_both_ways(form):
+    rng = np.random.default_rng(5)
+    a, b, w = rng.normal(size=(3, 2, 11, 3)) * 0.8
+    start = rng.normal(size=(2, 3))
+    h, states = start, []
+    for t in range(11):
+        h = a[:, t] * h + b[:, t]
+        states.append(h)
+    with jax.enable_x64(True):
+        have, back = jax.vjp(lambda *x: linear_scan(*x, form), a, b, start)
+        close(have, np.stack(states, 1), 1e-13)
+        # Written out: dL/db_t is the sum over s >= t of w_s times the decays between.
+        da, db, dstart = back(jnp.asarray(w))
+    flow = np.zeros_like(start)
+    for t in reversed(range(11)):
+        flow = flow + w[:, t]
+        close(db[:, t], flow, 1e-12)
+        close(da[:, t], flow * (states[t - 1] if t else start), 1e-12)
+        flow = flow * a[:, t]
+    close(dstart, flow, 1e-12)
+
+
+def test_the_default_never_holds_all_states():
+    b, t, e, n = 1, 1024, 32, 16
+    shapes = [(b, t, e), (b, t, e), (e, n), (b, t, n), (b, t, n)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def bytes_held(impl):
+        loss = jax.grad(lambda *a: selective_scan(*a, impl=impl)[0].sum(), argnums=range(5))
+        return jax.jit(loss).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+    every = 4 * b * t * e * n
+    assert bytes_held(None) < 0.4 * every
+    assert bytes_held("associative") > 2 * every  # the measure sees states that are kept
+
+
+def test_half_precision_runs_in_float32_and_returns_its_type():
+    arguments = draw()
+    low = {k: jnp.asarray(v, jnp.bfloat16) for k, v in arguments.items()}
+    y, last = selective_scan(**low)
+    assert y.dtype == jnp.bfloat16 and last.dtype == jnp.float32
+    want, _ = selective_scan(**in_float32(low))
+    np.testing.assert_array_equal(y, want.astype(jnp.bfloat16))
+
+
+def test_what_is_absent_counts_as_zero_and_vmap_equals_a_loop():
+    a = draw()
+    full = in_float32(a | {name: a[name] * 0 for name in ("D", "dt_bias", "state")})
+    bare = {k: full[k] for k in ("u", "dt", "A", "B", "C")}
+    jax.tree.map(partial(close, limit=1e-7), selective_scan(**bare), selective_scan(**full))
+    many = jnp.stack([full["A"], full["A"] * 0.5])
+
+    def loss(A):
+        return selective_scan(**(bare | {"A": A}))[0].sum()
+
+    have = jax.vmap(jax.grad(loss))(many)
+    close(have, jnp.stack([jax.grad(loss)(A) for A in many]), 1e-6)
+
+
+def test_the_export_form_has_no_loop():
+    text = str(jax.make_jaxpr(lambda a: selective_scan(**a, impl="export"))(in_float32(draw(t=40))))
+    assert "scan[" not in text and "while" not in text
+    text = str(jax.make_jaxpr(lambda a: selective_scan(**a, impl="chunked"))(in_float32(draw())))
+    assert "scan[" in text
+
+
+@pytest.mark.parametrize(("impl", "platform"), [("mosaic", "cuda"), ("tpu", "tpu")])
+def test_kernels_lower_for_their_chips(impl, platform):
+    """To the chip's own call, forward and backward; no chip is needed for that."""
+    calls = {"cuda": "mosaic_gpu_v2", "tpu": "tpu_custom_call"}
+    arguments = in_float32(draw(t=64, e=256, n=16))
+    loss = jax.jit(jax.grad(lambda a: sum(x.sum() for x in selective_scan(**a, impl=impl))))
+    exported = jax.export.export(
+        loss,
+        platforms=[platform],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
+    )(arguments)
+    assert exported.mlir_module().count(f"@{calls[platform]}") == 2
+
+
+def test_the_choice_is_the_table():
+    shape = (8, 2048, 5120, 16)
+    picks = {p: choose(p, shape) for p in ("cpu", "gpu", "hopper", "tpu")}
+    assert picks == {"cpu": "chunked", "gpu": "chunked", "hopper": "mosaic", "tpu": "tpu"}
+    assert choose("hopper", (8, 2048, 5120, 64)) == "chunked"
+    assert choose("hopper", shape, jnp.float64) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("dt", (2, 13, 4)), ("B", (2, 13, 5)), ("D", (3,)), ("state", (2, 3, 5))]
+)
+def test_shapes_that_do_not_fit_are_refused(name, shape):
+    with pytest.raises(InputError, match=f"{name} is"):
+        selective_scan(**(draw() | {name: np.zeros(shape)}))
+
+
+def test_other_bad_input_is_refused():
+    with pytest.raises(InputError, match="impl is 'cuda'"):
+        selective_scan(**draw(), impl="cuda")
+    with pytest.raises(InputError, match="no time steps"):
+        selective_scan(**draw(t=0))
+    with pytest.raises(InputError, match="lengths is"):
+        selective_scan(**draw(), lengths=np.array([1]))
+    with pytest.raises(InputError, match="must be"):
+        selective_states(*np.zeros((2, 3, 4)), *np.zeros((2, 4)))
