@@ -2,7 +2,7 @@
 
 | implementation | picked when | memory beside inputs and result |
 |---|---|---|
-| dense | grids of up to 256 cells (any platform) | one [cells, cells] matrix a group |
+| dense | grids of up to 256 cells, on GPUs 1024 | one [cells, cells] matrix a group |
 | taps | larger grids | the four corners of one tap |
 | reference | never by itself: the oracle, and the loop-free form that exports | all corners |
 
@@ -22,7 +22,7 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 
 TAPS = 9
-DENSE_CELLS = 256
+DENSE_CELLS = {"cpu": 256, "gpu": 1024}
 
 
 def deform_sample(
@@ -46,7 +46,7 @@ def deform_sample(
         masks; what comes after the last group is not read.
       groups: parts of C that are sampled alike; it divides C.
       scale: cells that an offset of 1, and one tap, move by.
-      impl: "reference", "taps", "dense", or None to choose by shape.
+      impl: "reference", "taps", "dense", or None to choose by platform and shape.
 
     Returns:
       [B, P, V, C] in the type of `values`; places and weights are computed in float32 or wider.
@@ -64,7 +64,7 @@ def deform_sample(
             f"offset_mask has shape {offset_mask.shape}, expected {values.shape[:-1]} with at "
             f"least {3 * TAPS * groups} numbers for {groups} groups"
         )
-    name = impl or choose(values.shape)
+    name = impl or choose(jax.default_backend(), values.shape)
     if name not in _IMPLEMENTATIONS:
         raise InputError(f"unknown impl {name!r}; known: {', '.join(_IMPLEMENTATIONS)}")
     cells = height * width
@@ -76,9 +76,9 @@ def deform_sample(
     return out.transpose(0, 2, 1, 3).reshape(values.shape).astype(values.dtype)
 
 
-def choose(shape: tuple[int, ...]) -> str:
+def choose(platform: str, shape: tuple[int, ...]) -> str:
     """The implementation that `impl=None` picks for values of this shape."""
-    return "dense" if shape[1] * shape[2] <= DENSE_CELLS else "taps"
+    return "dense" if shape[1] * shape[2] <= DENSE_CELLS.get(platform, 256) else "taps"
 
 
 def _places(offset_mask, groups, scale):

@@ -54,6 +54,7 @@ class Fit:
       best_epoch: for each seed, counted from 1.
       step_s: seconds a step of all seeds together, after compilation; the median over chunks.
       seconds: in all.
+      cut: whether `stop` ended the training before it would have ended itself.
     """
 
     params: Any
@@ -61,6 +62,7 @@ class Fit:
     best_epoch: list[int]
     step_s: float
     seconds: float
+    cut: bool = False
 
 
 def learning_rate(cfg: FitConfig, epoch: int) -> float:
@@ -107,6 +109,7 @@ def fit(
     seeds: Sequence[int],
     impl: dict[str, str] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Fit:
     """Trains until every seed has stopped.
 
@@ -122,6 +125,7 @@ def fit(
       seeds: at least one.
       impl: {operator: implementation}.
       progress: called with steps done, steps at most, and a line about the last epoch.
+      stop: asked after every epoch; True ends the training there.
 
     Raises:
       InputError: fewer windows than a batch, or a loss that is not finite.
@@ -143,7 +147,7 @@ def fit(
     best, best_error = state[0], np.full(len(seeds), np.inf)
     waited, best_epoch = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
     curves: list[list[dict[str, float]]] = [[] for _ in seeds]
-    times, line = [], ""
+    times, line, cut = [], "", False
     for epoch in range(1, cfg.epochs + 1):
         order = _order(train, seeds, epoch, steps, cfg.batch)
         losses = []
@@ -175,11 +179,14 @@ def fit(
         line = f"validation {error.mean():.4f}"
         if (waited >= cfg.patience).all():
             break
+        if stop is not None and epoch < cfg.epochs and stop():
+            cut = True
+            break
     if alone:
         best = jax.tree.map(lambda x: x[None], best)
     seconds = time.perf_counter() - began
     step_s = float(np.median(times[1:] or times))
-    return Fit(best, curves, best_epoch.tolist(), step_s, seconds)
+    return Fit(best, curves, best_epoch.tolist(), step_s, seconds, cut)
 
 
 def _make_chunk(model, impl, alone):
@@ -251,6 +258,4 @@ def _pick(better, new, old, alone):
 
 def _refuse_nonfinite(loss, error, epoch):
     if not (np.isfinite(loss).all() and np.isfinite(error).all()):
-        raise InputError(
-            f"the loss is not finite in epoch {epoch}; a lower learning rate may help"
-        )
+        raise InputError(f"the loss is not finite in epoch {epoch}; a lower learning rate may help")
