@@ -36,7 +36,6 @@ from pangu_jax.core.config import read_json, save_config, to_json  # noqa: E402
 from pangu_jax.core.errors import InputError  # noqa: E402
 from pangu_jax.core.files import atomic_write  # noqa: E402
 
-
 MEASURING = 25  # seconds kept for measuring what was trained when time is up
 
 
