@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -140,11 +140,11 @@ def fit(
     alone = len(seeds) == 1
     states = [init(model, seed) for seed in seeds]
     state = states[0] if alone else jax.tree.map(lambda *x: jnp.stack(x), *states)
-    run = _make_chunk(model, impl, alone)
-    check = _make_check(model, impl, alone)
+    frozen = tuple(sorted(impl.items())) if impl else None
+    run, check = _make_chunk(model, frozen, alone), _make_check(model, frozen, alone)
     table, at = jnp.asarray(series), jnp.asarray(validation)
     steps = len(train) // cfg.batch
-    best, best_error = state[0], np.full(len(seeds), np.inf)
+    best, best_error = jax.tree.map(jnp.copy, state[0]), np.full(len(seeds), np.inf)
     waited, best_epoch = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
     curves: list[list[dict[str, float]]] = [[] for _ in seeds]
     times, line, cut = [], "", False
@@ -189,9 +189,10 @@ def fit(
     return Fit(best, curves, best_epoch.tolist(), step_s, seconds, cut)
 
 
+@lru_cache(maxsize=8)
 def _make_chunk(model, impl, alone):
     """Several steps in one call; how many is an argument, so there is one compilation."""
-    step = make_step(model, impl=impl)
+    step = make_step(model, impl=dict(impl) if impl else None)
     if not alone:
         step = jax.vmap(step, in_axes=(0, None, 0, 0, None))
 
@@ -211,10 +212,11 @@ def _make_chunk(model, impl, alone):
     return run
 
 
+@lru_cache(maxsize=8)
 def _make_check(model, impl, alone):
     def error(params, series, starts):
         squared, _ = window_errors(
-            lambda x: timepro.apply(params, x, cfg=model, impl=impl),
+            lambda x: timepro.apply(params, x, cfg=model, impl=dict(impl) if impl else None),
             series,
             starts,
             look_back=model.look_back,
