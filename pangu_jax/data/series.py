@@ -105,12 +105,16 @@ def read_csv(path: str | Path, layout: CsvFormat = CsvFormat()) -> Series:
 
 
 def write_csv(path: str | Path, names: list[str], times: np.ndarray, values: np.ndarray) -> None:
-    """Writes times [rows] and values [rows, columns], whole or not at all."""
+    """Writes times [rows] and values [rows, columns]; NaN becomes an empty field."""
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["time", *names])
         for time, row in zip(times, values, strict=True):
-            writer.writerow([str(time).replace("T", " "), *(f"{x:.10g}" for x in row)])
+            writer.writerow([str(time).replace("T", " "), *map(_written, row)])
+
+
+def _written(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.10g}"
 
 
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -185,7 +189,7 @@ def _time(path, line, text, layout):
     except ValueError:
         wanted = layout.time_format or "ISO 8601, such as 2024-05-31 14:15"
         raise InputError(
-            f"{path} line {line}: {text!r} is not a time ({wanted}); --time-column and "
+            f"{path} line {line}: {text!r} is not a time ({wanted}); --time and "
             "--time-format say which column and how it is written"
         ) from None
 

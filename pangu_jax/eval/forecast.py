@@ -116,7 +116,7 @@ class Linear:
     def __call__(self, seen: np.ndarray) -> np.ndarray:
         """Windows [B, T, V] to forecasts [B, H, V]."""
         mean = seen.mean(1, keepdims=True)
-        return np.einsum("btv,th->bhv", seen - mean, self.kernel) + mean
+        return np.matmul(self.kernel.T.astype(seen.dtype), seen - mean) + mean
 
 
 def fit_linear(
@@ -131,16 +131,34 @@ def fit_linear(
       horizon: H.
       ridge: times the number of windows and variates, added to the diagonal.
     """
-    gram = np.zeros((look_back, look_back))
-    cross = np.zeros((look_back, horizon))
-    for seen, wanted in _pieces(series, starts, look_back, horizon):
-        mean = seen.mean(1, keepdims=True)
-        x = (seen - mean).transpose(0, 2, 1).reshape(-1, look_back)
-        y = (wanted - mean).transpose(0, 2, 1).reshape(-1, horizon)
-        gram += x.T @ x
-        cross += x.T @ y
+    products = _products(series, starts, look_back, horizon)
+    own, cross = products[:, :look_back], products[:, look_back:]
+    # Taking the window's mean off is itself a matrix, so it is applied to the sums of products.
+    centre = np.eye(look_back) - 1 / look_back
+    gram = centre @ own @ centre
+    right = centre @ (cross - own.mean(1, keepdims=True))
     count = len(starts) * series.shape[1]
-    return Linear(np.linalg.solve(gram + ridge * count * np.eye(look_back), cross))
+    return Linear(np.linalg.solve(gram + ridge * count * np.eye(look_back), right))
+
+
+def _products(series, starts, look_back, horizon):
+    """Sums over windows and variates of step i times step j: float64 [T, T + H].
+
+    Steps that lie d apart multiply the same pairs of rows in every window, so one running sum a
+    distance serves all windows; this makes time linear in the rows whatever the sizes.
+    """
+    first, count, length = int(starts[0]), len(starts), look_back + horizon
+    rows = np.asarray(series[first : first + count + length - 1], np.float64)
+    found = np.empty((look_back, length))
+    for apart in range(length):
+        pairs = np.einsum("tv,tv->t", rows[: len(rows) - apart], rows[apart:])
+        sums = np.concatenate([[0], np.cumsum(pairs)])
+        at = np.arange(min(look_back, length - apart))
+        total = sums[at + count] - sums[at]
+        found[at, at + apart] = total
+        mirrored = at + apart < look_back
+        found[at[mirrored] + apart, at[mirrored]] = total[mirrored]
+    return found
 
 
 def repeat_last(horizon: int):
