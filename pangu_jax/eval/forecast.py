@@ -208,13 +208,18 @@ def conformal(residuals: np.ndarray, coverage: float) -> np.ndarray:
     if not 0 < coverage < 1:
         raise InputError(f"coverage must be between 0 and 1, got {coverage}")
     count = len(residuals)
-    rank = int(np.ceil((count + 1) * coverage))
+    rank = _up((count + 1) * coverage)
     if rank > count:
         raise InputError(
-            f"a coverage of {coverage} needs at least {int(np.ceil(coverage / (1 - coverage)))} "
+            f"a coverage of {coverage} needs at least {_up(coverage / (1 - coverage))} "
             f"held-out windows, there are {count}"
         )
     return np.partition(np.abs(residuals), rank - 1, axis=0)[rank - 1]
+
+
+def _up(number: float) -> int:
+    """Rounded up, but 9.000000000000002 is 9."""
+    return int(np.ceil(number - 1e-9))
 
 
 def coverage_of(residuals: np.ndarray, half_width: np.ndarray) -> float:
