@@ -38,7 +38,10 @@ class TimeStep:
         return f"{self.count // size} {name}"
 
     def after(self, last: np.datetime64, steps: int) -> np.ndarray:
-        """The `steps` stamps that follow `last`, datetime64[s]."""
+        """The `steps` stamps that follow `last`, datetime64[s].
+
+        Months keep the day of `last`, or the month's last day where there is no such day.
+        """
         numbers = np.arange(1, steps + 1) * self.count
         last = last.astype("datetime64[s]")
         if self.unit == "s":
@@ -91,12 +94,13 @@ def infer_step(times: np.ndarray, where: str) -> TimeStep:
         if bad.any():
             row = int(np.flatnonzero(bad)[0]) + 1
             raise InputError(f"{where}: the time {show(times[row])} {what}")
-    if (seconds == seconds[0]).all():
-        # Four weeks of February may look alike; months are told apart by having three or more.
-        return TimeStep(int(seconds[0]))
-    monthly = _months(times)
+    equal = (seconds == seconds[0]).all()
+    # Months may happen to be equally long, such as December and January.
+    monthly = _months(times) if seconds[0] >= 28 * 86400 else None
     if monthly is not None:
         return monthly
+    if equal:
+        return TimeStep(int(seconds[0]))
     step, share = common_step(seconds)
     if share < 0.5:
         raise InputError(f"{where}: the times are irregular; there is no common step")

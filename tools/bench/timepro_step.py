@@ -45,6 +45,7 @@ class Mixer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x):
+        """Tokens [B, V, D] to what is added to them."""
         u, gate = self.into(x).chunk(2, -1)
         low, enters, reads = self.select(u).split([self.rank, 1, 1], -1)
         step = nn.functional.softplus(self.step(low))
@@ -96,6 +97,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x):
+        """Tokens [B, V, D] to tokens."""
         x = x + self.ahead(x) + self.back(x.flip(1)).flip(1)
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
@@ -114,6 +116,7 @@ class Peer(nn.Module):
         self.head = nn.Linear(cfg.width, cfg.horizon)
 
     def forward(self, x):
+        """Windows [B, T, V] to forecasts [B, H, V]."""
         mean = x.mean(1, keepdim=True).detach()
         x = x - mean
         deviation = torch.sqrt(torch.var(x, 1, keepdim=True, unbiased=False) + 1e-5)
@@ -139,7 +142,7 @@ def torch_round(cfg, series, starts):
         loss = nn.functional.mse_loss(model(seen), wanted)
         loss.backward()
         adam.step()
-        return float(loss)
+        return loss.item()
 
     return run
 
