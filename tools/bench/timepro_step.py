@@ -167,6 +167,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=30, help="steps a round")
     parser.add_argument("--threads", type=int, help="of torch; default its own choice")
+    parser.add_argument("--all", action="store_true", help="two more of ours, to compare")
     parser.add_argument("--out")
     options = parser.parse_args()
     if options.threads:
@@ -178,9 +179,11 @@ def main():
     runs = {
         "torch": torch_round(cfg, series, starts),
         "jax": jax_round(cfg, series, starts, None),
-        "jax, corners gathered": jax_round(cfg, series, starts, {"deform_sample": "reference"}),
-        "jax, no states": jax_round(TimeProConfig(state=False), series, starts, None),
     }
+    if options.all:
+        gathered = {"deform_sample": "reference"}
+        runs["jax, corners gathered"] = jax_round(cfg, series, starts, gathered)
+        runs["jax, no states"] = jax_round(TimeProConfig(state=False), series, starts, None)
     times = {name: [] for name in runs}
     for run in runs.values():
         for _ in range(3):
