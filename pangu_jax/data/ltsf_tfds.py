@@ -1,0 +1,129 @@
+"""The forecasting benchmarks as tensorflow-datasets builders, without TensorFlow.
+
+    builder = prepare("ETTh1", "datasets", files="folder/with/ETTh1.csv")
+    values = read("ETTh1", "datasets")
+
+A data set is stored once, as array_record files of blocks of rows, and read through its data
+source, which grain takes as it is. Needs the extra `data`.
+"""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data import ltsf
+
+BLOCK = 1024  # rows of one example
+VERSION = "1.0.0"
+
+
+def builder_class(name: str) -> type:
+    """The tfds builder of a benchmark: one example is {"first_row", "values": [rows, V]}.
+
+    Args:
+      name: one of `ltsf.BENCHMARKS`.
+
+    Raises:
+      InputError: an unknown name, or tensorflow-datasets is not installed.
+    """
+    tfds, kind = _tfds(), ltsf.benchmark(name)
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        files: Path | None = None
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {
+                    "first_row": np.int64,
+                    "values": tfds.features.Tensor(shape=(None, kind.variates), dtype=np.float64),
+                }
+            )
+            text = f"{kind.rows} rows of {kind.variates} series, one every {kind.step}."
+            return self.dataset_info_from_configs(features=features, description=text)
+
+        def _split_generators(self, dl_manager):
+            if self.files is not None:
+                values = ltsf.load(name, self.files)
+            else:
+                values = ltsf.parse(name, *_download(dl_manager, name))
+            return {"all": self._generate_examples(values)}
+
+        def _generate_examples(self, values) -> Iterator[tuple[int, dict[str, Any]]]:
+            for first in range(0, len(values), BLOCK):
+                yield first, {"first_row": first, "values": values[first : first + BLOCK]}
+
+    Builder.name = _folder(name)
+    return Builder
+
+
+def prepare(name: str, data_dir: str | Path, *, files: str | Path | None = None) -> Any:
+    """Writes a benchmark's array_record files unless they are there; returns the builder.
+
+    Args:
+      name: one of `ltsf.BENCHMARKS`.
+      data_dir: where tfds keeps its data sets.
+      files: a folder that holds the benchmark's file; None downloads it, where it has a home.
+
+    Raises:
+      InputError: the file is missing, cannot be fetched, or is not what it should be.
+    """
+    builder = builder_class(name)(data_dir=str(data_dir), file_format="array_record")
+    builder.files = None if files is None else Path(files)
+    if files is None and not ltsf.benchmark(name).url and not builder.data_path.exists():
+        raise InputError(
+            f"{name} has no public address to fetch it from: say which folder holds "
+            f"{ltsf.benchmark(name).file}"
+        )
+    builder.download_and_prepare()
+    return builder
+
+
+def read(name: str, data_dir: str | Path) -> np.ndarray:
+    """The values of a prepared benchmark, float64 [rows, V].
+
+    Raises:
+      InputError: it was not prepared there.
+    """
+    place = Path(data_dir) / _folder(name) / VERSION
+    if not place.is_dir():
+        raise InputError(f"{data_dir} holds no prepared {name}; `prepare` makes it")
+    source = _tfds().builder_from_directory(str(place)).as_data_source(split="all")
+    kind = ltsf.benchmark(name)
+    values = np.full((kind.rows, kind.variates), np.nan)
+    for example in (source[i] for i in range(len(source))):
+        first = int(example["first_row"])
+        values[first : first + len(example["values"])] = example["values"]
+    if np.isnan(values).any():
+        raise InputError(f"{place} is incomplete; delete it and prepare {name} again")
+    return values
+
+
+def _download(dl_manager, name: str) -> tuple[bytes, str]:
+    url = ltsf.benchmark(name).url
+    try:
+        content = Path(dl_manager.download(url)).read_bytes()
+    except Exception as error:  # the network, a proxy, a full disk: tfds raises many kinds
+        raise InputError(
+            f"cannot fetch {url} ({type(error).__name__}); download it by other means and say "
+            "which folder holds it"
+        ) from error
+    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content, url
+
+
+def _folder(name: str) -> str:
+    return f"ltsf_{name.lower()}"
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise InputError(
+            "tensorflow-datasets is not installed: pip install 'pangu-jax[data]'"
+        ) from error
+    return tfds
