@@ -14,6 +14,7 @@ from pangu_jax.core.errors import InputError
 COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
+    "chat": ("pangu_jax.cli.chat", "talk with a trained model"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
 }
