@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 
@@ -16,11 +17,12 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
-from pangu_jax.data.pipeline import batches
+from pangu_jax.data.pipeline import batches, check_batches
 from pangu_jax.data.text import documents, held_out
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
+from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_process, leave
 from pangu_jax.sharding.layout import Layout, whole
 from pangu_jax.sharding.mesh import make_mesh, parse_mesh
 from pangu_jax.sharding.rules import preset as rules_preset
@@ -67,6 +69,12 @@ class Options:
     """What the backward pass recomputes."""
     mesh: str = ""
     """Devices, such as "fsdp=4,tensor=2"; empty is one device."""
+    coordinator: str = ""
+    """host:port of process 0 where several processes train together; "auto" asks the cluster."""
+    processes: int | None = None
+    """How many processes train together."""
+    process: int | None = None
+    """Which of them this is, from 0."""
     rules: str = "fsdp"
     """What is split over the mesh: ddp, fsdp, tensor, expert, joined with +."""
     seed: int = 0
@@ -79,18 +87,49 @@ class Options:
     """About how many held-out tokens a measurement predicts."""
 
 
+# What may be otherwise when a run goes on: it changes no result, but for rounding.
+FREE = ("out", "mesh", "rules", "coordinator", "processes", "process", "checkpoint_every")
+
+
 def main(options: Options) -> None:
     """Trains, measures on held-out text, and says where the run lies."""
+    connect(options.coordinator, options.processes, options.process)
+    try:
+        _main(options)
+    except InputError as error:
+        if jax.process_count() > 1:
+            leave(str(error), 2)
+        raise
+
+
+def _main(options: Options) -> None:
+    loop = LoopConfig(
+        options.steps,
+        options.accumulate,
+        options.seed,
+        options.checkpoint_every,
+        evaluate_every=options.evaluate_every,
+    )
     layout = _layout(options)
     tokenizer = load_tokenizer(options.tokenizer)
     params, cfg = _model(options, tokenizer, layout)
     check_vocabulary(tokenizer, cfg.vocab)
     training, testing = _tokens(options, tokenizer)
     folder = Path(options.out)
-    _claim(folder, options, cfg, fingerprint(training))
-    _keep_tokenizer(tokenizer, folder)
-    _announce(options, cfg, training, layout)
     source = PackedTokens(training, options.length)
+    # Before the folder is taken, so that it is not left to a run that cannot be.
+    check_batches(len(source), options.batch, options.seed)
+    if options.batch % options.accumulate:
+        raise InputError(
+            f"accumulate {options.accumulate} must divide the batch of {options.batch}"
+        )
+    text = fingerprint(training)
+    check_equal(text, "other text, or another tokenizer,")
+    if first_process():
+        _claim(folder, options, cfg, text)
+        _keep_tokenizer(tokenizer, folder)
+        _announce(options, cfg, training, layout)
+    share, shares = batch_share(layout, options.batch)
 
     def evaluate(params):
         result = measure(
@@ -115,14 +154,15 @@ def main(options: Options) -> None:
                 layout=layout,
             ),
             decoder.spec(cfg),
-            lambda step: batches(source, batch=options.batch, seed=options.seed, start_step=step),
-            cfg=LoopConfig(
-                options.steps,
-                options.accumulate,
-                options.seed,
-                options.checkpoint_every,
-                evaluate_every=options.evaluate_every if testing else 0,
+            lambda step: batches(
+                source,
+                batch=options.batch,
+                seed=options.seed,
+                start_step=step,
+                process_index=share,
+                process_count=shares,
             ),
+            cfg=loop,
             optimizer=options.optimizer,
             folder=folder,
             params=params,
@@ -130,16 +170,21 @@ def main(options: Options) -> None:
             layout=layout,
         )
     except Stopped as stop:
-        print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
+        if first_process():
+            print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(stop.status)
     if testing:
         scores = evaluate(state.params)
-        print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")
-    print(f"{folder} holds the run; try: pangu-jax generate {folder}")
+        if first_process():
+            print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")
+    if first_process():
+        print(f"{folder} holds the run; try: pangu-jax generate {folder}")
 
 
 def _layout(options: Options) -> Layout | None:
     if not options.mesh:
+        if jax.process_count() > 1:
+            raise InputError("several processes need --mesh, such as fsdp=-1 for all devices")
         return None
     return Layout(make_mesh(**parse_mesh(options.mesh)), rules_preset(options.rules))
 
@@ -169,7 +214,9 @@ def _claim(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str
     path = folder / "config.json"
     if path.exists():
         found = read_json(path)
-        for name in wanted:
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds no JSON object")
+        for name in sorted(wanted.keys() - set(FREE)):
             if found.get(name) != wanted[name]:
                 raise InputError(
                     f"{folder} holds a run with another {name}: {found.get(name)!r}, "

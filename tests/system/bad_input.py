@@ -45,6 +45,7 @@ class Maker:
 
     def __init__(self, root):
         self.root, self.count, self.draw = root, 0, random.Random(7)
+        self.recent = []  # folders made since the last case was run
         self.header, self.data = split(LLAMA / "model.safetensors")
         self.config = json.loads((LLAMA / "config.json").read_text())
 
@@ -52,6 +53,7 @@ class Maker:
         self.count += 1
         folder = self.root / f"case{self.count}"
         folder.mkdir()
+        self.recent.append(folder)
         return folder
 
     def checkpoint(self, weights=None, config=None, source=LLAMA):
@@ -272,6 +274,7 @@ WRONG = {
 def config_with_an_impossible_value(make):
     for source in (LLAMA, MOE):
         config = json.loads((source / "config.json").read_text())
+        config.pop("rope_parameters", None)  # it would come before the older keys
         for name, values in WRONG.items():
             for value in values:
                 changed = {**config, name: value}
@@ -407,13 +410,13 @@ def run_folder_of_another_run(make):
     out = file.parent / "run"
     out.mkdir()
     (out / "config.json").write_text("{}")
-    yield make.train(file), "holds a run with another"
+    yield make.train(file, "--held-out", "0"), "holds a run with another"
 
     for text in ("[]", "{", "3"):
         file = make.text("some text")
         (file.parent / "run").mkdir()
         (file.parent / "run" / "config.json").write_text(text)
-        yield make.train(file), "run/config.json"
+        yield make.train(file, "--held-out", "0"), "run/config.json"
 
 
 @kind
@@ -468,19 +471,27 @@ def checkpoint_of_another_model(make):
     yield generate(make.copy_of_run({"model.json": text})), "is of another model"
 
 
-def needed(place):
-    """The files of a checkpoint's parameters without which they cannot be read."""
-    files = sorted(p.relative_to(place) for p in (place / "params").rglob("*") if p.is_file())
-    return [f for f in files if f.name == "_METADATA" or "d" in f.parts or "manifest" in f.name]
+def damaged(make, change):
+    """Copies of the run with one file of its parameters changed, where that does harm.
+
+    The library keeps some things twice; without one of them the same parameters are read.
+    """
+    (place,) = (make.run / "checkpoints").glob("[0-9]*")
+    for file in sorted(p.relative_to(make.run) for p in place.rglob("*") if p.is_file()):
+        for changed in change((make.run / file).read_bytes()):
+            folder = make.copy_of_run({})
+            if changed is None:
+                (folder / file).unlink()
+            else:
+                (folder / file).write_bytes(changed)
+            if not make.reads_the_same(folder):
+                yield generate(folder), "checkpoints"
 
 
 @kind
 def checkpoint_with_a_file_gone(make):
+    yield from damaged(make, lambda raw: [None])
     (place,) = (make.run / "checkpoints").glob("[0-9]*")
-    for file in needed(place):
-        folder = make.copy_of_run({})
-        (folder / "checkpoints" / place.name / file).unlink()
-        yield generate(folder), "checkpoints/"
     for gone in ("params", "."):
         folder = make.copy_of_run({})
         shutil.rmtree(folder / "checkpoints" / place.name / gone)
@@ -492,11 +503,4 @@ def checkpoint_with_a_file_gone(make):
 
 @kind
 def checkpoint_with_a_file_cut_short(make):
-    (place,) = (make.run / "checkpoints").glob("[0-9]*")
-    for file in needed(place):
-        raw = (place / file).read_bytes()
-        for size in {0, 1, len(raw) // 2, len(raw) - 1}:
-            if size < len(raw):
-                folder = make.copy_of_run({})
-                (folder / "checkpoints" / place.name / file).write_bytes(raw[:size])
-                yield generate(folder), "checkpoints/"
+    yield from damaged(make, lambda raw: [raw[: len(raw) // 2]] if raw else [])
