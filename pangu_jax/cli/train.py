@@ -29,6 +29,7 @@ from pangu_jax.sharding.rules import preset as rules_preset
 from pangu_jax.train.language import language_loss
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.profile import Profiler
 from pangu_jax.train.stop import Stopped
 
 
@@ -83,12 +84,23 @@ class Options:
     """Steps between checkpoints."""
     evaluate_every: int = 0
     """Steps between measurements on held-out text; 0 measures at the end."""
+    profile: bool = False
+    """Trace a few steps into the run's folder profile/ and say where time and memory go."""
     evaluate_tokens: int = 100_000
     """About how many held-out tokens a measurement predicts."""
 
 
 # What may be otherwise when a run goes on: it changes no result, but for rounding.
-FREE = ("out", "mesh", "rules", "coordinator", "processes", "process", "checkpoint_every")
+FREE = (
+    "out",
+    "mesh",
+    "rules",
+    "coordinator",
+    "processes",
+    "process",
+    "checkpoint_every",
+    "profile",
+)
 
 
 def main(options: Options) -> None:
@@ -168,6 +180,7 @@ def _main(options: Options) -> None:
             params=params,
             evaluate=evaluate if testing else None,
             layout=layout,
+            profile=Profiler(folder / "profile", tell=_say) if options.profile else None,
         )
     except Stopped as stop:
         if first_process():
@@ -179,6 +192,11 @@ def _main(options: Options) -> None:
             print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")
     if first_process():
         print(f"{folder} holds the run; try: pangu-jax generate {folder}")
+
+
+def _say(line: str) -> None:
+    if first_process():
+        print(line, file=sys.stderr)
 
 
 def _layout(options: Options) -> Layout | None:

@@ -265,7 +265,8 @@ def apply_run(
 
 def embed(params: dict[str, Any], tokens: jax.Array, *, dtype: Any = None) -> jax.Array:
     """Rows of the embedding table: int32 [B, T] to [B, T, D]; an id outside it gives NaN."""
-    rows = jnp.take(params["embed"]["table"], tokens, axis=0)
+    with jax.named_scope("embed"):
+        rows = jnp.take(params["embed"]["table"], tokens, axis=0)
     return rows if dtype is None else rows.astype(dtype)
 
 

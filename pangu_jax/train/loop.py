@@ -18,6 +18,7 @@ from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.profile import Profiler
 from pangu_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
 from pangu_jax.train.stop import Stopped, stop_requests
 
@@ -60,6 +61,7 @@ def train(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     label: str = "train",
     layout: Layout | None = None,
+    profile: Profiler | None = None,
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
@@ -78,6 +80,7 @@ def train(
         returns goes to metrics.jsonl under "eval_" names.
       label: what the progress line says.
       layout: where arrays live; None is the default device.
+      profile: traces some of the steps.
 
     Returns:
       The state after the last step.
@@ -89,6 +92,8 @@ def train(
     folder = Path(folder)
     tx = make_optimizer(optimizer, cfg.steps)
     step = make_step(loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps))
+    if profile is not None:
+        step = profile.watch(step)
     init_key, key = jax.random.split(jax.random.key(cfg.seed))
     with Store(folder, keep=cfg.keep) as store, stop_requests() as stop, _together(store):
         latest = store.latest()
@@ -124,6 +129,8 @@ def train(
                     raise Stopped(number, 128 + stop.signal)
             store.wait()
         finally:
+            if profile is not None:
+                profile.close()
             line.close()
             log.close()
     return state

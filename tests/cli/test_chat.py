@@ -3,43 +3,16 @@
 import io
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from pangu_jax.checkpoint import store
 from pangu_jax.cli import chat
 from pangu_jax.cli.main import main
-from pangu_jax.core.spec import is_spec
-from pangu_jax.models import decoder
-from pangu_jax.nn.attention import AttentionConfig
-from pangu_jax.nn.block import LayerConfig
-from pangu_jax.nn.mlp import MlpConfig
 
-CFG = decoder.DecoderConfig(
-    264, 8, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8)),), max_length=400
-)
 ANSWERS = ["<think>two and two</think>4", "five", "six"]
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32),
-        decoder.spec(CFG),
-        is_leaf=is_spec,
-    )
-    store.save_model(CFG, folder)
-    with store.Store(folder) as checkpoints:
-        checkpoints.save(1, params, {"step": jnp.int32(1)})
-    return folder
-
-
 @pytest.fixture
-def talk(run_folder, monkeypatch, capsys):
+def talk(tiny_run, monkeypatch, capsys):
     """Runs the command on lines of input; the model says ANSWERS, and its prompts are kept."""
     prompts = []
 
@@ -55,7 +28,7 @@ def talk(run_folder, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
         prompts.clear()
         with pytest.raises(SystemExit) as end:
-            main(["chat", str(run_folder), "--max-new", "50", *arguments])
+            main(["chat", str(tiny_run), "--max-new", "50", *arguments])
         return end.value.code, *capsys.readouterr(), list(prompts)
 
     return run
@@ -125,9 +98,9 @@ def test_what_is_wrong_is_said_in_a_sentence(talk, arguments, words, tmp_path):
     assert words in err and err.count("\n") == 1
 
 
-def test_a_real_model_answers_and_the_seed_decides(run_folder, capsys):
+def test_a_real_model_answers_and_the_seed_decides(tiny_run, capsys):
     def say(*more):
-        arguments = ["chat", str(run_folder), "--template", "chatml", "--max-new", "12"]
+        arguments = ["chat", str(tiny_run), "--template", "chatml", "--max-new", "12"]
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--message", "hello", *more])
         assert end.value.code == 0

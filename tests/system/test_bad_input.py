@@ -13,22 +13,12 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import is_spec
-from pangu_jax.models import decoder
-from pangu_jax.nn.attention import AttentionConfig
-from pangu_jax.nn.block import LayerConfig
-from pangu_jax.nn.mlp import MlpConfig
-
-CFG = decoder.DecoderConfig(
-    264, 8, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8)),), max_length=64
-)
 
 
 def _load():
@@ -74,18 +64,8 @@ class Maker(bad_input.Maker):
 
 
 @pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    run = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: jnp.asarray(rng.normal(size=s.shape), jnp.float32),
-        decoder.spec(CFG),
-        is_leaf=is_spec,
-    )
-    store.save_model(CFG, run)
-    with store.Store(run) as checkpoints:
-        checkpoints.save(1, params, {"step": jnp.int32(1)})
-    return Maker(tmp_path_factory.mktemp("cases"), run)
+def make(tiny_run, tmp_path_factory):
+    return Maker(tmp_path_factory.mktemp("cases"), tiny_run)
 
 
 def call(arguments):

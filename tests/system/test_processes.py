@@ -8,41 +8,23 @@ import subprocess
 import sys
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import store
 from pangu_jax.cli.main import main
-from pangu_jax.core.spec import is_spec
-from pangu_jax.models import decoder
-from pangu_jax.nn.attention import AttentionConfig
-from pangu_jax.nn.block import LayerConfig
-from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.train.metrics import read_metrics
 
 pytestmark = pytest.mark.multiprocess
 
-CFG = decoder.DecoderConfig(
-    264, 8, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8)),), max_length=64
-)
 STEPS = 300  # more than there is time for before the signal
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory):
+def given(tiny_run, tmp_path_factory):
     """A folder with a model to start from, a text, and a cache of what was compiled."""
     folder = tmp_path_factory.mktemp("given")
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32),
-        decoder.spec(CFG),
-        is_leaf=is_spec,
-    )
-    store.save_model(CFG, folder / "init")
-    with store.Store(folder / "init") as checkpoints:
-        checkpoints.save(1, params, {"step": jnp.int32(1)})
+    (folder / "init").symlink_to(tiny_run)
     (folder / "text.txt").write_text("some text to train on, again and again. " * 100)
     return folder
 
