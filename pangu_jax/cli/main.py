@@ -16,6 +16,7 @@ COMMANDS = {
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
     "chat": ("pangu_jax.cli.chat", "talk with a trained model"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
+    "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from files at hand"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
 }
 
