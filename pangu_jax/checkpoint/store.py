@@ -205,6 +205,8 @@ class Store:
                 stored = _stored_shapes(reader.metadata(place))
         except Exception as error:
             raise InputError(f"cannot read {place}: it is damaged or incomplete") from error
+        if not stored:
+            raise InputError(f"cannot read {place}: it is damaged or incomplete")
         wanted = {name: tuple(leaf.shape) for name, leaf in flatten(template).items()}
         for name in sorted(wanted.keys() | stored.keys()):
             if wanted.get(name) != stored.get(name):

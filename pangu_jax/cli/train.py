@@ -1,6 +1,7 @@
 """Trains a language model on text; the same command goes on where a run was stopped."""
 
 import dataclasses
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,9 +237,10 @@ def _claim(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str
             raise InputError(f"{path} holds no JSON object")
         for name in sorted(wanted.keys() - set(FREE)):
             if found.get(name) != wanted[name]:
+                there, here = json.dumps(found.get(name)), json.dumps(wanted[name])
                 raise InputError(
-                    f"{folder} holds a run with another {name}: {found.get(name)!r}, "
-                    f"not {wanted[name]!r}; choose another --out or delete it"
+                    f"{folder} holds a run with another {name}: {there}, not {here}; choose "
+                    "another --out or delete it"
                 )
         return
     store.save_model(cfg, folder)
