@@ -21,6 +21,33 @@ def data_dir() -> Path:
     return Path(root) / "data"
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A run folder with a byte model so small that it compiles in no time; not to be changed."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from pangu_jax.checkpoint import store
+    from pangu_jax.core.spec import is_spec
+    from pangu_jax.models import decoder
+    from pangu_jax.nn.attention import AttentionConfig
+    from pangu_jax.nn.block import LayerConfig
+    from pangu_jax.nn.mlp import MlpConfig
+
+    layer = LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8))
+    cfg = decoder.DecoderConfig(264, 8, (layer,), max_length=400)
+    folder, rng = tmp_path_factory.mktemp("tiny"), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32),
+        decoder.spec(cfg),
+        is_leaf=is_spec,
+    )
+    store.save_model(cfg, folder)
+    with store.Store(folder) as checkpoints:
+        checkpoints.save(1, params, {"step": jnp.int32(1)})
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compilations():
     """Compiled functions of a finished module only take memory."""

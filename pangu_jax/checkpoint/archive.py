@@ -123,7 +123,9 @@ def _header(file: Path) -> dict[str, Stored]:
             pass
         with open(file, "rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
+            header = json.loads(stream.read(length), object_pairs_hook=_once)
+    except _Twice as error:
+        raise InputError(f"{file} names {error} twice") from error
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a whole safetensors file: {error}") from error
     header.pop("__metadata__", None)
@@ -132,3 +134,16 @@ def _header(file: Path) -> dict[str, Stored]:
         for name, entry in header.items()
         for start in entry["data_offsets"][:1]
     }
+
+
+class _Twice(Exception):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose names comes twice, as Python would take the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found

@@ -164,6 +164,7 @@ class Store:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds; none is ours to fix
+            _silence_closed_loops()
             raise InputError(f"cannot read {self.folder / str(step)}: {_reason(error)}") from error
         return found["params"], found["rest"] if rest is not None else None
 
@@ -235,11 +236,14 @@ def _silence_closed_loops() -> None:
     traceback, where the one failure is reported in a sentence.
     """
     before = sys.unraisablehook
+    if getattr(before, "quiet", False):
+        return
 
     def hook(found: Any) -> None:
         if str(found.exc_value) != "Event loop is closed":
             before(found)
 
+    hook.quiet = True
     sys.unraisablehook = hook
 
 

@@ -14,10 +14,17 @@ from pangu_jax.core.errors import InputError
 COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
+    "chat": ("pangu_jax.cli.chat", "talk with a trained model"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
-    "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
+    "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
+    "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
+    "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
+    "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
+    "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
+    "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
+    "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from files at hand"),
 }
 
 

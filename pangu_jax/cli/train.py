@@ -1,11 +1,13 @@
 """Trains a language model on text; the same command goes on where a run was stopped."""
 
 import dataclasses
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import tyro
 
@@ -16,17 +18,19 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
-from pangu_jax.data.pipeline import batches
+from pangu_jax.data.pipeline import batches, check_batches
 from pangu_jax.data.text import documents, held_out
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
+from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_process, leave
 from pangu_jax.sharding.layout import Layout, whole
 from pangu_jax.sharding.mesh import make_mesh, parse_mesh
 from pangu_jax.sharding.rules import preset as rules_preset
 from pangu_jax.train.language import language_loss
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.profile import Profiler
 from pangu_jax.train.stop import Stopped
 
 
@@ -67,6 +71,12 @@ class Options:
     """What the backward pass recomputes."""
     mesh: str = ""
     """Devices, such as "fsdp=4,tensor=2"; empty is one device."""
+    coordinator: str = ""
+    """host:port of process 0 where several processes train together; "auto" asks the cluster."""
+    processes: int | None = None
+    """How many processes train together."""
+    process: int | None = None
+    """Which of them this is, from 0."""
     rules: str = "fsdp"
     """What is split over the mesh: ddp, fsdp, tensor, expert, joined with +."""
     seed: int = 0
@@ -75,22 +85,64 @@ class Options:
     """Steps between checkpoints."""
     evaluate_every: int = 0
     """Steps between measurements on held-out text; 0 measures at the end."""
+    profile: bool = False
+    """Trace a few steps into the run's folder profile/ and say where time and memory go."""
     evaluate_tokens: int = 100_000
     """About how many held-out tokens a measurement predicts."""
 
 
+# What may be otherwise when a run goes on: it changes no result, but for rounding.
+FREE = (
+    "out",
+    "mesh",
+    "rules",
+    "coordinator",
+    "processes",
+    "process",
+    "checkpoint_every",
+    "profile",
+)
+
+
 def main(options: Options) -> None:
     """Trains, measures on held-out text, and says where the run lies."""
+    connect(options.coordinator, options.processes, options.process)
+    try:
+        _main(options)
+    except InputError as error:
+        if jax.process_count() > 1:
+            leave(str(error), 2)
+        raise
+
+
+def _main(options: Options) -> None:
+    loop = LoopConfig(
+        options.steps,
+        options.accumulate,
+        options.seed,
+        options.checkpoint_every,
+        evaluate_every=options.evaluate_every,
+    )
     layout = _layout(options)
     tokenizer = load_tokenizer(options.tokenizer)
     params, cfg = _model(options, tokenizer, layout)
     check_vocabulary(tokenizer, cfg.vocab)
     training, testing = _tokens(options, tokenizer)
     folder = Path(options.out)
-    _claim(folder, options, cfg, fingerprint(training))
-    _keep_tokenizer(tokenizer, folder)
-    _announce(options, cfg, training, layout)
     source = PackedTokens(training, options.length)
+    # Before the folder is taken, so that it is not left to a run that cannot be.
+    check_batches(len(source), options.batch, options.seed)
+    if options.batch % options.accumulate:
+        raise InputError(
+            f"accumulate {options.accumulate} must divide the batch of {options.batch}"
+        )
+    text = fingerprint(training)
+    check_equal(text, "other text, or another tokenizer,")
+    if first_process():
+        _claim(folder, options, cfg, text)
+        _keep_tokenizer(tokenizer, folder)
+        _announce(options, cfg, training, layout)
+    share, shares = batch_share(layout, options.batch)
 
     def evaluate(params):
         result = measure(
@@ -115,31 +167,43 @@ def main(options: Options) -> None:
                 layout=layout,
             ),
             decoder.spec(cfg),
-            lambda step: batches(source, batch=options.batch, seed=options.seed, start_step=step),
-            cfg=LoopConfig(
-                options.steps,
-                options.accumulate,
-                options.seed,
-                options.checkpoint_every,
-                evaluate_every=options.evaluate_every if testing else 0,
+            lambda step: batches(
+                source,
+                batch=options.batch,
+                seed=options.seed,
+                start_step=step,
+                process_index=share,
+                process_count=shares,
             ),
+            cfg=loop,
             optimizer=options.optimizer,
             folder=folder,
             params=params,
             evaluate=evaluate if testing else None,
             layout=layout,
+            profile=Profiler(folder / "profile", tell=_say) if options.profile else None,
         )
     except Stopped as stop:
-        print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
+        if first_process():
+            print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(stop.status)
     if testing:
         scores = evaluate(state.params)
-        print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")
-    print(f"{folder} holds the run; try: pangu-jax generate {folder}")
+        if first_process():
+            print(f"held-out bits per byte {scores['bits_per_byte']:.4f}")
+    if first_process():
+        print(f"{folder} holds the run; try: pangu-jax generate {folder}")
+
+
+def _say(line: str) -> None:
+    if first_process():
+        print(line, file=sys.stderr)
 
 
 def _layout(options: Options) -> Layout | None:
     if not options.mesh:
+        if jax.process_count() > 1:
+            raise InputError("several processes need --mesh, such as fsdp=-1 for all devices")
         return None
     return Layout(make_mesh(**parse_mesh(options.mesh)), rules_preset(options.rules))
 
@@ -169,11 +233,14 @@ def _claim(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str
     path = folder / "config.json"
     if path.exists():
         found = read_json(path)
-        for name in wanted:
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds no JSON object")
+        for name in sorted(wanted.keys() - set(FREE)):
             if found.get(name) != wanted[name]:
+                there, here = json.dumps(found.get(name)), json.dumps(wanted[name])
                 raise InputError(
-                    f"{folder} holds a run with another {name}: {found.get(name)!r}, "
-                    f"not {wanted[name]!r}; choose another --out or delete it"
+                    f"{folder} holds a run with another {name}: {there}, not {here}; choose "
+                    "another --out or delete it"
                 )
         return
     store.save_model(cfg, folder)

@@ -1,10 +1,10 @@
-"""Dialogues as the text that a model was trained on."""
+"""Dialogues as the text that a model was trained on, and what it answers."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import Tokenizer
+from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer
 
 Message = Mapping[str, str]
 
@@ -18,17 +18,19 @@ class Template:
       roles: the roles it can write.
       modes: think mode -> what is added to the last user turn.
       stops: tokens that end an assistant turn.
+      thinking: what opens and closes a span of thinking before the answer, or None.
     """
 
     write: Callable[[Sequence[Message], bool], str]
     roles: tuple[str, ...]
     modes: Mapping[str, str]
     stops: tuple[str, ...]
+    thinking: tuple[str, str] | None = None
 
 
 def render(
     messages: Sequence[Message],
-    template: str,
+    template: str | Template,
     *,
     add_generation_prompt: bool = True,
     mode: str | None = None,
@@ -37,7 +39,7 @@ def render(
 
     Args:
       messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
-      template: a name in `TEMPLATES`.
+      template: a name in `TEMPLATES`, or one of a checkpoint's own.
       add_generation_prompt: ends with the opening of an assistant turn.
       mode: how much the model thinks, where the template has modes: for "pangu" it is "slow",
         "fast" or "auto". None leaves the messages as they are, which is slow.
@@ -50,6 +52,8 @@ def render(
     if not messages:
         raise InputError("a dialogue needs at least one message")
     for index, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(f"message {index} is no object with role and content")
         if message.get("role") not in known.roles or not isinstance(message.get("content"), str):
             raise InputError(
                 f"message {index} needs a role of {', '.join(known.roles)} and a content text"
@@ -60,7 +64,7 @@ def render(
     return known.write(turns, add_generation_prompt)
 
 
-def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
+def stop_ids(tokenizer: Tokenizer, template: str | Template) -> tuple[int, ...]:
     """Ids that end an assistant turn: the tokeniser's own and the template's single tokens.
 
     Raises:
@@ -74,7 +78,74 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _template(name: str) -> Template:
+class Reply:
+    """An assistant turn as its tokens come: what is thinking, and what the answer.
+
+    Joined, the texts of a kind are that part of the turn; `answer` is what belongs into the
+    history, as models do not see their earlier thinking.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, thinking: tuple[str, str] | None):
+        """Begins with nothing said.
+
+        Args:
+          tokenizer: of the model.
+          thinking: the tags of the thinking span, or None where a turn is all answer.
+        """
+        self._tags = thinking or ()
+        # As tokens of their own they are special, and decoding would leave them out.
+        ids = [tokenizer.encode(tag) for tag in self._tags]
+        self._single = {i[0]: t for i, t in zip(ids, self._tags, strict=True) if len(i) == 1}
+        self._decoder = StreamDecoder(tokenizer)
+        self._tokenizer = tokenizer
+        self._held, self._inside = "", False
+        self.answer = self.thought = ""
+
+    def push(self, token: int) -> Iterator[tuple[bool, str]]:
+        """(whether it is thinking, text) for what the next token completes."""
+        if token in self._single:
+            self._held += self._decoder.finish() + self._single[token]
+            self._decoder = StreamDecoder(self._tokenizer)
+        else:
+            self._held += self._decoder.push(token)
+        yield from self._split(final=False)
+
+    def finish(self) -> Iterator[tuple[bool, str]]:
+        """What was held back."""
+        self._held += self._decoder.finish()
+        yield from self._split(final=True)
+        self.answer, self.thought = self.answer.strip(), self.thought.strip()
+
+    def _split(self, final: bool) -> Iterator[tuple[bool, str]]:
+        while self._tags:
+            before, tag, after = self._held.partition(self._tags[self._inside])
+            if not tag:
+                break
+            yield from self._give(before)
+            self._held, self._inside = after, not self._inside
+        keep = 0 if final or not self._tags else _begun(self._held, self._tags[self._inside])
+        ready = self._held[: len(self._held) - keep]
+        self._held = self._held[len(ready) :]
+        yield from self._give(ready)
+
+    def _give(self, text: str) -> Iterator[tuple[bool, str]]:
+        if not text:
+            return
+        if self._inside:
+            self.thought += text
+        else:
+            self.answer += text
+        yield self._inside, text
+
+
+def _begun(text: str, tag: str) -> int:
+    """How many last characters of the text may be the beginning of the tag."""
+    return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def _template(name: str | Template) -> Template:
+    if isinstance(name, Template):
+        return name
     if name not in TEMPLATES:
         raise InputError(f"unknown chat template {name!r}; known: {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
@@ -82,14 +153,21 @@ def _template(name: str) -> Template:
 
 def _set_mode(turns: list[dict[str, str]], template: Template, mode: str) -> None:
     if mode not in template.modes:
-        raise InputError(f"unknown think mode {mode!r}; known: {', '.join(template.modes)}")
+        known = ", ".join(template.modes) or "none, as the template has no modes"
+        raise InputError(f"unknown think mode {mode!r}; known: {known}")
     users = [turn for turn in turns if turn["role"] == "user"]
     if not users:
         raise InputError(f"the think mode {mode!r} needs a user turn")
     users[-1]["content"] += template.modes[mode]
 
 
-_PANGU_ROLES = {"system": "系统", "user": "用户", "assistant": "助手"}
+_PANGU_ROLES = {
+    "system": "系统",
+    "user": "用户",
+    "assistant": "助手",
+    "tool": "工具",
+    "function": "方法",
+}
 
 
 def _pangu(turns: Sequence[Message], add_generation_prompt: bool) -> str:
@@ -107,11 +185,46 @@ def _pangu(turns: Sequence[Message], add_generation_prompt: bool) -> str:
     return text + ("[unused9]助手：" if add_generation_prompt else "")
 
 
+def _llama3(turns: Sequence[Message], add_generation_prompt: bool) -> str:
+    """A header with the role, an empty line, the text without outer white space, <|eot_id|>.
+
+    Source: the public chat template of Llama 3 Instruct.
+    """
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    text = "".join(
+        head.format(turn["role"]) + turn["content"].strip() + "<|eot_id|>" for turn in turns
+    )
+    return text + (head.format("assistant") if add_generation_prompt else "")
+
+
+def _chatml(turns: Sequence[Message], add_generation_prompt: bool) -> str:
+    """<|im_start|>, role, line break, text, <|im_end|>, line break.
+
+    Source: the public ChatML format, as Qwen models use it; no system turn is added.
+    """
+    text = "".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in turns)
+    return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+
 TEMPLATES: dict[str, Template] = {
     "pangu": Template(
         _pangu,
         roles=tuple(_PANGU_ROLES),
         modes={"slow": "", "fast": " /no_think", "auto": " /auto_think"},
         stops=("[unused10]",),
+        thinking=("[unused16]", "[unused17]"),
+    ),
+    "llama3": Template(
+        _llama3,
+        roles=("system", "user", "assistant", "tool", "ipython"),
+        modes={},
+        stops=("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"),
+    ),
+    "chatml": Template(
+        _chatml,
+        roles=("system", "user", "assistant", "tool"),
+        modes={},
+        stops=("<|im_end|>", "<|endoftext|>"),
+        thinking=("<think>", "</think>"),
     ),
 }

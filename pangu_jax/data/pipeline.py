@@ -41,7 +41,7 @@ def batches(
       InputError: an empty source, numbers out of range, `batch` not a multiple of `process_count`,
         or more than there is.
     """
-    _check(len(source), batch, seed, epochs, start_step, process_index, process_count)
+    check_batches(len(source), batch, seed, epochs, start_step, process_index, process_count)
     rows = grain.MapDataset.source(source).seed(seed)
     rows = rows.shuffle() if shuffle else rows
     rows = rows.repeat(epochs)[process_index::process_count]
@@ -52,15 +52,16 @@ def batches(
     return iter(rows.batch(local, drop_remainder=True))
 
 
-def _check(
+def check_batches(
     windows: int,
     batch: int,
-    seed: int,
-    epochs: int | None,
-    start_step: int,
-    process_index: int,
-    process_count: int,
+    seed: int = 0,
+    epochs: int | None = None,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> None:
+    """Raises InputError for what `batches` does not take; see there."""
     if not windows:
         raise InputError("there are no windows to make batches of")
     if process_count < 1 or not 0 <= process_index < process_count:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.records import is_prepared, read_texts
 
 ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 
@@ -36,7 +37,8 @@ def documents(
 
     Args:
       path: a file, or a folder whose files with one of the endings are read; "stdlib" is the
-        interpreter's own standard library (see `stdlib`), "packages" the installed packages.
+        interpreter's own standard library (see `stdlib`), "packages" the installed packages; a
+        prepared dataset (see `records`), or folder:split for one split of it.
       field: the key that holds the text in .jsonl lines.
       endings: which files of a folder count, in either case; (".py", ".md") reads source instead.
 
@@ -48,6 +50,10 @@ def documents(
         yield from stdlib() if str(path) == "stdlib" else packages()
         return
     path = Path(path)
+    if is_prepared(path):
+        for name, raw in read_texts(path, field):
+            yield Document(name, _decode(raw, f"{path} {name}"))
+        return
     if not path.exists():
         raise InputError(f"there is no file or folder {path}")
     files = _files(path, endings) if path.is_dir() else [path]

@@ -12,7 +12,7 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import Tokens
 from pangu_jax.models import decoder
-from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.layout import Layout, constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,4 +156,5 @@ def _nats(params, inputs, labels, segments, weights, *, cfg, dtype, layout, impl
         return weight * (jax.nn.logsumexp(logits, axis=-1) - found)
 
     # One row's logits at a time: [T, V], not [B, T, V].
-    return jax.lax.map(lambda x: row(*x), (out.hidden, labels, weights))
+    nats = jax.lax.map(lambda x: row(*x), (out.hidden, labels, weights))
+    return nats if layout is None else constrain(nats, (None, None), layout)  # whole everywhere

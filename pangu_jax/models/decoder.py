@@ -60,6 +60,8 @@ class DecoderConfig:
         for name in ("vocab", "width", "max_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"decoder {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.norm_eps < 1:
+            raise InputError(f"decoder norm_eps must be in (0, 1), got {self.norm_eps}")
         if not self.layers:
             raise InputError("a decoder needs at least one layer")
 
@@ -263,7 +265,8 @@ def apply_run(
 
 def embed(params: dict[str, Any], tokens: jax.Array, *, dtype: Any = None) -> jax.Array:
     """Rows of the embedding table: int32 [B, T] to [B, T, D]; an id outside it gives NaN."""
-    rows = jnp.take(params["embed"]["table"], tokens, axis=0)
+    with jax.named_scope("embed"):
+        rows = jnp.take(params["embed"]["table"], tokens, axis=0)
     return rows if dtype is None else rows.astype(dtype)
 
 

@@ -82,24 +82,28 @@ def block(
       [B, T, D], the cache, and the router's statistics (None for a dense layer).
     """
     impl = impl or {}
-    branch, cache = attention(
-        params["attention"],
-        rms_norm(params["attention_norm"], x, eps=eps),
-        rotation,
-        mask,
-        eps=eps,
-        cache=cache,
-        layout=layout,
-        impl=impl.get("attention"),
-    )
-    x = x + _post(params, "attention_post_norm", branch, eps)
-    normed = rms_norm(params["mlp_norm"], x, eps=eps)
-    if "moe" in params:
-        chosen = impl.get("expert_mlp")
-        branch, router = moe(params["moe"], normed, valid, cfg=cfg.moe, layout=layout, impl=chosen)
-    else:
-        branch, router = mlp(params["mlp"], normed, layout=layout), None
-    x = x + _post(params, "mlp_post_norm", branch, eps)
+    with jax.named_scope("attention"):  # profiles tell the parts of a step by these names
+        branch, cache = attention(
+            params["attention"],
+            rms_norm(params["attention_norm"], x, eps=eps),
+            rotation,
+            mask,
+            eps=eps,
+            cache=cache,
+            layout=layout,
+            impl=impl.get("attention"),
+        )
+        x = x + _post(params, "attention_post_norm", branch, eps)
+    with jax.named_scope("moe" if "moe" in params else "mlp"):
+        normed = rms_norm(params["mlp_norm"], x, eps=eps)
+        if "moe" in params:
+            kind = impl.get("expert_mlp")
+            branch, router = moe(
+                params["moe"], normed, valid, cfg=cfg.moe, layout=layout, impl=kind
+            )
+        else:
+            branch, router = mlp(params["mlp"], normed, layout=layout), None
+        x = x + _post(params, "mlp_post_norm", branch, eps)
     return constrain(x, ("batch", "length", "embed"), layout), cache, router
 
 

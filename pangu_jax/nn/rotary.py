@@ -39,8 +39,8 @@ class RopeConfig:
     scaling: Llama3Scaling | None = None
 
     def __post_init__(self):
-        if self.theta <= 0:
-            raise InputError(f"rope theta must be positive, got {self.theta}")
+        if not 0 < self.theta < float("inf"):
+            raise InputError(f"rope theta must be positive and finite, got {self.theta}")
 
 
 def frequencies(head_dim: int, cfg: RopeConfig) -> np.ndarray:

@@ -52,10 +52,11 @@ def language_loss(
             layout=layout,
             impl=impl,
         )
-        kernel = decoder.head_kernel(params)
-        nats, weight = cross_entropy(
-            out.hidden, kernel, batch["labels"], batch["weights"], chunk=chunk
-        )
+        with jax.named_scope("head"):
+            kernel = decoder.head_kernel(params)
+            nats, weight = cross_entropy(
+                out.hidden, kernel, batch["labels"], batch["weights"], chunk=chunk
+            )
         aux = auxiliary(out.router, cfg)
         if aux is None:
             return nats, weight, {"nats": nats}

@@ -1,5 +1,6 @@
 """The training loop: restores, steps, logs, saves, and stops when it is told to."""
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -13,9 +14,11 @@ import numpy as np
 from pangu_jax.checkpoint.store import Store, template
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
+from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.profile import Profiler
 from pangu_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
 from pangu_jax.train.stop import Stopped, stop_requests
 
@@ -58,6 +61,7 @@ def train(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     label: str = "train",
     layout: Layout | None = None,
+    profile: Profiler | None = None,
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
@@ -76,6 +80,7 @@ def train(
         returns goes to metrics.jsonl under "eval_" names.
       label: what the progress line says.
       layout: where arrays live; None is the default device.
+      profile: traces some of the steps.
 
     Returns:
       The state after the last step.
@@ -87,16 +92,18 @@ def train(
     folder = Path(folder)
     tx = make_optimizer(optimizer, cfg.steps)
     step = make_step(loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps))
+    if profile is not None:
+        step = profile.watch(step)
     init_key, key = jax.random.split(jax.random.key(cfg.seed))
-    with Store(folder, keep=cfg.keep) as store, stop_requests() as stop:
+    with Store(folder, keep=cfg.keep) as store, stop_requests() as stop, _together(store):
         latest = store.latest()
         if latest is None:
             state = init_state(spec, tx, key=init_key, params=params, layout=layout)
         else:
             state = _restore(store, latest, spec, tx, layout)
         first = int(state.step)
-        log = MetricLog(folder / "metrics.jsonl", start_step=first)
-        line = ProgressLine(label, cfg.steps, first)
+        log = MetricLog(folder / "metrics.jsonl", start_step=first, writes=first_process())
+        line = ProgressLine(label, cfg.steps, first, shows=first_process())
         stream = batches(first) if first < cfg.steps else iter(())
         pending = None  # the metrics of the step before, fetched while the next one runs
         try:
@@ -122,9 +129,33 @@ def train(
                     raise Stopped(number, 128 + stop.signal)
             store.wait()
         finally:
+            if profile is not None:
+                profile.close()
             line.close()
             log.close()
     return state
+
+
+@contextlib.contextmanager
+def _together(store: Store) -> Iterator[None]:
+    """Says what it means when what several processes do together fails.
+
+    Raises:
+      InputError: a computation failed, which with several processes is mostly that one has ended.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, InputError) as error:
+        if jax.process_count() == 1:
+            raise
+        store.abandon()  # nobody would answer
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(
+            f"another process of the run has ended, or cannot be reached ({reason}); "
+            f"{_kept(store)}; start all {jax.process_count()} processes again to go on"
+        ) from error
 
 
 def _save(store: Store, number: int, state: TrainState) -> None:

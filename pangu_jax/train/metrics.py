@@ -1,6 +1,7 @@
 """What a run writes down and shows while it runs."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,13 +24,21 @@ from pangu_jax.core.files import atomic_write
 class MetricLog:
     """A file of one JSON object a line, continued after the step that a run resumes from."""
 
-    def __init__(self, path: str | Path, *, start_step: int):
+    def __init__(self, path: str | Path, *, start_step: int, writes: bool = True):
         """Opens the file, dropping lines of steps after `start_step` that a stop left behind.
+
+        Args:
+          path: the file.
+          start_step: what is kept.
+          writes: False where another process of the run writes it.
 
         Raises:
           InputError: the file cannot be written.
         """
         self._path = Path(path)
+        if not writes:
+            self._file = open(os.devnull, "wb", buffering=0)  # noqa: SIM115  closed by `close`
+            return
         kept = [line for line in _lines(self._path) if line["step"] <= start_step]
         with atomic_write(self._path) as file:  # a kill in between must not lose the lines
             file.writelines(json.dumps(line) + "\n" for line in kept)
@@ -66,13 +75,21 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 class ProgressLine:
     """A bar with loss, tokens a second and time left; plain lines where there is no terminal."""
 
-    def __init__(self, label: str, steps: int, start_step: int = 0, *, every_s: float = 10.0):
+    def __init__(
+        self,
+        label: str,
+        steps: int,
+        start_step: int = 0,
+        *,
+        every_s: float = 10.0,
+        shows: bool = True,
+    ):
         """Starts the clock and, on a terminal, the bar."""
-        self._steps, self._every, self._label = steps, every_s, label
+        self._steps, self._every, self._label, self._shows = steps, every_s, label, shows
         self._begin = self._last = time.monotonic()
         self._start_step, self._tokens = start_step, 0.0
         console = Console(file=sys.stderr)
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = _bar(console) if shows and console.is_terminal else None
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(label, total=steps, completed=start_step, text="")
@@ -85,7 +102,7 @@ class ProgressLine:
         text = f"loss {loss:.3f}  {speed:,.0f} tok/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
-        elif now - self._last > self._every or step == self._steps:
+        elif self._shows and (now - self._last > self._every or step == self._steps):
             self._last = now
             done = max(step - self._start_step, 1)
             left = (now - self._begin) / done * (self._steps - step)

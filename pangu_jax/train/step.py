@@ -122,8 +122,9 @@ def make_step(
         weight = sums.pop("weight")
         by = 1 / jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g * by.astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         metrics = {"loss": value * by, **{name: x * by for name, x in sums.items()}}
         metrics |= {"weight": weight, "grad_norm": optax.tree.norm(grads)}
         if schedule is not None:

@@ -1,5 +1,6 @@
 """Reading and writing the keys of a config.json that most families share."""
 
+import math
 from typing import Any
 
 from pangu_jax.core.errors import InputError
@@ -65,6 +66,8 @@ def read(config: Config, name: str, kind: Any, default: Any = REQUIRED) -> Any:
         return default
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, got {value}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{name} must be {_KINDS[kind]}, got {value!r:.40}")
     return value
@@ -93,9 +96,12 @@ def refuse_unsupported(config: Config) -> None:
         raise InputError(f"hidden_act {act!r} is not supported; only silu is")
     if read(config, "use_sliding_window", bool, False):
         raise InputError("use_sliding_window is true; sliding windows are not supported")
-    kinds = set(config.get("layer_types") or ()) - {"full_attention"}
+    layers = config.get("layer_types") or []
+    if not isinstance(layers, list):
+        raise InputError(f"layer_types must be a list, got {layers!r:.40}")
+    kinds = set(map(str, layers)) - {"full_attention"}
     if kinds:
-        names = ", ".join(sorted(map(str, kinds)))
+        names = ", ".join(sorted(kinds))
         raise InputError(f"layer_types has {names}; only full_attention is supported")
     for name in _ABSENT:
         if config.get(name):
@@ -111,6 +117,8 @@ def read_attention(
       InputError: the numbers of heads do not divide one another or the hidden size.
     """
     width, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
+    if heads < 1 or width < 1:
+        raise InputError(f"num_attention_heads {heads} and hidden_size {width} must be at least 1")
     groups = read(config, "num_key_value_heads", int, heads)
     if groups < 1 or heads % groups:
         raise InputError(f"num_key_value_heads {groups} must divide num_attention_heads {heads}")

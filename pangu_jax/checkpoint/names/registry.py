@@ -45,7 +45,8 @@ def recognise(config: dict[str, Any]) -> Family:
     names = config.get("architectures")
     known = {family.architecture: family for family in FAMILIES.values()}
     if not isinstance(names, list) or not names:
-        raise InputError(f"architectures must name one of {', '.join(known)}; got {names!r:.60}")
+        found = "nothing" if names is None else repr(names)[:60]
+        raise InputError(f"architectures must name one of {', '.join(known)}; got {found}")
     for name in names:
         if name in REFUSED:
             raise InputError(f"architecture {name} is not supported: {REFUSED[name]}")

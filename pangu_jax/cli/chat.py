@@ -1,0 +1,181 @@
+"""Talks with a trained model: answers come as they are made, and it remembers the dialogue."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.config import read_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.data.chat import TEMPLATES, Reply, Template, render, stop_ids
+from pangu_jax.data.chat_own import find_template
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from pangu_jax.decode.generate import stream
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.models.decoder import DecoderConfig
+
+HELP = "/new starts over, /quit ends; so does the end of the input"
+GREY, PLAIN = "\033[90m", "\033[0m"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Whom to talk with, and how."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout."""
+    message: str | None = None
+    """Say this, print the answer and end; None reads lines from the terminal or a pipe."""
+    system: str | None = None
+    """What the model is told before the dialogue."""
+    template: str = "auto"
+    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    mode: str | None = None
+    """How much to think, where the template has modes: slow, fast, auto."""
+    thinking: bool = True
+    """Show the thinking too; it is never part of what the model remembers."""
+    history: str | None = None
+    """A .json file that the dialogue is read from and kept in."""
+    max_new: int = 1024
+    """Most tokens of an answer."""
+    sampling: SamplingConfig = SamplingConfig(temperature=0.6, top_k=50, top_p=0.95)
+    seed: int = 0
+    """Of the drawing."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters, activations and cache."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    params: dict
+    cfg: DecoderConfig
+    tokenizer: Tokenizer
+    template: Template
+
+
+def main(options: Options) -> None:
+    """Answers one message, or every line that is typed."""
+    messages = _begin(options)
+    params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
+    tokenizer = load_tokenizer(options.tokenizer or found)
+    check_vocabulary(tokenizer, cfg.vocab)
+    template = _template(options, tokenizer)
+    model = _Model(params, cfg, tokenizer, template)
+    key = jax.random.key(options.seed)
+    for number, text in enumerate(_said(options)):
+        if text == "/new":
+            messages = _system(options)
+            continue
+        messages.append({"role": "user", "content": text})
+        messages = _fitting(messages, model, options)
+        answer = _answer(messages, model, options, jax.random.fold_in(key, number))
+        messages.append({"role": "assistant", "content": answer})
+        if options.history is not None:
+            with atomic_write(options.history) as file:
+                json.dump(messages, file, ensure_ascii=False, indent=1)
+
+
+def _template(options: Options, tokenizer: Tokenizer) -> Template:
+    if options.template == "auto":
+        return find_template(options.checkpoint, tokenizer)
+    if options.template not in TEMPLATES:
+        known = ", ".join(("auto", *TEMPLATES))
+        raise InputError(f"unknown chat template {options.template!r}; known: {known}")
+    return TEMPLATES[options.template]
+
+
+def _system(options: Options) -> list[dict[str, str]]:
+    return [] if options.system is None else [{"role": "system", "content": options.system}]
+
+
+def _begin(options: Options) -> list[dict[str, str]]:
+    """The dialogue so far."""
+    if options.history is None or not Path(options.history).exists():
+        return _system(options)
+    found = read_json(options.history)
+    render(found if isinstance(found, list) else [{}], "pangu")  # says which message is none
+    if options.system is not None:
+        found = [m for m in found if m["role"] != "system"]
+    return [*_system(options), *found]
+
+
+def _said(options: Options) -> Iterator[str]:
+    if options.message is not None:
+        yield options.message
+        return
+    asks = sys.stdin.isatty()
+    if asks:
+        import readline  # noqa: F401  lines can then be edited and recalled
+
+        print(HELP, file=sys.stderr)
+    while True:
+        try:
+            text = input("> " if asks else "").strip()
+        except EOFError:
+            return
+        if text == "/quit":
+            return
+        if text:
+            yield text
+
+
+def _prompt(messages: list, model: _Model, options: Options) -> list[int]:
+    text = render(messages, model.template, mode=options.mode)
+    return [model.tokenizer.boundary, *model.tokenizer.encode(text)]
+
+
+def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, str]]:
+    """The dialogue without its oldest turns, where all of it is longer than the model takes."""
+    dropped = 0
+    while len(_prompt(messages, model, options)) + options.max_new > model.cfg.max_length:
+        first = int(messages[0]["role"] == "system")
+        later = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
+        if not later:
+            break
+        dropped += later[0] - first
+        messages = [*messages[:first], *messages[later[0] :]]
+    if dropped:
+        print(
+            f"note: the {dropped} oldest messages no longer fit and are left out", file=sys.stderr
+        )
+    return messages
+
+
+def _answer(messages: list, model: _Model, options: Options, key: jax.Array) -> str:
+    """Prints an answer as it comes, the thinking grey; returns it without the thinking."""
+    stops = stop_ids(model.tokenizer, model.template)
+    reply = Reply(model.tokenizer, model.template.thinking)
+    tokens = stream(
+        model.params,
+        _prompt(messages, model, options),
+        cfg=model.cfg,
+        max_new=options.max_new,
+        sampling=options.sampling,
+        stop_ids=stops,
+        key=key,
+        dtype=options.dtype,
+    )
+    for token in tokens:
+        if token not in stops:
+            _show(reply.push(token), options)
+    _show(reply.finish(), options)
+    print()
+    return reply.answer
+
+
+def _show(parts: Iterator[tuple[bool, str]], options: Options) -> None:
+    for thinking, text in parts:
+        if not thinking:
+            print(text, end="", flush=True)
+        elif options.thinking:  # kept apart, so that a pipe gets the answers alone
+            grey = (GREY, PLAIN) if sys.stderr.isatty() else ("", "")
+            print(grey[0] + text + grey[1], end="", file=sys.stderr, flush=True)

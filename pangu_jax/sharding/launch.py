@@ -1,0 +1,105 @@
+"""Several processes as one run: joining, and which part of a batch each of them reads."""
+
+import os
+import sys
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.sharding.layout import Layout, batch_sharding
+
+# A process that hangs or whose machine is gone is noticed after so long; one that ends, at once.
+HEARTBEAT_S = 30
+
+
+def connect(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the processes of a run; to be called before jax is asked for a device.
+
+    Args:
+      coordinator: "" for a run of one process, which does nothing; host:port of process 0; or
+        "auto", where jax finds it and the two numbers out (Slurm, Open MPI, TPU pods, ...).
+      processes: how many there are; None with "auto".
+      process: which this is, from 0; None with "auto".
+
+    Raises:
+      InputError: the numbers make no sense, or the others were not reached.
+    """
+    if not coordinator:
+        if processes is not None or process is not None:
+            raise InputError("--processes and --process need --coordinator host:port of process 0")
+        return
+    auto = coordinator == "auto"
+    if not auto:
+        _check(coordinator, processes, process)
+    try:
+        jax.distributed.initialize(
+            None if auto else coordinator,
+            processes,
+            process,
+            cluster_detection_method=None if auto else "deactivate",
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise InputError(f"process {process} cannot join the run at {coordinator}: {reason}") from (
+            error
+        )
+
+
+def batch_share(layout: Layout | None, batch: int) -> tuple[int, int]:
+    """(which, of how many) parts of every batch this process reads: for `data.pipeline.batches`.
+
+    Processes whose devices hold the same rows, as with tensor parallelism across processes, read
+    the same part.
+
+    Raises:
+      InputError: the layout cuts the batch so that processes share only some of their rows.
+    """
+    if layout is None or jax.process_count() == 1:
+        return 0, 1
+    rows: dict[int, set[tuple[int, int]]] = {}
+    for device, index in batch_sharding((batch,), layout).devices_indices_map((batch,)).items():
+        first, last, _ = index[0].indices(batch)
+        rows.setdefault(device.process_index, set()).add((first, last))
+    parts = sorted({tuple(sorted(part)) for part in rows.values()})
+    covered = sum(last - first for part in parts for first, last in part)
+    if covered != batch or len({sum(b - a for a, b in part) for part in parts}) > 1:
+        raise InputError(
+            f"a batch of {batch} is not cut evenly among {len(rows)} processes by this mesh and "
+            "these rules; let data * fsdp be a multiple of the processes, and divide the batch"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def check_equal(value: str, what: str) -> None:
+    """Raises InputError where a process has another value than process 0, as of other files."""
+    if jax.process_count() == 1:
+        return
+    mine = np.frombuffer(value.encode()[:64].ljust(64), np.uint8)
+    if not np.array_equal(multihost_utils.broadcast_one_to_all(mine), mine):
+        raise InputError(f"process {jax.process_index()} has {what} than process 0")
+
+
+def first_process() -> bool:
+    """Whether this is the process that prints, and writes what all share."""
+    return jax.process_index() == 0
+
+
+def leave(message: str, status: int) -> NoReturn:
+    """Ends this process of several at once, where an orderly end would wait for the others."""
+    print(f"pangu-jax: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def _check(coordinator: str, processes: int | None, process: int | None) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--coordinator must be host:port or auto, got {coordinator!r}")
+    if processes is None or process is None or not 0 <= process < processes:
+        raise InputError(
+            f"--coordinator needs --processes and --process, a number from 0 up to one less; got "
+            f"{processes} and {process}"
+        )
