@@ -48,17 +48,18 @@ def _padded(settings, block, states, u, dt, A, B, C, D, bias, state):
     still = -1e30 if settings.softplus else -bias
     last = jnp.broadcast_to(still, (u.shape[0], t[1], channels)).astype(dt.dtype)
     dt = jnp.pad(jnp.concatenate([dt, last], 1) if t[1] else dt, (none, none, e))
-    u, B, C = (jnp.pad(u, (none, t, e)), *(jnp.pad(x, (none, t, n_more)) for x in (B, C)))
+    u = jnp.pad(u, (none, t, e))
+    B, C = jnp.pad(B, (none, t, n_more)), jnp.pad(C, (none, t, n_more))
     A, state = jnp.pad(A, (e, n_more)), jnp.pad(state, (none, e, n_more))
     D, bias = jnp.pad(D, e), jnp.pad(bias, e)
-    y, state = _scan(settings, u, dt, A.T, B, C, D, bias, state.swapaxes(1, 2))
-    return y[:, :steps, :channels], state.swapaxes(1, 2)[:, :channels, :n]
+    out = _scan(settings, u, dt, A.T, B, C, D, bias, state.swapaxes(1, 2))
+    return out[0][:, :steps, :channels], out[1].swapaxes(1, 2)[:, :channels, :n]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(settings, u, dt, A, B, C, D, bias, state):
     """The scan of arrays that fit; A is [N, E] and the states [B, N, E]."""
-    return _run(settings, u, dt, A, B, C, D, bias, state)
+    return _run(settings, u, dt, A, B, C, D, bias, state)[:2]
 
 
 def _run(settings, u, *rest, kept=None):

@@ -1,6 +1,6 @@
 """Every form of the scan against plain loops in numpy that share no code with it."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -60,13 +60,14 @@ def kernel(name, *, softplus=True):
     return lambda **a: run(*(a[name] for name in NAMES))
 
 
-def gradients(run, arguments, weights):
-    """Of a weighted sum of outputs and last state, by argument."""
+def outcome(run, arguments, scale):
+    """Outputs and last state, and the gradients of their weighted sum by argument."""
 
-    def loss(arguments):
-        return sum((x * w).sum() for x, w in zip(run(**arguments), weights, strict=True))
+    def both(arguments, scale):
+        out, back = jax.vjp(lambda a: run(**a), arguments)
+        return out, back(scale)[0]
 
-    return jax.jit(jax.grad(loss))(arguments)
+    return jax.jit(both)(arguments, scale)
 
 
 def weights(arguments, seed=9):
@@ -74,44 +75,47 @@ def weights(arguments, seed=9):
     return rng.normal(size=arguments["u"].shape), rng.normal(size=arguments["state"].shape)
 
 
-@pytest.mark.parametrize("softplus", [True, False])
+def scan_and_states(arguments, **options):
+    some = {k: v for k, v in arguments.items() if k not in "CD"}
+    out = selective_scan(**arguments, **options)
+    if options.get("impl") == "chunked":
+        return out
+    return *out, selective_states(**some, **options)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
-def test_scan_and_states_equal_a_plain_loop(impl, softplus):
-    for t in (1, 2, 7, 33):
+def test_scan_and_states_equal_a_plain_loop(impl):
+    for t, softplus in ((1, True), (9, True), (9, False)):
         arguments = draw(t=t)
         if not softplus:
             arguments |= {name: np.abs(arguments[name]) for name in ("dt", "dt_bias")}
-        y, last, every = naive(**arguments, softplus=softplus)
+        want = naive(**arguments, softplus=softplus)
+        run = jax.jit(partial(scan_and_states, impl=impl, softplus=softplus))
         with jax.enable_x64(True):
-            have = selective_scan(**arguments, impl=impl, softplus=softplus)
-            close(have[0], y, 1e-13)
-            close(have[1], last, 1e-13)
-            if impl != "chunked":
-                some = {k: v for k, v in arguments.items() if k not in "CD"}
-                close(selective_states(**some, impl=impl, softplus=softplus), every, 1e-13)
-    have = selective_scan(**in_float32(arguments), impl=impl, softplus=softplus)
-    assert have[0].dtype == have[1].dtype == jnp.float32
-    close(have[0], y, 1e-5)
+            for have, right in zip(run(arguments), want, strict=False):
+                close(have, right, 1e-13)
+    for have, right in zip(run(in_float32(arguments)), want, strict=False):
+        assert have.dtype == jnp.float32
+        close(have, right, 1e-5)
 
 
-@pytest.mark.parametrize("impl", [None, *IMPLS])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_operator_parity_with_the_fixture(impl, data_dir):
     with np.load(data_dir.parent / "fixtures" / "ops_float64.npz", allow_pickle=False) as file:
         scan = {k.removeprefix("scan/"): file[k] for k in file.files if k.startswith("scan/")}
     wide = {k: scan[k].swapaxes(1, 2) for k in ("u", "B", "C", "y")}
     dt, every = scan["delta_raw"].swapaxes(1, 2), np.moveaxis(scan["h"], 3, 1)
-    rest = {"A": scan["A"], "dt_bias": scan["delta_bias"]}
+    rest = {"A": scan["A"], "dt_bias": scan["delta_bias"], "D": scan["D"]}
+    run = jax.jit(partial(scan_and_states, impl=impl))
     with jax.enable_x64(True):
         for t in (1, 2, 7, 301):
             cut = {k: wide[k][:, :t] for k in ("u", "B", "C")} | {"dt": dt[:, :t]}
-            y, last = selective_scan(**cut, **rest, D=scan["D"], impl=impl)
+            y, last, *states = run(cut | rest)
             close(y, wide["y"][:, :t], 1e-12)
             close(last, every[:, t - 1], 1e-7)  # stored in float32
+            for have in states:
+                close(have, every[:, :t], 1e-7)
         close(last, scan["last_h"], 1e-12)
-        del cut["C"]
-        close(
-            selective_states(**cut, **rest, impl=None if impl == "chunked" else impl), every, 1e-7
-        )
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -119,26 +123,22 @@ def test_a_long_sequence_equals_a_plain_loop(impl):
     arguments = draw(b=1, t=4096, e=3, n=2)
     y, last, _ = naive(**arguments)
     with jax.enable_x64(True):
-        have = selective_scan(**arguments, impl=impl)
+        have = jax.jit(partial(selective_scan, impl=impl))(**arguments)
         close(have[0], y, 1e-12)
         close(have[1], last, 1e-12)
 
 
 @pytest.mark.parametrize("inner", ["loop", "associative"])
 def test_the_length_of_a_chunk_changes_nothing(inner):
-    a = draw(t=29)
-    d = np.log1p(np.exp(a["dt"]))
+    a = draw(t=11)
+    arguments = {k: a[k] for k in ("u", "A", "B", "C", "state")} | {"d": np.log1p(np.exp(a["dt"]))}
     with jax.enable_x64(True):
-
-        def run(length, arguments):
-            y, last = chunked(*arguments, inner, length)
-            return y, last, (y**2).sum() + (last**2).sum()
-
-        arguments = [jnp.asarray(x) for x in (a["u"], d, a["A"], a["B"], a["C"], a["state"])]
-        want = run(29, arguments)[:2], jax.grad(lambda x: run(29, x)[2])(arguments)
-        for length in (1, 4, 13, 40):
-            have = run(length, arguments)[:2], jax.grad(lambda x, n=length: run(n, x)[2])(arguments)
-            jax.tree.map(partial(close, limit=1e-13), have, want)
+        want = None
+        for length in (11, 4, 16):
+            run = partial(chunked, inner=inner, length=length)
+            have = outcome(run, arguments, weights(a))
+            jax.tree.map(partial(close, limit=1e-12), have, want or have)
+            want = want or have
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -147,69 +147,69 @@ def test_gradients_equal_finite_differences(impl):
     rng = np.random.default_rng(3)
     scale = weights(arguments)
 
-    def loss(states, arguments):
-        if states:
-            some = {k: v for k, v in arguments.items() if k not in "CD"}
-            return (jnp.sin(selective_states(**some, impl=impl))).sum()
-        y, last = selective_scan(**arguments, impl=impl, lengths=jnp.array([21, 15]))
-        return (y * scale[0]).sum() + (last * scale[1]).sum()
+    def loss(arguments):
+        y, last, *states = scan_and_states(arguments, impl=impl)
+        return (
+            sum(jnp.sin(h).sum() for h in states) + (y * scale[0]).sum() + (last * scale[1]).sum()
+        )
 
     with jax.enable_x64(True):
-        for states in (False, True) if impl != "chunked" else (False,):
-            function = jax.jit(partial(loss, states))
-            have = jax.jit(jax.grad(partial(loss, states)))(arguments)
-            for name in NAMES:
-                way = rng.normal(size=arguments[name].shape)
-                ends = [
-                    function(arguments | {name: arguments[name] + sign * 1e-5 * way})
-                    for sign in (1, -1)
-                ]
-                slope = float(ends[0] - ends[1]) / 2e-5
-                assert abs(float((have[name] * way).sum()) - slope) < 1e-6 * max(1, abs(slope))
+        function, slopes = jax.jit(loss), jax.jit(jax.grad(loss))(arguments)
+        for name in NAMES:
+            way = rng.normal(size=arguments[name].shape)
+            ends = [function(arguments | {name: arguments[name] + h * way}) for h in (1e-5, -1e-5)]
+            slope = float(ends[0] - ends[1]) / 2e-5
+            assert abs(float((slopes[name] * way).sum()) - slope) < 1e-6 * max(1, abs(slope))
 
 
 @pytest.mark.parametrize("softplus", [True, False])
 @pytest.mark.parametrize("name", ["mosaic", "tpu"])
 def test_kernels_equal_the_loop_and_its_gradients(name, softplus):
-    """Interpreted, at sizes that no block divides: 37 steps, 130 channels, 3 states."""
-    arguments = draw(t=37, e=130)
+    """Interpreted, at sizes that no block divides: 13 steps, 130 channels, 3 states."""
+    arguments = draw(b=1, t=13, e=130)
     if not softplus:
         arguments |= {k: np.abs(arguments[k]) for k in ("dt", "dt_bias")}
-    low, scale = in_float32(arguments), weights(arguments)
     y, last, _ = naive(**arguments, softplus=softplus)
-    have = kernel(name, softplus=softplus)(**low)
+    scale = weights(arguments)
+    run = kernel(name, softplus=softplus)
+    have, slopes = outcome(run, in_float32(arguments), in_float32(scale))
     close(have[0], y, 1e-5)
     close(have[1], last, 1e-5)
-    have = gradients(kernel(name, softplus=softplus), low, in_float32(scale))
     with jax.enable_x64(True):
         plain = partial(selective_scan, impl="reference", softplus=softplus)
-        want = gradients(plain, arguments, scale)
-    for name in NAMES:
-        close(have[name], want[name], 1e-5)
+        _, want = outcome(plain, arguments, scale)
+    jax.tree.map(partial(close, limit=1e-5), slopes, want)
+
+
+def extreme():
+    """Steps far out on either side, and around where softplus becomes the identity."""
+    arguments = draw(b=1, t=16, e=8, n=4)
+    arguments["dt"] = np.random.default_rng(1).choice([-50.0, 0, 19.9, 20.1, 50], (1, 16, 8))
+    return arguments
+
+
+@cache
+def expected(make, **options):
+    """What the reference gives in float64, its outputs checked by the plain loop."""
+    arguments = make(**options)
+    with jax.enable_x64(True):
+        want = outcome(partial(selective_scan, impl="reference"), arguments, weights(arguments))
+    for have, right in zip(want[0], naive(**arguments), strict=False):
+        close(have, right, 1e-13)
+    return want
 
 
 @pytest.mark.parametrize("impl", [*IMPLS, "mosaic", "tpu"])
 def test_extreme_steps_give_finite_values_and_gradients(impl):
-    arguments = draw(b=1, t=24, e=8, n=4)
-    arguments["dt"] = np.random.default_rng(1).choice([-50.0, 0, 19.9, 20.1, 50], (1, 24, 8))
-    low = in_float32(arguments)
+    arguments = extreme()
     run = kernel(impl) if impl in ("mosaic", "tpu") else partial(selective_scan, impl=impl)
-    y, last, _ = naive(**arguments)
-    have = run(**low)
-    close(have[0], y, 1e-5)
-    close(have[1], last, 1e-5)
-    scale = weights(arguments)
-    have = gradients(run, low, in_float32(scale))
-    with jax.enable_x64(True):
-        want = gradients(partial(selective_scan, impl="reference"), arguments, scale)
-    for name in NAMES:
-        close(have[name], want[name], 1e-4)
+    have = outcome(run, in_float32(arguments), in_float32(weights(arguments)))
+    jax.tree.map(partial(close, limit=1e-4), have, expected(extreme))
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_a_sequence_may_be_split_anywhere(impl):
     arguments = draw(t=23)
-    scale = weights(arguments)
 
     def split(at, **a):
         first, second = ({k: v[:, part] if k in ("u", "dt", "B", "C") else v for k, v in a.items()}
@@ -219,15 +219,12 @@ def test_a_sequence_may_be_split_anywhere(impl):
         return jnp.concatenate([y, rest], 1), state
 
     with jax.enable_x64(True):
-        whole = partial(selective_scan, impl=impl)
-        want = whole(**arguments), gradients(whole, arguments, scale)
-        for at in (1, 16):
-            have = split(at, **arguments), gradients(partial(split, at), arguments, scale)
-            jax.tree.map(partial(close, limit=1e-12), have, want)
+        have = outcome(partial(split, 16), arguments, weights(arguments))
+    jax.tree.map(partial(close, limit=1e-12), have, expected(draw, t=23))
 
 
 @pytest.mark.parametrize("softplus", [True, False])
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
 def test_what_lies_behind_the_end_has_no_effect(impl, softplus):
     arguments, lengths = draw(t=19), np.array([19, 6])
     arguments |= {name: np.abs(arguments[name]) for name in ("dt", "dt_bias")}
@@ -236,11 +233,10 @@ def test_what_lies_behind_the_end_has_no_effect(impl, softplus):
         arguments[name][1, 6:] = np.nan
     with jax.enable_x64(True):
         run = partial(selective_scan, impl=impl, lengths=jnp.array(lengths), softplus=softplus)
-        have = run(**arguments)
+        have, slopes = outcome(run, arguments, weights(arguments))
         close(have[0], y, 1e-13)
         close(have[1], last, 1e-13)
         assert (have[0][1, 6:] == 0).all()
-        slopes = gradients(run, arguments, weights(arguments))
         for name in NAMES:
             assert np.isfinite(slopes[name]).all()
         for name in ("u", "dt", "B", "C"):
@@ -257,10 +253,12 @@ def test_linear_scan_equals_a_loop_both_ways(form):
         h = a[:, t] * h + b[:, t]
         states.append(h)
     with jax.enable_x64(True):
-        have, back = jax.vjp(lambda *x: linear_scan(*x, form), a, b, start)
+        run = partial(linear_scan, form=form)
+        arguments = {"a": a, "b": b, "start": start}
+        have, slopes = outcome(run, arguments, w)
         close(have, np.stack(states, 1), 1e-13)
         # Written out: dL/db_t is the sum over s >= t of w_s times the decays between.
-        da, db, dstart = back(jnp.asarray(w))
+        da, db, dstart = slopes["a"], slopes["b"], slopes["start"]
     flow = np.zeros_like(start)
     for t in reversed(range(11)):
         flow = flow + w[:, t]
@@ -271,7 +269,7 @@ def test_linear_scan_equals_a_loop_both_ways(form):
 
 
 def test_the_default_never_holds_all_states():
-    b, t, e, n = 1, 1024, 32, 16
+    b, t, e, n = 1, 256, 32, 16
     shapes = [(b, t, e), (b, t, e), (e, n), (b, t, n), (b, t, n)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
@@ -280,7 +278,7 @@ def test_the_default_never_holds_all_states():
         return jax.jit(loss).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
     every = 4 * b * t * e * n
-    assert bytes_held(None) < 0.4 * every
+    assert bytes_held(None) < 0.5 * every
     assert bytes_held("associative") > 2 * every  # the measure sees states that are kept
 
 
@@ -297,14 +295,12 @@ def test_what_is_absent_counts_as_zero_and_vmap_equals_a_loop():
     a = draw()
     full = in_float32(a | {name: a[name] * 0 for name in ("D", "dt_bias", "state")})
     bare = {k: full[k] for k in ("u", "dt", "A", "B", "C")}
-    jax.tree.map(partial(close, limit=1e-7), selective_scan(**bare), selective_scan(**full))
+    run = jax.jit(lambda a: selective_scan(**a))
+    jax.tree.map(partial(close, limit=1e-7), run(bare), run(full))
     many = jnp.stack([full["A"], full["A"] * 0.5])
-
-    def loss(A):
-        return selective_scan(**(bare | {"A": A}))[0].sum()
-
-    have = jax.vmap(jax.grad(loss))(many)
-    close(have, jnp.stack([jax.grad(loss)(A) for A in many]), 1e-6)
+    slope = jax.grad(lambda A: selective_scan(**(bare | {"A": A}))[0].sum())
+    alone = jax.jit(slope)
+    close(jax.jit(jax.vmap(slope))(many), jnp.stack([alone(A) for A in many]), 1e-6)
 
 
 def test_the_export_form_has_no_loop():

@@ -246,11 +246,14 @@ def tune(report, shape):
     b, t, e, n = shape
     state = jnp.zeros((b, n, e))
     first = (u, dt, A.T, B, C, D, bias)
-    starts = jnp.zeros((b, t // 8, n, e))
     forward = [dict(length=x, unroll=y) for x, y in [(32, 2), (32, 8), (16, 4), (64, 4), (32, 1)]]
-    backward = [dict(length=8, unroll=x, steps_ahead=y) for x, y in [(4, 2), (2, 1), (1, 3)]]
+    # 4 steps a chunk leave room for two blocks on a multiprocessor, for twice the kept states.
+    backward = [dict(length=x, unroll=y, steps_ahead=z)
+                for x, y, z in [(8, 4, 2), (4, 4, 2), (4, 4, 3), (8, 8, 2), (8, 2, 1)]]  # fmt: skip
     plans = [(kernels.forward, settings, (*first, state)) for settings in forward]
-    plans += [(kernels.backward, settings, (*first, starts, u, state)) for settings in backward]
+    for settings in backward:
+        starts = jnp.zeros((b, t // settings["length"], n, e))
+        plans.append((kernels.backward, settings, (*first, starts, u, state)))
     for function, settings, arguments in plans:
         run = jax.jit(partial(function, softplus=True, **settings))
         name = f"{function.__name__} {' '.join(f'{k} {v}' for k, v in settings.items())}"

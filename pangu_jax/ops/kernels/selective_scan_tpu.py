@@ -67,8 +67,8 @@ def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, inte
       interpret: whether to interpret the kernel, for machines without a TPU.
 
     Returns:
-      y [B, T, E], the last state [B, N, E] and, if asked for, the states before every
-      `kept` steps [B, T / kept, N, E].
+      y [B, T, E], the last state [B, N, E], and the states before every `kept` steps
+      [B, T / kept, N, E] or None.
     """
     batch, steps, channels = u.shape
     n, part = A.shape[0], kept or length
@@ -115,7 +115,8 @@ def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, inte
         compiler_params=_parameters(),
         interpret=interpret,
     )(*map(_tiled, (u, dt, A)), B, C, *map(_tiled, (D, bias, state)))
-    return tuple(x.reshape(*x.shape[:-2], channels) for x in out)
+    y, last, *starts = (x.reshape(*x.shape[:-2], channels) for x in out)
+    return y, last, starts[0] if kept else None
 
 
 def backward(u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, interpret=False):
