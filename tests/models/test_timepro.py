@@ -133,7 +133,9 @@ def test_what_a_checkpoint_lacks_or_has_too_much_is_named(figures):
         from_torch(less, OFFICIAL)
     with pytest.raises(InputError, match=r"tensor extra that TimePro does not know"):
         from_torch({**there, "extra": np.zeros(1)}, OFFICIAL)
-    with pytest.raises(InputError, match=r"head/kernel has shape \(160, 24\)"):
+    with pytest.raises(
+        InputError, match=r"head/bias has shape \(24,\), the configuration says \(48,\)"
+    ):
         from_torch(there, TimeProConfig(36, 48, 1, 32, 12, 8))
     used = {k: v for k, v in there.items() if "conv2d" not in k and "out_proj" not in k}
     from_torch(used, OFFICIAL)
