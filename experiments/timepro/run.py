@@ -80,7 +80,7 @@ def main(options: argparse.Namespace) -> None:
         return
     _claim_folder(folder, experiment)
     for left in (folder / "cells").glob("*.claim"):  # of a run that was stopped
-        left.unlink()
+        left.unlink(missing_ok=True)
     if not options.report:
         if options.workers == 1:
             _work(cells, experiment, options, folder, began)
@@ -111,13 +111,13 @@ def _work(cells, experiment, options, folder: Path, began: float | None = None) 
         if _is_done(path) or not _take(claim):
             continue
         if stop():
-            claim.unlink()
+            claim.unlink(missing_ok=True)
             return
         _say(f"{name} begins")
         result = run_cell(cell, experiment, options.data, _progress(name), stop)
         with atomic_write(path) as file:
             json.dump(result, file, indent=1)
-        claim.unlink()
+        claim.unlink(missing_ok=True)
         _say(f"{name} is done: {_short(result)}, {result['seconds']:.0f} s")
         collect(folder)
 
@@ -154,7 +154,7 @@ def _share(options, folder: Path, began: float) -> None:
         for worker in running:
             worker.wait()
         for left in (folder / "cells").glob("*.claim"):
-            left.unlink()
+            left.unlink(missing_ok=True)
     failed = [worker.returncode for worker in running if worker.returncode not in (0, -15)]
     if failed:
         _say(f"{len(failed)} of {len(running)} workers failed; their message is above")

@@ -2,43 +2,51 @@
 
 Candidates are closed-form linear maps of several look-backs and repeating the last value. They are
 mixed with weights that are at least 0 and sum to 1, found by least squares on the validation
-windows; the test windows are measured once, with the mixture that validation chose.
+windows; the test windows are measured once, with the mixture that validation chose. As every
+candidate is linear in the rows before the forecast, so is the mixture: one matrix.
 """
 
 import numpy as np
 
 from pangu_jax.data import ltsf
 from pangu_jax.data.windows import borders, parts
-from pangu_jax.eval.forecast import fit_linear, repeat_last
+from pangu_jax.eval.forecast import fit_linear, lag_products
 
 LOOK_BACKS = (96, 192, 336, 512, 720)
-RIDGES = (1e-3,)
+LONGEST = max(LOOK_BACKS)
 
 
 def tuned_cell(name: str, series: np.ndarray, horizon: int) -> dict:
     """Fits all candidates, mixes them by validation, and measures the mixture on the test part."""
     split = borders(len(series), ltsf.benchmark(name).rule)
-    members = {"repeat": (1, repeat_last(horizon))}
+    candidates = {"repeat": repeat_map(horizon)}
     for look_back in LOOK_BACKS:
         at = parts(split, look_back=look_back, horizon=horizon, where=name)
-        for ridge in RIDGES:
-            found = fit_linear(series, at.train, look_back=look_back, horizon=horizon, ridge=ridge)
-            members[f"linear {look_back}"] = (look_back, found)
-    at = parts(split, look_back=96, horizon=horizon, where=name)
-    targets = at.validation + 96, at.test + 96
-    functions = list(members.values())
-    weights = mix(*_moments(functions, series, targets[0], horizon))
-    squared = absolute = 0.0
-    for forecast, wanted in _forecasts(functions, series, targets[1], horizon):
-        difference = np.tensordot(weights, forecast, 1) - wanted
-        squared += np.square(difference).mean((1, 2)).sum()
-        absolute += np.abs(difference).mean((1, 2)).sum()
-    count = len(targets[1])
+        found = fit_linear(series, at.train, look_back=look_back, horizon=horizon)
+        candidates[f"linear {look_back}"] = linear_map(found.kernel)
+    at = parts(split, look_back=LONGEST, horizon=horizon, where=name)
+    maps = np.stack(list(candidates.values()))
+    weights = mix(*_agreement(maps, series, at.validation, horizon))
+    mse, mae = _errors(np.tensordot(weights, maps, 1), series, at.test, horizon)
     return {
-        "mse": [squared / count],
-        "mae": [absolute / count],
-        "weights": dict(zip(members, weights.round(4).tolist(), strict=True)),
+        "mse": [mse],
+        "mae": [mae],
+        "weights": dict(zip(candidates, weights.round(4).tolist(), strict=True)),
     }
+
+
+def repeat_map(horizon: int) -> np.ndarray:
+    """Repeating the last value as a matrix [LONGEST, H]."""
+    found = np.zeros((LONGEST, horizon))
+    found[-1] = 1
+    return found
+
+
+def linear_map(kernel: np.ndarray) -> np.ndarray:
+    """A kernel [T, H] on windows less their mean, plus that mean, as a matrix [LONGEST, H]."""
+    found = np.zeros((LONGEST, kernel.shape[1]))
+    found[-len(kernel) :] = kernel - kernel.mean(0) + 1 / len(kernel)
+    return found
 
 
 def mix(gram: np.ndarray, cross: np.ndarray, rounds: int = 20_000) -> np.ndarray:
@@ -52,22 +60,23 @@ def mix(gram: np.ndarray, cross: np.ndarray, rounds: int = 20_000) -> np.ndarray
     return weights
 
 
-def _moments(functions, series, first, horizon):
+def _agreement(maps, series, starts, horizon):
     """Mean products of the candidates' forecasts with each other and with the truth."""
-    gram = np.zeros((len(functions), len(functions)))
-    cross = np.zeros(len(functions))
-    for forecast, wanted in _forecasts(functions, series, first, horizon):
-        flat = forecast.reshape(len(functions), -1)
-        gram += flat @ flat.T
-        cross += flat @ wanted.reshape(-1)
-    size = len(first) * horizon * series.shape[1]
-    return gram / size, cross / size
+    sums = lag_products(series, starts, LONGEST, horizon)
+    seen, truth = sums[:, :LONGEST], sums[:, LONGEST:]
+    size = len(starts) * horizon * series.shape[1]
+    gram = np.einsum("ith,jth->ij", maps, np.einsum("ts,jsh->jth", seen, maps, optimize=True))
+    return gram / size, np.einsum("ith,th->i", maps, truth) / size
 
 
-def _forecasts(functions, series, first, horizon, piece=256):
-    """For windows whose forecasts begin at the rows `first`: all candidates, and the truth."""
-    series = np.asarray(series, np.float64)
-    for i in range(0, len(first), piece):
-        rows = first[i : i + piece, None]
-        found = [f(series[rows - look_back + np.arange(look_back)]) for look_back, f in functions]
-        yield np.stack(found), series[rows + np.arange(horizon)]
+def _errors(matrix, series, starts, horizon, piece=128):
+    """MSE and MAE of one map over all windows, products in float32, sums in float64."""
+    matrix, series = matrix.T.astype(np.float32), np.asarray(series, np.float32)
+    squared = absolute = 0.0
+    for first in range(0, len(starts), piece):
+        rows = starts[first : first + piece, None] + np.arange(LONGEST + horizon)
+        both = series[rows]
+        difference = np.matmul(matrix, both[:, :LONGEST]) - both[:, LONGEST:]
+        squared += np.square(difference).mean((1, 2), dtype=np.float64).sum()
+        absolute += np.abs(difference).mean((1, 2), dtype=np.float64).sum()
+    return squared / len(starts), absolute / len(starts)

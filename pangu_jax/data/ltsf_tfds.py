@@ -30,9 +30,12 @@ def builder_class(name: str) -> type:
     Raises:
       InputError: an unknown name, or tensorflow-datasets is not installed.
     """
-    tfds, kind = _tfds(), ltsf.benchmark(name)
+    tfds, kind, benchmark = _tfds(), ltsf.benchmark(name), name
 
-    class Builder(tfds.core.GeneratorBasedBuilder):
+    folder = _folder(name)
+
+    class BenchmarkBlocks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = folder
         VERSION = tfds.core.Version("1.0.0")
         files: Path | None = None
 
@@ -40,7 +43,10 @@ def builder_class(name: str) -> type:
             features = tfds.features.FeaturesDict(
                 {
                     "first_row": np.int64,
-                    "values": tfds.features.Tensor(shape=(None, kind.variates), dtype=np.float64),
+                    # As bytes: unencoded, float64 would be stored as float32.
+                    "values": tfds.features.Tensor(
+                        shape=(None, kind.variates), dtype=np.float64, encoding="bytes"
+                    ),
                 }
             )
             text = f"{kind.rows} rows of {kind.variates} series, one every {kind.step}."
@@ -48,17 +54,16 @@ def builder_class(name: str) -> type:
 
         def _split_generators(self, dl_manager):
             if self.files is not None:
-                values = ltsf.load(name, self.files)
+                values = ltsf.load(benchmark, self.files)
             else:
-                values = ltsf.parse(name, *_download(dl_manager, name))
-            return {"all": self._generate_examples(values)}
+                values = ltsf.parse(benchmark, *_download(dl_manager, benchmark))
+            return {"rows": self._generate_examples(values)}
 
         def _generate_examples(self, values) -> Iterator[tuple[int, dict[str, Any]]]:
             for first in range(0, len(values), BLOCK):
                 yield first, {"first_row": first, "values": values[first : first + BLOCK]}
 
-    Builder.name = _folder(name)
-    return Builder
+    return BenchmarkBlocks
 
 
 def prepare(name: str, data_dir: str | Path, *, files: str | Path | None = None) -> Any:
@@ -92,7 +97,7 @@ def read(name: str, data_dir: str | Path) -> np.ndarray:
     place = Path(data_dir) / _folder(name) / VERSION
     if not place.is_dir():
         raise InputError(f"{data_dir} holds no prepared {name}; `prepare` makes it")
-    source = _tfds().builder_from_directory(str(place)).as_data_source(split="all")
+    source = _tfds().builder_from_directory(str(place)).as_data_source(split="rows")
     kind = ltsf.benchmark(name)
     values = np.full((kind.rows, kind.variates), np.nan)
     for example in (source[i] for i in range(len(source))):

@@ -131,7 +131,7 @@ def fit_linear(
       horizon: H.
       ridge: times the number of windows and variates, added to the diagonal.
     """
-    products = _products(series, starts, look_back, horizon)
+    products = lag_products(series, starts, look_back, horizon)
     own, cross = products[:, :look_back], products[:, look_back:]
     # Taking the window's mean off is itself a matrix, so it is applied to the sums of products.
     centre = np.eye(look_back) - 1 / look_back
@@ -141,11 +141,23 @@ def fit_linear(
     return Linear(np.linalg.solve(gram + ridge * count * np.eye(look_back), right))
 
 
-def _products(series, starts, look_back, horizon):
-    """Sums over windows and variates of step i times step j: float64 [T, T + H].
+def lag_products(
+    series: np.ndarray, starts: np.ndarray, look_back: int, horizon: int
+) -> np.ndarray:
+    """Sums, over windows and variates, of what step i and step j of the window multiply to.
 
     Steps that lie d apart multiply the same pairs of rows in every window, so one running sum a
-    distance serves all windows; this makes time linear in the rows whatever the sizes.
+    distance serves all windows: the time is linear in the rows whatever the sizes. Any linear map's
+    squared error, and how two maps' forecasts agree, follow from these sums.
+
+    Args:
+      series: [rows, V].
+      starts: int [n], consecutive first rows of windows.
+      look_back: T.
+      horizon: H.
+
+    Returns:
+      float64 [T, T + H]: i over the steps that are seen, j over all.
     """
     first, count, length = int(starts[0]), len(starts), look_back + horizon
     rows = np.asarray(series[first : first + count + length - 1], np.float64)

@@ -100,15 +100,17 @@ def _places(offset_mask, groups, scale):
 
 def _reference(table, rows, columns, masks, grid):
     """All taps at once; table [B, G, cells, c], the rest [B, G, 9, cells]."""
-    return sum(_tap(table, *(x[:, :, k] for x in (rows, columns, masks)), grid) for k in range(9))
+    flat = [x.reshape(*x.shape[:2], -1) for x in (rows, columns, masks)]
+    read = _tap(table, *flat, grid)
+    return read.reshape(*rows.shape, -1).sum(2)
 
 
 def _tap(table, rows, columns, masks, grid):
-    """One tap by gathering its four corners; rows, columns and masks [B, G, cells]."""
+    """Samples by gathering their four corners; rows, columns, masks [B, G, n] to [B, G, n, c]."""
     height, width = grid
     top, left = jnp.floor(rows), jnp.floor(columns)
     down, right = rows - top, columns - left
-    out = jnp.zeros_like(table)
+    out = jnp.zeros((*rows.shape, table.shape[-1]), table.dtype)
     for y, by_row in ((top, 1 - down), (top + 1, down)):
         for x, by_column in ((left, 1 - right), (left + 1, right)):
             there = (y >= 0) & (y < height) & (x >= 0) & (x < width)

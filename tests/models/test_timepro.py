@@ -9,7 +9,7 @@ import pytest
 
 from pangu_jax.checkpoint.names.timepro import from_torch, torch_names
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import check, count, materialise
+from pangu_jax.core.spec import check, count, materialise, zeros
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
@@ -133,7 +133,9 @@ def test_what_a_checkpoint_lacks_or_has_too_much_is_named(figures):
         from_torch(less, OFFICIAL)
     with pytest.raises(InputError, match=r"tensor extra that TimePro does not know"):
         from_torch({**there, "extra": np.zeros(1)}, OFFICIAL)
-    with pytest.raises(InputError, match=r"head/kernel has shape \(160, 24\)"):
+    with pytest.raises(
+        InputError, match=r"head/bias has shape \(24,\), the configuration says \(48,\)"
+    ):
         from_torch(there, TimeProConfig(36, 48, 1, 32, 12, 8))
     used = {k: v for k, v in there.items() if "conv2d" not in k and "out_proj" not in k}
     from_torch(used, OFFICIAL)
@@ -160,9 +162,11 @@ def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
         for way in ("forward", "backward"):
             b[way] = {k: v for k, v in b[way].items() if k in kept}
     check(timepro.spec(bare), quiet)
-    np.testing.assert_array_equal(
-        timepro.apply(state[0], seen, cfg=SMALL), timepro.apply(quiet, seen, cfg=bare)
-    )
+    with_states = jax.jit(lambda p: timepro.apply(p, seen, cfg=SMALL))(state[0])
+    without = jax.jit(lambda p: timepro.apply(p, seen, cfg=bare))(quiet)
+    np.testing.assert_allclose(with_states, without, atol=1e-6)
+    shut = ssm.mixer_spec(SMALL.mixer)["offset_mask"]
+    assert shut["kernel"].init is shut["bias"].init is zeros
 
     def loss(params):
         return jnp.mean((timepro.apply(params, seen, cfg=SMALL) - series[None, 16:20]) ** 2)
@@ -186,11 +190,15 @@ def test_scale_and_level_of_a_series_pass_through(awake):
 
 def test_a_constant_series_is_forecast_near_its_constant(awake):
     x = jnp.full((1, 16, 3), 5.0)
-    out = timepro.apply(awake, x, cfg=SMALL)
-    bare, _, _ = timepro.normalise(x)
-    tokens = timepro.embed(awake["embed"], bare, cfg=SMALL)
-    tokens = timepro.block(awake["blocks"][0], tokens, cfg=SMALL)
-    raw = timepro.head(awake, tokens)
+
+    @jax.jit
+    def both(x):
+        bare, _, _ = timepro.normalise(x)
+        tokens = timepro.embed(awake["embed"], bare, cfg=SMALL)
+        tokens = timepro.block(awake["blocks"][0], tokens, cfg=SMALL)
+        return timepro.apply(awake, x, cfg=SMALL), timepro.head(awake, tokens)
+
+    out, raw = both(x)
     assert (jnp.abs(out - 5) <= 0.0032 * jnp.abs(raw) + 1e-6).all()
     grads = jax.jit(jax.grad(lambda p: (timepro.apply(p, x, cfg=SMALL) ** 2).sum()))(awake)
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -198,12 +206,11 @@ def test_a_constant_series_is_forecast_near_its_constant(awake):
 
 def test_each_series_hears_all_others_through_the_states_alone(awake):
     x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 16, 3)), jnp.float32)
-    slopes = jax.jit(jax.jacobian(lambda x: timepro.apply(awake, x, cfg=SMALL)[0].sum(0)))(x)
-    heard = jnp.abs(slopes[:, 0]).sum(1)  # [of, by]
+    slope = jax.jit(jax.jacobian(lambda x, p: timepro.apply(p, x, cfg=SMALL)[0].sum(0)))
+    heard = jnp.abs(slope(x, awake)[:, 0]).sum(1)  # [of, by]
     assert (heard > 1e-6).all()
     silent = map_named(lambda n, v: v * 0 if "offset_mask" in n else v, awake)
-    slopes = jax.jit(jax.jacobian(lambda x: timepro.apply(silent, x, cfg=SMALL)[0].sum(0)))(x)
-    heard = jnp.abs(slopes[:, 0]).sum(1)
+    heard = jnp.abs(slope(x, silent)[:, 0]).sum(1)
     assert (heard * (1 - jnp.eye(3)) == 0).all()
     order = jnp.array([2, 0, 1])
     run = jax.jit(lambda p, x: timepro.apply(p, x, cfg=SMALL))
@@ -246,10 +253,8 @@ def test_training_at_the_size_of_electricity_stays_within_memory():
         compiled = step.lower(state, series, starts, key, rate).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    whole = temporaries(321, TimeProConfig(96, 96, 2, 32, 8, 4))
-    assert whole < 6e9
-    # Linear in the number of series: half of them take about half.
-    assert whole <= 2.2 * temporaries(160, TimeProConfig(96, 96, 2, 32, 8, 4))
+    # Growth with the number of series is tested with the sampling, the one part that could differ.
+    assert temporaries(321, TimeProConfig(96, 96, 2, 32, 8, 4)) < 6e9
 
 
 def test_what_makes_no_model_is_refused():

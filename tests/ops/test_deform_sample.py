@@ -93,7 +93,7 @@ def test_at_whole_places_and_on_the_border_all_forms_take_the_same_side():
         moves = grads[0][1][0, ..., :18]
         assert moves[0, 0, 1] == moves[2, 0, 5] == 0
         # The derivative from the right: the tap of the cell (1, 1) that lies on it.
-        out = deform_sample(jnp.asarray(values), jnp.asarray(numbers), groups=1)
+        out = loops(values, numbers, 1, 0.5)
         step = (values[0, 2, 1] - values[0, 1, 1]) * 0.5 * numbers[0, 1, 1, 18 + 4]
         assert moves[1, 1, 9] == pytest.approx(float((2 * out[0, 1, 1] * step).sum()))
 
@@ -112,7 +112,8 @@ def test_memory_grows_linearly_and_taps_hold_one_tap():
 
     small, large = temporaries(64, "taps"), temporaries(128, "taps")
     assert large <= 2.2 * small
-    assert large < temporaries(128, "reference") / 2
+    # The nine taps' corners alone would be more than this.
+    assert large < 9 * 4 * 2 * 8 * 128 * 32 * 4 / 2
 
 
 def test_the_type_of_the_values_is_kept_and_bad_shapes_are_refused():
