@@ -225,6 +225,7 @@ def _reason(error: BaseException) -> str:
         return os.strerror(int(code[1]))
     if not text and error.__cause__ is not None:
         return _reason(error.__cause__)
+    text = text.split(" See full TensorStore details")[0]  # pages of them
     return text.splitlines()[0][:300] if text else repr(error)
 
 
