@@ -53,6 +53,7 @@ class Store:
         """
         # The library reports every save at INFO, and errors that we report ourselves.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_the_rest()
         self.folder = Path(folder).absolute() / CHECKPOINTS
         self._abandoned = False
         self._lock = self._claim() if writes and jax.process_index() == 0 else None
@@ -164,7 +165,6 @@ class Store:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds; none is ours to fix
-            _silence_closed_loops()
             raise InputError(f"cannot read {self.folder / str(step)}: {_reason(error)}") from error
         return found["params"], found["rest"] if rest is not None else None
 
@@ -191,7 +191,6 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def _failure(self, error: Exception, step: int | None = None) -> InputError:
-        _silence_closed_loops()
         what = "save" if step is None else f"save step {step}"
         kept = self.latest()
         rest = "no earlier checkpoint is there" if kept is None else f"step {kept} is kept"
@@ -226,21 +225,25 @@ def _reason(error: BaseException) -> str:
         return os.strerror(int(code[1]))
     if not text and error.__cause__ is not None:
         return _reason(error.__cause__)
+    text = text.split(" See full TensorStore details")[0]  # pages of them
     return text.splitlines()[0][:300] if text else repr(error)
 
 
-def _silence_closed_loops() -> None:
-    """Drops the complaints of writes that end after one of them failed.
+def _silence_the_rest() -> None:
+    """Drops the complaints of reads and writes that end after one of them failed.
 
-    They would answer an event loop that the library has closed by then, and each would print a
-    traceback, where the one failure is reported in a sentence.
+    Each would print a traceback of its own, from the event loop that the library has closed by
+    then or from the coroutines it left, where the one failure is reported in a sentence.
     """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
     if getattr(before, "quiet", False):
         return
 
     def hook(found: Any) -> None:
-        if str(found.exc_value) != "Event loop is closed":
+        code = getattr(found.object, "cr_code", None)
+        ours = code is None or "orbax" not in code.co_filename
+        if ours and str(found.exc_value) != "Event loop is closed":
             before(found)
 
     hook.quiet = True

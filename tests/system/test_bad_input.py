@@ -32,7 +32,7 @@ def _load():
 bad_input = _load()
 MESSAGES: dict[str, list[str]] = {}
 # What a sentence for a user does not hold.
-UGLY = r"Traceback|Error\(|<class|object at 0x|\bNone\b|InputError|self\."
+UGLY = r"Traceback|Error\(|<class|<bound|object at 0x|\bNone\b|InputError|self\."
 
 PICKLES = []
 sys.addaudithook(lambda event, _: PICKLES.append(event) if event == "pickle.find_class" else None)

@@ -17,7 +17,7 @@ from pangu_jax.train.metrics import read_metrics
 
 pytestmark = pytest.mark.multiprocess
 
-STEPS = 300  # more than there is time for before the signal
+STEPS = 120  # more than there is time for before the signal
 
 
 @pytest.fixture(scope="module")
