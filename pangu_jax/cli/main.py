@@ -15,6 +15,9 @@ COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
+    "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
+    "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
+    "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
 }
 

@@ -76,7 +76,9 @@ def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, fl
     return absolute, 0.0 if absolute == 0 else (absolute / scale if scale else float("inf"))
 
 
-def require(rows: Iterable[Row], tolerance: float) -> None:
+def require(
+    rows: Iterable[Row], tolerance: float, consequence: str = "nothing was written"
+) -> None:
     """Nothing, if every row is within the tolerance.
 
     Raises:
@@ -87,7 +89,7 @@ def require(rows: Iterable[Row], tolerance: float) -> None:
         raise InputError(
             f"{worst.program} differs from jax: {worst.output} on the {worst.sample} sample by "
             f"{worst.relative:.1e} of its greatest value, over the tolerance {tolerance:.0e}; "
-            "nothing was written"
+            f"{consequence}"
         )
 
 
