@@ -57,7 +57,8 @@ class Options:
     precision_mode: str | None = None
     """For ascend: atc's --precision_mode."""
     tolerance: float | None = None
-    """Greatest relative error against jax; None is 2e-5 in float32, 3e-2 in bfloat16."""
+    """Greatest relative error against jax; None is 2e-5 in float32, 1e-2 of it with --precision
+    default, 3e-2 in bfloat16."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
 
@@ -84,7 +85,8 @@ def main(options: Options) -> None:
         prompts=ids,
     )
     bundle = replace(bundle, notes=_notes(options, params))
-    tolerance = options.tolerance or parity.TOLERANCES[options.dtype]
+    rounded = options.precision == "default" and options.dtype == "float32" and not onnx
+    tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
     with new_folder(options.out) as folder:
         artefact, rows, found_bad = _export(options, bundle, folder, platforms, tolerance)
         print(parity.table(rows))

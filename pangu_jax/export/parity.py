@@ -9,8 +9,9 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 
-# max|difference| / max|reference| that an artefact may have, by the type it computes in.
-TOLERANCES = {"float32": 2e-5, "bfloat16": 3e-2}
+# max|difference| / max|reference| that an artefact may have, by the type it computes in. "default"
+# is float32 whose products the platform may round (a GPU to TF32, ten bits).
+TOLERANCES = {"float32": 2e-5, "bfloat16": 3e-2, "default": 1e-2}
 
 
 @dataclasses.dataclass(frozen=True)

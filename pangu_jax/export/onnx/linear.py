@@ -18,6 +18,12 @@ class _Axes(NamedTuple):
     contracted: list[int]
     free: list[int]
 
+    def reordered(self, batch: Sequence[int], free: Sequence[int]) -> "_Axes":
+        """With batch and free axes in another order."""
+        return _Axes(
+            [self.batch[i] for i in batch], self.contracted, [self.free[i] for i in free]
+        )
+
 
 def dot_general(
     g: Graph, eqn: Any, lhs: Value, rhs: Value, *, after: Sequence[int] | None = None
@@ -29,7 +35,7 @@ def dot_general(
       eqn: the equation.
       lhs: left operand.
       rhs: right operand.
-      after: a transpose that is all that follows; where MatMul can give the result in that order
+      after: the transpose that follows, if `absorbs` says that the product can do without it; then
         the transposed result is returned.
     """
     (lc, rc), (lb, rb) = eqn.params["dimension_numbers"]
@@ -37,21 +43,24 @@ def dot_general(
     lhs, rhs = full(g, cast(g, lhs, kind)), full(g, cast(g, rhs, kind))
     left = _Axes(list(lb), list(lc), [i for i in range(len(lhs.shape)) if i not in (*lb, *lc)])
     right = _Axes(list(rb), list(rc), [i for i in range(len(rhs.shape)) if i not in (*rb, *rc)])
-    count = len(lb), len(left.free), len(right.free)
-    if after is not None and lhs.shape and rhs.shape:
-        order = _absorbed(list(after), *count)
-        if order is not None:
-            batch, first, second, swapped = order
-            left = _Axes([left.batch[i] for i in batch], left.contracted, [left.free[i] for i in first])
-            right = _Axes(
-                [right.batch[i] for i in batch], right.contracted, [right.free[i] for i in second]
-            )
-            if swapped:
-                lhs, rhs, left, right = rhs, lhs, right, left
+    order = _absorbed(list(after), len(lb), len(left.free)) if after is not None else None
+    if order is not None:
+        batch, first, second, swapped = order
+        left = left.reordered(batch, first)
+        right = right.reordered(batch, second)
+        if swapped:
+            lhs, rhs, left, right = rhs, lhs, right, left
     return _matmul(g, lhs, left, rhs, right)
 
 
-def _absorbed(after: list[int], batch: int, first: int, second: int) -> tuple | None:
+def absorbs(eqn: Any, after: Sequence[int]) -> bool:
+    """Whether MatMul can give a product's result in the order that a transpose would."""
+    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    free = len(eqn.invars[0].aval.shape) - len(contracted) - len(batch)
+    return _absorbed(list(after), len(batch), free) is not None
+
+
+def _absorbed(after: list[int], batch: int, first: int) -> tuple | None:
     """The order of batch, left and right axes that makes the transpose unneeded, if there is one.
 
     Also whether the right operand's free axes come first then.

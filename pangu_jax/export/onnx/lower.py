@@ -75,21 +75,18 @@ def walk(g: Graph, jaxpr: jex.Jaxpr, inputs: Sequence[Value]) -> list[Value]:
     values: dict[Any, Value] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True)
     )
-    follower = _sole_transposes(jaxpr)
-    order = {}  # results that a rule has transposed already, by the transpose that is left
+    absorbed = _absorbed(jaxpr)
 
     def read(atom: Any) -> Value:
         return g.constant(np.asarray(atom.val)) if isinstance(atom, jex.Literal) else values[atom]
 
     for eqn in _live(jaxpr):
         arguments = [read(atom) for atom in eqn.invars]
-        if id(eqn) in order:
-            values[eqn.outvars[0]] = arguments[0]
-            continue
-        after = follower.get(eqn.outvars[0]) if eqn.primitive.name == "dot_general" else None
-        results = _equation(g, eqn, arguments, after)
-        if after is not None and results[0].shape == after.outvars[0].aval.shape:
-            order[id(after)] = True
+        if eqn.invars and not isinstance(eqn.invars[0], jex.Literal):
+            if absorbed.get(eqn.invars[0]) is eqn:  # the product before gave this order already
+                values[eqn.outvars[0]] = arguments[0]
+                continue
+        results = _equation(g, eqn, arguments, absorbed.get(eqn.outvars[0]))
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -105,8 +102,8 @@ def _live(jaxpr: jex.Jaxpr) -> list[Any]:
     return kept[::-1]
 
 
-def _sole_transposes(jaxpr: jex.Jaxpr) -> dict[Any, Any]:
-    """Variables whose only use is a transpose: {variable: the transpose}."""
+def _absorbed(jaxpr: jex.Jaxpr) -> dict[Any, Any]:
+    """Products whose only use is a transpose that MatMul can absorb: {result: the transpose}."""
     uses: dict[Any, list] = {}
     for eqn in jaxpr.eqns:
         for atom in eqn.invars:
@@ -115,11 +112,15 @@ def _sole_transposes(jaxpr: jex.Jaxpr) -> dict[Any, Any]:
     for atom in jaxpr.outvars:
         if not isinstance(atom, jex.Literal):
             uses.setdefault(atom, []).append(None)
-    return {
-        var: found[0]
-        for var, found in uses.items()
-        if len(found) == 1 and found[0] is not None and found[0].primitive.name == "transpose"
-    }
+    found = {}
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            only = uses.get(eqn.outvars[0], [])
+            after = only[0] if len(only) == 1 else None
+            if after is not None and after.primitive.name == "transpose":
+                if linear.absorbs(eqn, after.params["permutation"]):
+                    found[eqn.outvars[0]] = after
+    return found
 
 
 def _equation(g: Graph, eqn: Any, inputs: list[Value], after: Any) -> list[Value]:
@@ -127,7 +128,7 @@ def _equation(g: Graph, eqn: Any, inputs: list[Value], after: Any) -> list[Value
     if name in CALLS:
         return _call(g, eqn.params[CALLS[name]], inputs)
     g.origin = f"{name} at {source(eqn)}"
-    folded = fold(eqn, inputs)
+    folded = fold(eqn, inputs) if after is None else None
     if folded is not None:
         return [g.constant(array) for array in folded]
     if name == "scan":
@@ -142,15 +143,10 @@ def _equation(g: Graph, eqn: Any, inputs: list[Value], after: Any) -> list[Value
     else:
         results = RULES[name](g, eqn, *inputs)
     results = [results] if isinstance(results, Value) else list(results)
-    for result, var in zip(results, eqn.outvars, strict=True):
-        expected = after.outvars[0].aval if _moved(result, after, var) else var.aval
-        assert result.shape == expected.shape, (g.origin, result.shape, expected.shape)
-        assert result.dtype == expected.dtype, (g.origin, result.dtype, expected.dtype)
+    for result, var in zip(results, (after or eqn).outvars, strict=True):
+        assert result.shape == var.aval.shape, (g.origin, result.shape, var.aval.shape)
+        assert result.dtype == var.aval.dtype, (g.origin, result.dtype, var.aval.dtype)
     return results
-
-
-def _moved(result: Value, after: Any, var: Any) -> bool:
-    return after is not None and result.shape != var.aval.shape
 
 
 def _call(g: Graph, called: Any, inputs: list[Value]) -> list[Value]:
@@ -175,6 +171,8 @@ def fold(eqn: Any, inputs: Sequence[Value]) -> list[np.ndarray] | None:
     name = eqn.primitive.name
     if name in shape.RULES or name in ("cond", "scan") or not all(v.foldable for v in inputs):
         return None
+    if any(jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in eqn.outvars):
+        return None  # a random key is no array
     arrays = [v.array for v in inputs]
     if name in elementwise.RULES:
         held = np.broadcast_shapes(*(v.held for v in inputs))

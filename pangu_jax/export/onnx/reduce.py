@@ -1,12 +1,23 @@
 """Rules of reductions and of running sums."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from pangu_jax.export.onnx.build import apply, cast, concat, full, reduction
-from pangu_jax.export.onnx.graph import Graph, Value
+from pangu_jax.export.onnx.build import (
+    apply,
+    cast,
+    concat,
+    full,
+    pad,
+    reduction,
+    reshape,
+    scalar,
+    transpose,
+)
+from pangu_jax.export.onnx.graph import Graph, Unsupported, Value
 from pangu_jax.export.onnx.shape import cut_axis, rev
 
 
@@ -39,8 +50,6 @@ def _arg(op: str) -> Callable:
 
 def bounded(index: Value, size: int) -> Value:
     """An index that is known to lie inside an axis of `size`."""
-    import dataclasses
-
     return dataclasses.replace(index, bounds=(0, size - 1))
 
 
@@ -72,6 +81,37 @@ def _running(op: str) -> Callable:
     return rule
 
 
+def _pool(op: str, neutral: float) -> Callable:
+    """A window moved over up to three axes; the others are taken as channels."""
+
+    def rule(g: Graph, eqn: Any, x: Value) -> Value:
+        p, x = eqn.params, full(g, x)
+        window, strides = p["window_dimensions"], p["window_strides"]
+        moved = [i for i, (w, s) in enumerate(zip(window, strides, strict=True)) if (w, s) != (1, 1)]
+        plain = (*p["base_dilation"], *p["window_dilation"])
+        if any(d != 1 for d in plain) or len(moved) > 3 or x.dtype != np.float32:
+            raise Unsupported(f"{g.origin} with dilation, or over more than 3 axes, has no operator")
+        moved = moved or [len(window) - 1]
+        low, high = zip(*p["padding"], strict=True)
+        x = pad(g, x, low, high, scalar(g, neutral, x))
+        rest = [i for i in range(len(window)) if i not in moved]
+        order = [*rest, *moved]
+        sizes = eqn.outvars[0].aval.shape
+        x = transpose(g, x, order)
+        space = tuple(x.shape[len(rest) :])
+        x = reshape(g, x, (1, int(np.prod([x.shape[i] for i in range(len(rest))])), *space))
+        kernel = tuple(window[i] for i in moved)
+        shape = (1, x.shape[1], *(sizes[i] for i in moved))
+        made = g.emit(op, [x], shape, x.dtype, kernel_shape=kernel,
+                      strides=tuple(strides[i] for i in moved))  # fmt: skip
+        if op == "AveragePool":
+            made = apply(g, "Mul", made, scalar(g, int(np.prod(kernel)), made))
+        made = reshape(g, made, tuple(sizes[i] for i in order))
+        return transpose(g, made, np.argsort(order))
+
+    return rule
+
+
 class _Flip:
     """What `rev` reads of an equation."""
 
@@ -86,6 +126,8 @@ RULES: dict[str, Callable] = {
     "reduce_prod": _reduce("ReduceProd"),
     "reduce_and": _reduce("ReduceMin"),
     "reduce_or": _reduce("ReduceMax"),
+    "reduce_window_max": _pool("MaxPool", -np.inf),
+    "reduce_window_sum": _pool("AveragePool", 0),
     "argmax": _arg("ArgMax"),
     "argmin": _arg("ArgMin"),
     "cumsum": cumsum,
