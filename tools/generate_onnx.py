@@ -33,7 +33,9 @@ class Model:
         fitting = [length for length in self.profiles if length >= len(prompt)]
         if not prompt or not fitting:
             longest = max(self.profiles)
-            raise ValueError(f"the prompt has {len(prompt)} tokens; the export takes 1 to {longest}")
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens; the export takes 1 to {longest}"
+            )
         tokens = np.zeros((1, fitting[0]), np.int32)
         tokens[0, : len(prompt)] = prompt
         position = len(prompt)

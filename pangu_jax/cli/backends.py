@@ -1,4 +1,4 @@
-"""Prints what this machine can run and export, and which implementation each operator would pick."""
+"""Prints what is on this machine, and which implementation each operator would pick."""
 
 import importlib.metadata
 import json

@@ -37,7 +37,7 @@ class Options:
     profiles: str = "128"
     """Prompt lengths, such as 128,512,2048: a static prefill each."""
     cache: int | None = None
-    """Slots of the key-value cache; None is twice the longest profile, within the model's length."""
+    """Slots of the key-value cache; None is twice the longest profile, if the model goes so far."""
     batch: int | None = None
     """Rows of a batch; None is 1 for onnx and ascend, and open for stablehlo."""
     platforms: str = "cpu"
@@ -57,8 +57,8 @@ class Options:
     precision_mode: str | None = None
     """For ascend: atc's --precision_mode."""
     tolerance: float | None = None
-    """Greatest relative error against jax; None is 2e-5 in float32, 1e-2 of it with --precision
-    default, 3e-2 in bfloat16."""
+    """Greatest relative error against jax; None is 2e-5 in float32 (1e-2 with --precision default),
+    3e-2 in bfloat16."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
 
@@ -104,7 +104,8 @@ def main(options: Options) -> None:
         )
     if options.target == "ascend":
         _compile(options, artefact)
-    print(f"{options.out} holds {len(artefact.programs)} programs; try: pangu-jax run {options.out} --check")
+    count = len(artefact.programs)
+    print(f"{options.out} holds {count} programs; try: pangu-jax run {options.out} --check")
 
 
 def _check(options: Options) -> None:
@@ -112,11 +113,15 @@ def _check(options: Options) -> None:
         raise InputError("ONNX programs compute in float32: atc chooses float16 itself")
     if options.target == "ascend":
         if options.soc is None:
-            raise InputError("--target ascend needs --soc, such as Ascend310P3 (see `npu-smi info`)")
+            raise InputError(
+                "--target ascend needs --soc, such as Ascend310P3 (see `npu-smi info`)"
+            )
         atc.check_soc(options.soc)
         if options.precision_mode and options.precision_mode not in atc.PRECISION_MODES:
             known = ", ".join(atc.PRECISION_MODES)
-            raise InputError(f"there is no precision mode {options.precision_mode!r}; known: {known}")
+            raise InputError(
+                f"there is no precision mode {options.precision_mode!r}; known: {known}"
+            )
     if options.batch is not None and options.batch < 1:
         raise InputError(f"--batch must be at least 1, got {options.batch}")
     stablehlo.check_platforms([p for p in options.platforms.split(",") if p])
@@ -146,7 +151,9 @@ def _notes(options: Options, params: Any) -> tuple[str, ...]:
     stored = _stored_types(options.checkpoint)
     notes = []
     if options.dtype == "float32" and stored - {"float32"}:
-        notes.append(f"the checkpoint holds {', '.join(sorted(stored))}; it was exported as float32")
+        notes.append(
+            f"the checkpoint holds {', '.join(sorted(stored))}; it was exported as float32"
+        )
     total = sum(x.nbytes for x in jax.tree.leaves(params))
     notes.append(f"parameters take {total / 1e6:,.1f} MB")
     return tuple(notes)

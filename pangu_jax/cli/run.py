@@ -58,5 +58,7 @@ def _signature(artefact) -> str:
     for program in artefact.programs:
         lines.append(program.name)
         for side, tensors in (("in ", program.inputs), ("out", program.outputs)):
-            lines += [f"  {side} {t.name:14} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors]
+            lines += [
+                f"  {side} {t.name:14} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors
+            ]
     return "\n".join(lines)

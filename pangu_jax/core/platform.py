@@ -10,7 +10,7 @@ _TARGET: ContextVar[str | None] = ContextVar("target", default=None)
 
 
 def target() -> str:
-    """"cpu", "gpu" or "tpu": what operators choose their implementation for."""
+    """What operators choose their implementation for: "cpu", "gpu" or "tpu"."""
     return _TARGET.get() or jax.default_backend()
 
 

@@ -128,7 +128,9 @@ def load(folder: str | Path) -> Artefact:
     artefact = from_json(Artefact, values, str(path))
     for name, digest in artefact.files.items():
         if not (folder / name).is_file():
-            raise InputError(f"{folder} lacks {name}, which its manifest lists: the copy is not whole")
+            raise InputError(
+                f"{folder} lacks {name}, which its manifest lists: the copy is not whole"
+            )
         if _digest(folder / name) != digest:
             raise InputError(f"{folder / name} is damaged: it is not the file that was exported")
     return artefact
@@ -226,7 +228,9 @@ def _fit_shape(name: str, tensor: Tensor, shape: Sequence[int], sizes: dict) -> 
         if isinstance(wanted, str):
             first = sizes.setdefault(wanted, (size, name))
             if size != first[0]:
-                raise InputError(f"input {name!r} has {wanted} = {size}, {first[1]!r} has {first[0]}")
+                raise InputError(
+                    f"input {name!r} has {wanted} = {size}, {first[1]!r} has {first[0]}"
+                )
         elif size != wanted:
             raise InputError(f"input {name!r} has shape {tuple(shape)}, it must be {_form(tensor)}")
 

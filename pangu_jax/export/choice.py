@@ -18,7 +18,7 @@ from pangu_jax.core.platform import target
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What an operator picks for one example: the implementation, and the reason its table gives."""
+    """What an operator picks for one example, and the reason that its table gives."""
 
     operator: str
     example: str

@@ -113,9 +113,7 @@ def step(
         seen = (slot <= position[:, None])[:, None]  # [B, 1, S]
         turn = rotation(position[:, None], layer.attention.head_dim, cfg.rope)
         own = LayerCache(key[None], value[None], 0, position)
-        x, own, _ = block(
-            weights, x, turn, seen, cfg=layer, eps=cfg.norm_eps, cache=own, impl=impl
-        )
+        x, own, _ = block(weights, x, turn, seen, cfg=layer, eps=cfg.norm_eps, cache=own, impl=impl)
         results[f"key_{i}"], results[f"value_{i}"] = own.key[0], own.value[0]
     hidden = rms_norm(params["norm"], x, eps=cfg.norm_eps)
     return {"logits": decoder.logits(params, hidden)[:, 0], **results}
@@ -155,8 +153,10 @@ def bundle(
       InputError: a profile or number of slots that the model or the graphs can't have.
     """
     profiles = tuple(sorted(set(profiles)))
-    slots = default_slots(cfg, profiles) if slots is None and profiles else slots
-    _check(cfg, profiles, slots)
+    _check_profiles(cfg, profiles)
+    slots = default_slots(cfg, profiles) if slots is None else slots
+    if slots < max(profiles):
+        raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
     usual = {"cfg": cfg, "dtype": dtype}
     options = {**usual, "impl": impl}
     tree = by_layer(params)
@@ -169,7 +169,7 @@ def bundle(
         for part in ("key", "value")
     }
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    samples = _Samples(tree, cfg, slots, batch if isinstance(batch, int) else 2, dtype, seed)
+    samples = _Samples(cfg, batch if isinstance(batch, int) else 2, seed)
     programs = []
     for length in profiles:
         tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
@@ -178,13 +178,18 @@ def bundle(
                 f"prefill_{length}",
                 _bound(prefill, slots=slots, **options),
                 {"tokens": tokens, "length": row},
-                _bound(prefill, slots=slots, **usual),
+                jax.jit(_bound(prefill, slots=slots, **usual)),
                 samples.prefill(length, prompts),
             )
         )
     inputs = {"token": row, "position": row, **caches}
-    functions = _bound(step, **options), _bound(step, **usual)
-    programs.append(Program("decode", functions[0], inputs, functions[1], samples.step(prompts)))
+    states = {
+        name: _after(programs[0].reference, tree, sample)
+        for name, sample in programs[0].samples.items()
+        if profiles[0] < slots
+    }
+    functions = _bound(step, **options), jax.jit(_bound(step, **usual))
+    programs.append(Program("decode", functions[0], inputs, functions[1], states))
     facts = {
         "kind": "decoder",
         "layers": len(cfg.layers),
@@ -199,7 +204,7 @@ def _bound(function: Any, **options: Any) -> Any:
     return lambda params, **inputs: function(params, **inputs, **options)
 
 
-def _check(cfg: DecoderConfig, profiles: Sequence[int], slots: int | None) -> None:
+def _check_profiles(cfg: DecoderConfig, profiles: Sequence[int]) -> None:
     if not profiles:
         raise InputError("an export needs at least one profile (a prompt length)")
     for length in profiles:
@@ -207,40 +212,29 @@ def _check(cfg: DecoderConfig, profiles: Sequence[int], slots: int | None) -> No
             raise InputError(
                 f"profile {length} is outside 1 to {cfg.max_length}, the lengths the model takes"
             )
-    if slots < max(profiles):
-        raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
+
+
+def _after(run: Any, params: Any, sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inputs of the step that follows a prefill."""
+    with jax.default_matmul_precision("highest"):
+        out = run(params, **sample)
+    caches = {f"past_{n}": np.asarray(x) for n, x in out.items() if n != "logits"}
+    token = np.asarray(out["logits"].argmax(-1), np.int32)
+    return {"token": token, "position": sample["length"], **caches}
 
 
 class _Samples:
     """Inputs to compare on: random ids, and prompts the user or the tokeniser knows."""
 
-    def __init__(self, params, cfg, slots, batch, dtype, seed):
-        self.params, self.cfg, self.slots, self.batch = params, cfg, slots, batch
-        self.dtype, self.rng = dtype, np.random.default_rng(seed)
+    def __init__(self, cfg: DecoderConfig, batch: int, seed: int):
+        self.cfg, self.batch, self.rng = cfg, batch, np.random.default_rng(seed)
 
-    def prefill(self, length: int, prompts) -> Mapping[str, Mapping[str, Any]]:
+    def prefill(self, length: int, prompts: Sequence[Sequence[int]]) -> dict[str, dict]:
         """One batch of random ids, and one that begins with real prompts."""
-        return {name: self._batch(length, rows) for name, rows in self._kinds(prompts)}
+        kinds = [("random", ()), *([("real", prompts)] if len(prompts) else [])]
+        return {name: self._batch(length, rows) for name, rows in kinds}
 
-    def step(self, prompts) -> Mapping[str, Mapping[str, Any]]:
-        """The state after such a prompt, and a next token."""
-        samples = {}
-        for name, rows in self._kinds(prompts):
-            length = min(self.slots, 16)
-            batch = self._batch(length, rows)
-            batch["length"] = np.minimum(batch["length"], self.slots - 1).astype(np.int32)
-            run = jax.jit(_bound(prefill, cfg=self.cfg, slots=self.slots, dtype=self.dtype))
-            with jax.default_matmul_precision("highest"):
-                out = run(self.params, **batch)
-            token = np.asarray(out["logits"].argmax(-1), np.int32)
-            caches = {f"past_{n}": np.asarray(x) for n, x in out.items() if n != "logits"}
-            samples[name] = {"token": token, "position": batch["length"], **caches}
-        return samples
-
-    def _kinds(self, prompts):
-        return [("random", ()), *([("real", prompts)] if len(prompts) else [])]
-
-    def _batch(self, length: int, prompts) -> dict[str, np.ndarray]:
+    def _batch(self, length: int, prompts: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
         tokens = self.rng.integers(0, self.cfg.vocab, (self.batch, length)).astype(np.int32)
         lengths = self.rng.integers(max(1, length // 2), length + 1, self.batch).astype(np.int32)
         for row, prompt in zip(range(self.batch), prompts, strict=False):

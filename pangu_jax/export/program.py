@@ -18,7 +18,8 @@ class Program:
       name: of its file.
       function: `function(params, **inputs)`, pure, giving {name: array}.
       inputs: {name: shape and type}, in the order in which they are documented.
-      reference: the same function as jax runs it here, to compare with; None is `function`.
+      reference: the same function as jax runs it here, compiled, to compare with; None compiles
+        `function`.
       samples: inputs to compare on: {how they are called: {name: array}}.
     """
 
@@ -70,11 +71,14 @@ def single(
     if samples is None:
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in inputs.values())
         samples = {} if abstract else {"given": inputs}
-    by_name = [None if f is None else _named(f, tuple(inputs)) for f in (function, reference)]
-    return Bundle(params, (Program(name, by_name[0], specs, by_name[1], samples),))
+    order = tuple(inputs)
+    compared = None if reference is None else jax.jit(_named(reference, order))
+    return Bundle(params, (Program(name, _named(function, order), specs, compared, samples),))
 
 
-def linen(module: Any, variables: Any, inputs: Mapping[str, Any], *, name: str = "forward") -> Bundle:
+def linen(
+    module: Any, variables: Any, inputs: Mapping[str, Any], *, name: str = "forward"
+) -> Bundle:
     """A Flax Linen module with its variables; see `single` for the rest."""
     from flax.core import meta
 
@@ -114,7 +118,7 @@ def references(bundle: Bundle) -> dict[tuple[str, str], dict[str, Any]]:
     found = {}
     with jax.default_matmul_precision("highest"):
         for program in bundle.programs:
-            run = jax.jit(program.reference or program.function)
+            run = program.reference or jax.jit(program.function)
             for name, inputs in program.samples.items():
                 results = run(bundle.params, **inputs)
                 found[program.name, name] = {n: np.asarray(x) for n, x in results.items()}

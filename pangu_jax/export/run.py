@@ -48,7 +48,9 @@ def _onnx_runner(artefact: Artefact, folder: Path, provider: str) -> Runner:
     return run
 
 
-def check(folder: str | Path, *, provider: str = "CPUExecutionProvider") -> tuple[Artefact, list[Row]]:
+def check(
+    folder: str | Path, *, provider: str = "CPUExecutionProvider"
+) -> tuple[Artefact, list[Row]]:
     """Runs the samples that the artefact keeps and compares with jax's results at export.
 
     Raises:

@@ -221,7 +221,11 @@ def _compiled(name: str, inputs: Mapping[str, Any], made: Any) -> Compiled:
             op = rest.split(" ")[0].split("(")[0].strip('"')
             operators[op] = operators.get(op, 0) + 1
     return Compiled(
-        name, f"{name}.stablehlo", _tensors(inputs), _tensors(outputs), dict(sorted(operators.items()))
+        name,
+        f"{name}.stablehlo",
+        _tensors(inputs),
+        _tensors(outputs),
+        dict(sorted(operators.items())),
     )
 
 

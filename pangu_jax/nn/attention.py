@@ -152,9 +152,7 @@ def _append_by_mask(cache, key, value):
     for run, row in ((cache.key, key), (cache.value, value)):
         layer = jax.lax.dynamic_index_in_dim(run, cache.layer, keepdims=False)
         layers.append(jnp.where(new, row.astype(run.dtype), layer))
-        wrote.append(
-            jax.lax.dynamic_update_index_in_dim(run, layers[-1], cache.layer, axis=0)
-        )
+        wrote.append(jax.lax.dynamic_update_index_in_dim(run, layers[-1], cache.layer, axis=0))
     return cache._replace(key=wrote[0], value=wrote[1]), *layers
 
 

@@ -16,7 +16,9 @@ programs = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(programs)
 
 pytestmark = pytest.mark.onnx
-COUNT, PARTS = 600, 6
+COUNT, PARTS = 510, 6
+OFTEN = "dot_general conv_general_dilated gather pad reduce_sum select_n transpose reshape slice"
+OFTEN = [*OFTEN.split(), "sort", "scan", "dynamic_update_slice"]
 
 
 def run(model, inputs):
@@ -62,8 +64,7 @@ def test_random_programs_match_numpy(part):
         depths.append(len(program.steps))
     assert min(depths) >= 3
     assert max(depths) >= 12
-    for name in ("dot_general", "conv_general_dilated", "gather", "pad", "reduce_sum", "select_n",
-                 "transpose", "reshape", "slice", "sort", "scan", "dynamic_update_slice"):  # fmt: skip
+    for name in OFTEN:
         assert used[name] >= 3, (name, used)
 
 
@@ -94,11 +95,11 @@ def test_a_loop_beyond_the_bound_is_refused_with_advice():
     def long(params, x):
         return {"y": jax.lax.scan(lambda c, _: (c * 0.5 + 1, None), x, length=30000)[0]}
 
-    with pytest.raises(Unsupported, match="bound of 20000.*loop-free"):
+    with pytest.raises(Unsupported, match=r"bound of 20000.*loop-free"):
         convert(long, {}, {"x": np.ones(4, np.float32)})
 
 
 def test_half_precision_arithmetic_is_refused_and_not_approximated():
     half = jax.ShapeDtypeStruct((4,), "bfloat16")
-    with pytest.raises(Unsupported, match="bfloat16.*float32"):
+    with pytest.raises(Unsupported, match=r"bfloat16.*float32"):
         convert(lambda p, x: {"y": x * 2}, {}, {"x": half})

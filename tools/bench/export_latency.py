@@ -123,7 +123,9 @@ def compare(ours: Path, peer: Path, repeats: int) -> dict:
     """Milliseconds of both, measured in turn."""
     import onnxruntime
 
-    sessions = {n: onnxruntime.InferenceSession(str(p)) for n, p in (("ours", ours), ("peer", peer))}
+    sessions = {
+        n: onnxruntime.InferenceSession(str(p)) for n, p in (("ours", ours), ("peer", peer))
+    }
     rng = np.random.default_rng(0)
     given = {n: inputs(s, rng) for n, s in sessions.items()}
     times = {n: [] for n in sessions}
@@ -146,7 +148,9 @@ def size(path: Path) -> int:
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    names = {f.value for t in model.graph.initializer for f in t.external_data if f.key == "location"}
+    names = {
+        f.value for t in model.graph.initializer for f in t.external_data if f.key == "location"
+    }
     return path.stat().st_size + sum((path.parent / n).stat().st_size for n in names)
 
 

@@ -114,8 +114,12 @@ def select(artefact: Artefact, profiles: Sequence[int] | None) -> list[Compiled]
 
 def script(commands: Sequence[Sequence[str]]) -> str:
     """A shell script that runs the commands in its own folder and stops at the first failure."""
-    lines = ["#!/bin/sh", "# Compiles the ONNX programs of this folder for Ascend; needs CANN's atc.",
-             "set -eu", 'cd "$(dirname "$0")"']  # fmt: skip
+    lines = [
+        "#!/bin/sh",
+        "# Compiles the ONNX programs of this folder for Ascend; needs CANN's atc.",
+        "set -eu",
+        'cd "$(dirname "$0")"',
+    ]
     return "\n".join([*lines, *(shlex.join(words) for words in commands)]) + "\n"
 
 
@@ -140,9 +144,13 @@ def run_atc(folder: Path, commands: Sequence[Sequence[str]], *, script_name: str
     for words in commands:
         done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
         statuses[words[1].partition("=")[2]] = done.returncode
-        kept.append(f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}[status {done.returncode}]\n")
+        kept.append(
+            f"$ {shlex.join(words)}\n{done.stdout}{done.stderr}[status {done.returncode}]\n"
+        )
     with atomic_write(folder / "atc.log") as file:
         file.write("\n".join(kept))
     failed = [name for name, status in statuses.items() if status]
-    ended = f"atc failed on {', '.join(failed)}" if failed else f"atc compiled {len(statuses)} programs"
+    ended = (
+        f"atc failed on {', '.join(failed)}" if failed else f"atc compiled {len(statuses)} programs"
+    )
     return Outcome(True, statuses, f"{ended}; its output is in atc.log")

@@ -2,7 +2,7 @@
 
 The list is that of the operator reference of CANN 8.0, commercial edition ("ONNX operator list",
 operatorlist_00176), which also says: ONNX 1.12.0, hence opset 17 and IR 8 at most. Names are
-compared without regard to case, as the page spells some differently than ONNX does (Argmax, Cumsum).
+compared without regard to case, as the page spells some otherwise than ONNX does (Argmax, Cumsum).
 Being on the list is what we check; no Ascend device was at hand to compile on.
 """
 
@@ -37,25 +37,26 @@ class OperatorProfile:
 
 
 _CANN_8_0 = """
-abs acos acosh adaptiveavgpool2d add affinegrid and argmax argmin ascendantiquant ascendquant asin
-asinh atan atanh averagepool batchnormalization batchmulticlassnms bitshift bitwiseand bitwisenot
-bitwiseor bitwisexor cast ceil celu clip compress concat constant constantofshape conv convtranspose
-corr cos cosh cumsum deformableconv2d depthtospace det div dropout dynseqouter einsum elu
-embeddingbag equal erf exp expand eyelike flatten floor gather gatherelements gathernd gemm
-globalaveragepool globallppool globalmaxpool greater greaterorequal gridsample gru hardmax
-hardsigmoid hardswish identity if instancenormalization isinf isnan layernormalization leakyrelu less
-lessorequal log logsoftmax lpnormalization lppool lrn lstm lstmp matmul max maxpool maxroipool
-maxunpool mean meanvariancenormalization min mod movingsumwithsigmoid mul multinomial neg
-nonmaxsuppression nonzero not onehot or pad pow randomnormal randomnormallike randomuniform
-randomuniformlike range reciprocal reducel1 reducel2 reducelogsum reducelogsumexp reducemean
-reducemin reduceprod reducesumsquare reducesum reducemax relu reshape resize reversesequence roialign
-roiextractor round prelu scatter scatterelements scatternd selu shape shrink sigmoid sign sin sinh
-size slice softmax softmaxcrossentropyloss softplus softsign spacetodepth split sqrt squeeze sub sum
-tan tanh tfidfvectorizer thresholdedrelu tile topk transpose trilu unsqueeze where xor
+abs acos acosh adaptiveavgpool2d add affinegrid and argmax argmin ascendantiquant ascendquant
+asin asinh atan atanh averagepool batchnormalization batchmulticlassnms bitshift bitwiseand
+bitwisenot bitwiseor bitwisexor cast ceil celu clip compress concat constant constantofshape
+conv convtranspose corr cos cosh cumsum deformableconv2d depthtospace det div dropout
+dynseqouter einsum elu embeddingbag equal erf exp expand eyelike flatten floor gather
+gatherelements gathernd gemm globalaveragepool globallppool globalmaxpool greater greaterorequal
+gridsample gru hardmax hardsigmoid hardswish identity if instancenormalization isinf isnan
+layernormalization leakyrelu less lessorequal log logsoftmax lpnormalization lppool lrn lstm
+lstmp matmul max maxpool maxroipool maxunpool mean meanvariancenormalization min mod
+movingsumwithsigmoid mul multinomial neg nonmaxsuppression nonzero not onehot or pad pow
+randomnormal randomnormallike randomuniform randomuniformlike range reciprocal reducel1 reducel2
+reducelogsum reducelogsumexp reducemean reducemin reduceprod reducesumsquare reducesum reducemax
+relu reshape resize reversesequence roialign roiextractor round prelu scatter scatterelements
+scatternd selu shape shrink sigmoid sign sin sinh size slice softmax softmaxcrossentropyloss
+softplus softsign spacetodepth split sqrt squeeze sub sum tan tanh tfidfvectorizer
+thresholdedrelu tile topk transpose trilu unsqueeze where xor
 """
 
 # The list of CANN 5.0.4 (operatorlist_0071) lacks these of the newer one.
-_LATER = frozenset("einsum trilu layernormalization gridsample isnan".split())
+_LATER = frozenset(["einsum", "trilu", "layernormalization", "gridsample", "isnan"])
 
 PROFILES = {
     profile.name: profile
@@ -63,7 +64,7 @@ PROFILES = {
         OperatorProfile(
             "cann-8.0",
             "8.0",
-            "CANN 8.0 commercial edition, ONNX operator list (operatorlist_00176)",
+            "CANN 8.0 commercial edition, operatorlist_00176",
             17,
             8,
             frozenset(_CANN_8_0.split()),
@@ -116,7 +117,9 @@ def report(counts: dict[str, dict[str, int]], found: list[Offence], used: Operat
     lines = [f"operators, against {used.name} ({used.source}):"]
     for name, operators in counts.items():
         total = sum(operators.values())
-        lines.append(f"  {name}: {total} nodes: " + ", ".join(f"{o} {n}" for o, n in operators.items()))
+        lines.append(
+            f"  {name}: {total} nodes: " + ", ".join(f"{o} {n}" for o, n in operators.items())
+        )
     for name, doubt in used.doubtful.items():
         if any(name in operators for operators in counts.values()):
             lines.append(f"  {name}: {doubt}")

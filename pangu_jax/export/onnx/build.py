@@ -122,7 +122,7 @@ def reduced_axes(g: Graph, node: Node) -> tuple[int, ...]:
 
 
 def reduction(g: Graph, op: str, value: Value, axes: Sequence[int], *, keep: bool) -> Value:
-    """A reduction over axes of a whole value; of all operators only ReduceSum takes axes as input."""
+    """A reduction over axes of a whole value; only ReduceSum takes the axes as input."""
     axes = tuple(int(a) for a in axes)
     left = [1 if i in axes else s for i, s in enumerate(value.shape)]
     shape = tuple(s for i, s in enumerate(left) if keep or i not in axes)
@@ -163,10 +163,11 @@ def cut(
     axes = [
         i
         for i, s in enumerate(value.held)
-        if not (s == 1 and value.shape[i] > 1)
-        and (sizes[i] != value.shape[i] or steps[i] < 0)
+        if not (s == 1 and value.shape[i] > 1) and (sizes[i] != value.shape[i] or steps[i] < 0)
     ]
-    held = tuple(sizes[i] if i in axes or h == value.shape[i] else 1 for i, h in enumerate(value.held))
+    held = tuple(
+        sizes[i] if i in axes or h == value.shape[i] else 1 for i, h in enumerate(value.held)
+    )
     if not axes:
         return dataclasses.replace(value, shape=shape)
     if value.foldable:
@@ -230,7 +231,9 @@ def where(g: Graph, condition: Value, yes: Value, no: Value) -> Value:
     if yes.dtype != np.bool_:
         made = apply(g, "Where", condition, yes, no, dtype=yes.dtype)
         joint = yes.bounds and no.bounds
-        bounds = (min(yes.bounds[0], no.bounds[0]), max(yes.bounds[1], no.bounds[1])) if joint else None
+        bounds = (
+            (min(yes.bounds[0], no.bounds[0]), max(yes.bounds[1], no.bounds[1])) if joint else None
+        )
         return dataclasses.replace(made, bounds=bounds)
     if _is(yes, True) and _is(no, False):
         return spread(condition, yes, no) if condition.held else apply(g, "And", condition, yes)

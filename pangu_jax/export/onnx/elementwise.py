@@ -16,7 +16,13 @@ UNARY = {
     "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh", "tanh": "Tanh", "logistic": "Sigmoid",
     "sqrt": "Sqrt", "sign": "Sign", "floor": "Floor", "ceil": "Ceil", "erf": "Erf",
 }  # fmt: skip
-COMPARE = {"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"}
+COMPARE = {
+    "eq": "Equal",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+}
 LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
 
 

@@ -170,7 +170,9 @@ def _column(g: Graph, number: Value) -> Value:
     return reshape(g, number, (1,))
 
 
-def dynamic_update_slice(g: Graph, eqn: Any, operand: Value, update: Value, *starts: Value) -> Value:
+def dynamic_update_slice(
+    g: Graph, eqn: Any, operand: Value, update: Value, *starts: Value
+) -> Value:
     """Writes a part: between constant places by joining, else by a mask over positions."""
     if update.shape == operand.shape:
         return update
@@ -187,7 +189,9 @@ def dynamic_update_slice(g: Graph, eqn: Any, operand: Value, update: Value, *sta
         else:
             inside = apply(g, "And", compare(g, "GreaterOrEqual", place, scalar(g, 0, place)),
                            compare(g, "Less", place, scalar(g, size, place)))  # fmt: skip
-            rows = reshape(g, clip(g, dataclasses.replace(place, shape=place.held), size - 1), (extent,))
+            rows = reshape(
+                g, clip(g, dataclasses.replace(place, shape=place.held), size - 1), (extent,)
+            )
             update = gather(g, full(g, update), rows, axis)
         mask = inside if mask is None else apply(g, "And", mask, inside)
     return dataclasses.replace(where(g, mask, update, operand), shape=operand.shape)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pangu_jax.export.onnx.build import cast, cut, full, pad, reshape, scalar, transpose
+from pangu_jax.export.onnx.build import cast, full, pad, reshape, scalar, transpose
 from pangu_jax.export.onnx.graph import Graph, Unsupported, Value
 from pangu_jax.export.onnx.shape import dilate
 
@@ -20,9 +20,7 @@ class _Axes(NamedTuple):
 
     def reordered(self, batch: Sequence[int], free: Sequence[int]) -> "_Axes":
         """With batch and free axes in another order."""
-        return _Axes(
-            [self.batch[i] for i in batch], self.contracted, [self.free[i] for i in free]
-        )
+        return _Axes([self.batch[i] for i in batch], self.contracted, [self.free[i] for i in free])
 
 
 def dot_general(
@@ -99,7 +97,9 @@ def conv(g: Graph, eqn: Any, lhs: Value, rhs: Value) -> Value:
     if p["batch_group_count"] != 1:
         raise Unsupported(f"{g.origin} with batch groups has no operator")
     if not 1 <= len(lhs.shape) - 2 <= 3 or lhs.dtype != np.float32:
-        raise Unsupported(f"{g.origin} over {len(lhs.shape) - 2} axes of {lhs.dtype} has no operator")
+        raise Unsupported(
+            f"{g.origin} over {len(lhs.shape) - 2} axes of {lhs.dtype} has no operator"
+        )
     x = transpose(g, full(g, lhs), numbers.lhs_spec)
     w = transpose(g, full(g, rhs), numbers.rhs_spec)
     zero = scalar(g, 0, x)

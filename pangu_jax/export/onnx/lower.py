@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
@@ -72,9 +73,7 @@ def lower(g: Graph, closed: jex.ClosedJaxpr, inputs: Sequence[Value]) -> list[Va
 
 def walk(g: Graph, jaxpr: jex.Jaxpr, inputs: Sequence[Value]) -> list[Value]:
     """`lower` for an open jaxpr, its constants coming first in `inputs`."""
-    values: dict[Any, Value] = dict(
-        zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True)
-    )
+    values: dict[Any, Value] = dict(zip([*jaxpr.constvars, *jaxpr.invars], inputs, strict=True))
     absorbed = _absorbed(jaxpr)
 
     def read(atom: Any) -> Value:
@@ -82,10 +81,9 @@ def walk(g: Graph, jaxpr: jex.Jaxpr, inputs: Sequence[Value]) -> list[Value]:
 
     for eqn in _live(jaxpr):
         arguments = [read(atom) for atom in eqn.invars]
-        if eqn.invars and not isinstance(eqn.invars[0], jex.Literal):
-            if absorbed.get(eqn.invars[0]) is eqn:  # the product before gave this order already
-                values[eqn.outvars[0]] = arguments[0]
-                continue
+        if any(after is eqn for after in absorbed.values()):
+            values[eqn.outvars[0]] = arguments[0]  # the product before gave this order already
+            continue
         results = _equation(g, eqn, arguments, absorbed.get(eqn.outvars[0]))
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
@@ -117,9 +115,9 @@ def _absorbed(jaxpr: jex.Jaxpr) -> dict[Any, Any]:
         if eqn.primitive.name == "dot_general":
             only = uses.get(eqn.outvars[0], [])
             after = only[0] if len(only) == 1 else None
-            if after is not None and after.primitive.name == "transpose":
-                if linear.absorbs(eqn, after.params["permutation"]):
-                    found[eqn.outvars[0]] = after
+            turned = after is not None and after.primitive.name == "transpose"
+            if turned and linear.absorbs(eqn, after.params["permutation"]):
+                found[eqn.outvars[0]] = after
     return found
 
 
@@ -171,7 +169,7 @@ def fold(eqn: Any, inputs: Sequence[Value]) -> list[np.ndarray] | None:
     name = eqn.primitive.name
     if name in shape.RULES or name in ("cond", "scan") or not all(v.foldable for v in inputs):
         return None
-    if any(jax.dtypes.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in eqn.outvars):
+    if any(jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in eqn.outvars):
         return None  # a random key is no array
     arrays = [v.array for v in inputs]
     if name in elementwise.RULES:

@@ -87,10 +87,14 @@ def _pool(op: str, neutral: float) -> Callable:
     def rule(g: Graph, eqn: Any, x: Value) -> Value:
         p, x = eqn.params, full(g, x)
         window, strides = p["window_dimensions"], p["window_strides"]
-        moved = [i for i, (w, s) in enumerate(zip(window, strides, strict=True)) if (w, s) != (1, 1)]
+        moved = [
+            i for i, (w, s) in enumerate(zip(window, strides, strict=True)) if (w, s) != (1, 1)
+        ]
         plain = (*p["base_dilation"], *p["window_dilation"])
         if any(d != 1 for d in plain) or len(moved) > 3 or x.dtype != np.float32:
-            raise Unsupported(f"{g.origin} with dilation, or over more than 3 axes, has no operator")
+            raise Unsupported(
+                f"{g.origin} with dilation, or over more than 3 axes, has no operator"
+            )
         moved = moved or [len(window) - 1]
         low, high = zip(*p["padding"], strict=True)
         x = pad(g, x, low, high, scalar(g, neutral, x))

@@ -1,6 +1,7 @@
 """Rules of primitives that move elements; each folds where its input is constant."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def split(g: Graph, eqn: Any, x: Value) -> Sequence[Value]:
     axis, sizes = eqn.params["axis"], eqn.params["sizes"]
     places = np.cumsum([0, *sizes])
     if x.foldable or x.held[axis] != x.shape[axis] or len(sizes) == 1:
-        pairs = zip(places[:-1], places[1:], strict=True)
+        pairs = itertools.pairwise(places)
         return [cut_axis(g, x, axis, int(a), int(b)) for a, b in pairs]
     outputs = []
     for size in sizes:

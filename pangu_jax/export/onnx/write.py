@@ -70,8 +70,13 @@ def export(
     save_samples(folder, kept)
     import jax
 
-    versions = {"pangu_jax": pangu_jax.__version__, "jax": jax.__version__, "onnx_opset": str(OPSET),
-                "onnx_ir": str(IR), "onnx": onnx.__version__}  # fmt: skip
+    versions = {
+        "pangu_jax": pangu_jax.__version__,
+        "jax": jax.__version__,
+        "onnx": onnx.__version__,
+        "onnx_opset": str(OPSET),
+        "onnx_ir": str(IR),
+    }
     artefact = Artefact(
         "onnx",
         tuple(_compiled(n, made) for n, made in lowered.items()),
@@ -143,5 +148,3 @@ def _compiled(name: str, made: Lowered) -> Compiled:
 
 def _tensors(items: Any) -> tuple[Tensor, ...]:
     return tuple(Tensor(n, tuple(s.shape), np.dtype(s.dtype).name) for n, s in items)
-
-
