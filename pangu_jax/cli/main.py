@@ -18,6 +18,7 @@ COMMANDS = {
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
     "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
+    "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
 }
 

@@ -58,6 +58,18 @@ class Constant:
 
 
 @dataclasses.dataclass(frozen=True)
+class Uniform:
+    """A uniform distribution between -`bound` and `bound`."""
+
+    bound: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """An array of draws."""
+        draws = jax.random.uniform(key, shape, jnp.float32, -self.bound, self.bound)
+        return draws.astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """What one parameter is.
 

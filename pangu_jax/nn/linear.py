@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.core.spec import Normal, Spec, zeros
+from pangu_jax.core.spec import Normal, Spec, Uniform, zeros
 
 Axes = tuple[str | None, ...]
 
@@ -28,6 +28,26 @@ def linear_spec(
     spec = {"kernel": Spec(inputs + outputs, input_axes + output_axes, Normal(std))}
     if bias:
         spec["bias"] = Spec(outputs, output_axes, zeros)
+    return spec
+
+
+def uniform_linear_spec(
+    inputs: int, outputs: int, axes: Axes, *, bias: bool = True
+) -> dict[str, Spec]:
+    """Spec of a map whose kernel and bias are uniform within 1 / sqrt(inputs).
+
+    That is how torch's Linear starts; models whose published results depend on it use this.
+
+    Args:
+      inputs: width of what goes in.
+      outputs: width of what comes out.
+      axes: the names of both.
+      bias: whether there is one.
+    """
+    draw = Uniform(inputs**-0.5)
+    spec = {"kernel": Spec((inputs, outputs), axes, draw)}
+    if bias:
+        spec["bias"] = Spec((outputs,), axes[1:], draw)
     return spec
 
 

@@ -1,11 +1,11 @@
-"""Root-mean-square normalisation."""
+"""Normalisation over the last dimension."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.core.spec import Spec, ones
+from pangu_jax.core.spec import Spec, ones, zeros
 
 
 def rms_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
@@ -32,3 +32,27 @@ def rms_norm(params: dict[str, Any], x: jax.Array, *, eps: float) -> jax.Array:
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
     return y.astype(x.dtype) * params["scale"].astype(x.dtype)
+
+
+def layer_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
+    """Spec of the gains and shifts of one LayerNorm over a dimension of `width`."""
+    return {"scale": Spec((width,), (axis,), ones), "bias": Spec((width,), (axis,), zeros)}
+
+
+def layer_norm(params: dict[str, Any], x: jax.Array, *, eps: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + eps) over the last dimension, times gains, plus shifts.
+
+    Args:
+      params: {"scale": [D], "bias": [D]}.
+      x: [..., D]; mean and variance are computed in float32 or wider.
+      eps: added to the variance.
+
+    Returns:
+      [..., D] in the type of `x`.
+
+    Source: arXiv 1607.06450.
+    """
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+    return (y * params["scale"] + params["bias"]).astype(x.dtype)

@@ -1,0 +1,298 @@
+"""Forecasts many series at once: trains on a CSV file, evaluates, predicts.
+
+The same from Python:
+
+    from pangu_jax.cli import forecast
+    model = forecast.fit("load.csv", horizon=96)
+    prediction = forecast.predict(model, forecast.read_csv("new.csv"))
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, load, save
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.series import CsvFormat, Series, read_csv, write_csv
+from pangu_jax.data.windows import Scaler, borders, parts
+from pangu_jax.eval.forecast import (
+    conformal,
+    coverage_of,
+    fit_linear,
+    repeat_last,
+    score_function,
+)
+from pangu_jax.eval.predict import arrange, predict, residuals, scaler_of, to_host
+from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.train.forecast import FitConfig
+from pangu_jax.train.forecast import fit as train_seeds
+
+__all__ = ["CsvFormat", "Forecaster", "evaluate", "fit", "load", "predict", "read_csv", "save"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains a forecaster: 70 % of the rows are fitted, 10 % stop the training, 20 % measure it."""
+
+    csv: str
+    """A CSV file: a time column and number columns (or a long layout, see --id)."""
+    horizon: int
+    """Steps to forecast."""
+    out: str
+    """The folder of the forecaster; all that predict needs."""
+    look_back: int = 96
+    """Steps that a forecast is made from."""
+    layers: int = 2
+    """Blocks of the model."""
+    channels: int = 16
+    """Channels of a patch, a multiple of 16."""
+    patch: int = 12
+    """Steps of a patch."""
+    stride: int = 6
+    """Steps between patches."""
+    seeds: int = 1
+    """How many models are trained; their forecasts are averaged."""
+    batch: int = 16
+    """Windows a step."""
+    learning_rate: float = 1e-4
+    """Of Adam; halves with every epoch from the third on."""
+    epochs: int = 10
+    """At most."""
+    patience: int = 3
+    """Epochs without a better validation error before it stops."""
+    coverage: float = 0.9
+    """What share of the truth the intervals are to cover."""
+    layout: CsvFormat = CsvFormat()
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measures a forecaster on the last fifth of a file, over every window, beside baselines."""
+
+    csv: str
+    """A CSV file with the columns that it was trained on."""
+    model: str
+    """The forecaster's folder."""
+    json: bool = False
+    """Prints one line of JSON."""
+    layout: CsvFormat = CsvFormat()
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Forecasts what follows the last row of a file."""
+
+    csv: str
+    """A CSV file with the columns that it was trained on."""
+    model: str
+    """The forecaster's folder."""
+    out: str = "forecast.csv"
+    """The file to write: times, forecasts, and the ends of their intervals."""
+    steps: int | None = None
+    """How far ahead; beyond the trained horizon, forecasts are fed back, without intervals."""
+    plot: str | None = None
+    """A picture to draw: .png, .svg or .pdf."""
+    layout: CsvFormat = CsvFormat()
+
+
+Options = Train | Evaluate | Predict
+
+
+def main(options: Options) -> None:
+    """Runs one of the three."""
+    if isinstance(options, Train):
+        _train(options)
+    elif isinstance(options, Evaluate):
+        _evaluate(options)
+    else:
+        _predict(options)
+
+
+def fit(
+    data: str | Path | Series,
+    *,
+    horizon: int,
+    model: TimeProConfig | None = None,
+    training: FitConfig = FitConfig(batch=16, learning_rate=1e-4),
+    seeds: Sequence[int] = (0,),
+    coverage: float = 0.9,
+    progress=None,
+) -> Forecaster:
+    """Trains a forecaster on a series.
+
+    Args:
+      data: a CSV file or a series that was read.
+      horizon: H, steps to forecast.
+      model: its other sizes; None takes the published ones for hourly data.
+      training: batches and rates.
+      seeds: one model each; their forecasts are averaged.
+      coverage: what share of the truth the intervals are to cover; they are calibrated on the
+        validation part, and what they cover of the test part is measured.
+      progress: called with steps done, steps at most, and a line of text.
+
+    Raises:
+      InputError: unusable data, too few rows, sizes out of range.
+    """
+    where = "the series" if isinstance(data, Series) else str(data)
+    series = data if isinstance(data, Series) else read_csv(data)
+    cfg = dataclasses.replace(model or TimeProConfig(), horizon=horizon)
+    split = borders(len(series.values), where=where)
+    at = parts(split, look_back=cfg.look_back, horizon=horizon, where=where)
+    scaler = Scaler.fit(series.values[slice(*split.train)])
+    fitted = train_seeds(
+        scaler.scale(series.values),
+        at.train,
+        at.validation,
+        model=cfg,
+        cfg=training,
+        seeds=seeds,
+        progress=progress,
+    )
+    description = ForecasterConfig(
+        cfg, series.names, scaler.mean, scaler.deviation, series.step.count, series.step.unit,
+        series.step.month_end, tuple(seeds), coverage, 0.0, Path(where).name,
+    )  # fmt: skip
+    zero = np.zeros((horizon, len(series.names)))
+    found = Forecaster(description, to_host(fitted.params), zero)
+    width = conformal(residuals(found, series.values, at.validation), coverage).astype(np.float64)
+    covered = coverage_of(residuals(found, series.values, at.test), width)
+    description = dataclasses.replace(description, measured_coverage=covered)
+    return Forecaster(description, found.params, width)
+
+
+def evaluate(model: Forecaster, series: Series, *, where: str = "the series") -> dict:
+    """Errors over every window of the last fifth of a series, beside plain baselines.
+
+    Args:
+      model: a trained forecaster.
+      series: with the columns and the step that it was trained on.
+      where: how errors name the series.
+
+    Returns:
+      {"windows", "mse", "mae" (of scaled values), "mae_of" {column: in its unit}, "coverage",
+      "linear" and "repeat" {"mse", "mae"}}; the linear map is fitted to the first 70 %.
+
+    Raises:
+      InputError: other columns, another step, too few rows.
+    """
+    cfg, scaler = model.cfg.model, scaler_of(model)
+    values = arrange(model, series, where)
+    at = parts(borders(len(values), where=where), look_back=cfg.look_back, horizon=cfg.horizon,
+               where=where)  # fmt: skip
+    left = residuals(model, values, at.test)
+    scaled = left / np.array(scaler.deviation)
+    sizes = {"look_back": cfg.look_back, "horizon": cfg.horizon}
+    table = scaler.scale(values)
+    linear = score_function(fit_linear(table, at.train, **sizes), table, at.test, **sizes)
+    repeat = score_function(repeat_last(cfg.horizon), table, at.test, **sizes)
+    per_column = np.abs(left).mean((0, 1)).tolist()
+    return {
+        "windows": len(at.test),
+        "mse": float(np.square(scaled).mean()),
+        "mae": float(np.abs(scaled).mean()),
+        "mae_of": dict(zip(model.cfg.names, per_column, strict=True)),
+        "coverage": coverage_of(left, model.half_width),
+        "linear": {"mse": linear.mse, "mae": linear.mae},
+        "repeat": {"mse": repeat.mse, "mae": repeat.mae},
+    }
+
+
+def _train(options: Train) -> None:
+    if options.seeds < 1:
+        raise InputError(f"seeds must be at least 1, got {options.seeds}")
+    model = TimeProConfig(
+        options.look_back,
+        options.horizon,
+        options.layers,
+        options.channels,
+        options.patch,
+        options.stride,
+    )
+    training = FitConfig(options.batch, options.learning_rate, options.epochs, options.patience)
+    if not 0 < options.coverage < 1:
+        raise InputError(f"coverage must be between 0 and 1, got {options.coverage}")
+    series = _read(options.csv, options.layout)
+    for name, column in zip(series.names, series.values[: len(series.values) * 7 // 10].T,
+                            strict=True):  # fmt: skip
+        if np.ptp(column) == 0:
+            _say(f"note: {name} does not change in the training rows; it is kept, unscaled")
+    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
+        task = bar.add_task("", total=None, text="compiling")
+        found = fit(
+            series,
+            horizon=options.horizon,
+            model=model,
+            training=training,
+            seeds=range(options.seeds),
+            coverage=options.coverage,
+            progress=lambda done, total, text: bar.update(
+                task, completed=done, total=total, text=text or "training"
+            ),
+        )
+    found = dataclasses.replace(
+        found, cfg=dataclasses.replace(found.cfg, trained_on=Path(options.csv).name)
+    )
+    save(found, options.out)
+    _print_scores(found, evaluate(found, series, where=options.csv))
+    print(f"{options.out} holds the forecaster; try: pangu-jax forecast predict --model "
+          f"{options.out} --csv {options.csv}")  # fmt: skip
+
+
+def _evaluate(options: Evaluate) -> None:
+    model = load(options.model)
+    scores = evaluate(model, _read(options.csv, options.layout), where=options.csv)
+    if options.json:
+        print(json.dumps(scores))
+    else:
+        _print_scores(model, scores)
+
+
+def _predict(options: Predict) -> None:
+    model = load(options.model)
+    series = _read(options.csv, options.layout)
+    found = predict(model, series, steps=options.steps, where=options.csv)
+    if options.plot:
+        from pangu_jax.eval.forecast_plot import plot
+
+        plot(options.plot, series, found, coverage=model.cfg.coverage)
+        print(f"{options.plot} shows it")
+    names, columns = [], []
+    for i, name in enumerate(found.names):
+        names += [name, f"{name} low", f"{name} high"]
+        columns += [found.values[:, i], found.low[:, i], found.high[:, i]]
+    write_csv(options.out, names, found.times, np.stack(columns, 1))
+    print(f"{options.out} holds {len(found.times)} steps from {found.times[0]} to "
+          f"{found.times[-1]}".replace("T", " "))  # fmt: skip
+
+
+def _read(path: str, layout: CsvFormat) -> Series:
+    series = read_csv(path, layout)
+    for note in series.notes:
+        _say(f"note: {path}: {note}")
+    _say(f"{path}: {len(series.values)} rows of {len(series.names)} series, one every "
+         f"{series.step}")  # fmt: skip
+    return series
+
+
+def _print_scores(model: Forecaster, scores: dict) -> None:
+    print(f"test windows                 {scores['windows']:,}")
+    print("errors of scaled values      MSE     MAE")
+    for name, part in (("this model", scores), ("linear map", scores["linear"]),
+                       ("repeating the last value", scores["repeat"])):  # fmt: skip
+        print(f"  {name:25} {part['mse']:7.4f} {part['mae']:7.4f}")
+    print(f"intervals made for {model.cfg.coverage:.0%} cover {scores['coverage']:.1%} of the test "
+          "part")  # fmt: skip
+    for name, value in scores["mae_of"].items():
+        print(f"mean absolute error of {name}: {value:.6g}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

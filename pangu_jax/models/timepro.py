@@ -1,0 +1,176 @@
+"""TimePro: forecasting many series at once by a scan over the series.
+
+- each window is normalised by its own mean and standard deviation, and put back at the end;
+- a series is cut into patches; all patches of a series together are its token;
+- tokens are mixed by two scans over the series, one in either order, whose states are read anew at
+  learned places of the grid (patch of time, series), and by a feed-forward layer;
+- one linear map turns a token into the whole forecast of its series.
+
+Letters: B batch, T look-back, H horizon, V variates (series), P patches, C channels of a patch,
+D = P C width of a token.
+
+Source: arXiv 2505.20774 and its released code, which this follows where they differ: no norm before
+the mixers, no position embedding, offsets along the series as well as along time, masks without a
+softmax. The parameters that the released code makes and never uses are not here.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.nn.linear import linear, uniform_linear_spec
+from pangu_jax.nn.norm import layer_norm, layer_norm_spec
+from pangu_jax.nn.patch import patch_count, patches
+from pangu_jax.nn.ssm import MixerConfig, mixer, mixer_spec
+from pangu_jax.sharding.layout import Layout, constrain
+
+EPS = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeProConfig:
+    """The complete description of a model; the number of variates is not part of it.
+
+    Attributes:
+      look_back: T, steps that are seen.
+      horizon: H, steps that are forecast.
+      layers: blocks.
+      channels: C, of one patch; a multiple of 16.
+      patch: steps of a patch.
+      stride: steps between patches.
+      dropout: on the embedded patches while training.
+      normalise: whether windows are normalised.
+      state: False leaves the state branch out (the ablation): every series is then forecast from
+        its own past alone.
+    """
+
+    look_back: int = 96
+    horizon: int = 96
+    layers: int = 2
+    channels: int = 16
+    patch: int = 12
+    stride: int = 6
+    dropout: float = 0.1
+    normalise: bool = True
+    state: bool = True
+
+    def __post_init__(self):
+        for name in ("look_back", "horizon", "layers", "patch", "stride"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.patch > self.look_back:
+            raise InputError(f"patch {self.patch} exceeds the look-back of {self.look_back}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
+        self.mixer  # noqa: B018  (refuses channels that do not fit)
+
+    @property
+    def mixer(self) -> MixerConfig:
+        """Sizes of the mixers."""
+        count = patch_count(self.look_back, self.patch, self.stride)
+        return MixerConfig(count, self.channels, self.state)
+
+    @property
+    def width(self) -> int:
+        """D, the width of a token."""
+        return self.mixer.width
+
+
+def spec(cfg: TimeProConfig) -> dict[str, Any]:
+    """The parameters: {"embed", "blocks": [one tree a layer], "norm", "head"}.
+
+    Layers are kept apart, not stacked: there are at most a few, and they are not scanned over.
+    """
+    width = cfg.width
+    block = {
+        "forward": mixer_spec(cfg.mixer),
+        "backward": mixer_spec(cfg.mixer),
+        "norm": layer_norm_spec(width),
+        "up": uniform_linear_spec(width, 4 * width, ("embed", "mlp")),
+        "down": uniform_linear_spec(4 * width, width, ("mlp", "embed")),
+    }
+    return {
+        "embed": uniform_linear_spec(cfg.patch, cfg.channels, (None, None), bias=False),
+        "blocks": [block for _ in range(cfg.layers)],
+        "norm": layer_norm_spec(width),
+        "head": uniform_linear_spec(width, cfg.horizon, ("embed", None)),
+    }
+
+
+def apply(
+    params: dict[str, Any],
+    x: jax.Array,
+    *,
+    cfg: TimeProConfig,
+    key: jax.Array | None = None,
+    layout: Layout | None = None,
+    impl: dict[str, str] | None = None,
+) -> jax.Array:
+    """Forecasts.
+
+    Args:
+      params: made by `spec`.
+      x: float [B, T, V], the look-back windows.
+      cfg: the model.
+      key: for dropout while training; None leaves it out.
+      layout: how activations are split, or None.
+      impl: {operator: implementation}.
+
+    Returns:
+      [B, H, V] in the units of `x`.
+
+    Raises:
+      InputError: windows of another length than the look-back.
+    """
+    if x.ndim != 3 or x.shape[1] != cfg.look_back:
+        raise InputError(f"x has shape {x.shape}, expected [B, {cfg.look_back}, V]")
+    x, mean, deviation = normalise(x) if cfg.normalise else (x, 0, 1)
+    tokens = embed(params["embed"], x, cfg=cfg, key=key)
+    for block_params in params["blocks"]:
+        tokens = block(block_params, tokens, cfg=cfg, layout=layout, impl=impl)
+    return head(params, tokens) * deviation + mean
+
+
+def normalise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Windows of mean 0 and variance 1, and the mean and deviation [B, 1, V] that undo it."""
+    mean = jax.lax.stop_gradient(x.mean(1, keepdims=True))
+    x = x - mean
+    deviation = jnp.sqrt(jnp.var(x, axis=1, keepdims=True) + EPS)
+    return x / deviation, mean, deviation
+
+
+def embed(
+    params: dict[str, Any], x: jax.Array, *, cfg: TimeProConfig, key: jax.Array | None = None
+) -> jax.Array:
+    """Windows [B, T, V] as tokens [B, V, D], the patches one after the other."""
+    e = linear(params, patches(x.swapaxes(1, 2), size=cfg.patch, stride=cfg.stride))
+    if key is not None and cfg.dropout:
+        kept = jax.random.bernoulli(key, 1 - cfg.dropout, e.shape)
+        e = jnp.where(kept, e / (1 - cfg.dropout), 0)
+    return e.reshape(*e.shape[:2], -1)
+
+
+def block(
+    params: dict[str, Any],
+    tokens: jax.Array,
+    *,
+    cfg: TimeProConfig,
+    layout: Layout | None = None,
+    impl: dict[str, str] | None = None,
+) -> jax.Array:
+    """One layer: both mixers, then the feed-forward layer; [B, V, D] to [B, V, D]."""
+    both = mixer(params["forward"], tokens, cfg=cfg.mixer, eps=EPS, impl=impl)
+    flipped = jnp.flip(tokens, 1)
+    back = mixer(params["backward"], flipped, cfg=cfg.mixer, eps=EPS, impl=impl)
+    tokens = tokens + both + jnp.flip(back, 1)
+    hidden = linear(params["up"], layer_norm(params["norm"], tokens, eps=EPS))
+    hidden = constrain(hidden, ("batch", None, "mlp"), layout)
+    return tokens + linear(params["down"], jax.nn.gelu(hidden, approximate=False))
+
+
+def head(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
+    """Tokens [B, V, D] as normalised forecasts [B, H, V]."""
+    return linear(params["head"], layer_norm(params["norm"], tokens, eps=EPS)).swapaxes(1, 2)

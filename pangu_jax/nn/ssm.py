@@ -1,0 +1,149 @@
+"""TimePro's mixer: a scan over the variates whose states are sampled over time and variates.
+
+Letters here: B batch, V variates, P patches of time, C channels of a patch, D = P C the width of a
+variate's token, R the rank of the step size.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Spec, Uniform, ones, zeros
+from pangu_jax.nn.linear import linear, uniform_linear_spec
+from pangu_jax.nn.norm import layer_norm, layer_norm_spec
+from pangu_jax.ops.deform_sample import deform_sample
+from pangu_jax.ops.selective_scan import selective_states
+
+GROUP = 16  # channels that are sampled alike
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerConfig:
+    """Sizes of one mixer.
+
+    Attributes:
+      patches: P.
+      channels: C, a multiple of 16.
+      state: whether there is a state at all; without it the mixer sees one variate at a time.
+    """
+
+    patches: int
+    channels: int
+    state: bool = True
+
+    def __post_init__(self):
+        if self.patches < 1:
+            raise InputError(f"patches must be at least 1, got {self.patches}")
+        if self.channels < GROUP or self.channels % GROUP:
+            raise InputError(f"channels must be a multiple of {GROUP}, got {self.channels}")
+
+    @property
+    def width(self) -> int:
+        """D, the width of a token."""
+        return self.patches * self.channels
+
+    @property
+    def rank(self) -> int:
+        """R, the rank of the step size."""
+        return -(-self.width // 16)
+
+    @property
+    def groups(self) -> int:
+        """How many groups of channels are sampled alike."""
+        return self.channels // GROUP
+
+
+def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Values whose softplus is spread log-uniformly over 0.001 to 0.1."""
+    draws = jax.random.uniform(key, shape, jnp.float32, math.log(1e-3), math.log(1e-1))
+    step = jnp.maximum(jnp.exp(draws), 1e-4)
+    return (step + jnp.log(-jnp.expm1(-step))).astype(dtype)
+
+
+def mixer_spec(cfg: MixerConfig) -> dict[str, Any]:
+    """Spec of one mixer; the layer of offsets and masks starts at 0, so the states are silent."""
+    width, rank, c = cfg.width, cfg.rank, cfg.channels
+    spec: dict[str, Any] = {
+        "in": uniform_linear_spec(width, 2 * width, ("embed", "mlp"), bias=False),
+        "skip": Spec((width,), ("embed",), ones),
+        "norm": layer_norm_spec(width),
+    }
+    if not cfg.state:
+        return spec
+    numbers = -(-27 * cfg.groups // 8) * 8  # a multiple of 8, as the released kernel wants it
+    xavier = Uniform(math.sqrt(3 / c))
+    return spec | {
+        "select": uniform_linear_spec(width, rank + 2, ("embed", None), bias=False),
+        "step": {
+            "kernel": Spec((rank, width), (None, "embed"), Uniform(rank**-0.5)),
+            "bias": Spec((width,), ("embed",), step_bias),
+        },
+        "rate_log": Spec((width, 1), ("embed", "state"), zeros),
+        "value": {
+            "kernel": Spec((c, c), (None, None), xavier),
+            "bias": Spec((c,), (None,), zeros),
+        },
+        "offset_mask": {
+            "kernel": Spec((c, numbers), (None, None), zeros),
+            "bias": Spec((numbers,), (None,), zeros),
+        },
+        "out": {"kernel": Spec((c, c), (None, None), xavier)},
+    }
+
+
+def mixer(
+    params: dict[str, Any],
+    x: jax.Array,
+    *,
+    cfg: MixerConfig,
+    eps: float,
+    impl: dict[str, str] | None = None,
+) -> jax.Array:
+    """Gates what the variates before each one, and its own token, say.
+
+    Args:
+      params: made by `mixer_spec`.
+      x: [B, V, D], the tokens, not normalised.
+      cfg: sizes.
+      eps: of the LayerNorm.
+      impl: {"selective_states", "deform_sample": implementation}.
+
+    Returns:
+      [B, V, D].
+
+    Source: arXiv 2505.20774, section 3, as its released code computes it: no projection after the
+    gate, and one state a channel, which leaves the scan whole.
+    """
+    u, gate = jnp.split(linear(params["in"], x), 2, axis=-1)
+    y = u * params["skip"].astype(x.dtype)
+    if cfg.state:
+        select = linear(params["select"], u)
+        step = select[..., : cfg.rank] @ params["step"]["kernel"].astype(x.dtype)
+        h = _states(params, u, step, select[..., cfg.rank : cfg.rank + 1], impl)
+        y = y + _sampled(params, h, cfg, impl).astype(x.dtype) * select[..., cfg.rank + 1 :]
+    return layer_norm(params["norm"], y, eps=eps) * jax.nn.silu(gate)
+
+
+def _states(params, u, step, enters, impl):
+    """The state after each variate: [B, V, D]."""
+    rate = -jnp.exp(params["rate_log"])
+    name = (impl or {}).get("selective_states")
+    bias = params["step"]["bias"]
+    return selective_states(u, step, rate, enters, dt_bias=bias, impl=name)[..., 0]
+
+
+def _sampled(params, h, cfg, impl):
+    """The states, read anew at learned places of the grid of patches and variates."""
+    batch, variates, _ = h.shape
+    grid = h.reshape(batch, variates, cfg.patches, cfg.channels).swapaxes(1, 2)
+    read = deform_sample(
+        linear(params["value"], grid),
+        linear(params["offset_mask"], grid),
+        groups=cfg.groups,
+        impl=(impl or {}).get("deform_sample"),
+    )
+    return linear(params["out"], read).swapaxes(1, 2).reshape(h.shape)

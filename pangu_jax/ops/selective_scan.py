@@ -1,0 +1,197 @@
+"""The selective scan of Mamba: a linear recurrence whose decay and input depend on the token.
+
+With d_t = softplus(dt_t + dt_bias), for every channel e and state n:
+
+    h_t[e, n] = exp(d_t[e] A[e, n]) h_{t-1}[e, n] + d_t[e] B_t[n] u_t[e]
+    y_t[e]    = sum_n C_t[n] h_t[e, n] + D[e] u_t[e]
+
+Source: arXiv 2312.00752, section 3 and algorithm 2; the softplus, which is the identity above 20,
+is that of the released kernel.
+
+| implementation | picked when |
+|---|---|
+| reference | everywhere; the oracle: one step at a time |
+| associative | never by itself: log depth, keeps all states |
+| export | never by itself: loop-free, keeps all states; the form that exports |
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.ops.linear_scan import linear_scan
+
+
+def selective_scan(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array | None = None,
+    *,
+    dt_bias: jax.Array | None = None,
+    softplus: bool = True,
+    state: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+    impl: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a sequence through the scan; E channels, N states each.
+
+    A sequence may be split anywhere: the state that one part returns is the next part's `state`.
+
+    Args:
+      u: [B, T, E], any float type.
+      dt: [B, T, E], the step size before bias and softplus.
+      A: [E, N], the rates; negative ones decay.
+      B: [B, T, N], how the input enters.
+      C: [B, T, N], how the state is read.
+      D: [E], the skip from input to output, or None.
+      dt_bias: [E], added to `dt`, or None.
+      softplus: whether the step size goes through softplus; without, it is taken as it is.
+      state: [B, E, N] before the first token; None for zeros.
+      lengths: int [B]: tokens from there on leave the state as it is and give 0, whatever they
+        hold; None when all tokens count.
+      impl: an implementation of the table above, or None to choose by platform and shape.
+
+    Returns:
+      The output [B, T, E] in the type of `u`, and the state [B, E, N] after the last token. The
+      scan and the state are float32, or float64 if an input is.
+
+    Raises:
+      InputError: shapes that don't fit, or an implementation that doesn't exist.
+    """
+    arrays = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "state": state}
+    _check(arrays, lengths)
+    if impl is not None and impl not in _IMPLEMENTATIONS:
+        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_IMPLEMENTATIONS)}")
+    shape = (*u.shape, A.shape[1])
+    name = impl or choose(jax.default_backend(), shape)
+    kind = u.dtype
+    u, dt, A, B, C, D, dt_bias, state = _prepare(u, dt, A, B, C, D, dt_bias, state)
+    valid = None
+    if lengths is not None:
+        valid = jnp.arange(u.shape[1])[None, :, None] < lengths[:, None, None]
+        u, B, C = (jnp.where(valid, x, 0) for x in (u, B, C))
+        # A step of size 0 changes nothing.
+        dt = jnp.where(valid, dt, -1e30 if softplus else -dt_bias)
+    y, state = _IMPLEMENTATIONS[name](u, dt, A, B, C, D, dt_bias, state, softplus)
+    return y.astype(kind), state
+
+
+def selective_states(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    *,
+    dt_bias: jax.Array | None = None,
+    softplus: bool = True,
+    state: jax.Array | None = None,
+    impl: str | None = None,
+) -> jax.Array:
+    """All states of the scan, for models that use these and not their contraction.
+
+    Args:
+      u: [B, T, E], any float type.
+      dt: [B, T, E].
+      A: [E, N].
+      B: [B, T, N].
+      dt_bias: [E] or None.
+      softplus: as in `selective_scan`.
+      state: [B, E, N] before the first token; None for zeros.
+      impl: "reference", "associative", "export", or None to choose by platform.
+
+    Returns:
+      The states [B, T, E, N] after each token, float32, or float64 if an input is.
+
+    Raises:
+      InputError: shapes that don't fit, or an implementation that doesn't exist.
+    """
+    _check({"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "state": state}, None)
+    if impl is not None and impl not in _FORMS:
+        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_FORMS)}")
+    name = impl or ("reference" if jax.default_backend() == "cpu" else "associative")
+    u, dt, A, B, dt_bias, state = _prepare(u, dt, A, B, None, None, dt_bias, state, states=True)
+    return _states(u, dt, A, B, dt_bias, state, softplus, _FORMS[name])
+
+
+def choose(platform: str, shape: tuple[int, int, int, int]) -> str:
+    """The implementation that `impl=None` picks for a shape (B, T, E, N)."""
+    del platform, shape
+    return "reference"
+
+
+def step_size(dt: jax.Array, bias: jax.Array, softplus: bool) -> jax.Array:
+    """The step d = softplus(dt + bias), the identity above 20 as in the released kernel."""
+    dt = dt + bias
+    if not softplus:
+        return dt
+    return jnp.where(dt > 20, dt, jnp.log1p(jnp.exp(jnp.minimum(dt, 20))))
+
+
+def _check(arrays, lengths):
+    """Refuses arrays that don't fit one another."""
+    u, A = arrays["u"], arrays["A"]
+    if u.ndim != 3 or A.ndim != 2:
+        raise InputError(f"u must be [B, T, E] and A [E, N]; they are {u.shape} and {A.shape}")
+    (b, t, e), n = u.shape, A.shape[1]
+    if t < 1:
+        raise InputError("u has no time steps; the scan needs at least one")
+    wanted = {"dt": (b, t, e), "A": (e, n), "B": (b, t, n), "C": (b, t, n), "D": (e,),
+              "dt_bias": (e,), "state": (b, e, n)}  # fmt: skip
+    for name, shape in wanted.items():
+        found = arrays.get(name)
+        if found is not None and found.shape != shape:
+            raise InputError(
+                f"{name} is {found.shape}; with u {u.shape} and A {A.shape} it must be {shape}"
+            )
+    if lengths is not None and lengths.shape != (b,):
+        raise InputError(f"lengths is {lengths.shape}; with u {u.shape} it must be {(b,)}")
+
+
+def _prepare(u, dt, A, B, C, D, bias, state, states=False):
+    """Everything in the type of the scan, with zeros for what is absent."""
+    present = [x for x in (u, dt, A, B, C, D, bias, state) if x is not None]
+    kind = jnp.result_type(jnp.float32, *present)
+    bias = jnp.zeros(u.shape[2], kind) if bias is None else bias
+    state = jnp.zeros((u.shape[0], *A.shape), kind) if state is None else state
+    if states:
+        return tuple(x.astype(kind) for x in (u, dt, A, B, bias, state))
+    D = jnp.zeros(u.shape[2], kind) if D is None else D
+    return tuple(x.astype(kind) for x in (u, dt, A, B, C, D, bias, state))
+
+
+def _reference(u, dt, A, B, C, D, bias, state, softplus):
+    def step(state, inputs):
+        u, d, B, C = inputs
+        state = jnp.exp(d[..., None] * A) * state + (d * u)[..., None] * B[:, None]
+        return state, (state * C[:, None]).sum(-1)
+
+    inputs = (u, step_size(dt, bias, softplus), B, C)
+    state, y = jax.lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in inputs))
+    return jnp.moveaxis(y, 0, 1) + D * u, state
+
+
+def _states(u, dt, A, B, bias, state, softplus, form):
+    d = step_size(dt, bias, softplus)
+    a = jnp.exp(d[..., None] * A)
+    return linear_scan(a, (d * u)[..., None] * B[:, :, None], state, form)
+
+
+def _by_states(form):
+    """The scan through all its states, in a form of `linear_scan`."""
+
+    def run(u, dt, A, B, C, D, bias, state, softplus):
+        states = _states(u, dt, A, B, bias, state, softplus, form)
+        return (states * C[:, :, None]).sum(-1) + D * u, states[:, -1]
+
+    return run
+
+
+_FORMS = {"reference": "loop", "associative": "associative", "export": "log_step"}
+_IMPLEMENTATIONS = {
+    "reference": _reference,
+    "associative": _by_states("associative"),
+    "export": _by_states("log_step"),
+}

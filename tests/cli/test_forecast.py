@@ -1,0 +1,201 @@
+"""`pangu-jax forecast` as a user meets it: train, evaluate, predict elsewhere, bad input."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pangu_jax.checkpoint import forecaster
+from pangu_jax.cli import forecast
+from pangu_jax.cli.main import main
+from pangu_jax.data.timestep import TimeStep
+
+SIZES = ["--look-back", 16, "--patch", 8, "--stride", 8, "--layers", 1, "--batch", 8]
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["forecast", *map(str, arguments)])
+    return end.value.code
+
+
+def write(path, times, columns):
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["date", *columns])
+        for i, time in enumerate(times):
+            writer.writerow(
+                [str(time).replace("T", " "), *(f"{v[i]:.5f}" for v in columns.values())]
+            )
+    return path
+
+
+def waves(rows=240):
+    t = np.arange(rows)
+    noise = np.random.default_rng(0).normal(size=(2, rows))
+    return {
+        "load, MW": 500 + 40 * np.sin(t / 4) + noise[0],
+        "oil": 3 + np.cos(t / 6) + 0.02 * noise[1],
+        "fixed": np.full(rows, 7.0),
+    }
+
+
+def stamps(first, step, rows):
+    return np.datetime64(first, "s") + np.arange(rows) * np.timedelta64(step, "s")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("forecast")
+    path = write(folder / "load.csv", stamps("2024-02-27T00:00", 900, 240), waves())
+    options = ["--epochs", 4, "--learning-rate", 3e-3, "--seeds", 2, "--coverage", 0.8]
+    model = ["--horizon", 4, "--out", folder / "model", *SIZES]
+    code = call("train", "--csv", path, *model, *options)
+    assert code == 0
+    return folder
+
+
+def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):
+    assert call("evaluate", "--csv", trained / "load.csv", "--model", trained / "model",
+                "--json") == 0  # fmt: skip
+    found = json.loads(capsys.readouterr().out)
+    assert found["windows"] == 48 - 4 + 1
+    assert found["mse"] < found["repeat"]["mse"]
+    assert 0.5 < found["coverage"] <= 1
+    model = forecaster.load(trained / "model")
+    assert model.cfg.measured_coverage == pytest.approx(found["coverage"])
+    # The errors once more, window by window.
+    series = forecast.read_csv(trained / "load.csv")
+    scale = np.array(model.cfg.deviation)
+    errors = []
+    for end in range(192, 237):
+        part = dataclasses.replace(
+            series, values=series.values[end - 16 : end], times=series.times[end - 16 : end]
+        )
+        out = forecast.predict(model, part).values
+        errors.append(((out - series.values[end : end + 4]) / scale) ** 2)
+    assert np.mean(errors) == pytest.approx(found["mse"], rel=1e-3)
+    assert call("evaluate", "--csv", trained / "load.csv", "--model", trained / "model") == 0
+    out = capsys.readouterr().out
+    assert "linear map" in out
+    assert "intervals made for 80%" in out
+
+
+def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
+    path = write(
+        tmp_path / "new.csv",
+        stamps("2024-02-28T21:00", 900, 12 * 4),
+        {k: v[-48:] for k, v in reversed(waves().items())},
+    )  # fmt: skip  (columns in another order)
+    out, plot = tmp_path / "out.csv", tmp_path / "out.svg"
+    command = [sys.executable, "-m", "pangu_jax.cli.main", "forecast", "predict", "--csv", path]
+    command += ["--model", trained / "model", "--out", out, "--plot", plot, "--steps", 6]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(out, newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header[1:4] == ["load, MW", "load, MW low", "load, MW high"]
+    assert [row[0] for row in rows][:2] == ["2024-02-29 09:00:00", "2024-02-29 09:15:00"]
+    assert len(rows) == 6
+    model = forecaster.load(trained / "model")
+    want = forecast.predict(model, forecast.read_csv(path), steps=6)
+    np.testing.assert_allclose([float(r[1]) for r in rows], want.values[:, 0], rtol=1e-5)
+    # Original units, and a constant column stays near its constant.
+    assert all(400 < float(row[1]) < 600 for row in rows)
+    assert all(abs(float(row[7]) - 7) < 0.1 for row in rows)
+    low, high = float(rows[0][2]), float(rows[0][3])
+    assert high - low == pytest.approx(2 * model.half_width[0, 0], rel=1e-5)
+    assert rows[3][2] and not rows[4][2]  # beyond the horizon there is no interval
+    assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_longer_forecasts_are_fed_back(trained):
+    model = forecaster.load(trained / "model")
+    series = forecast.read_csv(trained / "load.csv")
+    ten = forecast.predict(model, series, steps=10).values
+    four = forecast.predict(model, series).values
+    np.testing.assert_allclose(ten[:4], four, rtol=1e-6)
+    longer = dataclasses.replace(
+        series,
+        values=np.concatenate([series.values, four]),
+        times=np.concatenate([series.times, series.step.after(series.times[-1], 4)]),
+    )
+    np.testing.assert_allclose(ten[4:8], forecast.predict(model, longer).values, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("step", "first", "following"),
+    [
+        (TimeStep(3600), None, ["2024-03-01T00:00", "2024-03-01T01:00"]),
+        (TimeStep(86400), None, ["2024-03-01T00:00", "2024-03-02T00:00"]),
+        (TimeStep(1, "month", True), "2023-12-31", ["2024-02-29", "2024-03-31"]),
+    ],
+)
+def test_future_times_follow_the_step(trained, tmp_path, step, first, following):
+    model = forecaster.load(trained / "model")
+    cfg = dataclasses.replace(
+        model.cfg, step_count=step.count, step_unit=step.unit, month_end=step.month_end
+    )
+    if step.unit == "month":
+        months = np.datetime64("2024-02") - np.arange(40)[::-1]
+        times = months.astype("datetime64[D]") - np.timedelta64(1, "D")
+    else:
+        last = np.datetime64(following[0], "s") - np.timedelta64(step.count, "s")
+        times = last - np.arange(40)[::-1] * np.timedelta64(step.count, "s")
+    path = write(tmp_path / "x.csv", times, {k: v[:40] for k, v in waves().items()})
+    found = forecast.predict(dataclasses.replace(model, cfg=cfg), forecast.read_csv(path), steps=2)
+    assert found.times.tolist() == np.array(following, "datetime64[s]").tolist()
+
+
+def test_what_is_wrong_is_said_in_one_sentence(trained, tmp_path, capsys):
+    good, model = trained / "load.csv", trained / "model"
+    times, columns = stamps("2024-02-27T00:00", 900, 40), {k: v[:40] for k, v in waves().items()}
+    other = write(
+        tmp_path / "other.csv", times, {"load, MW": columns["oil"], "wind": columns["oil"]}
+    )
+    short = write(tmp_path / "short.csv", times[:10], {k: v[:10] for k, v in columns.items()})
+    hourly = write(tmp_path / "hourly.csv", stamps("2024-02-27", 3600, 40), columns)
+    hole = write(tmp_path / "hole.csv", np.delete(times, 5), {k: v[1:] for k, v in columns.items()})
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    predict = ["predict", "--model", model, "--out", tmp_path / "out.csv", "--csv"]
+    train = ["train", "--out", tmp_path / "model", *SIZES]
+    for arguments, message in (
+        ([*predict, other], "lacks oil, fixed and has wind, which the model does not know"),
+        ([*predict, short], "has 10 rows, the model looks back on 16"),
+        ([*predict, hourly], "a row every 1 h, the model was trained on one every 15 min"),
+        ([*predict, hole], "1 rows of step 15 min are missing"),
+        ([*predict, empty], "is empty"),
+        ([*predict, good, "--steps", 0], "steps must be at least 1"),
+        ([*predict, good, "--plot", tmp_path / "x.bmp"], "ends in none of .png, .svg, .pdf"),
+        ([*predict[:2], tmp_path / "none", *predict[3:], good], "there is no folder"),
+        ([*predict[:2], tmp_path, *predict[3:], good], "holds no forecaster"),
+        ([*train, "--csv", good, "--horizon", 0], "horizon must be at least 1"),
+        ([*train, "--csv", good, "--horizon", 200], "part has"),
+        ([*train, "--csv", short, "--horizon", 4], "too few for a look-back"),
+        ([*train, "--csv", good, "--horizon", 4, "--channels", 20], "multiple of 16"),
+        ([*train, "--csv", good, "--horizon", 4, "--seeds", 0], "seeds must be at least 1"),
+        ([*train, "--csv", good, "--horizon", 4, "--coverage", 90], "between 0 and 1"),
+    ):
+        assert call(*arguments) == 2, arguments
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("pangu-jax: ")
+        assert message in error
+    assert not (tmp_path / "out.csv").exists()
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_damaged_folder_is_named(trained, tmp_path):
+    for name, content, message in (
+        (forecaster.ARRAYS, b"nothing", "cannot read"),
+        (forecaster.DESCRIPTION, b"{}", "lacks the field 'model'"),
+    ):
+        for part in (forecaster.ARRAYS, forecaster.DESCRIPTION):
+            (tmp_path / part).write_bytes((trained / "model" / part).read_bytes())
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(forecast.InputError, match=message):
+            forecaster.load(tmp_path)

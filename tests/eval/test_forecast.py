@@ -1,0 +1,98 @@
+"""Errors over every window, baselines, and intervals, against plain loops."""
+
+import jax
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import materialise
+from pangu_jax.data import ltsf
+from pangu_jax.data.windows import Scaler, borders, parts
+from pangu_jax.eval.forecast import (
+    conformal,
+    coverage_of,
+    fit_linear,
+    forecasts,
+    repeat_last,
+    score,
+    score_function,
+)
+from pangu_jax.models import timepro
+from pangu_jax.models.timepro import TimeProConfig
+
+MODEL = TimeProConfig(look_back=12, horizon=5, layers=1, patch=12, stride=6)
+RNG = np.random.default_rng(0)
+SERIES = RNG.normal(size=(90, 3)).astype(np.float32).cumsum(0)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda key: materialise(timepro.spec(MODEL), key=key))(jax.random.key(0))
+
+
+def test_every_window_counts_once_whatever_the_batch(params):
+    starts = np.arange(33, dtype=np.int32)
+    one = jax.jit(lambda x: timepro.apply(params, x, cfg=MODEL))
+    out = np.concatenate([one(SERIES[None, s : s + 12]) for s in starts])
+    wanted = np.stack([SERIES[s + 12 : s + 17] for s in starts])
+    for batch in (1, 7, 32, 256):
+        found = score(params, SERIES, starts, cfg=MODEL, batch=batch)
+        assert found.windows == 33
+        assert found.mse == pytest.approx(np.mean((out - wanted) ** 2, dtype=float), rel=1e-6)
+        assert found.mae == pytest.approx(np.mean(abs(out - wanted), dtype=float), rel=1e-6)
+    np.testing.assert_allclose(
+        forecasts(params, SERIES, starts, cfg=MODEL, batch=8), out, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_linear_map_is_least_squares_over_windows_written_out():
+    starts = np.arange(4, 60, dtype=np.int32)
+    x, y = [], []
+    for s in starts:
+        for v in range(3):
+            seen = SERIES[s : s + 12, v].astype(np.float64)
+            x.append(seen - seen.mean())
+            y.append(SERIES[s + 12 : s + 17, v] - seen.mean())
+    x, y = np.array(x), np.array(y)
+    root = np.sqrt(1e-3 * len(x))
+    x_ridge = np.concatenate([x, root * np.eye(12)])
+    y_ridge = np.concatenate([y, np.zeros((12, 5))])
+    want = np.linalg.lstsq(x_ridge, y_ridge, rcond=None)[0]
+    found = fit_linear(SERIES, starts, look_back=12, horizon=5)
+    np.testing.assert_allclose(found.kernel, want, atol=1e-9)
+    test = np.arange(60, 70, dtype=np.int32)
+    seen = np.stack([SERIES[s : s + 12] for s in test]).astype(float)
+    mean = seen.mean(1, keepdims=True)
+    out = np.einsum("btv,th->bhv", seen - mean, want) + mean
+    truth = np.stack([SERIES[s + 12 : s + 17] for s in test])
+    result = score_function(found, SERIES, test, look_back=12, horizon=5)
+    assert result.mse == pytest.approx(np.mean((out - truth) ** 2))
+    last = score_function(repeat_last(5), SERIES, test, look_back=12, horizon=5)
+    assert last.mae == pytest.approx(np.mean(abs(seen[:, -1:] - truth)))
+
+
+def test_intervals_cover_what_they_promise_on_exchangeable_residuals():
+    residuals = RNG.standard_t(3, size=(400, 2, 3))
+    width = conformal(residuals[:200], 0.9)
+    assert width.shape == (2, 3)
+    # The rank by hand: the 181st smallest of 200.
+    np.testing.assert_array_equal(width, np.sort(abs(residuals[:200]), 0)[180])
+    assert 0.85 < coverage_of(residuals[200:], width) < 0.95
+    with pytest.raises(InputError, match="needs at least 9 held-out windows, there are 8"):
+        conformal(residuals[:8], 0.9)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        conformal(residuals, 1.0)
+
+
+def test_baselines_of_etth1_are_the_known_ones(data_dir):
+    values = ltsf.load("ETTh1", data_dir / "ltsf")
+    split = borders(len(values), "hourly")
+    series = Scaler.fit(values[: split.train[1]]).scale(values)
+    at = parts(split, look_back=96, horizon=96)
+    assert len(at.test) == 2785
+    sizes = {"look_back": 96, "horizon": 96}
+    linear = score_function(fit_linear(series, at.train, **sizes), series, at.test, **sizes)
+    repeat = score_function(repeat_last(96), series, at.test, **sizes)
+    # As another program measured them.
+    assert (linear.mse, linear.mae) == pytest.approx((0.3833, 0.3917), abs=1e-3)
+    assert (repeat.mse, repeat.mae) == pytest.approx((1.294, 0.713), abs=1e-3)

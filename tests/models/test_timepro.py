@@ -1,0 +1,264 @@
+"""TimePro against the figures of its released code, and what must hold whatever the weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.checkpoint.names.timepro import from_torch, torch_names
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import check, count, materialise
+from pangu_jax.core.tree import flatten, map_named
+from pangu_jax.models import timepro
+from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.nn import norm, ssm
+from pangu_jax.ops.deform_sample import deform_sample
+from pangu_jax.ops.selective_scan import selective_states
+from pangu_jax.train.forecast import init, make_step
+
+OFFICIAL = TimeProConfig(look_back=36, horizon=24, layers=1, channels=32, patch=12, stride=8)
+SMALL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=8, stride=8, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def figures(data_dir):
+    path = data_dir.parent / "fixtures" / "timepro_small_group2.npz"
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def awake():
+    """Small parameters whose state branch says something."""
+    rng = np.random.default_rng(0)
+    params = jax.jit(lambda key: materialise(timepro.spec(SMALL), key=key))(jax.random.key(0))
+
+    def wake(name, leaf):
+        return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) if "offset" in name else leaf
+
+    return map_named(wake, params)
+
+
+def tensors(figures, dtype):
+    return {k[6:]: v.astype(dtype) for k, v in figures.items() if k.startswith("param/")}
+
+
+def difference(figures):
+    """Of our forecast from the released one, in float64."""
+    with jax.enable_x64(True):
+        params = from_torch(tensors(figures, np.float64), OFFICIAL)
+        run = jax.jit(lambda p, x: timepro.apply(p, x, cfg=OFFICIAL))
+        out = run(params, figures["x"].astype(np.float64))
+        return float(jnp.abs(out - figures["out_f64"]).max())
+
+
+def test_forecasts_are_those_of_the_released_code(figures):
+    assert difference(figures) < 1e-9
+    params = from_torch(tensors(figures, np.float32), OFFICIAL)
+    out = jax.jit(lambda p, x: timepro.apply(p, x, cfg=OFFICIAL))(params, figures["x"])
+    assert float(jnp.abs(out - figures["out"]).max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "change", ["taps", "softmax", "scale", "gelu", "eps", "flip", "skip", "step"]
+)
+def test_every_slip_shows(figures, change, monkeypatch):
+    if change in ("taps", "softmax", "scale"):
+
+        def wrong(values, numbers, *, groups, impl=None):
+            if change == "scale":
+                return deform_sample(values, numbers, groups=groups, scale=1.0)
+            x = numbers[..., : 27 * groups].reshape(*numbers.shape[:3], groups, 27)
+            moves, masks = x[..., :18], x[..., 18:]
+            if change == "softmax":
+                masks = jax.nn.softmax(masks, -1)
+            else:  # height first
+                moves = jnp.flip(moves.reshape(*moves.shape[:-1], 9, 2), -1).reshape(moves.shape)
+            x = jnp.concatenate([moves, masks], -1).reshape(*numbers.shape[:3], -1)
+            return deform_sample(values, x, groups=groups)
+
+        monkeypatch.setattr(ssm, "deform_sample", wrong)
+    elif change == "gelu":
+        gelu = jax.nn.gelu
+        monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
+    elif change == "eps":
+        monkeypatch.setattr(timepro, "EPS", 1e-6)
+    elif change == "flip":
+        monkeypatch.setattr(jnp, "flip", lambda x, axis: x)
+    elif change == "skip":
+        figures = {k: v * 0 if k.endswith("op.Ds") else v for k, v in figures.items()}
+    else:
+        states = functools.partial(selective_states, softplus=False)
+        monkeypatch.setattr(ssm, "selective_states", states)
+    assert difference(figures) > 1e-7
+
+
+def test_gradients_are_those_of_the_released_code(figures):
+    params = from_torch(tensors(figures, np.float32), OFFICIAL)
+
+    def loss(params):
+        out = timepro.apply(params, figures["x"], cfg=OFFICIAL)
+        return jnp.mean((out - figures["y_target"]) ** 2)
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert float(value) == pytest.approx(float(figures["loss_mse"]), rel=1e-5)
+    grads = flatten(grads)
+    names = torch_names(OFFICIAL)
+    assert {f"grad/{name}" for name, _ in names.values()} == {
+        name for name in figures if name.startswith("grad/")
+    }
+    for path, (name, transposed) in names.items():
+        found, want = np.asarray(grads[path]), figures[f"grad/{name}"]
+        found = found.T if transposed else found
+        assert np.abs(found - want).max() <= 1e-4 * np.abs(want).max(), name
+
+
+def test_sampling_is_that_of_the_released_operator(data_dir):
+    with np.load(data_dir.parent / "fixtures" / "ops_float64.npz", allow_pickle=False) as file:
+        figures = {k[4:]: file[k] for k in file if k.startswith("dcn/")}
+    with jax.enable_x64(True):
+        for impl in ("reference", "taps", "dense"):
+            out = deform_sample(
+                jnp.asarray(figures["x"]), jnp.asarray(figures["offset_mask"]), groups=3, impl=impl
+            )
+            assert np.abs(out - figures["out"]).max() <= 1e-12 * np.abs(figures["out"]).max()
+
+
+def test_what_a_checkpoint_lacks_or_has_too_much_is_named(figures):
+    there = tensors(figures, np.float32)
+    less = {k: v for k, v in there.items() if not k.endswith("op2.Ds")}
+    with pytest.raises(InputError, match=r"lacks encoder.attn_layers.0.op2.Ds"):
+        from_torch(less, OFFICIAL)
+    with pytest.raises(InputError, match=r"tensor extra that TimePro does not know"):
+        from_torch({**there, "extra": np.zeros(1)}, OFFICIAL)
+    with pytest.raises(InputError, match=r"head/kernel has shape \(160, 24\)"):
+        from_torch(there, TimeProConfig(36, 48, 1, 32, 12, 8))
+    used = {k: v for k, v in there.items() if "conv2d" not in k and "out_proj" not in k}
+    from_torch(used, OFFICIAL)
+
+
+def test_parameter_counts_are_those_of_the_used_tensors():
+    assert count(timepro.spec(TimeProConfig())) == 1_646_048  # ETTh1-96
+    assert count(timepro.spec(TimeProConfig(96, 192, 2, 32))) == 6_559_648
+    assert count(timepro.spec(TimeProConfig(96, 96, 1, 32))) == 3_280_528
+    assert count(timepro.spec(TimeProConfig(96, 96, 3, 32, 6, 3))) == 38_723_888
+    stateless = timepro.spec(TimeProConfig(state=False))
+    names = flatten(stateless, is_leaf=lambda x: hasattr(x, "init"))
+    assert not any("offset" in name or "rate" in name for name in names)
+
+
+def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
+    state = init(SMALL, 0)
+    series = jnp.asarray(np.random.default_rng(0).normal(size=(60, 3)), jnp.float32)
+    seen = series[None, :16]
+    bare = TimeProConfig(**{**SMALL.__dict__, "state": False})
+    kept = {"skip", "in", "norm"}
+    quiet = {**state[0], "blocks": [dict(b) for b in state[0]["blocks"]]}
+    for b in quiet["blocks"]:
+        for way in ("forward", "backward"):
+            b[way] = {k: v for k, v in b[way].items() if k in kept}
+    check(timepro.spec(bare), quiet)
+    np.testing.assert_array_equal(
+        timepro.apply(state[0], seen, cfg=SMALL), timepro.apply(quiet, seen, cfg=bare)
+    )
+
+    def loss(params):
+        return jnp.mean((timepro.apply(params, seen, cfg=SMALL) - series[None, 16:20]) ** 2)
+
+    grad = jax.jit(jax.grad(loss))
+    mixer = grad(state[0])["blocks"][0]["forward"]
+    assert not jnp.any(mixer["rate_log"])
+    assert jnp.any(mixer["offset_mask"]["kernel"])
+    step = jax.jit(make_step(SMALL))
+    (params, _), _ = step(state, series, jnp.arange(4), jax.random.key(0), jnp.float32(1e-3))
+    assert jnp.any(grad(params)["blocks"][0]["forward"]["rate_log"])
+
+
+def test_scale_and_level_of_a_series_pass_through(awake):
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(10 * rng.normal(size=(2, 16, 3)), jnp.float32)
+    k, c = jnp.array([0.5, 3.0, 20.0]), jnp.array([-4.0, 0.0, 7.0])
+    run = jax.jit(lambda x: timepro.apply(awake, x, cfg=SMALL))
+    np.testing.assert_allclose(run(k * x + c), k * run(x) + c, rtol=1e-3, atol=1e-3)
+
+
+def test_a_constant_series_is_forecast_near_its_constant(awake):
+    x = jnp.full((1, 16, 3), 5.0)
+    out = timepro.apply(awake, x, cfg=SMALL)
+    bare, _, _ = timepro.normalise(x)
+    tokens = timepro.embed(awake["embed"], bare, cfg=SMALL)
+    tokens = timepro.block(awake["blocks"][0], tokens, cfg=SMALL)
+    raw = timepro.head(awake, tokens)
+    assert (jnp.abs(out - 5) <= 0.0032 * jnp.abs(raw) + 1e-6).all()
+    grads = jax.jit(jax.grad(lambda p: (timepro.apply(p, x, cfg=SMALL) ** 2).sum()))(awake)
+    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_each_series_hears_all_others_through_the_states_alone(awake):
+    x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 16, 3)), jnp.float32)
+    slopes = jax.jit(jax.jacobian(lambda x: timepro.apply(awake, x, cfg=SMALL)[0].sum(0)))(x)
+    heard = jnp.abs(slopes[:, 0]).sum(1)  # [of, by]
+    assert (heard > 1e-6).all()
+    silent = map_named(lambda n, v: v * 0 if "offset_mask" in n else v, awake)
+    slopes = jax.jit(jax.jacobian(lambda x: timepro.apply(silent, x, cfg=SMALL)[0].sum(0)))(x)
+    heard = jnp.abs(slopes[:, 0]).sum(1)
+    assert (heard * (1 - jnp.eye(3)) == 0).all()
+    order = jnp.array([2, 0, 1])
+    run = jax.jit(lambda p, x: timepro.apply(p, x, cfg=SMALL))
+    assert jnp.abs(run(awake, x[..., order]) - run(awake, x)[..., order]).max() > 1e-4
+    np.testing.assert_allclose(run(silent, x[..., order]), run(silent, x)[..., order], atol=1e-6)
+
+
+def test_the_forward_scan_passes_nothing_back(awake):
+    mixer = awake["blocks"][0]["forward"]
+    u = jnp.asarray(np.random.default_rng(3).normal(size=(1, 4, SMALL.width)), jnp.float32)
+
+    def states(u):
+        select = u @ mixer["select"]["kernel"]
+        rank = SMALL.mixer.rank
+        step = select[..., :rank] @ mixer["step"]["kernel"]
+        return ssm._states(mixer, u, step, select[..., rank : rank + 1], None)
+
+    before, after = states(u), states(u.at[0, 2].add(1.0))
+    np.testing.assert_array_equal(before[0, :2], after[0, :2])
+    assert jnp.abs(before[0, 2:] - after[0, 2:]).min(1).max() > 0
+
+
+def test_layer_norm_is_the_formula():
+    x = np.random.default_rng(4).normal(size=(5, 7))
+    params = {"scale": np.arange(1.0, 8), "bias": np.arange(7.0)}
+    want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 0.1)
+    with jax.enable_x64(True):
+        found = norm.layer_norm(jax.tree.map(jnp.asarray, params), jnp.asarray(x), eps=0.1)
+        np.testing.assert_allclose(found, want * params["scale"] + params["bias"], atol=1e-12)
+
+
+def test_training_at_the_size_of_electricity_stays_within_memory():
+    def temporaries(variates, model, batch=16):
+        state = jax.eval_shape(lambda: init(model, 0))
+        step = jax.jit(make_step(model), donate_argnums=0)
+        series = jax.ShapeDtypeStruct((1000, variates), jnp.float32)
+        starts = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        rate = jax.ShapeDtypeStruct((), jnp.float32)
+        compiled = step.lower(state, series, starts, key, rate).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(321, TimeProConfig(96, 96, 2, 32, 8, 4)) < 6e9
+    small = TimeProConfig(96, 96, 1, 32, 8, 4)
+    assert temporaries(256, small) <= 2.2 * temporaries(128, small)
+
+
+def test_what_makes_no_model_is_refused():
+    for wrong, message in (
+        ({"channels": 20}, "multiple of 16"),
+        ({"patch": 100}, "exceeds the look-back of 96"),
+        ({"horizon": 0}, "horizon must be at least 1"),
+        ({"dropout": 1.0}, "dropout"),
+    ):
+        with pytest.raises(InputError, match=message):
+            TimeProConfig(**wrong)
+    with pytest.raises(InputError, match=r"expected \[B, 96, V\]"):
+        timepro.apply({}, jnp.zeros((1, 95, 2)), cfg=TimeProConfig())

@@ -1,0 +1,117 @@
+"""Training forecasters: seeds, schedule, early stop, best parameters, no look at later rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.tree import flatten
+from pangu_jax.data.windows import Borders, Scaler, parts
+from pangu_jax.models import timepro
+from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.train.forecast import FitConfig, fit, init, learning_rate, make_step
+
+MODEL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=16, stride=8)
+FIT = FitConfig(batch=8, learning_rate=1e-3, epochs=3)
+SPLIT = Borders((0, 120), (120, 160), (160, 200))
+
+
+def waves(rows=200, variates=3, seed=0):
+    rng = np.random.default_rng(seed)
+    t = np.arange(rows)[:, None]
+    return np.sin(t / (3 + np.arange(variates))) + 0.1 * rng.normal(size=(rows, variates))
+
+
+def trained(values, seeds=(0,), cfg=FIT, **options):
+    series = Scaler.fit(values[:120]).scale(values)
+    at = parts(SPLIT, look_back=16, horizon=4)
+    return fit(series, at.train, at.validation, model=MODEL, cfg=cfg, seeds=seeds, **options)
+
+
+def test_seeds_trained_together_are_those_trained_alone():
+    both = trained(waves(), seeds=(3, 5))
+    for i, seed in enumerate((3, 5)):
+        alone = trained(waves(), seeds=(seed,))
+        assert both.best_epoch[i] == alone.best_epoch[0]
+        for a, b in zip(both.curves[i], alone.curves[0], strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+        for x, y in zip(jax.tree.leaves(both.params), jax.tree.leaves(alone.params), strict=True):
+            np.testing.assert_allclose(x[i], y[0], atol=2e-4)
+    first, second = (flatten(jax.tree.map(lambda x, i=i: x[i], both.params)) for i in (0, 1))
+    assert not np.allclose(first["head/kernel"], second["head/kernel"])
+
+
+def test_the_rate_halves_from_the_third_epoch_on():
+    cfg = FitConfig(learning_rate=8.0)
+    assert [learning_rate(cfg, e) for e in range(1, 6)] == [8, 8, 4, 2, 1]
+
+
+def test_a_step_is_adam_as_written_in_its_paper():
+    state = init(MODEL, 0)
+    series = jnp.asarray(waves(), jnp.float32)
+    at, key = jnp.arange(8), jax.random.key(1)
+    before = flatten(state[0])
+    step = jax.jit(make_step(MODEL))
+
+    def loss(params):
+        rows = at[:, None] + jnp.arange(20)
+        both = series[rows]
+        out = timepro.apply(params, both[:, :16], cfg=MODEL, key=key)
+        return jnp.mean((out - both[:, 16:]) ** 2)
+
+    total, grad = jax.jit(jax.value_and_grad(loss))(state[0])
+    grad = flatten(grad)
+    (params, _), value = step(state, series, at, key, jnp.float32(1e-3))
+    assert value == pytest.approx(float(total), rel=1e-5)
+    for name, after in flatten(params).items():
+        g = np.asarray(grad[name], np.float64)
+        want = before[name] - 1e-3 * g / (np.abs(g) + 1e-8)  # both moments, corrected, at step 1
+        # The root of a tiny squared gradient loses digits in float32.
+        close = np.abs(g) > 1e-6
+        np.testing.assert_allclose(np.asarray(after)[close], want[close], rtol=1e-3, atol=1e-6)
+
+
+def test_it_stops_after_patience_and_keeps_the_best():
+    # A rate so large that later epochs only get worse.
+    cfg = FitConfig(batch=8, learning_rate=0.3, epochs=9, patience=2)
+    done = trained(waves(), cfg=cfg)
+    errors = [epoch["validation"] for epoch in done.curves[0]]
+    best = int(np.argmin(errors)) + 1
+    assert done.best_epoch == [best]
+    assert len(errors) == min(best + 2, 9)
+    series = Scaler.fit(waves()[:120]).scale(waves())
+    at = parts(SPLIT, look_back=16, horizon=4).validation
+    rows = at[:, None] + np.arange(20)
+    params = jax.tree.map(lambda x: x[0], done.params)
+    out = timepro.apply(params, jnp.asarray(series[rows][:, :16]), cfg=MODEL)
+    assert np.mean((out - series[rows][:, 16:]) ** 2) == pytest.approx(min(errors), rel=1e-4)
+
+
+def test_nothing_after_the_training_part_reaches_scaling_or_weights():
+    values, spoilt = waves(), waves()
+    spoilt[120:] = np.random.default_rng(9).normal(size=spoilt[120:].shape) * 50
+    assert Scaler.fit(values[:120]) == Scaler.fit(spoilt[:120])
+    # One epoch: later ones could differ by which one validation prefers, as they should.
+    cfg = FitConfig(batch=8, learning_rate=1e-3, epochs=1)
+    one, other = trained(values, cfg=cfg), trained(spoilt, cfg=cfg)
+    for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        assert np.array_equal(x, y)
+    assert one.curves[0][0]["validation"] != other.curves[0][0]["validation"]
+
+
+def test_stop_ends_at_an_epoch_and_says_so():
+    done = trained(waves(), stop=lambda: True)
+    assert done.cut
+    assert len(done.curves[0]) == 1
+    assert not trained(waves()).cut
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_what_cannot_be_trained_is_refused():
+    with pytest.raises(InputError, match="101 training windows, a batch needs 500"):
+        trained(waves(), cfg=FitConfig(batch=500))
+    with pytest.raises(InputError, match="not finite in epoch 1"):
+        trained(waves() * np.nan)
+    with pytest.raises(InputError, match="patience must be at least 1"):
+        FitConfig(patience=0)
