@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
+from pangu_jax.checkpoint.forecaster import DESCRIPTION
+from pangu_jax.checkpoint.forecaster import load as load_forecaster
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.export import decoder, parity, stablehlo
+from pangu_jax.export import decoder, forecaster, parity, stablehlo
 from pangu_jax.export.artefact import Artefact, new_folder, save
 from pangu_jax.export.ascend import atc
 from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
@@ -29,7 +32,7 @@ class Options:
     """What to export, for what, and how it is checked."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a folder in the Hugging Face layout."""
+    """A run folder, a folder in the Hugging Face layout, or a trained forecaster's folder."""
     target: Literal["stablehlo", "onnx", "ascend"]
     """stablehlo: runs with jax alone. onnx: opset 17. ascend: onnx, and what atc needs."""
     out: str
@@ -66,34 +69,19 @@ class Options:
 def main(options: Options) -> None:
     """Exports, compares with jax, and prints the table; above the tolerance nothing is left."""
     _check(options)
-    params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
-    ids, tokenizer = _prompts(options.tokenizer or found, cfg.vocab)
     platforms = tuple(p for p in options.platforms.split(",") if p)
     onnx = options.target != "stablehlo"
-    batch: Any = options.batch or (1 if onnx else stablehlo.symbolic_batch())
-    impl = export_forms() if onnx else implementations(platforms, static=options.batch is not None)
-    if options.experts:
-        impl["expert_mlp"] = options.experts
-    bundle = decoder.bundle(
-        params,
-        cfg,
-        profiles=_numbers(options.profiles),
-        slots=options.cache,
-        batch=batch,
-        dtype=options.dtype,
-        impl=impl,
-        prompts=ids,
-    )
-    bundle = replace(bundle, notes=_notes(options, params))
+    made = _forecaster if (Path(options.checkpoint) / DESCRIPTION).is_file() else _decoder
+    bundle, tokenizer = made(options, platforms)
     rounded = options.precision == "default" and options.dtype == "float32" and not onnx
     tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
     with new_folder(options.out) as folder:
-        artefact, rows, found_bad = _export(options, bundle, folder, platforms, tolerance)
+        artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
         print(parity.table(rows))
         parity.require(rows, tolerance)
         _keep_tokenizer(tokenizer, folder)
         if options.target == "ascend":
-            _prepare_ascend(options, artefact, folder, found_bad)
+            _prepare_ascend(options, artefact, folder, offending)
         save(artefact, folder)
     for note in artefact.notes:
         print(f"note: {note}")
@@ -106,6 +94,51 @@ def main(options: Options) -> None:
         _compile(options, artefact)
     count = len(artefact.programs)
     print(f"{options.out} holds {count} programs; try: pangu-jax run {options.out} --check")
+
+
+def _batch_and_forms(options: Options, platforms: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """The batch, a number or open, and the implementation of each operator."""
+    onnx = options.target != "stablehlo"
+    batch = options.batch or (1 if onnx else stablehlo.symbolic_batch())
+    static = options.batch is not None
+    impl = export_forms() if onnx else implementations(platforms, static=static)
+    if options.experts:
+        impl["expert_mlp"] = options.experts
+    return batch, impl
+
+
+def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Any]:
+    """A decoder's programs, and its tokeniser or None."""
+    params, cfg, found = open_checkpoint(options.checkpoint)
+    stored = {x.dtype.name for x in jax.tree.leaves(params)}
+    params = jax.tree.map(lambda x: x.astype(options.dtype), params)
+    ids, tokenizer = _prompts(options.tokenizer or found, cfg.vocab)
+    batch, impl = _batch_and_forms(options, platforms)
+    bundle = decoder.bundle(
+        params,
+        cfg,
+        profiles=_numbers(options.profiles),
+        slots=options.cache,
+        batch=batch,
+        dtype=options.dtype,
+        impl=impl,
+        prompts=ids,
+    )
+    notes = []
+    if options.dtype == "float32" and stored - {"float32"}:
+        notes.append(f"the checkpoint holds {', '.join(sorted(stored))}; exported as float32")
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    notes.append(f"parameters take {total / 1e6:,.1f} MB")
+    return replace(bundle, notes=tuple(notes)), tokenizer
+
+
+def _forecaster(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, None]:
+    """A forecaster's one program; prompt lengths and caches mean nothing to it."""
+    if options.dtype != "float32":
+        raise InputError("a forecaster is exported in float32")
+    model = load_forecaster(options.checkpoint)
+    batch, impl = _batch_and_forms(options, platforms)
+    return forecaster.bundle(model, batch=batch, impl=forecaster.forms(model, impl)), None
 
 
 def _check(options: Options) -> None:
@@ -143,27 +176,6 @@ def _prompts(name: str, vocab: int) -> tuple[list[list[int]], Any]:
         return [], None
     ids = [[tokenizer.boundary, *tokenizer.encode(text)] for text in PROMPTS]
     return [row for row in ids if max(row) < vocab], tokenizer
-
-
-def _notes(options: Options, params: Any) -> tuple[str, ...]:
-    import jax
-
-    stored = _stored_types(options.checkpoint)
-    notes = []
-    if options.dtype == "float32" and stored - {"float32"}:
-        notes.append(
-            f"the checkpoint holds {', '.join(sorted(stored))}; it was exported as float32"
-        )
-    total = sum(x.nbytes for x in jax.tree.leaves(params))
-    notes.append(f"parameters take {total / 1e6:,.1f} MB")
-    return tuple(notes)
-
-
-def _stored_types(path: str) -> set[str]:
-    import jax
-
-    params, _, _ = open_checkpoint(path)
-    return {x.dtype.name for x in jax.tree.leaves(params)}
 
 
 def _export(

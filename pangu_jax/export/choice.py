@@ -37,7 +37,10 @@ def operators() -> Iterator[tuple[str, ModuleType]]:
 
 def export_forms() -> dict[str, str]:
     """{operator: the form that lowers everywhere}."""
-    return {name: module.EXPORT for name, module in operators()}
+    found: dict[str, str] = {}
+    for name, module in operators():
+        found |= module.EXPORT if isinstance(module.EXPORT, dict) else {name: module.EXPORT}
+    return found
 
 
 def implementations(platforms: Sequence[str], *, static: bool) -> dict[str, str]:
@@ -49,11 +52,8 @@ def implementations(platforms: Sequence[str], *, static: bool) -> dict[str, str]
     forms = export_forms()
     if len(platforms) != 1 or not static:
         return forms
-    return {
-        name: forms[name]
-        for name, module in operators()
-        if not getattr(module, "LOWERS_ANYWHERE", False)
-    }
+    free = {name for name, module in operators() if getattr(module, "LOWERS_ANYWHERE", False)}
+    return {name: form for name, form in forms.items() if name not in free}
 
 
 def choices(platform: str | None = None) -> list[Choice]:
@@ -65,8 +65,8 @@ def choices(platform: str | None = None) -> list[Choice]:
         for example, arguments in getattr(module, "EXAMPLES", {}).items():
             picked = _choose(module, platform, arguments)
             found.append(Choice(name, example, picked, reasons.get(picked, "")))
-        form = module.EXPORT
-        found.append(Choice(name, "export", form, reasons.get(form, "")))
+        forms = module.EXPORT if isinstance(module.EXPORT, dict) else {name: module.EXPORT}
+        found += [Choice(n, "export", form, reasons.get(form, "")) for n, form in forms.items()]
     return found
 
 
@@ -75,10 +75,12 @@ def _choose(module: ModuleType, platform: str, arguments: tuple[Any, ...]) -> st
 
 
 def table(module: ModuleType) -> dict[str, str]:
-    """{implementation: the last cell of its row} of the table in a module's docstring."""
-    rows = {}
+    """{implementation: when it is picked}, from the table in a module's docstring."""
+    rows, column = {}, None
     for line in (module.__doc__ or "").splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-        if line.strip().startswith("|") and len(cells) > 1 and re.fullmatch(r"\w+", cells[0]):
-            rows[cells[0]] = cells[-1]
-    return {name: text for name, text in rows.items() if name not in ("implementation", "form")}
+        if column is not None and len(cells) > column and re.fullmatch(r"\w+", cells[0]):
+            rows[cells[0]] = cells[column]
+        elif "picked when" in cells:
+            column = cells.index("picked when")
+    return rows

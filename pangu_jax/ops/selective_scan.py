@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 from pangu_jax.ops.linear_scan import linear_scan
+
+EXPORT = {"selective_scan": "export", "selective_states": "export"}
+
+# What `pangu-jax backends` shows: B, T, E and N.
+EXAMPLES = {"8 x 512 steps, 256 channels, 16 states": ((8, 512, 256, 16),)}
 
 
 def selective_scan(
@@ -66,7 +72,7 @@ def selective_scan(
     if impl is not None and impl not in _IMPLEMENTATIONS:
         raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_IMPLEMENTATIONS)}")
     shape = (*u.shape, A.shape[1])
-    name = impl or choose(jax.default_backend(), shape)
+    name = impl or choose(target(), shape)
     kind = u.dtype
     u, dt, A, B, C, D, dt_bias, state = _prepare(u, dt, A, B, C, D, dt_bias, state)
     valid = None
@@ -111,7 +117,7 @@ def selective_states(
     _check({"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "state": state}, None)
     if impl is not None and impl not in _FORMS:
         raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_FORMS)}")
-    name = impl or ("reference" if jax.default_backend() == "cpu" else "associative")
+    name = impl or ("reference" if target() == "cpu" else "associative")
     u, dt, A, B, dt_bias, state = _prepare(u, dt, A, B, None, None, dt_bias, state, states=True)
     return _states(u, dt, A, B, dt_bias, state, softplus, _FORMS[name])
 

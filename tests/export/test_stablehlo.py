@@ -171,9 +171,16 @@ def test_choices_are_those_of_the_operators_own_tables():
         found = choices(platform)
         for name, module in operators():
             own = {c.example: c for c in found if c.operator == name}
-            assert own["export"].implementation == module.EXPORT
+            assert set(export_forms().values()) >= {*_forms(module)}
+            assert all(form in table(module) for form in _forms(module))
+            if isinstance(module.EXPORT, str):
+                assert own["export"].implementation == module.EXPORT
             for example, arguments in getattr(module, "EXAMPLES", {}).items():
                 assert own[example].implementation == module.choose(platform, *arguments)
                 assert own[example].reason == table(module)[own[example].implementation]
                 assert own[example].reason
     assert {c.implementation for c in choices("tpu")} >= {"ragged", "dense"}
+
+
+def _forms(module):
+    return module.EXPORT.values() if isinstance(module.EXPORT, dict) else [module.EXPORT]
