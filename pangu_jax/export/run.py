@@ -70,10 +70,11 @@ def load_inputs(path: str | Path) -> dict[str, np.ndarray]:
       InputError: no such file, or not a plain .npz.
     """
     try:
-        with np.load(Path(path), allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise InputError(f"{path} is one array; inputs are an .npz of named arrays")
-            return {name: file[name] for name in file.files}
+        found = np.load(Path(path), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise InputError(f"{path} is one array; inputs are an .npz of named arrays")
+        with found:
+            return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, InputError):
             raise
