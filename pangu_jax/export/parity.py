@@ -10,8 +10,10 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 
 # max|difference| / max|reference| that an artefact may have, by the type it computes in. "default"
-# is float32 whose products the platform may round (a GPU to TF32, ten bits).
-TOLERANCES = {"float32": 2e-5, "bfloat16": 3e-2, "default": 1e-2}
+# is float32 whose products the platform may round (a GPU to TF32, ten bits). bfloat16 rounds every
+# activation to eight bits: between a CPU and an H100 a model of five layers was seen to differ by
+# 5e-2 in the values it caches and by 1.4e-2 in its logits.
+TOLERANCES = {"float32": 2e-5, "bfloat16": 1e-1, "default": 1e-2}
 
 
 @dataclasses.dataclass(frozen=True)

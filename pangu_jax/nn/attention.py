@@ -135,8 +135,13 @@ def append(
 
     Returns:
       The new cache, and the layer's keys and values [B, S, K, C].
+
+    Raises:
+      InputError: a slot for each row, but more than one new token a row.
     """
     if jnp.ndim(cache.start):
+        if key.shape[1] != 1:
+            raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
         return _append_by_mask(cache, key, value)
     at = (cache.layer, 0, cache.start, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
