@@ -4,8 +4,8 @@
     python tools/bench/export_census.py --peer ~/peer/bin/python --out census.json
 
 Without `--peer` only ours is measured. With it, the given Python (an environment of its own that
-has jax2onnx: it pins libraries that we do not want) is started once a case on the same cases and
-writes ONNX files; then both files of a case are checked by onnx's checker with strict shape
+has jax2onnx: it pins libraries that we do not want) is started on the same cases and writes ONNX
+files; then both files of a case are checked by onnx's checker with strict shape
 inference and timed by onnxruntime in turn. For each case: whether it converts, whether the file is
 valid at opset 17, the number of nodes, the error against jax, the latency.
 """
@@ -182,15 +182,18 @@ def write_ours(name, path):
     path.write_bytes(made.SerializeToString())
 
 
-def write_peer(name, path):
-    """Converts with jax2onnx; runs in the peer's environment."""
+def write_peer(folder):
+    """Converts every case with jax2onnx; runs in the peer's environment."""
     import onnx
     from jax2onnx import to_onnx
 
-    function, arrays = CASES[name]
-    specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
-    model = to_onnx(function, inputs=specs, model_name="case", opset=OPSET)
-    onnx.save_model(model, str(path))
+    for number, (function, arrays) in enumerate(CASES.values()):
+        specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+        try:
+            model = to_onnx(function, inputs=specs, model_name="case", opset=OPSET)
+            onnx.save_model(model, str(folder / f"{number}.onnx"))
+        except Exception as error:
+            (folder / f"{number}.txt").write_text(f"{type(error).__name__}: {error}"[:160])
 
 
 def examine(path, name):
@@ -235,20 +238,18 @@ def latency(pairs, repeats=60):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def convert(name, who, peer, folder):
-    """The file, or why there is none."""
-    path = folder / f"{who}.onnx"
+def convert(name, who, folder):
+    """The file, or why there is none; the peer's are in the folder already."""
+    number = list(CASES).index(name)
+    if who == "peer":
+        why, path = folder / f"{number}.txt", folder / f"{number}.onnx"
+        return (path, None) if path.exists() else (None, why.read_text() if why.exists() else "?")
+    path = folder / "ours.onnx"
     try:
-        if who == "ours":
-            write_ours(name, path)
-            return path, None
-        command = [peer, __file__, "--write-peer", name, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            return None, (done.stderr.strip().splitlines() or ["?"])[-1][:160]
-        return path, None
-    except Exception as error:
+        write_ours(name, path)
+    except ValueError as error:
         return None, str(error)[:160]
+    return path, None
 
 
 def text(row):
@@ -266,30 +267,39 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="a Python that has jax2onnx")
     parser.add_argument("--out", type=Path, help="also write JSON here")
-    parser.add_argument("--write-peer", nargs=2, metavar=("CASE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--write-peer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write_peer:
-        write_peer(options.write_peer[0], Path(options.write_peer[1]))
+        write_peer(options.write_peer)
         return
     sides = ["ours", *(["peer"] if options.peer else [])]
     table = {}
-    for name in CASES:
-        with tempfile.TemporaryDirectory() as temporary:
-            rows, pairs = {}, {}
-            for who in sides:
-                path, why = convert(name, who, options.peer, Path(temporary))
-                rows[who] = {"converts": path is not None, **({"why": why} if why else {})}
-                if path is not None:
-                    pair, found = examine(path, name)
-                    rows[who] |= found
-                    if pair is not None:
-                        pairs[who] = pair
-            for who, value in latency(pairs).items():
-                rows[who]["latency_us"] = value
-        table[name] = rows
-        print(f"{name:30} " + " | ".join(f"{who}: {text(rows[who])}" for who in sides), flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if options.peer:
+            subprocess.run([options.peer, __file__, "--write-peer", folder], check=False)
+        for name in CASES:
+            table[name] = row = measure(name, sides, folder)
+            line = " | ".join(f"{who}: {text(row[who])}" for who in sides)
+            print(f"{name:30} {line}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(table, indent=1) + "\n")
+
+
+def measure(name, sides, folder):
+    """What each side makes of a case."""
+    rows, pairs = {}, {}
+    for who in sides:
+        path, why = convert(name, who, folder)
+        rows[who] = {"converts": path is not None, **({"why": why} if why else {})}
+        if path is not None:
+            pair, found = examine(path, name)
+            rows[who] |= found
+            if pair is not None:
+                pairs[who] = pair
+    for who, value in latency(pairs).items():
+        rows[who]["latency_us"] = value
+    return rows
 
 
 if __name__ == "__main__":
