@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
@@ -55,7 +56,7 @@ class LayerCache(NamedTuple):
       key: [L, B, S, K, C], the whole run's keys; only the new rows of one layer are written.
       value: [L, B, S, K, C].
       layer: int32 scalar, which of the L layers.
-      start: int32 scalar, the first slot to write.
+      start: int32 scalar, the first slot to write; or int32 [B], the slot of each row's one token.
     """
 
     key: jax.Array
@@ -124,7 +125,8 @@ def append(
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
     """Writes T new rows of one layer at `cache.start`.
 
-    Only the new rows are written, so a donated cache is updated in place.
+    Only the new rows are written, so a donated cache is updated in place. With a slot for each row
+    of the batch, the one new token of each is written by a mask over the slots: no scatter.
 
     Args:
       cache: the layer's place in the cache.
@@ -133,12 +135,30 @@ def append(
 
     Returns:
       The new cache, and the layer's keys and values [B, S, K, C].
+
+    Raises:
+      InputError: a slot for each row, but more than one new token a row.
     """
+    if jnp.ndim(cache.start):
+        if key.shape[1] != 1:
+            raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
+        return _append_by_mask(cache, key, value)
     at = (cache.layer, 0, cache.start, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
     values = jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at)
     pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
     return cache._replace(key=keys, value=values), pick(keys), pick(values)
+
+
+def _append_by_mask(cache, key, value):
+    slots = jnp.arange(cache.key.shape[2], dtype=jnp.int32)
+    new = (slots == cache.start[:, None])[..., None, None]  # [B, S, 1, 1]
+    wrote, layers = [], []
+    for run, row in ((cache.key, key), (cache.value, value)):
+        layer = jax.lax.dynamic_index_in_dim(run, cache.layer, keepdims=False)
+        layers.append(jnp.where(new, row.astype(run.dtype), layer))
+        wrote.append(jax.lax.dynamic_update_index_in_dim(run, layers[-1], cache.layer, axis=0))
+    return cache._replace(key=wrote[0], value=wrote[1]), *layers
 
 
 def cache_spec(cfg: AttentionConfig, layers: int, batch: int, length: int, dtype: Any) -> dict:

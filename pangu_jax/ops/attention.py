@@ -13,6 +13,16 @@ key-value caches are all said through segments and positions.
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.platform import target
+
+EXPORT = "reference"  # the form that lowers everywhere, from any machine
+
+# What `pangu-jax backends` shows: arguments of `choose` after the platform.
+EXAMPLES = {
+    "bfloat16, head 128": (jax.ShapeDtypeStruct((1, 1, 1, 1, 128), jnp.bfloat16),),
+    "float32, head 128": (jax.ShapeDtypeStruct((1, 1, 1, 1, 128), jnp.float32),),
+}
+
 
 def attention(
     query: jax.Array,
@@ -36,7 +46,7 @@ def attention(
       [B, T, K, Q, C] in the type of `query`; scores and softmax are float32. A query that sees
       nothing gets a finite value of no meaning.
     """
-    name = impl or choose(jax.default_backend(), query)
+    name = impl or choose(target(), query)
     return _IMPLEMENTATIONS[name](query, key, value, mask)
 
 

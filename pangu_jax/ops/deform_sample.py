@@ -20,9 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 
 TAPS = 9
 DENSE_CELLS = {"cpu": 256, "gpu": 1024}
+
+EXPORT = "reference"  # loop-free; grids that `choose` gives to "dense" may export as that
+
+# What `pangu-jax backends` shows: shapes of the values.
+EXAMPLES = {
+    "16 patches, 7 series": ((1, 16, 7, 16),),
+    "16 patches, 321 series": ((1, 16, 321, 16),),
+}
 
 
 def deform_sample(
@@ -64,7 +73,7 @@ def deform_sample(
             f"offset_mask has shape {offset_mask.shape}, expected {values.shape[:-1]} with at "
             f"least {3 * TAPS * groups} numbers for {groups} groups"
         )
-    name = impl or choose(jax.default_backend(), values.shape)
+    name = impl or choose(target(), values.shape)
     if name not in _IMPLEMENTATIONS:
         raise InputError(f"unknown impl {name!r}; known: {', '.join(_IMPLEMENTATIONS)}")
     cells = height * width

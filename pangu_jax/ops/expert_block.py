@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.platform import target
+
 
 class Plan(NamedTuple):
     """Where the rows of every group lie; s steps of c blocks of b rows.
@@ -59,7 +61,7 @@ def block(
     and then slices kernels in place instead of collecting one from every group (measured: a
     quarter less time forward). With more devices the groups stay apart, to be split over them.
     """
-    platform = jax.default_backend()
+    platform = target()
     if platform == "cpu" and jax.device_count() == 1:
         ids, weights, gate, up, down = one_group(ids, weights, gate, up, down)
     size = block_rows(ids.shape[0] * ids.shape[2], gate.shape[1])

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 from pangu_jax.ops.expert_block import block
 
 
@@ -37,6 +38,16 @@ class Limits(NamedTuple):
 # takes the time, and multiplying by experts that were not chosen is free. CPU: measured with
 # tools/bench/expert_mlp.py; gather copies what it looks up, and dense never wins for long.
 LIMITS = {"gpu": Limits(1.0, 256), "tpu": Limits(1.0, 256), "cpu": Limits(0.3, 0)}
+
+EXPORT = "dense"  # loop-free, static operators only
+LOWERS_ANYWHERE = True  # every form is plain XLA: one machine can export another's choice
+
+# What `pangu-jax backends` shows: tokens, experts chosen and experts of each group.
+EXAMPLES = {
+    "1 token, 8 experts a group": (1, 1, 8),
+    "64 tokens, 8 experts a group": (64, 1, 8),
+    "4096 tokens, 8 experts a group": (4096, 1, 8),
+}
 
 
 def expert_mlp(
@@ -67,7 +78,7 @@ def expert_mlp(
       InputError: an unknown `impl`, or arrays whose shapes do not fit together.
     """
     _check(x, ids, weights, gate, up, down, impl)
-    name = impl or choose(jax.default_backend(), x.shape[0], ids.shape[2], gate.shape[1])
+    name = impl or choose(target(), x.shape[0], ids.shape[2], gate.shape[1])
     return _IMPLEMENTATIONS[name](x, ids, weights, gate, up, down).astype(x.dtype)
 
 

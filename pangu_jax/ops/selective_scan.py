@@ -24,9 +24,15 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 from pangu_jax.ops import kernel_scan
 from pangu_jax.ops.chunked_scan import chunked
 from pangu_jax.ops.linear_scan import linear_scan
+
+EXPORT = {"selective_scan": "export", "selective_states": "export"}
+
+# What `pangu-jax backends` shows: B, T, E and N.
+EXAMPLES = {"8 x 512 steps, 256 channels, 16 states": ((8, 512, 256, 16),)}
 
 
 def selective_scan(
@@ -124,7 +130,7 @@ def selective_states(
 
 def platform() -> str:
     """Where this runs: "cpu", "tpu", "gpu", or "hopper" for a GPU of that generation."""
-    name = jax.default_backend()
+    name = target()
     if name == "gpu" and str(getattr(jax.devices()[0], "compute_capability", "")) == "9.0":
         return "hopper"
     return name
@@ -188,7 +194,7 @@ def _reference(u, dt, A, B, C, D, bias, state, softplus):
 
 
 def _chunked(u, dt, A, B, C, D, bias, state, softplus):
-    inner = "loop" if jax.default_backend() == "cpu" else "associative"
+    inner = "loop" if target() == "cpu" else "associative"
     y, state = chunked(u, step_size(dt, bias, softplus), A, B, C, state, inner)
     return y + D * u, state
 

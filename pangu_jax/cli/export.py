@@ -1,0 +1,238 @@
+"""Exports a checkpoint: StableHLO for CPU, GPU and TPU, or ONNX, or ONNX checked for Ascend."""
+
+import json
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from pangu_jax.checkpoint.forecaster import DESCRIPTION
+from pangu_jax.checkpoint.forecaster import load as load_forecaster
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.export import decoder, forecaster, parity, stablehlo
+from pangu_jax.export.artefact import Artefact, new_folder, save
+from pangu_jax.export.ascend import atc
+from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
+from pangu_jax.export.choice import export_forms, implementations
+from pangu_jax.export.onnx import write as onnx_write
+from pangu_jax.export.program import Bundle
+
+PROMPTS = ("Once upon a time, there was", "The answer to the question is")
+SCRIPT = "compile_ascend.sh"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to export, for what, and how it is checked."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, a folder in the Hugging Face layout, or a trained forecaster's folder."""
+    target: Literal["stablehlo", "onnx", "ascend"]
+    """stablehlo: runs with jax alone. onnx: opset 17. ascend: onnx, and what atc needs."""
+    out: str
+    """The folder to write; an artefact that is there is replaced."""
+    profiles: str = "128"
+    """Prompt lengths, such as 128,512,2048: a static prefill each."""
+    cache: int | None = None
+    """Slots of the key-value cache; None is twice the longest profile, if the model goes so far."""
+    batch: int | None = None
+    """Rows of a batch; None is 1 for onnx and ascend, and open for stablehlo."""
+    platforms: str = "cpu"
+    """For stablehlo: which of cpu,cuda,tpu one artefact serves."""
+    weights: Literal["beside", "inside"] = "beside"
+    """For stablehlo: weights in a file that the programs share, or built into each."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters and activations; ONNX is float32."""
+    precision: Literal["highest", "default"] = "highest"
+    """For stablehlo: of float32 products on GPU and TPU; default is faster and rounds more."""
+    experts: Literal["dense", "gather"] | None = None
+    """Form of routed experts; None is dense-in-group. gather suits a batch of one on a CPU."""
+    soc: str | None = None
+    """For ascend: the chip, such as Ascend310P3 (see `npu-smi info`)."""
+    operators: Literal["cann-8.0", "cann-5.0.4"] = "cann-8.0"
+    """For ascend: whose list of operators must hold."""
+    precision_mode: str | None = None
+    """For ascend: atc's --precision_mode."""
+    tolerance: float | None = None
+    """Greatest relative error against jax; None is 2e-5 in float32 (1e-2 with --precision default),
+    1e-1 in bfloat16."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
+
+
+def main(options: Options) -> None:
+    """Exports, compares with jax, and prints the table; above the tolerance nothing is left."""
+    _check(options)
+    platforms = tuple(p for p in options.platforms.split(",") if p)
+    onnx = options.target != "stablehlo"
+    made = _forecaster if (Path(options.checkpoint) / DESCRIPTION).is_file() else _decoder
+    bundle, tokenizer = made(options, platforms)
+    rounded = options.precision == "default" and options.dtype == "float32" and not onnx
+    tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
+    with new_folder(options.out) as folder:
+        artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
+        print(parity.table(rows))
+        parity.require(rows, tolerance)
+        _keep_tokenizer(tokenizer, folder)
+        if options.target == "ascend":
+            _prepare_ascend(options, artefact, folder, offending)
+        save(artefact, folder)
+    for note in artefact.notes:
+        print(f"note: {note}")
+    if not rows:
+        print(
+            f"not compared: this machine is none of {', '.join(platforms)}; on one that is, run "
+            f"pangu-jax run {options.out} --check"
+        )
+    if options.target == "ascend":
+        _compile(options, artefact)
+    count = len(artefact.programs)
+    print(f"{options.out} holds {count} programs; try: pangu-jax run {options.out} --check")
+
+
+def _batch_and_forms(options: Options, platforms: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
+    """The batch, a number or open, and the implementation of each operator."""
+    onnx = options.target != "stablehlo"
+    batch = options.batch or (1 if onnx else stablehlo.symbolic_batch())
+    static = options.batch is not None
+    impl = export_forms() if onnx else implementations(platforms, static=static)
+    if options.experts:
+        impl["expert_mlp"] = options.experts
+    return batch, impl
+
+
+def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Any]:
+    """A decoder's programs, and its tokeniser or None."""
+    params, cfg, found = open_checkpoint(options.checkpoint)
+    stored = {x.dtype.name for x in jax.tree.leaves(params)}
+    params = jax.tree.map(lambda x: x.astype(options.dtype), params)
+    ids, tokenizer = _prompts(options.tokenizer or found, cfg.vocab)
+    batch, impl = _batch_and_forms(options, platforms)
+    bundle = decoder.bundle(
+        params,
+        cfg,
+        profiles=_numbers(options.profiles),
+        slots=options.cache,
+        batch=batch,
+        dtype=options.dtype,
+        impl=impl,
+        prompts=ids,
+    )
+    notes = []
+    if options.dtype == "float32" and stored - {"float32"}:
+        notes.append(f"the checkpoint holds {', '.join(sorted(stored))}; exported as float32")
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    notes.append(f"parameters take {total / 1e6:,.1f} MB")
+    return replace(bundle, notes=tuple(notes)), tokenizer
+
+
+def _forecaster(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, None]:
+    """A forecaster's one program; prompt lengths and caches mean nothing to it."""
+    if options.dtype != "float32":
+        raise InputError("a forecaster is exported in float32")
+    model = load_forecaster(options.checkpoint)
+    batch, impl = _batch_and_forms(options, platforms)
+    return forecaster.bundle(model, batch=batch, impl=forecaster.forms(model, impl)), None
+
+
+def _check(options: Options) -> None:
+    if options.target != "stablehlo" and options.dtype != "float32":
+        raise InputError("ONNX programs compute in float32: atc chooses float16 itself")
+    if options.target == "ascend":
+        if options.soc is None:
+            raise InputError(
+                "--target ascend needs --soc, such as Ascend310P3 (see `npu-smi info`)"
+            )
+        atc.check_soc(options.soc)
+        if options.precision_mode and options.precision_mode not in atc.PRECISION_MODES:
+            known = ", ".join(atc.PRECISION_MODES)
+            raise InputError(
+                f"there is no precision mode {options.precision_mode!r}; known: {known}"
+            )
+    if options.batch is not None and options.batch < 1:
+        raise InputError(f"--batch must be at least 1, got {options.batch}")
+    stablehlo.check_platforms([p for p in options.platforms.split(",") if p])
+    _numbers(options.profiles)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--profiles is {text!r}; it must be lengths such as 128,512") from None
+
+
+def _prompts(name: str, vocab: int) -> tuple[list[list[int]], Any]:
+    """Ids of real text, if the tokeniser is there and fits; and the tokeniser."""
+    try:
+        tokenizer = load_tokenizer(name)
+    except InputError:
+        return [], None
+    ids = [[tokenizer.boundary, *tokenizer.encode(text)] for text in PROMPTS]
+    return [row for row in ids if max(row) < vocab], tokenizer
+
+
+def _export(
+    options: Options, bundle: Bundle, folder: Path, platforms: tuple[str, ...], tolerance: float
+) -> tuple[Artefact, list[parity.Row], list[Offence]]:
+    if options.target == "stablehlo":
+        artefact, rows = stablehlo.export(
+            bundle,
+            folder,
+            platforms=platforms,
+            inside=options.weights == "inside",
+            precision=options.precision,
+            tolerance=tolerance,
+        )
+        return artefact, rows, []
+    artefact, rows, lowered = onnx_write.export(bundle, folder, tolerance=tolerance)
+    used = PROFILES[options.operators]
+    bad = [o for n, made in lowered.items() for o in offences(n, made.graph.nodes, used)]
+    return artefact, rows, bad
+
+
+def _keep_tokenizer(tokenizer: Any, folder: Path) -> None:
+    if tokenizer is not None and Path(tokenizer.name).is_file():
+        shutil.copy(tokenizer.name, folder / "tokenizer.json")
+
+
+def _commands(options: Options, artefact: Artefact) -> list[list[str]]:
+    assert options.soc is not None
+    return [
+        atc.atc_command(p, options.soc, precision_mode=options.precision_mode)
+        for p in artefact.programs
+    ]
+
+
+def _prepare_ascend(
+    options: Options, artefact: Artefact, folder: Path, found: list[Offence]
+) -> None:
+    used = PROFILES[options.operators]
+    text = report({p.name: p.operators for p in artefact.programs}, found, used)
+    print(text)
+    (folder / "operators.txt").write_text(text + "\n", encoding="utf-8")
+    (folder / "operators.json").write_text(
+        json.dumps([o.__dict__ for o in found], indent=1) + "\n", encoding="utf-8"
+    )
+    if found:
+        raise InputError(
+            f"{found[0].program} uses {found[0].operator}, from {found[0].origin}, which "
+            f"{used.name} does not have; nothing was written"
+        )
+    atc.write_script(folder / SCRIPT, _commands(options, artefact))
+
+
+def _compile(options: Options, artefact: Artefact) -> None:
+    for words in _commands(options, artefact):
+        print(" ".join(words))
+    outcome = atc.run_atc(Path(options.out), _commands(options, artefact), script_name=SCRIPT)
+    print(outcome.message)
+    if any(outcome.statuses.values()):
+        print("the ONNX programs are good; the failure is atc's", file=sys.stderr)
+        raise SystemExit(1)

@@ -1,0 +1,64 @@
+"""Runs a program of an exported artefact on arrays; needs no model code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.export import parity
+from pangu_jax.export.run import check, load_inputs, open_runner
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run on what."""
+
+    artefact: Annotated[str, tyro.conf.Positional]
+    """A folder that `pangu-jax export` wrote."""
+    program: str | None = None
+    """Which of its programs; may be left out where there is one."""
+    inputs: str | None = None
+    """An .npz with one array for each input."""
+    out: str | None = None
+    """Where to write the results as .npz; None prints what they are."""
+    check: bool = False
+    """Run the samples that the artefact keeps, and compare with jax's results at export."""
+    provider: str = "CPUExecutionProvider"
+    """For ONNX: onnxruntime's provider, such as CANNExecutionProvider."""
+
+
+def main(options: Options) -> None:
+    """Runs a program, or the check; without either, prints the signature."""
+    if options.check:
+        artefact, rows = check(options.artefact, provider=options.provider)
+        print(parity.table(rows))
+        parity.require(rows, artefact.tolerance, "the results are not those of the export")
+        return
+    artefact, run = open_runner(options.artefact, provider=options.provider)
+    if options.inputs is None:
+        print(_signature(artefact))
+        return
+    results = run(options.program, load_inputs(options.inputs))
+    if options.out is None:
+        for name, array in results.items():
+            print(f"{name:12} {array.dtype.name} {list(array.shape)}")
+        return
+    if Path(options.out).suffix != ".npz":
+        raise InputError(f"--out is {options.out!r}; results are written as .npz")
+    with atomic_write(options.out, "wb") as file:
+        np.savez(file, **results)
+
+
+def _signature(artefact) -> str:
+    lines = []
+    for program in artefact.programs:
+        lines.append(program.name)
+        for side, tensors in (("in ", program.inputs), ("out", program.outputs)):
+            lines += [
+                f"  {side} {t.name:14} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors
+            ]
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+"""Which platform the code being traced is for: this machine's, unless an export says otherwise."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+import jax
+
+_TARGET: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+def target() -> str:
+    """What operators choose their implementation for: "cpu", "gpu" or "tpu"."""
+    return _TARGET.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def targeting(platform: str) -> Iterator[None]:
+    """Inside, operators choose for this platform; for tracing what runs elsewhere."""
+    token = _TARGET.set(platform)
+    try:
+        yield
+    finally:
+        _TARGET.reset(token)

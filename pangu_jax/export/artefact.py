@@ -1,0 +1,258 @@
+"""What an export leaves: a folder with programs, weights and a manifest that vouches for them.
+
+    OUT/artefact.json     signature, platforms, versions, operator counts, checksums
+    OUT/<program>.*       one file a program
+    OUT/weights.*         the parameters that the programs share
+    OUT/samples.npz       inputs and jax's results, so that any machine can check itself
+
+Nothing here imports a model, so an artefact runs where none is known.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pangu_jax.core.config import from_json, read_json, to_json
+from pangu_jax.core.errors import InputError
+
+MANIFEST = "artefact.json"
+SAMPLES = "samples.npz"
+SAMPLES_LIMIT = 2**25  # bytes; larger samples are compared at export and not kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One input or result; a dimension that is a letter is chosen when it is called."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program of an artefact.
+
+    Attributes:
+      name: what it is called.
+      file: its file in the folder.
+      inputs: in the order of the signature.
+      outputs: the results.
+      operators: how often each operator occurs.
+    """
+
+    name: str
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    operators: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+    """The manifest of an exported folder.
+
+    Attributes:
+      target: what kind of programs they are.
+      programs: the programs.
+      files: SHA-256 of every file.
+      platforms: where they run.
+      versions: of jax and this library at export, and of the format.
+      weights: the file of weights, "" if they are inside the programs.
+      tolerance: the relative error that parity was held to.
+      facts: sizes a caller needs, such as the profiles and the slots of a decoder.
+      notes: what the exporter wanted said.
+    """
+
+    target: Literal["onnx", "stablehlo"]
+    programs: tuple[Compiled, ...]
+    files: dict[str, str]
+    platforms: tuple[str, ...]
+    versions: dict[str, str]
+    weights: str = ""
+    tolerance: float = 2e-5
+    facts: dict[str, int | str | tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def program(self, name: str | None) -> Compiled:
+        """The program of that name; None is the only one.
+
+        Raises:
+          InputError: no such program, or no name where there are several.
+        """
+        known = {p.name: p for p in self.programs}
+        if name is None and len(known) == 1:
+            return self.programs[0]
+        if name not in known:
+            asked = "name a program" if name is None else f"there is no program {name!r}"
+            raise InputError(f"{asked}; the artefact has {', '.join(known)}")
+        return known[name]
+
+
+def save(artefact: Artefact, folder: Path) -> Artefact:
+    """Writes the manifest, with the checksum of every other file of the folder.
+
+    Returns:
+      The artefact with these checksums.
+    """
+    names = sorted(p.name for p in folder.iterdir() if p.name != MANIFEST)
+    artefact = dataclasses.replace(artefact, files={n: _digest(folder / n) for n in names})
+    values = to_json(artefact)
+    values["seal"] = _seal(values)
+    (folder / MANIFEST).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return artefact
+
+
+def load(folder: str | Path) -> Artefact:
+    """Reads the manifest and checks every file against it.
+
+    Raises:
+      InputError: no artefact, or one that was changed, cut short or is incomplete.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} is no artefact: it has no {MANIFEST}")
+    values = read_json(path)
+    if not isinstance(values, dict) or values.pop("seal", None) != _seal(values):
+        raise InputError(f"{path} was changed after the export: its seal does not fit")
+    artefact = from_json(Artefact, values, str(path))
+    for name, digest in artefact.files.items():
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder} lacks {name}, which its manifest lists: the copy is not whole"
+            )
+        if _digest(folder / name) != digest:
+            raise InputError(f"{folder / name} is damaged: it is not the file that was exported")
+    return artefact
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to fill that takes the place of `path` when the block ends well.
+
+    An artefact that is there is replaced; anything else is left alone.
+
+    Raises:
+      InputError: `path` is something else than an artefact or an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _ours(path))):
+        raise InputError(f"{path} exists and is no artefact of ours: choose another folder")
+    mark = uuid.uuid4().hex[:8]
+    temporary = path.with_name(f".{path.name}.{mark}")
+    old = path.with_name(f".{path.name}.{mark}.old")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_samples(folder: Path, samples: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Keeps {"program/sample": {"in/name" or "out/name": array}} unless it is large."""
+    flat = {f"{where}/{n}": np.asarray(a) for where, s in samples.items() for n, a in s.items()}
+    if sum(a.nbytes for a in flat.values()) > SAMPLES_LIMIT:
+        return False
+    # npz has no bfloat16; float32 holds every one of its values.
+    plain = {n: a.astype(np.float32) if a.dtype.kind == "V" or a.dtype.name == "bfloat16" else a
+             for n, a in flat.items()}  # fmt: skip
+    np.savez(folder / SAMPLES, **plain)
+    return True
+
+
+def load_samples(folder: str | Path) -> dict[tuple[str, str], tuple[dict, dict]]:
+    """{(program, sample): (inputs, jax's results)}.
+
+    Raises:
+      InputError: the artefact keeps none.
+    """
+    path = Path(folder) / SAMPLES
+    if not path.is_file():
+        raise InputError(f"{folder} keeps no samples: they were too large; give --inputs")
+    found: dict[tuple[str, str], tuple[dict, dict]] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            program, sample, side, name = key.split("/", 3)
+            pair = found.setdefault((program, sample), ({}, {}))
+            pair[side == "out"][name] = file[key]
+    return found
+
+
+def fit_inputs(program: Compiled, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inputs in the signature's types.
+
+    Raises:
+      InputError: an input is missing, unknown, or of another shape or type.
+    """
+    wanted = {t.name: t for t in program.inputs}
+    surplus = [n for n in given if n not in wanted]
+    if surplus:
+        raise InputError(
+            f"{program.name} has no input {surplus[0]!r}; it takes {', '.join(wanted)}"
+        )
+    sizes: dict[str, tuple[int, str]] = {}
+    fitted = {}
+    for name, tensor in wanted.items():
+        if name not in given:
+            raise InputError(f"{program.name} lacks the input {name!r} {_form(tensor)}")
+        array = np.asarray(given[name])
+        dtype = _as_numpy(tensor.dtype)
+        same = array.dtype == dtype or (array.dtype == np.float32 and tensor.dtype == "bfloat16")
+        if not same:
+            raise InputError(f"input {name!r} is {array.dtype.name}, it must be {tensor.dtype}")
+        _fit_shape(name, tensor, array.shape, sizes)
+        fitted[name] = array.astype(dtype, copy=False)
+    return fitted
+
+
+def _fit_shape(name: str, tensor: Tensor, shape: Sequence[int], sizes: dict) -> None:
+    if len(shape) != len(tensor.shape):
+        raise InputError(f"input {name!r} has shape {tuple(shape)}, it must be {_form(tensor)}")
+    for size, wanted in zip(shape, tensor.shape, strict=True):
+        if isinstance(wanted, str):
+            first = sizes.setdefault(wanted, (size, name))
+            if size != first[0]:
+                raise InputError(
+                    f"input {name!r} has {wanted} = {size}, {first[1]!r} has {first[0]}"
+                )
+        elif size != wanted:
+            raise InputError(f"input {name!r} has shape {tuple(shape)}, it must be {_form(tensor)}")
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tensor.dtype} [{', '.join(map(str, tensor.shape))}]"
+
+
+def _as_numpy(name: str) -> np.dtype:
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def _ours(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

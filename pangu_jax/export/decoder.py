@@ -1,0 +1,244 @@
+"""A decoder as two functions with an explicit key-value cache: prefill and one decoding step.
+
+Rows of a batch are independent: a prompt is padded on the right, token i of a row is in slot i of
+its cache, and each row has its own length. What lies behind a row's length is never attended to,
+and the next tokens overwrite it, so padding leaves no trace. Layers are written out one by one,
+each with its own parameters and cache, so models of unequal layers export like any other.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.export.program import Bundle, Program
+from pangu_jax.models import decoder
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import LayerCache
+from pangu_jax.nn.block import block
+from pangu_jax.nn.norm import rms_norm
+from pangu_jax.nn.rotary import rotation
+from pangu_jax.nn.stack import split
+
+
+def by_layer(params: dict[str, Any]) -> dict[str, Any]:
+    """The tree with "layers", one tree a layer, in place of "runs"; views where numpy allows."""
+    on_host = jax.tree.map(np.asarray, params["runs"])
+    rest = {name: branch for name, branch in params.items() if name != "runs"}
+    return {**jax.tree.map(np.asarray, rest), "layers": split(on_host)}
+
+
+def prefill(
+    params: dict[str, Any],
+    tokens: jax.Array,
+    length: jax.Array,
+    *,
+    cfg: DecoderConfig,
+    slots: int,
+    dtype: Any = None,
+    impl: dict[str, str] | None = None,
+) -> dict[str, jax.Array]:
+    """Reads prompts.
+
+    Args:
+      params: tree of `by_layer`.
+      tokens: int32 [B, T], padded on the right with any ids.
+      length: int32 [B], tokens of each row, 1 to T.
+      cfg: the model.
+      slots: S >= T, slots of the caches it returns.
+      dtype: type of the activations and caches; None takes the embedding table's.
+      impl: {operator: implementation}.
+
+    Returns:
+      "logits": float32 [B, V] for the token after each row's last; "key_i", "value_i" of layer i:
+      [B, S, K, C].
+    """
+    x = decoder.embed(params, tokens, dtype=dtype)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    results = {}
+    for i, (weights, layer) in enumerate(zip(params["layers"], cfg.layers, strict=True)):
+        heads = layer.attention
+        empty = jnp.zeros((1, *tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
+        x, cache, _ = block(
+            weights,
+            x,
+            rotation(positions, heads.head_dim, cfg.rope),
+            None,
+            cfg=layer,
+            eps=cfg.norm_eps,
+            cache=LayerCache(empty, empty, 0, 0),
+            impl=impl,
+        )
+        room = ((0, 0), (0, slots - tokens.shape[1]), (0, 0), (0, 0))
+        results[f"key_{i}"] = jnp.pad(cache.key[0], room)
+        results[f"value_{i}"] = jnp.pad(cache.value[0], room)
+    last = (length - 1)[:, None, None]
+    hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
+    hidden = rms_norm(params["norm"], hidden, eps=cfg.norm_eps)
+    return {"logits": decoder.logits(params, hidden)[:, 0], **results}
+
+
+def step(
+    params: dict[str, Any],
+    token: jax.Array,
+    position: jax.Array,
+    *,
+    cfg: DecoderConfig,
+    dtype: Any = None,
+    impl: dict[str, str] | None = None,
+    **cache: jax.Array,
+) -> dict[str, jax.Array]:
+    """Reads one more token of every row.
+
+    Args:
+      params: tree of `by_layer`.
+      token: int32 [B].
+      position: int32 [B], how many tokens each row has so far: the slot that is written.
+      cfg: the model.
+      dtype: type of the activations; None takes the embedding table's.
+      impl: {operator: implementation}.
+      **cache: "past_key_i", "past_value_i" of each layer, [B, S, K, C].
+
+    Returns:
+      "logits": float32 [B, V] for the next token; "key_i", "value_i": the caches with the new row.
+    """
+    x = decoder.embed(params, token[:, None], dtype=dtype)
+    results = {}
+    for i, (weights, layer) in enumerate(zip(params["layers"], cfg.layers, strict=True)):
+        key, value = cache[f"past_key_{i}"], cache[f"past_value_{i}"]
+        slot = jnp.arange(key.shape[1], dtype=jnp.int32)
+        seen = (slot <= position[:, None])[:, None]  # [B, 1, S]
+        turn = rotation(position[:, None], layer.attention.head_dim, cfg.rope)
+        own = LayerCache(key[None], value[None], 0, position)
+        x, own, _ = block(weights, x, turn, seen, cfg=layer, eps=cfg.norm_eps, cache=own, impl=impl)
+        results[f"key_{i}"], results[f"value_{i}"] = own.key[0], own.value[0]
+    hidden = rms_norm(params["norm"], x, eps=cfg.norm_eps)
+    return {"logits": decoder.logits(params, hidden)[:, 0], **results}
+
+
+def default_slots(cfg: DecoderConfig, profiles: Sequence[int]) -> int:
+    """Slots of the cache unless said: twice the longest prompt, within what the model takes."""
+    return max(max(profiles), min(cfg.max_length, 2 * max(profiles)))
+
+
+def bundle(
+    params: dict[str, Any],
+    cfg: DecoderConfig,
+    *,
+    profiles: Sequence[int] = (128,),
+    slots: int | None = None,
+    batch: Any = 1,
+    dtype: Any = None,
+    impl: dict[str, str] | None = None,
+    prompts: Sequence[Sequence[int]] = (),
+    seed: int = 0,
+) -> Bundle:
+    """A decoder's programs: one prefill for each prompt length, and the decoding step.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      cfg: the model.
+      profiles: prompt lengths T, each a static graph.
+      slots: S of the cache, prompt and new tokens together; None is `default_slots`.
+      batch: B, a number, or a symbolic dimension of jax.export.
+      dtype: type of the activations and caches; None takes the parameters'.
+      impl: {operator: implementation} of the exported functions.
+      prompts: real prompts to compare on, beside random ids.
+      seed: of the random inputs.
+
+    Raises:
+      InputError: a profile or number of slots that the model or the graphs can't have.
+    """
+    profiles = tuple(sorted(set(profiles)))
+    _check_profiles(cfg, profiles)
+    slots = default_slots(cfg, profiles) if slots is None else slots
+    if slots < max(profiles):
+        raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
+    usual = {"cfg": cfg, "dtype": dtype}
+    options = {**usual, "impl": impl}
+    tree = by_layer(params)
+    kind = jnp.dtype(dtype or tree["embed"]["table"].dtype)
+    caches = {
+        f"past_{part}_{i}": jax.ShapeDtypeStruct(
+            (batch, slots, layer.attention.kv_heads, layer.attention.head_dim), kind
+        )
+        for i, layer in enumerate(cfg.layers)
+        for part in ("key", "value")
+    }
+    row = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    samples = _Samples(cfg, batch if isinstance(batch, int) else 2, seed)
+    programs = []
+    for length in profiles:
+        tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+        programs.append(
+            Program(
+                f"prefill_{length}",
+                _bound(prefill, slots=slots, **options),
+                {"tokens": tokens, "length": row},
+                jax.jit(_bound(prefill, slots=slots, **usual)),
+                samples.prefill(length, prompts),
+            )
+        )
+    inputs = {"token": row, "position": row, **caches}
+    states = {
+        name: _after(programs[0].reference, tree, sample)
+        for name, sample in programs[0].samples.items()
+        if profiles[0] < slots
+    }
+    functions = _bound(step, **options), jax.jit(_bound(step, **usual))
+    programs.append(Program("decode", functions[0], inputs, functions[1], states))
+    facts = {
+        "kind": "decoder",
+        "layers": len(cfg.layers),
+        "vocab": cfg.vocab,
+        "profiles": list(profiles),
+        "slots": slots,
+    }
+    return Bundle(tree, tuple(programs), facts)
+
+
+def _bound(function: Any, **options: Any) -> Any:
+    return lambda params, **inputs: function(params, **inputs, **options)
+
+
+def _check_profiles(cfg: DecoderConfig, profiles: Sequence[int]) -> None:
+    if not profiles:
+        raise InputError("an export needs at least one profile (a prompt length)")
+    for length in profiles:
+        if not 1 <= length <= cfg.max_length:
+            raise InputError(
+                f"profile {length} is outside 1 to {cfg.max_length}, the lengths the model takes"
+            )
+
+
+def _after(run: Any, params: Any, sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inputs of the step that follows a prefill."""
+    with jax.default_matmul_precision("highest"):
+        out = run(params, **sample)
+    caches = {f"past_{n}": np.asarray(x) for n, x in out.items() if n != "logits"}
+    token = np.asarray(out["logits"].argmax(-1), np.int32)
+    return {"token": token, "position": sample["length"], **caches}
+
+
+class _Samples:
+    """Inputs to compare on: random ids, and prompts the user or the tokeniser knows."""
+
+    def __init__(self, cfg: DecoderConfig, batch: int, seed: int):
+        self.cfg, self.batch, self.rng = cfg, batch, np.random.default_rng(seed)
+
+    def prefill(self, length: int, prompts: Sequence[Sequence[int]]) -> dict[str, dict]:
+        """One batch of random ids, and one that begins with real prompts."""
+        kinds = [("random", ()), *([("real", prompts)] if len(prompts) else [])]
+        return {name: self._batch(length, rows) for name, rows in kinds}
+
+    def _batch(self, length: int, prompts: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+        tokens = self.rng.integers(0, self.cfg.vocab, (self.batch, length)).astype(np.int32)
+        lengths = self.rng.integers(max(1, length // 2), length + 1, self.batch).astype(np.int32)
+        for row, prompt in zip(range(self.batch), prompts, strict=False):
+            kept = list(prompt)[:length]
+            tokens[row, : len(kept)] = kept
+            lengths[row] = len(kept)
+        return {"tokens": tokens, "length": lengths}

@@ -1,0 +1,125 @@
+"""What is exported: named pure functions over one tree of parameters."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from pangu_jax.core.tree import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One function to export.
+
+    Attributes:
+      name: of its file.
+      function: `function(params, **inputs)`, pure, giving {name: array}.
+      inputs: {name: shape and type}, in the order in which they are documented.
+      reference: the same function as jax runs it here, compiled, to compare with; None compiles
+        `function`.
+      samples: inputs to compare on: {how they are called: {name: array}}.
+    """
+
+    name: str
+    function: Callable[..., dict[str, Any]]
+    inputs: Mapping[str, jax.ShapeDtypeStruct]
+    reference: Callable[..., dict[str, Any]] | None = None
+    samples: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """Programs that share parameters.
+
+    Attributes:
+      params: tree of arrays.
+      programs: the functions.
+      facts: what a caller of the artefact needs to know beside the signature: JSON values.
+      notes: what the user should be told.
+    """
+
+    params: Any
+    programs: tuple[Program, ...]
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def single(
+    function: Callable[..., Any],
+    params: Any,
+    inputs: Mapping[str, Any],
+    *,
+    name: str = "forward",
+    samples: Mapping[str, Mapping[str, Any]] | None = None,
+    reference: Callable[..., Any] | None = None,
+) -> Bundle:
+    """One function as a bundle.
+
+    Args:
+      function: `function(params, *inputs)`, pure, giving any tree of arrays: an array alone is
+        called "output", others by their path, after "output_" where that begins with a number.
+      params: tree of arrays.
+      inputs: {name: array or ShapeDtypeStruct}, in the order of the arguments.
+      name: of the program.
+      samples: inputs to compare on; None takes `inputs`, if they are arrays.
+      reference: the function to compare with; None is `function`.
+    """
+    specs = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in inputs.items()}
+    if samples is None:
+        abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in inputs.values())
+        samples = {} if abstract else {"given": inputs}
+    order = tuple(inputs)
+    compared = None if reference is None else jax.jit(_named(reference, order))
+    return Bundle(params, (Program(name, _named(function, order), specs, compared, samples),))
+
+
+def linen(
+    module: Any, variables: Any, inputs: Mapping[str, Any], *, name: str = "forward"
+) -> Bundle:
+    """A Flax Linen module with its variables; see `single` for the rest."""
+    from flax.core import meta
+
+    return single(module.apply, meta.unbox(variables), inputs, name=name)
+
+
+def nnx(module: Any, inputs: Mapping[str, Any], *, name: str = "forward") -> Bundle:
+    """A Flax NNX module; see `single` for the rest."""
+    from flax import nnx
+
+    structure, state = nnx.split(module)
+    leaves = nnx.to_pure_dict(state)
+
+    def call(params: Any, *arguments: Any) -> Any:
+        current = jax.tree.map(lambda x: x, state)
+        nnx.replace_by_pure_dict(current, params)
+        return nnx.merge(structure, current)(*arguments)
+
+    return single(call, leaves, inputs, name=name)
+
+
+def _named(function: Callable[..., Any], order: tuple[str, ...]) -> Callable[..., dict[str, Any]]:
+    def call(params: Any, **inputs: Any) -> dict[str, Any]:
+        results = function(params, *(inputs[n] for n in order))
+        return {_name(path): x for path, x in flatten(results).items()}
+
+    return call
+
+
+def _name(path: str) -> str:
+    name = path.replace("/", "_") or "output"
+    return f"output_{name}" if name[0].isdigit() else name
+
+
+def references(bundle: Bundle) -> dict[tuple[str, str], dict[str, Any]]:
+    """What jax gives for every sample: {(program, sample): {result: array}}."""
+    found = {}
+    with jax.default_matmul_precision("highest"):
+        for program in bundle.programs:
+            run = program.reference or jax.jit(program.function)
+            for name, inputs in program.samples.items():
+                results = run(bundle.params, **inputs)
+                found[program.name, name] = {n: np.asarray(x) for n, x in results.items()}
+    return found

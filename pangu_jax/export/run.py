@@ -1,0 +1,81 @@
+"""Runs an artefact of either kind, and checks it against the results it came with."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.export.artefact import Artefact, fit_inputs, load, load_samples
+from pangu_jax.export.parity import Row, compare
+
+Runner = Callable[[str | None, Mapping[str, Any]], dict[str, np.ndarray]]
+
+
+def open_runner(
+    folder: str | Path, *, provider: str = "CPUExecutionProvider"
+) -> tuple[Artefact, Runner]:
+    """The manifest of an artefact, and a function of (program, inputs) that runs it.
+
+    Args:
+      folder: the artefact.
+      provider: of onnxruntime, for ONNX: "CPUExecutionProvider", "CANNExecutionProvider"...
+
+    Raises:
+      InputError: the artefact is damaged, or cannot run here.
+    """
+    artefact = load(folder)
+    if artefact.target == "stablehlo":
+        from pangu_jax.export import stablehlo
+
+        return artefact, stablehlo.open_artefact(folder)
+    return artefact, _onnx_runner(artefact, Path(folder), provider)
+
+
+def _onnx_runner(artefact: Artefact, folder: Path, provider: str) -> Runner:
+    from pangu_jax.export.onnx.write import Session
+
+    sessions: dict[str, Session] = {}
+
+    def run(name: str | None, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        program = artefact.program(name)
+        fitted = fit_inputs(program, inputs)
+        if program.name not in sessions:
+            sessions[program.name] = Session(folder / program.file, provider)
+        return sessions[program.name](fitted)
+
+    return run
+
+
+def check(
+    folder: str | Path, *, provider: str = "CPUExecutionProvider"
+) -> tuple[Artefact, list[Row]]:
+    """Runs the samples that the artefact keeps and compares with jax's results at export.
+
+    Raises:
+      InputError: the artefact is damaged, keeps no samples, or cannot run here.
+    """
+    artefact, run = open_runner(folder, provider=provider)
+    rows = []
+    for (program, sample), (inputs, results) in load_samples(folder).items():
+        rows += compare(program, sample, results, run(program, inputs))
+    return artefact, rows
+
+
+def load_inputs(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file.
+
+    Raises:
+      InputError: no such file, or not a plain .npz.
+    """
+    try:
+        found = np.load(Path(path), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise InputError(f"{path} is one array; inputs are an .npz of named arrays")
+        with found:
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {path} as .npz: {error}") from error

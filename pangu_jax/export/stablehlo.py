@@ -1,0 +1,250 @@
+"""StableHLO artefacts through jax.export: for CPU, GPU and TPU, batch size open, no model code.
+
+An artefact loads with the jax that made it or a newer one. Programs that are exported in float32
+ask for full precision in every product, so that a GPU or TPU gives what a CPU gives; `precision`
+"default" leaves that to the platform, which is faster and rounds more.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export as jax_export
+import jax.numpy as jnp
+import numpy as np
+
+import pangu_jax
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import targeting
+from pangu_jax.core.tree import flatten
+from pangu_jax.export.artefact import (
+    Artefact,
+    Compiled,
+    Tensor,
+    fit_inputs,
+    load,
+    save,
+    save_samples,
+)
+from pangu_jax.export.parity import Row, compare
+from pangu_jax.export.program import Bundle, references
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+WEIGHTS = "weights.safetensors"
+
+
+def symbolic_batch() -> Any:
+    """The batch dimension whose size is chosen at each call."""
+    return jax_export.symbolic_shape("b")[0]
+
+
+def check_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
+    """The platforms, if they are known ones.
+
+    Raises:
+      InputError: an unknown platform, or none.
+    """
+    for name in platforms:
+        if name not in PLATFORMS:
+            raise InputError(f"there is no platform {name!r}; known: {', '.join(PLATFORMS)}")
+    if not platforms:
+        raise InputError(f"name at least one platform of {', '.join(PLATFORMS)}")
+    return tuple(platforms)
+
+
+def here() -> str:
+    """The platform of this process, by the names used here."""
+    name = jax.default_backend()
+    return "cuda" if name == "gpu" else name
+
+
+def export(
+    bundle: Bundle,
+    folder: Path,
+    *,
+    platforms: Sequence[str] = ("cpu",),
+    inside: bool = False,
+    precision: str = "highest",
+    tolerance: float = 2e-5,
+) -> tuple[Artefact, list[Row]]:
+    """Writes the programs of a bundle into a folder.
+
+    Args:
+      bundle: what to export; the shapes of inputs may have the symbolic batch.
+      folder: an empty folder.
+      platforms: of `PLATFORMS`; one artefact serves them all.
+      inside: whether weights are constants of the programs, instead of one file beside them.
+      precision: of products in float32: "highest" or "default".
+      tolerance: written into the manifest; the caller holds the rows to it.
+
+    Returns:
+      The manifest, and the comparison with jax, empty if this machine is none of the platforms.
+
+    Raises:
+      InputError: an unknown platform.
+    """
+    platforms = check_platforms(platforms)
+    leaves = {n: jnp.asarray(x) for n, x in flatten(bundle.params).items()}
+    if not inside:
+        _save_weights(leaves, folder / WEIGHTS)
+    compiled, exported = [], {}
+    for program in bundle.programs:
+        function = _closed(program.function, bundle.params, leaves if inside else None)
+        weights = {} if inside else _abstract(leaves)
+        target = targeting({"cuda": "gpu"}.get(platforms[0], platforms[0]))
+        with target, jax.default_matmul_precision(precision if precision != "default" else None):
+            made = jax_export.export(jax.jit(function), platforms=platforms)(
+                weights, dict(program.inputs)
+            )
+        (folder / f"{program.name}.stablehlo").write_bytes(made.serialize())
+        exported[program.name] = made
+        compiled.append(_compiled(program.name, program.inputs, made))
+    kept, rows, wanted = {}, [], references(bundle)
+    for program in bundle.programs:
+        for name, inputs in program.samples.items():
+            results = wanted[program.name, name]
+            if here() in platforms:
+                weights = {} if inside else leaves
+                found = exported[program.name].call(weights, dict(inputs))
+                rows += compare(program.name, name, results, found)
+            kept[f"{program.name}/{name}"] = {
+                **{f"in/{n}": a for n, a in inputs.items()},
+                **{f"out/{n}": a for n, a in results.items()},
+            }
+    save_samples(folder, kept)
+    versions = {
+        "pangu_jax": pangu_jax.__version__,
+        "jax": jax.__version__,
+        "calling_convention": str(made.calling_convention_version),
+        "precision": precision,
+    }
+    artefact = Artefact(
+        "stablehlo", tuple(compiled), {}, platforms, versions, "" if inside else WEIGHTS,
+        tolerance, dict(bundle.facts), tuple(bundle.notes),
+    )  # fmt: skip
+    return save(artefact, folder), rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """An artefact ready to run.
+
+    Attributes:
+      artefact: its manifest.
+      weights: its parameters on this machine's device.
+      programs: the programs by name.
+    """
+
+    artefact: Artefact
+    weights: dict[str, jax.Array]
+    programs: dict[str, Any]
+
+    def __call__(self, name: str | None, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Runs a program.
+
+        Args:
+          name: which; None is the only one.
+          inputs: {name: array}.
+
+        Raises:
+          InputError: no such program, or inputs that don't fit its signature.
+        """
+        program = self.artefact.program(name)
+        results = self.programs[program.name](self.weights, fit_inputs(program, inputs))
+        return {n: np.asarray(x) for n, x in results.items()}
+
+
+def open_artefact(folder: str | Path) -> Loaded:
+    """Loads an artefact, on whatever device jax has here.
+
+    Raises:
+      InputError: it is damaged, made by a newer jax, or for other platforms.
+    """
+    folder = Path(folder)
+    artefact = load(folder)
+    if artefact.target != "stablehlo":
+        raise InputError(f"{folder} holds {artefact.target} programs, not StableHLO")
+    _check_version(artefact)
+    if here() not in artefact.platforms:
+        raise InputError(
+            f"{folder} was exported for {', '.join(artefact.platforms)}; this machine has {here()}"
+        )
+    weights = _load_weights(folder / artefact.weights) if artefact.weights else {}
+    programs = {p.name: jax.jit(_read(folder / p.file).call) for p in artefact.programs}
+    return Loaded(artefact, weights, programs)
+
+
+def _check_version(artefact: Artefact) -> None:
+    made, own = artefact.versions.get("jax", "?"), jax.__version__
+    if _numbers(made) > _numbers(own):
+        raise InputError(
+            f"the artefact was exported by jax {made} and this is jax {own}: an artefact loads "
+            "with the same jax or a newer one"
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+def _read(path: Path) -> Any:
+    try:
+        return jax_export.deserialize(bytearray(path.read_bytes()))
+    except Exception as error:  # flatbuffers and jax raise many kinds
+        raise InputError(f"{path} cannot be read by this jax: {error}") from error
+
+
+def _closed(function: Callable, params: Any, inside: dict | None) -> Callable:
+    """`function` on {path: array}, or with the parameters built in."""
+    names, tree = list(flatten(params)), jax.tree.structure(params)
+
+    def call(weights: dict[str, Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        held = weights if inside is None else inside
+        return function(jax.tree.unflatten(tree, [held[n] for n in names]), **inputs)
+
+    return call
+
+
+def _abstract(leaves: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    return {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in leaves.items()}
+
+
+def _compiled(name: str, inputs: Mapping[str, Any], made: Any) -> Compiled:
+    outputs = jax.tree.unflatten(made.out_tree, made.out_avals)
+    text = made.mlir_module()
+    operators: dict[str, int] = {}
+    for line in text.splitlines():
+        _, found, rest = line.partition("stablehlo.")
+        if found:
+            op = rest.split(" ")[0].split("(")[0].strip('"')
+            operators[op] = operators.get(op, 0) + 1
+    return Compiled(
+        name,
+        f"{name}.stablehlo",
+        _tensors(inputs),
+        _tensors(outputs),
+        dict(sorted(operators.items())),
+    )
+
+
+def _tensors(items: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    form = lambda size: size if isinstance(size, int) else str(size)  # noqa: E731
+    return tuple(Tensor(n, tuple(map(form, x.shape)), x.dtype.name) for n, x in items.items())
+
+
+def _save_weights(leaves: Mapping[str, jax.Array], path: Path) -> None:
+    from safetensors.flax import save_file
+
+    save_file(dict(leaves), str(path))
+    path.chmod(0o644)  # it is made for the owner alone
+
+
+def _load_weights(path: Path) -> dict[str, jax.Array]:
+    from safetensors.flax import load_file
+
+    try:
+        return load_file(str(path))
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {error}") from error

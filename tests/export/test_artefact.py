@@ -1,0 +1,156 @@
+"""A folder is what its manifest says, or it is refused in one sentence; inputs are checked."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.export import artefact as kept
+from pangu_jax.export import parity, program
+from pangu_jax.export.onnx.write import export
+from pangu_jax.export.run import check, load_inputs, open_runner
+
+pytestmark = pytest.mark.onnx
+
+
+def linear(params, x, count):
+    return {"y": x @ params["w"] + params["b"], "n": count + 1}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(40, 30)).astype(np.float32), "b": np.ones(30, np.float32)}
+    inputs = {"x": rng.normal(size=(2, 40)).astype(np.float32), "count": np.array([1, 2], np.int32)}
+    bundle = program.single(linear, params, inputs)
+    with kept.new_folder(tmp_path / "out") as folder:
+        export(bundle, folder, external=True)
+    return tmp_path / "out"
+
+
+def test_an_artefact_comes_back_and_checks_itself(folder):
+    artefact = kept.load(folder)
+    assert artefact.target == "onnx"
+    assert artefact.versions["onnx_opset"] == "17"
+    (made,) = artefact.programs
+    assert [t.name for t in made.inputs] == ["x", "count"]
+    assert made.inputs[0] == kept.Tensor("x", (2, 40), "float32")
+    assert made.operators == {"Add": 2, "MatMul": 1}
+    assert sorted(artefact.files) == ["forward.onnx", "samples.npz", "weights.bin"]
+    _, rows = check(folder)
+    assert {row.output for row in rows} == {"y", "n"}
+    assert max(row.relative for row in rows) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["forward.onnx", "weights.bin", "samples.npz"])
+def test_a_changed_or_cut_file_is_refused(folder, name):
+    path = folder / name
+    raw = path.read_bytes()
+    for damaged in (raw[:-7], raw[: len(raw) // 2] + b"\x00\x01" + raw[len(raw) // 2 + 2 :]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{name} is damaged"):
+            open_runner(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=rf"lacks {name}.*not whole"):
+        open_runner(folder)
+
+
+def test_a_changed_manifest_is_refused(folder):
+    path = folder / kept.MANIFEST
+    text = path.read_text()
+    path.write_text(text.replace('"float32"', '"float16"', 1))
+    with pytest.raises(InputError, match=r"seal does not fit"):
+        kept.load(folder)
+    path.write_text(text[:-30])
+    with pytest.raises(InputError, match=r"is not JSON"):
+        kept.load(folder)
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"seal"):
+        kept.load(folder)
+    values = json.loads(text)
+    del values["seal"], values["programs"]
+    path.write_text(json.dumps({**values, "seal": kept._seal(values)}))
+    with pytest.raises(InputError, match=r"lacks the field 'programs'"):
+        kept.load(folder)
+    path.unlink()
+    with pytest.raises(InputError, match=r"is no artefact"):
+        kept.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "forward lacks the input 'x' float32 .2, 40."),
+        ({"x": np.ones((3, 40), np.float32)}, r"input 'x' has shape \(3, 40\), it must be float32"),
+        ({"x": np.ones(40, np.float32)}, r"input 'x' has shape \(40,\), it must be"),
+        ({"x": np.ones((2, 40))}, "input 'x' is float64, it must be float32"),
+        ({"x": np.ones((2, 40), np.float32), "count": np.ones(2, np.int64)}, "'count' is int64"),
+        ({"z": np.ones(2)}, "forward has no input 'z'; it takes x, count"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(folder, given, said):
+    _, run = open_runner(folder)
+    with pytest.raises(InputError, match=said):
+        run("forward", given)
+    with pytest.raises(InputError, match=r"there is no program 'back'; the artefact has forward"):
+        run("back", given)
+
+
+def test_an_unknown_provider_is_refused(folder):
+    _, run = open_runner(folder, provider="MoonExecutionProvider")
+    with pytest.raises(InputError, match=r"no MoonExecutionProvider here; it has .*CPU"):
+        run(None, {"x": np.ones((2, 40), np.float32), "count": np.ones(2, np.int32)})
+
+
+def test_only_an_artefact_or_an_empty_folder_is_replaced(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious.txt").write_text("x")
+    with pytest.raises(InputError, match=r"no artefact of ours"), kept.new_folder(other):
+        pass
+    assert (other / "precious.txt").exists()
+    with pytest.raises(KeyError), kept.new_folder(folder) as new:
+        (new / "half").write_text("x")
+        raise KeyError
+    assert kept.load(folder).target == "onnx"
+    with kept.new_folder(folder) as new:
+        (new / "file").write_text("x")
+    assert [p.name for p in folder.iterdir()] == ["file"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_inputs_are_read_from_plain_npz_only(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.ones(2))
+    assert load_inputs(path)["x"].shape == (2,)
+    np.save(tmp_path / "x.npy", np.ones(2))
+    for name, said in (("x.npy", "is one array"), ("none.npz", "cannot read"), ("t.npz", "cannot")):
+        (tmp_path / "t.npz").write_text("no archive")
+        with pytest.raises(InputError, match=said):
+            load_inputs(tmp_path / name)
+    np.savez(tmp_path / "o.npz", x=np.array([{}], object))
+    with pytest.raises(InputError, match=r"cannot read"):
+        load_inputs(tmp_path / "o.npz")
+
+
+def test_parity_counts_the_worst_and_refuses_above_the_tolerance():
+    wanted = {"key_0": np.array([1.0, -4.0]), "key_1": np.array([2.0]), "ids": np.array([1, 2])}
+    found = {"key_0": np.array([1.0, -4.4]), "key_1": np.array([2.1]), "ids": np.array([1, 2])}
+    rows = {row.output: row for row in parity.compare("p", "s", wanted, found)}
+    assert rows["key"].absolute == pytest.approx(0.4)
+    assert rows["key"].relative == pytest.approx(0.1)
+    assert rows["ids"].relative == 0
+    parity.require(rows.values(), 0.2)
+    with pytest.raises(InputError, match=r"key on the s sample by 1.0e-01.*tolerance 5e-02"):
+        parity.require(rows.values(), 0.05)
+    assert parity.errors(np.array([1, 2]), np.array([1, 3])) == (np.inf, np.inf)
+    nan = np.array([np.nan, 1.0])
+    assert parity.errors(nan, nan) == (0, 0)
+    assert parity.errors(np.zeros(2), nan)[1] == np.inf
+    assert parity.errors(np.zeros(2), np.ones(2))[1] == np.inf
+    with pytest.raises(InputError, match=r"nothing|tolerance"):
+        parity.require([parity.Row("p", "s", "x", 0.0, float("nan"))], 1.0)
+    with pytest.raises(InputError, match=r"gave no ids"):
+        parity.compare("p", "s", wanted, {"key_0": wanted["key_0"], "key_1": wanted["key_1"]})
+    assert "max rel" in parity.table(list(rows.values()))
