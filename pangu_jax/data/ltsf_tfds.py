@@ -34,7 +34,9 @@ def builder_class(name: str) -> type:
 
     folder = _folder(name)
 
-    class BenchmarkBlocks(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class BenchmarkBlocks(  # pyright: ignore[reportGeneralTypeIssues]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
         name = folder
         VERSION = tfds.core.Version("1.0.0")
         files: Path | None = None
