@@ -8,7 +8,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 
-SECOND = np.timedelta64(1, "s")
+SECOND, MONTH = np.timedelta64(1, "s"), np.timedelta64(1, "M")
 UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
@@ -48,8 +48,8 @@ class TimeStep:
             return last + numbers * SECOND
         month, day = last.astype("datetime64[M]"), last.astype("datetime64[D]")
         clock = last - day
-        months = month + numbers
-        ends = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+        months = month + numbers * MONTH
+        ends = (months + MONTH).astype("datetime64[D]") - np.timedelta64(1, "D")
         same = months.astype("datetime64[D]") + (day - month.astype("datetime64[D]"))
         return (ends if self.month_end else np.minimum(same, ends)) + clock
 
@@ -133,7 +133,7 @@ def _months(times: np.ndarray) -> TimeStep | None:
     clocks = times - days
     if not ((counts == counts[0]).all() and counts[0] > 0 and (clocks == clocks[0]).all()):
         return None
-    ends = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+    ends = (months + MONTH).astype("datetime64[D]") - np.timedelta64(1, "D")
     if (days == ends).all():
         return TimeStep(int(counts[0]), "month", True)
     of_month = (days - months.astype("datetime64[D]")).astype(int)

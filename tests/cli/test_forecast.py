@@ -141,7 +141,7 @@ def test_future_times_follow_the_step(trained, tmp_path, step, first, following)
         model.cfg, step_count=step.count, step_unit=step.unit, month_end=step.month_end
     )
     if step.unit == "month":
-        months = np.datetime64("2024-02") - np.arange(40)[::-1]
+        months = np.datetime64("2024-02") - np.arange(40)[::-1] * np.timedelta64(1, "M")
         times = months.astype("datetime64[D]") - np.timedelta64(1, "D")
     else:
         last = np.datetime64(following[0], "s") - np.timedelta64(step.count, "s")
