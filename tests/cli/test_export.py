@@ -188,7 +188,6 @@ def test_run_in_a_process_without_model_code(exported):
         "except SystemExit as end: assert end.code == 0, end.code\n"
         "rooms = {n.split('.')[1] for n in sys.modules if n.startswith('pangu_jax.')}\n"
         "assert rooms == {'cli', 'core', 'export'}, rooms\n"
-        "assert 'jax' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

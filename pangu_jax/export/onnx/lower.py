@@ -200,38 +200,50 @@ def _evaluate(eqn: Any, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _scan(g: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
-    params = eqn.params
-    body, length = params["jaxpr"], params["length"]
-    steps = length * _count(body.jaxpr)
+    body, length, reverse = (eqn.params[n] for n in ("jaxpr", "length", "reverse"))
+    steps = length * _count(body)
     origin = g.origin
     if len(g.nodes) + steps > MAX_NODES:
         raise Unsupported(
             f"{origin} of {length} steps would make about {steps} nodes, over the bound of "
             f"{MAX_NODES}: use the operator's loop-free form, or a shorter sequence"
         )
-    fixed = inputs[: params["num_consts"]]
-    carry = inputs[params["num_consts"] : params["num_consts"] + params["num_carry"]]
-    walked = [full(g, v) for v in inputs[params["num_consts"] + params["num_carry"] :]]
-    outputs: list[list[Value]] = [[] for _ in eqn.outvars[len(carry) :]]
-    for step in range(length)[:: -1 if params["reverse"] else 1]:
-        rows = [_row(g, v, step) for v in walked]
-        results = lower(g, body, [*fixed, *carry, *rows])
-        carry = results[: len(carry)]
-        for made, row in zip(outputs, results[len(carry) :], strict=True):
+    carried, walked = _scan_parts(eqn, getattr(body, "jaxpr", body))
+    start = len(inputs) - carried - walked
+    fixed, carry = inputs[:start], inputs[start : start + carried]
+    rows_of = [full(g, v) for v in inputs[start + carried :]]
+    outputs: list[list[Value]] = [[] for _ in eqn.outvars[carried:]]
+    for step in range(length)[:: -1 if reverse else 1]:
+        rows = [_row(g, v, step) for v in rows_of]
+        results = _call(g, body, [*fixed, *carry, *rows])
+        carry = results[:carried]
+        for made, row in zip(outputs, results[carried:], strict=True):
             made.append(row)
     g.origin = origin
     stacked = [
-        _stack(g, made[:: -1 if params["reverse"] else 1], var.aval)
-        for made, var in zip(outputs, eqn.outvars[len(carry) :], strict=True)
+        _stack(g, made[:: -1 if reverse else 1], var.aval)
+        for made, var in zip(outputs, eqn.outvars[carried:], strict=True)
     ]
     return [*carry, *stacked]
+
+
+def _scan_parts(eqn: Any, body: Any) -> tuple[int, int]:
+    """How many values a scan carries, and how many arrays it walks over.
+
+    Read from the shapes, since the parameters that say so differ between versions of jax: what is
+    carried has the same shape outside and inside, what is walked over has one axis more outside.
+    """
+    shape = lambda atom: tuple(atom.aval.shape)  # noqa: E731
+    carried = sum(shape(a) == shape(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))
+    walked = sum(shape(a) != shape(b) for a, b in zip(eqn.invars, body.invars, strict=True))
+    return carried, walked
 
 
 def _count(jaxpr: Any) -> int:
     """About how many nodes a jaxpr makes."""
     total = 0
-    for eqn in jaxpr.eqns:
-        inner = [getattr(j, "jaxpr", j) for j in jex.jaxprs_in_params(eqn.params)]
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        inner = list(jex.jaxprs_in_params(eqn.params))
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         total += times * sum(_count(j) for j in inner) if inner else 1
     return total
