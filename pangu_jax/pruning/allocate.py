@@ -1,4 +1,4 @@
-"""How much of each layer goes: layer ratios, and widths that meet a target of parameters or FLOPs."""
+"""How much of each layer goes: layer ratios, and widths that meet a parameter or FLOP target."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.block import LayerConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.axes import Sizes
 
@@ -144,6 +145,7 @@ def shrink(
     limits: Limits = Limits(),
     shape: Callable[[float], np.ndarray] | None = None,
     kept: list[int] | None = None,
+    biased: bool = False,
 ) -> DecoderConfig:
     """The configuration of these layers that meets the target, from above, as closely as it can.
 
@@ -157,11 +159,13 @@ def shrink(
       limits: what widths may be.
       shape: ratio to the ratios of the kept layers; None is the same for all.
       kept: numbers of the layers that stay, None for all.
+      biased: whether a repair will give the out and down projections biases, which count too.
 
     Raises:
       InputError: the target cannot be met; says what the smallest possible is.
     """
     layers = cfg.layers if kept is None else tuple(cfg.layers[i] for i in kept)
+    layers = tuple(_biased(layer) for layer in layers) if biased else layers
     base = dataclasses.replace(cfg, layers=layers)
     free = tuple(name for name in free if getattr(target, name) is None)
     make = _Maker(base, target, free, limits, shape or (lambda r: np.full(len(layers), r)))
@@ -184,6 +188,14 @@ def shrink(
         middle = (low + high) / 2
         low, high = (middle, high) if cost(make(middle)) > goal else (low, middle)
     return _fill(make(high), base, goal, cost, limits) if "ffn" in free else make(high)
+
+
+def _biased(layer: LayerConfig) -> LayerConfig:
+    return dataclasses.replace(
+        layer,
+        attention=dataclasses.replace(layer.attention, out_bias=True),
+        mlp=dataclasses.replace(layer.mlp, out_bias=True),
+    )
 
 
 class _Maker:

@@ -57,6 +57,7 @@ def cut(leaf: jax.Array, axes: tuple[str | None, ...], keep: Keep) -> jax.Array:
       axes: the logical axis of each dimension, as its spec has it.
       keep: kept indices by logical axis; axes not named stay whole.
     """
+    xp = np if isinstance(leaf, np.ndarray) else jnp
     for dimension, axis in enumerate(axes):
         if axis == "q_per_kv" and axis in keep:
             if dimension == 0 or axes[dimension - 1] != "kv_heads":
@@ -65,10 +66,25 @@ def cut(leaf: jax.Array, axes: tuple[str | None, ...], keep: Keep) -> jax.Array:
             index = index.reshape(
                 *(1,) * (dimension - 1), *index.shape, *(1,) * (leaf.ndim - dimension - 1)
             )
-            leaf = jnp.take_along_axis(leaf, jnp.asarray(index), axis=dimension)
+            leaf = xp.take_along_axis(leaf, index, axis=dimension)
         elif axis in keep:
-            leaf = jnp.take(leaf, jnp.asarray(keep[axis]), axis=dimension)
+            leaf = xp.take(leaf, keep[axis], axis=dimension)
     return leaf
+
+
+def at_hand(leaf: Any) -> Any:
+    """The leaf as numpy where that is no copy, so that odd shapes need no compiling."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        return leaf
+    on_host = jax.default_backend() == "cpu" and len(leaf.sharding.device_set) == 1
+    return np.asarray(leaf) if on_host else leaf
+
+
+def stack(leaves: list[Any]) -> jax.Array:
+    """Leaves of layers with a leading layers axis."""
+    if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return jnp.asarray(np.stack(leaves))
+    return jnp.stack(leaves)
 
 
 def leaves_along(spec: Any, axis: str) -> dict[str, tuple[int, ...]]:

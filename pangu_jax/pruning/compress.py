@@ -483,7 +483,15 @@ def _sizes(cfg, target, recipe, limits, profile, kept):
             )
 
     limits = dataclasses.replace(limits, equal=limits.equal and recipe.allocation == "equal")
-    small = allocate.shrink(cfg, target, free=recipe.axes, limits=limits, shape=shape, kept=kept)
+    small = allocate.shrink(
+        cfg,
+        target,
+        free=recipe.axes,
+        limits=limits,
+        shape=shape,
+        kept=kept,
+        biased=recipe.repair in repairs.BIASED,
+    )
     hidden = tuple(range(cfg.width))
     if small.width < cfg.width:
         score = importance.hidden_scores(tuple(profile.layers))

@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check
 from pangu_jax.models import decoder
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.pruning import axes
 from pangu_jax.pruning import repair as repairs
 from pangu_jax.pruning.plan import LayerPlan, Plan
 from pangu_jax.pruning.stats import LayerStats, Stats
@@ -158,21 +158,18 @@ def repair(
 
 def _stacked(old, found, hidden, biased) -> dict[str, Any]:
     """The run's projection with the fitted layers replaced."""
+    kernel = axes.at_hand(old["kernel"])
     kernels = [
-        old["kernel"][i] if f is None else _fit_shape(f.kernel[:, hidden], old["kernel"][i])
+        kernel[i] if f is None else f.kernel[:, hidden].reshape(kernel.shape[1:])
         for i, f in enumerate(found)
     ]
-    new = {"kernel": jnp.stack(kernels)}
+    new = {"kernel": axes.stack(kernels)}
     if biased or "bias" in old:
-        width, dtype = old["kernel"].shape[-1], old["kernel"].dtype
-        before = old["bias"] if "bias" in old else jnp.zeros((len(found), width), dtype)
+        empty = np.zeros((len(found), kernel.shape[-1]), kernel.dtype)
+        before = axes.at_hand(old["bias"]) if "bias" in old else empty
         biases = [
-            before[i] if f is None or f.bias is None else jnp.asarray(f.bias[hidden])
+            before[i] if f is None or f.bias is None else f.bias[hidden]
             for i, f in enumerate(found)
         ]
-        new["bias"] = jnp.stack(biases)
+        new["bias"] = axes.stack(biases)
     return new
-
-
-def _fit_shape(kernel: np.ndarray, like: Any) -> Any:
-    return jnp.asarray(kernel).reshape(like.shape)

@@ -19,6 +19,7 @@ importance we read as that of Minitron (arXiv 2407.14679); FLAP arXiv 2312.11983
 open, it is ours: the unit's weights and activations are taken together.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -163,6 +164,7 @@ def _attention_inputs(method: str, stats: LayerStats, shape: tuple[int, ...]) ->
     return each.sum(-1)
 
 
+@partial(jax.jit, static_argnums=0)
 def _per_input(method: str, sums: moments.Moments, kernel: jax.Array) -> jax.Array:
     """Importance of each input of a projection [U, D]."""
     kernel = kernel.astype(sums.outer.dtype)

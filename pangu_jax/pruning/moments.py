@@ -55,6 +55,7 @@ def add(moments: Moments, x: jax.Array) -> Moments:
     )
 
 
+@jax.jit
 def merge(first: Moments, second: Moments | None) -> Moments:
     """The moments of both sets of tokens."""
     return first if second is None else jax.tree.map(jnp.add, first, second)
@@ -70,12 +71,14 @@ def second(moments: Moments) -> jax.Array:
     return moments.outer / moments.tokens
 
 
+@jax.jit
 def covariance(moments: Moments) -> jax.Array:
     """[U, U], population covariance."""
     average = mean(moments)
     return second(moments) - average[:, None] * average[None, :]
 
 
+@jax.jit
 def contributions(cov: jax.Array, kernel: jax.Array) -> jax.Array:
     """Covariance, per output, between what each two units add to the output.
 

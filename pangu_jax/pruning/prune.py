@@ -54,13 +54,13 @@ def prune(
         for parts, leaves in runs:
             made = [_leaf(source, part, path, spec.axes, hidden, plan) for part in parts]
             if all(leaf is not None for leaf in made):
-                leaves[path] = jnp.stack(made)
+                leaves[path] = axes.stack(made)
         if donate:
             source.delete(path)
     tree: dict[str, Any] = {"runs": [_nested(leaves) for _, leaves in runs]}
     outer = flatten(decoder.spec(cfg), is_leaf=is_spec)
     for path, leaf in flatten({k: v for k, v in params.items() if k != "runs"}).items():
-        value = axes.cut(leaf, outer[path].axes, hidden)
+        value = jnp.asarray(axes.cut(axes.at_hand(leaf), outer[path].axes, hidden))
         if path == "norm/scale":
             value = reinit.norm_gain(leaf, value, plan, "norm")
         _place(tree, path, value)
@@ -81,7 +81,8 @@ class _Source:
 
     def __init__(self, params, cfg):
         self.cfg = cfg
-        self.runs = [flatten(run) for run in params["runs"]]
+        self.given = [flatten(run) for run in params["runs"]]
+        self.runs = [{path: axes.at_hand(leaf) for path, leaf in run.items()} for run in self.given]
         self.where = [
             (run, place)
             for run, (_, number) in enumerate(decoder.run_lengths(cfg))
@@ -94,9 +95,10 @@ class _Source:
         return None if found is None else found[place]
 
     def delete(self, path: str) -> None:
-        for run in self.runs:
+        for given, run in zip(self.given, self.runs, strict=True):
             if path in run:
-                run.pop(path).delete()
+                run.pop(path)
+                given.pop(path).delete()
 
 
 def _leaf(source: _Source, part: LayerPlan, path: str, names, hidden, plan: Plan):
@@ -114,7 +116,8 @@ def _leaf(source: _Source, part: LayerPlan, path: str, names, hidden, plan: Plan
             one = {"kv_heads": np.asarray([group]), "q_per_kv": keep["q_per_kv"][index : index + 1]}
             taken = axes.cut(source.leaf(layer, path), names, {**one, **hidden})
             arrays.append(reinit.moved(source, part, number, path, names, taken, hidden, plan))
-        value = jnp.concatenate(arrays, axis=names.index("kv_heads"))
+        xp = np if all(isinstance(x, np.ndarray) for x in arrays) else jnp
+        value = xp.concatenate(arrays, axis=names.index("kv_heads"))
     if hidden and path.endswith("norm/scale") and names == ("embed",):
         value = reinit.norm_gain(whole, value, plan, f"{part.layer}/{path.split('/')[0]}")
     return value

@@ -163,6 +163,8 @@ def _gain_ratio(source, layer, to, path, hidden) -> jax.Array:
     old, new = source.leaf(layer, path), source.leaf(to, path)
     if old is None or new is None:
         return jnp.ones(1, jnp.float32)
-    old, new = old.astype(jnp.float32), new.astype(jnp.float32)
-    ratio = jnp.where(jnp.abs(new) > 1e-6, old / jnp.where(new == 0, 1, new), 0.0)
+    xp = np if isinstance(old, np.ndarray) else jnp
+    old, new = old.astype(np.float32), new.astype(np.float32)
+    # A gain of nearly nothing cannot be divided by; what stands behind it is lost.
+    ratio = xp.where(abs(new) > 1e-6, old / xp.where(new == 0, 1, new), 0.0)
     return ratio[hidden["embed"]] if "embed" in hidden else ratio

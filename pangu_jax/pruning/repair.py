@@ -8,7 +8,7 @@ calibration tokens, from the moments of x alone:
 | none | W_K | b | |
 | bias | W_K | b + the mean of what was dropped | mean |
 | scale | A_j W_K[:, j], A_j least squares without intercept | b | second moments |
-| affine | A_j W_K[:, j], A_j = cov(yhat_j, y_j) / var(yhat_j) | mean(y_j) - A_j mean(...) | covariance |
+| affine | A_j W_K[:, j], A_j = cov(yhat_j, y_j) / var(yhat_j) | likewise | covariance |
 | ridge | W_K + (S_KK + l I)^-1 S_KD W_D | b + mean of what is left over | covariance |
 | ridge-no-bias | the same with second moments | b | second moments |
 
@@ -98,25 +98,29 @@ def fit(
       InputError: an unknown method, or a result that is not finite.
     """
     check_method(method)
+    rows = np.asarray(keep, bool)
     with jax.enable_x64(True):
-        keep = jnp.asarray(np.asarray(keep, bool))
-        both = moments.merge(sums, held)
-        work = kernel.astype(both.outer.dtype)
+        both, keep = moments.merge(sums, held), jnp.asarray(rows)
         held_out = None
-        if method in ("ridge", "ridge-no-bias") and not bool(keep.all()):
-            ridge, held_out = _choose_ridge(sums, held, work, keep, method, ridge)
+        if method in ("ridge", "ridge-no-bias") and not rows.all():
+            ridge, held_out = _choose_ridge(sums, held, kernel, keep, method, ridge)
         else:
             ridge = None
-        new, shift = _solve(both, work, keep, ridge or 0.0, method=method)
-        cut, done, output = _errors(both, work, keep, new, shift)
-        shift = None if method not in BIASED or bool(keep.all()) else shift
-        old = None if bias is None else bias.astype(work.dtype)
-        total = old if shift is None else shift if old is None else old + shift
-        if not bool(jnp.isfinite(new).all()):
-            raise InputError(f"the {method} repair is not finite; try another or a larger ridge")
-        report = SiteReport(float(cut), float(done), float(output), ridge, held_out)
-        new = jnp.asarray(new, kernel.dtype)
-        return new, None if total is None else jnp.asarray(total, kernel.dtype), report
+        new, shift = _solve(both, kernel, keep, np.float32(ridge or 0), method=method)
+        errors = _errors(both, kernel, keep, new, shift)
+        new = _cast(new, kernel)
+        if bias is not None or (method in BIASED and not rows.all()):
+            bias = _cast(shift if method in BIASED else 0 * shift, kernel, bias)
+    cut, done, output = (float(e) for e in errors)
+    if not np.isfinite(done):
+        raise InputError(f"the {method} repair is not finite; try another or a larger ridge")
+    return new, bias, SiteReport(cut, done, output, ridge, held_out)
+
+
+@jax.jit
+def _cast(x, like, more=None):
+    """`x` plus `more` in the type of `like`."""
+    return (x if more is None else x + more.astype(x.dtype)).astype(like.dtype)
 
 
 def _choose_ridge(sums, held, kernel, keep, method, ridge):
@@ -125,7 +129,7 @@ def _choose_ridge(sums, held, kernel, keep, method, ridge):
         return choices[len(choices) // 2], None
     found = {}
     for value in choices:
-        new, shift = _solve(sums, kernel, keep, value, method=method)
+        new, shift = _solve(sums, kernel, keep, np.float32(value), method=method)
         found[value] = float(_errors(held, kernel, keep, new, shift)[1])
     best = min(found, key=lambda v: found[v] if np.isfinite(found[v]) else np.inf)
     return best, found[best]
@@ -134,6 +138,7 @@ def _choose_ridge(sums, held, kernel, keep, method, ridge):
 @partial(jax.jit, static_argnames="method")
 def _solve(sums, kernel, keep, ridge, *, method):
     """New kernel [U, D] and what is added to the bias [D]."""
+    kernel = kernel.astype(sums.outer.dtype)
     kept = jnp.where(keep[:, None], kernel, 0)
     mean = moments.mean(sums)
     zero = jnp.zeros(kernel.shape[1], kernel.dtype)
@@ -180,6 +185,7 @@ def _least_squares(spread, dropped, keep, ridge):
 def _errors(sums, kernel, keep, new, shift):
     """Mean squared error when cut, when repaired, and the output's variance."""
     cov, mean = moments.covariance(sums), moments.mean(sums)
+    kernel = kernel.astype(cov.dtype)
 
     def error(difference, offset):
         energy = (difference * jnp.matmul(cov, difference, precision=_HIGH)).sum(0)

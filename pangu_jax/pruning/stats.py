@@ -244,7 +244,7 @@ class _Walk:
     def layer(self, place, index, batches, visitor, propagate, second_order, similarity):
         """The next boundary, and the layer's statistics; `batches` is overwritten."""
         at = jnp.int32(place)
-        weights = jax.tree.map(lambda x: x[place], self.weights) if second_order else None
+        weights = _weights(self.weights, at) if second_order else None
         heads, held_heads, absolute = self._heads(at, batches, second_order)
         empty = jnp.zeros(self.width, self.dtype)
         tokens = sum(x.shape[0] * x.shape[1] for x in batches)
@@ -286,48 +286,56 @@ class _Walk:
         return batches, stats.replace(similarity=cosine, post_rms=stats.post_rms.at[1].set(rms))
 
     def _heads(self, at, batches, second_order):
-        found: list = [None, None]
+        out = self.weights["attention"]["out"]["kernel"].shape
+        found = self._empty(out[1] * out[2] * out[3], second_order)
         absolute = jnp.zeros(self.width, self.dtype)
         if second_order:
             for x, held in zip(batches, self.held, strict=True):
                 found[held], absolute = _observe_heads(
-                    self.weights, at, x, self.turn, found[held], absolute,
-                    dtype=self.dtype.name, **self.static,
+                    self.weights, at, x, self.turn, found[held], absolute, **self.static,
                 )  # fmt: skip
         return (*found, absolute)
 
     def _channels(self, at, middle, second_order):
-        found: list = [None, None]
+        found = self._empty(self.weights["mlp"]["down"]["kernel"].shape[1], second_order)
         squares = absolute = jnp.zeros(self.width, self.dtype)
         if second_order:
             for x, held in zip(middle, self.held, strict=True):
                 found[held], squares, absolute = _observe_channels(
-                    self.weights, at, x, found[held], squares, absolute,
-                    dtype=self.dtype.name, eps=self.static["eps"],
+                    self.weights, at, x, found[held], squares, absolute, eps=self.static["eps"],
                 )  # fmt: skip
         return (*found, squares, absolute)
+
+    def _empty(self, units, second_order):
+        """Moments of the fitted and of the held-out windows; None where there are none."""
+        return [
+            moments.zeros(units, self.dtype) if second_order and part in self.held else None
+            for part in (False, True)
+        ]
 
 
 def _layer(run, at):
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, at, keepdims=False), run)
 
 
-@partial(jax.jit, static_argnames=("eps", "impl", "dtype"))
-def _observe_heads(run, at, x, turn, found, absolute, *, eps, impl, dtype):
+@jax.jit
+def _weights(run, at):
+    return _layer(run, at)
+
+
+@partial(jax.jit, static_argnames=("eps", "impl"))
+def _observe_heads(run, at, x, turn, found, absolute, *, eps, impl):
     weights = _layer(run, at)
     normed = rms_norm(weights["attention_norm"], x, eps=eps)
     mixed, _ = mix(weights["attention"], normed, turn, None, eps=eps, impl=impl)
-    units = int(np.prod(mixed.shape[2:]))
-    found = moments.zeros(units, jnp.dtype(dtype)) if found is None else found
     return moments.add(found, mixed), absolute + _absolute(normed, absolute.dtype)
 
 
-@partial(jax.jit, static_argnames=("eps", "dtype"))
-def _observe_channels(run, at, x, found, squares, absolute, *, eps, dtype):
+@partial(jax.jit, static_argnames="eps")
+def _observe_channels(run, at, x, found, squares, absolute, *, eps):
     weights = _layer(run, at)
     normed = rms_norm(weights["mlp_norm"], x, eps=eps)
     units = hidden(weights["mlp"], normed)
-    found = moments.zeros(units.shape[-1], jnp.dtype(dtype)) if found is None else found
     squares = squares + (normed.astype(squares.dtype) ** 2).sum((0, 1))
     return moments.add(found, units), squares, absolute + _absolute(normed, absolute.dtype)
 
@@ -397,8 +405,13 @@ def _check(windows: np.ndarray, cfg: DecoderConfig, propagate: str) -> None:
 
 
 def _check_finite(batches: list[jax.Array], index: int) -> None:
-    if not all(bool(ok) for ok in [jnp.isfinite(x).all() for x in batches]):
+    if not all([_finite(x) for x in batches]):
         raise InputError(
             f"the activations of layer {index} are not finite: the checkpoint's weights hold NaN "
             "or infinity, or overflow in this type of activations"
         )
+
+
+@jax.jit
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
