@@ -49,7 +49,7 @@ def resized(layer: LayerConfig, new: Sizes) -> LayerConfig:
     return dataclasses.replace(layer, attention=attention, mlp=mlp)
 
 
-def cut(leaf: jax.Array, axes: tuple[str | None, ...], keep: Keep) -> jax.Array:
+def cut(leaf: Any, axes: tuple[str | None, ...], keep: Keep) -> Any:
     """A leaf with only the kept indices of each of its axes.
 
     Args:

@@ -471,17 +471,16 @@ def _merged(part: LayerPlan, pool, plan: Plan, profile, cfg) -> LayerPlan:
 
 def _sizes(cfg, target, recipe, limits, profile, kept):
     """Kept hidden channels, and the configuration whose widths the layers are to have."""
-    shape = None
-    if recipe.allocation == "cosine":
-        similarity = np.asarray(profile.similarity)[kept]
+    similarity = np.asarray(profile.similarity)[kept] if profile else np.zeros(len(kept))
 
-        def shape(ratio):
-            number = recipe.pruned_layers or len(kept)
-            mean = min(ratio * len(kept) / number, limits.max_ratio)
-            return allocate.layer_ratios(
-                similarity, mean, number=number, alpha=recipe.alpha, max_ratio=limits.max_ratio
-            )
+    def cosine(ratio: float) -> np.ndarray:
+        number = recipe.pruned_layers or len(kept)
+        mean = min(ratio * len(kept) / number, limits.max_ratio)
+        return allocate.layer_ratios(
+            similarity, mean, number=number, alpha=recipe.alpha, max_ratio=limits.max_ratio
+        )
 
+    shape = cosine if recipe.allocation == "cosine" else None
     limits = dataclasses.replace(limits, equal=limits.equal and recipe.allocation == "equal")
     small = allocate.shrink(
         cfg,

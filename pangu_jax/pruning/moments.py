@@ -27,10 +27,10 @@ class Moments:
     absolute: Any
 
 
-def zeros(units: int, dtype: Any) -> Moments:
+def zeros(units: int, dtype: Any, device: Any = None) -> Moments:
     """Moments of nothing."""
-    vector = jnp.zeros(units, dtype)
-    return Moments(jnp.zeros((), dtype), vector, jnp.zeros((units, units), dtype), vector)
+    shapes = {"tokens": (), "total": (units,), "outer": (units, units), "absolute": (units,)}
+    return Moments(**{n: jnp.zeros(s, dtype, device=device) for n, s in shapes.items()})
 
 
 def add(moments: Moments, x: jax.Array) -> Moments:

@@ -240,13 +240,19 @@ class _Walk:
         self.dtype = jnp.dtype(sweep_cfg.moments)
         self.static = {"eps": cfg.norm_eps, "impl": impl}
         self.width = cfg.width
+        # Sums begin where the parameters are: else the first call of each function compiles twice.
+        devices = jax.tree.leaves(weights)[0].devices()
+        self.home = next(iter(devices)) if len(devices) == 1 else None
+
+    def _zeros(self, *shape):
+        return jnp.zeros(shape, self.dtype, device=self.home)
 
     def layer(self, place, index, batches, visitor, propagate, second_order, similarity):
         """The next boundary, and the layer's statistics; `batches` is overwritten."""
         at = jnp.int32(place)
         weights = _weights(self.weights, at) if second_order else None
         heads, held_heads, absolute = self._heads(at, batches, second_order)
-        empty = jnp.zeros(self.width, self.dtype)
+        empty = self._zeros(self.width)
         tokens = sum(x.shape[0] * x.shape[1] for x in batches)
         stats = LayerStats(
             weights=weights,
@@ -256,14 +262,14 @@ class _Walk:
             held_channels=None,
             mlp_squares=empty,
             norm_absolute=jnp.stack([absolute, empty]),
-            similarity=jnp.zeros((), self.dtype),
-            post_rms=jnp.zeros((2, 3), self.dtype),
+            similarity=self._zeros(),
+            post_rms=self._zeros(2, 3),
             tokens=jnp.asarray(tokens, self.dtype),
         )
         out = visitor.heads(index, stats) if visitor is not None else None
         goes_on = out if propagate == "pruned" else None
         before = list(batches) if similarity else [None] * len(batches)
-        rms = jnp.zeros(3, self.dtype)
+        rms = self._zeros(3)
         for i, x in enumerate(batches):
             batches[i], r = _attention(self.weights, at, goes_on, x, self.turn, **self.static)
             rms += r
@@ -277,7 +283,7 @@ class _Walk:
         )
         down = visitor.channels(index, stats) if visitor is not None else None
         goes_on = down if propagate == "pruned" else None
-        rms, cosine = jnp.zeros(3, self.dtype), jnp.zeros((), self.dtype)
+        rms, cosine = self._zeros(3), self._zeros()
         for i, x in enumerate(batches):
             batches[i], r, s = _mlp(self.weights, at, goes_on, before[i], x, **self.static)
             before[i] = None
@@ -288,7 +294,7 @@ class _Walk:
     def _heads(self, at, batches, second_order):
         out = self.weights["attention"]["out"]["kernel"].shape
         found = self._empty(out[1] * out[2] * out[3], second_order)
-        absolute = jnp.zeros(self.width, self.dtype)
+        absolute = self._zeros(self.width)
         if second_order:
             for x, held in zip(batches, self.held, strict=True):
                 found[held], absolute = _observe_heads(
@@ -298,7 +304,7 @@ class _Walk:
 
     def _channels(self, at, middle, second_order):
         found = self._empty(self.weights["mlp"]["down"]["kernel"].shape[1], second_order)
-        squares = absolute = jnp.zeros(self.width, self.dtype)
+        squares = absolute = self._zeros(self.width)
         if second_order:
             for x, held in zip(middle, self.held, strict=True):
                 found[held], squares, absolute = _observe_channels(
@@ -309,7 +315,9 @@ class _Walk:
     def _empty(self, units, second_order):
         """Moments of the fitted and of the held-out windows; None where there are none."""
         return [
-            moments.zeros(units, self.dtype) if second_order and part in self.held else None
+            moments.zeros(units, self.dtype, self.home)
+            if second_order and part in self.held
+            else None
             for part in (False, True)
         ]
 
