@@ -87,8 +87,8 @@ def check_uniform(cfg: DecoderConfig) -> None:
     for i, size in enumerate(found):
         if size != found[0]:
             raise InputError(
-                f"a uniform export needs layers of equal widths, but layer 0 has {_brief(found[0])} "
-                f"and layer {i} {_brief(size)}; use padded or per-layer, or allocation equal"
+                f"a uniform export needs layers of equal widths, but layer 0 has {_brief(found[0])}"
+                f" and layer {i} {_brief(size)}; use padded or per-layer, or allocation equal"
             )
 
 
