@@ -64,6 +64,7 @@ def train(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     label: str = "train",
     layout: Layout | None = None,
+    context: Any = None,
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
@@ -82,6 +83,7 @@ def train(
         returns goes to metrics.jsonl under "eval_" names.
       label: what the progress line says.
       layout: where arrays live; None is the default device.
+      context: see `step.make_step`.
 
     Returns:
       The state after the last step.
@@ -92,7 +94,13 @@ def train(
     """
     folder = Path(folder)
     tx = make_optimizer(optimizer, cfg.steps)
-    step = make_step(loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps))
+    step = make_step(
+        loss,
+        tx,
+        accumulate=cfg.accumulate,
+        schedule=schedule(optimizer, cfg.steps),
+        context=context,
+    )
     init_key, key = jax.random.split(jax.random.key(cfg.seed))
     with Store(folder, keep=cfg.keep) as store, _stop_signals() as stop:
         latest = store.latest()

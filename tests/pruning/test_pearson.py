@@ -42,7 +42,7 @@ def test_swaps_find_what_ranking_one_by_one_misses(seed):
 
 
 def test_a_pair_that_cancels_is_no_trap():
-    """o_1 = -o_2: ranked one by one both stay; one swap at a time cannot part them, but no worse."""
+    """o_1 = -o_2: ranked one by one both stay, and one swap at a time cannot part them."""
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(500, 6, 4))
     outputs[:, 0] *= 6

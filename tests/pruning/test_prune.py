@@ -130,9 +130,7 @@ def test_a_unit_that_adds_nothing_can_go_without_a_trace(model, groups):
         down["kernel"] = down["kernel"].at[:, 7].set(0)
         channels = tuple(c for c in range(12) if c != 7)
         parts = tuple(dataclasses.replace(p, channels=channels) for p in parts)
-        params, cfg = prune(
-            small.params, dataclasses.replace(base, layers=parts), cfg=small.cfg
-        )
+        params, cfg = prune(small.params, dataclasses.replace(base, layers=parts), cfg=small.cfg)
         assert np.abs(small.logits(params, cfg) - small.logits()).max() < 1e-13
 
 
@@ -230,7 +228,7 @@ def test_what_is_no_plan_is_refused(model, tmp_path):
     with pytest.raises(InputError, match="hidden"):
         dataclasses.replace(base, hidden=(0, 16))
     other = model(ffn=8)
-    with pytest.raises(InputError, match="FFN 12.*FFN 8"):
+    with pytest.raises(InputError, match=r"FFN 12.*FFN 8"):
         prune(other.params, base, cfg=other.cfg)
     with pytest.raises(InputError, match="another checkpoint"):
         plan.check_hash(dataclasses.replace(base, model_hash="0" * 16), model().params)

@@ -65,9 +65,7 @@ def test_contributions_are_covariances_of_what_units_add():
 
 def test_a_sweep_sees_what_the_model_computes(model):
     small = model(sandwich=True, query_bias=True, qk_norm=True)
-    found = stats.collect(
-        small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(batch=3)
-    )
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(batch=3))
     x = decoder.embed(small.params, jnp.asarray(small.tokens))
     turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
     for layer, weights in enumerate(split(small.params["runs"])):
