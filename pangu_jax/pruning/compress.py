@@ -380,7 +380,7 @@ class _Visitor:
     def _fit(self, layer: int, site: str, stats: LayerStats):
         recipe = self.recipe
         fitted, masked, report = fit(
-            stats, site, self.part, method=recipe.repair, ridge=recipe.ridge
+            stats, site, self.part, method=recipe.repair, ridge=recipe.ridge, donate=True
         )
         if fitted is not None:
             self.sites[f"{layer}/{site}"] = report

@@ -27,7 +27,13 @@ class Fitted:
 
 
 def fit(
-    stats: LayerStats, site: str, part: LayerPlan, *, method: str, ridge: float | None
+    stats: LayerStats,
+    site: str,
+    part: LayerPlan,
+    *,
+    method: str,
+    ridge: float | None,
+    donate: bool = False,
 ) -> tuple[Fitted | None, dict[str, Any] | None, repairs.SiteReport | None]:
     """Fits one projection of one layer to what stays of its inputs.
 
@@ -37,6 +43,7 @@ def fit(
       part: what stays, without moved groups.
       method: of the repair.
       ridge: see `repair.fit`.
+      donate: give up the statistics of the site, to save memory.
 
     Returns:
       What to put into the pruned model, the projection at the dense shape with zero rows, and the
@@ -51,7 +58,14 @@ def fit(
     sums, held = getattr(stats, site), getattr(stats, f"held_{site}")
     flat = kernel.reshape(-1, kernel.shape[-1])
     new, bias, report = repairs.fit(
-        sums, held, flat, projection.get("bias"), keep, method=method, ridge=ridge
+        sums,
+        held,
+        flat,
+        projection.get("bias"),
+        keep,
+        method=method,
+        ridge=ridge,
+        donate=donate,
     )
     masked = {"kernel": new.reshape(kernel.shape)}
     masked = masked if bias is None else {**masked, "bias": bias}

@@ -55,10 +55,19 @@ def add(moments: Moments, x: jax.Array) -> Moments:
     )
 
 
-@jax.jit
-def merge(first: Moments, second: Moments | None) -> Moments:
-    """The moments of both sets of tokens."""
-    return first if second is None else jax.tree.map(jnp.add, first, second)
+def merge(first: Moments, second: Moments | None, *, donate: bool = False) -> Moments:
+    """The moments of both sets of tokens; `donate` gives `first` up, to save memory."""
+    if second is None:
+        return first
+    return (_merge_into if donate else _merge)(first, second)
+
+
+def _add_all(first: Moments, second: Moments) -> Moments:
+    return jax.tree.map(jnp.add, first, second)
+
+
+_merge = jax.jit(_add_all)
+_merge_into = jax.jit(_add_all, donate_argnums=0)
 
 
 def mean(moments: Moments) -> jax.Array:

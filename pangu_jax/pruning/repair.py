@@ -78,6 +78,7 @@ def fit(
     *,
     method: str,
     ridge: float | None = None,
+    donate: bool = False,
 ) -> tuple[jax.Array, jax.Array | None, SiteReport]:
     """The repaired projection, with zero rows for the dropped inputs.
 
@@ -90,6 +91,7 @@ def fit(
       method: one of `METHODS`.
       ridge: in units of the mean variance of the kept inputs; None chooses among `RIDGES` on the
         held-out moments, or takes the middle one where there are none.
+      donate: give up `sums`, to save memory.
 
     Returns:
       The kernel [U, D] in its own type, the bias (None if there is none), and the errors.
@@ -100,12 +102,13 @@ def fit(
     check_method(method)
     rows = np.asarray(keep, bool)
     with jax.enable_x64(True):
-        both, keep = moments.merge(sums, held), jnp.asarray(rows)
+        keep = jnp.asarray(rows)
         held_out = None
         if method in ("ridge", "ridge-no-bias") and not rows.all():
             ridge, held_out = _choose_ridge(sums, held, kernel, keep, method, ridge)
         else:
             ridge = None
+        both = moments.merge(sums, held, donate=donate)
         new, shift = _solve(both, kernel, keep, np.float32(ridge or 0), method=method)
         errors = _errors(both, kernel, keep, new, shift)
         new = _cast(new, kernel)

@@ -102,12 +102,14 @@ class SweepConfig:
         unless it is 0.
       dtype: type of the activations; None takes the embedding table's.
       moments: type of the sums: float64, or float32 where memory matters more.
+      offload: whether the layer boundary lies in host memory.
     """
 
     batch: int = 8
     held_out: float = 0.25
     dtype: str | None = None
     moments: str = "float64"
+    offload: bool = False
 
     def __post_init__(self):
         if self.batch < 1:
@@ -209,7 +211,7 @@ def sweep(
 
 def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtype: Any) -> int:
     """Bytes a sweep takes beside the parameters: one boundary, and the widest layer's moments."""
-    boundary = windows.size * cfg.width * np.dtype(dtype).itemsize
+    boundary = windows.size * cfg.width * np.dtype(dtype).itemsize * (not sweep_cfg.offload)
     item = np.dtype(sweep_cfg.moments).itemsize
     widest = max(
         max(x.attention.kv_heads * x.attention.q_per_kv * x.attention.head_dim, x.mlp.width)
@@ -240,6 +242,7 @@ class _Walk:
         self.dtype = jnp.dtype(sweep_cfg.moments)
         self.static = {"eps": cfg.norm_eps, "impl": impl}
         self.width = cfg.width
+        self.store = np.asarray if sweep_cfg.offload else lambda x: x
         # Sums begin where the parameters are: else the first call of each function compiles twice.
         devices = jax.tree.leaves(weights)[0].devices()
         self.home = next(iter(devices)) if len(devices) == 1 else None
@@ -271,7 +274,8 @@ class _Walk:
         before = list(batches) if similarity else [None] * len(batches)
         rms = self._zeros(3)
         for i, x in enumerate(batches):
-            batches[i], r = _attention(self.weights, at, goes_on, x, self.turn, **self.static)
+            y, r = _attention(self.weights, at, goes_on, x, self.turn, **self.static)
+            batches[i] = self.store(y)
             rms += r
         channels, held_channels, squares, absolute = self._channels(at, batches, second_order)
         stats = stats.replace(
@@ -285,8 +289,8 @@ class _Walk:
         goes_on = down if propagate == "pruned" else None
         rms, cosine = self._zeros(3), self._zeros()
         for i, x in enumerate(batches):
-            batches[i], r, s = _mlp(self.weights, at, goes_on, before[i], x, **self.static)
-            before[i] = None
+            y, r, s = _mlp(self.weights, at, goes_on, before[i], x, **self.static)
+            batches[i], before[i] = self.store(y), None
             rms, cosine = rms + r, cosine + s
         _check_finite(batches, index)
         return batches, stats.replace(similarity=cosine, post_rms=stats.post_rms.at[1].set(rms))
@@ -394,7 +398,7 @@ def _batches(params, windows, cfg: SweepConfig):
         for i in range(number):  # spread over the text, the last batch among them
             held[-1 - i * (len(parts) // number)] = True
     embedded = [decoder.embed(params, jnp.asarray(p, jnp.int32), dtype=cfg.dtype) for p in parts]
-    return embedded, held
+    return [np.asarray(x) for x in embedded] if cfg.offload else embedded, held
 
 
 def _check(windows: np.ndarray, cfg: DecoderConfig, propagate: str) -> None:

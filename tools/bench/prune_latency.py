@@ -1,6 +1,6 @@
 """Times dense and pruned models: does a smaller model run faster by as much as it is smaller?
 
-    python tools/bench/prune_latency.py --out prune_latency.json           7B shape, prefill and decode
+    python tools/bench/prune_latency.py --out prune_latency.json      7B shape, prefill and decode
     python tools/bench/prune_latency.py --shape tiny --length 64           a smoke test on a CPU
 
 Random bfloat16 weights, so only shapes matter: nothing is pruned, models of the pruned shapes are

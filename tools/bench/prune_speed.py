@@ -58,7 +58,9 @@ def one(cfg, windows, options):
         target=parse(options.target),
         recipe=Recipe(method=options.method, repair=options.repair, ridge=options.ridge),
         limits=Limits(multiple=options.multiple, heads_divide=False),
-        sweep_cfg=SweepConfig(batch=options.batch, moments="float32"),
+        sweep_cfg=SweepConfig(
+            batch=options.batch, moments="float32", offload=options.offload, held_out=options.held
+        ),
         donate=True,
         impl=options.impl,
     )
@@ -88,6 +90,8 @@ def main():
     parser.add_argument("--ridge", type=float)
     parser.add_argument("--multiple", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--offload", action="store_true", help="layer boundary in host memory")
+    parser.add_argument("--held", type=float, default=0.25, help="share held out for the ridge")
     parser.add_argument("--impl")
     parser.add_argument("--out")
     options = parser.parse_args()
