@@ -91,9 +91,7 @@ def test_shuffled_scores_are_worse(stories):
         channels = np.sort(np.argsort(-scores)[: len(part.channels)])
         parts.append(plan.dataclasses.replace(part, channels=tuple(channels.tolist())))
     shuffled = plan.dataclasses.replace(found.plan, layers=tuple(parts))
-    replayed = compress(
-        params, windows[:32], cfg=cfg, plan=shuffled, recipe=Recipe(repair="none")
-    )
+    replayed = compress(params, windows[:32], cfg=cfg, plan=shuffled, recipe=Recipe(repair="none"))
     assert perplexity(replayed.params, replayed.cfg, windows) > 1.15 * good
 
 
