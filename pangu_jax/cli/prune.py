@@ -210,7 +210,9 @@ def _write(out, options, result: Result, cfg, family, calibration, facts, began)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     print((out / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())
-    print(f"\n{out} holds the pruned checkpoint as {written_family}; try: pangu-jax generate {out}")
+    hint = "" if (out / "tokenizer.json").is_file() else " --tokenizer bytes"
+    print(f"\n{out} holds the pruned checkpoint as {written_family}; ", end="")
+    print(f"try: pangu-jax generate {out}{hint}")
 
 
 def _reload(folder: Path, result: Result, calibration: np.ndarray) -> float:

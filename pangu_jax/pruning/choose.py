@@ -35,13 +35,15 @@ def choose_heads(
     kernel = stats.weights["attention"]["out"]["kernel"]
     groups, heads = kernel.shape[:2]
     seed = recipe.seed * 1000 + layer
-    scores = group_scores(recipe.method, stats, seed=seed)
+    if recipe.method == "slimllm":
+        between = _between(stats, 1)
+        scores = -pearson.removal_similarity(between)
+    else:
+        between, scores = None, importance.group_scores(recipe.method, stats, seed=seed)
     if mask is not None:
         units = np.flatnonzero(mask)
-    elif recipe.method == "slimllm" and size.groups < groups:
-        units = np.flatnonzero(
-            pearson.choose(_between(stats, 1), size.groups, greedy=recipe.greedy)
-        )
+    elif between is not None:
+        units = np.flatnonzero(pearson.choose(between, size.groups, greedy=recipe.greedy))
     else:
         units = _best(scores, size.groups)
     if size.heads == heads:
