@@ -208,6 +208,7 @@ def compress(
             text_hash=text_hash(windows),
             scores=_by_layer(visitor.scores, kept, len(cfg.layers)),
             similarity=plans.rounded(profile.similarity) if profile else (),
+            hidden_scores=_hidden_scores(profile, hidden, cfg),
         )
     new, new_cfg = prune(inner, width, cfg=inner_cfg, donate=donate)
     new, new_cfg = put(new, new_cfg, visitor.fitted, width)
@@ -496,6 +497,12 @@ def _sizes(cfg, target, recipe, limits, profile, kept):
         score = importance.hidden_scores(tuple(profile.layers))
         hidden = tuple(np.sort(np.argsort(-score, kind="stable")[: small.width]).tolist())
     return hidden, small
+
+
+def _hidden_scores(profile: _Profile | None, hidden, cfg) -> tuple[float, ...]:
+    if profile is None or len(hidden) == cfg.width:
+        return ()
+    return plans.rounded(importance.hidden_scores(tuple(profile.layers)))
 
 
 def _global(recipe: Recipe, profile, kept, small):

@@ -48,8 +48,9 @@ def prune(
     for _, number in decoder.run_lengths(new):
         runs.append((plan.layers[start : start + number], {}))
         start += number
-    paths = flatten(block_spec(cfg.width, cfg.layers[0]), is_leaf=is_spec)
-    paths |= flatten(block_spec(cfg.width, cfg.layers[-1]), is_leaf=is_spec)
+    paths: dict[str, Any] = {}
+    for layer, _ in decoder.run_lengths(cfg):
+        paths |= flatten(block_spec(cfg.width, layer), is_leaf=is_spec)
     for path, spec in paths.items():
         for parts, leaves in runs:
             made = [_leaf(source, part, path, spec.axes, hidden, plan) for part in parts]

@@ -21,7 +21,6 @@ import numpy as np
 from flax import struct
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import nbytes
 from pangu_jax.models import decoder
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import attention, mix
@@ -222,16 +221,6 @@ def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtyp
     batch = sweep_cfg.batch * windows.shape[1] * widest * (item + 2 * np.dtype(dtype).itemsize)
     # The moments, and as much again for the system that a repair solves.
     return boundary + batch + (sets + 2) * widest * widest * item
-
-
-def kept_memory(cfg: DecoderConfig, sweep_cfg: SweepConfig) -> int:
-    """Bytes that `collect` keeps: the moments of every layer."""
-    item, sets = np.dtype(sweep_cfg.moments).itemsize, 2 if sweep_cfg.held_out else 1
-    total = 0
-    for layer in cfg.layers:
-        heads = layer.attention.kv_heads * layer.attention.q_per_kv * layer.attention.head_dim
-        total += sets * item * (heads**2 + (layer.mlp.width if layer.mlp else 0) ** 2)
-    return total + nbytes(decoder.spec(cfg))
 
 
 class _Walk:
