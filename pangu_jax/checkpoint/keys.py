@@ -105,8 +105,13 @@ def _express_layers(cfg: DecoderConfig, family: Family) -> dict[str, Any]:
     """The keys of the first layer's widths, and what differs in the others."""
     keys, changes = {}, {}
     for i, layer in enumerate(cfg.layers):
-        each = dataclasses.replace(cfg, layers=(layer,) * len(cfg.layers))
-        found = family.write(each)
+        # Written with one group: what stock transformers asks of the heads' number does not bind
+        # layers that it cannot build one by one anyway.
+        one = dataclasses.replace(layer.attention, kv_heads=1)
+        one = dataclasses.replace(layer, attention=one)
+        found = family.write(dataclasses.replace(cfg, layers=(one,) * len(cfg.layers)))
+        found["num_attention_heads"] = layer.attention.kv_heads * layer.attention.q_per_kv
+        found["num_key_value_heads"] = layer.attention.kv_heads
         keys = keys or found
         own = {name: found[name] for name in _OF_LAYER if found.get(name) != keys.get(name)}
         changes |= {str(i): own} if own else {}

@@ -278,7 +278,7 @@ def _recipe(options: Options, family: str) -> Recipe:
 def _limits(options: Options, family: str) -> Limits:
     return Limits(
         multiple=options.multiple,
-        heads_divide=family in export.AS_LLAMA and options.export != "padded",
+        heads_divide=family in export.AS_LLAMA and options.export == "uniform",
         equal=options.export == "uniform",
         length=options.length,
     )

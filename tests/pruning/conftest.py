@@ -1,6 +1,7 @@
 """Small random decoders in which every weight, bias and gain matters."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,11 @@ from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 
 
+@partial(jax.jit, static_argnames="cfg")
+def _logits(params, tokens, *, cfg):
+    return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden)
+
+
 @dataclasses.dataclass(frozen=True)
 class Small:
     """A model, tokens, and its logits as float64 arrays."""
@@ -24,8 +30,7 @@ class Small:
 
     def logits(self, params=None, cfg=None):
         params, cfg = params or self.params, cfg or self.cfg
-        hidden = decoder.apply(params, jnp.asarray(self.tokens[:2]), cfg=cfg).hidden
-        return np.asarray(decoder.logits(params, hidden), np.float64)
+        return np.asarray(_logits(params, jnp.asarray(self.tokens[:2]), cfg=cfg), np.float64)
 
 
 def make(
