@@ -41,10 +41,10 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.config import read_json, save_config, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
+from pangu_jax.data.calibration import as_documents, cut_windows
 from pangu_jax.data.packing import PackedTokens, tokenise
 from pangu_jax.data.text import Document, documents, held_out
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.data.windows import as_documents, cut_windows
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder
 from pangu_jax.pruning import axes

@@ -26,10 +26,10 @@ from pangu_jax.cli import prune_check, prune_report
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import nbytes
 from pangu_jax.core.tree import flatten
+from pangu_jax.data.calibration import as_documents, cut_windows
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from pangu_jax.data.windows import as_documents, cut_windows
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.pruning import export, repair, stats
 from pangu_jax.pruning import plan as plans

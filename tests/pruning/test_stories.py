@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.data.calibration import as_documents, cut_windows
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.data.windows import as_documents, cut_windows
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.pruning import allocate, plan, repair, stats
 from pangu_jax.pruning.compress import Recipe, compress

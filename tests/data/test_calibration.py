@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.calibration import as_documents, cut_windows
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.data.windows import as_documents, cut_windows
 
 
 def test_windows_take_all_ids_once_and_are_headed_by_the_boundary():
