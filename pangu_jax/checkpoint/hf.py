@@ -90,6 +90,7 @@ def save(
     dtype: Any = None,
     max_shard_bytes: float = 5e9,
     source: str | Path | None = None,
+    per_layer: bool = False,
 ) -> None:
     """Writes a checkpoint that other libraries load; the folder appears whole or not at all.
 
@@ -104,6 +105,7 @@ def save(
       max_shard_bytes: upper bound on the tensors of a file, unless a single one is larger.
       source: folder whose config.json is the base, so that keys this library does not read
         survive, and whose tokenizer files are copied.
+      per_layer: allow layers of different widths (see `keys.write_keys`).
 
     Raises:
       InputError: the family cannot express the model (names what), a leaf is missing or
@@ -113,7 +115,7 @@ def save(
     check(decoder.spec(cfg), params)
     leaves = flatten(params)
     types = {path: _saved_dtype(path, leaf, dtype) for path, leaf in leaves.items()}
-    keys = write_keys(cfg, named(family), source)
+    keys = write_keys(cfg, named(family), source, per_layer=per_layer)
     keys["dtype" if "dtype" in keys else "torch_dtype"] = types["embed/table"].name
     shards = _shards(leaves, types, pieces(cfg, named(family)), max_shard_bytes)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

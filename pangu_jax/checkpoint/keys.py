@@ -1,5 +1,6 @@
 """config.json in the Hugging Face form, both ways."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,17 @@ def read_config(folder: str | Path) -> tuple[DecoderConfig, str]:
     keys = read_keys(folder)
     try:
         family = recognise(keys)
-        return family.read(keys), family.name
+        return _read_layers(keys, family), family.name
     except InputError as error:
         raise InputError(f"{Path(folder) / CONFIG}: {error}") from error
 
 
 def write_keys(
-    cfg: DecoderConfig, family: Family, source: str | Path | None = None
+    cfg: DecoderConfig,
+    family: Family,
+    source: str | Path | None = None,
+    *,
+    per_layer: bool = False,
 ) -> dict[str, Any]:
     """The keys that describe a model in a family's terms.
 
@@ -52,11 +57,13 @@ def write_keys(
       family: the family.
       source: folder whose config.json is the base: kept as it is where it says the same, else its
         keys that no family reads survive.
+      per_layer: write layers of different widths as `per_layer_config`, which transformers has had
+        a place for since 5.14; its Llama does not build from it yet, `read_config` does.
 
     Raises:
       InputError: the family cannot express the model; names what.
     """
-    keys = _express(cfg, family)
+    keys = _express_layers(cfg, family) if per_layer else _express(cfg, family)
     head = {"architectures": [family.architecture], "model_type": family.model_type}
     if source is None:
         return {**head, **keys}
@@ -69,6 +76,51 @@ def write_keys(
         # It names the Python classes of the architecture that this no longer is.
         kept.pop("auto_map", None)
     return {**head, **kept, **keys}
+
+
+# What a layer may have of its own in `per_layer_config`.
+_OF_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+def _read_layers(keys: dict[str, Any], family: Family) -> DecoderConfig:
+    """The model, with what `per_layer_config` says of single layers."""
+    changes = keys.get("per_layer_config")
+    keys = {key: value for key, value in keys.items() if key != "per_layer_config"}
+    cfg = family.read(keys)
+    if not changes:
+        return cfg
+    if not isinstance(changes, dict) or not all(isinstance(x, dict) for x in changes.values()):
+        raise InputError("per_layer_config must be an object of objects")
+    layers = list(cfg.layers)
+    for name, change in changes.items():
+        if not str(name).isdigit() or int(name) >= len(layers):
+            raise InputError(f"per_layer_config names layer {name!r} of {len(layers)}")
+        unknown = sorted(set(change) - set(_OF_LAYER))
+        if unknown:
+            raise InputError(f"per_layer_config of layer {name} has {unknown[0]}, not supported")
+        layers[int(name)] = family.read({**keys, **change}).layers[int(name)]
+    return dataclasses.replace(cfg, layers=tuple(layers))
+
+
+def _express_layers(cfg: DecoderConfig, family: Family) -> dict[str, Any]:
+    """The keys of the first layer's widths, and what differs in the others."""
+    keys, changes = {}, {}
+    for i, layer in enumerate(cfg.layers):
+        # Written with one group: what stock transformers asks of the heads' number does not bind
+        # layers that it cannot build one by one anyway.
+        one = dataclasses.replace(layer.attention, kv_heads=1)
+        one = dataclasses.replace(layer, attention=one)
+        found = family.write(dataclasses.replace(cfg, layers=(one,) * len(cfg.layers)))
+        found["num_attention_heads"] = layer.attention.kv_heads * layer.attention.q_per_kv
+        found["num_key_value_heads"] = layer.attention.kv_heads
+        keys = keys or found
+        own = {name: found[name] for name in _OF_LAYER if found.get(name) != keys.get(name)}
+        changes |= {str(i): own} if own else {}
+    keys = {**keys, "per_layer_config": changes} if changes else keys
+    lost = _difference(to_json(cfg), to_json(_read_layers(keys, family)))
+    if lost is not None:
+        raise InputError(f"a {family.architecture} cannot express {lost}")
+    return keys
 
 
 def _express(cfg: DecoderConfig, family: Family) -> dict[str, Any]:

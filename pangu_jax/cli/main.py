@@ -16,6 +16,8 @@ COMMANDS = {
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
     "chat": ("pangu_jax.cli.chat", "talk with a trained model"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
+    "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
+    "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
     "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),

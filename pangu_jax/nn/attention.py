@@ -108,6 +108,22 @@ def attention(
     Returns:
       [B, T, D] in the type of `x`, and the cache with its new rows (None without a cache).
     """
+    mixed, cache = mix(params, x, rotation, mask, eps=eps, cache=cache, layout=layout, impl=impl)
+    return linear(params["out"], mixed, inputs=3), cache
+
+
+def mix(
+    params: dict[str, Any],
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    mask: jax.Array | None,
+    *,
+    eps: float,
+    cache: LayerCache | None = None,
+    layout: Layout | None = None,
+    impl: str | None = None,
+) -> tuple[jax.Array, LayerCache | None]:
+    """What `attention` gives to its out projection: [B, T, K, Q, C]; the arguments are its."""
     query, key, value = (linear(params[name], x) for name in ("query", "key", "value"))
     if "query_norm" in params:
         query = rms_norm(params["query_norm"], query, eps=eps)
@@ -116,8 +132,7 @@ def attention(
     key = rotate(key, *rotation)
     if cache is not None:
         cache, key, value = append(cache, key, value)
-    mixed = attend(query, key.astype(x.dtype), value.astype(x.dtype), mask=mask, impl=impl)
-    return linear(params["out"], mixed, inputs=3), cache
+    return attend(query, key.astype(x.dtype), value.astype(x.dtype), mask=mask, impl=impl), cache
 
 
 def append(

@@ -26,10 +26,10 @@ class MlpConfig:
 def mlp_spec(embed: int, cfg: MlpConfig, *, gain: float = 1.0) -> dict[str, Any]:
     """Spec of a SwiGLU layer on a model width of `embed`; `gain` scales the down projection."""
     into = {"inputs": (embed,), "input_axes": ("embed",)}
-    hidden = {"outputs": (cfg.width,), "output_axes": ("mlp",)}
+    units = {"outputs": (cfg.width,), "output_axes": ("mlp",)}
     return {
-        "gate": linear_spec(**into, **hidden, bias=cfg.in_bias),
-        "up": linear_spec(**into, **hidden, bias=cfg.in_bias),
+        "gate": linear_spec(**into, **units, bias=cfg.in_bias),
+        "up": linear_spec(**into, **units, bias=cfg.in_bias),
         "down": linear_spec(
             (cfg.width,), ("mlp",), (embed,), ("embed",), bias=cfg.out_bias, gain=gain
         ),
@@ -49,5 +49,10 @@ def mlp(params: dict[str, Any], x: jax.Array, *, layout: Layout | None = None) -
 
     Source: arXiv 2002.05202, equation 6.
     """
-    hidden = jax.nn.silu(linear(params["gate"], x)) * linear(params["up"], x)
-    return linear(params["down"], constrain(hidden, ("batch", "length", "mlp"), layout))
+    return linear(params["down"], hidden(params, x, layout=layout))
+
+
+def hidden(params: dict[str, Any], x: jax.Array, *, layout: Layout | None = None) -> jax.Array:
+    """What `mlp` gives to its down projection: [B, T, D] to [B, T, F]."""
+    gated = jax.nn.silu(linear(params["gate"], x)) * linear(params["up"], x)
+    return constrain(gated, ("batch", "length", "mlp"), layout)

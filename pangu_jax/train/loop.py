@@ -62,6 +62,7 @@ def train(
     label: str = "train",
     layout: Layout | None = None,
     profile: Profiler | None = None,
+    context: Any = None,
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
@@ -81,6 +82,7 @@ def train(
       label: what the progress line says.
       layout: where arrays live; None is the default device.
       profile: traces some of the steps.
+      context: see `step.make_step`.
 
     Returns:
       The state after the last step.
@@ -91,7 +93,13 @@ def train(
     """
     folder = Path(folder)
     tx = make_optimizer(optimizer, cfg.steps)
-    step = make_step(loss, tx, accumulate=cfg.accumulate, schedule=schedule(optimizer, cfg.steps))
+    step = make_step(
+        loss,
+        tx,
+        accumulate=cfg.accumulate,
+        schedule=schedule(optimizer, cfg.steps),
+        context=context,
+    )
     if profile is not None:
         step = profile.watch(step)
     init_key, key = jax.random.split(jax.random.key(cfg.seed))

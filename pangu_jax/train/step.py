@@ -80,6 +80,7 @@ def make_step(
     *,
     accumulate: int = 1,
     schedule: optax.Schedule | None = None,
+    context: Any = None,
 ) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted step: `state, metrics = step(state, batch, key)`; the old state is given up.
 
@@ -92,33 +93,38 @@ def make_step(
       optimizer: what turns gradients into updates.
       accumulate: number of microbatches; it divides every leaf's first dimension.
       schedule: reported as learning_rate, if given.
+      context: arrays that the loss reads and nobody trains, such as a teacher's parameters: it
+        finds them in the batch under "context". They are arguments of the compiled step, where
+        arrays that a loss closes over would be copied into the program.
 
     Returns:
       The step. Its metrics are float32 scalars: loss, weight, grad_norm, and those of the loss.
     """
 
-    def total(params, batch, key):
+    def total(params, batch, key, context):
+        batch = batch if context is None else {**batch, "context": context}
         value, weight, metrics = loss(params, batch, key)
         return value, {"weight": weight, **metrics}
 
     grad = jax.value_and_grad(total, has_aux=True)
 
-    def gradients(params, batch, key):
+    def gradients(params, batch, key, context):
         if accumulate == 1:
-            return grad(params, batch, key)
+            return grad(params, batch, key, context)
         micro = jax.tree.map(lambda x: _cut(x, accumulate), batch)
 
         def add(sums, inputs):
-            return jax.tree.map(jnp.add, sums, grad(params, *inputs)), None
+            return jax.tree.map(jnp.add, sums, grad(params, *inputs, context)), None
 
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], (micro, keys))
-        shapes = jax.eval_shape(lambda p, x: grad(p, *x), params, first)
+        shapes = jax.eval_shape(lambda p, x: grad(p, *x, context), params, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (micro, keys))[0]
 
-    def step(state: TrainState, batch: Any, key: jax.Array):
-        (value, sums), grads = gradients(state.params, batch, jax.random.fold_in(key, state.step))
+    def step(state: TrainState, batch: Any, key: jax.Array, context: Any = None):
+        key = jax.random.fold_in(key, state.step)
+        (value, sums), grads = gradients(state.params, batch, key, context)
         weight = sums.pop("weight")
         by = 1 / jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g * by.astype(g.dtype), grads)
@@ -131,7 +137,10 @@ def make_step(
             metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0)
+    if context is None:
+        return compiled
+    return lambda state, batch, key: compiled(state, batch, key, context)
 
 
 def _cut(x: Any, parts: int) -> Any:

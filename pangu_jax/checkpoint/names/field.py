@@ -37,6 +37,7 @@ UNDERSTOOD = [
     "num_key_value_heads",
     "num_local_experts",
     "partial_rotary_factor",
+    "per_layer_config",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",

@@ -1,0 +1,136 @@
+"""Presets: which sandwich-norm model, how it is cut, how long it recovers."""
+
+import dataclasses
+
+from pangu_jax.models import presets as models
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """One way to initialise the pruned model; the sizes are those of the target for all.
+
+    Attributes:
+      clap: removed layers hand their best KV groups to the layer before.
+      norm: re-initialisation of the RMSNorm gains.
+      repair: of the cut projections.
+    """
+
+    clap: bool = False
+    norm: str = "none"
+    repair: str = "none"
+
+
+STARTS = {
+    "plain": Start(),
+    "clap": Start(clap=True),
+    "slnp": Start(norm="l2"),
+    "clap+slnp": Start(clap=True, norm="l2"),
+    "clap+slnp-calibrated": Start(clap=True, norm="calibrated"),
+    "slnp+ridge": Start(norm="l2", repair="ridge-no-bias"),
+    "clap+slnp+ridge": Start(clap=True, norm="l2", repair="ridge-no-bias"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One comparison of starts for recovery.
+
+    Attributes:
+      model: trained from scratch on `data`; None takes --checkpoint.
+      data: text to train on, calibrate on and measure on, each its own documents.
+      held_out: share of the documents that are calibrated and measured on.
+      steps: optimiser steps of the model's training.
+      batch: windows a step.
+      length: tokens a window.
+      optimizer: of the training.
+      target: layers, and a share of parameters or of single axes.
+      starts: names of `STARTS`.
+      seeds: of the recovery's order of windows.
+      windows: calibration windows.
+      eval_windows: windows measured.
+      recover_steps: distillation steps.
+      recover_rate: their learning rate.
+      max_rel_err: layers whose sandwich norms would lose more than this keep them.
+      dtype: type of the activations.
+    """
+
+    model: DecoderConfig | None
+    data: str = "stdlib"
+    held_out: float = 0.1
+    steps: int = 300
+    batch: int = 8
+    length: int = 128
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
+    target: str = "layers=3,params=0.55"
+    starts: tuple[str, ...] = tuple(STARTS)
+    seeds: tuple[int, ...] = (0,)
+    windows: int = 32
+    eval_windows: int = 100
+    recover_steps: int = 200
+    recover_rate: float = 5e-4
+    max_rel_err: float = 0.05
+    dtype: str = "float32"
+
+
+def _sandwich(width, layers, groups, heads, size, ffn, length) -> DecoderConfig:
+    cfg = models.uniform(
+        models.BYTE_VOCAB,
+        width,
+        layers,
+        AttentionConfig(groups, heads, size),
+        mlp=MlpConfig(ffn),
+        max_length=length,
+    )
+    layer = dataclasses.replace(cfg.layers[0], sandwich_norm=True)
+    return dataclasses.replace(cfg, layers=(layer,) * layers)
+
+
+PRESETS: dict[str, Experiment] = {
+    # About a minute on two CPU cores: shows that everything runs.
+    "smoke": Experiment(
+        _sandwich(64, 3, 4, 2, 8, 128, 256),
+        steps=60,
+        target="layers=2,params=0.55",
+        starts=("plain", "clap+slnp"),
+        windows=8,
+        eval_windows=16,
+        recover_steps=10,
+    ),
+    # About an hour on two CPU cores: a 1 M byte model of Python's own source.
+    "cpu": Experiment(
+        _sandwich(128, 6, 4, 2, 16, 320, 256),
+        steps=1500,
+        target="layers=5,params=0.6",
+        recover_steps=400,
+    ),
+    # One H100: a 99 M byte model of the source of the packages installed there.
+    "gpu": Experiment(
+        _sandwich(768, 14, 6, 2, 64, 2304, 2048),
+        data="packages",
+        steps=3000,
+        batch=32,
+        length=1024,
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        target="layers=11,params=0.5",
+        seeds=(0, 1),
+        windows=64,
+        eval_windows=200,
+        recover_steps=1000,
+        dtype="bfloat16",
+    ),
+    # The paper prunes a 38 B model that is not public; --checkpoint takes what you have. Never run.
+    "paper": Experiment(
+        None,
+        batch=768,
+        length=4096,
+        target="params=0.84",
+        windows=512,
+        recover_steps=30_000,
+        recover_rate=1e-4,
+        dtype="bfloat16",
+    ),
+}

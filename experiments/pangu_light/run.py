@@ -1,0 +1,295 @@
+"""Pangu Light: how a model that loses layers and width should be re-initialised before recovery.
+
+Source: "Pangu Light: Weight Re-Initialization for Pruning and Accelerating LLMs", arXiv 2505.20155.
+
+Claim examined: handing a removed layer's best KV groups to the layer before (CLAP), and re-scaling
+RMSNorm gains to the cut width (SLNP), start recovery by distillation at a lower loss than plain
+depth and width cutting, and keep the lead at equal tokens; and sandwich norms can then be folded
+away (Post-RMSNorm absorption).
+
+    python experiments/pangu_light/run.py --preset smoke              a minute on two CPU cores
+    python experiments/pangu_light/run.py --preset cpu                an hour on two CPU cores
+    python experiments/pangu_light/run.py --preset gpu                one H100
+
+Trains a model with sandwich norms (or takes --checkpoint), prunes it to one target from every
+start, measures held-out perplexity before, during and after distillation, absorbs the norms, and
+writes runs/<name>/report.md. A run that was stopped goes on where it was, cell by cell.
+
+Not reproduced here: the 38 B model, its benchmarks, and Ascend throughput. The paper could only be
+read in part: that SLNP keeps the gain's L2 norm and that CLAP moves KV groups one layer down is
+its; importance scores, the merge's ranking, the gain corrections and the constants of absorption
+are our reading.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from config import PRESETS, STARTS, Experiment
+from report import write_report
+
+from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.data.calibration import as_documents, cut_windows
+from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.text import Document, documents, held_out
+from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.eval.perplexity import measure
+from pangu_jax.models import decoder
+from pangu_jax.pruning import axes
+from pangu_jax.pruning.absorb import absorb
+from pangu_jax.pruning.allocate import parse
+from pangu_jax.pruning.compress import Recipe, compress
+from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.train.distill import distill_loss
+from pangu_jax.train.language import language_loss
+from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every cell works on: the dense model, and disjoint windows for each purpose."""
+
+    experiment: Experiment
+    folder: Path
+    params: Any
+    cfg: decoder.DecoderConfig
+    training: PackedTokens
+    calibration: np.ndarray
+    measured: np.ndarray
+
+
+def main() -> None:
+    options = _options()
+    experiment = PRESETS[options.preset]
+    experiment = dataclasses.replace(experiment, data=options.data or experiment.data)
+    folder = Path(options.out or f"runs/pangu_light-{options.preset}")
+    results = _open_results(folder, experiment, options)
+    run = _prepare(experiment, folder, options)
+    _cell(folder, results, "dense", lambda: _dense(run))
+    for name in experiment.starts:
+        _cell(folder, results, f"start/{name}", partial(_start, run, name))
+        for seed in experiment.seeds:
+            _cell(folder, results, f"recover/{name}/seed{seed}", partial(_recover, run, name, seed))
+    report = write_report(folder, experiment, results)
+    print(f"{report} is the report", file=sys.stderr)
+
+
+def _cell(folder: Path, results: dict, name: str, make) -> None:
+    """Computes a cell that is not there yet and saves it."""
+    if name in results:
+        return
+    began = time.monotonic()
+    results[name] = {**make(), "seconds": time.monotonic() - began}
+    with atomic_write(folder / "results.json") as file:
+        json.dump(results, file, indent=1)
+    shown, seconds = results[name]["perplexity"], results[name]["seconds"]
+    print(f"{name}: {shown:.3f} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _dense(run: Run) -> dict[str, Any]:
+    """The dense model, and what absorbing its sandwich norms costs without any pruning."""
+    found = {
+        "perplexity": _perplexity(run, run.params, run.cfg),
+        "parameters": axes.parameters(run.cfg),
+    }
+    return {**found, **_absorbed(run, run.params, run.cfg)}
+
+
+def _start(run: Run, name: str) -> dict[str, Any]:
+    found = _prune(run, name)
+    return {
+        "perplexity": _perplexity(run, found.params, found.cfg),
+        "parameters": axes.parameters(found.cfg),
+        "flops": axes.flops(found.cfg, run.experiment.length)
+        / axes.flops(run.cfg, run.experiment.length),
+        "layers": [part.layer for part in found.plan.layers],
+        "moved": sum(len(part.moved) for part in found.plan.layers),
+        "width": found.cfg.width,
+        "sizes": repr(axes.sizes(found.cfg.layers[0])),
+    }
+
+
+def _recover(run: Run, name: str, seed: int) -> dict[str, Any]:
+    """Distils one start; perplexity on the way goes to metrics.jsonl."""
+    experiment, found = run.experiment, _prune(run, name)
+    state = train(
+        distill_loss(run.cfg, found.cfg, dtype=jnp.dtype(experiment.dtype)),
+        decoder.spec(found.cfg),
+        partial(_batches, run.training, experiment.batch, 1 + seed),
+        cfg=LoopConfig(
+            experiment.recover_steps,
+            checkpoint_every=500,
+            keep=1,
+            evaluate_every=max(1, experiment.recover_steps // 5),
+        ),
+        optimizer=OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
+        folder=run.folder / "recover" / f"{name}-seed{seed}",
+        params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
+        evaluate=lambda params: {"perplexity": _perplexity(run, params, found.cfg)},
+        label=name,
+        context=run.params,
+    )
+    tokens = experiment.recover_steps * experiment.batch * experiment.length
+    result = {"perplexity": _perplexity(run, state.params, found.cfg), "tokens": tokens}
+    return {**result, **_absorbed(run, state.params, found.cfg)}
+
+
+def _prune(run: Run, name: str):
+    start, float64 = STARTS[name], jax.default_backend() == "cpu"
+    return compress(
+        run.params,
+        run.calibration,
+        cfg=run.cfg,
+        target=parse(run.experiment.target),
+        recipe=Recipe(
+            method="pangu-light",
+            clap=start.clap,
+            norm=start.norm,
+            repair=start.repair,
+            propagate="dense",
+        ),
+        sweep_cfg=SweepConfig(
+            dtype=run.experiment.dtype, moments="float64" if float64 else "float32"
+        ),
+    )
+
+
+def _absorbed(run: Run, params, cfg) -> dict[str, Any]:
+    if not any(layer.sandwich_norm for layer in cfg.layers):
+        return {}
+    new, new_cfg, errors = absorb(
+        params, run.calibration, cfg=cfg, max_rel_err=run.experiment.max_rel_err
+    )
+    folded = sum(not layer.sandwich_norm for layer in new_cfg.layers)
+    return {
+        "absorbed": {
+            "perplexity": _perplexity(run, new, new_cfg),
+            "layers": folded,
+            "of": len(cfg.layers),
+            "errors": errors,
+        }
+    }
+
+
+def _perplexity(run: Run, params, cfg) -> float:
+    return measure(
+        params,
+        as_documents(run.measured),
+        cfg=cfg,
+        length=run.experiment.length,
+        batch=8,
+        dtype=jnp.dtype(run.experiment.dtype),
+    ).perplexity
+
+
+def _prepare(experiment: Experiment, folder: Path, options) -> Run:
+    """The dense model, trained or opened, and all windows."""
+    if experiment.model is None and options.checkpoint is None:
+        raise InputError(f"the preset {options.preset} needs --checkpoint")
+    opened = None if options.checkpoint is None else open_checkpoint(options.checkpoint)
+    tokenizer = load_tokenizer("bytes" if opened is None else opened[2])
+    training, kept = _split(list(documents(experiment.data)), experiment)
+    source = PackedTokens(tokenise(training, tokenizer), experiment.length)
+    if opened is None:
+        params, cfg = _train(experiment, source, folder / "base"), experiment.model
+    else:
+        params, cfg, _ = opened
+    windows = cut_windows(tokenise(kept, tokenizer), experiment.length)
+    if len(windows) < experiment.windows + 8:
+        raise InputError(
+            f"the held-out text fills {len(windows)} windows of {experiment.length} tokens, "
+            f"{experiment.windows} are for calibration and more to measure on; give more text"
+        )
+    measured = windows[experiment.windows :][: experiment.eval_windows]
+    return Run(experiment, folder, params, cfg, source, windows[: experiment.windows], measured)
+
+
+def _split(found: list[Document], experiment: Experiment):
+    """Documents to train on, and to calibrate and measure on; one document is cut in two."""
+    if len(found) == 1:
+        text = found[0].text
+        half = text.rfind("\n", 0, len(text) // 2) + 1
+        return [Document("second", text[half:])], [Document("first", text[:half])]
+    testing = [d for d in found if held_out(d, experiment.held_out)]
+    training = [d for d in found if not held_out(d, experiment.held_out)]
+    return _enough(training, 200_000_000), _enough(testing, 2_000_000)
+
+
+def _enough(found: list[Document], size: int) -> list[Document]:
+    sizes = np.cumsum([len(d.text) for d in found])
+    return found[: int(np.searchsorted(sizes, size)) + 1]
+
+
+def _train(experiment: Experiment, source: PackedTokens, folder: Path):
+    store.save_model(experiment.model, folder)
+    state = train(
+        language_loss(experiment.model, dtype=jnp.dtype(experiment.dtype)),
+        decoder.spec(experiment.model),
+        partial(_batches, source, experiment.batch, 0),
+        cfg=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
+        optimizer=experiment.optimizer,
+        folder=folder,
+        label="base",
+    )
+    return state.params
+
+
+def _batches(source: PackedTokens, batch: int, seed: int, step: int) -> Iterator[dict]:
+    """Batches in a random order that is a function of the step, without grain."""
+    while True:
+        rng = np.random.default_rng((seed, step))
+        rows = [source[int(i)] for i in rng.integers(0, len(source), batch)]
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        step += 1
+
+
+def _open_results(folder: Path, experiment: Experiment, options) -> dict:
+    """The results so far, of a run of the same settings."""
+    wanted = json.loads(json.dumps({**to_json(experiment), "checkpoint": options.checkpoint}))
+    path = folder / "config.json"
+    if not path.exists():
+        save_config(wanted, path)
+        return {}
+    found = read_json(path)
+    differs = [name for name in wanted if found.get(name) != wanted[name]]
+    if differs:
+        raise InputError(
+            f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
+        )
+    results = folder / "results.json"
+    return read_json(results) if results.exists() else {}
+
+
+def _options() -> argparse.Namespace:
+    # argparse, as the machine with the accelerator has no tyro.
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="smoke", choices=PRESETS)
+    parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
+    parser.add_argument("--data", help="a file or folder of text; the preset's if left out")
+    parser.add_argument("--out", help="the run's folder")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"run.py: {error}")
+    except Stopped as stop:
+        sys.exit(f"stopped at step {stop}; the same command goes on from there")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last cell")

@@ -1,0 +1,339 @@
+"""SlimLLM: which units of a language model can go, and what its regression repairs.
+
+Source: "SlimLLM: Accurate Structured Pruning for Large Language Models", arXiv 2505.22689.
+
+Claim examined: choosing whole heads by Pearson similarity (with greedy swaps) and FFN channels by
+PCA-weighted norms, and refitting the cut projections, beats other one-shot structured methods at
+equal size. Added by us: a ridge least-squares repair, given to every method alike, so that choosing
+and repairing are told apart.
+
+    python experiments/slimllm/run.py --preset smoke                      a minute on two CPU cores
+    python experiments/slimllm/run.py --preset cpu --checkpoint STORIES --data tinystories.txt
+    python experiments/slimllm/run.py --preset gpu --other wikitext.txt   one H100
+
+Trains the model (or takes --checkpoint), prunes it by every method, target and calibration draw,
+measures perplexity at two context lengths on held-out text (and on --other), recovers the best
+methods at the hardest target by distillation for equal tokens, times dense and pruned prefill, and
+writes runs/<name>/report.md. A run that was stopped goes on where it was, cell by cell.
+
+Not reproduced here: LLaMA-7B, its benchmarks and LoRA; perplexities here compare with one another
+and with nothing published.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from config import PRESETS, Experiment
+from report import write_report
+
+from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.data.calibration import as_documents, cut_windows
+from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.text import Document, documents, held_out
+from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.eval.perplexity import measure
+from pangu_jax.models import decoder
+from pangu_jax.pruning import axes
+from pangu_jax.pruning.allocate import parse
+from pangu_jax.pruning.compress import Recipe, compress
+from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.train.distill import distill_loss
+from pangu_jax.train.language import language_loss
+from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every cell works on.
+
+    Attributes:
+      experiment: the settings.
+      folder: of the run.
+      params: the dense model.
+      cfg: its configuration.
+      training: windows to train and recover on.
+      texts: {name: {length: windows to measure}}.
+      draws: calibration windows of each draw.
+    """
+
+    experiment: Experiment
+    folder: Path
+    params: Any
+    cfg: decoder.DecoderConfig
+    training: PackedTokens
+    texts: dict[str, dict[int, np.ndarray]]
+    draws: list[np.ndarray]
+
+
+def main() -> None:
+    options = _options()
+    experiment = PRESETS[options.preset]
+    experiment = dataclasses.replace(experiment, data=options.data or experiment.data)
+    folder = Path(options.out or f"runs/slimllm-{options.preset}")
+    results = _open_results(folder, experiment, options)
+    run = _prepare(experiment, folder, options)
+    _cell(folder, results, "dense", lambda: _measured(run, run.params, run.cfg))
+    for target in experiment.targets:
+        for method, repair in experiment.methods:
+            for draw in range(experiment.draws):
+                name = f"{target}/{method}/{repair}/draw{draw}"
+                make = partial(_pruned, run, target, method, repair, draw)
+                _cell(folder, results, name, make)
+    for name in best(results, experiment):
+        _cell(folder, results, f"recover/{name}", partial(_recovered, run, name))
+    report = write_report(folder, experiment, results)
+    print(f"{report} is the report", file=sys.stderr)
+
+
+def best(results: dict[str, Any], experiment: Experiment) -> list[str]:
+    """The best methods at the last target by mean perplexity over draws, "method/repair"."""
+    scores = {}
+    for method, repair in experiment.methods:
+        cells = [
+            results[f"{experiment.targets[-1]}/{method}/{repair}/draw{d}"]
+            for d in range(experiment.draws)
+        ]
+        scores[f"{method}/{repair}"] = np.mean([c["own"][-1] for c in cells])
+    # The same units with another repair are hardly another start: one entry a method.
+    ranked, seen = [], set()
+    for name in sorted(scores, key=scores.__getitem__):
+        if name.split("/")[0] not in seen:
+            ranked.append(name)
+            seen.add(name.split("/")[0])
+    return ranked[: experiment.recover]
+
+
+def _cell(folder: Path, results: dict, name: str, make) -> None:
+    """Computes a cell that is not there yet and saves it."""
+    if name in results:
+        return
+    began = time.monotonic()
+    results[name] = {**make(), "seconds": time.monotonic() - began}
+    with atomic_write(folder / "results.json") as file:
+        json.dump(results, file, indent=1)
+    shown = ", ".join(f"{x:.3f}" for x in results[name].get("own", []))
+    print(f"{name}: {shown} ({results[name]['seconds']:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _pruned(run: Run, target: str, method: str, repair: str, draw: int) -> dict[str, Any]:
+    found = _prune(run, target, method, repair, draw)
+    sites = found.sites.values()
+    return {
+        **_measured(run, found.params, found.cfg),
+        "cut": float(np.mean([s.cut / max(s.output, 1e-30) for s in sites])),
+        "repaired": float(np.mean([s.repaired / max(s.output, 1e-30) for s in sites])),
+        "ridge": [s.ridge for s in sites],
+    }
+
+
+def _prune(run: Run, target: str, method: str, repair: str, draw: int):
+    float64 = jax.default_backend() == "cpu"
+    return compress(
+        run.params,
+        run.draws[draw],
+        cfg=run.cfg,
+        target=parse(target),
+        recipe=Recipe(method=method, repair=repair, free=("groups", "ffn"), seed=draw),
+        sweep_cfg=SweepConfig(
+            dtype=run.experiment.dtype, moments="float64" if float64 else "float32"
+        ),
+    )
+
+
+def _recovered(run: Run, name: str) -> dict[str, Any]:
+    """Distils the best methods' models from the dense one, for equal tokens."""
+    experiment, (method, repair) = run.experiment, name.split("/")
+    found = _prune(run, experiment.targets[-1], method, repair, 0)
+    state = train(
+        distill_loss(run.cfg, found.cfg, dtype=jnp.dtype(experiment.dtype)),
+        decoder.spec(found.cfg),
+        partial(_batches, run.training, experiment.batch, 1),
+        cfg=LoopConfig(experiment.recover_steps, checkpoint_every=500, keep=1),
+        optimizer=OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
+        folder=run.folder / "recover" / name.replace("/", "-"),
+        params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
+        label=name,
+        context=run.params,
+    )
+    tokens = experiment.recover_steps * experiment.batch * experiment.length
+    return {**_measured(run, state.params, found.cfg), "tokens": tokens}
+
+
+def _measured(run: Run, params, cfg) -> dict[str, Any]:
+    """Perplexity at each length on each text, sizes, and the time of a prefill."""
+    found: dict[str, Any] = {}
+    for text, by_length in run.texts.items():
+        found[text] = [
+            measure(
+                params,
+                as_documents(windows),
+                cfg=cfg,
+                length=length,
+                batch=8,
+                dtype=jnp.dtype(run.experiment.dtype),
+            ).perplexity
+            for length, windows in by_length.items()
+        ]
+    length = run.experiment.latency[1]
+    return {
+        **found,
+        "parameters": axes.parameters(cfg),
+        "flops": axes.flops(cfg, length),
+        "prefill_ms": _latency(params, cfg, run.experiment),
+    }
+
+
+def _latency(params, cfg, experiment: Experiment) -> float:
+    """Least of ten prefills, milliseconds, compiling left out."""
+    batch, length = experiment.latency
+    dtype = jnp.dtype(experiment.dtype)
+    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    tokens = jnp.zeros((batch, length), jnp.int32)
+    forward = jax.jit(lambda p, t: decoder.apply(p, t, cfg=cfg, dtype=dtype).hidden)
+    forward(params, tokens).block_until_ready()
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        forward(params, tokens).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 1000 * min(times)
+
+
+def _prepare(experiment: Experiment, folder: Path, options) -> Run:
+    """The dense model, trained or opened, and all windows."""
+    if experiment.model is None and options.checkpoint is None:
+        raise InputError(f"the preset {options.preset} needs --checkpoint")
+    dtype = None if options.preset == "paper" else "float32"
+    opened = None
+    if options.checkpoint is not None:
+        opened = open_checkpoint(options.checkpoint, dtype=dtype)
+    tokenizer = load_tokenizer("bytes" if opened is None else opened[2])
+    found = list(documents(experiment.data))
+    training, kept = _split(found, experiment)
+    source = PackedTokens(tokenise(training, tokenizer), experiment.length)
+    if opened is None:
+        params, cfg = _train(experiment, source, folder / "base"), experiment.model
+    else:
+        params, cfg, _ = opened
+    draws = cut_windows(tokenise(kept, tokenizer), experiment.window_length)
+    needed = experiment.windows * experiment.draws
+    if len(draws) < needed + 8:
+        raise InputError(
+            f"the held-out text fills {len(draws)} windows of {experiment.window_length} tokens, "
+            f"{needed} are for calibration and more to measure on; give more text"
+        )
+    # Measured text comes first, calibration after it, so that draws leave it alone.
+    flat = draws[: len(draws) - needed, 1:].reshape(-1)
+    texts = {"own": _measured_windows(flat, draws[0, 0], experiment)}
+    if options.other is not None:
+        other = cut_windows(tokenise(documents(options.other), tokenizer), 1024)
+        texts["other"] = _measured_windows(other[:, 1:].reshape(-1), draws[0, 0], experiment)
+    calibration = draws[len(draws) - needed :].reshape(experiment.draws, experiment.windows, -1)
+    return Run(experiment, folder, params, cfg, source, texts, list(calibration))
+
+
+def _measured_windows(flat, boundary, experiment: Experiment) -> dict[int, np.ndarray]:
+    """The same text at every length: as many tokens as `eval_windows` of the shortest take."""
+    total = experiment.eval_windows * (min(experiment.eval_lengths) - 1)
+    found = {}
+    for length in experiment.eval_lengths:
+        number = max(1, min(total, len(flat)) // (length - 1))
+        body = flat[: number * (length - 1)].reshape(number, -1)
+        head = np.full((number, 1), boundary, np.int32)
+        found[length] = np.concatenate([head, body], 1)
+    return found
+
+
+def _split(found: list[Document], experiment: Experiment):
+    """Documents to train on, and to calibrate and measure on; one document is cut in two."""
+    if len(found) > 1:
+        testing = [d for d in found if held_out(d, experiment.held_out)]
+        training = [d for d in found if not held_out(d, experiment.held_out)]
+        wanted = 20 * experiment.windows * experiment.window_length * experiment.draws
+        return _enough(training, 200_000_000), _enough(testing, max(wanted, 2_000_000))
+    text = found[0].text
+    half = text.rfind("\n", 0, len(text) // 2) + 1
+    return [Document("second", text[half:])], [Document("first", text[:half])]
+
+
+def _enough(found: list[Document], size: int) -> list[Document]:
+    sizes = np.cumsum([len(d.text) for d in found])
+    return found[: int(np.searchsorted(sizes, size)) + 1]
+
+
+def _train(experiment: Experiment, source: PackedTokens, folder: Path):
+    store.save_model(experiment.model, folder)
+    state = train(
+        language_loss(experiment.model, dtype=jnp.dtype(experiment.dtype)),
+        decoder.spec(experiment.model),
+        partial(_batches, source, experiment.batch, 0),
+        cfg=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
+        optimizer=experiment.optimizer,
+        folder=folder,
+        label="base",
+    )
+    return state.params
+
+
+def _batches(source: PackedTokens, batch: int, seed: int, step: int) -> Iterator[dict]:
+    """Batches in a random order that is a function of the step, without grain."""
+    while True:
+        rng = np.random.default_rng((seed, step))
+        rows = [source[int(i)] for i in rng.integers(0, len(source), batch)]
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        step += 1
+
+
+def _open_results(folder: Path, experiment: Experiment, options) -> dict:
+    """The results so far, of a run of the same settings."""
+    wanted = {**to_json(experiment), "checkpoint": options.checkpoint, "other": options.other}
+    wanted = json.loads(json.dumps(wanted))
+    path = folder / "config.json"
+    if not path.exists():
+        save_config(wanted, path)
+        return {}
+    found = read_json(path)
+    differs = [name for name in wanted if found.get(name) != wanted[name]]
+    if differs:
+        raise InputError(
+            f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
+        )
+    results = folder / "results.json"
+    return read_json(results) if results.exists() else {}
+
+
+def _options() -> argparse.Namespace:
+    # argparse, as the machine with the accelerator has no tyro.
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="smoke", choices=PRESETS)
+    parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
+    parser.add_argument("--data", help="a file or folder of text; the preset's if left out")
+    parser.add_argument("--other", help="text of another kind to measure on too")
+    parser.add_argument("--out", help="the run's folder")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"run.py: {error}")
+    except Stopped as stop:
+        sys.exit(f"stopped at step {stop}; the same command goes on from there")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last cell")

@@ -1,0 +1,144 @@
+"""Recovers a pruned student by online distillation from the model it was cut from."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import tyro
+
+from pangu_jax.checkpoint import hf, store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.packing import PackedTokens, fingerprint, tokenise
+from pangu_jax.data.pipeline import batches
+from pangu_jax.data.text import documents
+from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.models import decoder
+from pangu_jax.pruning import export
+from pangu_jax.pruning import plan as plans
+from pangu_jax.train.distill import distill_loss
+from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.optimizer import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Who learns from whom, on what, how long."""
+
+    teacher: Annotated[str, tyro.conf.Positional]
+    """The original checkpoint."""
+    student: Annotated[str, tyro.conf.Positional]
+    """The pruned checkpoint."""
+    data: str
+    """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
+    out: str
+    """The run's folder; OUT/model is the recovered checkpoint in the student's layout."""
+    steps: int = 500
+    """Optimiser steps."""
+    batch: int = 8
+    """Windows a step."""
+    length: int = 256
+    """Tokens a window."""
+    kl_weight: float = 1.0
+    """Weight of KL(teacher || student)."""
+    lm_weight: float = 1.0
+    """Weight of the language-modelling loss."""
+    hidden_weight: float = 0.0
+    """Weight of matching the last hidden states."""
+    temperature: float = 1.0
+    """Softens both predictions in the KL."""
+    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig(
+        learning_rate=3e-4
+    )
+    field: str = "text"
+    """The key of the text in .jsonl lines."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the teacher's."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations; the student's parameters are float32."""
+    remat: Literal["full", "dots"] | None = None
+    """What the backward pass recomputes."""
+    seed: int = 0
+    """Of the order of windows."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+
+
+def main(options: Options) -> None:
+    """Distils, from the last checkpoint in OUT if there is one, and writes OUT/model."""
+    teacher, teacher_cfg, where = open_checkpoint(options.teacher)
+    student, cfg, _ = open_checkpoint(options.student, dtype="float32")
+    tokenizer = load_tokenizer(options.tokenizer or where)
+    check_vocabulary(tokenizer, cfg.vocab)
+    tokens = tokenise(documents(options.data, field=options.field), tokenizer)
+    folder = Path(options.out)
+    loss = distill_loss(
+        teacher_cfg,
+        cfg,
+        kl_weight=options.kl_weight,
+        lm_weight=options.lm_weight,
+        hidden_weight=options.hidden_weight,
+        hidden=_kept(options, cfg, teacher_cfg),
+        temperature=options.temperature,
+        dtype=jnp.dtype(options.dtype),
+        remat=options.remat,
+    )
+    _claim(folder, options, cfg, fingerprint(tokens))
+    source = PackedTokens(tokens, options.length)
+    try:
+        state = train(
+            loss,
+            decoder.spec(cfg),
+            lambda step: batches(source, batch=options.batch, seed=options.seed, start_step=step),
+            cfg=LoopConfig(
+                options.steps, seed=options.seed, checkpoint_every=options.checkpoint_every
+            ),
+            optimizer=options.optimizer,
+            folder=folder,
+            params=student,
+            label="distill",
+            context=teacher,
+        )
+    except Stopped as stop:
+        print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
+        return
+    if (folder / "model").exists():
+        print(f"{folder / 'model'} is there already", file=sys.stderr)
+        return
+    _write(options, state.params, cfg, folder / "model")
+    print(f"{folder / 'model'} holds the student; try: pangu-jax eval {folder / 'model'}")
+
+
+def _kept(options: Options, cfg, teacher_cfg) -> tuple[int, ...] | None:
+    path = Path(options.student) / "plan.json"
+    if not options.hidden_weight or cfg.width == teacher_cfg.width or not path.is_file():
+        return None
+    return plans.load(path).hidden
+
+
+def _claim(folder: Path, options: Options, cfg, text: str) -> None:
+    """Takes the folder for this run, or checks that the run there is the same one."""
+    wanted, path = {**to_json(options), "out": "", "text": text}, folder / "config.json"
+    if not path.exists():
+        store.save_model(cfg, folder)
+        save_config(wanted, path)
+        return
+    found = read_json(path)
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{folder} holds a run with another {name}: {found.get(name)!r}, not {value!r}; "
+                "choose another --out or delete it"
+            )
+
+
+def _write(options: Options, params, cfg, folder: Path) -> None:
+    hugging = (Path(options.student) / "config.json").is_file()
+    own = (Path(options.student) / "model.json").is_file()
+    kind = "uniform" if len(decoder.run_lengths(cfg)) == 1 else "per-layer"
+    family = hf.read_config(options.student)[1] if hugging and not own else "llama"
+    source = options.student if hugging and not own else None
+    export.export(params, cfg, folder, kind=kind, family=family, source=source)

@@ -1,0 +1,352 @@
+"""Prunes a checkpoint: a smaller one that loads elsewhere, a plan to replay, a report.
+
+pangu-jax prune CHECKPOINT OUT --target params=0.8 --calib TEXT
+pangu-jax prune check OUT [--source CHECKPOINT]     re-loads OUT and verifies what was promised
+"""
+
+import dataclasses
+import shutil
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli import prune_check, prune_report
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import nbytes
+from pangu_jax.core.tree import flatten
+from pangu_jax.data.calibration import as_documents, cut_windows
+from pangu_jax.data.packing import tokenise
+from pangu_jax.data.text import documents
+from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.eval.perplexity import measure
+from pangu_jax.pruning import export, repair, stats
+from pangu_jax.pruning import plan as plans
+from pangu_jax.pruning.absorb import absorb
+from pangu_jax.pruning.allocate import Limits, parse
+from pangu_jax.pruning.compress import Recipe, Result, compress, text_hash
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to prune, to what size, and how."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder or a folder in the Hugging Face layout; or the word check."""
+    out: Annotated[str, tyro.conf.Positional]
+    """A new folder for the pruned checkpoint, plan.json and report.md."""
+    target: str | None = None
+    """What is left: "params=0.8", "flops=0.7", or axes: "ffn=0.5,groups=0.75,layers=24"."""
+    calib: str | None = None
+    """Calibration text: a file or folder of .txt or .jsonl, either possibly .gz; "stdlib"."""
+    method: Literal[
+        "slimllm", "pangu-light", "flap", "wanda-sp", "minitron", "taylor", "magnitude", "random"
+    ] = "slimllm"
+    """How units are scored."""
+    repair: Literal["ridge", "affine", "scale", "bias", "none"] = "ridge"
+    """How the cut projections are refitted; ridge without biases where the family has none."""
+    export: Literal["uniform", "padded", "per-layer"] = "uniform"
+    """Layers of equal widths; zero-padded to equal widths; or each as it is."""
+    allocation: Literal["equal", "cosine", "global"] | None = None
+    """Shares of the layers; None is equal for uniform, and cosine (flap: global) otherwise."""
+    windows: int = 32
+    """Calibration windows."""
+    length: int = 128
+    """Tokens a window."""
+    seed: int | None = None
+    """Takes random windows of the text; None takes its first ones."""
+    free: tuple[Literal["groups", "ffn", "hidden"], ...] = ()
+    """Axes that a params or flops target cuts; empty is the method's own."""
+    ridge: float | None = None
+    """Strength of the ridge repair; None chooses it on held-out windows."""
+    propagate: Literal["pruned", "dense"] = "pruned"
+    """Whether scores and repairs see the layers before as pruned."""
+    norm: Literal["none", "l2", "dim", "calibrated"] = "l2"
+    """How norm gains are re-initialised when hidden channels go."""
+    clap: bool = True
+    """Whether removed layers hand their best KV groups to the layer before."""
+    alpha: float = 10.0
+    """Unevenness of the cosine allocation."""
+    pruned_layers: int | None = None
+    """How many layers the cosine allocation prunes; None is all."""
+    keep_lowest: float = 0.0
+    """Share of the least important channels kept (0.01 in SlimLLM's released code)."""
+    multiple: int = 1
+    """FFN and hidden widths are multiples of it (64 suits GPUs)."""
+    absorb: float | None = None
+    """Fold sandwich norms into the projections where the relative error is below this."""
+    plan: str | None = None
+    """Replay this plan.json instead of choosing; --calib then only serves the repair."""
+    eval_windows: int = 40
+    """Windows after the calibration ones on which perplexity is measured; 0 for none."""
+    batch: int = 8
+    """Windows computed at once."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    field: str = "text"
+    """The key of the text in .jsonl lines."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of parameters and activations; None keeps the checkpoint's."""
+    source: str | None = None
+    """With check: the original checkpoint, to replay the plan on."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Calibration and evaluation windows."""
+
+    calibration: np.ndarray
+    evaluation: np.ndarray
+    name: str
+
+
+def main(options: Options) -> None:
+    """Prunes, repairs, writes, loads back, compares, reports."""
+    if options.checkpoint == "check" and not Path("check").exists():
+        prune_check.check(options.out, options.source, sys.stdout)
+        return
+    began = time.monotonic()
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; name a new folder")
+    if (options.target is None) == (options.plan is None):
+        raise InputError("give either --target (such as params=0.8) or --plan")
+    target = None if options.target is None else parse(options.target)
+    plan = None if options.plan is None else plans.load(options.plan)
+    params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
+    family = _family(options.checkpoint)
+    recipe = _recipe(options, family)
+    _check_finite(params)
+    model_hash = plans.digest(params)
+    if plan is not None and plan.model_hash not in ("", model_hash):
+        plans.check_hash(plan, params)
+    text = _text(options, where, cfg.vocab, needed=plan is None or recipe.repair != "none")
+    if (
+        plan is not None
+        and text is not None
+        and plan.text_hash not in ("", text_hash(text.calibration))
+    ):
+        raise InputError(
+            f"{options.plan} was made with other calibration windows (hash {plan.text_hash}, these "
+            f"{text_hash(text.calibration)}); give the same text, --windows, --length and --seed"
+        )
+    sweep_cfg = stats.SweepConfig(batch=options.batch, moments=_moments(cfg))
+    calibration = np.zeros((1, 2), np.int32) if text is None else text.calibration
+    _announce(params, cfg, calibration, sweep_cfg)
+    before = _perplexity(params, cfg, text, options)
+    with _progress() as bar:
+        result = compress(
+            params,
+            calibration,
+            cfg=cfg,
+            target=target,
+            recipe=recipe,
+            limits=_limits(options, family),
+            sweep_cfg=sweep_cfg,
+            plan=plan,
+            progress=_shower(bar),
+        )
+    result = dataclasses.replace(
+        result, plan=dataclasses.replace(result.plan, model_hash=model_hash)
+    )
+    absorbed = {}
+    if options.absorb is not None:
+        new, new_cfg, absorbed = absorb(
+            result.params, calibration, cfg=result.cfg, max_rel_err=options.absorb
+        )
+        result = dataclasses.replace(result, params=new, cfg=new_cfg)
+    facts = {
+        "options": options,
+        "recipe": recipe,
+        "family": family,
+        "before": before,
+        "after": _perplexity(result.params, result.cfg, text, options),
+        "absorbed": absorbed,
+        "text": text,
+        "length": options.length,
+    }
+    _write(out, options, result, cfg, family, calibration, facts, began)
+
+
+def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> None:
+    """The folder, whole or not at all: checkpoint, loaded back and compared, plan, report."""
+    temporary = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        # A run folder of ours has a config.json too, which is no Hugging Face one.
+        own = (Path(options.checkpoint) / "model.json").is_file()
+        written, written_cfg, written_family = export.export(
+            result.params,
+            result.cfg,
+            temporary,
+            kind=options.export,
+            family=family,
+            source=None if own else options.checkpoint,
+        )
+        difference = _reload(temporary, result, calibration)
+        plans.save(result.plan, temporary / "plan.json")
+        prune_check.record(temporary, written, written_cfg, calibration)
+        facts |= {
+            "difference": difference,
+            "written_family": written_family,
+            "written_cfg": written_cfg,
+            "seconds": time.monotonic() - began,
+        }
+        prune_report.write(temporary, result, cfg, facts)
+        if out.exists():
+            out.rmdir()
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    print((out / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())
+    hint = "" if (out / "tokenizer.json").is_file() else " --tokenizer bytes"
+    print(f"\n{out} holds the pruned checkpoint as {written_family}; ", end="")
+    print(f"try: pangu-jax generate {out}{hint}")
+
+
+def _reload(folder: Path, result: Result, calibration: np.ndarray) -> float:
+    """Loads what was written and compares its logits with those of the model in memory."""
+    params, cfg = hf.load(folder)
+    tokens = jnp.asarray(calibration[:2], jnp.int32)
+    found = prune_check.logits(params, tokens, cfg)
+    want = prune_check.logits(result.params, tokens, result.cfg)
+    difference = float(np.abs(found - want).max() / max(np.abs(want).max(), 1e-30))
+    limit = 1e-4 if params["embed"]["table"].dtype == jnp.float32 else 3e-2
+    if not difference <= limit:
+        raise InputError(
+            f"the checkpoint written differs from the pruned model: its logits by {difference:.2g} "
+            "relative; nothing was kept"
+        )
+    return difference
+
+
+def _family(checkpoint: str) -> str:
+    folder = Path(checkpoint)
+    own = (folder / "model.json").is_file() or not (folder / "config.json").is_file()
+    return "llama" if own else hf.read_config(folder)[1]
+
+
+def _recipe(options: Options, family: str) -> Recipe:
+    if family not in (*export.AS_LLAMA, "qwen3"):
+        raise InputError(
+            f"checkpoints of the family {family} cannot be pruned; "
+            f"{', '.join(export.AS_LLAMA)} and qwen3 can"
+        )
+    fitted: str = options.repair
+    if family == "qwen3" and fitted in repair.BIASED:
+        if fitted != "ridge":
+            raise InputError(
+                f"--repair {fitted} makes biases, which a Qwen3 cannot hold; "
+                "take scale, ridge or none"
+            )
+        fitted = "ridge-no-bias"
+    uneven = "global" if options.method == "flap" else "cosine"
+    default = "equal" if options.export == "uniform" else uneven
+    allocation = options.allocation or default
+    if options.export == "uniform" and allocation != "equal":
+        raise InputError(
+            f"--export uniform needs layers of equal widths, --allocation {allocation} makes "
+            "uneven ones; take --export padded or per-layer"
+        )
+    return Recipe(
+        method=options.method,
+        repair=fitted,
+        ridge=options.ridge,
+        allocation=allocation,
+        alpha=options.alpha,
+        pruned_layers=options.pruned_layers,
+        propagate=options.propagate,
+        keep_lowest=options.keep_lowest,
+        free=options.free,
+        norm=options.norm,
+        clap=options.clap,
+        seed=options.seed or 0,
+    )
+
+
+def _limits(options: Options, family: str) -> Limits:
+    return Limits(
+        multiple=options.multiple,
+        heads_divide=family in export.AS_LLAMA and options.export == "uniform",
+        equal=options.export == "uniform",
+        length=options.length,
+    )
+
+
+def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | None:
+    if options.calib is None:
+        if needed:
+            raise InputError("give --calib: a file or folder of text, or stdlib")
+        return None
+    tokenizer = load_tokenizer(options.tokenizer or where)
+    check_vocabulary(tokenizer, vocab)
+    found = cut_windows(
+        tokenise(documents(options.calib, field=options.field), tokenizer), options.length
+    )
+    if options.windows < 1:
+        raise InputError(f"--windows must be at least 1, got {options.windows}")
+    if len(found) < options.windows:
+        raise InputError(
+            f"{options.calib} fills {len(found)} windows of {options.length} tokens, "
+            f"--windows asks for {options.windows}"
+        )
+    if options.seed is not None:
+        found = found[np.random.default_rng(options.seed).permutation(len(found))]
+    rest = found[options.windows : options.windows + options.eval_windows]
+    return Text(found[: options.windows], rest, options.calib)
+
+
+def _perplexity(params, cfg, text: Text | None, options: Options) -> float | None:
+    if text is None or not len(text.evaluation):
+        return None
+    windows = as_documents(text.evaluation)
+    return measure(params, windows, cfg=cfg, length=options.length, batch=options.batch).perplexity
+
+
+def _check_finite(params: dict[str, Any]) -> None:
+    for name, leaf in flatten(params).items():
+        if not bool(jnp.isfinite(leaf).all()):
+            raise InputError(f"the checkpoint's parameter {name} holds NaN or infinity")
+
+
+def _moments(cfg) -> str:
+    """Float64 sums on a CPU; float32 where they would be slow or take too much."""
+    wide = max(layer.mlp.width if layer.mlp else 0 for layer in cfg.layers)
+    return "float64" if jax.default_backend() == "cpu" and wide <= 8192 else "float32"
+
+
+def _announce(params, cfg, windows, sweep_cfg) -> None:
+    dtype = params["embed"]["table"].dtype
+    needed = stats.memory(cfg, windows, sweep_cfg, dtype) if cfg.layers[0].mlp else 0
+    print(
+        f"{windows.size:,} calibration tokens; statistics take up to {needed / 2**20:,.0f} MiB "
+        f"beside the parameters' {nbytes(params) / 2**20:,.0f} MiB",
+        file=sys.stderr,
+    )
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+
+
+def _shower(bar: Progress):
+    tasks: dict[str, Any] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        if what not in tasks:
+            tasks[what] = bar.add_task(f"{what}, layer", total=total)
+        bar.update(tasks[what], completed=done)
+
+    return show

@@ -1,0 +1,154 @@
+"""report.md of a pruned checkpoint, with its plot."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+
+from pangu_jax.core.files import atomic_write
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.pruning import axes
+from pangu_jax.pruning.compress import Result
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def write(folder: Path, result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> None:
+    """Draws plots/ratios.png and writes report.md into the folder."""
+    (folder / "plots").mkdir(exist_ok=True)
+    _plot(folder / "plots" / "ratios.png", result, cfg)
+    with atomic_write(folder / "report.md") as file:
+        file.write(_text(result, cfg, facts))
+
+
+def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
+    recipe, plan, length = facts["recipe"], result.plan, facts["length"]
+    rows = [
+        _row("parameters", axes.parameters(cfg), axes.parameters(result.cfg)),
+        _row(
+            f"FLOPs a token (context {length})",
+            axes.flops(cfg, length),
+            axes.flops(result.cfg, length),
+        ),
+        _row(
+            "KV cache bytes a token (16 bit)", axes.cache_bytes(cfg), axes.cache_bytes(result.cfg)
+        ),
+    ]
+    if facts["before"] is not None:
+        before, after = facts["before"], facts["after"]
+        rows.append(f"| perplexity | {before:.4f} | {after:.4f} | {after / before:.3f} |")
+    padded = ""
+    if axes.parameters(facts["written_cfg"]) != axes.parameters(result.cfg):
+        padded = (
+            f"\nThe files hold {axes.parameters(facts['written_cfg']):,} parameters, zero biases "
+            "or padding that the layout asks for among them.\n"
+        )
+    return f"""# {plan.method or "replayed"}: {plan.target or "plan"}
+
+| | before | after | ratio |
+|---|---|---|---|
+{chr(10).join(rows)}
+{padded}
+Repair: {recipe.repair}. Allocation: {recipe.allocation}. Propagation: {recipe.propagate}.
+Written as {facts["written_family"]}; loaded back, its logits differ by {facts["difference"]:.1g}
+relative. {facts["seconds"]:.0f} s on {jax.devices()[0].device_kind}.
+
+## Protocol
+
+{_protocol(facts)}
+Model hash {plan.model_hash}, calibration hash {plan.text_hash}.
+
+## Layers
+
+![what stays of each layer](plots/ratios.png)
+
+| layer | KV groups | query heads a group | FFN channels | similarity of input and output |
+|---|---|---|---|---|
+{_layers(result)}
+
+## Error of each cut projection on the calibration tokens
+
+Mean squared error relative to the variance of the projection's output; the ridge was chosen on
+held-out windows, whose error is in the last column.
+
+| site | cut | repaired | ridge | held out |
+|---|---|---|---|---|
+{_sites(result)}
+{_absorbed(facts["absorbed"])}"""
+
+
+def _row(name: str, before: float, after: float) -> str:
+    return f"| {name} | {before:,.0f} | {after:,.0f} | {after / before:.4f} |"
+
+
+def _protocol(facts: dict[str, Any]) -> str:
+    text, length = facts["text"], facts["length"]
+    if text is None:
+        return "No text: units were taken from the plan, nothing was repaired or measured."
+    order = "first" if facts["options"].seed is None else f"random (seed {facts['options'].seed})"
+    return (
+        f"Calibration: the {order} {len(text.calibration)} windows of {length} tokens of "
+        f"{text.name}, each headed by the boundary token. Perplexity: the {len(text.evaluation)} "
+        f"windows after them, every token but the first of each window predicted once."
+    )
+
+
+def _layers(result: Result) -> str:
+    rows, plan = [], result.plan
+    for part in plan.layers:
+        size = plan.sizes[part.layer]
+        moved = f" ({len(part.moved)} moved in)" if part.moved else ""
+        similar = f"{plan.similarity[part.layer]:.3f}" if plan.similarity else ""
+        rows.append(
+            f"| {part.layer} | {len(part.heads)} of {size.groups}{moved} "
+            f"| {len(part.heads[0])} of {size.heads} "
+            f"| {len(part.channels)} of {size.ffn} | {similar} |"
+        )
+    gone = sorted(set(range(len(plan.sizes))) - {part.layer for part in plan.layers})
+    rows += [f"| {layer} | removed | | | |" for layer in gone]
+    return "\n".join(rows)
+
+
+def _sites(result: Result) -> str:
+    rows = []
+    for name, site in result.sites.items():
+        scale = max(site.output, 1e-30)
+        held = "" if site.held_out is None else f"{site.held_out / scale:.4f}"
+        ridge = "" if site.ridge is None else f"{site.ridge:g}"
+        rows.append(
+            f"| {name} | {site.cut / scale:.4f} | {site.repaired / scale:.4f} | {ridge} | {held} |"
+        )
+    return "\n".join(rows)
+
+
+def _absorbed(found: dict[str, float]) -> str:
+    if not found:
+        return ""
+    rows = "\n".join(f"| {name} | {error:.2e} |" for name, error in found.items())
+    return f"\n## Sandwich norms folded\n\n| norm | relative squared error |\n|---|---|\n{rows}\n"
+
+
+def _plot(path: Path, result: Result, cfg: DecoderConfig) -> None:
+    plan, number = result.plan, len(cfg.layers)
+    kept = {part.layer: part for part in plan.layers}
+    figure, panel = plt.subplots(figsize=(7, 3.2))
+    place = np.arange(number)
+    for offset, (label, share) in zip(
+        (-0.2, 0.2),
+        {
+            "KV groups": lambda p, s: len(p.heads) / s.groups,
+            "FFN channels": lambda p, s: len(p.channels) / s.ffn,
+        }.items(),
+        strict=True,
+    ):
+        values = [share(kept[i], plan.sizes[i]) if i in kept else 0.0 for i in range(number)]
+        panel.bar(place + offset, values, 0.4, label=label)
+    panel.axhline(1, color="black", lw=0.6)
+    panel.set(xlabel="layer", ylabel="share that stays", ylim=(0, 1.15))
+    panel.legend(fontsize=8, ncols=2, loc="upper right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,73 @@
+"""Losses between a student's and a teacher's predictions."""
+
+import jax
+import jax.numpy as jnp
+
+
+def logit_kl(
+    student: tuple[jax.Array, jax.Array],
+    teacher: tuple[jax.Array, jax.Array],
+    weights: jax.Array,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> jax.Array:
+    """Summed KL(teacher || student) of the next token, in nats, times temperature squared.
+
+    Tokens are taken `chunk` at a time, so no more than two arrays [chunk, V] are alive.
+
+    Args:
+      student: hidden states [B, T, D] and output projection [D, V].
+      teacher: the same of the teacher, whose D may differ.
+      weights: float32 [B, T].
+      temperature: both distributions are softened by it.
+      chunk: tokens of one piece.
+
+    Returns:
+      float32 scalar, sum over tokens of weight * KL * temperature^2.
+
+    Source: arXiv 1503.02531, section 2; the factor keeps gradients of one size.
+    """
+    tokens = weights.size
+    chunk = min(chunk, tokens)
+    pieces = -(-tokens // chunk)
+
+    def cut(x):
+        x = x.reshape(tokens, *x.shape[2:])
+        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.pad(x, pad).reshape(pieces, chunk, *x.shape[1:])
+
+    kernels = [kernel.astype(hidden.dtype) for hidden, kernel in (student, teacher)]
+
+    @jax.checkpoint
+    def piece(total, inputs):
+        mine, theirs, weight = inputs
+        scores = [
+            jnp.dot(x, kernel, preferred_element_type=jnp.float32) / temperature
+            for x, kernel in zip((mine, theirs), kernels, strict=True)
+        ]
+        q, p = (jax.nn.log_softmax(x, axis=-1) for x in scores)
+        return total + (weight * (jnp.exp(p) * (p - q)).sum(-1)).sum(), None
+
+    inputs = (cut(student[0]), cut(jax.lax.stop_gradient(teacher[0])), cut(weights))
+    total, _ = jax.lax.scan(piece, jnp.float32(0), inputs)
+    return total * temperature**2
+
+
+def hidden_match(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
+    """Summed squared difference of hidden states, relative to the teacher's mean square.
+
+    Args:
+      student: [B, T, D].
+      teacher: [B, T, D], the channels that the student has.
+      weights: float32 [B, T].
+
+    Returns:
+      float32 scalar, sum over tokens of weight * mean((student - teacher)^2) / mean(teacher^2).
+    """
+    target = jax.lax.stop_gradient(teacher.astype(jnp.float32))
+    error = ((student.astype(jnp.float32) - target) ** 2).mean(-1)
+    scale = (weights[..., None] * target**2).sum() / (
+        jnp.maximum(weights.sum(), 1) * target.shape[-1]
+    )
+    return (weights * error).sum() / jnp.maximum(scale, 1e-12)

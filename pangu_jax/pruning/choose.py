@@ -1,0 +1,95 @@
+"""Which units of a layer stay, for each method."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from pangu_jax.pruning import importance, moments, pearson
+from pangu_jax.pruning.axes import Sizes
+from pangu_jax.pruning.stats import LayerStats
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """KV groups that stay, for each the query heads that stay, and what they were chosen by."""
+
+    units: tuple[int, ...]
+    heads: tuple[tuple[int, ...], ...]
+    scores: np.ndarray
+
+
+def choose_heads(
+    stats: LayerStats, size: Sizes, recipe: Any, layer: int, mask: np.ndarray | None = None
+) -> Chosen:
+    """The KV groups, and then in each group the query heads, that stay.
+
+    Args:
+      stats: the layer's statistics.
+      size: how many to keep; not used for groups where a mask is given.
+      recipe: `compress.Recipe`.
+      layer: its number, for the random method.
+      mask: bool [K], the groups that a global rank keeps.
+    """
+    kernel = stats.weights["attention"]["out"]["kernel"]
+    groups, heads = kernel.shape[:2]
+    seed = recipe.seed * 1000 + layer
+    if recipe.method == "slimllm":
+        between = _between(stats, 1)
+        scores = -pearson.removal_similarity(between)
+    else:
+        between, scores = None, importance.group_scores(recipe.method, stats, seed=seed)
+    if mask is not None:
+        units = np.flatnonzero(mask)
+    elif between is not None:
+        units = np.flatnonzero(pearson.choose(between, size.groups, greedy=recipe.greedy))
+    else:
+        units = _best(scores, size.groups)
+    if size.heads == heads:
+        each = [tuple(range(heads))] * len(units)
+    elif recipe.method == "slimllm":
+        labels = np.repeat(np.arange(groups), heads)
+        kept = pearson.choose(
+            _between(stats, 2), size.heads, labels=labels, greedy=recipe.greedy
+        ).reshape(groups, heads)
+        each = [tuple(np.flatnonzero(kept[g]).tolist()) for g in units]
+    else:
+        by_head = importance.head_scores(recipe.method, stats, seed=seed)
+        each = [tuple(_best(by_head[g], size.heads).tolist()) for g in units]
+    return Chosen(tuple(units.tolist()), tuple(each), scores)
+
+
+def choose_channels(
+    stats: LayerStats, size: Sizes, recipe: Any, layer: int, mask: np.ndarray | None = None
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """The FFN channels that stay, and all channels' scores; arguments as in `choose_heads`."""
+    scores = importance.channel_scores(recipe.method, stats, seed=recipe.seed * 1000 + layer)
+    if mask is not None:
+        return tuple(np.flatnonzero(mask).tolist()), scores
+    number = len(scores)
+    order = np.argsort(scores, kind="stable")  # least important first
+    spared = min(round(recipe.keep_lowest * number), size.ffn)
+    dropped = order[spared : spared + number - size.ffn]
+    return tuple(np.setdiff1d(np.arange(number), dropped).tolist()), scores
+
+
+def group_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
+    """Importance of each KV group, float64 [K]; SlimLLM's is minus the similarity without it."""
+    if method != "slimllm":
+        return importance.group_scores(method, stats, seed=seed)
+    return -pearson.removal_similarity(_between(stats, 1))
+
+
+def _between(stats: LayerStats, axes: int) -> np.ndarray:
+    """C[i, k, j] of groups (1) or of query heads (2)."""
+    kernel = stats.weights["attention"]["out"]["kernel"]
+    units = int(np.prod(kernel.shape[:axes]))
+    with jax.enable_x64(True):
+        cov = moments.covariance(stats.heads)
+        found = moments.contributions(cov, kernel.reshape(units, -1, kernel.shape[-1]))
+        return np.asarray(found, np.float64)
+
+
+def _best(scores: np.ndarray, number: int) -> np.ndarray:
+    return np.sort(np.argsort(-scores, kind="stable")[:number])

@@ -1,0 +1,109 @@
+"""First and second moments of what a projection reads: one pass, merged by addition."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Moments:
+    """Sums over calibration tokens of one site's U inputs; two sets of them merge by addition.
+
+    From these every score, swap, repair and error of a site follows in closed form, without the
+    tokens (`contributions`, `repair.fit`).
+
+    Attributes:
+      tokens: scalar, how many.
+      total: [U], sum of the inputs.
+      outer: [U, U], sum of their outer products.
+      absolute: [U], sum over windows of (mean over the window's tokens of |input|)^2.
+    """
+
+    tokens: Any
+    total: Any
+    outer: Any
+    absolute: Any
+
+
+def zeros(units: int, dtype: Any, device: Any = None) -> Moments:
+    """Moments of nothing."""
+    shapes = {"tokens": (), "total": (units,), "outer": (units, units), "absolute": (units,)}
+    return Moments(**{n: jnp.zeros(s, dtype, device=device) for n, s in shapes.items()})
+
+
+def add(moments: Moments, x: jax.Array) -> Moments:
+    """The moments with B windows of T tokens more.
+
+    Sums have the type of the moments; give them float64 where there is one, else products of many
+    tokens are rounded to float32.
+
+    Args:
+      moments: so far.
+      x: [B, T, ...], the site's inputs, U in all after the first two dimensions.
+    """
+    dtype = moments.outer.dtype
+    x = x.reshape(*x.shape[:2], -1).astype(dtype)
+    flat = x.reshape(-1, x.shape[-1])
+    outer = jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST)
+    return Moments(
+        moments.tokens + flat.shape[0],
+        moments.total + flat.sum(0),
+        moments.outer + outer,
+        moments.absolute + (jnp.abs(x).mean(1) ** 2).sum(0),
+    )
+
+
+def merge(first: Moments, second: Moments | None, *, donate: bool = False) -> Moments:
+    """The moments of both sets of tokens; `donate` gives `first` up, to save memory."""
+    if second is None:
+        return first
+    return (_merge_into if donate else _merge)(first, second)
+
+
+def _add_all(first: Moments, second: Moments) -> Moments:
+    return jax.tree.map(jnp.add, first, second)
+
+
+_merge = jax.jit(_add_all)
+_merge_into = jax.jit(_add_all, donate_argnums=0)
+
+
+def mean(moments: Moments) -> jax.Array:
+    """[U], mean over the tokens."""
+    return moments.total / moments.tokens
+
+
+def second(moments: Moments) -> jax.Array:
+    """[U, U], mean of the outer products."""
+    return moments.outer / moments.tokens
+
+
+@jax.jit
+def covariance(moments: Moments) -> jax.Array:
+    """[U, U], population covariance."""
+    average = mean(moments)
+    return second(moments) - average[:, None] * average[None, :]
+
+
+@jax.jit
+def contributions(cov: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Covariance, per output, between what each two units add to the output.
+
+    Args:
+      cov: [U * c, U * c], covariance of the site's inputs.
+      kernel: [U, c, D], the projection: unit u adds x_u @ kernel[u].
+
+    Returns:
+      [U, U, D]: entry [i, k, j] is cov(x_i kernel[i, :, j], x_k kernel[k, :, j]).
+    """
+    units, size, width = kernel.shape
+    kernel = kernel.astype(cov.dtype)
+
+    def column(k):
+        block = jax.lax.dynamic_slice_in_dim(cov, k * size, size, axis=1)
+        spread = jnp.matmul(block, kernel[k], precision=jax.lax.Precision.HIGHEST)
+        return (spread.reshape(units, size, width) * kernel).sum(1)
+
+    return jax.lax.map(column, jnp.arange(units)).swapaxes(0, 1)

@@ -1,0 +1,199 @@
+"""Closed-form repair of a projection whose inputs were partly dropped.
+
+The projection y = x W + b loses the inputs outside K. What is left is fitted to y over the
+calibration tokens, from the moments of x alone:
+
+| method | new weights | new bias | inputs needed |
+|---|---|---|---|
+| none | W_K | b | |
+| bias | W_K | b + the mean of what was dropped | mean |
+| scale | A_j W_K[:, j], A_j least squares without intercept | b | second moments |
+| affine | A_j W_K[:, j], A_j = cov(yhat_j, y_j) / var(yhat_j) | likewise | covariance |
+| ridge | W_K + (S_KK + l I)^-1 S_KD W_D | b + mean of what is left over | covariance |
+| ridge-no-bias | the same with second moments | b | second moments |
+
+`affine` is SlimLLM's (arXiv 2505.22689): a fit per output dimension, not the least squares over
+all inputs. `ridge` is ours: it shrinks towards the weights there are, so a large ridge gives `bias`
+and a small one the least squares. The ridge is chosen where the error on held-out windows is
+lowest. `bias` is what FLAP (arXiv 2312.11983) does.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.pruning import moments
+from pangu_jax.pruning.moments import Moments
+
+METHODS = ("none", "bias", "scale", "affine", "ridge", "ridge-no-bias")
+# Those that change the bias of the projection, or make one.
+BIASED = ("bias", "affine", "ridge")
+# In units of the mean variance of the kept inputs.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+_HIGH = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteReport:
+    """Errors of one projection, mean over tokens and output dimensions of squares.
+
+    Attributes:
+      cut: with the inputs dropped and nothing repaired.
+      repaired: after the repair.
+      output: variance of the projection's output, for comparison.
+      ridge: the ridge used, or None.
+      held_out: error on held-out windows after the repair fitted without them, or None.
+    """
+
+    cut: float
+    repaired: float
+    output: float
+    ridge: float | None = None
+    held_out: float | None = None
+
+
+def check_method(method: str) -> str:
+    """Returns the name of a known repair.
+
+    Raises:
+      InputError: an unknown one.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown repair {method!r}; known: {', '.join(METHODS)}")
+    return method
+
+
+def fit(
+    sums: Moments,
+    held: Moments | None,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    keep: Any,
+    *,
+    method: str,
+    ridge: float | None = None,
+    donate: bool = False,
+) -> tuple[jax.Array, jax.Array | None, SiteReport]:
+    """The repaired projection, with zero rows for the dropped inputs.
+
+    Args:
+      sums: moments of the U inputs.
+      held: moments over held-out windows, used to choose the ridge and then added; or None.
+      kernel: [U, D].
+      bias: [D] or None.
+      keep: bool [U].
+      method: one of `METHODS`.
+      ridge: in units of the mean variance of the kept inputs; None chooses among `RIDGES` on the
+        held-out moments, or takes the middle one where there are none.
+      donate: give up `sums`, to save memory.
+
+    Returns:
+      The kernel [U, D] in its own type, the bias (None if there is none), and the errors.
+
+    Raises:
+      InputError: an unknown method, or a result that is not finite.
+    """
+    check_method(method)
+    rows = np.asarray(keep, bool)
+    with jax.enable_x64(True):
+        keep = jnp.asarray(rows)
+        held_out = None
+        if method in ("ridge", "ridge-no-bias") and not rows.all():
+            ridge, held_out = _choose_ridge(sums, held, kernel, keep, method, ridge)
+        else:
+            ridge = None
+        both = moments.merge(sums, held, donate=donate)
+        new, shift = _solve(both, kernel, keep, np.float32(ridge or 0), method=method)
+        errors = _errors(both, kernel, keep, new, shift)
+        new = _cast(new, kernel)
+        if bias is not None or (method in BIASED and not rows.all()):
+            bias = _cast(shift if method in BIASED else 0 * shift, kernel, bias)
+    cut, done, output = (float(e) for e in errors)
+    if not np.isfinite(done):
+        raise InputError(f"the {method} repair is not finite; try another or a larger ridge")
+    return new, bias, SiteReport(cut, done, output, ridge, held_out)
+
+
+@jax.jit
+def _cast(x, like, more=None):
+    """`x` plus `more` in the type of `like`."""
+    return (x if more is None else x + more.astype(x.dtype)).astype(like.dtype)
+
+
+def _choose_ridge(sums, held, kernel, keep, method, ridge):
+    choices = RIDGES if ridge is None else (ridge,)
+    if held is None:
+        return choices[len(choices) // 2], None
+    found = {}
+    for value in choices:
+        new, shift = _solve(sums, kernel, keep, np.float32(value), method=method)
+        found[value] = float(_errors(held, kernel, keep, new, shift)[1])
+    best = min(found, key=lambda v: found[v] if np.isfinite(found[v]) else np.inf)
+    return best, found[best]
+
+
+@partial(jax.jit, static_argnames="method")
+def _solve(sums, kernel, keep, ridge, *, method):
+    """New kernel [U, D] and what is added to the bias [D]."""
+    kernel = kernel.astype(sums.outer.dtype)
+    kept = jnp.where(keep[:, None], kernel, 0)
+    mean = moments.mean(sums)
+    zero = jnp.zeros(kernel.shape[1], kernel.dtype)
+    if method == "none":
+        return kept, zero
+    if method == "bias":
+        return kept, mean @ (kernel - kept)
+    spread = moments.second(sums) if _free(method) else moments.covariance(sums)
+    if method in ("scale", "affine"):
+        factor = _factor(spread, kernel, kept)
+        new = kept * factor
+    else:
+        new = kept + _least_squares(spread, kernel - kept, keep, ridge)
+    return new, zero if _free(method) else mean @ (kernel - new)
+
+
+def _free(method: str) -> bool:
+    return method in ("scale", "ridge-no-bias")
+
+
+def _factor(spread, kernel, kept):
+    """A_j; 1 for an output that the kept inputs do not move."""
+    moved = jnp.matmul(spread, kept, precision=_HIGH)
+    variance = (kept * moved).sum(0)
+    whole = (kernel * jnp.matmul(spread, kernel, precision=_HIGH)).sum(0)
+    live = variance > 1e-12 * whole
+    return jnp.where(live, (kernel * moved).sum(0) / jnp.where(live, variance, 1), 1)
+
+
+def _least_squares(spread, dropped, keep, ridge):
+    """(S_KK + l I)^-1 S_KD W_D at the shape of all inputs: dropped ones get the identity."""
+    both = keep[:, None] & keep[None, :]
+    level = jnp.where(keep, jnp.diagonal(spread), 0).sum() / jnp.maximum(keep.sum(), 1)
+    # A trace of the level keeps the system solvable where inputs repeat one another.
+    floor = 64 * jnp.finfo(spread.dtype).eps
+    diagonal = jnp.where(keep, (ridge + floor) * level, 1.0)
+    diagonal = jnp.where(diagonal > 0, diagonal, 1.0)  # nothing varies at all
+    system = jnp.where(both, spread, 0) + jnp.diag(diagonal)
+    target = jnp.where(keep[:, None], jnp.matmul(spread, dropped, precision=_HIGH), 0)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(system), target)
+
+
+@jax.jit
+def _errors(sums, kernel, keep, new, shift):
+    """Mean squared error when cut, when repaired, and the output's variance."""
+    cov, mean = moments.covariance(sums), moments.mean(sums)
+    kernel = kernel.astype(cov.dtype)
+
+    def error(difference, offset):
+        energy = (difference * jnp.matmul(cov, difference, precision=_HIGH)).sum(0)
+        return (energy + (mean @ difference - offset) ** 2).mean()
+
+    cut = error(jnp.where(keep[:, None], 0, kernel), 0.0)
+    variance = (kernel * jnp.matmul(cov, kernel, precision=_HIGH)).sum(0).mean()
+    return cut, error(kernel - new, shift), variance

@@ -1,0 +1,418 @@
+"""Calibration statistics, layer by layer, with one layer boundary of activations in memory.
+
+`sweep` walks the decoder once. At each layer it accumulates the moments of what the out projection
+reads and of what the down projection reads, asks a visitor whether that projection is to be
+replaced (units masked by zero rows, repaired weights, a bias), and goes on with the answer:
+
+    propagate = "pruned": later layers see the activations of the layers as replaced (SlimLLM);
+    propagate = "dense":  they see those of the original model (FLAP, Minitron).
+
+Masked weights have the dense shapes, so every layer of a run uses one compilation.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models import decoder
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import attention, mix
+from pangu_jax.nn.mlp import hidden, mlp
+from pangu_jax.nn.norm import rms_norm
+from pangu_jax.nn.rotary import rotation
+from pangu_jax.pruning import moments
+from pangu_jax.pruning.moments import Moments
+
+Projection = dict[str, jax.Array]
+
+
+@struct.dataclass
+class LayerStats:
+    """What calibration tells about one layer; all sums merge by addition.
+
+    Attributes:
+      weights: the layer's parameters, as the checkpoint has them.
+      heads: moments of the out projection's K * Q * C inputs.
+      held_heads: the same over the held-out windows, or None.
+      channels: moments of the down projection's F inputs.
+      held_channels: the same over the held-out windows, or None.
+      mlp_squares: [D], sum over tokens of the squared input of gate and up (after the norm).
+      norm_absolute: [2, D], for the attention's and the mlp's norm, the sum over windows of
+        (mean over tokens of |its output|)^2.
+      similarity: sum over tokens of cos(layer input, layer output).
+      post_rms: [2, 3], for the sandwich norms of the two branches, sums over tokens of r, r^2 and
+        1/r, where r is the root mean square that the norm divides by; zeros without such norms.
+      tokens: number of tokens of the sums above.
+      saliency: {"heads": [K, Q], "groups": [K], "channels": [F]} of the Taylor score, or None.
+    """
+
+    weights: dict[str, Any]
+    heads: Moments
+    held_heads: Moments | None
+    channels: Moments | None
+    held_channels: Moments | None
+    mlp_squares: Any
+    norm_absolute: Any
+    similarity: Any
+    post_rms: Any
+    tokens: Any
+    saliency: dict[str, Any] | None = None
+
+
+@struct.dataclass
+class Stats:
+    """Statistics of all layers.
+
+    Attributes:
+      layers: one entry a layer.
+      cfg: the model.
+    """
+
+    layers: tuple[LayerStats, ...]
+    cfg: DecoderConfig = struct.field(pytree_node=False)
+
+
+class Visitor(Protocol):
+    """What `sweep` asks at each site; None leaves the projection as it is."""
+
+    def heads(self, layer: int, stats: LayerStats) -> Projection | None:
+        """The out projection {"kernel": [K, Q, C, D], "bias": [D]} to go on with."""
+        ...
+
+    def channels(self, layer: int, stats: LayerStats) -> Projection | None:
+        """The down projection {"kernel": [F, D], "bias": [D]} to go on with."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep computes.
+
+    Attributes:
+      batch: windows computed at once.
+      held_out: share of the windows kept apart to choose the ridge, at least one batch of them
+        unless it is 0.
+      dtype: type of the activations; None takes the embedding table's.
+      moments: type of the sums: float64, or float32 where memory matters more.
+      offload: whether the layer boundary lies in host memory.
+    """
+
+    batch: int = 8
+    held_out: float = 0.25
+    dtype: str | None = None
+    moments: str = "float64"
+    offload: bool = False
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise InputError(f"calibration batch must be at least 1, got {self.batch}")
+        if not 0 <= self.held_out < 1:
+            raise InputError(f"held_out must be in [0, 1), got {self.held_out}")
+        if self.moments not in ("float32", "float64"):
+            raise InputError(f"moments must be float32 or float64, got {self.moments!r}")
+
+
+def collect(
+    params: dict[str, Any],
+    windows: np.ndarray,
+    *,
+    cfg: DecoderConfig,
+    sweep_cfg: SweepConfig = SweepConfig(),
+    visitor: Visitor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    impl: str | None = None,
+) -> Stats:
+    """Statistics of every layer, all kept: for models whose moments fit in memory.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      windows: int32 [N, T], calibration tokens.
+      cfg: a dense decoder.
+      sweep_cfg: batches and types.
+      visitor: replaces projections on the way (pruned propagation), None for the dense model.
+      progress: called with layers done and layers in all.
+      impl: implementation of attention.
+
+    Raises:
+      InputError: a routed layer, no window, or a statistic that is not finite (names the layer).
+    """
+    found: list[LayerStats] = []
+    sweep(
+        params,
+        windows,
+        cfg=cfg,
+        sweep_cfg=sweep_cfg,
+        visitor=visitor,
+        keep=found.append,
+        progress=progress,
+        impl=impl,
+    )
+    return Stats(tuple(found), cfg)
+
+
+def sweep(
+    params: dict[str, Any],
+    windows: np.ndarray,
+    *,
+    cfg: DecoderConfig,
+    sweep_cfg: SweepConfig = SweepConfig(),
+    visitor: Visitor | None = None,
+    propagate: str = "pruned",
+    second_order: bool = True,
+    similarity: bool = True,
+    keep: Callable[[LayerStats], Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    impl: str | None = None,
+) -> None:
+    """Walks the layers once; `collect` keeps everything, a visitor only what it wants.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      windows: int32 [N, T].
+      cfg: a dense decoder.
+      sweep_cfg: batches and types.
+      visitor: asked at each site.
+      propagate: "pruned" or "dense": which activations the next layer sees.
+      second_order: whether moments are taken.
+      similarity: whether cos(layer input, layer output) is taken, which keeps a second boundary.
+      keep: called with each layer's statistics.
+      progress: called with layers done and layers in all.
+      impl: implementation of attention.
+
+    Raises:
+      InputError: as `collect`.
+    """
+    _check(windows, cfg, propagate)
+    with jax.enable_x64(True):
+        batches, held = _batches(params, windows, sweep_cfg)
+        positions = jnp.arange(windows.shape[1], dtype=jnp.int32)[None]
+        index = 0
+        for run, (layer, count) in enumerate(decoder.run_lengths(cfg)):
+            turn = rotation(positions, layer.attention.head_dim, cfg.rope)
+            walk = _Walk(params["runs"][run], turn, cfg, sweep_cfg, held, impl)
+            for place in range(count):
+                batches, stats = walk.layer(
+                    place, index, batches, visitor, propagate, second_order, similarity
+                )
+                if keep is not None:
+                    keep(stats)
+                index += 1
+                if progress is not None:
+                    progress(index, len(cfg.layers))
+
+
+def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtype: Any) -> int:
+    """Bytes a sweep takes beside the parameters: one boundary, and the widest layer's moments."""
+    boundary = windows.size * cfg.width * np.dtype(dtype).itemsize * (not sweep_cfg.offload)
+    item = np.dtype(sweep_cfg.moments).itemsize
+    widest = max(
+        max(x.attention.kv_heads * x.attention.q_per_kv * x.attention.head_dim, x.mlp.width)
+        for x in cfg.layers
+        if x.mlp is not None
+    )
+    sets = 2 if sweep_cfg.held_out else 1
+    batch = sweep_cfg.batch * windows.shape[1] * widest * (item + 2 * np.dtype(dtype).itemsize)
+    # The moments, and as much again for the system that a repair solves.
+    return boundary + batch + (sets + 2) * widest * widest * item
+
+
+class _Walk:
+    """One run's layers; its jitted functions are shared by all of them."""
+
+    def __init__(self, weights, turn, cfg, sweep_cfg, held, impl):
+        self.weights, self.turn, self.held = weights, turn, held
+        self.dtype = jnp.dtype(sweep_cfg.moments)
+        self.static = {"eps": cfg.norm_eps, "impl": impl}
+        self.width = cfg.width
+        self.store = np.asarray if sweep_cfg.offload else lambda x: x
+        # Sums begin where the parameters are: else the first call of each function compiles twice.
+        devices = jax.tree.leaves(weights)[0].devices()
+        self.home = next(iter(devices)) if len(devices) == 1 else None
+
+    def _zeros(self, *shape):
+        return jnp.zeros(shape, self.dtype, device=self.home)
+
+    def layer(self, place, index, batches, visitor, propagate, second_order, similarity):
+        """The next boundary, and the layer's statistics; `batches` is overwritten."""
+        at = jnp.int32(place)
+        weights = _weights(self.weights, at) if second_order else None
+        heads, held_heads, absolute = self._heads(at, batches, second_order)
+        empty = self._zeros(self.width)
+        tokens = sum(x.shape[0] * x.shape[1] for x in batches)
+        stats = LayerStats(
+            weights=weights,
+            heads=heads,
+            held_heads=held_heads,
+            channels=None,
+            held_channels=None,
+            mlp_squares=empty,
+            norm_absolute=jnp.stack([absolute, empty]),
+            similarity=self._zeros(),
+            post_rms=self._zeros(2, 3),
+            tokens=jnp.asarray(tokens, self.dtype),
+        )
+        out = visitor.heads(index, stats) if visitor is not None else None
+        goes_on = out if propagate == "pruned" else None
+        before = list(batches) if similarity else [None] * len(batches)
+        rms = self._zeros(3)
+        for i, x in enumerate(batches):
+            y, r = _attention(self.weights, at, goes_on, x, self.turn, **self.static)
+            batches[i] = self.store(y)
+            rms += r
+        channels, held_channels, squares, absolute = self._channels(at, batches, second_order)
+        stats = stats.replace(
+            channels=channels,
+            held_channels=held_channels,
+            mlp_squares=squares,
+            norm_absolute=stats.norm_absolute.at[1].set(absolute),
+            post_rms=stats.post_rms.at[0].set(rms),
+        )
+        down = visitor.channels(index, stats) if visitor is not None else None
+        goes_on = down if propagate == "pruned" else None
+        rms, cosine = self._zeros(3), self._zeros()
+        for i, x in enumerate(batches):
+            y, r, s = _mlp(self.weights, at, goes_on, before[i], x, **self.static)
+            batches[i], before[i] = self.store(y), None
+            rms, cosine = rms + r, cosine + s
+        _check_finite(batches, index)
+        return batches, stats.replace(similarity=cosine, post_rms=stats.post_rms.at[1].set(rms))
+
+    def _heads(self, at, batches, second_order):
+        out = self.weights["attention"]["out"]["kernel"].shape
+        found = self._empty(out[1] * out[2] * out[3], second_order)
+        absolute = self._zeros(self.width)
+        if second_order:
+            for x, held in zip(batches, self.held, strict=True):
+                found[held], absolute = _observe_heads(
+                    self.weights, at, x, self.turn, found[held], absolute, **self.static,
+                )  # fmt: skip
+        return (*found, absolute)
+
+    def _channels(self, at, middle, second_order):
+        found = self._empty(self.weights["mlp"]["down"]["kernel"].shape[1], second_order)
+        squares = absolute = self._zeros(self.width)
+        if second_order:
+            for x, held in zip(middle, self.held, strict=True):
+                found[held], squares, absolute = _observe_channels(
+                    self.weights, at, x, found[held], squares, absolute, eps=self.static["eps"],
+                )  # fmt: skip
+        return (*found, squares, absolute)
+
+    def _empty(self, units, second_order):
+        """Moments of the fitted and of the held-out windows; None where there are none."""
+        return [
+            moments.zeros(units, self.dtype, self.home)
+            if second_order and part in self.held
+            else None
+            for part in (False, True)
+        ]
+
+
+def _layer(run, at):
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, at, keepdims=False), run)
+
+
+@jax.jit
+def _weights(run, at):
+    return _layer(run, at)
+
+
+@partial(jax.jit, static_argnames=("eps", "impl"))
+def _observe_heads(run, at, x, turn, found, absolute, *, eps, impl):
+    weights = _layer(run, at)
+    normed = rms_norm(weights["attention_norm"], x, eps=eps)
+    mixed, _ = mix(weights["attention"], normed, turn, None, eps=eps, impl=impl)
+    return moments.add(found, mixed), absolute + _absolute(normed, absolute.dtype)
+
+
+@partial(jax.jit, static_argnames="eps")
+def _observe_channels(run, at, x, found, squares, absolute, *, eps):
+    weights = _layer(run, at)
+    normed = rms_norm(weights["mlp_norm"], x, eps=eps)
+    units = hidden(weights["mlp"], normed)
+    squares = squares + (normed.astype(squares.dtype) ** 2).sum((0, 1))
+    return moments.add(found, units), squares, absolute + _absolute(normed, absolute.dtype)
+
+
+def _absolute(x, dtype):
+    return (jnp.abs(x.astype(dtype)).mean(1) ** 2).sum(0)
+
+
+@partial(jax.jit, static_argnames=("eps", "impl"))
+def _attention(run, at, out, x, turn, *, eps, impl):
+    weights = _layer(run, at)
+    inner = weights["attention"] if out is None else {**weights["attention"], "out": out}
+    normed = rms_norm(weights["attention_norm"], x, eps=eps)
+    branch, _ = attention(inner, normed, turn, None, eps=eps, impl=impl)
+    return _residual(weights, "attention_post_norm", x, branch, eps)
+
+
+@partial(jax.jit, static_argnames=("eps", "impl"))
+def _mlp(run, at, down, before, x, *, eps, impl):
+    del impl
+    weights = _layer(run, at)
+    inner = weights["mlp"] if down is None else {**weights["mlp"], "down": down}
+    branch = mlp(inner, rms_norm(weights["mlp_norm"], x, eps=eps))
+    after, rms = _residual(weights, "mlp_post_norm", x, branch, eps)
+    if before is None:
+        return after, rms, jnp.float32(0)
+    a, b = before.astype(jnp.float32), after.astype(jnp.float32)
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return after, rms, ((a * b).sum(-1) / jnp.maximum(norms, 1e-30)).sum()
+
+
+def _residual(weights, name, x, branch, eps):
+    """The branch added to the residual, and sums of its norm's divisor r, r^2 and 1/r."""
+    if name not in weights:
+        return x + branch, jnp.zeros(3, jnp.float32)
+    r = jnp.sqrt((branch.astype(jnp.float32) ** 2).mean(-1) + eps)
+    sums = jnp.stack([r.sum(), (r * r).sum(), (1 / r).sum()])
+    return x + rms_norm(weights[name], branch, eps=eps), sums
+
+
+def _batches(params, windows, cfg: SweepConfig):
+    """Embedded batches and, for each, whether it is held out."""
+    size = min(cfg.batch, max(1, -(-len(windows) // 4)))
+    parts = [windows[i : i + size] for i in range(0, len(windows), size)]
+    held = [False] * len(parts)
+    if cfg.held_out and len(parts) > 1:
+        number = min(max(1, round(cfg.held_out * len(parts))), len(parts) - 1)
+        for i in range(number):  # spread over the text, the last batch among them
+            held[-1 - i * (len(parts) // number)] = True
+    embedded = [decoder.embed(params, jnp.asarray(p, jnp.int32), dtype=cfg.dtype) for p in parts]
+    return [np.asarray(x) for x in embedded] if cfg.offload else embedded, held
+
+
+def _check(windows: np.ndarray, cfg: DecoderConfig, propagate: str) -> None:
+    for i, layer in enumerate(cfg.layers):
+        if layer.mlp is None:
+            raise InputError(f"layer {i} is routed; only dense layers can be pruned")
+    if propagate not in ("pruned", "dense"):
+        raise InputError(f"propagate must be pruned or dense, got {propagate!r}")
+    if windows.ndim != 2 or not windows.size:
+        raise InputError(f"calibration needs windows [N, T], got shape {windows.shape}")
+    if windows.min() < 0 or windows.max() >= cfg.vocab:
+        raise InputError(
+            f"calibration ids go from {windows.min()} to {windows.max()}, "
+            f"the model's vocabulary from 0 to {cfg.vocab - 1}: is it another tokenizer's text?"
+        )
+
+
+def _check_finite(batches: list[jax.Array], index: int) -> None:
+    if not all([_finite(x) for x in batches]):
+        raise InputError(
+            f"the activations of layer {index} are not finite: the checkpoint's weights hold NaN "
+            "or infinity, or overflow in this type of activations"
+        )
+
+
+@jax.jit
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()

@@ -1,0 +1,70 @@
+"""First-order Taylor importance (LLM-Pruner style): the loss's gradient times the weights.
+
+Source: arXiv 2305.11627, the first-order term of its element-wise importance: the sum over a unit's
+weights of |weight * gradient|.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.losses.language import cross_entropy
+from pangu_jax.models import decoder
+from pangu_jax.models.decoder import DecoderConfig
+
+
+def saliency(
+    params: dict[str, Any],
+    windows: np.ndarray,
+    *,
+    cfg: DecoderConfig,
+    batch: int = 8,
+    dtype: Any = None,
+    remat: str | None = "full",
+) -> list[dict[str, np.ndarray]]:
+    """Per layer {"heads": [K, Q], "groups": [K], "channels": [F]}, float64.
+
+    Needs the gradients of all parameters at once, in their own type.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      windows: int32 [N, T]; each token predicts the next.
+      cfg: a dense decoder.
+      batch: windows computed at once.
+      dtype: type of the activations.
+      remat: what the backward pass recomputes.
+    """
+
+    def loss(params, tokens):
+        out = decoder.apply(params, tokens[:, :-1], cfg=cfg, dtype=dtype, remat=remat)
+        weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
+        nats, _ = cross_entropy(
+            out.hidden, decoder.head_kernel(params), tokens[:, 1:], weights, chunk=512
+        )
+        return nats
+
+    grad = jax.jit(jax.grad(loss))
+    total = None
+    for first in range(0, len(windows), batch):
+        found = grad(params, jnp.asarray(windows[first : first + batch], jnp.int32))["runs"]
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    products = jax.tree.map(lambda w, g: jnp.abs(w * g), params["runs"], total)
+    return [
+        _units(jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), run))
+        for run, (_, number) in zip(products, decoder.run_lengths(cfg), strict=True)
+        for i in range(number)
+    ]
+
+
+def _units(layer: dict[str, Any]) -> dict[str, np.ndarray]:
+    attention, mlp = layer["attention"], layer["mlp"]
+    heads = attention["query"]["kernel"].sum((0, 3)) + attention["out"]["kernel"].sum((2, 3))
+    shared = sum(attention[name]["kernel"].sum((0, 2)) for name in ("key", "value"))
+    channels = mlp["gate"]["kernel"].sum(0) + mlp["up"]["kernel"].sum(0)
+    return {
+        "heads": heads,
+        "groups": heads.sum(1) + shared,
+        "channels": channels + mlp["down"]["kernel"].sum(1),
+    }

@@ -1,0 +1,93 @@
+"""Online distillation: the teacher predicts the student's own batches, step by step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.losses.distill import hidden_match, logit_kl
+from pangu_jax.losses.language import cross_entropy
+from pangu_jax.models import decoder
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.train.step import Loss
+
+
+def distill_loss(
+    teacher_cfg: decoder.DecoderConfig,
+    cfg: decoder.DecoderConfig,
+    *,
+    kl_weight: float = 1.0,
+    lm_weight: float = 1.0,
+    hidden_weight: float = 0.0,
+    hidden: Sequence[int] | None = None,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    dtype: Any = jnp.float32,
+    remat: str | None = None,
+    layout: Layout | None = None,
+    impl: dict[str, str] | None = None,
+) -> Loss:
+    """KL to the teacher's predictions plus the language-modelling loss.
+
+    Args:
+      teacher_cfg: the teacher, whose parameters are the `context` of `train.loop.train`; they get
+        no gradient.
+      cfg: the student, of the same vocabulary.
+      kl_weight: of KL(teacher || student).
+      lm_weight: of the cross-entropy with the text.
+      hidden_weight: of the match of the last hidden states.
+      hidden: the teacher's channels that the student kept, where their widths differ.
+      temperature: softens both predictions in the KL.
+      chunk: tokens whose logits are held at once.
+      dtype: type of the activations.
+      remat: what the student's backward pass recomputes.
+      layout: how activations are split, or None.
+      impl: {operator: implementation}.
+
+    Returns:
+      loss(params, batch, key) -> (sum, tokens, {"nats", "kl"[, "hidden"]}), sums over tokens.
+
+    Raises:
+      InputError: different vocabularies, negative weights, or widths that do not match.
+    """
+    if teacher_cfg.vocab != cfg.vocab:
+        raise InputError(
+            f"the teacher's vocabulary has {teacher_cfg.vocab} ids, the student's {cfg.vocab}"
+        )
+    if min(kl_weight, lm_weight, hidden_weight) < 0 or temperature <= 0:
+        raise InputError("distillation weights must not be negative, the temperature positive")
+    if hidden_weight and len(hidden or range(teacher_cfg.width)) != cfg.width:
+        raise InputError(
+            f"matching hidden states needs to know which {cfg.width} of the teacher's "
+            f"{teacher_cfg.width} channels the student kept (plan.json)"
+        )
+    channels = None if hidden is None else np.asarray(hidden)
+
+    def loss(params, batch, key):
+        del key
+        teacher = batch["context"]
+        inputs = {"positions": batch["positions"], "segments": batch["segments"]}
+        options = {"dtype": dtype, "layout": layout, "impl": impl}
+        out = decoder.apply(params, batch["tokens"], cfg=cfg, remat=remat, **inputs, **options)
+        theirs = decoder.apply(teacher, batch["tokens"], cfg=teacher_cfg, **inputs, **options)
+        target = jax.lax.stop_gradient(theirs.hidden)
+        kernel, weights = decoder.head_kernel(params), batch["weights"]
+        nats, weight = cross_entropy(out.hidden, kernel, batch["labels"], weights, chunk=chunk)
+        kl = logit_kl(
+            (out.hidden, kernel),
+            (target, decoder.head_kernel(teacher)),
+            weights,
+            temperature=temperature,
+            chunk=chunk,
+        )
+        total, metrics = lm_weight * nats + kl_weight * kl, {"nats": nats, "kl": kl}
+        if hidden_weight:
+            target = target if channels is None else target[..., channels]
+            metrics["hidden"] = hidden_match(out.hidden, target, weights)
+            total = total + hidden_weight * metrics["hidden"]
+        return total, weight, metrics
+
+    return loss

@@ -1,0 +1,175 @@
+"""Scores against loops over tokens, and what they must not depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.pruning import importance, moments, stats, taylor
+from pangu_jax.pruning.choose import choose_channels
+from pangu_jax.pruning.compress import Recipe
+from pangu_jax.pruning.stats import LayerStats, SweepConfig
+
+D, F = 6, 9
+
+
+def layer(seed=0, scale=1.0, order=None, flat=False):
+    """One site's statistics from explicit tokens, [windows, T, ...]."""
+    rng = np.random.default_rng(seed)
+    x, h = rng.normal(size=(4, 30, D)), rng.normal(size=(4, 30, F)) * np.arange(1, F + 1)
+    weights = {n: rng.normal(size=(D, F)) for n in ("gate", "up")}
+    weights["down"] = rng.normal(size=(F, D))
+    if flat:  # whitened inputs and orthogonal rows: the output varies alike in all directions
+        h = rng.normal(size=(4, 30, D))
+        h = np.linalg.qr(h.reshape(-1, D) - h.reshape(-1, D).mean(0))[0].reshape(4, 30, D)
+        weights = {n: w[:, :D] for n, w in weights.items()}
+        weights["down"] = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    if order is not None:
+        x, h = x[:, order], h[:, order]
+    x, h = x * scale, h * scale
+    with jax.enable_x64(True):
+        sums = moments.add(moments.zeros(h.shape[-1], jnp.float64), jnp.asarray(h))
+        tree = {"mlp": {n: {"kernel": jnp.asarray(w)} for n, w in weights.items()}}
+        tree["attention"] = {"out": {"kernel": jnp.zeros((1, 1, 2, D))}}
+        squares = jnp.asarray((x**2).sum((0, 1)))
+    found = LayerStats(tree, None, None, sums, None, squares, None, None, None, None)
+    return found, x.reshape(-1, D), h, weights
+
+
+def pca_score(x, h, weights):
+    """SlimLLM's formula on the tokens."""
+    h = h.reshape(len(x), -1)
+    y = h @ weights["down"]
+    centred = y - y.mean(0)
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    omega = 1 / (1 + np.exp(-values / values.mean()))
+    norm = np.sqrt((x**2).sum(0))
+    score = np.zeros(h.shape[1])
+    for i in range(h.shape[1]):
+        score[i] = np.linalg.norm(weights["gate"][:, i] * norm)
+        score[i] += np.linalg.norm(weights["up"][:, i] * norm)
+        projected = [weights["down"][i] @ axes[:, j] * omega[j] for j in range(D)]
+        score[i] += np.linalg.norm(h[:, i]) * np.linalg.norm(projected)
+    return score
+
+
+def test_the_pca_score_is_the_papers_formula_on_the_tokens():
+    found, x, h, weights = layer()
+    np.testing.assert_allclose(
+        importance.channel_scores("slimllm", found), pca_score(x, h, weights), rtol=1e-8
+    )
+
+
+def test_it_ignores_the_order_of_tokens_and_ranks_alike_at_any_scale():
+    base = importance.channel_scores("slimllm", layer()[0])
+    order = np.random.default_rng(1).permutation(30)
+    np.testing.assert_allclose(
+        importance.channel_scores("slimllm", layer(order=order)[0]), base, rtol=1e-9
+    )
+    scaled = importance.channel_scores("slimllm", layer(scale=7.0)[0])
+    np.testing.assert_allclose(scaled, 7 * base, rtol=1e-9)
+
+
+def test_with_flat_eigenvalues_it_is_a_product_of_norms():
+    found, x, h, weights = layer(flat=True)
+    norm = np.sqrt((x**2).sum(0))
+    want = np.linalg.norm(h.reshape(-1, D), axis=0) * np.linalg.norm(weights["down"], axis=1)
+    want = want / (1 + np.exp(-1.0))
+    for name in ("gate", "up"):
+        want = want + np.linalg.norm(weights[name] * norm[:, None], axis=0)
+    np.testing.assert_allclose(importance.channel_scores("slimllm", found), want, rtol=1e-6)
+
+
+def test_a_channel_that_writes_where_nothing_varies_ranks_below():
+    found, x, h, weights = layer()
+    down = np.zeros((F, D))
+    down[:, 0] = 1.0  # all write along axis 0 ...
+    down[3] = np.eye(D)[1]  # ... but channel 3, as strongly, along axis 1
+    h[..., 3] = 0.01 * h[..., 4]
+    h[..., 5] = 0.01 * h[..., 4]
+    for n in ("gate", "up"):
+        weights[n][:, 3] = weights[n][:, 5]
+    with jax.enable_x64(True):
+        sums = moments.add(moments.zeros(F, jnp.float64), jnp.asarray(h))
+        mlp = {n: {"kernel": jnp.asarray(w)} for n, w in {**weights, "down": down}.items()}
+        found = found.replace(channels=sums, weights={**found.weights, "mlp": mlp})
+    score = importance.channel_scores("slimllm", found)
+    assert score[3] < score[5]
+
+
+def test_scores_of_the_baselines_by_hand():
+    found, _, h, weights = layer(2)
+    flat, down = h.reshape(-1, F), weights["down"]
+    want = {
+        "minitron": np.sqrt((np.abs(h).mean(1) ** 2).sum(0)),
+        "flap": flat.var(0) * (down**2).sum(1),
+        "wanda-sp": np.linalg.norm(flat, axis=0) * np.abs(down).sum(1),
+        "magnitude": np.sqrt(
+            (weights["gate"] ** 2).sum(0) + (weights["up"] ** 2).sum(0) + (down**2).sum(1)
+        ),
+    }
+    for method, value in want.items():
+        np.testing.assert_allclose(
+            importance.channel_scores(method, found), value, rtol=1e-8, err_msg=method
+        )
+    first, second = (importance.channel_scores("random", found, seed=s) for s in (0, 1))
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first, importance.channel_scores("random", found, seed=0))
+    for name in ("taylor", "glue"):
+        with pytest.raises(InputError, match=r"gradients|unknown method"):
+            importance.channel_scores(name, found)
+
+
+def test_group_scores_take_the_group_as_a_whole(model):
+    small = model(groups=3, heads=2, layers=1)
+    found = stats.collect(
+        small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(held_out=0)
+    ).layers[0]
+    each = np.asarray(found.heads.absolute, np.float64).reshape(3, 2, 4)
+    np.testing.assert_allclose(
+        importance.group_scores("minitron", found), np.sqrt(each.sum((1, 2))), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        importance.head_scores("minitron", found), np.sqrt(each.sum(2)), rtol=1e-6
+    )
+    # What a group adds to the residual, from its second moments.
+    kernel = np.asarray(found.weights["attention"]["out"]["kernel"], np.float64)
+    second = np.asarray(found.heads.outer, np.float64) / float(found.tokens)
+    for g in range(3):
+        w = kernel[g].reshape(8, -1)
+        want = np.sqrt(np.trace(w.T @ second[8 * g : 8 * g + 8, 8 * g : 8 * g + 8] @ w))
+        assert importance.contribution_norms(found)[g] == pytest.approx(want, rel=1e-6)
+
+
+def test_taylor_is_weight_times_gradient(model):
+    small = model(layers=1, rows=3)
+    (found,) = taylor.saliency(small.params, small.tokens, cfg=small.cfg, batch=2)
+
+    def nats(kernel):
+        run = small.params["runs"][0]
+        mlp = {**run["mlp"], "down": {"kernel": kernel}}
+        params = {**small.params, "runs": [{**run, "mlp": mlp}]}
+        hidden = taylor.decoder.apply(params, small.tokens[:, :-1], cfg=small.cfg).hidden
+        chance = jax.nn.log_softmax(taylor.decoder.logits(params, hidden))
+        return -jnp.take_along_axis(chance, small.tokens[:, 1:, None], -1).sum()
+
+    kernel = small.params["runs"][0]["mlp"]["down"]["kernel"]
+    part = np.abs(np.asarray(kernel * jax.grad(nats)(kernel)))[0].sum(1)
+    assert (found["channels"] > part * (1 - 1e-4)).all()
+    assert {k: v.shape for k, v in found.items()} == {
+        "heads": (4, 2),
+        "groups": (4,),
+        "channels": (12,),
+    }
+
+
+def test_the_quirk_of_the_released_code_spares_the_lowest():
+    found = layer()[0]
+    scores = importance.channel_scores("slimllm", found)
+    order = np.argsort(scores)
+    size = type("S", (), {"ffn": 5})
+    kept, _ = choose_channels(found, size, Recipe(), 0)
+    assert set(kept) == set(order[4:].tolist())
+    kept, _ = choose_channels(found, size, Recipe(keep_lowest=0.2), 0)
+    assert set(kept) == {*order[:2].tolist(), *order[6:].tolist()}

@@ -1,0 +1,181 @@
+"""Statistics: streaming equals the tokens at once, merging, sharding, propagation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models import decoder
+from pangu_jax.nn.stack import split
+from pangu_jax.pruning import moments, pearson, stats
+from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.sharding.mesh import make_mesh
+
+RNG = np.random.default_rng(0)
+
+
+def accumulate(x, chunk):
+    found = moments.zeros(x.shape[-1], jnp.float64)
+    for i in range(0, len(x), chunk):
+        found = moments.add(found, jnp.asarray(x[i : i + chunk]))
+    return found
+
+
+def test_moments_do_not_depend_on_chunks_or_order():
+    x = RNG.normal(size=(24, 5, 7)) * 3 + 40  # |mean| well above the deviation
+    with jax.enable_x64(True):
+        whole = accumulate(x, 24)
+        flat = x.reshape(-1, 7)
+        np.testing.assert_allclose(moments.mean(whole), flat.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(moments.covariance(whole), np.cov(flat.T, bias=True), rtol=1e-8)
+        wanted = sum((np.abs(w).mean(0) ** 2) for w in x)
+        np.testing.assert_allclose(whole.absolute, wanted, rtol=1e-12)
+        for chunk in (1, 5, 24):
+            other = accumulate(RNG.permutation(x), chunk)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), other, whole)
+        merged = moments.merge(accumulate(x[:9], 4), accumulate(x[9:], 7))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), merged, whole)
+
+
+def test_contributions_are_covariances_of_what_units_add():
+    units, size, width = 4, 3, 5
+    x, kernel = RNG.normal(size=(200, units, size)), RNG.normal(size=(units, size, width))
+    each = np.einsum("nuc,ucd->nud", x, kernel)
+    with jax.enable_x64(True):
+        cov = moments.covariance(accumulate(x.reshape(200, 1, -1), 50))
+        found = np.asarray(moments.contributions(cov, jnp.asarray(kernel)))
+    for i in range(units):
+        for k in range(units):
+            for j in range(width):
+                want = np.cov(each[:, i, j], each[:, k, j], bias=True)[0, 1]
+                assert found[i, k, j] == pytest.approx(want, abs=1e-10)
+    # And so is every Pearson term of a choice.
+    keep = np.asarray([True, False, True, True])
+    a, b = each[:, keep].sum(1), each.sum(1)
+    want = sum(abs(np.corrcoef(a[:, j], b[:, j])[0, 1]) for j in range(width))
+    assert pearson.similarity(found, keep) == pytest.approx(want, abs=1e-10)
+    want = [
+        sum(abs(np.corrcoef((b - each[:, i])[:, j], b[:, j])[0, 1]) for j in range(width))
+        for i in range(units)
+    ]
+    np.testing.assert_allclose(pearson.removal_similarity(found), want, atol=1e-10)
+
+
+def test_a_sweep_sees_what_the_model_computes(model):
+    small = model(sandwich=True, query_bias=True, qk_norm=True)
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(batch=3))
+    x = decoder.embed(small.params, jnp.asarray(small.tokens))
+    turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
+    one = small.cfg.layers[0]
+    block = jax.jit(lambda w, x, t: decoder.block(w, x, t, None, cfg=one, eps=1e-5)[0])
+    for layer, weights in enumerate(split(small.params["runs"])):
+        got = found.layers[layer]
+        y = block(weights, x, turn)
+        a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        cosine = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+        assert float(got.similarity) / float(got.tokens) == pytest.approx(cosine.mean(), abs=1e-6)
+        normed = a / np.sqrt((a**2).mean(-1, keepdims=True) + 1e-5)
+        normed = normed * np.asarray(weights["attention_norm"]["scale"], np.float64)
+        want = (np.abs(normed).mean(1) ** 2).sum(0)
+        np.testing.assert_allclose(got.norm_absolute[0], want, rtol=1e-5)
+        both = moments.merge(got.heads, got.held_heads)
+        assert float(both.tokens) == small.tokens.size > float(got.heads.tokens)
+        x = y
+
+
+def test_moments_of_a_site_are_those_of_its_inputs(model):
+    small = model(layers=1)
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg).layers[0]
+    (weights,) = split(small.params["runs"])
+    x = decoder.embed(small.params, jnp.asarray(small.tokens))
+    seen = {}
+    turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
+    normed = stats.rms_norm(weights["attention_norm"], x, eps=1e-5)
+    # An out projection that is the identity shows what it reads.
+    eye = jnp.eye(32).reshape(4, 2, 4, 32)
+    seen["heads"], _ = stats.attention(
+        {**weights["attention"], "out": {"kernel": eye}}, normed, turn, None, eps=1e-5
+    )
+    branch, _ = stats.attention(weights["attention"], normed, turn, None, eps=1e-5)
+    normed = stats.rms_norm(weights["mlp_norm"], x + branch, eps=1e-5)
+    seen["channels"] = stats.mlp({**weights["mlp"], "down": {"kernel": jnp.eye(12)}}, normed)
+    for name, value in seen.items():
+        flat = np.asarray(value, np.float64).reshape(-1, value.shape[-1])
+        both = moments.merge(getattr(found, name), getattr(found, f"held_{name}"))
+        np.testing.assert_allclose(both.outer, flat.T @ flat, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(both.total, flat.sum(0), rtol=1e-4, atol=1e-4)
+    want = (np.asarray(normed, np.float64) ** 2).sum((0, 1))
+    np.testing.assert_allclose(found.mlp_squares, want, rtol=1e-5)
+
+
+def test_two_devices_find_what_one_does(model):
+    """Windows split over devices: sums are reduced across them by the compiler."""
+    small = model(layers=1)
+    mesh = make_mesh(data=2, devices=jax.devices()[:2])
+    whole = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    run = small.params["runs"][0]
+    x = decoder.embed(small.params, jnp.asarray(small.tokens))
+    turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
+    empty = moments.zeros(32, jnp.float32)
+    args = (jnp.int32(0), x, turn, empty, jnp.zeros(16))
+    want = stats._observe_heads(run, *args, eps=1e-5, impl=None)
+    placed = jax.device_put((run, jnp.int32(0)), whole), jax.device_put(x, rows)
+    rest = jax.device_put((turn, empty, jnp.zeros(16)), whole)
+    found = stats._observe_heads(*placed[0], placed[1], *rest, eps=1e-5, impl=None)
+    assert len(found[0].outer.sharding.device_set) == 2
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
+
+
+def test_pruned_propagation_shows_later_layers_the_pruned_ones(model):
+    small = model()
+
+    class Zero:
+        def heads(self, layer, found):
+            return jax.tree.map(jnp.zeros_like, dict(found.weights["attention"]["out"]))
+
+        def channels(self, layer, found):
+            return None
+
+    kept = {}
+    for propagate in ("pruned", "dense"):
+        kept[propagate] = []
+        stats.sweep(
+            small.params,
+            small.tokens,
+            cfg=small.cfg,
+            visitor=Zero(),
+            propagate=propagate,
+            keep=kept[propagate].append,
+        )
+    dense = stats.collect(small.params, small.tokens, cfg=small.cfg).layers
+    for i in range(2):
+        np.testing.assert_array_equal(kept["dense"][i].heads.outer, dense[i].heads.outer)
+    np.testing.assert_array_equal(kept["pruned"][0].heads.outer, dense[0].heads.outer)
+    assert np.abs(kept["pruned"][0].channels.outer - dense[0].channels.outer).max() > 0.1
+    assert np.abs(kept["pruned"][1].heads.outer - dense[1].heads.outer).max() > 0.1
+
+
+def test_memory_does_not_grow_with_the_moments_of_more_text(model):
+    small = model()
+    few = stats.memory(small.cfg, small.tokens, SweepConfig(), np.float32)
+    many = stats.memory(small.cfg, np.tile(small.tokens, (50, 1)), SweepConfig(), np.float32)
+    # Only the boundary does: 4 bytes a token and channel.
+    assert many - few == 49 * small.tokens.size * small.cfg.width * 4
+
+
+def test_what_cannot_be_measured_is_refused(model):
+    small = model()
+    with pytest.raises(InputError, match=r"windows \[N, T\]"):
+        stats.collect(small.params, small.tokens[:0], cfg=small.cfg)
+    with pytest.raises(InputError, match="another tokenizer"):
+        stats.collect(small.params, small.tokens + 20, cfg=small.cfg)
+    with pytest.raises(InputError, match="propagate"):
+        stats.sweep(small.params, small.tokens, cfg=small.cfg, propagate="no")
+    run = small.params["runs"][0]["mlp"]["up"]
+    run["kernel"] = run["kernel"].at[1, 0, 0].set(jnp.nan)
+    with pytest.raises(InputError, match="layer 1 are not finite"):
+        stats.collect(small.params, small.tokens, cfg=small.cfg)

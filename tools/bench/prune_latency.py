@@ -1,0 +1,144 @@
+"""Times dense and pruned models: does a smaller model run faster by as much as it is smaller?
+
+    python tools/bench/prune_latency.py --out prune_latency.json      7B shape, prefill and decode
+    python tools/bench/prune_latency.py --shape tiny --length 64           a smoke test on a CPU
+
+Random bfloat16 weights, so only shapes matter: nothing is pruned, models of the pruned shapes are
+made. Dense and pruned alternate. For prefill the ratio is in FLOPs, for decoding (one token against
+a cache) in bytes of weights and cache. Target: (speed-up - 1) >= 0.85 (ratio - 1). Compile times
+and shapes are printed. `--multiple` rounds widths as `pangu-jax prune --multiple` does.
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from prune_speed import SHAPES, weights
+
+from pangu_jax.core.spec import nbytes
+from pangu_jax.models import decoder
+from pangu_jax.pruning import axes
+from pangu_jax.pruning.allocate import Limits, parse, shrink
+
+
+def prepare(cfg, options):
+    """A model's compiled prefill and decoding step, and what each costs."""
+    params = jax.block_until_ready(weights(cfg, jnp.bfloat16))
+    tokens = jnp.zeros((options.batch, options.length), jnp.int32)
+
+    def prefill(params, tokens):
+        hidden = decoder.apply(params, tokens, cfg=cfg).hidden
+        return decoder.logits(params, hidden[:, -1:])
+
+    def step(params, cache, token):
+        # The cache's length is put back, so that every call does the same work.
+        out = decoder.apply(params, token, cfg=cfg, cache=cache)
+        return decoder.logits(params, out.hidden), out.cache.replace(length=cache.length)
+
+    began = time.perf_counter()
+    prefill = jax.jit(prefill).lower(params, tokens).compile()
+    compiled = time.perf_counter() - began
+    rows = options.decode_batch
+    cache = decoder.init_cache(cfg, rows, options.length + 8, jnp.bfloat16)
+    cache = cache.replace(length=jnp.int32(options.length))
+    token = jnp.zeros((rows, 1), jnp.int32)
+    step = jax.jit(step, donate_argnums=1).lower(params, cache, token).compile()
+    bytes_read = nbytes(params) - (0 if cfg.tied else nbytes(params["embed"]))
+    bytes_read += rows * options.length * axes.cache_bytes(cfg)
+    return {
+        "cfg": cfg,
+        "params": params,
+        "prefill": lambda: prefill(params, tokens),
+        "step": step,
+        "cache": cache,
+        "token": token,
+        "compile_s": compiled,
+        "flops": axes.flops(cfg, options.length),
+        "bytes": bytes_read,
+    }
+
+
+def time_prefill(model, repeats):
+    """Least seconds of a prefill."""
+    model["prefill"]()[0].block_until_ready()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(model["prefill"]())
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def time_decode(model, repeats):
+    """Seconds a token of a chain of `repeats` steps, the least of three."""
+    times = []
+    for _ in range(3):
+        cache = model["cache"]
+        _, cache = model["step"](model["params"], cache, model["token"])
+        jax.block_until_ready(cache)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            _, cache = model["step"](model["params"], cache, model["token"])
+        jax.block_until_ready(cache)
+        times.append((time.perf_counter() - began) / repeats)
+        model["cache"] = cache
+    return min(times)
+
+
+def main():
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="7b", choices=SHAPES)
+    parser.add_argument("--targets", nargs="*", default=["params=0.8", "params=0.5"])
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--decode-batch", type=int, default=1)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--multiple", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    cfg = SHAPES[options.shape]
+    limits = Limits(multiple=options.multiple)
+    results = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "command": vars(options),
+        "targets": {},
+    }
+    dense = prepare(cfg, options)
+    for target in options.targets:
+        small = prepare(shrink(cfg, parse(target), free=("groups", "ffn"), limits=limits), options)
+        found = {"layer": repr(axes.sizes(small["cfg"].layers[0]))}
+        for what, clock, cost in (
+            ("prefill", time_prefill, "flops"),
+            ("decode", time_decode, "bytes"),
+        ):
+            pairs = [[clock(model, options.repeats) for model in (dense, small)] for _ in range(3)]
+            before, after = np.min(pairs, 0)
+            ratio, speedup = dense[cost] / small[cost], before / after
+            kept = (speedup - 1) / (ratio - 1) if ratio > 1 else float("nan")
+            found[what] = {
+                "dense_ms": 1e3 * before,
+                "pruned_ms": 1e3 * after,
+                f"{cost}_ratio": ratio,
+                "speedup": speedup,
+                "share_of_ratio": kept,
+            }
+            print(
+                f"{options.shape} {target} {found['layer']} on {results['device']}: {what} "
+                f"{1e3 * before:.2f} -> {1e3 * after:.2f} ms, speed-up {speedup:.3f}, ratio in "
+                f"{cost} {ratio:.3f}: {kept:.2f} of it (compiled in {small['compile_s']:.1f} s)",
+                flush=True,
+            )
+        results["targets"][target] = found
+        del small
+        if options.out:
+            with open(options.out, "w", encoding="utf-8") as file:
+                json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
