@@ -20,8 +20,6 @@ COMMANDS = {
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
-    "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
-    "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
     "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
