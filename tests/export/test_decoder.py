@@ -152,7 +152,8 @@ def test_files_are_opset_17_with_named_weights_stored_once(tmp_path):
     params = {name: branch for name, branch in params.items() if name != "head"}
     exported(params, tied, tmp_path, profiles=(4, 9))
     count = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert count <= (tmp_path / "weights.bin").stat().st_size <= 1.02 * count
+    # Once: not twice, and not once a program; the rest is what aligns each tensor.
+    assert count <= (tmp_path / "weights.bin").stat().st_size <= 1.1 * count
     models = [onnx.load(str(p), load_external_data=False) for p in sorted(tmp_path.glob("*.onnx"))]
     assert len(models) == 3  # two prefills and the step
     for model in models:
