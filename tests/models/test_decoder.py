@@ -10,15 +10,15 @@ import pytest
 
 from pangu_jax.core.config import from_json, to_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import check, count, materialise
-from pangu_jax.core.tree import select
+from pangu_jax.core.spec import check, count, is_spec
+from pangu_jax.core.tree import path_name, select
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn import stack
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
-from pangu_jax.sharding.layout import Layout, init, shardings
+from pangu_jax.sharding.layout import Layout, shardings
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 
@@ -30,11 +30,18 @@ MIXED = decoder.DecoderConfig(16, 8, (DENSE, ROUTED, ROUTED))
 
 def model(cfg, seed=0):
     """Parameters whose biases, gains and routers are not at their tame initial values."""
-    params = materialise(decoder.spec(cfg), key=jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    rng = np.random.default_rng(seed)
+
+    def leaf(name, spec):
+        gain = 1.0 if name.endswith("scale") else 0.0
+        fan = max(1, math.prod(spec.shape[1:-1])) if name.endswith("kernel") else 1
+        return jnp.asarray(
+            gain + rng.normal(size=spec.shape) * (0.04 + 1 / fan) ** 0.5, jnp.float32
+        )
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, spec: leaf(path_name(path), spec), decoder.spec(cfg), is_leaf=is_spec
+    )
 
 
 def tokens(batch, length, vocab=16, seed=0):
@@ -200,7 +207,7 @@ def test_sharded_equals_unsharded_in_values_choices_and_gradients(rules, unshard
 )
 def test_each_device_holds_its_part_and_no_more(rules, name, parts):
     where = Layout(make_mesh(**LAYOUTS[rules]), preset(rules))
-    params = init(decoder.spec(MIXED), key=jax.random.key(0), layout=where)
+    params = jax.device_put(model(MIXED), shardings(decoder.spec(MIXED), where))
     chosen = select(params, name)
     if rules == "fsdp":  # what has no model-width axis is whole: per-head norms and biases
         chosen = {n: x for n, x in chosen.items() if 8 in x.shape[1:] and "attention" not in n}
