@@ -318,6 +318,7 @@ def _rows(rows, interpret):
     """The products, four lanes a row: the matrix unit's layout, whose rows are cheap to sum."""
     if interpret:
         return rows[:, pl.ds(0, LANES)]
-    return plgpu.load(
-        rows, (slice(None), pl.ds(0, LANES)), layout=plgpu.Layout.WGMMA, optimized=False
-    )
+    # jax 0.10 wants an index beside the reference, 0.11 warns about one.
+    index = [()] if jax.__version_info__ < (0, 11) else []
+    part = rows.at[:, pl.ds(0, LANES)]
+    return plgpu.load(part, *index, layout=plgpu.Layout.WGMMA, optimized=False)
