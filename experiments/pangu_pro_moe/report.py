@@ -110,7 +110,7 @@ config.json, all figures in results.json. The whole run took {results["seconds"]
 
 def _row(name: str, cells: list[dict], experiment: Experiment, small: int) -> str:
     most = max(experiment.devices)
-    speed = np.mean([c["tokens"] / c["training_s"] for c in cells])
+    speed = _mean(cells, "tokens_per_s")
     return (
         f"| {NAMES[name]} | {cells[0]['parameters']:,} | {cells[0]['active']:,} "
         f"| {_with_spread(cells, 'bits_per_byte')} | {speed:,.0f} "

@@ -54,6 +54,7 @@ from pangu_jax.models import decoder
 from pangu_jax.models.presets import as_topk
 from pangu_jax.train.language import language_loss
 from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.stop import Stopped
 
 
@@ -182,6 +183,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         label=folder.name,
     )
     seconds = time.monotonic() - began
+    log = read_metrics(folder / "metrics.jsonl")
     _say(f"measuring {folder.name}")
     score = measure(
         state.params,
@@ -198,7 +200,8 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         "bits_per_byte": score.bits_per_byte,
         "protocol": score.protocol,
         "training_s": seconds,
-        "tokens": experiment.steps * experiment.batch * experiment.length,
+        # As logged: of the last piece, where the training was done in several.
+        "tokens_per_s": [x for x in log if "tokens_per_s" in x][-1]["tokens_per_s"],
         "layers": _balance(experiment, cfg, text, state.params, dtype),
         "sample": _sample(experiment, cfg, text.tokenizer, state.params, dtype),
     }
