@@ -3,9 +3,10 @@
     python tools/make_golden.py [--out tests/golden] [--seed 0] [case ...]
 
 Writes, for each case, a checkpoint folder in the Hugging Face layout and `golden.npz` beside its
-weights: `tokens` int32 [B, T] and float32 `logits` [B, T, V]. The tests compare pangu_jax with
-these files and need no torch; `make parity` builds fresh models with the functions here. Needs
-torch and transformers, and never imports pangu_jax: the two sides share no code.
+weights: `tokens` int32 [B, T] and float32 `logits` [B, T, V]; for dense models also `pruned.npz`,
+what is left when one KV group a layer and 16 of its FFN channels are silenced. The tests compare
+pangu_jax with these files and need no torch; `make parity` builds fresh models with the functions
+here. Needs torch and transformers, and never imports pangu_jax: the two sides share no code.
 
 Weights, biases, gains and router factors are all random, so that each of them matters, and logits
 have a standard deviation of at least 0.5. Weights are rounded to the type they are stored in before
@@ -13,6 +14,7 @@ PyTorch computes in float32, so that small files lose nothing.
 """
 
 import argparse
+import copy
 import json
 import math
 from pathlib import Path
@@ -342,6 +344,31 @@ def two_per_group(model, seed=0):
     return twin.eval()
 
 
+def pruned(model, tokens, seed=0):
+    """Which units of a dense model are kept, and its logits with all others silenced.
+
+    Silenced means that the out projection reads zeros: a whole KV group with its query heads, and
+    FFN channels. Nothing is cut out, so this shares no slicing with what it is compared to.
+    """
+    rng = np.random.default_rng(seed)
+    model, kept = copy.deepcopy(model), {"groups": [], "channels": []}
+    config = model.config
+    count = config.num_attention_heads // config.num_key_value_heads
+    with torch.no_grad():
+        for layer in model.model.layers:
+            groups = np.sort(rng.permutation(config.num_key_value_heads)[:-1])
+            channels = np.sort(rng.permutation(config.intermediate_size)[:-16])
+            size = layer.self_attn.o_proj.in_features // config.num_attention_heads
+            columns = np.arange(layer.self_attn.o_proj.in_features) // (count * size)
+            layer.self_attn.o_proj.weight[:, torch.tensor(~np.isin(columns, groups))] = 0
+            gone = np.setdiff1d(np.arange(config.intermediate_size), channels)
+            layer.mlp.down_proj.weight[:, torch.tensor(gone)] = 0
+            kept["groups"].append(groups)
+            kept["channels"].append(channels)
+    found = {name: np.array(rows, np.int32) for name, rows in kept.items()}
+    return {**found, "logits": compute(model, tokens)}
+
+
 def make(case, out, seed):
     """Writes one case."""
     model, dtype = build(case, seed)
@@ -354,8 +381,12 @@ def make(case, out, seed):
         assert min(margins) > 1e-4, f"experts too close to call: {margins}; take another seed"
     deviation = arrays["logits"].std()
     assert deviation >= 0.5, f"{case}: logits have a deviation of {deviation}"
+    # Before `save`, which rounds the rotary frequencies too.
+    cut = None if "moe" in case else pruned(model, tokens, seed)
     save(case, model, Path(out) / case, dtype)
     np.savez_compressed(Path(out) / case / "golden.npz", **arrays)
+    if cut:
+        np.savez_compressed(Path(out) / case / "pruned.npz", **cut)
     size = sum(file.stat().st_size for file in (Path(out) / case).iterdir())
     print(f"{case}: logits std {deviation:.2f}, {size / 1024:.0f} KiB")
 

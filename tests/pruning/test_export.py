@@ -130,7 +130,14 @@ def test_an_absorbed_sandwich_model_is_written_as_a_llama(model, tmp_path):
 @pytest.mark.parametrize("kind", ["uniform", "padded"])
 @pytest.mark.parametrize(
     ("family", "biased"),
-    [("llama", False), ("llama", True), ("qwen2", True), ("qwen2", False), ("qwen3", False)],
+    [
+        ("llama", False),
+        ("llama", True),
+        ("qwen2", True),
+        ("qwen2", False),
+        ("qwen3", False),
+        ("pangu-embedded", True),  # written as a Llama with biases
+    ],
 )
 def test_transformers_loads_it_and_computes_the_same(model, tmp_path, kind, family, biased):
     torch = pytest.importorskip("torch")
