@@ -96,15 +96,17 @@ def _places(offset_mask, groups, scale):
     cells = height * width
     x = offset_mask[..., : 3 * TAPS * groups].reshape(batch, cells, groups, 3 * TAPS)
     x = x.transpose(0, 2, 3, 1)
-    moves = x[:, :, : 2 * TAPS].reshape(batch, groups, TAPS, 2, cells)
+    moves, masks = jnp.split(x, [2 * TAPS], axis=2)
+    moves = moves.reshape(batch, groups, TAPS, 2, cells)
+    across, along = (m[:, :, :, 0] for m in jnp.split(moves, 2, axis=3))
     tap, cell = np.arange(TAPS)[:, None], np.arange(cells)
     rows = cell // width - scale + scale * (tap % 3)
     columns = cell % width - scale + scale * (tap // 3)
-    rows = jnp.asarray(rows, x.dtype) + scale * moves[:, :, :, 1]
-    columns = jnp.asarray(columns, x.dtype) + scale * moves[:, :, :, 0]
+    rows = jnp.asarray(rows, x.dtype) + scale * along
+    columns = jnp.asarray(columns, x.dtype) + scale * across
     # Outside the weights are 0 anyway; exactly on the border this makes the derivative 0 too.
     inside = (rows > -1) & (columns > -1) & (rows < height) & (columns < width)
-    return rows, columns, jnp.where(inside, x[:, :, 2 * TAPS :], 0)
+    return rows, columns, jnp.where(inside, masks, 0)
 
 
 def _reference(table, rows, columns, masks, grid):
