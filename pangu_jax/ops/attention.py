@@ -87,7 +87,9 @@ def _reference(query, key, value, mask):
     # The lowest finite number, not -inf: a query that sees nothing must not make a NaN.
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkqts,bskc->btkqc", weights, value)
+    # As one product in the order of its operands, the transposition after it: said as one einsum,
+    # [..., S, C] x [..., T, S] is formed and then turned, which an exported graph pays for.
+    return jnp.einsum("bkqts,bskc->bkqtc", weights, value).transpose(0, 3, 1, 2, 4)
 
 
 def _cudnn(query, key, value, mask):
