@@ -1,7 +1,6 @@
 """`pangu-jax COMMAND ...`: finds the command, turns bad input into one sentence."""
 
 import importlib
-import importlib.util
 import os
 import sys
 
@@ -56,12 +55,11 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"pangu-jax {pangu_jax.__version__}")
         return 0
-    modules = {name: module for name, (module, _) in _offered().items()}
-    if arguments[0] not in modules:
-        raise InputError(f"there is no command {arguments[0]!r}; known: {', '.join(modules)}")
+    if arguments[0] not in COMMANDS:
+        raise InputError(f"there is no command {arguments[0]!r}; known: {', '.join(COMMANDS)}")
     import tyro
 
-    module = importlib.import_module(modules[arguments[0]])
+    module = importlib.import_module(COMMANDS[arguments[0]][0])
     try:
         options = tyro.cli(
             module.Options,
@@ -76,13 +74,9 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _offered() -> dict[str, tuple[str, str]]:
-    return {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(entry[0])}
-
-
 def _usage() -> str:
     lines = ["usage: pangu-jax COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:10} {text}" for name, (_, text) in _offered().items()]
+    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     lines += ["", "pangu-jax COMMAND --help shows a command's options; --version the version."]
     return "\n".join(lines)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import tyro
 import pangu_jax
 from pangu_jax.cli import main as frame
 from pangu_jax.core.errors import InputError
-
-OFFERED = [name for name, (module, _) in frame.COMMANDS.items() if importlib.util.find_spec(module)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +42,6 @@ def command(monkeypatch):
         name = "pangu_jax.cli.try_"
         module = types.ModuleType(name, "Tries things.")
         module.Options, module.main = Options, main
-        module.__spec__ = importlib.util.spec_from_loader(name, None)
         monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setitem(frame.COMMANDS, "try", (name, "try things"))
 
@@ -61,8 +57,8 @@ def run(*arguments):
 def test_help_lists_each_command_with_its_line(capsys):
     assert run("--help") == 0
     out, err = capsys.readouterr()
-    for name in OFFERED:
-        assert f"  {name:10} {frame.COMMANDS[name][1]}\n" in out
+    for name, (_, text) in frame.COMMANDS.items():
+        assert f"  {name:10} {text}\n" in out
     assert err == ""
     assert run() == 2
     assert capsys.readouterr().out == out
@@ -77,15 +73,7 @@ def test_an_unknown_command_is_one_sentence_that_names_the_known(capsys):
     assert run("trian") == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == f"pangu-jax: there is no command 'trian'; known: {', '.join(OFFERED)}\n"
-
-
-def test_a_command_whose_module_is_missing_is_not_offered(capsys, monkeypatch):
-    monkeypatch.setitem(frame.COMMANDS, "later", ("pangu_jax.cli.later", "to come"))
-    assert run("--help") == 0
-    assert "later" not in capsys.readouterr().out
-    assert run("later") == 2
-    assert "there is no command 'later'" in capsys.readouterr().err
+    assert err == f"pangu-jax: there is no command 'trian'; known: {', '.join(frame.COMMANDS)}\n"
 
 
 def test_options_reach_the_command(command, capsys):
@@ -169,7 +157,7 @@ def test_help_imports_neither_jax_nor_numpy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("name", OFFERED)
+@pytest.mark.parametrize("name", frame.COMMANDS)
 def test_each_command_keeps_the_contract(name, capsys):
     module = importlib.import_module(frame.COMMANDS[name][0])
     assert module.__doc__ and callable(module.main)
