@@ -1,6 +1,5 @@
-"""Prepares a dataset once, from files at hand, so that training reads it with grain."""
+"""Prepares a dataset once, from files at hand, so that it is read with grain."""
 
-import importlib
 import importlib.util
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,14 +7,20 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data import ltsf, ltsf_tfds
 
 
 @dataclass(frozen=True)
 class Options:
     """Which dataset, from what, and where to."""
 
-    name: Annotated[Literal["wikitext2"], tyro.conf.Positional]
-    """The dataset."""
+    name: Annotated[
+        Literal[
+            "wikitext2", "etth1", "etth2", "ettm1", "ettm2", "weather", "exchange", "ecl", "solar"
+        ],
+        tyro.conf.Positional,
+    ]
+    """wikitext2, which is text, or a forecasting benchmark."""
     source: str
     """The folder that holds its files; nothing is downloaded."""
     out: str = "datasets"
@@ -27,7 +32,23 @@ def main(options: Options) -> None:
     for needed in ("tensorflow_datasets", "array_record"):
         if importlib.util.find_spec(needed) is None:
             raise InputError(f"preparing needs {needed}: pip install 'pangu-jax[data]'")
-    found = importlib.import_module(f"pangu_jax.data.{options.name}").prepare(
-        options.source, options.out
-    )
+    if options.name == "wikitext2":
+        _wikitext2(options)
+    else:
+        _benchmark(options)
+
+
+def _wikitext2(options: Options) -> None:
+    from pangu_jax.data import wikitext2  # which cannot do without tensorflow-datasets
+
+    found = wikitext2.prepare(options.source, options.out)
     print(f"{found} holds the dataset; try: pangu-jax train --data {found} (or {found}:test)")
+
+
+def _benchmark(options: Options) -> None:
+    (name,) = (name for name in ltsf.BENCHMARKS if name.lower() == options.name)
+    found = ltsf_tfds.prepare(name, options.out, files=options.source)
+    print(
+        f"{found} holds the dataset; in Python, pangu_jax.data.ltsf_tfds.read({name!r}, "
+        f"{options.out!r}) gives its rows"
+    )

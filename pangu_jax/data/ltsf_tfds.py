@@ -1,10 +1,10 @@
 """The forecasting benchmarks as tensorflow-datasets builders, without TensorFlow.
 
-    builder = prepare("ETTh1", "datasets", files="folder/with/ETTh1.csv")
+    prepare("ETTh1", "datasets", files="folder/with/ETTh1.csv")
     values = read("ETTh1", "datasets")
 
-A data set is stored once, as array_record files of blocks of rows, and read through its data
-source, which grain takes as it is. Needs the extra `data`.
+A data set is stored once, as array_record files of blocks of rows. Preparing needs the extra
+`data`; reading goes through `records` and does without tensorflow-datasets.
 """
 
 import gzip
@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data import ltsf
+from pangu_jax.data import ltsf, records
 
 BLOCK = 1024  # rows of one example
 VERSION = "1.0.0"
 
 
-def builder_class(name: str) -> type:
+def builder_class(name: str, files: str | Path | None = None) -> type:
     """The tfds builder of a benchmark: one example is {"first_row", "values": [rows, V]}.
 
     Args:
       name: one of `ltsf.BENCHMARKS`.
+      files: as in `prepare`.
 
     Raises:
       InputError: an unknown name, or tensorflow-datasets is not installed.
@@ -39,7 +40,6 @@ def builder_class(name: str) -> type:
     ):
         name = folder
         VERSION = tfds.core.Version("1.0.0")
-        files: Path | None = None
 
         def _info(self):
             features = tfds.features.FeaturesDict(
@@ -55,8 +55,8 @@ def builder_class(name: str) -> type:
             return self.dataset_info_from_configs(features=features, description=text)
 
         def _split_generators(self, dl_manager):
-            if self.files is not None:
-                values = ltsf.load(benchmark, self.files)
+            if files is not None:
+                values = ltsf.load(benchmark, files)
             else:
                 values = ltsf.parse(benchmark, *_download(dl_manager, benchmark))
             return {"rows": self._generate_examples(values)}
@@ -68,43 +68,45 @@ def builder_class(name: str) -> type:
     return BenchmarkBlocks
 
 
-def prepare(name: str, data_dir: str | Path, *, files: str | Path | None = None) -> Any:
-    """Writes a benchmark's array_record files unless they are there; returns the builder.
+def prepare(name: str, data_dir: str | Path, *, files: str | Path | None = None) -> Path:
+    """Writes a benchmark's array_record files unless they are there.
 
     Args:
       name: one of `ltsf.BENCHMARKS`.
       data_dir: where tfds keeps its data sets.
       files: a folder that holds the benchmark's file; None downloads it, where it has a home.
 
+    Returns:
+      The prepared folder; `read` takes `data_dir`.
+
     Raises:
-      InputError: the file is missing, cannot be fetched, or is not what it should be.
+      InputError: the file is missing, cannot be fetched, or is not what it should be; nothing can
+        be written.
     """
-    builder = builder_class(name)(data_dir=str(data_dir), file_format="array_record")
-    builder.files = None if files is None else Path(files)
-    if files is None and not ltsf.benchmark(name).url and not builder.data_path.exists():
+    builder = builder_class(name, files)
+    if files is None and not ltsf.benchmark(name).url and not _place(name, data_dir).exists():
         raise InputError(
             f"{name} has no public address to fetch it from: say which folder holds "
             f"{ltsf.benchmark(name).file}"
         )
-    builder.download_and_prepare()
-    return builder
+    return records.write(builder, data_dir)
 
 
 def read(name: str, data_dir: str | Path) -> np.ndarray:
     """The values of a prepared benchmark, float64 [rows, V].
 
     Raises:
-      InputError: it was not prepared there.
+      InputError: it was not prepared there, or is damaged.
     """
-    place = Path(data_dir) / _folder(name) / VERSION
+    kind, place = ltsf.benchmark(name), _place(name, data_dir)
     if not place.is_dir():
         raise InputError(f"{data_dir} holds no prepared {name}; `prepare` makes it")
-    source = _tfds().builder_from_directory(str(place)).as_data_source(split="rows")
-    kind = ltsf.benchmark(name)
+    source = records.Records(place, "rows")
     values = np.full((kind.rows, kind.variates), np.nan)
     for example in (source[i] for i in range(len(source))):
+        block = np.frombuffer(example["values"]).reshape(-1, kind.variates)
         first = int(example["first_row"])
-        values[first : first + len(example["values"])] = example["values"]
+        values[first : first + len(block)] = block
     if np.isnan(values).any():
         raise InputError(f"{place} is incomplete; delete it and prepare {name} again")
     return values
@@ -124,6 +126,10 @@ def _download(dl_manager, name: str) -> tuple[bytes, str]:
 
 def _folder(name: str) -> str:
     return f"ltsf_{name.lower()}"
+
+
+def _place(name: str, data_dir: str | Path) -> Path:
+    return Path(data_dir) / _folder(name) / VERSION
 
 
 def _tfds() -> Any:

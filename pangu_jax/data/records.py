@@ -1,19 +1,39 @@
 """Prepared datasets: the array_record files that tensorflow-datasets writes, read with grain.
 
-tensorflow-datasets defines and prepares (see `wikitext2`); reading needs neither it nor
-TensorFlow, so a machine that trains has grain and array_record only.
+tensorflow-datasets defines and prepares (see `wikitext2` and `ltsf_tfds`); reading needs neither it
+nor TensorFlow, so a machine that trains has grain and array_record only.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
-
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 
 INFO = "dataset_info.json"
+
+
+def write(builder_class: type, out: str | Path, **options: Any) -> Path:
+    """Writes what a tensorflow-datasets builder describes; found again, it is left as it is.
+
+    Args:
+      builder_class: the builder.
+      out: where datasets are kept.
+      options: for its `download_and_prepare`.
+
+    Returns:
+      The prepared folder.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    try:
+        builder = builder_class(data_dir=str(out), file_format="array_record")
+        builder.download_and_prepare(**options)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
+    return Path(builder.data_dir)
 
 
 def splits(folder: str | Path) -> dict[str, list[str]]:
@@ -39,7 +59,7 @@ def splits(folder: str | Path) -> dict[str, list[str]]:
 
 
 class Records:
-    """The Source of one split: texts and bytes by name."""
+    """The Source of one split: texts, bytes and integers by name."""
 
     def __init__(self, folder: str | Path, split: str):
         """Opens the split's files.
@@ -47,6 +67,9 @@ class Records:
         Raises:
           InputError: there is no such split, or its files are damaged.
         """
+        # Here, as whoever reads other text may be without it.
+        import grain
+
         known = splits(folder)
         if split not in known:
             raise InputError(f"{folder} has no split {split!r}; known: {', '.join(known)}")
@@ -61,7 +84,7 @@ class Records:
         """Number of examples."""
         return self._length
 
-    def __getitem__(self, index: int) -> dict[str, bytes]:
+    def __getitem__(self, index: int) -> dict[str, bytes | int]:
         """One example.
 
         Raises:
@@ -73,16 +96,18 @@ class Records:
             raise InputError(f"record {index} of {self._where} is damaged: {error}") from error
 
 
-def _features(record: bytes) -> Iterator[tuple[str, bytes]]:
-    """The features with a single bytes value of a serialised tf.train.Example.
+def _features(record: bytes) -> Iterator[tuple[str, bytes | int]]:
+    """The features with a single value, bytes or int64, of a serialised tf.train.Example.
 
     Example has a Features as field 1, which has map entries as field 1: the key as field 1, and as
-    field 2 a Feature whose field 1 is a list of bytes, its values each a field 1.
+    field 2 a Feature. Its field 1 is a list of bytes, its values each a field 1; its field 3 a list
+    of int64, its values packed into one field 1.
     """
     for features in _fields(record, 1):
         for entry in _fields(features, 1):
             (key,), (feature,) = _fields(entry, 1), _fields(entry, 2)
-            values = [value for found in _fields(feature, 1) for value in _fields(found, 1)]
+            values: list[bytes | int] = [v for x in _fields(feature, 1) for v in _fields(x, 1)]
+            values += [v for x in _fields(feature, 3) for y in _fields(x, 1) for v in _integers(y)]
             if len(values) == 1:
                 yield key.decode(), values[0]
 
@@ -101,6 +126,13 @@ def _fields(message: bytes, number: int) -> list[bytes]:
     return found
 
 
+def _integers(packed: bytes) -> Iterator[int]:
+    at = 0
+    while at < len(packed):
+        value, at = _varint(packed, at)
+        yield value - 2**64 if value >> 63 else value
+
+
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
@@ -116,7 +148,7 @@ def is_prepared(path: Path) -> bool:
     return (_parted(path)[0] / INFO).is_file()
 
 
-def read_texts(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+def read_texts(path: Path, field: str) -> Iterator[tuple[str, bytes]]:
     """(name, text) of all examples of a prepared dataset: all splits, or the one after a colon.
 
     Raises:
@@ -126,12 +158,12 @@ def read_texts(path: Path, field: str) -> Iterator[tuple[str, Any]]:
     for name in [split] if split else splits(folder):
         records = Records(folder, name)
         for index in range(len(records)):
-            example = records[index]
-            if field not in example:
+            texts = {key: x for key, x in records[index].items() if isinstance(x, bytes)}
+            if field not in texts:
                 raise InputError(
-                    f"{folder} split {name} has no text {field!r}; known: {', '.join(example)}"
+                    f"{folder} split {name} has no text {field!r}; known: {', '.join(texts)}"
                 )
-            yield f"{name}:{index}", example[field]
+            yield f"{name}:{index}", texts[field]
 
 
 def _parted(path: Path) -> tuple[Path, str]:

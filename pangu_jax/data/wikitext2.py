@@ -13,6 +13,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data import records
 
 # Of the files that were checked against the published number of tokens. The train split has not
 # been at hand: it is taken as it is.
@@ -60,13 +61,8 @@ def prepare(source: str | Path, out: str | Path) -> Path:
       InputError: no file is there, one is not the published one, or nothing can be written.
     """
     find_files(source)
-    try:
-        builder = Wikitext2(data_dir=str(out), file_format="array_record")
-        config = tfds.download.DownloadConfig(manual_dir=str(Path(source).absolute()))
-        builder.download_and_prepare(download_config=config)
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}") from error
-    return Path(builder.data_dir)
+    config = tfds.download.DownloadConfig(manual_dir=str(Path(source).absolute()))
+    return records.write(Wikitext2, out, download_config=config)
 
 
 def find_files(folder: str | Path) -> dict[str, Path]:

@@ -15,9 +15,7 @@ CODE = """
 import sys
 from pangu_jax.data import ltsf_tfds
 ltsf_tfds.prepare("Exchange", sys.argv[1], files=sys.argv[2])
-values = ltsf_tfds.read("Exchange", sys.argv[1])
 assert "tensorflow" not in sys.modules
-assert values.shape == (7588, 8)
 """
 
 

@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import PackedTokens, tokenise
 from pangu_jax.data.pipeline import batches
-from pangu_jax.data.records import Records
+from pangu_jax.data.records import Records, write
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import ByteTokenizer
 
@@ -60,6 +61,35 @@ def test_it_is_read_as_tensorflow_datasets_reads_it(prepared):
     theirs = tfds.builder_from_directory(prepared).as_data_source(split="train")
     ours = Records(prepared, "train")
     assert [dict(theirs[i]) for i in range(2)] == [ours[i] for i in range(len(ours))]
+
+
+def test_integers_are_read_too_and_are_no_texts(tmp_path):
+    import tensorflow_datasets as tfds
+
+    numbers = [0, 5, -3, 2**40, -(2**63)]
+
+    class Numbers(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(
+                {"number": np.int64, "text": tfds.features.Text()}
+            )
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"some": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((i, {"number": n, "text": str(n)}) for i, n in enumerate(numbers))
+
+    folder = write(Numbers, tmp_path)
+    source = Records(folder, "some")
+    found = [source[i] for i in range(len(source))]
+    assert sorted(x["number"] for x in found) == sorted(numbers)
+    assert all(x["text"] == str(x["number"]).encode() for x in found)
+    with pytest.raises(InputError, match="has no text 'number'; known: text"):
+        list(documents(folder, field="number"))
 
 
 def test_reading_needs_grain_alone(prepared):
