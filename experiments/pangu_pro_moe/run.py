@@ -20,11 +20,11 @@ on Ascend hardware. The devices of the imbalance score are counted, not timed.
 
 import dataclasses
 import hashlib
-import json
 import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,14 +35,14 @@ import tyro
 from config import PRESETS, Experiment
 from report import write_report
 
-from pangu_jax.checkpoint import store
-from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.cells import compute, open_results, save_results
+from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.data.packing import PackedTokens, Tokens, tokenise
 from pangu_jax.data.pipeline import batches
-from pangu_jax.data.text import Document, documents, held_out
+from pangu_jax.data.text import Document, documents, split_documents, take
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from pangu_jax.decode.generate import generate
 from pangu_jax.decode.sample import SamplingConfig
@@ -52,8 +52,8 @@ from pangu_jax.eval.perplexity import measure
 from pangu_jax.eval.routing import chosen_experts
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import as_topk
-from pangu_jax.train.language import language_loss
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.language import train_language
+from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.stop import Stopped
 
@@ -98,21 +98,18 @@ def main(options: Options) -> None:
     folder = Path(options.out or f"runs/pangu_pro_moe-{options.preset}")
     text = _read(experiment, options.tokenizer)
     models = _models(experiment, text.tokenizer)
-    results = _open_results(folder, experiment, options.tokenizer)
+    results = open_results(folder, {**to_json(experiment), "tokenizer": options.tokenizer})
     _say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
-    if "control" not in results:
-        _say("fitting the order-3 byte model")
-        results["control"] = _control(text)
-        _save(folder, results)
+    compute(folder, results, "control", partial(_control, text))
     for seed in experiment.seeds:
         for name, cfg in models.items():
             cell = f"{name}-seed{seed}"
-            if cell not in results:
-                results[cell] = _cell(experiment, cfg, text, folder / cell, seed)
-                _save(folder, results)
+            compute(
+                folder, results, cell, partial(_cell, experiment, cfg, text, folder / cell, seed)
+            )
     results["uniform"] = _uniform(experiment)
     results["seconds"] = results.get("seconds", 0) + time.monotonic() - began
-    _save(folder, results)
+    save_results(folder, results)
     report = write_report(folder, experiment, models, results)
     _say(f"{report} is the report; try: pangu-jax generate {folder / cell}")
 
@@ -126,18 +123,15 @@ def _models(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, decoder.D
 
 def _read(experiment: Experiment, tokenizer_name: str) -> Text:
     tokenizer = load_tokenizer(tokenizer_name)
-    training, testing = [], []
-    for document in documents(experiment.data):
-        kept = held_out(document, experiment.held_out)
-        (testing if kept else training).append(document)
+    training, testing = split_documents(documents(experiment.data), experiment.held_out)
     if not training or not testing:
         raise InputError(
             f"{experiment.data} has {len(training)} training and {len(testing)} held-out "
             "documents; both parts need one: give more files, or .jsonl with one text a line"
         )
     wanted = experiment.steps * experiment.batch * experiment.length
-    training = _enough(training, wanted)
-    testing = _enough(testing, experiment.evaluate_bytes)
+    training = take(_shuffled(training), wanted, in_bytes=True)
+    testing = take(_shuffled(testing), experiment.evaluate_bytes, in_bytes=True)
     return Text(
         tokenizer,
         tokenise(training, tokenizer),
@@ -147,14 +141,13 @@ def _read(experiment: Experiment, tokenizer_name: str) -> Text:
     )
 
 
-def _enough(found: list[Document], size: int) -> list[Document]:
-    """Documents in the order of their names' hashes until they have `size` bytes."""
-    found = sorted(found, key=lambda d: hashlib.sha256(d.name.encode()).digest())
-    sizes = np.cumsum([len(d.text.encode()) for d in found])
-    return found[: int(np.searchsorted(sizes, size)) + 1]
+def _shuffled(found: list[Document]) -> list[Document]:
+    """Documents in the order of their names' hashes."""
+    return sorted(found, key=lambda d: hashlib.sha256(d.name.encode()).digest())
 
 
 def _control(text: Text) -> dict:
+    _say("fitting the order-3 byte model")
     model = fit(text.training_bytes, order=3)
     return {
         "bits_per_byte": bits_per_byte(model, text.testing_bytes),
@@ -166,27 +159,27 @@ def _control(text: Text) -> dict:
 def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
     """Trains one model and measures it."""
     source = PackedTokens(text.training, experiment.length)
-    folder.mkdir(parents=True, exist_ok=True)
-    store.save_model(cfg, folder)
     if text.tokenizer.name != "bytes":
         with atomic_write(folder / "tokenizer.json", "wb") as file:
             file.write(Path(text.tokenizer.name).read_bytes())
     dtype = jnp.dtype(experiment.dtype)
     began = time.monotonic()
-    state = train(
-        language_loss(cfg, aux_weight=experiment.aux_weight, dtype=dtype, remat=experiment.remat),
-        decoder.spec(cfg),
+    params = train_language(
+        cfg,
         lambda step: batches(source, batch=experiment.batch, seed=seed, start_step=step),
-        cfg=LoopConfig(experiment.steps, seed=seed, checkpoint_every=500, keep=1),
+        folder,
+        loop=LoopConfig(experiment.steps, seed=seed, checkpoint_every=500, keep=1),
         optimizer=experiment.optimizer,
-        folder=folder,
         label=folder.name,
+        aux_weight=experiment.aux_weight,
+        dtype=dtype,
+        remat=experiment.remat,
     )
     seconds = time.monotonic() - began
     log = read_metrics(folder / "metrics.jsonl")
     _say(f"measuring {folder.name}")
     score = measure(
-        state.params,
+        params,
         text.testing,
         cfg=cfg,
         length=experiment.length,
@@ -202,8 +195,8 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         "training_s": seconds,
         # As logged: of the last piece, where the training was done in several.
         "tokens_per_s": [x for x in log if "tokens_per_s" in x][-1]["tokens_per_s"],
-        "layers": _balance(experiment, cfg, text, state.params, dtype),
-        "sample": _sample(experiment, cfg, text.tokenizer, state.params, dtype),
+        "layers": _balance(experiment, cfg, text, params, dtype),
+        "sample": _sample(experiment, cfg, text.tokenizer, params, dtype),
     }
 
 
@@ -261,28 +254,6 @@ def _sample(experiment, cfg, tokenizer: Tokenizer, params, dtype) -> str:
         dtype=dtype,
     )
     return tokenizer.decode([*prompt[1:], *out.rows()[0]])
-
-
-def _open_results(folder: Path, experiment: Experiment, tokenizer: str) -> dict:
-    """The results so far, of a run of the same settings."""
-    wanted = json.loads(json.dumps({**to_json(experiment), "tokenizer": tokenizer}))
-    path = folder / "config.json"
-    if path.exists():
-        found = read_json(path)
-        differs = [name for name in wanted if found.get(name) != wanted[name]]
-        if differs:
-            raise InputError(
-                f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
-            )
-        results = folder / "results.json"
-        return read_json(results) if results.exists() else {}
-    save_config(wanted, path)
-    return {}
-
-
-def _save(folder: Path, results: dict) -> None:
-    with atomic_write(folder / "results.json") as file:
-        json.dump(results, file, indent=1)
 
 
 def _check_memory(experiment: Experiment) -> None:

@@ -22,10 +22,9 @@ and with nothing published.
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,23 +35,23 @@ import numpy as np
 from config import PRESETS, Experiment
 from report import write_report
 
-from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.cells import compute, open_results
+from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
-from pangu_jax.data.calibration import as_documents, cut_windows
+from pangu_jax.data.calibration import cut_windows
 from pangu_jax.data.packing import PackedTokens, tokenise
-from pangu_jax.data.text import Document, documents, held_out
+from pangu_jax.data.pipeline import drawn_batches
+from pangu_jax.data.text import documents, split_documents, take
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.eval.perplexity import measure
+from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.models import decoder
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import parse
 from pangu_jax.pruning.compress import Recipe, compress
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.train.distill import distill_loss
-from pangu_jax.train.language import language_loss
+from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig, Stopped, train
 from pangu_jax.train.optimizer import OptimizerConfig
 
@@ -85,7 +84,8 @@ def main() -> None:
     experiment = PRESETS[options.preset]
     experiment = dataclasses.replace(experiment, data=options.data or experiment.data)
     folder = Path(options.out or f"runs/slimllm-{options.preset}")
-    results = _open_results(folder, experiment, options)
+    settings = {"checkpoint": options.checkpoint, "other": options.other}
+    results = open_results(folder, {**to_json(experiment), **settings})
     run = _prepare(experiment, folder, options)
     _cell(folder, results, "dense", lambda: _measured(run, run.params, run.cfg))
     for target in experiment.targets:
@@ -118,14 +118,10 @@ def best(results: dict[str, Any], experiment: Experiment) -> list[str]:
     return ranked[: experiment.recover]
 
 
-def _cell(folder: Path, results: dict, name: str, make) -> None:
-    """Computes a cell that is not there yet and saves it."""
-    if name in results:
+def _cell(folder: Path, results: dict, name: str, make: Callable[[], dict[str, Any]]) -> None:
+    """Computes a cell that is not there yet, with the time that it took, and says what came out."""
+    if not compute(folder, results, name, make, timed=True):
         return
-    began = time.monotonic()
-    results[name] = {**make(), "seconds": time.monotonic() - began}
-    with atomic_write(folder / "results.json") as file:
-        json.dump(results, file, indent=1)
     shown = ", ".join(f"{x:.3f}" for x in results[name].get("own", []))
     print(f"{name}: {shown} ({results[name]['seconds']:.0f} s)", file=sys.stderr, flush=True)
 
@@ -162,7 +158,7 @@ def _recovered(run: Run, name: str) -> dict[str, Any]:
     state = train(
         distill_loss(run.cfg, found.cfg, dtype=jnp.dtype(experiment.dtype)),
         decoder.spec(found.cfg),
-        partial(_batches, run.training, experiment.batch, 1),
+        lambda step: drawn_batches(run.training, batch=experiment.batch, seed=1, start_step=step),
         cfg=LoopConfig(experiment.recover_steps, checkpoint_every=500, keep=1),
         optimizer=OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
         folder=run.folder / "recover" / name.replace("/", "-"),
@@ -179,15 +175,10 @@ def _measured(run: Run, params, cfg) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text, by_length in run.texts.items():
         found[text] = [
-            measure(
-                params,
-                as_documents(windows),
-                cfg=cfg,
-                length=length,
-                batch=8,
-                dtype=jnp.dtype(run.experiment.dtype),
+            measure_windows(
+                params, windows, cfg=cfg, dtype=jnp.dtype(run.experiment.dtype)
             ).perplexity
-            for length, windows in by_length.items()
+            for windows in by_length.values()
         ]
     length = run.experiment.latency[1]
     return {
@@ -223,15 +214,16 @@ def _prepare(experiment: Experiment, folder: Path, options) -> Run:
     if options.checkpoint is not None:
         opened = open_checkpoint(options.checkpoint, dtype=dtype)
     tokenizer = load_tokenizer("bytes" if opened is None else opened[2])
-    found = list(documents(experiment.data))
-    training, kept = _split(found, experiment)
+    training, kept = split_documents(documents(experiment.data), experiment.held_out, halve=True)
+    training = take(training, 200_000_000)
     source = PackedTokens(tokenise(training, tokenizer), experiment.length)
     if opened is None:
         params, cfg = _train(experiment, source, folder / "base"), experiment.model
     else:
         params, cfg, _ = opened
-    draws = cut_windows(tokenise(kept, tokenizer), experiment.window_length)
     needed = experiment.windows * experiment.draws
+    kept = take(kept, max(20 * needed * experiment.window_length, 2_000_000))
+    draws = cut_windows(tokenise(kept, tokenizer), experiment.window_length)
     if len(draws) < needed + 8:
         raise InputError(
             f"the held-out text fills {len(draws)} windows of {experiment.window_length} tokens, "
@@ -259,62 +251,16 @@ def _measured_windows(flat, boundary, experiment: Experiment) -> dict[int, np.nd
     return found
 
 
-def _split(found: list[Document], experiment: Experiment):
-    """Documents to train on, and to calibrate and measure on; one document is cut in two."""
-    if len(found) > 1:
-        testing = [d for d in found if held_out(d, experiment.held_out)]
-        training = [d for d in found if not held_out(d, experiment.held_out)]
-        wanted = 20 * experiment.windows * experiment.window_length * experiment.draws
-        return _enough(training, 200_000_000), _enough(testing, max(wanted, 2_000_000))
-    text = found[0].text
-    half = text.rfind("\n", 0, len(text) // 2) + 1
-    return [Document("second", text[half:])], [Document("first", text[:half])]
-
-
-def _enough(found: list[Document], size: int) -> list[Document]:
-    sizes = np.cumsum([len(d.text) for d in found])
-    return found[: int(np.searchsorted(sizes, size)) + 1]
-
-
 def _train(experiment: Experiment, source: PackedTokens, folder: Path):
-    store.save_model(experiment.model, folder)
-    state = train(
-        language_loss(experiment.model, dtype=jnp.dtype(experiment.dtype)),
-        decoder.spec(experiment.model),
-        partial(_batches, source, experiment.batch, 0),
-        cfg=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
+    return train_language(
+        experiment.model,
+        lambda step: drawn_batches(source, batch=experiment.batch, start_step=step),
+        folder,
+        loop=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
         optimizer=experiment.optimizer,
-        folder=folder,
         label="base",
+        dtype=jnp.dtype(experiment.dtype),
     )
-    return state.params
-
-
-def _batches(source: PackedTokens, batch: int, seed: int, step: int) -> Iterator[dict]:
-    """Batches in a random order that is a function of the step, without grain."""
-    while True:
-        rng = np.random.default_rng((seed, step))
-        rows = [source[int(i)] for i in rng.integers(0, len(source), batch)]
-        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        step += 1
-
-
-def _open_results(folder: Path, experiment: Experiment, options) -> dict:
-    """The results so far, of a run of the same settings."""
-    wanted = {**to_json(experiment), "checkpoint": options.checkpoint, "other": options.other}
-    wanted = json.loads(json.dumps(wanted))
-    path = folder / "config.json"
-    if not path.exists():
-        save_config(wanted, path)
-        return {}
-    found = read_json(path)
-    differs = [name for name in wanted if found.get(name) != wanted[name]]
-    if differs:
-        raise InputError(
-            f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
-        )
-    results = folder / "results.json"
-    return read_json(results) if results.exists() else {}
 
 
 def _options() -> argparse.Namespace:

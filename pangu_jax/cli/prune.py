@@ -26,11 +26,11 @@ from pangu_jax.cli import prune_check, prune_report
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import nbytes
 from pangu_jax.core.tree import flatten
-from pangu_jax.data.calibration import as_documents, cut_windows
+from pangu_jax.data.calibration import cut_windows
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from pangu_jax.eval.perplexity import measure
+from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.pruning import export, repair, stats
 from pangu_jax.pruning import plan as plans
 from pangu_jax.pruning.absorb import absorb
@@ -310,8 +310,7 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
 def _perplexity(params, cfg, text: Text | None, options: Options) -> float | None:
     if text is None or not len(text.evaluation):
         return None
-    windows = as_documents(text.evaluation)
-    return measure(params, windows, cfg=cfg, length=options.length, batch=options.batch).perplexity
+    return measure_windows(params, text.evaluation, cfg=cfg, batch=options.batch).perplexity
 
 
 def _check_finite(params: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
 from pangu_jax.data.pipeline import batches, check_batches
-from pangu_jax.data.text import documents, held_out
+from pangu_jax.data.text import documents, split_documents
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
@@ -219,9 +219,8 @@ def _model(options: Options, tokenizer: Tokenizer, layout: Layout | None):
 
 
 def _tokens(options: Options, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | None]:
-    kept, tested = [], []
-    for document in documents(options.data, field=options.field):
-        (tested if held_out(document, options.held_out) else kept).append(document)
+    found = documents(options.data, field=options.field)
+    kept, tested = split_documents(found, options.held_out)
     if not kept:
         raise InputError(f"all documents of {options.data} fall to the held-out part; lower it")
     return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None

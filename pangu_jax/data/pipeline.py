@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import numpy as np
 
 from pangu_jax.core.errors import InputError
@@ -41,6 +40,8 @@ def batches(
       InputError: an empty source, numbers out of range, `batch` not a multiple of `process_count`,
         or more than there is.
     """
+    import grain  # here, as `drawn_batches` does without it
+
     check_batches(len(source), batch, seed, epochs, start_step, process_index, process_count)
     rows = grain.MapDataset.source(source).seed(seed)
     rows = rows.shuffle() if shuffle else rows
@@ -50,6 +51,35 @@ def batches(
     # only wait for each other, as a row is a few small numpy calls.
     rows = rows[start_step * local :].to_iter_dataset(grain.ReadOptions(num_threads=2))
     return iter(rows.batch(local, drop_remainder=True))
+
+
+def drawn_batches(
+    source: Any, *, batch: int, seed: int = 0, start_step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of rows drawn with replacement, each array stacked to [batch, ...].
+
+    Batch number i is a function of the seed and i alone, as with `batches`. For machines without
+    grain: rows are not read ahead, and no epoch sees every row.
+
+    Args:
+      source: `__len__` and `__getitem__(i) -> {name: array}`.
+      batch: rows.
+      seed: of the draws.
+      start_step: the first batch to give.
+
+    Raises:
+      InputError: an empty source, or numbers out of range.
+    """
+    check_batches(len(source), batch, seed, start_step=start_step)
+    return _drawn(source, batch, seed, start_step)
+
+
+def _drawn(source: Any, batch: int, seed: int, step: int) -> Iterator[dict[str, np.ndarray]]:
+    while True:
+        rng = np.random.default_rng((seed, step))
+        rows = [source[int(i)] for i in rng.integers(0, len(source), batch)]
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        step += 1
 
 
 def check_batches(

@@ -5,7 +5,7 @@ import hashlib
 import json
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,44 @@ def held_out(document: Document, fraction: float) -> bool:
         raise InputError(f"the held-out share must be between 0 and 1, got {fraction}")
     digest = hashlib.sha256(document.name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def split_documents(
+    found: Iterable[Document], fraction: float, *, halve: bool = False
+) -> tuple[list[Document], list[Document]]:
+    """Documents to train on, and those that are held out (see `held_out`), each in their order.
+
+    Args:
+      found: the documents.
+      fraction: the share of names that are held out, 0 to 1.
+      halve: a document that is alone is cut in two at the line end before its middle, the second
+        part to train on; otherwise one of the lists is then empty.
+
+    Raises:
+      InputError: `fraction` is not between 0 and 1.
+    """
+    training, testing = [], []
+    for document in found:
+        (testing if held_out(document, fraction) else training).append(document)
+    if halve and len(training) + len(testing) == 1:
+        text = (training + testing)[0].text
+        half = text.rfind("\n", 0, len(text) // 2) + 1
+        return [Document("second", text[half:])], [Document("first", text[:half])]
+    return training, testing
+
+
+def take(found: Iterable[Document], size: int, *, in_bytes: bool = False) -> list[Document]:
+    """The first documents that together have `size` characters, or UTF-8 bytes; at least one.
+
+    The last of them is taken whole, and all are taken where they have less.
+    """
+    taken, total = [], 0
+    for document in found:
+        taken.append(document)
+        total += len(document.text.encode("utf-8") if in_bytes else document.text)
+        if total >= size:
+            break
+    return taken
 
 
 def _files(folder: Path, endings: tuple[str, ...]) -> list[Path]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.calibration import as_documents
 from pangu_jax.data.packing import Tokens
 from pangu_jax.models import decoder
 from pangu_jax.sharding.layout import Layout, constrain
@@ -110,6 +111,20 @@ def measure(
     all_tokens = len(tokens.ids) - len(tokens.starts)
     size = tokens.bytes if predicted == all_tokens else round(tokens.bytes * predicted / all_tokens)
     return Perplexity(nats, predicted, size, length, stride)
+
+
+def measure_windows(params: Any, windows: np.ndarray, **options: Any) -> Perplexity:
+    """Likelihood of windows that are all of one length, each on its own.
+
+    Args:
+      params: as in `measure`.
+      windows: int32 [N, T], what `data.calibration.cut_windows` gave.
+      options: further arguments of `measure`, such as `cfg`; `length` is T.
+
+    Raises:
+      InputError: as in `measure`.
+    """
+    return measure(params, as_documents(windows), length=windows.shape[1], **options)
 
 
 def _windows(

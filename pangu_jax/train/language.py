@@ -1,14 +1,19 @@
-"""The loss of language modelling, as the training step wants it."""
+"""The loss of language modelling, as the training step wants it, and a training with it."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.checkpoint import store
 from pangu_jax.losses.balance import balance
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
 from pangu_jax.sharding.layout import Layout
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.step import Loss
 
 
@@ -73,3 +78,44 @@ def auxiliary(router: list, cfg: decoder.DecoderConfig) -> jax.Array | None:
             active = layer.moe.groups * layer.moe.top_k
             layers.append(balance(stats.load, stats.prob_sum, stats.tokens, active=active))
     return jnp.concatenate(layers).mean() if layers else None
+
+
+def train_language(
+    cfg: decoder.DecoderConfig,
+    batches: Callable[[int], Iterator[Any]],
+    folder: str | Path,
+    *,
+    loop: LoopConfig,
+    optimizer: OptimizerConfig,
+    label: str = "train",
+    **options: Any,
+) -> Any:
+    """Trains a model from scratch, or goes on from the last checkpoint in `folder`.
+
+    Args:
+      cfg: the model; kept in the folder, which commands then take as a checkpoint.
+      batches: as in `loop.train`.
+      folder: the run's folder.
+      loop: length and checkpoints.
+      optimizer: AdamW and its schedule.
+      label: what the progress line says.
+      options: further arguments of `language_loss`.
+
+    Returns:
+      The parameters after the last step.
+
+    Raises:
+      InputError: as in `loop.train`.
+      Stopped: as in `loop.train`.
+    """
+    store.save_model(cfg, folder)
+    state = train(
+        language_loss(cfg, **options),
+        decoder.spec(cfg),
+        batches,
+        cfg=loop,
+        optimizer=optimizer,
+        folder=folder,
+        label=label,
+    )
+    return state.params

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.pipeline import batches
+from pangu_jax.data.pipeline import batches, drawn_batches
 
 
 class Numbers:
@@ -30,6 +30,20 @@ def order(size=11, count=None, **options):
     options = {"batch": 4, "seed": 0, **options}
     stream = itertools.islice(batches(Numbers(size), **options), count)
     return [batch["x"][:, 0].tolist() for batch in stream]
+
+
+def test_draws_are_a_function_of_the_seed_and_the_step():
+    def drawn(count=4, **options):
+        stream = itertools.islice(drawn_batches(Numbers(11), batch=5, **options), count)
+        return [batch["x"][:, 0].tolist() for batch in stream]
+
+    want = [np.random.default_rng((3, step)).integers(0, 11, 5).tolist() for step in range(4)]
+    assert drawn(seed=3) == want and drawn(2, seed=3, start_step=2) == want[2:]
+    assert drawn(seed=4) != want
+    batch = next(drawn_batches(Numbers(2), batch=3))
+    assert batch["x"].shape == (3, 2) and batch["y"].dtype == np.float32
+    with pytest.raises(InputError, match="there are no windows"):
+        drawn_batches(Numbers(0), batch=1)
 
 
 def test_batches_are_stacked_rows():

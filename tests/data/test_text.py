@@ -10,7 +10,15 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import text
-from pangu_jax.data.text import Document, documents, held_out, packages, stdlib
+from pangu_jax.data.text import (
+    Document,
+    documents,
+    held_out,
+    packages,
+    split_documents,
+    stdlib,
+    take,
+)
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:
@@ -160,6 +168,32 @@ def test_the_held_out_part_is_a_share_by_the_hash_of_the_name():
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(InputError, match="between 0 and 1"):
         held_out(Document("a", "b"), share)
+
+
+def test_documents_are_split_by_their_names_in_their_order():
+    found = [Document(f"{i}.txt", f"text {i}") for i in range(50)]
+    training, testing = split_documents(iter(found), 0.3)
+    assert testing == [d for d in found if held_out(d, 0.3)]
+    assert training == [d for d in found if d not in testing]
+    assert training and testing
+    assert split_documents(found, 0.3, halve=True) == (training, testing)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_document_that_is_alone_is_halved_at_a_line_end_when_asked(share):
+    alone = Document("a.txt", "one\ntwo\nthree\nfour\n")
+    assert split_documents([alone], share) == (([], [alone]) if share else ([alone], []))
+    second, first = split_documents([alone], share, halve=True)
+    assert (second[0].text, first[0].text) == ("three\nfour\n", "one\ntwo\n")
+    assert (second[0].name, first[0].name) == ("second", "first")
+
+
+def test_as_many_documents_are_taken_as_have_the_size():
+    found = [Document(str(i), "é" * 4) for i in range(4)]
+    sizes = (0, 1, 4, 5, 8, 9, 100)
+    assert [len(take(found, size)) for size in sizes] == [1, 1, 1, 2, 2, 3, 4]
+    assert [len(take(found, size, in_bytes=True)) for size in sizes] == [1, 1, 1, 1, 1, 2, 4]
+    assert take(found, 5) == found[:2] and take([], 5) == []
 
 
 def test_real_files_are_read_whole(data_dir):

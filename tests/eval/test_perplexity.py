@@ -9,10 +9,11 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
+from pangu_jax.data.calibration import cut_windows
 from pangu_jax.data.packing import Tokens, tokenise
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.eval.perplexity import Perplexity, measure
+from pangu_jax.eval.perplexity import Perplexity, measure, measure_windows
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
@@ -158,3 +159,21 @@ def test_senseless_windows_and_no_text_are_refused():
     empty = Tokens(np.array([256], np.uint16), np.array([0]), 0)
     with pytest.raises(InputError, match="nothing to predict"):
         measure(model(), empty, cfg=CFG, length=4)
+
+
+def test_windows_are_measured_each_on_its_own():
+    windows = cut_windows(tokens(), 12)
+    apart = [measure_windows(model(), windows[i : i + 1], cfg=CFG) for i in range(len(windows))]
+    whole = measure_windows(model(), windows, cfg=CFG, batch=2)
+    assert len(windows) > 2 and whole.length == 12
+    assert whole.tokens == sum(x.tokens for x in apart) == windows.size - len(windows)
+    np.testing.assert_allclose(whole.nats, sum(x.nats for x in apart), rtol=1e-5)
+
+    @jax.jit
+    def logp(ids):
+        hidden = decoder.apply(model(), ids, cfg=CFG).hidden
+        return jax.nn.log_softmax(decoder.logits(model(), hidden))
+
+    found = np.asarray(logp(windows))[:, :-1]
+    want = -np.take_along_axis(found, windows[:, 1:, None], -1).sum()
+    np.testing.assert_allclose(whole.nats, want, rtol=1e-5)

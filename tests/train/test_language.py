@@ -1,17 +1,23 @@
 """The loss of language modelling: padding and document boundaries count for nothing."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
-from pangu_jax.train.language import language_loss
+from pangu_jax.train.language import language_loss, train_language
+from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.metrics import read_metrics
+from pangu_jax.train.optimizer import OptimizerConfig
 
 HEADS = AttentionConfig(2, 1, 4)
 ROUTED = LayerConfig(HEADS, moe=MoEConfig(8, 4, 1, 4, router_scale=True))
@@ -81,3 +87,23 @@ def test_a_dense_model_has_no_auxiliary_loss(params):
     own = {**params, "runs": params["runs"][:1]}
     total, _, metrics = jax.jit(language_loss(dense))(own, packed(), jax.random.key(0))
     assert set(metrics) == {"nats"} and float(total) == float(metrics["nats"])
+
+
+def test_a_training_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
+    cfg = decoder.DecoderConfig(16, 8, CFG.layers[:1])
+    asked = []
+
+    def batches(step):
+        asked.append(step)
+        return itertools.repeat(packed())
+
+    options = {"optimizer": OptimizerConfig(learning_rate=1e-2), "dtype": jnp.float32}
+    first = train_language(cfg, batches, tmp_path, loop=LoopConfig(4), **options)
+    again = train_language(cfg, batches, tmp_path, loop=LoopConfig(4), **options)
+    assert asked == [0]
+    found, its_cfg, _ = open_checkpoint(str(tmp_path))
+    assert its_cfg == cfg
+    for other in (again, found):
+        jax.tree.map(np.testing.assert_array_equal, first, other)
+    losses = [x["loss"] for x in read_metrics(tmp_path / "metrics.jsonl") if "loss" in x]
+    assert len(losses) == 4 and losses[-1] < losses[0]
