@@ -2,6 +2,7 @@
 
 import collections
 import importlib.util
+import sys
 from pathlib import Path
 
 import jax
@@ -12,8 +13,12 @@ import pytest
 from pangu_jax.export.onnx.graph import Unsupported
 from pangu_jax.export.onnx.model import convert, load_onnx, to_model
 
-_spec = importlib.util.spec_from_file_location("programs", Path(__file__).with_name("programs.py"))
+_folder = Path(__file__).with_name("programs")
+_spec = importlib.util.spec_from_file_location(
+    "random_programs", _folder / "__init__.py", submodule_search_locations=[str(_folder)]
+)
 programs = importlib.util.module_from_spec(_spec)
+sys.modules["random_programs"] = programs  # where its own files look for one another
 _spec.loader.exec_module(programs)
 
 pytestmark = pytest.mark.onnx
@@ -65,7 +70,7 @@ def names(jaxpr):
 def test_random_programs_match_numpy(part):
     used, depths = collections.Counter(), []
     for seed in range(part, COUNT, PARTS):
-        program = programs.Program(seed)
+        program = programs.random_program(seed)
         try:
             used += check(program)
         except Exception as error:
