@@ -20,7 +20,7 @@ demo: ## train a grouped and an ordinary mixture of experts on real text, compar
 test: ## lint, formatting, import contracts, types, tests (no torch needed)
 	@tools/make_venv.sh $(VENV) test
 	$(CHECK)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
 
 parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)

@@ -12,7 +12,9 @@ RUN = Path(__file__).parents[2] / "experiments" / "pangu_pro_moe" / "run.py"
 
 
 def run(*arguments, cwd):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    flags = os.environ["XLA_FLAGS"].split()  # one device, as a user has
+    flags = " ".join(f for f in flags if "device_count" not in f)
+    environment = {**os.environ, "XLA_FLAGS": flags}
     return subprocess.run(
         [sys.executable, RUN, *map(str, arguments)],
         cwd=cwd,
@@ -28,22 +30,8 @@ def run(*arguments, cwd):
 def finished(tmp_path_factory):
     """A short smoke run on a .jsonl file; (folder, what it printed)."""
     place = tmp_path_factory.mktemp("experiment")
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "the",
-        "lazy",
-        "dog",
-        "and",
-        "runs",
-        "away",
-        "from",
-        "it",
-    ]
+    text = "the quick brown fox jumps over the lazy dog and runs away from it"
+    words = text.split()
     lines = [
         {"text": " ".join(words[(i * j) % len(words)] for j in range(1, 80))} for i in range(120)
     ]

@@ -23,7 +23,7 @@ def blocks(x, ids, weights, *kernels, step):
 
 def one_group(x, *arrays):
     """The block form as a lone CPU device runs it."""
-    return blocks(x, *expert_block.one_group(*arrays), step=1)
+    return blocks(x, *expert_block.one_group(*arrays), step=4)
 
 
 FORMS = {
@@ -92,7 +92,7 @@ def worst(got, want):
     return max(errors)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 7, 8, 9, 127, 128, 129, 1000])
+@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 127, 129, 1000])
 def test_values_and_all_gradients_equal_a_loop_over_pairs(tokens):
     dy = np.random.default_rng(0).normal(size=(tokens, D)).astype(np.float32)
     run = jax.jit(lambda *a: {n: with_gradients(f, dy)(*a) for n, f in FORMS.items()})
