@@ -3,8 +3,8 @@
     python tools/kill_training.py --kills 1000 [--inside 250] [--seed 0] [--out report.json]
 
 Trains a bigram model, with the library's own loop, optimiser, batches and store, in a child process
-that is ended by SIGKILL: at a random moment of its start or of its training, or, for every so
-manieth, a random moment after a checkpoint began to be written.
+that is ended by SIGKILL: at a random moment of its start or of its training, or, now and then, at
+one after a checkpoint began to be written.
 After every kill each checkpoint folder there is must be readable, whole and finite. The next child
 goes on where the last one ended; when a run has come to its end, its parameters, optimiser state
 and metrics are compared, bit for bit, with those of a run that nobody disturbed, and another run

@@ -80,7 +80,7 @@ PRESETS: dict[str, Experiment] = {
         # Less than for longer runs: at 4e-3 the first 200 of so few steps are lost.
         optimizer=OptimizerConfig(learning_rate=2e-3),
     ),
-    # About an hour on two CPU cores: three seeds, four times the tokens.
+    # Over an hour on two CPU cores: three seeds, 3.7 times the tokens of the demo.
     "cpu": Experiment(
         models.moge_tiny(), steps=2400, batch=8, length=128, seeds=(0, 1, 2), evaluate_bytes=400_000
     ),

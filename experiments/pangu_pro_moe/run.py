@@ -111,7 +111,11 @@ def main(options: Options) -> None:
     results["seconds"] = results.get("seconds", 0) + time.monotonic() - began
     save_results(folder, results)
     report = write_report(folder, experiment, models, results)
-    _say(f"{report} is the report; try: pangu-jax generate {folder / cell}")
+    cell = f"{next(iter(models))}-seed{experiment.seeds[0]}"
+    _say(
+        f"{report} is the report; try: .venv/bin/pangu-jax generate {folder / cell} "
+        f'--prompt "{experiment.prompt}"'
+    )
 
 
 def _models(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, decoder.DecoderConfig]:

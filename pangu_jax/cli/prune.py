@@ -1,7 +1,8 @@
 """Prunes a checkpoint: a smaller one that loads elsewhere, a plan to replay, a report.
 
-pangu-jax prune CHECKPOINT OUT --target params=0.8 --calib TEXT
-pangu-jax prune check OUT [--source CHECKPOINT]     re-loads OUT and verifies what was promised
+    pangu-jax prune CHECKPOINT OUT --target params=0.8 --calib TEXT
+
+`pangu-jax prune check OUT [--source CHECKPOINT]` re-loads OUT and verifies what was promised.
 """
 
 import dataclasses

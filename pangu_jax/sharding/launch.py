@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.sharding.layout import Layout, batch_sharding
+from pangu_jax.sharding.layout import Layout, batch_parts, batch_sharding
 
 # A process that hangs or whose machine is gone is noticed after so long; one that ends, at once.
 HEARTBEAT_S = 30
@@ -56,8 +56,14 @@ def batch_share(layout: Layout | None, batch: int) -> tuple[int, int]:
     the same part.
 
     Raises:
-      InputError: the layout cuts the batch so that processes share only some of their rows.
+      InputError: the batch does not divide by the devices it is split over, or the layout cuts it
+        so that processes share only some of their rows.
     """
+    if layout is not None and batch % (parts := batch_parts(layout)):
+        raise InputError(
+            f"a batch of {batch} does not divide by the {parts} parts that this mesh splits it "
+            f"into; devices would repeat one another's work: take a multiple of {parts}"
+        )
     if layout is None or jax.process_count() == 1:
         return 0, 1
     rows: dict[int, set[tuple[int, int]]] = {}

@@ -57,6 +57,11 @@ def batch_sharding(shape: tuple[int, ...], layout: Layout) -> NamedSharding:
     return NamedSharding(layout.mesh, partition)
 
 
+def batch_parts(layout: Layout) -> int:
+    """Into how many parts the rules would split a batch that they divide."""
+    return _parts(_wanted("batch", layout.rules.activations, layout.mesh), layout.mesh)
+
+
 def init(spec: Any, *, key: jax.Array, dtype: Any = None, layout: Layout | None = None) -> Any:
     """Initial values for a spec tree, each device making just its own part.
 

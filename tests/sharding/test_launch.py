@@ -15,6 +15,8 @@ def test_one_process_joins_nothing_and_reads_every_row():
     check_equal("text", "other text")
     assert batch_share(None, 8) == (0, 1)
     assert batch_share(Layout(make_mesh(data=8), preset("ddp")), 8) == (0, 1)
+    with pytest.raises(InputError, match="a batch of 4 does not divide by the 8 parts"):
+        batch_share(Layout(make_mesh(data=8), preset("ddp")), 4)
 
 
 @pytest.mark.parametrize(
