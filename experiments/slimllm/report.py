@@ -13,6 +13,7 @@ from pangu_jax.core.files import atomic_write
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 
 def write_report(folder: Path, experiment: Experiment, results: dict[str, Any]) -> Path:
@@ -37,7 +38,7 @@ Perplexity (less is better) on the same held-out tokens at context lengths
 {", ".join(map(str, experiment.eval_lengths))}: mean over draws, and the range where there are
 several. Dense: {_numbers(dense)}.
 
-"{{method}} + {{repair}}": a method with the repair of its own paper, or with our ridge.
+"method + repair": a method with the repair of its own paper, or with our ridge.
 {_verdict(experiment, results)}
 {tables}
 
@@ -81,7 +82,7 @@ def _table(target: str, experiment: Experiment, results: dict[str, Any]) -> str:
             f"| {np.mean([c['repaired'] for c in cells]):.4f} "
             f"| {one['parameters'] / dense['parameters']:.3f} "
             f"| {dense['flops'] / one['flops']:.2f} "
-            f"| {dense['prefill_ms'] / one['prefill_ms']:.2f} |"
+            f"| {one['dense_prefill_ms'] / one['prefill_ms']:.2f} |"
         )
     line = "|---" * (6 + len(names) * len(experiment.eval_lengths)) + "|"
     return (
@@ -145,6 +146,7 @@ def _plot(path: Path, experiment: Experiment, results: dict[str, Any]) -> None:
             panel.plot(values, [i] * len(values), "o", color=colour, alpha=0.7)
         panel.axvline(results["dense"]["own"][-1], color="grey", lw=0.8, ls=":")
         panel.set(xscale="log", xlabel="perplexity", title=target)
+        panel.xaxis.set_minor_formatter(NullFormatter())  # labels of minor ticks overlap
         panel.grid(alpha=0.3)
     panels[0, 0].set_yticks(range(len(labels)), labels)
     panels[0, 0].invert_yaxis()

@@ -171,7 +171,7 @@ def _recovered(run: Run, name: str) -> dict[str, Any]:
 
 
 def _measured(run: Run, params, cfg) -> dict[str, Any]:
-    """Perplexity at each length on each text, sizes, and the time of a prefill."""
+    """Perplexity at each length on each text, sizes, and a prefill's time beside the dense one's."""
     found: dict[str, Any] = {}
     for text, by_length in run.texts.items():
         found[text] = [
@@ -181,28 +181,36 @@ def _measured(run: Run, params, cfg) -> dict[str, Any]:
             for windows in by_length.values()
         ]
     length = run.experiment.latency[1]
+    dense_ms, prefill_ms = _latency([(run.params, run.cfg), (params, cfg)], run.experiment)
     return {
         **found,
         "parameters": axes.parameters(cfg),
         "flops": axes.flops(cfg, length),
-        "prefill_ms": _latency(params, cfg, run.experiment),
+        "prefill_ms": prefill_ms,
+        "dense_prefill_ms": dense_ms,
     }
 
 
-def _latency(params, cfg, experiment: Experiment) -> float:
-    """Least of ten prefills, milliseconds, compiling left out."""
+def _latency(models: list[tuple[Any, Any]], experiment: Experiment) -> list[float]:
+    """Least of ten prefills of each model, milliseconds, compiling left out.
+
+    In turn, as a machine's speed changes while an experiment runs.
+    """
     batch, length = experiment.latency
     dtype = jnp.dtype(experiment.dtype)
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
     tokens = jnp.zeros((batch, length), jnp.int32)
-    forward = jax.jit(lambda p, t: decoder.apply(p, t, cfg=cfg, dtype=dtype).hidden)
-    forward(params, tokens).block_until_ready()
-    times = []
+    runs = []
+    for params, cfg in models:
+        forward = jax.jit(lambda p, t, cfg=cfg: decoder.apply(p, t, cfg=cfg, dtype=dtype).hidden)
+        runs.append(partial(forward, jax.tree.map(lambda x: x.astype(dtype), params), tokens))
+        runs[-1]().block_until_ready()
+    times = [[] for _ in runs]
     for _ in range(10):
-        began = time.perf_counter()
-        forward(params, tokens).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return 1000 * min(times)
+        for run, found in zip(runs, times, strict=True):
+            began = time.perf_counter()
+            run().block_until_ready()
+            found.append(time.perf_counter() - began)
+    return [1000 * min(found) for found in times]
 
 
 def _prepare(experiment: Experiment, folder: Path, options) -> Run:
