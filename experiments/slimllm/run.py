@@ -171,7 +171,7 @@ def _recovered(run: Run, name: str) -> dict[str, Any]:
 
 
 def _measured(run: Run, params, cfg) -> dict[str, Any]:
-    """Perplexity at each length on each text, sizes, and a prefill's time beside the dense one's."""
+    """Perplexity at each length on each text, sizes, and times of a prefill, dense and pruned."""
     found: dict[str, Any] = {}
     for text, by_length in run.texts.items():
         found[text] = [
