@@ -77,7 +77,7 @@ PRESETS: dict[str, Experiment] = {
         steps=650,
         batch=8,
         length=128,
-        # Less than for longer runs: at 4e-3 the first 200 of so few steps are lost.
+        # Less than for longer runs: at 4e-3 so few steps do not beat the control.
         optimizer=OptimizerConfig(learning_rate=2e-3),
     ),
     # Over an hour on two CPU cores: three seeds, 3.7 times the tokens of the demo.

@@ -272,7 +272,7 @@ def _train(experiment: Experiment, source: PackedTokens, folder: Path):
 
 
 def _options() -> argparse.Namespace:
-    # argparse: the script then needs nothing beyond jax and numpy, as on a bare GPU machine.
+    # argparse, so that the script runs without tyro too.
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="smoke", choices=PRESETS)
     parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")

@@ -152,10 +152,7 @@ def _sampled(params, h, cfg, impl):
 
 
 def _offset_mask(params, grid):
-    """`linear`, formed with the cells last: the sampling reads one number of all cells at a time.
-
-    A quarter of the training step on CPU went into reading it across.
-    """
+    """`linear`, formed with the cells last, as the sampling reads a number of all cells at once."""
     found = jnp.einsum("cn,bpvc->nbpv", params["kernel"].astype(grid.dtype), grid)
     found = found + params["bias"].astype(grid.dtype)[:, None, None, None]
     return jnp.moveaxis(found, 0, -1)

@@ -45,8 +45,7 @@ def block_rows(rows: int, experts: int) -> int:
 def blocks_per_step(platform: str, experts: int) -> int:
     """How many blocks a group computes at once: enough to fill the chip.
 
-    On CPU a few, as a step of the loop costs some 0.1 ms however small its blocks are (measured at
-    the sizes of `models.presets.moge_tiny`: with four, gradients take a tenth to a quarter less).
+    On CPU a few, as a step of the loop has a cost of its own that small blocks do not hide.
     """
     return min(4, experts) if platform == "cpu" else experts
 

@@ -1,4 +1,4 @@
-"""T15: a pruned model is compiled at its smaller shapes, so it saves what its report says.
+"""T15 in part: a pruned model is compiled at its smaller shapes, so it saves what is counted.
 
 Times are measured by tools/bench/prune_latency.py; here the compiler's own count is read.
 """
