@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 # Before jax is imported anywhere. Tests spend their time compiling, and unoptimised code compiles
-# faster; `.ci/run` sets PANGU_JAX_OPTIMISED for one of its runs: there code is what users get.
+# faster; `.ci/run` sets PANGU_JAX_OPTIMISED for parity and on Python 3.12, to test what users get.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + (
     "" if os.environ.get("PANGU_JAX_OPTIMISED") else " --xla_backend_optimization_level=0"
