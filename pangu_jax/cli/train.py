@@ -136,13 +136,13 @@ def _main(options: Options) -> None:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"
         )
+    share, shares = batch_share(layout, options.batch)
     text = fingerprint(training)
     check_equal(text, "other text, or another tokenizer,")
     if first_process():
         _claim(folder, options, cfg, text)
         _keep_tokenizer(tokenizer, folder)
         _announce(options, cfg, training, layout)
-    share, shares = batch_share(layout, options.batch)
 
     def evaluate(params):
         result = measure(

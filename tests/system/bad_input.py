@@ -440,6 +440,7 @@ def options_out_of_range(make):
         (["--mesh", "datum=1"], "must read like"),
         (["--mesh", "data=0"], "must read like"),
         (["--rules", "all", "--mesh", "data=8"], "unknown sharding rules 'all'"),
+        (["--batch", "4", "--mesh", "fsdp=8"], "a batch of 4 does not divide by the 8 parts"),
         (["--seed", "-1"], "seed -1"),
     ):
         fresh = make.text(file.read_bytes())
