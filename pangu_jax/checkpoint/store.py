@@ -132,6 +132,9 @@ class Store:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            if self._lock is not None and os.fstat(self._lock).st_ino != self.folder.stat().st_ino:
+                # Lost while a save began: the library has begun the folder anew in its place.
+                raise FileNotFoundError("the folder was moved or deleted")
         except Exception as error:
             raise self._failure(error) from error
         if self._lock is not None:

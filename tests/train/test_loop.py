@@ -201,7 +201,8 @@ def test_a_lost_folder_ends_the_run_with_a_sentence(tmp_path):
     folder = tmp_path / "run"
     with pytest.raises(InputError, match=r"cannot save .*run/checkpoints"):
         run(folder, at={5: lambda: (folder / CHECKPOINTS).rename(tmp_path / "gone")})
-    assert not list(folder.glob("checkpoints/*"))  # no run is begun anew in its place
+    # No run is begun anew in its place; a save that had begun may still have come to its end there.
+    assert {p.name for p in folder.glob("checkpoints/*") if p.name.isdecimal()} <= {"4"}
     assert (tmp_path / "gone" / "2").is_dir()
 
 
