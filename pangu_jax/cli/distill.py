@@ -126,7 +126,7 @@ def _claim(folder: Path, options: Options, cfg, text: str) -> None:
         store.save_model(cfg, folder)
         save_config(wanted, path)
         return
-    found = read_json(path)
+    found = read_json(path, finite=False)
     for name, value in wanted.items():
         if found.get(name) != value:
             raise InputError(

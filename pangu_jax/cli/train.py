@@ -231,7 +231,7 @@ def _claim(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str
     wanted = {**to_json(options), "out": "", "text": text}
     path = folder / "config.json"
     if path.exists():
-        found = read_json(path)
+        found = read_json(path, finite=False)
         if not isinstance(found, dict):
             raise InputError(f"{path} holds no JSON object")
         for name in sorted(wanted.keys() - set(FREE)):

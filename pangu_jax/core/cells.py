@@ -34,14 +34,14 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
     if not path.exists():
         save_config(wanted, path)
         return {}
-    found = read_json(path)
+    found = read_json(path, finite=False)
     differs = [name for name in wanted if found.get(name) != wanted[name]]
     if differs:
         raise InputError(
             f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
         )
     results = Path(folder) / RESULTS
-    return read_json(results) if results.exists() else {}
+    return read_json(results, finite=False) if results.exists() else {}
 
 
 def save_results(folder: str | Path, results: dict[str, Any]) -> None:

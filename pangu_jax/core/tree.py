@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -28,3 +32,32 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
     )
+
+
+def check_finite(name: str, array: Any) -> None:
+    """Nothing, if all values are finite; a parameter that is not would spoil every result.
+
+    Args:
+      name: how the error names the array: its file, and its name there.
+      array: numpy or jax array of any IEEE float type and shape.
+
+    Raises:
+      InputError: it holds NaN or infinity.
+    """
+    if isinstance(array, jax.Array) and next(iter(array.devices())).platform != "cpu":
+        finite = bool(jnp.isfinite(array).all())
+    elif isinstance(array, jax.Array):  # there numpy reads them in place, and nothing is compiled
+        finite = all(_is_finite(np.asarray(part.data)) for part in array.addressable_shards)
+    else:
+        finite = _is_finite(array)
+    if not finite:
+        raise InputError(f"{name} holds NaN or infinity")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    """By the bits, as numpy has no fast way for bfloat16; in blocks, so that it takes no memory."""
+    unsigned = f"u{array.dtype.itemsize}"
+    exponent = np.array(np.inf, array.dtype).view(unsigned)
+    bits = array.reshape(-1).view(unsigned)
+    blocks = (bits[i : i + 2**18] for i in range(0, bits.size, 2**18))
+    return not any(((block & exponent) == exponent).any() for block in blocks)

@@ -2,9 +2,12 @@
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from pangu_jax.core.tree import flatten, map_named, path_name, select
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.tree import check_finite, flatten, map_named, path_name, select
 
 
 @flax.struct.dataclass
@@ -51,3 +54,18 @@ def test_map_named_gives_path_and_leaves():
     tree = {"a": [np.ones(2), np.zeros(2)]}
     out = map_named(lambda name, x, y: (name, x.sum() + y.sum()), tree, tree)
     assert out == {"a": [("a/0", 4.0), ("a/1", 0.0)]}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_named(dtype, value):
+    array = np.full((3, 2**17), jnp.finfo(dtype).max, dtype)
+    array[0, :2] = jnp.finfo(dtype).tiny, -jnp.finfo(dtype).max
+    check_finite("ok", array)
+    check_finite("ok", np.zeros((), dtype))
+    check_finite("ok", np.zeros((0, 3), dtype))
+    array[2, -1] = value
+    ours = [] if dtype == "float64" else [jnp.asarray(array)]
+    for same in (array, array.T, array[2, -1:], *ours):
+        with pytest.raises(InputError, match=r"^file: weight holds NaN or infinity$"):
+            check_finite("file: weight", same)
