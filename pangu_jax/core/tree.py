@@ -5,6 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
 
 
 def flatten(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -28,3 +32,19 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
     )
+
+
+def check_finite(tree: Any, where: str) -> None:
+    """Refuses values that nothing can be computed with.
+
+    Args:
+      tree: of arrays.
+      where: how the error names the place, usually the file or folder.
+
+    Raises:
+      InputError: a leaf holds NaN or infinity; names it.
+    """
+    for name, leaf in flatten(tree).items():
+        library = np if isinstance(leaf, np.ndarray) else jnp
+        if not bool(library.isfinite(leaf).all()):
+            raise InputError(f"{where}: {name} holds NaN or infinity")

@@ -2,9 +2,12 @@
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from pangu_jax.core.tree import flatten, map_named, path_name, select
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.tree import check_finite, flatten, map_named, path_name, select
 
 
 @flax.struct.dataclass
@@ -51,3 +54,12 @@ def test_map_named_gives_path_and_leaves():
     tree = {"a": [np.ones(2), np.zeros(2)]}
     out = map_named(lambda name, x, y: (name, x.sum() + y.sum()), tree, tree)
     assert out == {"a": [("a/0", 4.0), ("a/1", 0.0)]}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(value):
+    good = {"a": np.float64(1e300) * np.ones(2), "b": [jnp.ones(3, jnp.bfloat16), jnp.int32(3)]}
+    check_finite(good, "x")
+    for bad in (np.array([1, value]), jnp.array([[value, 0]], jnp.bfloat16)):
+        with pytest.raises(InputError, match="x: b/2 holds NaN or infinity"):
+            check_finite({**good, "b": [*good["b"], bad]}, "x")
