@@ -26,7 +26,7 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import prune_check, prune_report
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import nbytes
-from pangu_jax.core.tree import flatten
+from pangu_jax.core.tree import check_all_finite
 from pangu_jax.data.calibration import cut_windows
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
@@ -128,7 +128,7 @@ def main(options: Options) -> None:
     params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
     family = _family(options.checkpoint)
     recipe = _recipe(options, family)
-    _check_finite(params)
+    check_all_finite(params, options.checkpoint)
     model_hash = plans.digest(params)
     if plan is not None and plan.model_hash not in ("", model_hash):
         plans.check_hash(plan, params)
@@ -312,12 +312,6 @@ def _perplexity(params, cfg, text: Text | None, options: Options) -> float | Non
     if text is None or not len(text.evaluation):
         return None
     return measure_windows(params, text.evaluation, cfg=cfg, batch=options.batch).perplexity
-
-
-def _check_finite(params: dict[str, Any]) -> None:
-    for name, leaf in flatten(params).items():
-        if not bool(jnp.isfinite(leaf).all()):
-            raise InputError(f"the checkpoint's parameter {name} holds NaN or infinity")
 
 
 def _moments(cfg) -> str:
