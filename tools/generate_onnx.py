@@ -95,11 +95,12 @@ def _tokenizer(folder):
 
 def _generate(options):
     model = Model(options.folder, options.provider)
-    stop = _ids(model.facts, options.stop, "stop", "--stop")
     if options.ids:
         prompt = [int(word) for word in options.prompt.split()]
+        stop = model.facts.get("stop", []) if options.stop is None else options.stop
         print(*model.generate(prompt, options.max_new, stop))
         return
+    stop = _ids(model.facts, options.stop, "stop", "--stop")
     tokenizer = _tokenizer(Path(options.folder))
     text = tokenizer.encode(options.prompt, add_special_tokens=False).ids
     begin = _ids(model.facts, options.bos, "begin" if text else "empty", "--bos")

@@ -75,9 +75,10 @@ def _check(model: Any, file: Path) -> None:
         "leaves spaces as they are": not rules.escape_whitespaces,
         "holds unused pieces": any(p.type == UNUSED for p in model.pieces),
         "has no piece for unknown characters": all(p.type != UNKNOWN for p in model.pieces),
-        "falls back to bytes and has no piece for <": trainer.model_type == UNIGRAM
+        # A text's <0x41> would be that byte, where its signs are no pieces.
+        "falls back to bytes for ASCII signs": trainer.model_type == UNIGRAM
         and trainer.byte_fallback
-        and all(p.piece != "<" for p in model.pieces),  # <0x41> in a text would be that byte
+        and not set("<0123456789xABCDEF>") <= {p.piece for p in model.pieces},
     }
     for what, found in wrong.items():
         if found:
@@ -215,6 +216,7 @@ def _pre_tokenizer(model: Any, names: Sequence[str], prefix: str) -> Any:
         longest = sorted(symbols, key=len, reverse=True)
         pattern = Regex("|".join(re.escape(symbol) for symbol in longest))
         found.append(pre_tokenizers.Split(pattern, behavior="isolated"))
+    if symbols and model.trainer_spec.byte_fallback:
         # What is cut out whole is looked up whole, and a text's <0x41> is not that byte.
         byte = Regex(r"\A<(?=0x[0-9A-F]{2}>\z)")
         found.append(pre_tokenizers.Split(byte, behavior="isolated"))
