@@ -47,16 +47,17 @@ class Options:
 def main(options: Options) -> None:
     """Prints tokens, perplexity, bits per byte, and the protocol."""
     params, cfg, found = open_checkpoint(options.checkpoint)
-    tokenizer = load_tokenizer(options.tokenizer or found)
-    check_vocabulary(tokenizer, cfg.vocab)
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         reading = bar.add_task("reading", total=None)
         tokens = tokenise(
             documents(options.data, field=options.field),
             tokenizer,
+            as_prompts=True,
             progress=lambda done: bar.update(reading, description=f"reading, {done:,} bytes"),
         )
         bar.remove_task(reading)
+        check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
         measuring = bar.add_task("measuring", total=None)
         result = measure(
             params,

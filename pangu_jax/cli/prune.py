@@ -28,9 +28,10 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import nbytes
 from pangu_jax.core.tree import check_all_finite
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import head, tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.pruning import export, repair, stats
 from pangu_jax.pruning import plan as plans
@@ -110,6 +111,8 @@ class Text:
     calibration: np.ndarray
     evaluation: np.ndarray
     name: str
+    head: str
+    """What heads each window, in words."""
 
 
 def main(options: Options) -> None:
@@ -186,6 +189,7 @@ def _write(out, options, result: Result, cfg, family, calibration, facts, began)
     try:
         # A run folder of ours has a config.json too, which is no Hugging Face one.
         own = (Path(options.checkpoint) / "model.json").is_file()
+        where = options.tokenizer or options.checkpoint
         written, written_cfg, written_family = export.export(
             result.params,
             result.cfg,
@@ -193,6 +197,7 @@ def _write(out, options, result: Result, cfg, family, calibration, facts, began)
             kind=options.export,
             family=family,
             source=None if own else options.checkpoint,
+            companions=companions(where, options.checkpoint),
         )
         difference = _reload(temporary, result, calibration)
         plans.save(result.plan, temporary / "plan.json")
@@ -290,11 +295,10 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
         if needed:
             raise InputError("give --calib: a file or folder of text, or stdlib")
         return None
-    tokenizer = load_tokenizer(options.tokenizer or where)
-    check_vocabulary(tokenizer, vocab)
-    found = cut_windows(
-        tokenise(documents(options.calib, field=options.field), tokenizer), options.length
-    )
+    tokenizer = load_tokenizer(options.tokenizer or where, checkpoint=options.checkpoint)
+    tokens = tokenise(documents(options.calib, field=options.field), tokenizer)
+    found = cut_windows(tokens, options.length, tokenizer.begin)
+    check_vocabulary(found, tokenizer, vocab)
     if options.windows < 1:
         raise InputError(f"--windows must be at least 1, got {options.windows}")
     if len(found) < options.windows:
@@ -305,7 +309,7 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
     if options.seed is not None:
         found = found[np.random.default_rng(options.seed).permutation(len(found))]
     rest = found[options.windows : options.windows + options.eval_windows]
-    return Text(found[: options.windows], rest, options.calib)
+    return Text(found[: options.windows], rest, options.calib, head(tokenizer, tokenizer.begin))
 
 
 def _perplexity(params, cfg, text: Text | None, options: Options) -> float | None:
