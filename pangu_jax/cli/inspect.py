@@ -33,12 +33,22 @@ class Options:
     """A run folder, or a folder in the Hugging Face layout, of which config.json is enough."""
     json: bool = False
     """Print one JSON object instead of text."""
+    verify: bool = False
+    """Read all of a Hugging Face folder: whether its files fit together, hold finite values, and
+    have the checksums that came with them."""
 
 
 def main(options: Options) -> None:
-    """Prints the table, or one JSON object."""
+    """Prints the table, or one JSON object; and what was verified."""
+    if options.verify and holds(options.checkpoint) != "hf":
+        raise InputError(
+            f"{options.checkpoint} is a run of ours, which comes without checksums; --verify is "
+            "for folders in the Hugging Face layout"
+        )
     found = describe(options.checkpoint)
-    if options.json:
+    if options.verify:
+        found["verified"] = []
+    if options.json and not options.verify:
         print(json.dumps(found))
         return
     table = Table(box=box.SIMPLE, show_header=False)

@@ -146,8 +146,13 @@ def test_parity_counts_the_worst_and_refuses_above_the_tolerance():
         parity.require(rows.values(), 0.05)
     assert parity.errors(np.array([1, 2]), np.array([1, 3])) == (np.inf, np.inf)
     nan = np.array([np.nan, 1.0])
-    assert parity.errors(nan, nan) == (0, 0)
-    assert parity.errors(np.zeros(2), nan)[1] == np.inf
+    assert parity.errors(nan, nan) == (np.inf, np.inf)  # else a model of NaN has error 0
+    assert parity.errors(np.zeros(2), nan)[1] == parity.errors(nan, np.zeros(2))[1] == np.inf
+    masked = np.array([-np.inf, 1.0])
+    assert parity.errors(masked, masked) == (0, 0) and parity.errors(masked, -masked)[1] == np.inf
+    with pytest.raises(InputError, match="x on the s sample in NaN, an infinity or a whole number"):
+        bad = parity.compare("p", "s", {"x": nan, "y": masked}, {"x": nan, "y": masked})
+        parity.require([*bad, parity.Row("p", "s", "z", 0.1, 0.1)], 0.2)
     assert parity.errors(np.zeros(2), np.ones(2))[1] == np.inf
     with pytest.raises(InputError, match=r"nothing|tolerance"):
         parity.require([parity.Row("p", "s", "x", 0.0, float("nan"))], 1.0)
