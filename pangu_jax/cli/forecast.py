@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, load, save
+from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import CsvFormat, Series, read_csv, write_csv
 from pangu_jax.data.windows import Scaler, borders, parts
@@ -234,9 +233,7 @@ def _train(options: Train) -> None:
                             strict=True):  # fmt: skip
         if np.ptp(column) == 0:
             _say(f"note: {name} does not change in the training rows; it is kept, unscaled")
-    columns = (TextColumn("{task.fields[text]}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as bar:
-        task = bar.add_task("", total=None, text="compiling")
+    with progress() as show:
         found = fit(
             series,
             horizon=options.horizon,
@@ -244,9 +241,7 @@ def _train(options: Train) -> None:
             training=training,
             seeds=range(options.seeds),
             coverage=options.coverage,
-            progress=lambda done, total, text: bar.update(
-                task, completed=done, total=total, text=text or "training"
-            ),
+            progress=lambda done, total, text: show("training, step", done, total, text),
         )
     found = dataclasses.replace(
         found, cfg=dataclasses.replace(found.cfg, trained_on=Path(options.csv).name)

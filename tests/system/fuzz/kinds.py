@@ -127,7 +127,7 @@ def run_artefact(folder: Path) -> str:
 KINDS["artefact"] = Kind(small_artefact, run_artefact, ("*",), change.by_ending, sealed=True)
 KINDS["inputs"] = Kind(
     lambda folder: np.savez(folder / "inputs.npz", x=np.ones((3, 4)), y=np.arange(5)),
-    lambda folder: digest(run.load_inputs(folder / "inputs.npz")),
+    lambda folder: digest(artefact.load_npz(folder / "inputs.npz")),
     ("inputs.npz",),
     change.any_bytes,
 )
