@@ -85,6 +85,7 @@ def save(
     max_shard_bytes: float = 5e9,
     source: str | Path | None = None,
     per_layer: bool = False,
+    companions: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a checkpoint that other libraries load; the folder appears whole or not at all.
 
@@ -100,6 +101,7 @@ def save(
       source: folder whose config.json is the base, so that keys this library does not read
         survive, and whose tokenizer files are copied.
       per_layer: allow layers of different widths (see `keys.write_keys`).
+      companions: {name: content} of files beside the weights, in place of the source's.
 
     Raises:
       InputError: the family cannot express the model (names what), a leaf is missing or
@@ -115,6 +117,8 @@ def save(
         for name in COMPANIONS:
             if source is not None and (Path(source) / name).exists():
                 shutil.copyfile(archive.own_file(source, name), temporary / name)
+        for name, content in (companions or {}).items():
+            (temporary / name).write_bytes(content)
         text = json.dumps(keys, indent=2, ensure_ascii=False)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
 

@@ -2,15 +2,17 @@
 
 A run folder holds `model.json` (the model's configuration), `tokenizer.json` (or none, for bytes),
 and `checkpoints/<step>/` with the items "params" and "rest" (step and optimiser state), so that
-generation reads the parameters alone.
+generation reads the parameters alone, and `digests.json`, the SHA-256 of each of their files.
 """
 
-import fcntl
+import asyncio
+import json
 import logging
 import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +20,46 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from pangu_jax.core.config import load_config, save_config
+from pangu_jax.core.claim import Claim
+from pangu_jax.core.config import load_config, read_json, save_config
+from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract, check
-from pangu_jax.core.tree import flatten
+from pangu_jax.core.tree import check_all_finite, flatten
 from pangu_jax.models import decoder
 from pangu_jax.sharding.layout import Layout, shardings
 
 MODEL = "model.json"
 CHECKPOINTS = "checkpoints"
+DESCRIPTION = "_CHECKPOINT_METADATA"
+DIGESTS = "digests.json"
 DISCARDED = ".discarded"
 UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+def claim(folder: str | Path) -> Claim:
+    """Claims a run's folder, before anything in it is looked at or written.
+
+    Raises:
+      InputError: it cannot be made, or another process trains there.
+    """
+    return Claim(folder, "training in")
 
 
 class Store:
     """The checkpoints of one run; a context manager that waits for what is still being written.
 
-    A checkpoint is a folder named by its step. It is written under another name, renamed when it
-    is whole, and renamed again before it is deleted, so that at any moment, and after the process
-    or the disk failed, every such folder can be read.
+    A checkpoint is a folder named by its step. It is written under another name, given the digests
+    of its files and then its name when it is whole, and renamed again before it is deleted, so that
+    at any moment, and after the process failed, every such folder can be read; where the disk
+    failed, the digests tell.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2, writes: bool = True):
+    def __init__(self, folder: str | Path | Claim, *, keep: int = 2, writes: bool = True):
         """Opens, or begins, the checkpoints below the run's folder.
 
         Args:
-          folder: the run's folder.
+          folder: the run's folder, or the claim of it that the caller holds.
           keep: how many of the latest checkpoints stay.
           writes: whether this is the process that trains the run: it alone may write, and it
             clears away what one that was killed left half-done.
@@ -54,13 +70,26 @@ class Store:
         # The library reports every save at INFO, and errors that we report ourselves.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         _silence_the_rest()
-        self.folder = Path(folder).absolute() / CHECKPOINTS
+        run = folder.folder if isinstance(folder, Claim) else Path(folder).absolute()
+        self.folder = run / CHECKPOINTS
         self._abandoned = False
-        self._lock = self._claim() if writes and jax.process_index() == 0 else None
+        self._claims: list[Claim] = []
+        if writes and jax.process_index() == 0:
+            own = [] if isinstance(folder, Claim) else [claim(run)]
+            self._claims = [*own, Claim(self.folder, "training in")]
+            self._tidy()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=False, todelete_subdir=DISCARDED, read_only=not writes
+            max_to_keep=keep,
+            create=False,
+            todelete_subdir=DISCARDED,
+            read_only=not writes,
+            temporary_path_class=_Digested,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except Exception as error:  # it reads every checkpoint's description, and checks no types
+            self._give_up()
+            raise InputError(f"cannot read {self._undescribed()}: {_reason(error)}") from error
 
     def __enter__(self) -> "Store":
         """Gives itself."""
@@ -79,17 +108,17 @@ class Store:
             if kind is None:
                 raise self._failure(error) from error
         finally:
-            if self._lock is not None:
+            if self._claims:
                 self._tidy()
-                os.close(self._lock)
+            self._give_up()
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints on disk, in order."""
         try:
-            names = [p.name for p in self.folder.iterdir() if p.name.isdecimal() and p.is_dir()]
+            names = [p.name for p in self.folder.iterdir() if p.is_dir()]
         except OSError:
             return []
-        return sorted(map(int, names))
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
@@ -132,12 +161,12 @@ class Store:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            if self._lock is not None and os.fstat(self._lock).st_ino != self.folder.stat().st_ino:
+            if self._claims and not self._claims[-1].holds():
                 # Lost while a save began: the library has begun the folder anew in its place.
                 raise FileNotFoundError("the folder was moved or deleted")
         except Exception as error:
             raise self._failure(error) from error
-        if self._lock is not None:
+        if self._claims:
             self._tidy()
 
     def abandon(self) -> None:
@@ -161,6 +190,7 @@ class Store:
         """
         if step not in self.steps():
             raise InputError(f"{self.folder} has no checkpoint of step {step}")
+        self._verify(step, ("params",) if rest is None else ("params", "rest"))
         self._compare(step, params)
         items = {"params": ocp.args.StandardRestore(params)}
         if rest is not None:
@@ -171,22 +201,20 @@ class Store:
             raise InputError(f"cannot read {self.folder / str(step)}: {_reason(error)}") from error
         return found["params"], found["rest"] if rest is not None else None
 
-    def _claim(self) -> int:
-        """Makes the folder and locks it until this process ends, however it ends."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise InputError(f"cannot make {self.folder}: {error.strerror}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise InputError(f"another process is training in {self.folder.parent}") from error
-        except OSError:
-            pass  # a file system without locks
-        self._tidy()
-        return lock
+    def _give_up(self) -> None:
+        for held in reversed(self._claims):
+            held.close()
+
+    def _undescribed(self) -> Path:
+        """The file in which the library describes a checkpoint, of the first that is damaged."""
+        for path in sorted(self.folder.glob(f"*/{DESCRIPTION}")):
+            try:
+                if isinstance(read_json(path)["item_handlers"], dict):
+                    continue
+            except (InputError, TypeError, KeyError):
+                pass
+            return path
+        return self.folder
 
     def _tidy(self) -> None:
         """Removes what was discarded, and what a save that never ended left."""
@@ -198,6 +226,28 @@ class Store:
         kept = self.latest()
         rest = "no earlier checkpoint is there" if kept is None else f"step {kept} is kept"
         return InputError(f"cannot {what} to {self.folder}: {_reason(error)}; {rest}")
+
+    def _verify(self, step: int, items: Sequence[str]) -> None:
+        """Checks the files of these items, each process its share of them."""
+        place = self.folder / str(step)
+        if not (place / DIGESTS).exists():
+            return  # saved before there were digests
+        listed = read_json(place / DIGESTS)
+        known = {name.split("/")[0] for name in listed} if isinstance(listed, dict) else set()
+        if not known.issuperset(items):
+            raise InputError(f"cannot read {place / DIGESTS}: it does not list the files' SHA-256")
+        names = sorted(name for name in listed if name.split("/")[0] in items)
+        for name in names[jax.process_index() :: jax.process_count()]:
+            try:
+                same = sha256(place / name) == listed[name]
+            except OSError as error:
+                raise InputError(f"cannot read {place / name}: {error.strerror}") from error
+            if not same:
+                older = max((s for s in self.steps() if s < step), default=None)
+                way = "" if older is None else f"; delete {place} to go back to step {older}"
+                raise InputError(
+                    f"cannot read {place / name}: it is damaged, not the file that was saved{way}"
+                )
 
     def _compare(self, step: int, template: Any) -> None:
         """Names the first leaf whose shape differs: restoring would pad or cut it in silence."""
@@ -216,6 +266,29 @@ class Store:
                     f"{place} is of another model: {name} has shape "
                     f"{stored.get(name, 'none')}, the configuration says {wanted.get(name, 'none')}"
                 )
+
+
+class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint while it is written: before it gets its name, it gets its files' digests.
+
+    The library calls this in its background thread, in one process, once all have written theirs.
+    It uses the class for the items within a checkpoint, too, which get none of their own.
+    """
+
+    async def finalize(self) -> None:
+        """Writes the digests and renames the folder."""
+        if self.get_final().parent.name == CHECKPOINTS:
+            await asyncio.to_thread(_save_digests, Path(self.get()))
+        await super().finalize()
+
+
+def _save_digests(place: Path) -> None:
+    files = sorted(path for path in place.glob("*/**/*") if path.is_file())
+    digests = {path.relative_to(place).as_posix(): sha256(path) for path in files}
+    with (place / DIGESTS).open("w", encoding="utf-8") as file:
+        json.dump(digests, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _reason(error: BaseException) -> str:
@@ -290,7 +363,7 @@ def restore_params(
       layout: where they live; None is the default device.
 
     Raises:
-      InputError: the folder holds no checkpoint, or a damaged one.
+      InputError: the folder holds no checkpoint, or a damaged one, or values that are not finite.
     """
     cfg = load_model(folder)
     if not (Path(folder) / CHECKPOINTS).is_dir():
@@ -301,6 +374,7 @@ def restore_params(
         if step is None:
             raise InputError(f"{folder} holds no finished checkpoint yet")
         params, _ = store.restore(step, template(abstract(spec, dtype), spec, layout))
+    check_all_finite(params, f"{folder}, step {step}")
     return check(spec, params, str(folder)), cfg
 
 

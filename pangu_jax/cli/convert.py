@@ -16,6 +16,7 @@ from pangu_jax.checkpoint.names.registry import FAMILIES
 from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
+from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import decoder
 
 
@@ -43,7 +44,8 @@ def main(options: Options) -> None:
     source = found if found != "bytes" else None
     own = hf.read_config(source)[1] if source and _has_config(source) else None
     names = [options.family or own] if options.family or own else list(FAMILIES)
-    family = _write(params, cfg, options, names, source if own else None)
+    files = companions(found, options.checkpoint)
+    family = _write(params, cfg, options, names, source if own else None, files)
     print(f"{options.out} holds {count(decoder.spec(cfg)):,} parameters as {family}")
     if own and "auto_map" in read_keys(source):
         print(
@@ -74,7 +76,9 @@ def _has_config(folder: str) -> bool:
     return True
 
 
-def _write(params, cfg, options: Options, names: list[str], source: str | None) -> str:
+def _write(
+    params, cfg, options: Options, names: list[str], source: str | None, files: dict[str, bytes]
+) -> str:
     """Saves as the first of the families that can express the model, and gives its name."""
     reasons = []
     for name in names:
@@ -87,6 +91,7 @@ def _write(params, cfg, options: Options, names: list[str], source: str | None) 
                 dtype=options.dtype,
                 max_shard_bytes=options.max_shard_gb * 1e9,
                 source=source,
+                companions=files,
             )
         except InputError as error:
             if len(names) == 1 or "cannot express" not in str(error):

@@ -10,12 +10,13 @@ import tyro
 
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.core.config import read_json, save_config, to_json
-from pangu_jax.core.errors import InputError
+from pangu_jax.core.claim import SETTINGS, has_run
+from pangu_jax.core.config import save_config, to_json
 from pangu_jax.data.packing import PackedTokens, fingerprint, tokenise
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import decoder
 from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
@@ -72,8 +73,8 @@ def main(options: Options) -> None:
     teacher, teacher_cfg, where = open_checkpoint(options.teacher)
     student, cfg, _ = open_checkpoint(options.student, dtype="float32")
     tokenizer = load_tokenizer(options.tokenizer or where)
-    check_vocabulary(tokenizer, cfg.vocab)
     tokens = tokenise(documents(options.data, field=options.field), tokenizer)
+    check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     loss = distill_loss(
         teacher_cfg,
@@ -86,29 +87,35 @@ def main(options: Options) -> None:
         dtype=jnp.dtype(options.dtype),
         remat=options.remat,
     )
-    _claim(folder, options, cfg, fingerprint(tokens))
     source = PackedTokens(tokens, options.length)
-    try:
-        state = train(
-            loss,
-            decoder.spec(cfg),
-            lambda step: batches(source, batch=options.batch, seed=options.seed, start_step=step),
-            cfg=LoopConfig(
-                options.steps, seed=options.seed, checkpoint_every=options.checkpoint_every
-            ),
-            optimizer=options.optimizer,
-            folder=folder,
-            params=student,
-            label="distill",
-            context=teacher,
-        )
-    except Stopped as stop:
-        print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
-        return
-    if (folder / "model").exists():
-        print(f"{folder / 'model'} is there already", file=sys.stderr)
-        return
-    _write(options, state.params, cfg, folder / "model")
+    wanted = {**to_json(options), "out": "", "text": fingerprint(tokens)}
+    with store.claim(folder) as claim:
+        if not has_run(folder, wanted):
+            store.save_model(cfg, folder)
+            save_config(wanted, folder / SETTINGS)
+        try:
+            state = train(
+                loss,
+                decoder.spec(cfg),
+                lambda step: batches(
+                    source, batch=options.batch, seed=options.seed, start_step=step
+                ),
+                cfg=LoopConfig(
+                    options.steps, seed=options.seed, checkpoint_every=options.checkpoint_every
+                ),
+                optimizer=options.optimizer,
+                folder=claim,
+                params=student,
+                label="distill",
+                context=teacher,
+            )
+        except Stopped as stop:
+            print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
+            return
+        if (folder / "model").exists():
+            print(f"{folder / 'model'} is there already", file=sys.stderr)
+            return
+        _write(options, state.params, cfg, folder / "model")
     print(f"{folder / 'model'} holds the student; try: pangu-jax eval {folder / 'model'}")
 
 
@@ -119,26 +126,18 @@ def _kept(options: Options, cfg, teacher_cfg) -> tuple[int, ...] | None:
     return plans.load(path).hidden
 
 
-def _claim(folder: Path, options: Options, cfg, text: str) -> None:
-    """Takes the folder for this run, or checks that the run there is the same one."""
-    wanted, path = {**to_json(options), "out": "", "text": text}, folder / "config.json"
-    if not path.exists():
-        store.save_model(cfg, folder)
-        save_config(wanted, path)
-        return
-    found = read_json(path, finite=False)
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise InputError(
-                f"{folder} holds a run with another {name}: {found.get(name)!r}, not {value!r}; "
-                "choose another --out or delete it"
-            )
-
-
 def _write(options: Options, params, cfg, folder: Path) -> None:
     hugging = (Path(options.student) / "config.json").is_file()
     own = (Path(options.student) / "model.json").is_file()
     kind = "uniform" if len(decoder.run_lengths(cfg)) == 1 else "per-layer"
     family = hf.read_config(options.student)[1] if hugging and not own else "llama"
     source = options.student if hugging and not own else None
-    export.export(params, cfg, folder, kind=kind, family=family, source=source)
+    export.export(
+        params,
+        cfg,
+        folder,
+        kind=kind,
+        family=family,
+        source=source,
+        companions=companions(options.tokenizer or options.student, options.student),
+    )

@@ -1,7 +1,7 @@
 """Trains a language model on text; the same command goes on where a run was stopped."""
 
+import contextlib
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ import tyro
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.claim import SETTINGS, has_run
+from pangu_jax.core.config import save_config, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
@@ -21,6 +22,7 @@ from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
 from pangu_jax.data.pipeline import batches, check_batches
 from pangu_jax.data.text import documents, split_documents
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
 from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_process, leave
@@ -108,14 +110,15 @@ def main(options: Options) -> None:
     """Trains, measures on held-out text, and says where the run lies."""
     connect(options.coordinator, options.processes, options.process)
     try:
-        _main(options)
+        with contextlib.ExitStack() as claims:
+            _main(options, claims)
     except InputError as error:
         if jax.process_count() > 1:
             leave(str(error), 2)
         raise
 
 
-def _main(options: Options) -> None:
+def _main(options: Options, claims: contextlib.ExitStack) -> None:
     loop = LoopConfig(
         options.steps,
         options.accumulate,
@@ -126,8 +129,9 @@ def _main(options: Options) -> None:
     layout = _layout(options)
     tokenizer = load_tokenizer(options.tokenizer)
     params, cfg = _model(options, tokenizer, layout)
-    check_vocabulary(tokenizer, cfg.vocab)
     training, testing = _tokens(options, tokenizer)
+    for tokens in (training, testing) if testing else (training,):
+        check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     source = PackedTokens(training, options.length)
     # Before the folder is taken, so that it is not left to a run that cannot be.
@@ -139,8 +143,9 @@ def _main(options: Options) -> None:
     share, shares = batch_share(layout, options.batch)
     text = fingerprint(training)
     check_equal(text, "other text, or another tokenizer,")
+    place = claims.enter_context(store.claim(folder)) if first_process() else folder
     if first_process():
-        _claim(folder, options, cfg, text)
+        _begin(folder, options, cfg, text)
         _keep_tokenizer(tokenizer, folder)
         _announce(options, cfg, training, layout)
 
@@ -177,7 +182,7 @@ def _main(options: Options) -> None:
             ),
             cfg=loop,
             optimizer=options.optimizer,
-            folder=folder,
+            folder=place,
             params=params,
             evaluate=evaluate if testing else None,
             layout=layout,
@@ -226,34 +231,18 @@ def _tokens(options: Options, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | No
     return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None
 
 
-def _claim(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str) -> None:
-    """Takes the folder for this run, or checks that the run there is the same one."""
+def _begin(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str) -> None:
+    """Checks that the run in the claimed folder is the same one; a new one is given its files."""
     wanted = {**to_json(options), "out": "", "text": text}
-    path = folder / "config.json"
-    if path.exists():
-        found = read_json(path, finite=False)
-        if not isinstance(found, dict):
-            raise InputError(f"{path} holds no JSON object")
-        for name in sorted(wanted.keys() - set(FREE)):
-            if found.get(name) != wanted[name]:
-                there, here = json.dumps(found.get(name)), json.dumps(wanted[name])
-                raise InputError(
-                    f"{folder} holds a run with another {name}: {there}, not {here}; choose "
-                    "another --out or delete it"
-                )
-        return
-    store.save_model(cfg, folder)
-    save_config(wanted, path)
+    if not has_run(folder, wanted, free=FREE):
+        store.save_model(cfg, folder)
+        save_config(wanted, folder / SETTINGS)
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    if tokenizer.name == "bytes":
-        return
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        source = Path(tokenizer.name).with_name(name)
-        if source.is_file():
-            with atomic_write(folder / name, "wb") as file:
-                file.write(source.read_bytes())
+    for name, content in tokenizer_files(tokenizer).items():
+        with atomic_write(folder / name, "wb") as file:
+            file.write(content)
 
 
 def _announce(

@@ -12,36 +12,53 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pangu_jax.core.claim import SETTINGS, Claim, has_run
 from pangu_jax.core.config import read_json, save_config, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 
 RESULTS = "results.json"
 
+_claims: dict[Path, Claim] = {}  # of this process, which computes what is missing until it ends
+
 
 def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The results so far; a new folder is given its config.json and has none.
+    """Claims the folder until this process ends, and gives the results so far.
+
+    A new folder is given its config.json and has none.
 
     Args:
       folder: of the run; made if missing.
       settings: JSON values and configs, by the names that errors use.
 
     Raises:
-      InputError: the folder holds a run of other settings, or cannot be read or written.
+      InputError: the folder holds a run of other settings, another process computes there, or it
+        cannot be read or written.
     """
-    path = Path(folder) / "config.json"
+    claim_run(folder)
     wanted = json.loads(json.dumps(to_json(settings)))  # as reading gives them back
-    if not path.exists():
-        save_config(wanted, path)
+    if not has_run(folder, wanted):
+        save_config(wanted, Path(folder) / SETTINGS)
         return {}
-    found = read_json(path, finite=False)
-    differs = [name for name in wanted if found.get(name) != wanted[name]]
-    if differs:
-        raise InputError(
-            f"{folder} holds a run with another {differs[0]}; choose another --out or delete it"
-        )
-    results = Path(folder) / RESULTS
-    return read_json(results, finite=False) if results.exists() else {}
+    path = Path(folder) / RESULTS
+    found = read_json(path, finite=False) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return found
+
+
+def claim_run(folder: str | Path) -> None:
+    """Claims the folder of a run until this process ends; again does nothing.
+
+    Raises:
+      InputError: another process has claimed it, or it cannot be made.
+    """
+    path = Path(folder).absolute()
+    if path in _claims:
+        if _claims[path].holds():
+            return
+        _claims.pop(path).close()  # that folder is gone
+    _claims[path] = Claim(path, "computing in")
 
 
 def save_results(folder: str | Path, results: dict[str, Any]) -> None:

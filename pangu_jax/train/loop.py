@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.checkpoint.store import Store, template
+from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
+from pangu_jax.core.tree import check_all_finite
 from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train.metrics import MetricLog, ProgressLine
@@ -56,7 +58,7 @@ def train(
     *,
     cfg: LoopConfig,
     optimizer: OptimizerConfig,
-    folder: str | Path,
+    folder: str | Path | Claim,
     params: Any = None,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     label: str = "train",
@@ -75,7 +77,8 @@ def train(
       batches: `batches(step)` gives the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
       optimizer: AdamW and its schedule.
-      folder: the run's folder: metrics.jsonl and checkpoints/ go there.
+      folder: the run's folder, or the claim of it that the caller holds: metrics.jsonl and
+        checkpoints/ go there.
       params: parameters to start from; None draws them. Not used where a checkpoint is found.
       evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
         returns goes to metrics.jsonl under "eval_" names.
@@ -91,7 +94,6 @@ def train(
       InputError: the loss is not finite (names the step), or something cannot be written.
       Stopped: SIGTERM or SIGINT came; the step was finished and saved.
     """
-    folder = Path(folder)
     tx = make_optimizer(optimizer, cfg.steps)
     step = make_step(
         loss,
@@ -110,7 +112,8 @@ def train(
         else:
             state = _restore(store, latest, spec, tx, layout)
         first = int(state.step)
-        log = MetricLog(folder / "metrics.jsonl", start_step=first, writes=first_process())
+        path = store.folder.parent / "metrics.jsonl"
+        log = MetricLog(path, start_step=first, writes=first_process())
         line = ProgressLine(label, cfg.steps, first, shows=first_process())
         stream = batches(first) if first < cfg.steps else iter(())
         pending = None  # the metrics of the step before, fetched while the next one runs
@@ -192,6 +195,9 @@ def _restore(store: Store, step: int, spec: Any, tx: Any, layout: Layout | None)
     state = abstract_state(spec, tx, layout=layout)
     params = template(abstract(spec), spec, layout)
     params, rest = store.restore(step, params, _on_device(_rest(state), layout))
+    where = str(store.folder / str(step))
+    check_all_finite(params, where)
+    check_all_finite(rest, where)
     return TrainState(rest["step"], params, rest["opt_state"])
 
 

@@ -124,10 +124,78 @@ def test_what_is_not_there_or_damaged_is_said(folder, tmp_path_factory):
     for file in place.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
+    (place.parent / store.DIGESTS).unlink()  # which would tell
     with pytest.raises(InputError, match="cannot read") as error:
         store.restore_params(folder)
     assert "\n" not in str(error.value)
     assert store.restore_params(folder, step=2)[1] == CFG  # the one before is whole
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_flipped_bit_anywhere_is_refused_by_the_file(folder):
+    place, template = folder / store.CHECKPOINTS / "3", jax.eval_shape(lambda: rest(0))
+    listed = json.loads((place / store.DIGESTS).read_text())
+    files = {p.relative_to(place).as_posix() for p in place.glob("*/**/*") if p.is_file()}
+    assert listed.keys() == files and any(name.startswith("params/d/") for name in files)
+    with store.Store(folder, writes=False) as checkpoints:
+        for name in sorted(files):
+            flip(place / name)
+            read = None if name.startswith("params/") else template  # what is not read may be off
+            with pytest.raises(InputError) as error:
+                checkpoints.restore(3, abstract(SPEC), read)
+            assert f"{name}: it is damaged" in str(error.value), name
+            assert f"delete {place} to go back to step 2" in str(error.value)
+            if read is not None:
+                equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
+            flip(place / name)
+        (place / store.DIGESTS).write_text("{}")
+        with pytest.raises(InputError, match=r"digests\.json: it does not list"):
+            checkpoints.restore(3, abstract(SPEC))
+        (place / store.DIGESTS).unlink()  # as saved before there were digests
+        equal(checkpoints.restore(3, abstract(SPEC), template)[1], rest(3))
+
+
+def test_a_checkpoint_without_its_digests_is_none(folder, monkeypatch):
+    def fail(place):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_save_digests", fail)
+    with (
+        pytest.raises(InputError, match="No space left on device; step 3 is kept"),
+        store.Store(folder) as checkpoints,
+    ):
+        checkpoints.save(4, values(4), rest(4))
+        checkpoints.wait()
+    equal(store.restore_params(folder)[0], values(3))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "7", '"x"', "{}", '{"item_handlers": 7}', '{"tree_metadata": 7}']
+)
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "params/_METADATA", "digests.json"])
+def test_descriptions_of_other_types_are_refused_or_do_not_matter(folder, name, content):
+    (folder / store.CHECKPOINTS / "3" / store.DIGESTS).unlink()  # which would tell
+    (folder / store.CHECKPOINTS / "3" / name).write_text(content)
+    try:
+        equal(store.restore_params(folder)[0], values(3))
+    except InputError as error:
+        assert "cannot read" in str(error) or "is not JSON" in str(error)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    store.save_model(CFG, tmp_path)
+    params = values()
+    params["runs"][1]["attention"]["out"]["kernel"] *= value
+    with store.Store(tmp_path) as checkpoints:
+        checkpoints.save(1, params, rest(1))
+    with pytest.raises(InputError, match=r"runs/1/attention/out/kernel holds"):
+        store.restore_params(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from pangu_jax.core.cells import compute, open_results, save_results
+from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
 
 
@@ -56,3 +57,14 @@ def test_other_settings_are_refused_by_name(tmp_path):
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match=r"results\.json is not JSON"):
         open_results(tmp_path, SETTINGS)
+
+
+def test_another_process_does_not_compute_in_the_same_folder(tmp_path):
+    with Claim(tmp_path), pytest.raises(InputError, match="another process is computing in"):
+        open_results(tmp_path, SETTINGS)
+    assert not any(tmp_path.iterdir())
+    open_results(tmp_path, SETTINGS)
+    with pytest.raises(InputError, match="another process is"):
+        Claim(tmp_path)
+    tmp_path.rename(tmp_path.with_name("moved"))  # the claim was of that folder
+    assert open_results(tmp_path, SETTINGS) == {}

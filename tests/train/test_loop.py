@@ -211,6 +211,16 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
         run(tmp_path)
 
 
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_a_run_does_not_go_on_from_values_that_are_not_finite(tmp_path, whole, item):
+    values = jax.tree.map(lambda x: x * jnp.nan, getattr(whole[0], item))
+    state = whole[0].replace(**{item: values})
+    with Store(tmp_path) as store:
+        store.save(8, state.params, {"step": state.step, "opt_state": state.opt_state})
+    with pytest.raises(InputError, match=r"checkpoints/8: .*table holds NaN"):
+        run(tmp_path, steps=9)
+
+
 def test_reading_while_a_run_writes_disturbs_nothing(tmp_path, whole):
     seen = []
 

@@ -1,0 +1,123 @@
+"""A folder that one process at a time may fill: a run, a forecaster, what a command writes."""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from pangu_jax.core.config import read_json
+from pangu_jax.core.errors import InputError
+
+SETTINGS = "config.json"
+PATIENCE_S = 60.0  # of those who wait; what they wait for takes seconds
+
+
+class Claim:
+    """A folder that no other process, and nobody else in this one, may claim; a context manager.
+
+    It ends when it is closed, and with the process however that ends: the lock is the kernel's, on
+    the folder itself, so nothing is left of it. Where a file system knows no locks, all may claim.
+    """
+
+    def __init__(self, folder: str | Path, doing: str = "writing to", *, wait: bool = False):
+        """Makes the folder if it is missing and locks it.
+
+        Args:
+          folder: what is claimed.
+          doing: what one does who has claimed it, for those who find that another has.
+          wait: whether to wait for that other, a minute at most.
+
+        Raises:
+          InputError: the folder cannot be made, or another has claimed it.
+        """
+        self.folder = Path(folder).absolute()
+        self._made = False
+        end = time.monotonic() + (PATIENCE_S if wait else 0)
+        while (lock := self._lock()) is None:
+            if time.monotonic() >= end:
+                raise InputError(f"another process is {doing} {self.folder}")
+            time.sleep(0.01)
+        self._open: int | None = lock
+
+    def __enter__(self) -> "Claim":
+        """Gives itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives the folder up."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives the folder up, and removes it if it was made for the claim and stayed empty."""
+        if self._open is None:
+            return
+        if self._made and self.holds():
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+        os.close(self._open)
+        self._open = None
+
+    def holds(self) -> bool:
+        """Whether the folder of that name is still the claimed one: neither moved nor lost."""
+        return self._open is not None and _is_named(self._open, self.folder)
+
+    def _lock(self) -> int | None:
+        """The folder, open and locked; None where another has locked it, or it is changing."""
+        try:
+            made = not self.folder.exists()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed in between by one who gave it up
+            return None
+        except OSError as error:
+            raise InputError(f"cannot make the folder {self.folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError:
+            pass  # a file system without locks
+        if not _is_named(lock, self.folder):  # replaced or removed before it was locked
+            os.close(lock)
+            return None
+        self._made = self._made or made
+        return lock
+
+
+def _is_named(lock: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), folder.stat())
+    except OSError:
+        return False
+
+
+def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> bool:
+    """Whether the folder, claimed before, holds a run of these settings; False where it has none.
+
+    Args:
+      folder: of the run.
+      settings: JSON values by name, as its config.json has them.
+      free: names whose values may differ.
+
+    Raises:
+      InputError: it holds a run of other settings; names the first that differs.
+    """
+    path = Path(folder) / SETTINGS
+    if not path.exists():
+        return False
+    found = read_json(path, finite=False)
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object")
+    for name in sorted(settings.keys() - set(free)):
+        if found.get(name) != settings[name]:
+            there, here = (json.dumps(x.get(name))[:80] for x in (found, settings))
+            raise InputError(
+                f"{folder} holds a run with another {name}: {there}, not {here}; choose another "
+                "--out or delete it"
+            )
+    return True

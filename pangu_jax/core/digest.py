@@ -1,0 +1,21 @@
+"""What files and values are known by."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(values: Any) -> str:
+    """SHA-256 of JSON values, whatever the order of their names."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""A folder that one process at a time may fill."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pangu_jax.core.claim import Claim, has_run
+from pangu_jax.core.errors import InputError
+
+
+def test_a_claimed_folder_is_refused_to_others_until_it_is_given_up(tmp_path):
+    with Claim(tmp_path / "a" / "b", "training in") as claim:
+        assert claim.holds()
+        with pytest.raises(InputError, match=r"another process is training in .*a/b"):
+            Claim(tmp_path / "a" / "b", "training in")
+        Claim(tmp_path / "a").close()  # another folder
+        (tmp_path / "a" / "b" / "kept").touch()
+    Claim(tmp_path / "a" / "b").close()
+    assert (tmp_path / "a" / "b" / "kept").exists()
+
+
+def test_a_claim_ends_with_its_process(tmp_path):
+    code = "import os, sys; from pangu_jax.core.claim import Claim; Claim(sys.argv[1]); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "run"], env={**os.environ}, check=False)
+    Claim(tmp_path / "run").close()
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_folder_made_for_a_claim_does_not_stay_empty(tmp_path):
+    Claim(tmp_path / "run").close()
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    Claim(tmp_path / "mine").close()
+    assert (tmp_path / "mine").exists()
+
+
+def test_one_waits_for_the_other(tmp_path):
+    first = Claim(tmp_path / "run")
+    threading.Timer(0.1, first.close).start()
+    with Claim(tmp_path / "run", wait=True) as second:
+        assert first is not second and second.holds() and not first.holds()
+
+
+def test_a_folder_that_took_the_place_of_the_claimed_one_can_be_claimed(tmp_path):
+    first = Claim(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert not first.holds()
+    with Claim(tmp_path / "run") as second:
+        assert second.holds()
+    first.close()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot make the folder .*file/run: Not a directory"):
+        Claim(tmp_path / "file" / "run")
+
+
+def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
+    assert not has_run(tmp_path, {"a": 1})
+    (tmp_path / "config.json").write_text('{"a": 1, "b": [2]}')
+    assert has_run(tmp_path, {"a": 1, "b": [2]})
+    assert has_run(tmp_path, {"a": 2, "b": [2]}, free=("a",))
+    with pytest.raises(InputError, match=r"with another b: \[2\], not \[3\]"):
+        has_run(tmp_path, {"a": 1, "b": [3]})
+    assert has_run(tmp_path, {"a": 1, "c": None})  # it began before there was a c
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="holds no JSON object"):
+        has_run(tmp_path, {"a": 1})
