@@ -1,8 +1,9 @@
 """Whether a Hugging Face folder is whole: against itself, and against the sums it came with."""
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pangu_jax.checkpoint import archive
@@ -36,48 +37,62 @@ def check_structure(folder: str | Path) -> str:
     places = place(opened, folder)
     for name in {piece.tensor for parts in places.values() for piece in parts}:
         read(opened.stored[name], name)
-    files = {stored.file for stored in opened.stored.values()}
-    return (
-        f"{len(opened.stored):,} tensors in {len(files):,} file{'s' * (len(files) > 1)} fit "
-        "config.json; all values are finite"
-    )
+    number = len({stored.file for stored in opened.stored.values()})
+    files = "1 file fit" if number == 1 else f"{number:,} files fit"
+    return f"{len(opened.stored):,} tensors in {files} config.json; all values are finite"
 
 
-def check_sums(folder: str | Path) -> Iterator[str]:
-    """Recomputes the sums that came with the folder, file by file.
+def check_sums(
+    folder: str | Path, progress: Callable[[str], None] = lambda name: None
+) -> tuple[list[str], list[str]]:
+    """Recomputes the sums that came with the folder.
 
     These are lists such as SHA256SUMS, files such as model.safetensors.sha256, and, in the cache of
     the Hugging Face hub, the names of what the links point to.
 
-    Yields:
-      The name of each file whose sum is right.
+    Args:
+      folder: the folder.
+      progress: is told each file before it is read.
+
+    Returns:
+      The files whose sums are right, and those with a sum that are not there.
 
     Raises:
-      InputError: there are no sums, a file with tensors has none, or files are missing or differ.
+      InputError: there are no sums, a file with tensors has none, or a file differs; names all.
     """
     folder = Path(folder)
-    sums = _linked_sums(folder) | _written_sums(folder)
+    try:
+        sums = _linked_sums(folder) | _written_sums(folder)
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from error
     if not sums:
         raise InputError(
-            f"{folder} came without checksums (SHA256SUMS, checksums.txt, *.sha256 or the links of "
-            "the Hugging Face cache), so whether it is what was published cannot be told"
+            f"{folder} came without checksums (SHA256SUMS, checksums.txt, checklist.chk, *.sha256, "
+            "or the links of the Hugging Face cache), so whether it is what was published cannot "
+            "be told"
         )
-    wrong = []
+    right, absent, wrong = [], [], []
     for name, wanted in sorted(sums.items()):
-        if not (folder / name).exists():
-            wrong.append(f"{name} is missing")
+        if not os.path.exists(folder / name):
+            absent.append(name)
             continue
-        with open(archive.own_file(folder, name), "rb") as file:
-            found = hashlib.file_digest(file, HASHES[len(wanted)]).hexdigest()
-        if found == wanted:
-            yield name
-        else:
-            kind = HASHES[len(wanted)]
-            wrong.append(f"{name} differs ({kind} {found[:12]}..., published {wanted[:12]}...)")
+        progress(name)
+        found = _digest(archive.own_file(folder, name), HASHES[len(wanted)])
+        (right if found == wanted else wrong).append(name)
+    differ = [f"{name} differs from its {HASHES[len(sums[name])]}" for name in wrong]
     files = {stored.file.name for stored in archive.find(folder).values()}
-    wrong += [f"{name} has no checksum" for name in sorted(files - sums.keys())]
-    if wrong:
-        raise InputError(f"{folder} is not what was published: {'; '.join(wrong)}")
+    differ += [f"{name} has no checksum" for name in sorted(files - sums.keys())]
+    if differ:
+        raise InputError(f"{folder} is not what was published: {', '.join(differ)}")
+    return right, absent
+
+
+def _digest(path: Path, kind: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, kind).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _check_index(folder: Path) -> None:
@@ -115,11 +130,19 @@ def _read_sums(path: Path, only: str | None) -> Iterator[tuple[str, str]]:
         raise InputError(f"cannot read {path}: {error}") from error
     lines = [line.strip() for line in text.splitlines()]
     for line in (line for line in lines if line and not line.startswith("#")):
-        plain, tagged = _LINE.fullmatch(line), _TAGGED.fullmatch(line)
-        value, name = (tagged[2], tagged[1]) if tagged else (plain or ["", "", None])[1:3]
-        name = only or (name or "").removeprefix("./")
+        value, name = _split(line)
+        name = (only or name).removeprefix("./")
         if len(value) not in HASHES or not name:
             raise InputError(f"{path} is no list of checksums: {line!r:.60} is not HEX  NAME")
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise InputError(f"{path} names a file outside its folder: {name!r:.100}")
-        yield name, value.lower()
+        if name != path.name:  # a list that was made while it was there
+            yield name, value.lower()
+
+
+def _split(line: str) -> tuple[str, str]:
+    """Sum and file of a line; both empty if it is none."""
+    if tagged := _TAGGED.fullmatch(line):
+        return tagged[2], tagged[1]
+    plain = _LINE.fullmatch(line)
+    return (plain[1], plain[2] or "") if plain else ("", "")
