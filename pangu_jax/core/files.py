@@ -1,13 +1,24 @@
-"""Files appear whole or not at all."""
+"""Files and folders appear whole or not at all."""
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import os
+import re
+import shutil
+import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
 from pangu_jax.core.errors import InputError
+
+# What a folder is called while it is filled, and where one goes that is being replaced.
+_NEW, _OLD = ".new", ".old"
+_AS_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @contextlib.contextmanager
@@ -23,10 +34,7 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[I
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    _make_folder(path.parent)
     try:
         # An ordinary open, so that the file gets the mode that the user's umask asks for.
         with open(temporary, mode.replace("w", "x"), encoding=_encoding(mode)) as file:
@@ -41,5 +49,178 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[I
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place when the block ends well.
+
+    What a killed process left of the same folder is cleared first; a folder that a living process
+    is filling is let be, as it holds a lock. A folder that is replaced changes places with the new
+    one in a single step; where the file system has no such step it is set aside for a moment, and
+    a process killed in that moment leaves it to be put back by the next call.
+
+    Args:
+      path: the folder to make; its parents are made if missing.
+      replace: whether a folder that is not empty may be there. Whether it is one that may go is
+        for the caller to check.
+
+    Raises:
+      InputError: something is there that may not be replaced, or the folder cannot be written.
+    """
+    path = Path(path)
+    place = path.resolve()  # what a link points to is replaced, not the link
+    _make_folder(place.parent)
+    _clear(place)
+    _refuse_occupied(path, replace)
+    temporary, lock = _locked_folder(place)
+    try:
+        yield temporary
+        _sync(temporary)
+        _put(temporary, place, replace)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            _refuse_occupied(path, replace)  # filled by someone else meanwhile
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        # Before the lock goes; after a swap this is what was replaced.
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def regular(path: str | Path) -> Path:
+    """`path`, if it is an ordinary file: opening a pipe would wait for whoever writes to it.
+
+    Raises:
+      InputError: it is missing, a folder, or a pipe, socket or device.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"cannot read {path}: {os.strerror(errno.EISDIR)}")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"cannot read {path}: it is no ordinary file but a pipe or device")
+    return Path(path)
+
+
 def _encoding(mode: str) -> str | None:
     return None if "b" in mode else "utf-8"
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
+def _refuse_occupied(path: Path, replace: bool) -> None:
+    try:
+        occupied = os.path.lexists(path) and (
+            not path.is_dir() or (not replace and any(path.iterdir()))
+        )
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if occupied:
+        raise InputError(f"{path} exists and is not empty; name a new folder")
+
+
+def _locked_folder(place: Path) -> tuple[Path, int]:
+    """A new folder beside `place`, and the lock that says that its maker lives."""
+    while True:
+        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}{_NEW}")
+        try:
+            temporary.mkdir()  # with the mode that the user's umask asks for
+        except OSError as error:
+            raise InputError(f"cannot write {place}: {error.strerror}") from error
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(temporary, _AS_FOLDER)
+            # Until it is locked another process may clear it away; then another name.
+            if _lock(lock) is not False and temporary.exists():
+                return temporary, lock
+            os.close(lock)
+
+
+def _lock(folder: int) -> bool | None:
+    """Locks an open folder until it is closed, however the process ends.
+
+    Returns:
+      Whether that could be done; None on a file system without locks.
+    """
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _clear(place: Path) -> None:
+    """Removes, or puts back, what killed processes left beside `place`."""
+    name = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}({_NEW}|{_OLD})")
+    with contextlib.suppress(OSError):  # a folder that may not be listed
+        for left in place.parent.iterdir():
+            if name.fullmatch(left.name):
+                _clear_one(left, place)
+
+
+def _clear_one(left: Path, place: Path) -> None:
+    try:
+        folder = os.open(left, _AS_FOLDER)
+    except OSError:  # gone meanwhile, or no folder
+        return
+    try:
+        if _lock(folder) and left.suffix == _OLD and not place.exists():
+            left.rename(place)
+        elif _lock(folder):
+            shutil.rmtree(left, ignore_errors=True)
+    finally:
+        os.close(folder)
+
+
+def _sync(folder: Path) -> None:
+    """Has every file below a folder on disk before the folder gets its name."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(where, name), "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _put(temporary: Path, place: Path, replace: bool) -> None:
+    """Gives a folder its name; what had it is then called `temporary`, or gone."""
+    try:
+        os.rename(temporary, place)
+        return
+    except OSError as error:
+        if not replace or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if _swap(temporary, place):
+        return
+    old = temporary.with_suffix(_OLD)
+    opened = os.open(place, _AS_FOLDER)
+    try:
+        _lock(opened)  # so that nobody puts it back meanwhile
+        os.rename(place, old)
+        os.rename(temporary, place)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        os.close(opened)
+
+
+def _swap(a: Path, b: Path) -> bool:
+    """Exchanges two names in one step, if the system and the file system can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if sys.platform == "darwin":
+            failed = libc.renamex_np(os.fsencode(a), os.fsencode(b), 2)  # RENAME_SWAP
+        else:
+            here = -100  # AT_FDCWD, and RENAME_EXCHANGE below
+            failed = libc.renameat2(here, os.fsencode(a), here, os.fsencode(b), 2)
+    except AttributeError:
+        return False
+    number = ctypes.get_errno()
+    if failed and number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number))
+    return not failed

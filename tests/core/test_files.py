@@ -2,13 +2,16 @@
 
 import os
 import resource
+import shutil
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.files import atomic_write, new_folder, regular
 
 
 def test_text_is_utf8_and_bytes_are_bytes(tmp_path):
@@ -111,3 +114,177 @@ def test_writers_at_once_do_not_mix(tmp_path):
     text = path.read_text()
     assert text == text[0] * 10_000
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def left(folder):
+    return sorted(os.listdir(folder))
+
+
+def fill(place, text="new", **options):
+    with new_folder(place, **options) as temporary:
+        (temporary / "a").write_text(text)
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a link to an empty folder"])
+def test_a_folder_appears_when_it_is_whole(tmp_path, there):
+    place = tmp_path / "parent" / "out"
+    if there != "nothing":
+        place.parent.mkdir()
+        real = tmp_path / "real" if "link" in there else place
+        real.mkdir()
+        if real != place:
+            place.symlink_to(real)
+    with new_folder(place) as temporary:
+        (temporary / "a").write_text("new")
+        assert not (place / "a").exists()
+    assert (place / "a").read_text() == "new" and place.is_symlink() == ("link" in there)
+    assert left(place.parent) == ["out"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
+def test_a_failing_block_leaves_the_old_folder_and_no_other(tmp_path, error):
+    fill(tmp_path / "out", "old")
+    with pytest.raises(error), new_folder(tmp_path / "out", replace=True) as temporary:
+        (temporary / "a").write_text("half")
+        raise error("stop")
+    assert (tmp_path / "out" / "a").read_text() == "old" and left(tmp_path) == ["out"]
+
+
+def test_a_folder_is_replaced_only_on_request(tmp_path):
+    fill(tmp_path / "out", "old")
+    with pytest.raises(InputError, match="out exists and is not empty; name a new folder"):
+        fill(tmp_path / "out")
+    fill(tmp_path / "out", replace=True)
+    assert (tmp_path / "out" / "a").read_text() == "new" and left(tmp_path) == ["out"]
+    (tmp_path / "file").write_text("mine")
+    for options in ({}, {"replace": True}):
+        with pytest.raises(InputError, match="file exists"):
+            fill(tmp_path / "file", **options)
+    with pytest.raises(InputError, match="out exists"), new_folder(tmp_path / "late") as temporary:
+        fill(tmp_path / "out", "mine", replace=True)
+        fill(tmp_path / "late", "mine")
+        fill(tmp_path / "out")
+    assert (tmp_path / "late" / "a").read_text() == "mine"
+
+
+def test_a_folder_filled_meanwhile_is_let_be(tmp_path):
+    with pytest.raises(InputError, match="late exists"), new_folder(tmp_path / "late"):
+        fill(tmp_path / "late", "mine")
+    assert (tmp_path / "late" / "a").read_text() == "mine" and left(tmp_path) == ["late"]
+
+
+def test_at_every_moment_of_a_replacement_one_of_the_two_is_there(tmp_path):
+    fill(tmp_path / "out", "0")
+    missing, done = [], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            if not os.path.exists(tmp_path / "out" / "a"):
+                missing.append(1)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(100):
+        fill(tmp_path / "out", str(number), replace=True)
+    done.set()
+    watcher.join()
+    assert not missing and left(tmp_path) == ["out"]
+
+
+KILLED = """
+import os, sys
+from pangu_jax.core import files
+moment = sys.argv[2]
+if moment != "filling":
+    files._swap = lambda a, b: False  # as on a file system that cannot
+    real, number = os.rename, iter(range(9))
+    def rename(a, b):
+        if moment == f"rename {next(number)}":
+            os._exit(9)
+        return real(a, b)
+    os.rename = rename
+with files.new_folder(sys.argv[1], replace=True) as temporary:
+    (temporary / "a").write_text("killed")
+    if moment == "filling":
+        os._exit(9)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("moment", ["filling", "rename 1", "rename 2"])
+def test_what_a_killed_process_left_is_cleared_or_put_back(tmp_path, moment):
+    place = tmp_path / "out"
+    fill(place, "old")
+    subprocess.run([sys.executable, "-c", KILLED, place, moment], timeout=60, check=False)
+    assert len(left(tmp_path)) > 1 or moment == "rename 1"
+    assert place.exists() == (moment != "rename 2")
+    (tmp_path / ".out.mine.new").mkdir()
+    with pytest.raises(InputError, match="out exists"):
+        fill(place)
+    assert (place / "a").read_text() == "old" and left(tmp_path) == [".out.mine.new", "out"]
+
+
+def test_what_a_living_process_fills_is_let_be(tmp_path):
+    with new_folder(tmp_path / "out") as first:
+        (first / "a").write_text("first")
+        fill(tmp_path / "out", "second")
+        fill(tmp_path / "other")
+        assert (first / "a").read_text() == "first"
+        shutil.rmtree(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "first"
+
+
+def test_folders_made_at_once_do_not_clear_one_another(tmp_path):
+    failed = []
+
+    def write(number):
+        for _ in range(30):
+            try:
+                fill(tmp_path / "out", str(number), replace=True)
+            except Exception as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and left(tmp_path) == ["out"]
+
+
+def test_a_folder_and_its_files_have_the_mode_of_ordinary_ones(tmp_path):
+    old = os.umask(0o027)
+    try:
+        fill(tmp_path / "out")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def test_folders_that_cannot_be_made_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot make the folder .*file"):
+        fill(tmp_path / "file" / "out")
+    with pytest.raises(InputError, match=r"cannot write .*: File name too long"):
+        fill(tmp_path / ("x" * 250))
+    with pytest.raises(InputError, match=r": File name too long"):
+        fill(tmp_path / ("x" * 300))
+    with pytest.raises(InputError, match=r"cannot write .*out: No space left"):
+        with new_folder(tmp_path / "out"):
+            raise OSError(28, os.strerror(28))
+    assert left(tmp_path) == ["file"]
+
+
+def test_only_ordinary_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    assert regular(tmp_path / "file") == tmp_path / "file"
+    for name, words in [
+        ("pipe", "no ordinary file"),
+        (".", "Is a directory"),
+        ("none", "No such file"),
+        ("x" * 5000, "File name too long"),
+        ("a\0b", "null"),
+    ]:
+        with pytest.raises(InputError, match=f"cannot read .*: .*{words}"):
+            regular(tmp_path / name)
