@@ -16,8 +16,9 @@ from typing import IO, Literal
 
 from pangu_jax.core.errors import InputError
 
-# What a folder is called while it is filled, and where one goes that is being replaced.
+# What a folder is called while it is filled, and one while it is being replaced.
 _NEW, _OLD = ".new", ".old"
+_TEMPORARY = r"\.{}\.[0-9a-f]{{8}}(\.new|\.old)"
 _AS_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -58,6 +59,9 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     one in a single step; where the file system has no such step it is set aside for a moment, and
     a process killed in that moment leaves it to be put back by the next call.
 
+    Folders and files get the modes of ordinary ones. Inside such a block, one for the temporary
+    folder gives that folder itself.
+
     Args:
       path: the folder to make; its parents are made if missing.
       replace: whether a folder that is not empty may be there. Whether it is one that may go is
@@ -68,13 +72,16 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     place = path.resolve()  # what a link points to is replaced, not the link
+    if re.fullmatch(_TEMPORARY.format(".*"), place.name) and place.is_dir():
+        yield path  # whoever makes it sees to the rest
+        return
     _make_folder(place.parent)
     _clear(place)
     _refuse_occupied(path, replace)
     temporary, lock = _locked_folder(place)
     try:
         yield temporary
-        _sync(temporary)
+        _settle(temporary)
         _put(temporary, place, replace)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
@@ -159,10 +166,9 @@ def _lock(folder: int) -> bool | None:
 
 def _clear(place: Path) -> None:
     """Removes, or puts back, what killed processes left beside `place`."""
-    name = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}({_NEW}|{_OLD})")
     with contextlib.suppress(OSError):  # a folder that may not be listed
         for left in place.parent.iterdir():
-            if name.fullmatch(left.name):
+            if re.fullmatch(_TEMPORARY.format(re.escape(place.name)), left.name):
                 _clear_one(left, place)
 
 
@@ -180,11 +186,13 @@ def _clear_one(left: Path, place: Path) -> None:
         os.close(folder)
 
 
-def _sync(folder: Path) -> None:
-    """Has every file below a folder on disk before the folder gets its name."""
+def _settle(folder: Path) -> None:
+    """Has every file below a folder on disk, and readable as the folder is, whoever wrote it."""
+    mode = 0o666 & folder.stat().st_mode
     for where, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(where, name), "rb") as file:
+                os.fchmod(file.fileno(), mode)
                 os.fsync(file.fileno())
 
 
