@@ -374,7 +374,8 @@ def restore_params(
         if step is None:
             raise InputError(f"{folder} holds no finished checkpoint yet")
         params, _ = store.restore(step, template(abstract(spec, dtype), spec, layout))
-    check_finite(params, f"{folder}, step {step}")
+    for name, leaf in flatten(params).items():
+        check_finite(f"{folder}: {name}", leaf)
     return check(spec, params, str(folder)), cfg
 
 

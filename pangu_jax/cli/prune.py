@@ -26,7 +26,7 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import prune_check, prune_report
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import nbytes
-from pangu_jax.core.tree import check_finite
+from pangu_jax.core.tree import check_finite, flatten
 from pangu_jax.data.calibration import cut_windows
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
@@ -128,7 +128,8 @@ def main(options: Options) -> None:
     params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
     family = _family(options.checkpoint)
     recipe = _recipe(options, family)
-    check_finite(params, options.checkpoint)
+    for name, leaf in flatten(params).items():
+        check_finite(f"{options.checkpoint}: {name}", leaf)
     model_hash = plans.digest(params)
     if plan is not None and plan.model_hash not in ("", model_hash):
         plans.check_hash(plan, params)

@@ -58,7 +58,8 @@ def check(folder: str | Path, source: str | Path | None, out: TextIO) -> None:
     folder = Path(folder)
     params, cfg = hf.load(folder)
     plan = plans.load(folder / "plan.json")
-    check_finite(params, str(folder))
+    for name, leaf in flatten(params).items():
+        check_finite(f"{folder}: {name}", leaf)
     print(f"loads: {len(cfg.layers)} layers, width {cfg.width}, all values finite", file=out)
     if len(plan.layers) != len(cfg.layers) or len(plan.hidden) != cfg.width:
         raise InputError(

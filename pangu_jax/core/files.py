@@ -188,11 +188,12 @@ def _clear_one(left: Path, place: Path) -> None:
 
 def _settle(folder: Path) -> None:
     """Has every file below a folder on disk, and readable as the folder is, whoever wrote it."""
-    mode = 0o666 & folder.stat().st_mode
+    mode = folder.stat().st_mode
     for where, _, names in os.walk(folder):
         for name in names:
             with open(os.path.join(where, name), "rb") as file:
-                os.fchmod(file.fileno(), mode)
+                runs = os.fstat(file.fileno()).st_mode & 0o111  # a script stays one
+                os.fchmod(file.fileno(), mode & (0o666 | runs))
                 os.fsync(file.fileno())
 
 
