@@ -31,7 +31,7 @@ def check(folder):
     """What one artefact did here."""
     artefact, run = open_runner(folder)
     rows, times = [], {}
-    for (program, sample), (inputs, results) in load_samples(folder).items():
+    for (program, sample), (inputs, results) in load_samples(artefact, folder).items():
         rows += compare(program, sample, results, run(program, inputs))
         taken = []
         for _ in range(5):

@@ -4,11 +4,13 @@
     python tools/generate_onnx.py exported "Once upon a time" --max-new 100
 
 Copy this file next to an export and it runs anywhere that onnxruntime does. With onnxruntime-cann
-and `--provider CANNExecutionProvider` the same files run on Ascend.
+and `--provider CANNExecutionProvider` the same files run on Ascend. The ids that begin and end a
+text travel with the export; --bos and --stop override them.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,10 @@ class Model:
     """The programs of one export."""
 
     def __init__(self, folder, provider="CPUExecutionProvider"):
-        manifest = json.loads((Path(folder) / "artefact.json").read_text(encoding="utf-8"))
-        self.slots = manifest["facts"]["slots"]
-        self.profiles = manifest["facts"]["profiles"]
+        manifest = _manifest(Path(folder))
+        self.facts = manifest["facts"]
+        self.slots = self.facts["slots"]
+        self.profiles = self.facts["profiles"]
         load = lambda name: onnxruntime.InferenceSession(  # noqa: E731
             str(Path(folder) / f"{name}.onnx"), providers=[provider]
         )
@@ -36,6 +39,9 @@ class Model:
             raise ValueError(
                 f"the prompt has {len(prompt)} tokens; the export takes 1 to {longest}"
             )
+        surplus = [i for i in prompt if not 0 <= i < self.facts["vocab"]]
+        if surplus:
+            raise ValueError(f"the model has no id {surplus[0]}: 0 to {self.facts['vocab'] - 1}")
         tokens = np.zeros((1, fitting[0]), np.int32)
         tokens[0, : len(prompt)] = prompt
         position = len(prompt)
@@ -57,6 +63,51 @@ class Model:
         return dict(zip(names, session.run(names, given), strict=True))
 
 
+def _manifest(folder):
+    try:
+        manifest = json.loads((folder / "artefact.json").read_text(encoding="utf-8"))
+        target, kind = manifest["target"], manifest["facts"]["kind"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no export: artefact.json cannot be read") from error
+    if (target, kind) != ("onnx", "decoder"):
+        raise ValueError(f"{folder} holds a {kind} as {target}; this takes a decoder as onnx")
+    return manifest
+
+
+def _ids(facts, given, name, flag):
+    """Ids that the user gave, or the export's."""
+    if given is None and name not in facts:
+        raise ValueError(f"the export says no ids for {flag}; give them")
+    return facts[name] if given is None else given
+
+
+def _tokenizer(folder):
+    import tokenizers
+
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no tokenizer.json; give the prompt as ids, with --ids")
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _generate(options):
+    model = Model(options.folder, options.provider)
+    if options.ids:
+        prompt = [int(word) for word in options.prompt.split()]
+        stop = model.facts.get("stop", []) if options.stop is None else options.stop
+        print(*model.generate(prompt, options.max_new, stop))
+        return
+    stop = _ids(model.facts, options.stop, "stop", "--stop")
+    tokenizer = _tokenizer(Path(options.folder))
+    text = tokenizer.encode(options.prompt, add_special_tokens=False).ids
+    begin = _ids(model.facts, options.bos, "begin" if text else "empty", "--bos")
+    made = list(model.generate([*begin, *text], options.max_new, stop))
+    print(tokenizer.decode([*text, *made]))
+
+
 def main():
     """Reads a prompt, prints its continuation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -64,21 +115,14 @@ def main():
     parser.add_argument("prompt", nargs="?", default="")
     parser.add_argument("--max-new", type=int, default=100)
     parser.add_argument("--ids", action="store_true", help="the prompt is ids, print ids")
-    parser.add_argument("--bos", type=int, default=1, help="id that starts a document")
-    parser.add_argument("--stop", type=int, nargs="*", default=[2], help="ids that end it")
+    parser.add_argument("--bos", type=int, nargs="*", help="ids before a prompt; else the export's")
+    parser.add_argument("--stop", type=int, nargs="*", help="ids that end it; else the export's")
     parser.add_argument("--provider", default="CPUExecutionProvider")
-    options = parser.parse_args()
-    model = Model(options.folder, options.provider)
-    if options.ids:
-        prompt = [int(word) for word in options.prompt.split()]
-        print(*model.generate(prompt, options.max_new, options.stop))
-        return
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_file(str(Path(options.folder) / "tokenizer.json"))
-    text = tokenizer.encode(options.prompt, add_special_tokens=False).ids
-    made = list(model.generate([options.bos, *text], options.max_new, options.stop))
-    print(tokenizer.decode([*text, *made]))
+    try:
+        _generate(parser.parse_args())
+    except ValueError as error:
+        print(f"generate_onnx: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

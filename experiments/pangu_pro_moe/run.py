@@ -70,6 +70,8 @@ class Options:
     """"bytes", or a Hugging Face tokenizer.json."""
     steps: int | None = None
     """Optimiser steps of each model; None takes the preset's."""
+    seeds: tuple[int, ...] = ()
+    """Every model is trained once a seed; empty takes the preset's."""
     out: str | None = None
     """The run's folder; None is runs/pangu_pro_moe-<preset>."""
 
@@ -93,6 +95,7 @@ def main(options: Options) -> None:
         experiment,
         data=options.data or experiment.data,
         steps=options.steps or experiment.steps,
+        seeds=options.seeds or experiment.seeds,
     )
     _check_memory(experiment)
     folder = Path(options.out or f"runs/pangu_pro_moe-{options.preset}")

@@ -125,7 +125,7 @@ def _work(cells, experiment, options, folder: Path, began: float | None = None) 
 
 def _is_done(path: Path) -> bool:
     """Whether a cell is there and was not cut short for want of time."""
-    return path.exists() and not read_json(path).get("cut")
+    return path.exists() and not read_json(path, finite=False).get("cut")
 
 
 def _take(claim: Path) -> bool:
@@ -163,7 +163,10 @@ def _share(options, folder: Path, began: float) -> None:
 
 def collect(folder: Path) -> dict:
     """All cells that are done, by name; also writes them to results.json."""
-    results = {path.stem: read_json(path) for path in sorted((folder / "cells").glob("*.json"))}
+    results = {
+        path.stem: read_json(path, finite=False)
+        for path in sorted((folder / "cells").glob("*.json"))
+    }
     with atomic_write(folder / "results.json") as file:
         json.dump(results, file, indent=1)
     return results
@@ -174,7 +177,7 @@ def _claim_folder(folder: Path, experiment) -> None:
     claim_run(folder)
     wanted = json.loads(json.dumps(to_json(dataclasses.replace(experiment, cells=()))))
     path = folder / "config.json"
-    if path.exists() and read_json(path) != wanted:
+    if path.exists() and read_json(path, finite=False) != wanted:
         raise InputError(f"{folder} holds a run with other settings; choose another --out")
     save_config(wanted, path)
 

@@ -2,19 +2,18 @@
 
 import dataclasses
 import json
+import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from pangu_jax.core.config import read_json
+from pangu_jax.core.config import parse_json, read_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.files import atomic_write, regular
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -24,6 +23,7 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,18 +43,32 @@ class Stored:
     offset: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A tensor to write: its type and shape, and what makes it when it is its turn."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
 def find(folder: str | Path) -> dict[str, Stored]:
-    """All tensors of a folder by name, from one file or from those that the index lists.
+    """All tensors of a folder by name: from the single file, else from those of the index.
 
     Raises:
       InputError: there are no safetensors files, one is missing or damaged, or the index and the
         files disagree.
     """
     folder = Path(folder)
+    if (folder / SINGLE).exists():  # first, as in transformers
+        return header(own_file(folder, SINGLE))
     if (folder / INDEX).exists():
         return _find_indexed(folder)
-    if (folder / SINGLE).exists():
-        return _header(folder / SINGLE)
     if any(folder.glob("*.bin")):
         raise InputError(
             f"{folder} holds pickled weights (.bin), which are not read because pickle runs code; "
@@ -64,6 +78,26 @@ def find(folder: str | Path) -> dict[str, Stored]:
     raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}")
 
 
+def own_file(folder: str | Path, name: str) -> Path:
+    """A file of a checkpoint's folder; a link counts where it stays inside.
+
+    In the cache of the Hugging Face hub, models--*/snapshots/REVISION holds links to
+    models--*/blobs, so there the whole repository is inside.
+
+    Raises:
+      InputError: it is missing, no ordinary file, or a link that leads elsewhere.
+    """
+    path = regular(Path(folder) / name)
+    inside = Path(folder).resolve()
+    if inside.parent.name == "snapshots" and inside.parents[1].name.startswith("models--"):
+        inside = inside.parents[1]
+    if not path.resolve().is_relative_to(inside):
+        raise InputError(
+            f"{path} is a link to {path.resolve()}, outside {inside}; put the file itself there"
+        )
+    return path
+
+
 def view(stored: Stored) -> np.ndarray:
     """A tensor as an array on the mapped file: no memory is taken until it is read."""
     shape = stored.shape or (1,)
@@ -71,42 +105,91 @@ def view(stored: Stored) -> np.ndarray:
     return np.asarray(array).reshape(stored.shape)
 
 
-def write(folder: Path, shards: list[dict[str, Any]]) -> None:
-    """Writes shards of tensors, each made when it is its turn, and the index if there are several.
+def write(folder: Path, shards: list[dict[str, Planned]]) -> None:
+    """Writes shards of tensors, one tensor at a time, and the index if there are several.
 
     Args:
       folder: where to write.
-      shards: for each file, {tensor name: function that makes the array}.
+      shards: for each file, its tensors by name.
+
+    Raises:
+      InputError: what was written is not read back as what was meant.
     """
     weight_map, total = {}, 0
     for number, shard in enumerate(shards, start=1):
         single = len(shards) == 1
         file = SINGLE if single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {name: make() for name, make in shard.items()}
-        # transformers before 5 wants to be told which library's layout the tensors have.
-        save_file(arrays, folder / file, metadata={"format": "pt"})
-        # The library makes the file private; it gets the mode an ordinary one would have.
-        (folder / file).chmod(0o666 & folder.stat().st_mode)
-        weight_map |= dict.fromkeys(arrays, file)
-        total += sum(array.nbytes for array in arrays.values())
+        _write_file(folder / file, shard)
+        weight_map |= dict.fromkeys(shard, file)
+        total += sum(tensor.nbytes for tensor in shard.values())
     if len(shards) > 1:
         with atomic_write(folder / INDEX) as file:
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             json.dump(index, file, indent=2)
 
 
+def header(file: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file, from its header.
+
+    Raises:
+      InputError: it is no whole safetensors file.
+    """
+    try:
+        # The library checks the header: sizes, overlaps, the file's length.
+        with safe_open(regular(file), framework="numpy"):
+            pass
+        with open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            found = parse_json(stream.read(length), str(file))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a whole safetensors file: {error}") from error
+    found.pop("__metadata__", None)
+    return {
+        name: Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
+        for name, entry in found.items()
+        for start in entry["data_offsets"][:1]
+    }
+
+
+def _write_file(path: Path, tensors: Mapping[str, Planned]) -> None:
+    """One file. The library would want all of its tensors at once.
+
+    Source: the format's description at github.com/huggingface/safetensors.
+    """
+    # As the library orders them: wide types first, so that every tensor is aligned.
+    order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
+    # transformers before 5 wants to be told which library's layout the tensors have.
+    head: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    expected, end = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        dtype, begin, end = NAMES[tensor.dtype], end, end + tensor.nbytes
+        head[name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": (begin, end)}
+        expected[name] = (dtype, tensor.shape)
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            array = np.ascontiguousarray(tensors[name].make(), tensors[name].dtype)
+            file.write(array.reshape(-1).view(np.uint8).data)
+    found = {name: (stored.dtype, stored.shape) for name, stored in header(path).items()}
+    if found != expected:
+        raise InputError(f"{path} was not written as it was meant")
+
+
 def _find_indexed(folder: Path) -> dict[str, Stored]:
-    index = read_json(folder / INDEX)
+    index = read_json(own_file(folder, INDEX))
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, Mapping):
         raise InputError(f"{folder / INDEX} lacks weight_map")
     tensors: dict[str, Stored] = {}
     for file in sorted(set(map(str, weight_map.values()))):
         if Path(file).name != file:
-            raise InputError(f"{folder / INDEX} names a file outside its folder: {file!r}")
-        if not (folder / file).exists():
-            raise InputError(f"{folder / file} is missing, {INDEX} lists it")
-        for name, stored in _header(folder / file).items():
+            raise InputError(f"{folder / INDEX} names a file outside its folder: {file!r:.200}")
+        if not os.path.exists(folder / file):
+            raise InputError(f"{folder}: {file:.200} is missing, {INDEX} lists it")
+        for name, stored in header(own_file(folder, file)).items():
             if name in tensors:
                 raise InputError(f"tensor {name} is both in {tensors[name].file} and {file}")
             tensors[name] = stored
@@ -114,36 +197,3 @@ def _find_indexed(folder: Path) -> dict[str, Stored]:
         if name not in tensors:
             raise InputError(f"tensor {name} is not in {folder / file}, where {INDEX} has it")
     return tensors
-
-
-def _header(file: Path) -> dict[str, Stored]:
-    try:
-        # The library checks the header: sizes, overlaps, the file's length.
-        with safe_open(file, framework="numpy"):
-            pass
-        with open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length), object_pairs_hook=_once)
-    except _Twice as error:
-        raise InputError(f"{file} names {error} twice") from error
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is not a whole safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    return {
-        name: Stored(file, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
-        for name, entry in header.items()
-        for start in entry["data_offsets"][:1]
-    }
-
-
-class _Twice(Exception):
-    pass
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object none of whose names comes twice, as Python would take the last in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Twice(next(name for name in names if names.count(name) > 1))
-    return found

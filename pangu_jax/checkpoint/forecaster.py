@@ -1,11 +1,5 @@
-"""A trained forecaster as a folder: a JSON file and a file of arrays, all that predicting needs.
+"""A trained forecaster as a folder: a JSON file and a file of arrays, all that predicting needs."""
 
-The file of arrays is named by its SHA-256, which the JSON file holds. So another forecaster takes
-the place of the one that is there when the JSON file is replaced, in one step: whatever is killed
-before or after, and whoever else writes there, the two files belong together.
-"""
-
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,19 +14,19 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from pangu_jax.core.claim import Claim
-from pangu_jax.core.config import from_json, read_json, to_json
+from pangu_jax.core.config import from_json, parse_json, to_json
 from pangu_jax.core.digest import seal
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.files import atomic_write, regular
 from pangu_jax.core.spec import check
-from pangu_jax.core.tree import check_finite, flatten, map_named
+from pangu_jax.core.tree import check_all_finite, flatten, map_named
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 
 DESCRIPTION = "forecaster.json"
-ARRAYS = "forecaster.safetensors"  # of folders that were written before there were digests
-# What this module ever wrote, whole or cut short; all but the present two files may go.
-_OURS = r"forecaster(-\w+)?\.safetensors|\.forecaster(-\w+)?\.(safetensors|json)\.[0-9a-f]{8}"
+ARRAYS = "forecaster.safetensors"  # of a forecaster whose description names no file
+# Files of arrays, and files of ours that were not finished.
+_OURS = r"forecaster(-[0-9a-f]{16})?\.safetensors|\.forecaster.*\.[0-9a-f]{8}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +39,13 @@ class ForecasterConfig:
       mean: of each column's training rows.
       deviation: the same; what a scaled value of 1 stands for.
       step_count: how many units lie between two rows.
-      step_unit: "s" or "month".
+      step_unit: "us" or "s" (of instants), "day", "weekday" or "month" (of local dates).
       month_end: whether stamps are the last days of their months.
       seeds: one set of parameters each; their forecasts are averaged.
       coverage: what the intervals were made for.
       measured_coverage: the share of the test part that they covered.
       trained_on: the file's name.
+      month_day: the day that monthly stamps lie on where the month has it, 29 or 30; else 0.
     """
 
     model: TimeProConfig
@@ -58,12 +53,13 @@ class ForecasterConfig:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     step_count: int
-    step_unit: Literal["s", "month"]
+    step_unit: Literal["us", "s", "day", "weekday", "month"]
     month_end: bool
     seeds: tuple[int, ...]
     coverage: float
     measured_coverage: float
     trained_on: str
+    month_day: int = 0
 
     def __post_init__(self):
         if not len(self.names) == len(self.mean) == len(self.deviation) > 0:
@@ -71,14 +67,16 @@ class ForecasterConfig:
         if not self.seeds:
             raise InputError("seeds must name at least one set of parameters")
         for name, mean, deviation in zip(self.names, self.mean, self.deviation, strict=True):
-            if not math.isfinite(mean):
-                raise InputError(f"the mean of {name} must be finite, got {mean}")
-            if not (math.isfinite(deviation) and deviation > 0):
-                raise InputError(f"the deviation of {name} must be above 0, got {deviation}")
-        if not 0 < self.coverage < 1:
-            raise InputError(f"coverage must be between 0 and 1, got {self.coverage}")
-        if not 0 <= self.measured_coverage <= 1:
-            raise InputError(f"measured_coverage must be from 0 to 1, got {self.measured_coverage}")
+            if not math.isfinite(mean) or not 0 < deviation < math.inf:
+                raise InputError(
+                    f"the mean {mean} and deviation {deviation} of {name!r} must be finite, and "
+                    "the deviation above 0"
+                )
+        if not 0 < self.coverage < 1 or not 0 <= self.measured_coverage <= 1:
+            raise InputError(
+                f"coverage {self.coverage} must be between 0 and 1, measured_coverage "
+                f"{self.measured_coverage} from 0 to 1"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +95,11 @@ class Forecaster:
 
 
 def save(model: Forecaster, folder: str | Path) -> None:
-    """Writes the folder; a forecaster that is there is replaced in one step.
+    """Writes the folder, over an older forecaster if one is there.
 
-    Another process that saves there is waited for; the last one to come stays.
+    The arrays go into a file named by its SHA-256, and then the description, which names that file,
+    takes the older one's place: whenever the process dies, and however many write at once, the
+    folder holds one forecaster as a whole.
 
     Raises:
       InputError: it cannot be written.
@@ -108,87 +108,77 @@ def save(model: Forecaster, folder: str | Path) -> None:
     for i, params in enumerate(model.params):
         leaves = flatten(jax.device_get(params))
         arrays |= {f"{i}/{name}": np.ascontiguousarray(leaf) for name, leaf in leaves.items()}
-    raw = safetensors.numpy.save(arrays)
-    values = {**to_json(model.cfg), "arrays": hashlib.sha256(raw).hexdigest()}
-    folder = Path(folder)
-    path = _arrays(folder, values["arrays"])
+    data = safetensors.numpy.save(arrays)
+    digest, folder = hashlib.sha256(data).hexdigest(), Path(folder)
+    values = {**to_json(model.cfg), "arrays": f"forecaster-{digest[:16]}.safetensors",
+              "sha256": digest}  # fmt: skip
     with Claim(folder, wait=True):
-        with atomic_write(path, "wb") as file:
-            file.write(raw)
+        with atomic_write(folder / values["arrays"], "wb") as file:
+            file.write(data)
         with atomic_write(folder / DESCRIPTION) as file:
             json.dump({**values, "seal": seal(values)}, file, indent=1)
             file.write("\n")
-        _tidy(folder, path)
+        for path in folder.glob("*forecaster*"):  # older arrays, and what killed writers left
+            if re.fullmatch(_OURS, path.name) and path.name != values["arrays"]:
+                path.unlink(missing_ok=True)
 
 
 def load(folder: str | Path) -> Forecaster:
     """Reads a folder that `save` wrote.
 
     Raises:
-      InputError: it is none, or damaged; says what is wrong.
+      InputError: it is none, or damaged, or holds values that are not finite; says what is wrong.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}")
     if not (folder / DESCRIPTION).is_file():
         raise InputError(f"{folder} holds no forecaster: it has no {DESCRIPTION}")
-    cfg, path, raw = _read(folder)
+    values, path, data = _read(folder)
+    cfg = from_json(ForecasterConfig, values, str(folder / DESCRIPTION))
     try:
-        arrays = safetensors.numpy.load(raw)
+        arrays = safetensors.numpy.load(data)
     except SafetensorError as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    for name, array in arrays.items():
-        check_finite(f"{path}: {name}", array)
+    check_all_finite(arrays, str(path))
     half_width = arrays.pop("half_width", None)
     shape = (cfg.model.horizon, len(cfg.names))
-    if half_width is None or half_width.shape != shape:
-        raise InputError(f"{path} lacks half_width of shape {shape}")
+    if half_width is None or half_width.shape != shape or (half_width < 0).any():
+        raise InputError(f"{path} lacks half_width of shape {shape}, at least 0")
     wanted = timepro.spec(cfg.model)
     params = [_tree(arrays, i, wanted, str(path)) for i in range(len(cfg.seeds))]
     return Forecaster(cfg, params, half_width)
 
 
-def _read(folder: Path) -> tuple[ForecasterConfig, Path, bytes]:
-    """The description, and the file of arrays that it names, and what that holds."""
-    cfg, digest = _describe(folder)
+def _read(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
+    """The description's values, the file of arrays and its bytes; again if another was saved."""
+    text = None
     while True:
-        path = _arrays(folder, digest)
+        before, text = text, (folder / DESCRIPTION).read_bytes()
+        values = _description(parse_json(text, str(folder / DESCRIPTION)), folder / DESCRIPTION)
+        path = folder / values.pop("arrays", ARRAYS)
+        digest = values.pop("sha256", None)
         try:
-            raw = path.read_bytes()
-        except OSError as error:
-            before, (cfg, digest) = digest, _describe(folder)
-            if digest != before:  # replaced in between, by one who saves there
-                continue
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        if digest is not None and hashlib.sha256(raw).hexdigest() != digest:
-            raise InputError(f"cannot read {path}: it is damaged, not the file that was saved")
-        return cfg, path, raw
+            data = regular(path).read_bytes()
+        except (InputError, OSError) as error:
+            if text == before:
+                raise InputError(f"cannot read {path}: {error}") from error
+            continue  # replaced between the two reads
+        if digest not in (None, hashlib.sha256(data).hexdigest()):
+            raise InputError(f"{path} is damaged: it is not the file that was saved")
+        return values, path, data
 
 
-def _describe(folder: Path) -> tuple[ForecasterConfig, str | None]:
-    """The description, and the digest of the arrays; None before there were digests."""
-    path = folder / DESCRIPTION
-    values = read_json(path)
-    digest = None
-    if isinstance(values, dict) and values.keys() & {"arrays", "seal"}:
-        if values.pop("seal", None) != seal(values):
-            raise InputError(f"{path} was changed after it was saved: its seal does not fit")
-        digest = values.pop("arrays", None)
-        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise InputError(f"{path}.arrays must be a SHA-256, got {digest!r:.60}")
-    return from_json(ForecasterConfig, values, str(path)), digest
-
-
-def _arrays(folder: Path, digest: str | None) -> Path:
-    return folder / (ARRAYS if digest is None else f"forecaster-{digest[:16]}.safetensors")
-
-
-def _tidy(folder: Path, arrays: Path) -> None:
-    """Removes what belongs to the forecaster that was replaced, or was never finished."""
-    for path in folder.iterdir():
-        if path != arrays and re.fullmatch(_OURS, path.name):
-            with contextlib.suppress(OSError):
-                path.unlink()
+def _description(values: Any, path: Path) -> dict[str, Any]:
+    """What the file says without its seal; older forecasters have none."""
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold an object (ForecasterConfig)")
+    found = values.pop("seal", None)
+    if found is None and not {"arrays", "sha256"} & values.keys():
+        return values
+    if found != seal(values) or not re.fullmatch(_OURS, str(values.get("arrays"))):
+        raise InputError(f"{path} was changed after the training: its seal does not fit")
+    return values
 
 
 def _tree(arrays: dict[str, np.ndarray], seed: int, wanted: Any, where: str) -> Any:

@@ -1,10 +1,10 @@
 """config.json in the Hugging Face form, both ways."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.names.family import Family
 from pangu_jax.checkpoint.names.field import UNDERSTOOD
 from pangu_jax.checkpoint.names.registry import recognise
@@ -21,10 +21,10 @@ def read_keys(folder: str | Path) -> dict[str, Any]:
     Raises:
       InputError: there is no such file, or it holds no object.
     """
-    path = Path(folder) / CONFIG
+    path = archive.own_file(folder, CONFIG)
     keys = read_json(path)
     if not isinstance(keys, dict):
-        raise InputError(f"{path} must hold an object, got {json.dumps(keys)[:40]}")
+        raise InputError(f"{path} must hold an object, got {keys!r:.40}")
     return keys
 
 
@@ -56,7 +56,8 @@ def write_keys(
       cfg: the model.
       family: the family.
       source: folder whose config.json is the base: kept as it is where it says the same, else its
-        keys that no family reads survive.
+        keys that no family reads survive; but for `auto_map`, as the Python files that it points
+        to are not copied.
       per_layer: write layers of different widths as `per_layer_config`, which transformers has had
         a place for since 5.14; its Llama does not build from it yet, `read_config` does.
 
@@ -69,12 +70,10 @@ def write_keys(
         return {**head, **keys}
     base = read_keys(source)
     before, name = read_config(source)
+    base.pop("auto_map", None)
     if name == family.name and before == cfg:
         return base
     kept = {key: value for key, value in base.items() if key not in UNDERSTOOD}
-    if name != family.name:
-        # It names the Python classes of the architecture that this no longer is.
-        kept.pop("auto_map", None)
     return {**head, **kept, **keys}
 
 
@@ -92,8 +91,9 @@ def _read_layers(keys: dict[str, Any], family: Family) -> DecoderConfig:
     if not isinstance(changes, dict) or not all(isinstance(x, dict) for x in changes.values()):
         raise InputError("per_layer_config must be an object of objects")
     layers = list(cfg.layers)
+    numbers = {str(i) for i in range(len(layers))}
     for name, change in changes.items():
-        if not str(name).isdigit() or int(name) >= len(layers):
+        if name not in numbers:
             raise InputError(f"per_layer_config names layer {name!r} of {len(layers)}")
         unknown = sorted(set(change) - set(_OF_LAYER))
         if unknown:

@@ -1,9 +1,11 @@
 """One way to open whatever holds a decoder: a run folder of ours, or a Hugging Face one."""
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pangu_jax.checkpoint import hf, store
+from pangu_jax.checkpoint.keys import CONFIG
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.sharding.layout import Layout
@@ -29,14 +31,26 @@ def open_checkpoint(
       InputError: the folder is neither, or cannot be read.
     """
     path = Path(path)
-    if (path / store.MODEL).is_file():
+    if holds(path) == "run":
         params, cfg = store.restore_params(path, dtype=dtype, layout=layout)
         own = (path / "tokenizer.json").is_file()
         return params, cfg, str(path) if own else "bytes"
-    if (path / "config.json").is_file():
-        params, cfg = hf.load(path, dtype=dtype, layout=layout)
-        return params, cfg, str(path)
+    params, cfg = hf.load(path, dtype=dtype, layout=layout)
+    return params, cfg, str(path)
+
+
+def holds(path: str | Path) -> Literal["run", "hf"]:
+    """Whether a folder is a run of ours or a Hugging Face one.
+
+    Raises:
+      InputError: it is neither.
+    """
+    # A run has a config.json too. And os.path, unlike Path, finds names that are too long absent.
+    if os.path.exists(Path(path) / store.MODEL):
+        return "run"
+    if os.path.exists(Path(path) / CONFIG):
+        return "hf"
     raise InputError(
-        f"{path} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
-        "config.json (a Hugging Face folder)"
+        f"{path!s:.200} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
+        f"{CONFIG} (a Hugging Face folder)"
     )

@@ -25,7 +25,7 @@ from pangu_jax.core.config import load_config, read_json, save_config
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract, check
-from pangu_jax.core.tree import check_finite, flatten
+from pangu_jax.core.tree import check_all_finite, flatten
 from pangu_jax.models import decoder
 from pangu_jax.sharding.layout import Layout, shardings
 
@@ -374,8 +374,7 @@ def restore_params(
         if step is None:
             raise InputError(f"{folder} holds no finished checkpoint yet")
         params, _ = store.restore(step, template(abstract(spec, dtype), spec, layout))
-    for name, leaf in flatten(params).items():
-        check_finite(f"{folder}: {name}", leaf)
+    check_all_finite(params, f"{folder}, step {step}")
     return check(spec, params, str(folder)), cfg
 
 

@@ -14,7 +14,15 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
-from pangu_jax.data.chat import TEMPLATES, Reply, Template, render, stop_ids
+from pangu_jax.data.chat import (
+    TEMPLATES,
+    Reply,
+    Template,
+    opens_thinking,
+    prompt_ids,
+    render,
+    stop_ids,
+)
 from pangu_jax.data.chat_own import find_template
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
@@ -66,8 +74,7 @@ def main(options: Options) -> None:
     """Answers one message, or every line that is typed."""
     messages = _begin(options)
     params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
-    tokenizer = load_tokenizer(options.tokenizer or found)
-    check_vocabulary(tokenizer, cfg.vocab)
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     template = _template(options, tokenizer)
     model = _Model(params, cfg, tokenizer, template)
     key = jax.random.key(options.seed)
@@ -128,15 +135,18 @@ def _said(options: Options) -> Iterator[str]:
             yield text
 
 
-def _prompt(messages: list, model: _Model, options: Options) -> list[int]:
+def _prompt(messages: list, model: _Model, options: Options) -> tuple[str, list[int]]:
+    """The dialogue as text and as ids."""
     text = render(messages, model.template, mode=options.mode)
-    return [model.tokenizer.boundary, *model.tokenizer.encode(text)]
+    ids = prompt_ids(text, model.tokenizer, model.template)
+    check_vocabulary(ids, model.tokenizer, model.cfg.vocab)
+    return text, ids
 
 
 def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, str]]:
     """The dialogue without its oldest turns, where all of it is longer than the model takes."""
     dropped = 0
-    while len(_prompt(messages, model, options)) + options.max_new > model.cfg.max_length:
+    while len(_prompt(messages, model, options)[1]) + options.max_new > model.cfg.max_length:
         first = int(messages[0]["role"] == "system")
         later = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
         if not later:
@@ -153,10 +163,12 @@ def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, 
 def _answer(messages: list, model: _Model, options: Options, key: jax.Array) -> str:
     """Prints an answer as it comes, the thinking grey; returns it without the thinking."""
     stops = stop_ids(model.tokenizer, model.template)
-    reply = Reply(model.tokenizer, model.template.thinking)
+    text, prompt = _prompt(messages, model, options)
+    inside = opens_thinking(text, model.template)
+    reply = Reply(model.tokenizer, model.template.thinking, inside=inside)
     tokens = stream(
         model.params,
-        _prompt(messages, model, options),
+        prompt,
         cfg=model.cfg,
         max_new=options.max_new,
         sampling=options.sampling,

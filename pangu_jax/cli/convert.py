@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint.keys import read_keys
 from pangu_jax.checkpoint.names.registry import FAMILIES
-from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
+from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import decoder
 
 
@@ -38,17 +40,31 @@ class Options:
 
 def main(options: Options) -> None:
     """Reads, writes, and says what was written as what."""
-    params, cfg, found = open_checkpoint(options.checkpoint)
+    params, cfg, found = _open(options.checkpoint)
     source = found if found != "bytes" else None
     own = hf.read_config(source)[1] if source and _has_config(source) else None
     names = [options.family or own] if options.family or own else list(FAMILIES)
-    family = _write(params, cfg, options, names, source if own else None)
+    files = companions(found, options.checkpoint)
+    family = _write(params, cfg, options, names, source if own else None, files)
     print(f"{options.out} holds {count(decoder.spec(cfg)):,} parameters as {family}")
+    if own and "auto_map" in read_keys(source):
+        print(
+            "note: its config.json named Python code (auto_map), which is not copied; stock "
+            "transformers loads what it knows itself, such as --family llama",
+            file=sys.stderr,
+        )
     if found == "bytes":
         print(
             "note: its tokens are bytes, for which other libraries have no tokenizer",
             file=sys.stderr,
         )
+
+
+def _open(checkpoint: str):
+    """As `open_checkpoint`, but tensors of a Hugging Face folder stay there until written."""
+    if holds(checkpoint) == "run":
+        return open_checkpoint(checkpoint)
+    return *hf.view(checkpoint), checkpoint
 
 
 def _has_config(folder: str) -> bool:
@@ -60,7 +76,9 @@ def _has_config(folder: str) -> bool:
     return True
 
 
-def _write(params, cfg, options: Options, names: list[str], source: str | None) -> str:
+def _write(
+    params, cfg, options: Options, names: list[str], source: str | None, files: dict[str, bytes]
+) -> str:
     """Saves as the first of the families that can express the model, and gives its name."""
     reasons = []
     for name in names:
@@ -73,6 +91,7 @@ def _write(params, cfg, options: Options, names: list[str], source: str | None) 
                 dtype=options.dtype,
                 max_shard_bytes=options.max_shard_gb * 1e9,
                 source=source,
+                companions=files,
             )
         except InputError as error:
             if len(names) == 1 or "cannot express" not in str(error):

@@ -16,6 +16,7 @@ from pangu_jax.data.packing import PackedTokens, fingerprint, tokenise
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import decoder
 from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
@@ -72,8 +73,8 @@ def main(options: Options) -> None:
     teacher, teacher_cfg, where = open_checkpoint(options.teacher)
     student, cfg, _ = open_checkpoint(options.student, dtype="float32")
     tokenizer = load_tokenizer(options.tokenizer or where)
-    check_vocabulary(tokenizer, cfg.vocab)
     tokens = tokenise(documents(options.data, field=options.field), tokenizer)
+    check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     loss = distill_loss(
         teacher_cfg,
@@ -131,4 +132,12 @@ def _write(options: Options, params, cfg, folder: Path) -> None:
     kind = "uniform" if len(decoder.run_lengths(cfg)) == 1 else "per-layer"
     family = hf.read_config(options.student)[1] if hugging and not own else "llama"
     source = options.student if hugging and not own else None
-    export.export(params, cfg, folder, kind=kind, family=family, source=source)
+    export.export(
+        params,
+        cfg,
+        folder,
+        kind=kind,
+        family=family,
+        source=source,
+        companions=companions(options.tokenizer or options.student, options.student),
+    )

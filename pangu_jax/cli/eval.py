@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import tyro
-from rich.console import Console
-from rich.progress import Progress
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import progress
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -47,17 +46,15 @@ class Options:
 def main(options: Options) -> None:
     """Prints tokens, perplexity, bits per byte, and the protocol."""
     params, cfg, found = open_checkpoint(options.checkpoint)
-    tokenizer = load_tokenizer(options.tokenizer or found)
-    check_vocabulary(tokenizer, cfg.vocab)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        reading = bar.add_task("reading", total=None)
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
+    with progress() as show:
         tokens = tokenise(
             documents(options.data, field=options.field),
             tokenizer,
-            progress=lambda done: bar.update(reading, description=f"reading, {done:,} bytes"),
+            as_prompts=True,
+            progress=lambda done: show("reading, bytes", done),
         )
-        bar.remove_task(reading)
-        measuring = bar.add_task("measuring", total=None)
+        check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
         result = measure(
             params,
             tokens,
@@ -67,7 +64,7 @@ def main(options: Options) -> None:
             batch=options.batch,
             max_tokens=options.max_tokens,
             dtype=jnp.dtype(options.dtype),
-            progress=lambda done, total: bar.update(measuring, completed=done, total=total),
+            progress=lambda done, total: show("measuring, windows", done, total),
         )
     if options.length > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Exports a checkpoint: StableHLO for CPU, GPU and TPU, or ONNX, or ONNX checked for Ascend."""
 
 import json
-import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,8 @@ from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.checkpoint.forecaster import load as load_forecaster
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.export import decoder, forecaster, parity, stablehlo
 from pangu_jax.export.artefact import Artefact, new_folder, save
 from pangu_jax.export.ascend import atc
@@ -107,12 +107,13 @@ def _batch_and_forms(options: Options, platforms: tuple[str, ...]) -> tuple[Any,
     return batch, impl
 
 
-def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Any]:
+def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
     """A decoder's programs, and its tokeniser or None."""
     params, cfg, found = open_checkpoint(options.checkpoint)
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
     params = jax.tree.map(lambda x: x.astype(options.dtype), params)
-    ids, tokenizer = _prompts(options.tokenizer or found, cfg.vocab)
+    tokenizer = _tokenizer(options.tokenizer or found, options.checkpoint)
+    ids = [] if tokenizer is None else _prompts(tokenizer, cfg.vocab)
     batch, impl = _batch_and_forms(options, platforms)
     bundle = decoder.bundle(
         params,
@@ -129,7 +130,8 @@ def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Any]
         notes.append(f"the checkpoint holds {', '.join(sorted(stored))}; exported as float32")
     total = sum(x.nbytes for x in jax.tree.leaves(params))
     notes.append(f"parameters take {total / 1e6:,.1f} MB")
-    return replace(bundle, notes=tuple(notes)), tokenizer
+    facts = {**bundle.facts, **_ids(tokenizer, cfg.vocab)}
+    return replace(bundle, notes=tuple(notes), facts=facts), tokenizer
 
 
 def _forecaster(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, None]:
@@ -168,14 +170,30 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise InputError(f"--profiles is {text!r}; it must be lengths such as 128,512") from None
 
 
-def _prompts(name: str, vocab: int) -> tuple[list[list[int]], Any]:
-    """Ids of real text, if the tokeniser is there and fits; and the tokeniser."""
+def _tokenizer(name: str, checkpoint: str) -> Tokenizer | None:
+    """The tokeniser, if there is one."""
     try:
-        tokenizer = load_tokenizer(name)
+        return load_tokenizer(name, checkpoint=checkpoint)
     except InputError:
-        return [], None
-    ids = [[tokenizer.boundary, *tokenizer.encode(text)] for text in PROMPTS]
-    return [row for row in ids if max(row) < vocab], tokenizer
+        return None
+
+
+def _prompts(tokenizer: Tokenizer, vocab: int) -> list[list[int]]:
+    """Ids of real text, if they fit."""
+    ids = [[*tokenizer.begin, *tokenizer.encode(text)] for text in PROMPTS]
+    return [row for row in ids if max(row, default=vocab) < vocab]
+
+
+def _ids(tokenizer: Tokenizer | None, vocab: int) -> dict[str, list[int]]:
+    """What a caller of the programs needs to know of the tokeniser: ids by their use."""
+    if tokenizer is None:
+        return {}
+    found = {
+        "begin": tokenizer.begin,  # before a prompt
+        "empty": tokenizer.begin or (tokenizer.boundary,),  # in place of an empty one
+        "stop": tokenizer.eos_ids,  # after a text
+    }
+    return {name: [i for i in ids if i < vocab] for name, ids in found.items()}
 
 
 def _export(
@@ -197,9 +215,10 @@ def _export(
     return artefact, rows, bad
 
 
-def _keep_tokenizer(tokenizer: Any, folder: Path) -> None:
-    if tokenizer is not None and Path(tokenizer.name).is_file():
-        shutil.copy(tokenizer.name, folder / "tokenizer.json")
+def _keep_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
+    content = None if tokenizer is None else tokenizer_files(tokenizer).get("tokenizer.json")
+    if content is not None:
+        (folder / "tokenizer.json").write_bytes(content)
 
 
 def _commands(options: Options, artefact: Artefact) -> list[list[str]]:

@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.data.tokenizer import StreamDecoder, check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
 
@@ -36,13 +36,14 @@ class Options:
 def main(options: Options) -> None:
     """Prints the prompt and its continuation; the speed goes to stderr."""
     params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
-    tokenizer = load_tokenizer(options.tokenizer or found)
-    check_vocabulary(tokenizer, cfg.vocab)
-    prompt = [tokenizer.boundary, *tokenizer.encode(options.prompt)]
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
+    text = tokenizer.encode(options.prompt)
+    prompt = [*_begin(tokenizer, empty=not text), *text]
+    check_vocabulary(prompt, tokenizer, cfg.vocab)
     if len(prompt) + options.max_new > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
     decoder, count, start = StreamDecoder(tokenizer), 0, None
-    for token in prompt[1:]:
+    for token in text:
         print(decoder.push(token), end="", flush=True)
     tokens = stream(
         params,
@@ -64,3 +65,12 @@ def main(options: Options) -> None:
     if start is not None and count > 1:
         speed = (count - 1) / max(time.perf_counter() - start, 1e-9)
         print(f"{count} tokens, {speed:.0f} tokens/s", file=sys.stderr)
+
+
+def _begin(tokenizer: Tokenizer, empty: bool) -> tuple[int, ...]:
+    """What precedes the prompt; an empty one needs at least one token to go on from."""
+    if tokenizer.begin or not empty:
+        return tokenizer.begin
+    name = tokenizer.token(tokenizer.boundary)
+    print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)
+    return (tokenizer.boundary,)

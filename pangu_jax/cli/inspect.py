@@ -6,7 +6,9 @@ with just a config.json is enough and a large checkpoint takes no longer than a 
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pangu_jax.checkpoint import archive, hf, store
+from pangu_jax.checkpoint import archive, hf, store, verify
+from pangu_jax.checkpoint.open import holds
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
 from pangu_jax.models import decoder
@@ -33,20 +36,47 @@ class Options:
     """A run folder, or a folder in the Hugging Face layout, of which config.json is enough."""
     json: bool = False
     """Print one JSON object instead of text."""
+    verify: bool = False
+    """Read all of a Hugging Face folder: whether its files fit together, hold finite values, and
+    have the checksums that came with them."""
 
 
 def main(options: Options) -> None:
-    """Prints the table, or one JSON object."""
+    """Prints the table, or one JSON object; and what was verified."""
     found = describe(options.checkpoint)
+    if not options.json:
+        _print(found)
+    if options.verify:
+        found["verified"] = _verify(options)
     if options.json:
         print(json.dumps(found))
-        return
+
+
+def _print(found: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _lines(found):
         table.add_row(name, value)
     Console().print(table)
+
+
+def _verify(options: Options) -> list[str]:
+    """The files whose checksums are right; says on the way what was found."""
+    if holds(options.checkpoint) != "hf":
+        raise InputError(
+            f"{options.checkpoint} is a run of ours, which has no checksums; --verify is for "
+            "folders in the Hugging Face layout"
+        )
+    say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    say(f"structure: {verify.check_structure(options.checkpoint)}")
+    right, absent = verify.check_sums(
+        options.checkpoint, lambda name: print(f"reading {name}", file=sys.stderr)
+    )
+    say(f"checksums: right for {', '.join(right)}")
+    if absent:
+        say(f"not here, though their checksums are: {', '.join(absent)}")
+    return right
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -64,16 +94,13 @@ def describe(path: str | Path) -> dict[str, Any]:
       InputError: the folder is neither, or its configuration cannot be read.
     """
     path = Path(path)
-    if (path / store.MODEL).is_file():
+    if holds(path) == "run":
         cfg, family, files = store.load_model(path), "run of pangu-jax train", _steps(path)
-    elif (path / "config.json").is_file():
-        cfg, family = hf.read_config(path)
-        files = _tensors(path)
+    elif any(path.glob("*.safetensors*")):
+        opened = hf.survey(path)
+        cfg, family, files = opened.cfg, opened.family.name, _tensors(path)
     else:
-        raise InputError(
-            f"{path} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
-            "config.json (a Hugging Face folder)"
-        )
+        (cfg, family), files = hf.read_config(path), None
     spec = decoder.spec(cfg)
     return {
         "family": family,
@@ -102,9 +129,7 @@ def _cache_bytes(cfg: decoder.DecoderConfig, dtype: str) -> int:
     return sum(nbytes(leaf) for run in runs for leaf in run.values())
 
 
-def _tensors(folder: Path) -> dict[str, Any] | None:
-    if not any(folder.glob("*.safetensors*")):
-        return None
+def _tensors(folder: Path) -> dict[str, Any]:
     stored = archive.find(folder)
     types = sorted({tensor.dtype for tensor in stored.values()})
     return {

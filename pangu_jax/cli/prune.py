@@ -6,31 +6,31 @@
 """
 
 import dataclasses
-import shutil
 import sys
 import time
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import prune_check, prune_report
+from pangu_jax.cli.progress import progress
+from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import new_folder
 from pangu_jax.core.spec import nbytes
-from pangu_jax.core.tree import check_finite, flatten
+from pangu_jax.core.tree import check_all_finite
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import head, tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.pruning import export, repair, stats
 from pangu_jax.pruning import plan as plans
@@ -110,6 +110,8 @@ class Text:
     calibration: np.ndarray
     evaluation: np.ndarray
     name: str
+    head: str
+    """What heads each window, in words."""
 
 
 def main(options: Options) -> None:
@@ -117,10 +119,15 @@ def main(options: Options) -> None:
     if options.checkpoint == "check" and not Path("check").exists():
         prune_check.check(options.out, options.source, sys.stdout)
         return
-    began = time.monotonic()
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")
+    with Claim(out, "pruning into"):  # before minutes of work, which one of two would do in vain
+        _prune(options, out)
+
+
+def _prune(options: Options, out: Path) -> None:
+    began = time.monotonic()
     if (options.target is None) == (options.plan is None):
         raise InputError("give either --target (such as params=0.8) or --plan")
     target = None if options.target is None else parse(options.target)
@@ -128,8 +135,7 @@ def main(options: Options) -> None:
     params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
     family = _family(options.checkpoint)
     recipe = _recipe(options, family)
-    for name, leaf in flatten(params).items():
-        check_finite(f"{options.checkpoint}: {name}", leaf)
+    check_all_finite(params, options.checkpoint)
     model_hash = plans.digest(params)
     if plan is not None and plan.model_hash not in ("", model_hash):
         plans.check_hash(plan, params)
@@ -147,7 +153,7 @@ def main(options: Options) -> None:
     calibration = np.zeros((1, 2), np.int32) if text is None else text.calibration
     _announce(params, cfg, calibration, sweep_cfg)
     before = _perplexity(params, cfg, text, options)
-    with _progress() as bar:
+    with progress() as show:
         result = compress(
             params,
             calibration,
@@ -157,7 +163,7 @@ def main(options: Options) -> None:
             limits=_limits(options, family),
             sweep_cfg=sweep_cfg,
             plan=plan,
-            progress=_shower(bar),
+            progress=lambda what, done, total: show(f"{what}, layer", done, total),
         )
     result = dataclasses.replace(
         result, plan=dataclasses.replace(result.plan, model_hash=model_hash)
@@ -183,10 +189,10 @@ def main(options: Options) -> None:
 
 def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> None:
     """The folder, whole or not at all: checkpoint, loaded back and compared, plan, report."""
-    temporary = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with new_folder(out) as temporary:
         # A run folder of ours has a config.json too, which is no Hugging Face one.
         own = (Path(options.checkpoint) / "model.json").is_file()
+        where = options.tokenizer or options.checkpoint
         written, written_cfg, written_family = export.export(
             result.params,
             result.cfg,
@@ -194,6 +200,7 @@ def _write(out, options, result: Result, cfg, family, calibration, facts, began)
             kind=options.export,
             family=family,
             source=None if own else options.checkpoint,
+            companions=companions(where, options.checkpoint),
         )
         difference = _reload(temporary, result, calibration)
         plans.save(result.plan, temporary / "plan.json")
@@ -205,12 +212,6 @@ def _write(out, options, result: Result, cfg, family, calibration, facts, began)
             "seconds": time.monotonic() - began,
         }
         prune_report.write(temporary, result, cfg, facts)
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     print((out / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())
     hint = "" if (out / "tokenizer.json").is_file() else " --tokenizer bytes"
     print(f"\n{out} holds the pruned checkpoint as {written_family}; ", end="")
@@ -291,11 +292,10 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
         if needed:
             raise InputError("give --calib: a file or folder of text, or stdlib")
         return None
-    tokenizer = load_tokenizer(options.tokenizer or where)
-    check_vocabulary(tokenizer, vocab)
-    found = cut_windows(
-        tokenise(documents(options.calib, field=options.field), tokenizer), options.length
-    )
+    tokenizer = load_tokenizer(options.tokenizer or where, checkpoint=options.checkpoint)
+    tokens = tokenise(documents(options.calib, field=options.field), tokenizer)
+    found = cut_windows(tokens, options.length, tokenizer.begin)
+    check_vocabulary(found, tokenizer, vocab)
     if options.windows < 1:
         raise InputError(f"--windows must be at least 1, got {options.windows}")
     if len(found) < options.windows:
@@ -306,7 +306,7 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
     if options.seed is not None:
         found = found[np.random.default_rng(options.seed).permutation(len(found))]
     rest = found[options.windows : options.windows + options.eval_windows]
-    return Text(found[: options.windows], rest, options.calib)
+    return Text(found[: options.windows], rest, options.calib, head(tokenizer, tokenizer.begin))
 
 
 def _perplexity(params, cfg, text: Text | None, options: Options) -> float | None:
@@ -329,19 +329,3 @@ def _announce(params, cfg, windows, sweep_cfg) -> None:
         f"beside the parameters' {nbytes(params) / 2**20:,.0f} MiB",
         file=sys.stderr,
     )
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-
-
-def _shower(bar: Progress):
-    tasks: dict[str, Any] = {}
-
-    def show(what: str, done: int, total: int) -> None:
-        if what not in tasks:
-            tasks[what] = bar.add_task(f"{what}, layer", total=total)
-        bar.update(tasks[what], completed=done)
-
-    return show

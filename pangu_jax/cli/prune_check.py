@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.tree import check_finite, flatten
+from pangu_jax.core.tree import check_all_finite, flatten
 from pangu_jax.models import decoder
 from pangu_jax.pruning import plan as plans
 from pangu_jax.pruning.export import pad, widest, with_biases
@@ -58,8 +58,7 @@ def check(folder: str | Path, source: str | Path | None, out: TextIO) -> None:
     folder = Path(folder)
     params, cfg = hf.load(folder)
     plan = plans.load(folder / "plan.json")
-    for name, leaf in flatten(params).items():
-        check_finite(f"{folder}: {name}", leaf)
+    check_all_finite(params, str(folder))
     print(f"loads: {len(cfg.layers)} layers, width {cfg.width}, all values finite", file=out)
     if len(plan.layers) != len(cfg.layers) or len(plan.hidden) != cfg.width:
         raise InputError(

@@ -91,8 +91,9 @@ def _protocol(facts: dict[str, Any]) -> str:
     order = "first" if facts["options"].seed is None else f"random (seed {facts['options'].seed})"
     return (
         f"Calibration: the {order} {len(text.calibration)} windows of {length} tokens of "
-        f"{text.name}, each headed by the boundary token. Perplexity: the {len(text.evaluation)} "
-        f"windows after them, every token but the first of each window predicted once."
+        f"{text.name}, each headed by {text.head or 'no begin token'}. Perplexity: the "
+        f"{len(text.evaluation)} windows after them, every token but the first of each window "
+        "predicted once."
     )
 
 

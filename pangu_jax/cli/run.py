@@ -10,7 +10,8 @@ import tyro
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.export import parity
-from pangu_jax.export.run import check, load_inputs, open_runner
+from pangu_jax.export.artefact import load_npz
+from pangu_jax.export.run import check, open_runner
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def main(options: Options) -> None:
     if options.inputs is None:
         print(_signature(artefact))
         return
-    results = run(options.program, load_inputs(options.inputs))
+    results = run(options.program, load_npz(options.inputs))
     if options.out is None:
         for name, array in results.items():
             print(f"{name:12} {array.dtype.name} {list(array.shape)}")

@@ -22,6 +22,7 @@ from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
 from pangu_jax.data.pipeline import batches, check_batches
 from pangu_jax.data.text import documents, split_documents
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
 from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_process, leave
@@ -128,8 +129,9 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
     layout = _layout(options)
     tokenizer = load_tokenizer(options.tokenizer)
     params, cfg = _model(options, tokenizer, layout)
-    check_vocabulary(tokenizer, cfg.vocab)
     training, testing = _tokens(options, tokenizer)
+    for tokens in (training, testing) if testing else (training,):
+        check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     source = PackedTokens(training, options.length)
     # Before the folder is taken, so that it is not left to a run that cannot be.
@@ -238,13 +240,9 @@ def _begin(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    if tokenizer.name == "bytes":
-        return
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        source = Path(tokenizer.name).with_name(name)
-        if source.is_file():
-            with atomic_write(folder / name, "wb") as file:
-                file.write(source.read_bytes())
+    for name, content in tokenizer_files(tokenizer).items():
+        with atomic_write(folder / name, "wb") as file:
+            file.write(content)
 
 
 def _announce(

@@ -41,7 +41,7 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
         save_config(wanted, Path(folder) / SETTINGS)
         return {}
     path = Path(folder) / RESULTS
-    found = read_json(path) if path.exists() else {}
+    found = read_json(path, finite=False) if path.exists() else {}
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object")
     return found

@@ -110,7 +110,7 @@ def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[st
     path = Path(folder) / SETTINGS
     if not path.exists():
         return False
-    found = read_json(path)
+    found = read_json(path, finite=False)
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object")
     for name in sorted(settings.keys() - set(free)):

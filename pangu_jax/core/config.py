@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.files import atomic_write, regular
 
 T = TypeVar("T")
 
@@ -56,18 +57,79 @@ def save_config(config: Any, path: str | Path) -> None:
         file.write("\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, finite: bool = True) -> Any:
     """What the JSON file holds.
 
+    Args:
+      path: the file.
+      finite: whether NaN and infinity, which are no JSON, are refused; results of ours may have
+        them.
+
     Raises:
-      InputError: the file is missing, unreadable or not JSON.
+      InputError: the file is missing, unreadable, not JSON, names a key of an object twice, or
+        holds a number beyond float64.
     """
+    regular(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+    return parse_json(text, str(path), finite=finite)
+
+
+def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
+    """What a JSON text says, as `read_json`; `where` is how errors name it.
+
+    Raises:
+      InputError: see `read_json`.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # Python would take the last in silence
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"{where} names {twice!r:.200} twice")
+        return found
+
+    def number(text: str) -> float:
+        value = float(text)
+        if finite and not math.isfinite(value):
+            raise InputError(f"{where} holds the number {text:.40}, which is not finite")
+        return value
+
+    def whole(text: str) -> int:
+        if len(text) > 300:  # float64 ends near 1e308
+            raise InputError(f"{where} holds a number of {len(text):,} digits, {text:.20}...")
+        return int(text)
+
+    hooks = {"parse_constant": number, "parse_float": number, "parse_int": whole}
+    try:
+        return json.loads(text, object_pairs_hook=once, **hooks)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+
+
+def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) -> None:
+    """Nothing, if a size is one that an array can have.
+
+    Args:
+      name: how the error names it.
+      value: the size.
+      least: the smallest that makes sense.
+      most: the greatest.
+
+    Raises:
+      InputError: it is out of range.
+    """
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+    if value > most:
+        raise InputError(f"{name} must be at most {most:,}, got {value!s:.40}")
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

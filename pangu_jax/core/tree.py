@@ -39,11 +39,13 @@ def check_finite(name: str, array: Any) -> None:
 
     Args:
       name: how the error names the array: its file, and its name there.
-      array: numpy or jax array of any IEEE float type and shape.
+      array: numpy or jax array; of any type but IEEE floats it is finite.
 
     Raises:
       InputError: it holds NaN or infinity.
     """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return
     if isinstance(array, jax.Array) and next(iter(array.devices())).platform != "cpu":
         finite = bool(jnp.isfinite(array).all())
     elif isinstance(array, jax.Array):  # there numpy reads them in place, and nothing is compiled
@@ -52,6 +54,12 @@ def check_finite(name: str, array: Any) -> None:
         finite = _is_finite(array)
     if not finite:
         raise InputError(f"{name} holds NaN or infinity")
+
+
+def check_all_finite(tree: Any, where: str) -> None:
+    """`check_finite` of every leaf of a tree; `where` is how errors name the file or folder."""
+    for name, leaf in flatten(tree).items():
+        check_finite(f"{where}: {name}", leaf)
 
 
 def _is_finite(array: np.ndarray) -> bool:

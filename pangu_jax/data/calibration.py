@@ -1,39 +1,45 @@
 """Whole windows of text for calibration: equal lengths, no padding."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import Tokens
 
 
-def cut_windows(tokens: Tokens, length: int) -> np.ndarray:
-    """All whole windows of `length` tokens, each headed by the boundary id.
+def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None) -> np.ndarray:
+    """All whole windows of `length` tokens, each headed by the ids with which a prompt begins.
 
-    The documents are laid end to end, and each window takes the next length - 1 ids, so no text is
+    The documents are laid end to end, and each window takes the next ids that fit, so no text is
     in two windows. What does not fill a window at the end is left out.
 
     Args:
       tokens: what `data.packing.tokenise` gave; its first id is the boundary.
-      length: tokens of a window, the boundary included.
+      length: tokens of a window, its head included.
+      begin: the tokeniser's `begin`; None is the boundary id.
 
     Returns:
       int32 [N, length].
 
     Raises:
-      InputError: the text does not fill one window, or `length` is under 2.
+      InputError: the text does not fill one window, or `length` holds no more than the head.
     """
-    if length < 2:
-        raise InputError(f"calibration windows need at least 2 tokens, got {length}")
+    first = [int(tokens.ids[0])] if begin is None else list(begin)
+    if length < max(2, len(first) + 1):
+        least = max(2, len(first) + 1)
+        raise InputError(f"calibration windows need at least {least} tokens, got {length}")
     ids = np.asarray(tokens.ids[1:], np.int32)
-    number = len(ids) // (length - 1)
+    size = length - len(first)
+    number = len(ids) // size
     if not number:
         raise InputError(
             f"the calibration text has {len(ids)} tokens, which do not fill one window of {length}"
             "; give more text or a smaller --length"
         )
-    body = ids[: number * (length - 1)].reshape(number, length - 1)
-    head = np.full((number, 1), int(tokens.ids[0]), np.int32)
-    return np.concatenate([head, body], axis=1)
+    body = ids[: number * size].reshape(number, size)
+    heads = np.tile(np.array(first, np.int32), (number, 1))
+    return np.concatenate([heads, body], axis=1)
 
 
 def as_documents(windows: np.ndarray) -> Tokens:

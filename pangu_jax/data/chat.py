@@ -19,6 +19,7 @@ class Template:
       modes: think mode -> what is added to the last user turn.
       stops: tokens that end an assistant turn.
       thinking: what opens and closes a span of thinking before the answer, or None.
+      whole: whether it writes all that precedes a dialogue, a begin of text included.
     """
 
     write: Callable[[Sequence[Message], bool], str]
@@ -26,6 +27,7 @@ class Template:
     modes: Mapping[str, str]
     stops: tuple[str, ...]
     thinking: tuple[str, str] | None = None
+    whole: bool = False
 
 
 def render(
@@ -35,7 +37,7 @@ def render(
     add_generation_prompt: bool = True,
     mode: str | None = None,
 ) -> str:
-    """The dialogue as one text, without the begin-of-text token.
+    """The dialogue as one text, with a begin of text only where the template itself writes one.
 
     Args:
       messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
@@ -65,17 +67,41 @@ def render(
 
 
 def stop_ids(tokenizer: Tokenizer, template: str | Template) -> tuple[int, ...]:
-    """Ids that end an assistant turn: the tokeniser's own and the template's single tokens.
+    """Ids that end an assistant turn: the tokeniser's own and those of the template's stops.
 
     Raises:
       InputError: an unknown template.
     """
-    found = dict.fromkeys(tokenizer.eos_ids)
-    for stop in _template(template).stops:
-        ids = tokenizer.encode(stop)
-        if len(ids) == 1:
-            found[ids[0]] = None
-    return tuple(found)
+    own = [tokenizer.find(stop) for stop in _template(template).stops]
+    return tuple(dict.fromkeys([*tokenizer.eos_ids, *(i for i in own if i is not None)]))
+
+
+def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> list[int]:
+    """Ids of a rendered dialogue: of the text as a whole, as the template meant it.
+
+    A checkpoint's own template writes its begin of text where it wants one; the others leave it to
+    the tokeniser.
+
+    Args:
+      text: what `render` gave.
+      tokenizer: of the model.
+      template: as for `render`.
+
+    Raises:
+      InputError: an unknown template, or one that wrote nothing.
+    """
+    ids, begin = tokenizer.encode(text), list(tokenizer.begin)
+    if not (_template(template).whole or (begin and ids[: len(begin)] == begin)):
+        ids = [*begin, *ids]
+    if not ids:
+        raise InputError("the chat template wrote nothing, which a model cannot answer")
+    return ids
+
+
+def opens_thinking(text: str, template: str | Template) -> bool:
+    """Whether the rendered text ends inside a span of thinking, so that a reply begins there."""
+    tags = _template(template).thinking
+    return tags is not None and text.rstrip().endswith(tags[0])
 
 
 class Reply:
@@ -85,20 +111,23 @@ class Reply:
     history, as models do not see their earlier thinking.
     """
 
-    def __init__(self, tokenizer: Tokenizer, thinking: tuple[str, str] | None):
+    def __init__(
+        self, tokenizer: Tokenizer, thinking: tuple[str, str] | None, *, inside: bool = False
+    ):
         """Begins with nothing said.
 
         Args:
           tokenizer: of the model.
           thinking: the tags of the thinking span, or None where a turn is all answer.
+          inside: whether the prompt opened the span (`opens_thinking`).
         """
         self._tags = thinking or ()
         # As tokens of their own they are special, and decoding would leave them out.
-        ids = [tokenizer.encode(tag) for tag in self._tags]
-        self._single = {i[0]: t for i, t in zip(ids, self._tags, strict=True) if len(i) == 1}
+        ids = [(tokenizer.find(tag), tag) for tag in self._tags]
+        self._single = {number: tag for number, tag in ids if number is not None}
         self._decoder = StreamDecoder(tokenizer)
         self._tokenizer = tokenizer
-        self._held, self._inside = "", False
+        self._held, self._inside = "", inside
         self.answer = self.thought = ""
 
     def push(self, token: int) -> Iterator[tuple[bool, str]]:

@@ -1,27 +1,30 @@
 """Chat templates that come with a checkpoint: programs, run where they can do no harm."""
 
-import dataclasses
-import datetime
+import contextlib
+import importlib.util
 import json
-import operator
+import os
+import selectors
+import subprocess
 import sys
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.exceptions import SecurityError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import TEMPLATES, Message, Template
-from pangu_jax.data.tokenizer import Tokenizer
+from pangu_jax.data.tokenizer import RUN, Tokenizer
+from pangu_jax.data.tokenizer_files import CONFIG, tokenizer_config
 
-FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
-MOST_LINES = 1_000_000  # of the template that one rendering may run
-MOST_SIZE = 1_000_000  # of a repeated text or a power
+FILE = "chat_template.jinja"
+SCRIPT = Path(__file__).with_name("chat_child.py")
+SECONDS = 4  # of the processor for one rendering, a second more or less
+CLOCK_SECONDS = 30  # until it must be there
+START_SECONDS = 60  # until the process is there
+MEMORY = 2**29  # bytes of its address space, jinja2 and Python included
+LONGEST = 2**23  # characters of a dialogue
 
 
 def find_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
@@ -38,7 +41,7 @@ def find_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
     if own is not None:
         return own
     for template in TEMPLATES.values():
-        if len(tokenizer.encode(template.stops[0])) == 1:
+        if tokenizer.find(template.stops[0]) is not None:
             return template
     raise InputError(
         f"{folder} has no chat template, and its tokenizer has the tokens of none; name one of "
@@ -49,9 +52,10 @@ def find_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
 def own_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
     """The template in chat_template.jinja or tokenizer_config.json; None where there is none.
 
-    It is a program that the checkpoint's author wrote. It runs in jinja2's immutable sandbox,
-    which lets it neither reach Python's insides nor change what it is given; how long it runs and
-    how large a text it repeats are bounded too.
+    It is a program that the checkpoint's author wrote. It is compiled and run in jinja2's immutable
+    sandbox, which lets it neither reach Python's insides nor change what it is given, in a process
+    of its own with bounds on time, memory and the length of its text. (macOS does not bound a
+    process's memory; there the bound on time is what ends a template that takes too much.)
 
     Args:
       folder: of the checkpoint.
@@ -63,33 +67,31 @@ def own_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
     source, where, names = _source(Path(folder))
     if source is None:
         return None
-    environment = _Environment()
-    try:
-        program = environment.from_string(source)
-    except (jinja2.TemplateError, RecursionError, MemoryError) as error:
-        raise InputError(f"{where} is not a chat template: {error}") from error
+    child = _Child(source, where)
+    child.ask(None)
     known = TEMPLATES.values()
     pairs = [t.thinking for t in known if t.thinking is not None]
-    single = [p for p in pairs if all(len(tokenizer.encode(tag)) == 1 for tag in p)]
+    found = [p for p in pairs if all(tokenizer.find(tag) is not None for tag in p)]
+    found += [p for p in pairs if p[0] in source]
     return Template(
-        _writer(program, where, names),
+        _writer(child, names),
         roles=("system", "user", "assistant", "tool", "function", "ipython"),
         modes=next((t.modes for t in known if t.stops[0] in source), {}),
         stops=tuple(stop for t in known for stop in t.stops if stop in source),
-        thinking=single[0] if single else None,
+        thinking=found[0] if found else None,
+        # A run of ours began every document with the boundary, whatever the template writes.
+        whole=not (Path(folder) / RUN).is_file(),
     )
 
 
 def _source(folder: Path) -> tuple[str | None, str, dict[str, str]]:
     """The program, where it stands, and the special tokens it may name."""
-    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if not isinstance(config, dict):
-        raise InputError(f"{folder / CONFIG} holds no JSON object")
+    config = tokenizer_config(folder)
     names = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        token = config.get(name)
+    for name, token in config.items():
         token = token.get("content") if isinstance(token, dict) else token
-        names[name] = token if isinstance(token, str) else ""
+        if name.endswith("_token") and isinstance(token, str):
+            names[name] = token
     if (folder / FILE).is_file():
         try:
             return (folder / FILE).read_text(encoding="utf-8"), str(folder / FILE), names
@@ -106,82 +108,95 @@ def _source(folder: Path) -> tuple[str | None, str, dict[str, str]]:
     return source, where, names
 
 
-def _writer(program: jinja2.Template, where: str, names: dict[str, str]) -> Callable:
+def _writer(child: "_Child", names: dict[str, str]) -> Callable[[Sequence[Message], bool], str]:
     def write(turns: Sequence[Message], add_generation_prompt: bool) -> str:
-        values = {"messages": turns, "add_generation_prompt": add_generation_prompt, **names}
-        try:
-            text = _bounded(lambda: program.render(**values))
-        except _TooLong as error:
-            raise InputError(f"{where} ran for too long and was stopped") from error
-        except SecurityError as error:
-            raise InputError(f"{where} tried what a template may not: {error}") from error
-        except Exception as error:  # what a stranger's program raises can be anything
-            raise InputError(f"{where} cannot write this dialogue: {error}") from error
-        return text.removeprefix(names["bos_token"])
+        given = {"messages": turns, "add_generation_prompt": add_generation_prompt}
+        return child.ask({**names, **given, "tools": None, "documents": None})
 
     return write
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with what templates of public checkpoints expect to find."""
+class _Child:
+    """A process that renders one template, kept from one rendering to the next."""
 
-    intercepted_binops = frozenset(["*", "**"])
+    def __init__(self, source: str, where: str):
+        self._source, self._where = source, where
+        self._process: subprocess.Popen | None = None
+        self._end = lambda: None
 
-    def __init__(self):
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        self.filters["tojson"] = _to_json
-        self.globals["raise_exception"] = _refuse
-        self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    def ask(self, values: dict[str, Any] | None) -> str:
+        """The template's text with these values; None compiles it only.
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Products and powers, of a size that does no harm."""
-        del context
-        return _product(left, right) if operator == "*" else _power(left, right)
+        Raises:
+          InputError: it is no template, cannot write this, or did what it may not.
+        """
+        if self._process is None:
+            self._start()
+        request = {"source": self._source, "values": values, "seconds": SECONDS}
+        try:
+            found = self._exchange(json.dumps(request), CLOCK_SECONDS)
+        except TimeoutError as error:
+            raise InputError(
+                f"{self._where} ran for too long or took too much memory and was stopped"
+            ) from error
+        if "text" in found:
+            return found["text"]
+        what = {
+            "compile": "is not a chat template",
+            "security": "tried what a template may not",
+            "render": "cannot write this dialogue",
+        }
+        raise InputError(f"{self._where} {what[found['kind']]}: {found['error']}")
+
+    def _start(self) -> None:
+        # Isolated, so that no folder or variable of the user's decides what it imports.
+        places = [importlib.util.find_spec(name).origin for name in ("jinja2", "markupsafe")]
+        folders = dict.fromkeys(str(Path(place).parents[1]) for place in places)
+        command = [sys.executable, "-I", str(SCRIPT), str(MEMORY), str(LONGEST), *folders]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+            )
+            self._end = weakref.finalize(self, _kill, self._process)
+            self._exchange(None, START_SECONDS)
+        except (OSError, TimeoutError) as error:
+            raise InputError(
+                f"cannot start {sys.executable or 'Python'} to run {self._where}: {error}"
+            ) from error
+
+    def _exchange(self, request: str | None, seconds: float) -> dict[str, str]:
+        """Sends a line and reads one; a process that gives none in time is ended."""
+        try:
+            if request is not None:
+                self._process.stdin.write(request.encode() + b"\n")
+                self._process.stdin.flush()
+            return json.loads(_line(self._process.stdout.fileno(), seconds))
+        except (OSError, ValueError) as error:
+            self._process = None
+            self._end()
+            raise TimeoutError("it gave no answer") from error
 
 
-def _product(left: Any, right: Any) -> Any:
-    for text, times in ((left, right), (right, left)):
-        if hasattr(text, "__len__") and isinstance(times, int) and len(text) * times > MOST_SIZE:
-            raise SecurityError("a repetition is too long")
-    return operator.mul(left, right)
+def _line(pipe: int, seconds: float) -> bytes:
+    """The next line, or what there is of it when the time is over, the pipe ends or it is long."""
+    end, found = time.monotonic() + seconds, bytearray()
+    with selectors.DefaultSelector() as ready:
+        ready.register(pipe, selectors.EVENT_READ)
+        # JSON may write a character in twelve bytes.
+        while not found.endswith(b"\n") and len(found) < 12 * LONGEST + 1000:
+            if not ready.select(max(0.0, end - time.monotonic())):
+                break
+            part = os.read(pipe, 2**16)
+            if not part:
+                break
+            found += part
+    return bytes(found)
 
 
-def _power(left: Any, right: Any) -> Any:
-    if abs(right) > 64 or abs(left) > MOST_SIZE:
-        raise SecurityError("a power is too large")
-    return operator.pow(left, right)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-    # The library's own filter escapes < and >, which dialogues hold.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-
-class _TooLong(BaseException):  # so that no handler in between takes it
-    pass
-
-
-@dataclasses.dataclass
-class _Lines:
-    """Counts the lines that run, in every Python function, and stops what runs too many."""
-
-    left: int = MOST_LINES
-
-    def __call__(self, frame: Any, event: str, argument: Any) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise _TooLong
-        return self
-
-
-def _bounded(render: Callable[[], str]) -> str:
-    before = sys.gettrace()
-    sys.settrace(_Lines())
-    try:
-        return render()
-    finally:
-        sys.settrace(before)
+def _kill(process: subprocess.Popen) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was not sent has no reader any more
+            pipe.close()

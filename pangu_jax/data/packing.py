@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +13,31 @@ from pangu_jax.core.files import atomic_write
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import Tokenizer
 
+BOUNDARY = "the boundary token"
+
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Documents as one flat array, each headed by the boundary id.
+    """Documents as one flat array, each headed by the boundary id unless `head` says otherwise.
 
     Attributes:
       ids: the smallest unsigned type that holds the vocabulary, [N], in memory or mapped.
-      starts: int64 [documents], where each document's boundary id stands.
+      starts: int64 [documents], where each document's first id stands.
       bytes: UTF-8 bytes of all the text.
+      head: what heads each document, in words; "" is nothing, and its first token is text.
     """
 
     ids: np.ndarray
     starts: np.ndarray
     bytes: int
+    head: str = BOUNDARY
 
 
 def tokenise(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     *,
+    as_prompts: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Tokens:
     """Encodes every document once; empty ones are left out.
@@ -41,14 +46,28 @@ def tokenise(
       documents: read once, in order; the result is in memory, 1, 2 or 4 bytes a token.
       tokenizer: its boundary id is put before each document, so that the first token of a
         document is predicted too.
+      as_prompts: each document begins as a prompt does, with the tokeniser's `begin`, if any.
       progress: called with the number of text bytes done after each document.
 
     Raises:
-      InputError: there is no text at all.
+      InputError: there is no text at all, or a prompt begins with more than one token.
     """
     flat = bytearray()  # grows in place, where joining arrays would take twice the memory
-    starts, size = _encode(documents, tokenizer, flat.extend, progress)
-    return Tokens(np.frombuffer(flat, _kind(tokenizer)), starts, size)
+    begin = tokenizer.begin if as_prompts else (tokenizer.boundary,)
+    if len(begin) > 1:
+        raise InputError(
+            f"{tokenizer.name} puts {len(begin)} tokens before a text; only one can be left out of "
+            "what is predicted"
+        )
+    starts, size = _encode(documents, tokenizer, begin, flat.extend, progress)
+    return Tokens(np.frombuffer(flat, _kind(tokenizer)), starts, size, head(tokenizer, begin))
+
+
+def head(tokenizer: Tokenizer, begin: Sequence[int]) -> str:
+    """Ids that head a document or a window, in words; "" where there are none."""
+    if tuple(begin) == (tokenizer.boundary,):
+        return BOUNDARY
+    return f"the begin token {' '.join(map(tokenizer.token, begin))}" if begin else ""
 
 
 def cached_tokens(
@@ -77,7 +96,8 @@ def cached_tokens(
     if found is not None:
         return found
     with atomic_write(path.with_suffix(".ids"), "wb") as file:
-        starts, size = _encode(documents(), tokenizer, file.write, progress)
+        begin = (tokenizer.boundary,)
+        starts, size = _encode(documents(), tokenizer, begin, file.write, progress)
         length = file.tell()
     with atomic_write(path.with_suffix(".npz"), "wb") as file:
         np.savez(file, starts=starts, bytes=np.int64(size), length=np.int64(length))
@@ -159,6 +179,7 @@ def _kind(tokenizer: Tokenizer) -> np.dtype:
 def _encode(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
+    begin: tuple[int, ...],
     write: Callable[[bytes], object],
     progress: Callable[[int], None] | None,
 ) -> tuple[np.ndarray, int]:
@@ -167,7 +188,7 @@ def _encode(
     for document in documents:
         if not document.text:
             continue
-        ids = np.asarray([tokenizer.boundary, *tokenizer.encode(document.text)], kind)
+        ids = np.asarray([*begin, *tokenizer.encode(document.text)], kind)
         write(ids.tobytes())
         starts.append(position)
         position += len(ids)

@@ -1,4 +1,4 @@
-"""Tokenisers: bytes, or any Hugging Face tokenizer.json."""
+"""Tokenisers: bytes, any Hugging Face tokenizer.json, or a SentencePiece tokenizer.model."""
 
 import dataclasses
 import hashlib
@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import tokenizers
 
-from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.tokenizer_files import CONFIG, adds, read_object, tokenizer_config
+
+RUN = "model.json"  # makes a folder a run of ours; checkpoint.store.MODEL, which data cannot import
 
 
 class Tokenizer(Protocol):
     """What the data room, training and generation need of a tokeniser.
 
     Attributes:
-      name: "bytes", or the path of the tokenizer.json.
+      name: "bytes", or the path of the tokenizer.json or tokenizer.model.
       vocab_size: one more than the largest id.
-      boundary: the id put before each document.
+      boundary: the id that separates documents in training.
+      begin: ids put before a prompt; () where the tokeniser adds none.
       eos_ids: ids after which generation stops.
       digest: a hash of all that decides which ids a text gets.
       open_ids: ids whose text may still change when the next id comes.
@@ -27,6 +31,7 @@ class Tokenizer(Protocol):
     name: str
     vocab_size: int
     boundary: int
+    begin: tuple[int, ...]
     eos_ids: tuple[int, ...]
     digest: str
     open_ids: frozenset[int]
@@ -39,6 +44,14 @@ class Tokenizer(Protocol):
         """The text of the ids; special tokens are left out."""
         ...
 
+    def find(self, token: str) -> int | None:
+        """The id of the token of that name, None where there is none."""
+        ...
+
+    def token(self, number: int) -> str:
+        """The name of the token with that id."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
@@ -47,6 +60,7 @@ class ByteTokenizer:
     name: str = "bytes"
     vocab_size: int = 264
     boundary: int = 256
+    begin: tuple[int, ...] = (256,)
     eos_ids: tuple[int, ...] = (256,)
     digest: str = "bytes"
     open_ids: frozenset[int] = frozenset()
@@ -59,14 +73,24 @@ class ByteTokenizer:
         """The bytes as text; what is not valid UTF-8 becomes the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
+    def find(self, token: str) -> int | None:
+        """None: bytes have no names."""
+        del token
+        return None
+
+    def token(self, number: int) -> str:
+        """The byte as Python writes it."""
+        return repr(bytes([number]))[2:-1] if number < 256 else "boundary"
+
 
 @dataclasses.dataclass(frozen=True)
 class FileTokenizer:
-    """A Hugging Face tokenizer.json with its boundary and end ids."""
+    """A tokenizer.json or tokenizer.model with its boundary, begin and end ids."""
 
     name: str
     vocab_size: int
     boundary: int
+    begin: tuple[int, ...]
     eos_ids: tuple[int, ...]
     digest: str
     open_ids: frozenset[int]
@@ -84,47 +108,66 @@ class FileTokenizer:
         """The text of the ids; special tokens are left out."""
         return self.inner.decode(list(ids), skip_special_tokens=True)
 
+    def find(self, token: str) -> int | None:
+        """The id of the token of that name."""
+        return self.inner.token_to_id(token)
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+    def token(self, number: int) -> str:
+        """The name of the token with that id."""
+        return self.inner.id_to_token(number) or ""
+
+
+def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) -> Tokenizer:
     """The tokeniser of that name.
 
+    A prompt begins with what the tokenizer.json's post-processor puts before a text, or with the
+    begin of text where tokenizer_config.json says `add_bos_token: true`; else with nothing. In a
+    run of ours it begins with the boundary, as each document did in training.
+
     Args:
-      path: "bytes", a tokenizer.json, or a folder with one; generation_config.json,
-        tokenizer_config.json and config.json beside it are asked, in that order, for the begin and
-        end of text. Without them the common names <s>, <|endoftext|>, </s> are looked up.
+      path: "bytes", a tokenizer.json or tokenizer.model, or a folder with one (the first is taken
+        where there are both); generation_config.json, tokenizer_config.json and config.json beside
+        it are asked, in that order, for the begin and end of text. Without them the common names
+        <s>, <|endoftext|>, </s> are looked up.
+      checkpoint: the folder of the model that it is for; None is where `path` lies.
 
     Raises:
-      InputError: no such file, not a tokenizer.json, or no token that can mark a boundary.
+      InputError: no such file, not a tokeniser, or no token that can mark a boundary.
     """
     if str(path) == "bytes":
         return ByteTokenizer()
-    path = Path(path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise InputError(f"there is no tokenizer.json at {path}")
-    try:
-        inner = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises a bare Exception
-        raise InputError(f"{file} is not a tokenizer.json: {error}") from error
-    inner.no_truncation()
-    inner.no_padding()
+    file = _file(Path(path))
+    inner = _read(file)
     begin, end = _special(file.parent, inner)
     if begin is None and not end:
         raise InputError(f"{file} names no token that begins or ends a text, such as <s>")
     ids = inner.get_vocab(with_added_tokens=True).values()
     boundary = begin if begin is not None else end[0]
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    run = ((file.parent if checkpoint is None else Path(checkpoint)) / RUN).is_file()
+    prefix = (boundary,) if run else _prefix(file.parent, inner, begin)
+    converted = file.suffix == ".model"  # its digest must cover the files beside it too
+    content = inner.to_str().encode() if converted else file.read_bytes()
     single = (inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
     # Such tokens are one byte each, and a run of them is decoded as a whole.
     open_ids = frozenset(i for i in single if i is not None)
-    return FileTokenizer(str(file), max(ids) + 1, boundary, tuple(end), digest, open_ids, inner)
+    return FileTokenizer(
+        str(file),
+        max(ids) + 1,
+        boundary,
+        prefix,
+        tuple(end),
+        hashlib.sha256(content).hexdigest(),
+        open_ids,
+        inner,
+    )
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises InputError where the tokeniser gives ids that a model of `vocab` ids lacks."""
-    if tokenizer.vocab_size > vocab:
+def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, vocab: int) -> None:
+    """Raises InputError where a text's ids hold one that a model of `vocab` ids lacks."""
+    largest = int(np.max(ids, initial=0))
+    if largest >= vocab:
         raise InputError(
-            f"the tokenizer {tokenizer.name} has ids up to {tokenizer.vocab_size - 1}, "
+            f"the tokenizer {tokenizer.name} gives {tokenizer.token(largest)!r} the id {largest}, "
             f"the model's vocabulary ends at {vocab - 1}"
         )
 
@@ -166,17 +209,47 @@ class StreamDecoder:
         return decode(self._ids[self._prefix : self._done]), decode(self._ids[self._prefix :])
 
 
+def _file(path: Path) -> Path:
+    """The file of the tokeniser."""
+    names = ("tokenizer.json", "tokenizer.model") if path.is_dir() else ("",)
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"there is no tokenizer.json at {path}, and no tokenizer.model")
+
+
+def _read(file: Path) -> tokenizers.Tokenizer:
+    if file.suffix == ".model":
+        from pangu_jax.data.tokenizer_model import from_sentencepiece
+
+        return from_sentencepiece(file, tokenizer_config(file.parent))
+    try:
+        inner = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(f"{file} is not a tokenizer.json: {error}") from error
+    inner.no_truncation()
+    inner.no_padding()
+    return inner
+
+
+def _prefix(folder: Path, inner: tokenizers.Tokenizer, begin: int | None) -> tuple[int, ...]:
+    """Ids before a prompt, as the tokeniser's files ask for them."""
+    found = adds(inner)
+    config = read_object(folder / CONFIG)
+    if not found and config.get("add_bos_token") is True:
+        named = _ids(config, "bos", inner) or ([] if begin is None else [begin])
+        found = tuple(named[:1])
+    return found
+
+
 def _special(folder: Path, inner: tokenizers.Tokenizer) -> tuple[int | None, list[int]]:
     begin: int | None = None
     end: list[int] = []
     for name in ("generation_config.json", "tokenizer_config.json", "config.json"):
-        if (folder / name).is_file():
-            values = read_json(folder / name)
-            if not isinstance(values, dict):
-                raise InputError(f"{folder / name} holds no JSON object")
-            if begin is None:
-                begin = next(iter(_ids(values, "bos", inner)), None)
-            end = end or _ids(values, "eos", inner)
+        values = read_object(folder / name)
+        if begin is None:
+            begin = next(iter(_ids(values, "bos", inner)), None)
+        end = end or _ids(values, "eos", inner)
     begins = _known(("<s>", "<|begin_of_text|>", "<|endoftext|>"), inner)
     ends = _known(("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"), inner)
     if begin is None and not end:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.calibration import as_documents
-from pangu_jax.data.packing import Tokens
+from pangu_jax.data.packing import BOUNDARY, Tokens
 from pangu_jax.models import decoder
 from pangu_jax.sharding.layout import Layout, constrain
 
@@ -26,6 +26,7 @@ class Perplexity:
       bytes: UTF-8 bytes of the text they stand for.
       length: tokens of context a window gives at most.
       stride: tokens predicted by each window of a document but its first.
+      head: what heads each document, in words; "" where its first token is text, not predicted.
     """
 
     nats: float
@@ -33,6 +34,7 @@ class Perplexity:
     bytes: int
     length: int
     stride: int
+    head: str = BOUNDARY
 
     @property
     def perplexity(self) -> float:
@@ -47,10 +49,14 @@ class Perplexity:
     @property
     def protocol(self) -> str:
         """The window protocol in words."""
+        documents = (
+            f"each headed by {self.head}; every token predicted once"
+            if self.head
+            else "with no begin token; every token but a document's first predicted once"
+        )
         return (
             f"windows of {self.length} tokens: a document's first predicts all of its own, each "
-            f"further one its last {self.stride}; documents apart, each headed by the boundary "
-            "token; every token predicted once"
+            f"further one its last {self.stride}; documents apart, {documents}"
         )
 
 
@@ -70,7 +76,7 @@ def measure(
 ) -> Perplexity:
     """Likelihood of documents, each on its own.
 
-    A document of n tokens (its boundary token included) is covered by windows of at most `length`
+    A document of n tokens (its head included) is covered by windows of at most `length`
     inputs; the first predicts all it can, each further one `stride` new tokens with what fits of
     the tokens before them as context. The stride changes the context, never which tokens count.
 
@@ -82,7 +88,8 @@ def measure(
       stride: new tokens of a window; None is `length` (no overlap, cheapest).
       batch: windows computed at once.
       max_tokens: stop after the document in which so many tokens were predicted; None takes all.
-        Bits per byte then count the bytes of the documents measured in proportion to tokens.
+        Bits per byte then count the bytes of the documents measured in proportion to tokens, as
+        they do where a document's first token is not predicted.
       dtype: type of the activations.
       layout: how activations are split, or None.
       impl: {operator: implementation}.
@@ -108,9 +115,9 @@ def measure(
         nats += float(np.asarray(_nats(params, *arrays, **options), np.float64).sum())
         if progress is not None:
             progress(min(first + batch, len(windows)), len(windows))
-    all_tokens = len(tokens.ids) - len(tokens.starts)
+    all_tokens = len(tokens.ids) - (len(tokens.starts) if tokens.head else 0)
     size = tokens.bytes if predicted == all_tokens else round(tokens.bytes * predicted / all_tokens)
-    return Perplexity(nats, predicted, size, length, stride)
+    return Perplexity(nats, predicted, size, length, stride, tokens.head)
 
 
 def measure_windows(params: Any, windows: np.ndarray, **options: Any) -> Perplexity:

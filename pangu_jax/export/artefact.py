@@ -10,19 +10,18 @@ Nothing here imports a model, so an artefact runs where none is known.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from pangu_jax.core import files
 from pangu_jax.core.config import from_json, read_json, to_json
+from pangu_jax.core.digest import seal, sha256
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import regular
 
 MANIFEST = "artefact.json"
 SAMPLES = "samples.npz"
@@ -105,9 +104,9 @@ def save(artefact: Artefact, folder: Path) -> Artefact:
       The artefact with these checksums.
     """
     names = sorted(p.name for p in folder.iterdir() if p.name != MANIFEST)
-    artefact = dataclasses.replace(artefact, files={n: _digest(folder / n) for n in names})
+    artefact = dataclasses.replace(artefact, files={n: sha256(folder / n) for n in names})
     values = to_json(artefact)
-    values["seal"] = _seal(values)
+    values["seal"] = seal(values)
     (folder / MANIFEST).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     return artefact
 
@@ -116,23 +115,32 @@ def load(folder: str | Path) -> Artefact:
     """Reads the manifest and checks every file against it.
 
     Raises:
-      InputError: no artefact, or one that was changed, cut short or is incomplete.
+      InputError: no artefact, or one that was changed, cut short or is incomplete, or that names
+        files outside its folder or without a checksum.
     """
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} is no artefact: it has no {MANIFEST}")
     values = read_json(path)
-    if not isinstance(values, dict) or values.pop("seal", None) != _seal(values):
+    if not isinstance(values, dict) or values.pop("seal", None) != seal(values):
         raise InputError(f"{path} was changed after the export: its seal does not fit")
     artefact = from_json(Artefact, values, str(path))
     for name, digest in artefact.files.items():
-        if not (folder / name).is_file():
+        if name != Path(name).name or name in ("", ".", ".."):
+            raise InputError(f"{path} names a file outside its folder: {name!r}")
+        if not (folder / name).exists():
             raise InputError(
                 f"{folder} lacks {name}, which its manifest lists: the copy is not whole"
             )
-        if _digest(folder / name) != digest:
+        if (folder / name).is_symlink():
+            raise InputError(f"{folder / name} is a link; put the file itself there")
+        if sha256(regular(folder / name)) != digest:
             raise InputError(f"{folder / name} is damaged: it is not the file that was exported")
+    used = [p.file for p in artefact.programs] + [artefact.weights] * bool(artefact.weights)
+    for name in used:
+        if name not in artefact.files:
+            raise InputError(f"{path} has no checksum of {name!r}, which it uses")
     return artefact
 
 
@@ -148,20 +156,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _ours(path))):
         raise InputError(f"{path} exists and is no artefact of ours: choose another folder")
-    mark = uuid.uuid4().hex[:8]
-    temporary = path.with_name(f".{path.name}.{mark}")
-    old = path.with_name(f".{path.name}.{mark}.old")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with files.new_folder(path, replace=True) as folder:
+        yield folder
 
 
 def save_samples(folder: Path, samples: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -176,21 +172,49 @@ def save_samples(folder: Path, samples: Mapping[str, Mapping[str, Any]]) -> bool
     return True
 
 
-def load_samples(folder: str | Path) -> dict[tuple[str, str], tuple[dict, dict]]:
-    """{(program, sample): (inputs, jax's results)}.
+def load_samples(
+    artefact: Artefact, folder: str | Path
+) -> dict[tuple[str, str], tuple[dict, dict]]:
+    """{(program, sample): (inputs, jax's results)} of an artefact that was loaded from a folder.
 
     Raises:
-      InputError: the artefact keeps none.
+      InputError: the artefact keeps none, or others than its programs'.
     """
     path = Path(folder) / SAMPLES
-    if not path.is_file():
+    if SAMPLES not in artefact.files:
         raise InputError(f"{folder} keeps no samples: they were too large; give --inputs")
     found: dict[tuple[str, str], tuple[dict, dict]] = {}
-    with np.load(path, allow_pickle=False) as file:
-        for key in file.files:
-            program, sample, side, name = key.split("/", 3)
-            pair = found.setdefault((program, sample), ({}, {}))
-            pair[side == "out"][name] = file[key]
+    for key, array in load_npz(path).items():
+        parts = key.split("/", 3)
+        if len(parts) != 4 or parts[2] not in ("in", "out"):
+            raise InputError(f"{path} holds {key!r}, not program/sample/in or out/name")
+        program, sample, side, name = parts
+        pair = found.setdefault((artefact.program(program).name, sample), ({}, {}))
+        pair[side == "out"][name] = array
+    return found
+
+
+def load_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file.
+
+    Raises:
+      InputError: no such file, or not a plain .npz.
+    """
+    try:
+        with regular(path).open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if isinstance(found, np.ndarray):
+                raise InputError(f"{path} is one array; inputs are an .npz of named arrays")
+            return {name: _array(found[name], name, path) for name in found.files}
+    except InputError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds
+        raise InputError(f"cannot read {path} as .npz: {error or type(error).__name__}") from error
+
+
+def _array(found: Any, name: str, path: str | Path) -> np.ndarray:
+    if not isinstance(found, np.ndarray):  # what numpy gives for a member that is no array
+        raise InputError(f"cannot read {path} as .npz: {name!r} is no array")
     return found
 
 
@@ -247,12 +271,3 @@ def _as_numpy(name: str) -> np.dtype:
 
 def _ours(path: Path) -> bool:
     return (path / MANIFEST).is_file()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -25,7 +25,7 @@ class Row:
       sample: which inputs.
       output: which result; results that differ in a number alone are taken together.
       absolute: max|difference|.
-      relative: that over max|reference|; infinite if whole numbers differ.
+      relative: that over max|reference|; infinite if whole numbers differ or one is NaN.
     """
 
     program: str
@@ -62,7 +62,11 @@ def compare(
 
 
 def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, float]:
-    """max|difference| and max|difference| / max|reference|; equal infinities and NaNs agree."""
+    """max|difference| and max|difference| / max|reference|; infinite if they cannot be compared.
+
+    Equal infinities agree: a mask may make them. NaN agrees with nothing, not with itself: it would
+    hide whatever else is wrong.
+    """
     reference, found = np.asarray(reference), np.asarray(found)
     if reference.shape != found.shape:
         raise InputError(f"{where} has shape {found.shape}, jax gives {reference.shape}")
@@ -71,7 +75,7 @@ def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, fl
         return (0.0, 0.0) if same else (float("inf"), float("inf"))
     a, b = reference.astype(np.float64), found.astype(np.float64)
     usual = np.isfinite(a)
-    if not (usual == np.isfinite(b)).all() or not _same(a[~usual], b[~usual]):
+    if not (usual == np.isfinite(b)).all() or not np.array_equal(a[~usual], b[~usual]):
         return float("inf"), float("inf")
     a, b = a[usual], b[usual]
     absolute = float(np.abs(a - b).max(initial=0.0))
@@ -87,11 +91,16 @@ def require(
     Raises:
       InputError: names the worst row.
     """
-    worst = max(rows, key=lambda row: row.relative, default=None)
-    if worst is not None and not worst.relative <= tolerance:
+    failed = [row for row in rows if not row.relative <= tolerance]
+    if failed:
+        worst = max(failed, key=lambda row: np.nan_to_num(row.relative, nan=np.inf))
+        by = (
+            f"by {worst.relative:.1e} of its greatest value, over the tolerance {tolerance:.0e}"
+            if np.isfinite(worst.relative)
+            else "in NaN, an infinity or a whole number, which no tolerance covers"
+        )
         raise InputError(
-            f"{worst.program} differs from jax: {worst.output} on the {worst.sample} sample by "
-            f"{worst.relative:.1e} of its greatest value, over the tolerance {tolerance:.0e}; "
+            f"{worst.program} differs from jax: {worst.output} on the {worst.sample} sample {by}; "
             f"{consequence}"
         )
 
@@ -107,7 +116,3 @@ def table(rows: Sequence[Row]) -> str:
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return bool(((a == b) | (np.isnan(a) & np.isnan(b))).all())

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.core.errors import InputError
 from pangu_jax.export.artefact import Artefact, fit_inputs, load, load_samples
 from pangu_jax.export.parity import Row, compare
 
@@ -58,24 +57,6 @@ def check(
     """
     artefact, run = open_runner(folder, provider=provider)
     rows = []
-    for (program, sample), (inputs, results) in load_samples(folder).items():
+    for (program, sample), (inputs, results) in load_samples(artefact, folder).items():
         rows += compare(program, sample, results, run(program, inputs))
     return artefact, rows
-
-
-def load_inputs(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz file.
-
-    Raises:
-      InputError: no such file, or not a plain .npz.
-    """
-    try:
-        found = np.load(Path(path), allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            raise InputError(f"{path} is one array; inputs are an .npz of named arrays")
-        with found:
-            return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {path} as .npz: {error}") from error

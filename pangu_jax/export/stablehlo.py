@@ -235,10 +235,13 @@ def _tensors(items: Mapping[str, Any]) -> tuple[Tensor, ...]:
 
 
 def _save_weights(leaves: Mapping[str, jax.Array], path: Path) -> None:
+    from safetensors import SafetensorError
     from safetensors.flax import save_file
 
-    save_file(dict(leaves), str(path))
-    path.chmod(0o644)  # it is made for the owner alone
+    try:
+        save_file(dict(leaves), str(path))
+    except SafetensorError as error:
+        raise InputError(f"cannot write {path}: {error}") from error
 
 
 def _load_weights(path: Path) -> dict[str, jax.Array]:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec, count, materialise, stack
 from pangu_jax.nn.attention import LayerCache
@@ -32,6 +33,9 @@ from pangu_jax.nn.stack import run_lengths as _run_lengths
 from pangu_jax.nn.stack import scan_layers
 from pangu_jax.ops.attention import visible
 from pangu_jax.sharding.layout import Layout, constrain
+
+# Far above any model; a file that says more is wrong, and would be worked on for hours.
+MOST_LAYERS, MOST_EXPERTS = 10_000, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +62,14 @@ class DecoderConfig:
 
     def __post_init__(self):
         for name in ("vocab", "width", "max_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"decoder {name} must be at least 1, got {getattr(self, name)}")
+            check_size(f"decoder {name}", getattr(self, name))
         if not 0 < self.norm_eps < 1:
             raise InputError(f"decoder norm_eps must be in (0, 1), got {self.norm_eps}")
         if not self.layers:
             raise InputError("a decoder needs at least one layer")
+        check_size("a decoder's number of layers", len(self.layers), most=MOST_LAYERS)
+        experts = sum(layer.moe.experts for layer in self.layers if layer.moe)
+        check_size("a decoder's number of experts", experts, least=0, most=MOST_EXPERTS)
 
 
 @struct.dataclass

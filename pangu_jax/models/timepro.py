@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.nn.linear import linear, uniform_linear_spec
 from pangu_jax.nn.norm import layer_norm, layer_norm_spec
@@ -59,8 +60,8 @@ class TimeProConfig:
 
     def __post_init__(self):
         for name in ("look_back", "horizon", "layers", "patch", "stride"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            most = 10_000 if name == "layers" else 2**31 - 1
+            check_size(name, getattr(self, name), most=most)
         if self.patch > self.look_back:
             raise InputError(f"patch {self.patch} exceeds the look-back of {self.look_back}")
         if not 0 <= self.dropout < 1:

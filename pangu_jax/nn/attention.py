@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
 from pangu_jax.nn.linear import linear, linear_spec
@@ -43,8 +44,7 @@ class AttentionConfig:
 
     def __post_init__(self):
         for name in ("kv_heads", "q_per_kv", "head_dim"):
-            if getattr(self, name) < 1:
-                raise InputError(f"attention {name} must be at least 1, got {getattr(self, name)}")
+            check_size(f"attention {name}", getattr(self, name))
         if self.head_dim % 2:
             raise InputError(f"attention head_dim must be even to rotate, got {self.head_dim}")
 

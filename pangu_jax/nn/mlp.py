@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from pangu_jax.core.errors import InputError
+from pangu_jax.core.config import check_size
 from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.sharding.layout import Layout, constrain
 
@@ -19,8 +19,7 @@ class MlpConfig:
     out_bias: bool = False
 
     def __post_init__(self):
-        if self.width < 1:
-            raise InputError(f"mlp width must be at least 1, got {self.width}")
+        check_size("mlp width", self.width)
 
 
 def mlp_spec(embed: int, cfg: MlpConfig, *, gain: float = 1.0) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Constant, Normal, Spec
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
@@ -39,16 +40,14 @@ class MoEConfig:
 
     def __post_init__(self):
         for name in ("experts", "groups", "top_k", "width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"moe {name} must be at least 1, got {getattr(self, name)}")
+            check_size(f"moe {name}", getattr(self, name))
         if self.experts % self.groups:
             raise InputError(f"moe groups {self.groups} must divide the {self.experts} experts")
         if self.top_k > self.experts // self.groups:
             raise InputError(
                 f"moe top_k {self.top_k} exceeds the {self.experts // self.groups} experts a group"
             )
-        if self.shared_width < 0:
-            raise InputError(f"moe shared_width must be 0 or more, got {self.shared_width}")
+        check_size("moe shared_width", self.shared_width, least=0)
 
 
 @struct.dataclass

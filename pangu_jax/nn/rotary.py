@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 
 
@@ -29,6 +30,7 @@ class Llama3Scaling:
                 "rope scaling needs factor > 0 and high_freq_factor > low_freq_factor, got "
                 f"{self.factor}, {self.high_freq_factor}, {self.low_freq_factor}"
             )
+        check_size("rope scaling's original length", self.original_length)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def export(
     family: str,
     source: str | Path | None = None,
     dtype: Any = None,
+    companions: Mapping[str, bytes] | None = None,
 ) -> tuple[dict[str, Any], DecoderConfig, str]:
     """Writes a pruned model; the folder appears whole or not at all.
 
@@ -54,6 +56,7 @@ def export(
       family: that of the original checkpoint.
       source: the original checkpoint, for its tokeniser and other keys.
       dtype: type of the tensors.
+      companions: as in `checkpoint.hf.save`.
 
     Returns:
       The parameters and configuration as written, and the family they were written as.
@@ -77,6 +80,7 @@ def export(
         source=source,
         dtype=dtype,
         per_layer=kind == "per-layer",
+        companions=companions,
     )
     return params, cfg, family
 

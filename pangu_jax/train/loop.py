@@ -15,7 +15,7 @@ from pangu_jax.checkpoint.store import Store, template
 from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
-from pangu_jax.core.tree import check_finite, flatten
+from pangu_jax.core.tree import check_all_finite
 from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train.metrics import MetricLog, ProgressLine
@@ -195,9 +195,9 @@ def _restore(store: Store, step: int, spec: Any, tx: Any, layout: Layout | None)
     state = abstract_state(spec, tx, layout=layout)
     params = template(abstract(spec), spec, layout)
     params, rest = store.restore(step, params, _on_device(_rest(state), layout))
-    for name, leaf in flatten({"params": params, "rest": rest}).items():
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            check_finite(f"{store.folder / str(step)}: {name}", leaf)
+    where = str(store.folder / str(step))
+    check_all_finite(params, where)
+    check_all_finite(rest, where)
     return TrainState(rest["step"], params, rest["opt_state"])
 
 

@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from pangu_jax.core.config import parse_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 
@@ -68,7 +69,11 @@ class MetricLog:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file, a half-written last one left out."""
+    """The lines of a metrics file, a half-written last one left out.
+
+    Raises:
+      InputError: it cannot be read, or another line is none.
+    """
     return _lines(Path(path))
 
 
@@ -129,14 +134,16 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    lines = []
-    for text in raw.splitlines():
+    lines, texts = [], raw.splitlines()
+    for number, text in enumerate(texts, start=1):
+        where = f"{path} line {number}"
         try:
-            line = json.loads(text)
-            known = type(line["step"]) is int
-        except (ValueError, TypeError, KeyError):
-            break
-        if not known:
-            break
+            line = parse_json(text, where, finite=False)
+            if not isinstance(line, dict) or type(line.get("step")) is not int:
+                raise InputError(f"{where} is no JSON object with a step")
+        except InputError as error:
+            if number == len(texts):
+                break  # a process that was killed left half of it
+            raise InputError(f"{error}; remove that line") from error
         lines.append(line)
     return lines

@@ -187,16 +187,3 @@ def test_what_is_wrong_is_said_in_one_sentence(trained, tmp_path, capsys):
         assert message in error
     assert not (tmp_path / "out.csv").exists()
     assert not (tmp_path / "model").exists()
-
-
-def test_a_damaged_folder_is_named(trained, tmp_path):
-    for part in (trained / "model").iterdir():
-        (tmp_path / part.name).write_bytes(part.read_bytes())
-    (arrays,) = tmp_path.glob("*.safetensors")
-    for path, content, message in (
-        (arrays, b"nothing", "cannot read"),
-        (tmp_path / forecaster.DESCRIPTION, b"{}", "lacks the field 'model'"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(forecast.InputError, match=message):
-            forecaster.load(tmp_path)

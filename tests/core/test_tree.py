@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.tree import check_finite, flatten, map_named, path_name, select
+from pangu_jax.core.tree import (
+    check_all_finite,
+    check_finite,
+    flatten,
+    map_named,
+    path_name,
+    select,
+)
 
 
 @flax.struct.dataclass
@@ -69,3 +76,12 @@ def test_what_is_not_finite_is_named(dtype, value):
     for same in (array, array.T, array[2, -1:], *ours):
         with pytest.raises(InputError, match=r"^file: weight holds NaN or infinity$"):
             check_finite("file: weight", same)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_by_name(value):
+    good = {"a": np.float64(1e300) * np.ones(2), "b": [jnp.ones(3, jnp.bfloat16), jnp.int32(3)]}
+    check_all_finite(good, "x")
+    for bad in (np.array([1, value]), jnp.array([[value, 0]], jnp.bfloat16)):
+        with pytest.raises(InputError, match="x: b/2 holds NaN or infinity"):
+            check_all_finite({**good, "b": [*good["b"], bad]}, "x")

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data import chat_own
 from pangu_jax.data.chat import render
 from pangu_jax.data.chat_own import find_template, own_template
 from pangu_jax.data.tokenizer import ByteTokenizer
@@ -16,7 +17,7 @@ PLAIN = (
     "{{ bos_token }}{% for m in messages %}\n    [{{ m.role }}] {{ m['content'] | trim }}\n"
     "{% endfor %}\n{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-WANT = "    [system] Be <brief>.\n    [user] Hi\n[assistant]"
+WANT = "<s>    [system] Be <brief>.\n    [user] Hi\n[assistant]"
 
 
 def write(folder, source, where="chat_template.jinja"):
@@ -29,7 +30,7 @@ def write(folder, source, where="chat_template.jinja"):
 
 
 @pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
-def test_it_is_found_and_gives_the_text_without_the_begin(where, tmp_path):
+def test_it_is_found_and_gives_the_text_with_its_begin(where, tmp_path):
     write(tmp_path, PLAIN, where)
     assert render(SAID, own_template(tmp_path, BYTES)) == WANT
     assert render(SAID, find_template(tmp_path, BYTES)) == WANT
@@ -72,7 +73,21 @@ HARM = {
     "include": "{% include '/etc/passwd' %}",
     "memory": "{{ 'x' * 10 ** 10 }}",
     "product": "{{ ('x' * 999999) * 999999 }}",
-    "power": "{{ 9 ** 9 ** 9 }}",
+    "power": "{{ 9 ** (9 ** 9) }}",
+    "compiling": "{% if false %}{{ 9 ** (9 ** 9) }}{% endif %}",
+    "products": "{% set x = namespace(n=9) %}{% for i in range(99) %}{% set x.n = x.n * x.n %}"
+    "{% endfor %}",
+    "round": "{{ 1.5 | round(10 ** 9, 'ceil') }}",
+    "formatting": "{{ '%1000000000d' % 1 }}",
+    "center": "{{ 'x'.center(10 ** 10) }}{{ 'x' | center(10 ** 10) }}",
+    "zeros": "{{ 'x'.zfill(10 ** 10) }}",
+    "indent": "{{ 'x\n' | indent(10 ** 10, true) }}",
+    "doubling": "{% set x = namespace(s='xx') %}{% for i in range(99) %}{% set x.s = x.s ~ x.s %}"
+    "{% endfor %}",
+    "much": "{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}",
+    "digits": "{{ %s }}" % ("9" * 5000),
+    "nested": "{% for a in messages %}" * 25 + "{% endfor %}" * 25,
+    "deep": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
     "forever": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "range": "{% for a in range(10 ** 9) %}{% endfor %}",
     "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
@@ -81,14 +96,57 @@ HARM = {
 }
 
 
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch):
+    """About a second of the processor."""
+    monkeypatch.setattr(chat_own, "SECONDS", 0)
+
+
 @pytest.mark.parametrize("kind", HARM)
 def test_what_would_do_harm_is_stopped_with_a_sentence(kind, tmp_path):
     write(tmp_path, HARM[kind])
     begin = time.monotonic()
-    with pytest.raises(InputError, match=r"chat_template\.jinja (ran|tried|cannot)"):
+    with pytest.raises(InputError, match=r"chat_template\.jinja (ran|tried|cannot|is not)") as said:
         render(SAID, own_template(tmp_path, BYTES))
+    assert "\n" not in str(said.value) and len(str(said.value)) < 1000
     assert time.monotonic() - begin < 20
     assert SAID[1] == {"role": "user", "content": "Hi"}
+
+
+def test_a_process_that_was_stopped_is_begun_anew(tmp_path):
+    write(tmp_path, "{% if messages[0].content == 'x' %}" + HARM["forever"] + "{% endif %}ok")
+    template = own_template(tmp_path, BYTES)
+    for _ in range(2):
+        with pytest.raises(InputError, match="ran for too long"):
+            render([{"role": "user", "content": "x"}], template)
+        assert render(SAID, template) == render(SAID, template) == "ok"
+
+
+def test_it_finds_what_transformers_defines(tmp_path):
+    source = (
+        "{% generation %}{% set a = 1 %}{{ messages[1].content }}{% endgeneration %}{{ a }}"
+        "{{ tools is none }}{{ documents is none }}{{ bos_token }}{{ pad_token is defined }}"
+        "{{ mask_token }}{{ {'b': 1, 'a': '<'} | tojson(sort_keys=true, separators=(',', ':')) }}"
+        "{{ strftime_now('%%') }}{% if tools is not none %}tools{% endif %}"
+    )
+    write(tmp_path, source)
+    (tmp_path / "special_tokens_map.json").write_text('{"mask_token": {"content": "<m>"}}')
+    want = 'HiTrueTrue<s>False<m>{"a":"<","b":1}%'
+    assert render(SAID, own_template(tmp_path, BYTES)) == want
+
+
+def test_thinking_tags_are_tokens_or_stand_in_the_template(tmp_path):
+    write(tmp_path, "{% if add_generation_prompt %}<think>\n{% endif %}")
+    assert own_template(tmp_path, BYTES).thinking == ("<think>", "</think>")
+    write(tmp_path, "plain")
+    assert own_template(tmp_path, BYTES).thinking is None
+
+
+def test_in_a_run_of_ours_the_tokeniser_begins_a_dialogue_too(tmp_path):
+    write(tmp_path, "plain")
+    assert own_template(tmp_path, BYTES).whole
+    (tmp_path / "model.json").write_text("{}")
+    assert not own_template(tmp_path, BYTES).whole
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,14 @@ from tokenizers import (
     models,
     normalizers,
     pre_tokenizers,
+    processors,
     trainers,
 )
 
+from pangu_jax.checkpoint import store
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import (
+    RUN,
     ByteTokenizer,
     StreamDecoder,
     check_vocabulary,
@@ -224,20 +227,75 @@ def test_special_ids_come_from_the_files_beside(tmp_path):
     assert load_tokenizer(tmp_path / "t" / "tokenizer.json").boundary == 6
 
 
+def begins(inner, prefix="<s>"):
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{prefix} $A </s>",
+        pair=f"{prefix} $A $B",
+        special_tokens=[("<s>", 1), ("</s>", 2)],
+    )
+    return inner
+
+
+ADDED = {"add_bos_token": True, "bos_token": "<s>"}
+BEGIN = [  # post-processor, tokenizer_config.json, a run of ours, what precedes a prompt
+    (None, {}, False, ()),
+    (None, {"add_bos_token": False, "bos_token": "<s>"}, False, ()),
+    (None, ADDED, False, (1,)),
+    (None, {**ADDED, "bos_token": {"content": "</s>"}}, False, (2,)),
+    (None, {"add_bos_token": True}, False, (1,)),
+    ("<s>", {}, False, (1,)),
+    ("<s>", {"add_bos_token": False}, False, (1,)),  # transformers keeps to the post-processor
+    ("<s> </s>", ADDED, False, (1, 2)),
+    (None, {}, True, (1,)),
+    ("<s> </s>", {"bos_token": "</s>"}, True, (2,)),
+]
+
+
+@pytest.mark.parametrize(("processor", "config", "run", "want"), BEGIN)
+def test_a_prompt_begins_as_the_files_say_and_as_training_did(
+    processor, config, run, want, tmp_path
+):
+    inner = byte_fallback() if processor is None else begins(byte_fallback(), processor)
+    folder = save(tmp_path / "t", inner, tokenizer_config=config)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / RUN).write_text("{}")
+    if run:
+        assert load_tokenizer(folder, checkpoint=tmp_path / "run").begin == want
+        (folder / RUN).write_text("{}")
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.begin == want
+    assert tokenizer.encode("a b")[:1] == [260]
+
+
+def test_qwen_puts_nothing_before_a_prompt(tmp_path):
+    inner = byte_level()
+    inner.post_processor = processors.ByteLevel(trim_offsets=False)
+    config = {"add_bos_token": False, "bos_token": None, "eos_token": "<|endoftext|>"}
+    tokenizer = load_tokenizer(save(tmp_path / "t", inner, tokenizer_config=config))
+    assert (tokenizer.begin, tokenizer.boundary) == ((), 0)
+
+
+def test_the_name_of_a_runs_file_is_the_stores():
+    assert RUN == store.MODEL
+
+
 def test_the_vocabulary_counts_added_tokens_and_gaps(tmp_path):
     inner = byte_fallback()
     size = inner.get_vocab_size()
-    inner.add_tokens(["extra"])
+    inner.add_tokens([AddedToken("extra", normalized=False)])
     tokenizer = load_tokenizer(save(tmp_path / "t", inner))
     assert tokenizer.vocab_size == size + 1
-    check_vocabulary(tokenizer, size + 1)
+    # An id past the model's vocabulary is refused where a text has it, and named.
+    check_vocabulary(tokenizer.encode("a b self"), tokenizer, size)
+    check_vocabulary(tokenizer.encode("a extra"), tokenizer, size + 1)
     with pytest.raises(
-        InputError, match=rf"tokenizer\.json has ids up to {size}, .* at {size - 1}"
+        InputError, match=rf"tokenizer\.json gives 'extra' the id {size}, .* at {size - 1}"
     ):
-        check_vocabulary(tokenizer, size)
-    check_vocabulary(ByteTokenizer(), 264)
-    with pytest.raises(InputError, match="bytes has ids up to 263"):
-        check_vocabulary(ByteTokenizer(), 256)
+        check_vocabulary(tokenizer.encode("a extra"), tokenizer, size)
+    check_vocabulary([], tokenizer, 1)
+    check_vocabulary(np.array([256, 97], np.uint16), ByteTokenizer(), 257)
+    with pytest.raises(InputError, match=r"bytes gives 'a' the id 97, .* at 96"):
+        check_vocabulary(ByteTokenizer().encode("aa"), ByteTokenizer(), 97)
 
 
 def test_the_digest_is_of_the_content_and_not_of_the_place(tmp_path):

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from pangu_jax.core.digest import seal, sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.export import artefact as kept
 from pangu_jax.export import parity, program
 from pangu_jax.export.onnx.write import export
-from pangu_jax.export.run import check, load_inputs, open_runner
+from pangu_jax.export.run import check, open_runner
 
 pytestmark = pytest.mark.onnx
 
@@ -70,7 +71,7 @@ def test_a_changed_manifest_is_refused(folder):
         kept.load(folder)
     values = json.loads(text)
     del values["seal"], values["programs"]
-    path.write_text(json.dumps({**values, "seal": kept._seal(values)}))
+    path.write_text(json.dumps({**values, "seal": seal(values)}))
     with pytest.raises(InputError, match=r"lacks the field 'programs'"):
         kept.load(folder)
     path.unlink()
@@ -120,18 +121,61 @@ def test_only_an_artefact_or_an_empty_folder_is_replaced(folder, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "out"]
 
 
+def again(folder, **fields):
+    """Seals a manifest in which something was changed."""
+    path = folder / kept.MANIFEST
+    values = {**json.loads(path.read_text()), **fields}
+    values.pop("seal")
+    path.write_text(json.dumps({**values, "seal": seal(values)}))
+
+
+def test_a_manifest_names_files_of_its_folder_with_checksums(folder, tmp_path):
+    listed = json.loads((folder / kept.MANIFEST).read_text())["files"]
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    for name in ("../secret", str(secret), "..", ".", ""):
+        again(folder, files={**listed, name: sha256(secret)})
+        with pytest.raises(InputError, match="names a file outside its folder"):
+            kept.load(folder)
+    again(folder, files=listed, weights="../secret")
+    with pytest.raises(InputError, match=r"has no checksum of '../secret', which it uses"):
+        kept.load(folder)
+    again(folder, weights="weights.bin")
+    kept.load(folder)
+    (folder / "weights.bin").rename(tmp_path / "moved")
+    (folder / "weights.bin").symlink_to(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"weights.bin is a link"):
+        kept.load(folder)
+
+
+def test_samples_that_were_sealed_again_are_checked(folder):
+    listed = json.loads((folder / kept.MANIFEST).read_text())["files"]
+    path = folder / kept.SAMPLES
+    raw = path.read_bytes()
+    for content, said in (
+        (raw[: len(raw) // 2], r"cannot read .*samples.npz"),
+        ({"x": np.ones(2)}, r"holds 'x', not program/sample"),
+        ({"back/a/in/x": np.ones(2)}, r"there is no program 'back'"),
+        ({"forward/a/out/y": np.ones(2)}, r"forward lacks the input 'x'"),
+    ):
+        path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)
+        again(folder, files={**listed, kept.SAMPLES: sha256(path)})
+        with pytest.raises(InputError, match=said):
+            check(folder)
+
+
 def test_inputs_are_read_from_plain_npz_only(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, x=np.ones(2))
-    assert load_inputs(path)["x"].shape == (2,)
+    assert kept.load_npz(path)["x"].shape == (2,)
     np.save(tmp_path / "x.npy", np.ones(2))
     for name, said in (("x.npy", "is one array"), ("none.npz", "cannot read"), ("t.npz", "cannot")):
         (tmp_path / "t.npz").write_text("no archive")
         with pytest.raises(InputError, match=said):
-            load_inputs(tmp_path / name)
+            kept.load_npz(tmp_path / name)
     np.savez(tmp_path / "o.npz", x=np.array([{}], object))
     with pytest.raises(InputError, match=r"cannot read"):
-        load_inputs(tmp_path / "o.npz")
+        kept.load_npz(tmp_path / "o.npz")
 
 
 def test_parity_counts_the_worst_and_refuses_above_the_tolerance():
@@ -146,8 +190,13 @@ def test_parity_counts_the_worst_and_refuses_above_the_tolerance():
         parity.require(rows.values(), 0.05)
     assert parity.errors(np.array([1, 2]), np.array([1, 3])) == (np.inf, np.inf)
     nan = np.array([np.nan, 1.0])
-    assert parity.errors(nan, nan) == (0, 0)
-    assert parity.errors(np.zeros(2), nan)[1] == np.inf
+    assert parity.errors(nan, nan) == (np.inf, np.inf)  # else a model of NaN has error 0
+    assert parity.errors(np.zeros(2), nan)[1] == parity.errors(nan, np.zeros(2))[1] == np.inf
+    masked = np.array([-np.inf, 1.0])
+    assert parity.errors(masked, masked) == (0, 0) and parity.errors(masked, -masked)[1] == np.inf
+    with pytest.raises(InputError, match="x on the s sample in NaN, an infinity or a whole number"):
+        bad = parity.compare("p", "s", {"x": nan, "y": masked}, {"x": nan, "y": masked})
+        parity.require([*bad, parity.Row("p", "s", "z", 0.1, 0.1)], 0.2)
     assert parity.errors(np.zeros(2), np.ones(2))[1] == np.inf
     with pytest.raises(InputError, match=r"nothing|tolerance"):
         parity.require([parity.Row("p", "s", "x", 0.0, float("nan"))], 1.0)

@@ -243,7 +243,8 @@ def test_a_real_model_tells_the_same_story(tmp_path, data_dir):
     folder.mkdir()
     exported(params, cfg, folder, batch=1, profiles=(16,), slots=128)
     (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
-    text = without_jax(folder, "Once upon a time", "--max-new", 60)
+    ids = ["--bos", 1, "--stop", 1, 2]
+    text = without_jax(folder, "Once upon a time", "--max-new", 60, *ids)
     assert text.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play"
     )

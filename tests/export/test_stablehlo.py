@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.core.digest import seal
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target, targeting
 from pangu_jax.core.spec import is_spec
@@ -113,7 +114,7 @@ def changed(folder, tmp_path, **fields):
     values = json.loads((copy / kept.MANIFEST).read_text())
     del values["seal"]
     values |= fields
-    (copy / kept.MANIFEST).write_text(json.dumps({**values, "seal": kept._seal(values)}))
+    (copy / kept.MANIFEST).write_text(json.dumps({**values, "seal": seal(values)}))
     return copy
 
 

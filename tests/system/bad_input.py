@@ -391,10 +391,11 @@ def tokenizer_with_more_ids_than_the_model(make):
     vocab = {"<s>": 0, **{f"w{i}": i for i in range(1, 300)}}
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "<s>"}
     path = make.text(json.dumps({"version": "1.0", "model": model}), "tokenizer.json")
-    yield [*generate(LLAMA), "--tokenizer", str(path)], "has ids up to 299.*vocabulary ends at"
-    yield [*generate(LLAMA), "--tokenizer", "bytes"], "has ids up to 263.*vocabulary ends at"
+    words = ["--prompt", "w299", "--tokenizer", str(path)]
+    yield [*generate(LLAMA), *words], "gives 'w299' the id 299.*vocabulary ends at"
+    yield [*generate(LLAMA), "--tokenizer", "bytes"], "gives 'boundary' the id 256.*vocabulary ends"
     more = ["--init", str(LLAMA), "--tokenizer", str(path)]
-    yield make.train(make.text("text"), *more), "has ids up to 299"
+    yield make.train(make.text("w299"), *more), "gives 'w299' the id 299"
 
 
 @kind

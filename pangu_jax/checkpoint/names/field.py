@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.decoder import MOST_LAYERS, DecoderConfig
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig
@@ -36,6 +37,7 @@ UNDERSTOOD = [
     "num_hidden_layers",
     "num_key_value_heads",
     "num_local_experts",
+    "original_max_position_embeddings",
     "partial_rotary_factor",
     "per_layer_config",
     "rms_norm_eps",
@@ -48,8 +50,8 @@ UNDERSTOOD = [
     "vocab_size",
 ]
 
-# Options that change the model and that no family here has.
-_ABSENT = ("quantization_config", "sandwich_norm", "param_sink_number")
+# Options that change the model and that no family here has, or name other files.
+_ABSENT = ("quantization_config", "sandwich_norm", "param_sink_number", "transformers_weights")
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
@@ -58,7 +60,7 @@ def read(config: Config, name: str, kind: Any, default: Any = REQUIRED) -> Any:
     """The value of one key; null counts as absent.
 
     Raises:
-      InputError: it is absent without a default, or of another kind.
+      InputError: it is absent without a default, of another kind, or greater than makes sense.
     """
     value = config.get(name)
     if value is None:
@@ -71,6 +73,9 @@ def read(config: Config, name: str, kind: Any, default: Any = REQUIRED) -> Any:
         raise InputError(f"{name} must be a finite number, got {value}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{name} must be {_KINDS[kind]}, got {value!r:.40}")
+    if kind is int:  # here, before anything is made in that number
+        most = MOST_LAYERS if name == "num_hidden_layers" else 2**31 - 1
+        check_size(name, value, least=-(2**31), most=most)
     return value
 
 
@@ -147,9 +152,19 @@ def read_rope(config: Config, theta: Any, length: int) -> RopeConfig:
       length: the longest context, which Llama-3 scaling falls back to.
 
     Raises:
-      InputError: another scaling than none or llama3, or a partial rotation.
+      InputError: another scaling than none or llama3, a partial rotation, or the two disagree.
     """
-    key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    keys = [key for key in ("rope_scaling", "rope_parameters") if config.get(key)]
+    found = [_read_rope(config, key, theta, length) for key in keys or ["rope_parameters"]]
+    if found[0] != found[-1]:
+        raise InputError(
+            f"rope_scaling and rope_parameters disagree: {found[0]} and {found[-1]}; transformers "
+            "takes rope_scaling and forgets the other, its rope_theta too; keep one of them"
+        )
+    return found[0]
+
+
+def _read_rope(config: Config, key: str, theta: Any, length: int) -> RopeConfig:
     rope = read(config, key, dict, {})
     theta = read(rope, "rope_theta", float, None) or read(config, "rope_theta", float, theta)
     for holder in (rope, config):
@@ -159,11 +174,13 @@ def read_rope(config: Config, theta: Any, length: int) -> RopeConfig:
     if any(isinstance(value, dict) for value in rope.values()):
         raise InputError(f"{key} differs between kinds of layers, which is not supported")
     if kind not in ("default", "llama3"):
-        raise InputError(f"{key} of type {kind!r} is not supported; default and llama3 are")
+        raise InputError(f"{key} of type {kind!r:.40} is not supported; default and llama3 are")
     if kind == "default":
         return RopeConfig(theta)
     factors = [read(rope, f, float) for f in ("factor", "low_freq_factor", "high_freq_factor")]
-    original = read(rope, "original_max_position_embeddings", int, length)
+    # Beside the others it comes first, as in transformers.
+    name = "original_max_position_embeddings"
+    original = read(config, name, int, None) or read(rope, name, int, length)
     return RopeConfig(theta, Llama3Scaling(*factors, original))
 
 

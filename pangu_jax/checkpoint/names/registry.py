@@ -44,7 +44,8 @@ def recognise(config: dict[str, Any]) -> Family:
     """
     names = config.get("architectures")
     known = {family.architecture: family for family in FAMILIES.values()}
-    if not isinstance(names, list) or not names:
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or not names:
         found = "nothing" if names is None else repr(names)[:60]
         raise InputError(f"architectures must name one of {', '.join(known)}; got {found}")
     for name in names:

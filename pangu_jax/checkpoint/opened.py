@@ -1,0 +1,190 @@
+"""A Hugging Face folder whose configuration and tensors have been brought together."""
+
+import dataclasses
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.checkpoint import archive
+from pangu_jax.checkpoint.archive import DTYPES, Stored
+from pangu_jax.checkpoint.keys import CONFIG, read_config
+from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.checkpoint.piece import Piece, pieces
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.tree import check_finite, map_named
+from pangu_jax.models import decoder
+from pangu_jax.models.decoder import DecoderConfig
+
+EMBEDDING, HEAD = "embed/table", "head/kernel"
+PREFIX = "model."
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a folder holds, by its headers.
+
+    Attributes:
+      cfg: the model; untied where the tensors say so, whatever config.json says.
+      family: whose names the tensors have.
+      stored: the tensors that are there, by the family's names.
+    """
+
+    cfg: DecoderConfig
+    family: Family
+    stored: dict[str, Stored]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A leaf of the parameters that stays in its file until a part of it is asked for.
+
+    Attributes:
+      shape: of the leaf.
+      parts: its pieces, by their place in it.
+      stored: the tensors.
+    """
+
+    shape: tuple[int, ...]
+    parts: dict[tuple[int, ...], Piece]
+    stored: dict[str, Stored]
+
+    def at(self, index: tuple[int, ...]) -> np.ndarray:
+        """What lies at leading indices: a view of the mapped file, whose values are finite."""
+        piece = self._piece(index)
+        array = piece.to_leaf(read(self.stored[piece.tensor], piece.tensor))
+        return array[index[len(piece.at) :]]
+
+    def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
+        """The type of what lies there."""
+        return DTYPES[self.stored[self._piece(index).tensor].dtype]
+
+    def _piece(self, index: tuple[int, ...]) -> Piece:
+        """The piece that holds it; fused tensors hold more than is asked for."""
+        leads = (index[:n] for n in range(len(index) + 1))
+        return self.parts[next(lead for lead in leads if lead in self.parts)]
+
+
+def survey(folder: str | Path) -> Opened:
+    """Reads config.json and headers; where they differ on the head, the tensors are compared.
+
+    As in transformers, the prefix "model." may be missing, and a head beside a tied embedding is
+    tied where both are equal.
+
+    Raises:
+      InputError: either cannot be read.
+    """
+    cfg, name = read_config(folder)
+    family = named(name)
+    stored = _prefixed(archive.find(folder), family)
+    return Opened(_settle_tie(cfg, family, stored, folder), family, stored)
+
+
+def place(opened: Opened, folder: str | Path) -> dict[str, list[Piece]]:
+    """Which tensor goes where, once every tensor is found to fit.
+
+    Raises:
+      InputError: a tensor is missing, surplus, of the wrong shape or type; names it and its file.
+    """
+    stored = opened.stored
+    places = pieces(opened.cfg, opened.family, stored)
+    used = set()
+    for path, parts in places.items():
+        for piece in parts:
+            if piece.tensor not in stored:
+                raise InputError(f"{folder} lacks the tensor {piece.tensor} (for {path})")
+            _check_one(piece, stored[piece.tensor])
+            used.add(piece.tensor)
+    for name, found in stored.items():
+        skipped = any(re.fullmatch(pattern, name) for pattern in opened.family.skipped)
+        if name not in used and not skipped:
+            raise InputError(f"{found.file}: {name} is a tensor that {CONFIG} has no use for")
+    return places
+
+
+def view(folder: str | Path) -> tuple[dict[str, Any], DecoderConfig]:
+    """A checkpoint as a tree of `Leaf`: what `hf.save` can write without it being in memory.
+
+    Raises:
+      InputError: see `place`.
+    """
+    opened = survey(folder)
+    places = place(opened, folder)
+
+    def leaf(name: str, spec: Any) -> Leaf:
+        return Leaf(spec.shape, {piece.at: piece for piece in places[name]}, opened.stored)
+
+    return map_named(leaf, decoder.spec(opened.cfg)), opened.cfg
+
+
+def read(stored: Stored, name: str) -> np.ndarray:
+    """A tensor as a view of the mapped file.
+
+    Raises:
+      InputError: it holds NaN or infinity.
+    """
+    array = archive.view(stored)
+    check_finite(f"{stored.file}: {name}", array)
+    return array
+
+
+def _check_one(piece: Piece, found: Stored) -> None:
+    if found.shape != piece.shape:
+        raise InputError(
+            f"{found.file}: {piece.tensor} has shape {found.shape}, {CONFIG} says {piece.shape}"
+        )
+    if found.dtype not in DTYPES:
+        raise InputError(
+            f"{found.file}: {piece.tensor} has type {found.dtype}, "
+            f"only {', '.join(DTYPES)} can be read"
+        )
+
+
+def _prefixed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
+    """The tensors under their full names: those of a bare model, without head, lack the prefix."""
+    tensors = [name for name in family.tensors.values() if name.startswith(PREFIX)]
+    roots = tuple({name.split(".")[1] + "." for name in tensors})
+    found: dict[str, Stored] = {}
+    for name, where in stored.items():
+        full = PREFIX + name if name.startswith(roots) else name
+        if full in stored and full != name:
+            raise InputError(f"{where.file}: {name} is there both with and without {PREFIX}")
+        found[full] = where
+    return found
+
+
+def _settle_tie(
+    cfg: DecoderConfig, family: Family, stored: dict[str, Stored], folder: str | Path
+) -> DecoderConfig:
+    """Removes a head that repeats a tied embedding; one that differs unties the model."""
+    embedding, head = family.tensors[EMBEDDING], family.tensors[HEAD]
+    if not cfg.tied or head not in stored:
+        return cfg
+    if embedding not in stored:
+        stored[embedding] = stored.pop(head)
+        return cfg
+    if _equal(stored[embedding], stored[head]):
+        del stored[head]
+        return cfg
+    logging.getLogger(__name__).warning(
+        "note: %s ties %s to %s, but they differ in the file, so they are not tied",
+        Path(folder) / CONFIG,
+        head,
+        embedding,
+    )
+    return dataclasses.replace(cfg, tied=False)
+
+
+def _equal(a: Stored, b: Stored) -> bool:
+    """Whether two tensors have the same values, whatever their types."""
+    if a.shape != b.shape or not a.shape or not {a.dtype, b.dtype} <= DTYPES.keys():
+        return False
+    one, two = archive.view(a), archive.view(b)
+    rows = max(1, 2**20 // max(1, int(np.prod(a.shape[1:]))))
+    return all(
+        np.array_equal(one[i : i + rows].astype(np.float32), two[i : i + rows].astype(np.float32))
+        for i in range(0, len(one), rows)
+    )

@@ -1,0 +1,57 @@
+"""How far a command is: bars on a terminal; elsewhere, such as in a log, a line now and then."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+EVERY_S = 10.0
+
+Show = Callable[..., None]
+
+
+@contextlib.contextmanager
+def progress(every_s: float = EVERY_S) -> Iterator[Show]:
+    """Gives `show(what, done, total=None, text="")`; all of it goes to stderr.
+
+    `what` names a piece of work, which has a bar of its own; `text` says more about its state. A
+    line is written every so many seconds, and when a piece is done that had one; none of what takes
+    less.
+    """
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _Lines(every_s).show
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    rest = (TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+    with Progress(*columns, *rest, console=console, transient=True) as bar:
+        tasks = {}
+
+        def show(what: str, done: int, total: int | None = None, text: str = "") -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total, text=text)
+            bar.update(tasks[what], completed=done, total=total, text=text)
+
+        yield show
+
+
+class _Lines:
+    def __init__(self, every_s: float):
+        self._every, self._last = every_s, time.monotonic()
+        self._began: dict[str, float] = {}
+        self._said: set[str] = set()
+
+    def show(self, what: str, done: int, total: int | None = None, text: str = "") -> None:
+        now = time.monotonic()
+        began = self._began.setdefault(what, now)
+        if now - self._last < self._every and not (done == total and what in self._said):
+            return
+        self._last = now
+        self._said.add(what)
+        line = f"{what} {done:,}" + (f"/{total:,}" if total is not None else "")
+        if total is not None and 0 < done < total:
+            line += f"  {(now - began) / done * (total - done):.0f} s left"
+        print(f"{line}  {text}".rstrip(), file=sys.stderr, flush=True)

@@ -1,0 +1,264 @@
+"""The kinds of files that a user hands over or the library keeps."""
+
+import gzip
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.checkpoint import forecaster, hf, store
+from pangu_jax.core.cells import open_results, save_results
+from pangu_jax.core.spec import is_spec
+from pangu_jax.core.tree import flatten
+from pangu_jax.data.chat import render
+from pangu_jax.data.chat_own import own_template
+from pangu_jax.data.series import CsvFormat, read_csv
+from pangu_jax.data.text import documents
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
+from pangu_jax.export import artefact, program, run, stablehlo
+from pangu_jax.models import decoder, timepro
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.pruning import axes
+from pangu_jax.pruning import plan as plans
+from pangu_jax.train.metrics import read_metrics
+
+from . import change
+from .read import Kind
+
+LLAMA = Path(__file__).parents[2] / "golden" / "llama2"
+SAID = [{"role": "user", "content": "Hi"}]
+KINDS: dict[str, Kind] = {}
+
+
+def digest(tree) -> str:
+    """A hash of the arrays of a tree."""
+    found = hashlib.sha256()
+    for name, leaf in sorted(flatten(tree).items()):
+        found.update(name.encode() + np.asarray(leaf).tobytes())
+    return found.hexdigest()
+
+
+def checkpoint(folder: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(LLAMA / name, folder / name)
+
+
+def load_checkpoint(folder: Path) -> str:
+    params, cfg = hf.load(folder)
+    return digest(params) + repr(cfg)
+
+
+def sharded(folder: Path) -> None:
+    params, cfg = hf.load(LLAMA)
+    folder.rmdir()
+    hf.save(params, cfg, folder, family="llama", max_shard_bytes=20_000)
+
+
+KINDS["weights"] = Kind(
+    checkpoint, load_checkpoint, ("model.safetensors",), change.header_of_tensors
+)
+KINDS["config"] = Kind(checkpoint, load_checkpoint, ("config.json",), change.any_json)
+KINDS["shards"] = Kind(sharded, load_checkpoint, ("*.index.json",), change.any_json)
+
+
+def small_run(folder: Path) -> None:
+    layer = LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8))
+    cfg = decoder.DecoderConfig(264, 8, (layer,), max_length=400)
+    params = random_leaves(decoder.spec(cfg))
+    store.save_model(cfg, folder)
+    with store.Store(folder) as checkpoints:
+        checkpoints.save(1, params, {"step": jnp.int32(1)})
+
+
+def random_leaves(spec):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape), jnp.float32), spec, is_leaf=is_spec
+    )
+
+
+def load_run(folder: Path) -> str:
+    return digest(store.restore_params(folder)[0])
+
+
+KINDS["run"] = Kind(small_run, load_run, ("checkpoints/**/*",), change.by_ending, sealed=True)
+KINDS["run_model"] = Kind(small_run, load_run, ("model.json",), change.any_json)
+
+
+def small_forecaster(folder: Path) -> None:
+    model = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
+    params = jax.device_get(random_leaves(timepro.spec(model)))
+    cfg = forecaster.ForecasterConfig(
+        model=model, names=("a", "b"), mean=(1.0, 2.0), deviation=(1.0, 3.0), step_count=3600,
+        step_unit="s", month_end=False, seeds=(0,), coverage=0.9, measured_coverage=0.9,
+        trained_on="load.csv",
+    )  # fmt: skip
+    forecaster.save(forecaster.Forecaster(cfg, [params], np.ones((4, 2))), folder)
+
+
+def load_forecaster(folder: Path) -> str:
+    found = forecaster.load(folder)
+    return digest([found.params, found.half_width]) + repr(found.cfg)
+
+
+KINDS["forecaster"] = Kind(small_forecaster, load_forecaster, ("*",), change.by_ending, sealed=True)
+
+
+def small_artefact(folder: Path) -> None:
+    params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    inputs = {"x": np.ones((1, 2), np.float32)}
+    bundle = program.single(lambda p, x: {"y": x @ p["w"]}, params, inputs)
+    folder.rmdir()
+    with artefact.new_folder(folder) as new:
+        stablehlo.export(bundle, new, platforms=("cpu",))
+
+
+def run_artefact(folder: Path) -> str:
+    _, rows = run.check(folder)
+    return repr([(row.output, row.relative) for row in rows])
+
+
+KINDS["artefact"] = Kind(small_artefact, run_artefact, ("*",), change.by_ending, sealed=True)
+KINDS["inputs"] = Kind(
+    lambda folder: np.savez(folder / "inputs.npz", x=np.ones((3, 4)), y=np.arange(5)),
+    lambda folder: digest(artefact.load_npz(folder / "inputs.npz")),
+    ("inputs.npz",),
+    change.any_bytes,
+)
+
+
+TOKENIZER = {
+    "version": "1.0",
+    "added_tokens": [
+        {"id": i, "content": name, "special": True, "single_word": False, "lstrip": False,
+         "rstrip": False, "normalized": False}
+        for i, name in enumerate(("<s>", "</s>"))
+    ],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                      "use_regex": True},
+    "post_processor": None,
+    "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                "use_regex": True},
+    "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4, "\u0120": 5},
+              "merges": [["a", "b"]]},
+}  # fmt: skip
+TOKENIZER_CONFIG = {
+    "bos_token": "<s>",
+    "eos_token": {"content": "</s>"},
+    "add_bos_token": True,
+    "chat_template": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
+}
+
+
+def tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    (folder / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": [1]}')
+
+
+def use_tokenizer(folder: Path) -> str:
+    found = load_tokenizer(folder)
+    ids = found.encode("ab ba abba")
+    return repr((ids, found.decode(ids), found.boundary, found.eos_ids))
+
+
+def use_template(folder: Path) -> str:
+    found = own_template(folder, ByteTokenizer())
+    return "" if found is None else render(SAID, found)
+
+
+def template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text(TOKENIZER_CONFIG["chat_template"])
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+
+
+KINDS["tokenizer"] = Kind(tokenizer, use_tokenizer, ("*.json",), change.any_json)
+KINDS["tokenizer_config"] = Kind(
+    tokenizer, use_template, ("tokenizer_config.json",), change.any_json
+)
+KINDS["template"] = Kind(template, use_template, ("*.jinja",), change.any_template)
+
+
+def wide(folder: Path) -> None:
+    lines = [f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i},{i % 7}.5" for i in range(60)]
+    (folder / "a.csv").write_text("\n".join(["time,load,oil", *lines]) + "\n")
+
+
+def monthly(folder: Path) -> None:
+    lines = [f"{2000 + i // 12}-{1 + i % 12:02d}-28,{n},{i}" for i in range(30) for n in "ab"]
+    (folder / "a.csv").write_text("\n".join(["ds,unique_id,y", *lines]) + "\n")
+
+
+def table(layout: CsvFormat):
+    def read(folder: Path) -> str:
+        found = read_csv(folder / "a.csv", layout)
+        assert np.isfinite(found.values).all() and len(found.values) == len(found.times)
+        assert len(found.values) < 10_000
+        return repr((found.values.tolist(), found.times.tolist(), found.step))
+
+    return read
+
+
+LONG = {"id": "unique_id", "value": "y"}
+for name, make, options in (("csv", wide, {}), ("csv_long", monthly, LONG)):
+    for repair in (False, True):
+        read = table(CsvFormat(repair=repair, **options))
+        KINDS[name + ("_repaired" if repair else "")] = Kind(make, read, ("a.csv",), change.any_csv)
+
+
+LINES = "".join(json.dumps({"text": f"line {i} of the file"}) + "\n" for i in range(5))
+
+
+def texts(folder: Path) -> None:
+    (folder / "a.jsonl").write_text(LINES)
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(LINES.encode(), mtime=0))
+    (folder / "c.txt").write_text("plain text, é\n")
+
+
+KINDS["texts"] = Kind(
+    texts, lambda folder: repr([d.text for d in documents(str(folder))]), ("*",), change.by_ending
+)
+
+
+def metrics(folder: Path) -> None:
+    lines = [json.dumps({"step": i, "loss": 1.0 / i}) for i in range(1, 9)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def read_lines(folder: Path) -> str:
+    return repr(read_metrics(folder / "metrics.jsonl"))
+
+
+KINDS["metrics"] = Kind(metrics, read_lines, ("metrics.jsonl",), change.any_bytes)
+
+
+def plan(folder: Path) -> None:
+    layers = (plans.LayerPlan(0, (0, 1), ((0,), (0,)), (0, 2, 3)),)
+    sizes = (axes.Sizes(2, 1, 4),)
+    plans.save(plans.Plan(layers, (0, 1), 2, sizes), folder / "plan.json")
+
+
+KINDS["plan"] = Kind(
+    plan, lambda folder: repr(plans.load(folder / "plan.json")), ("plan.json",), change.any_json
+)
+
+
+def cells(folder: Path) -> None:
+    open_results(folder, {"seed": 3})
+    save_results(folder, {"dense": {"loss": 1.5}})
+
+
+KINDS["cells"] = Kind(
+    cells,
+    lambda folder: repr(open_results(folder, {"seed": 3})),
+    ("config.json", "results.json"),
+    change.any_json,
+)
