@@ -1,5 +1,6 @@
 """Hugging Face folders: bitwise there and back, placed by layout, and refused by name."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -22,6 +23,7 @@ from pangu_jax.sharding.rules import preset
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 TENSORS = "model.safetensors"
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def tensors(folder):
@@ -195,6 +197,30 @@ def test_tensors_of_no_use_that_old_files_have_are_passed_over(tmp_path):
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
         ("pangu_pro_moe", {"num_experts": 14}, "must divide the 14 experts"),
         ("llama2", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama2", {"transformers_weights": "other.safetensors"}, "transformers_weights"),
+        ("llama2", {"architectures": [[]]}, "architectures must name one"),
+        ("llama2", {"architectures": [None, "LlamaForCausalLM"]}, "architectures must name one"),
+        ("llama2", {"num_hidden_layers": 10**8}, "num_hidden_layers must be at most 10,000"),
+        ("pangu_pro_moe", {"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10,000"),
+        ("qwen3_moe", {"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 10,000"),
+        ("qwen3_moe", {"num_hidden_layers": 9999, "num_experts": 2**20}, "number of experts"),
+        ("llama2", {"hidden_size": 2**40}, "hidden_size must be at most 2,147,483,647"),
+        ("llama2", {"rope_parameters": {"rope_theta": 10**400}}, "a number of 401 digits"),
+        ("llama2", {"unread": 10**400}, "a number of 401 digits"),
+        ("llama2", {"unread": [float("nan")]}, "the number NaN, which is not finite"),
+        ("llama2", {"per_layer_config": {"²": {}}}, "per_layer_config names layer '²' of 2"),
+        (
+            "llama2",
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "rope_scaling of type 'yarn'",
+        ),
+        ("llama2", {"rope_scaling": {"type": "linear"}}, "rope_scaling of type 'linear'"),
+        (
+            "llama2",
+            {"rope_scaling": LLAMA3},
+            "rope_parameters disagree: .*; keep one",
+        ),
+        ("llama3", {"rope_scaling": {"rope_theta": 1.0}}, "rope_scaling and rope_parameters disag"),
     ],
 )
 def test_configurations_that_cannot_be_run_are_refused_by_name(case, config, words, tmp_path):
@@ -225,3 +251,152 @@ def test_the_published_sizes_go_through_a_config_file(tmp_path):
     cfg, _ = hf.read_config(tmp_path)
     assert decoder.count(decoder.spec(cfg)) == 71_988_781_056
     assert decoder.count_active(cfg) == 16_498_139_136
+
+
+def test_rope_parameters_and_rope_scaling_that_agree_are_read(tmp_path):
+    keys = json.loads((GOLDEN / "llama3" / "config.json").read_text())
+    folder = copied("llama3", tmp_path, config={"rope_scaling": keys["rope_parameters"]})
+    assert hf.read_config(folder) == hf.read_config(GOLDEN / "llama3")
+
+
+def test_the_original_length_beside_the_others_comes_first(tmp_path):
+    folder = copied("llama3", tmp_path, config={"original_max_position_embeddings": 77})
+    cfg, _ = hf.read_config(folder)
+    assert cfg.rope.scaling.original_length == 77
+    other = dataclasses.replace(cfg, norm_eps=1e-3)  # so that the keys are written anew
+    hf.save(hf.view(folder)[0], other, tmp_path / "out", family="llama", source=folder)
+    assert hf.read_config(tmp_path / "out")[0] == other
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    path = copied("llama2", tmp_path) / "config.json"
+    path.write_text(path.read_text().replace("{", '{"rms_norm_eps": 1e-5,', 1))
+    with pytest.raises(InputError, match=r"config\.json names 'rms_norm_eps' twice"):
+        hf.read_config(path.parent)
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def _head(factor, dtype=None):
+    def add(found):
+        head = found[EMBEDDING] * np.asarray(factor, found[EMBEDDING].dtype)
+        found[HEAD] = head.astype(dtype or head.dtype)
+
+    return add
+
+
+def test_a_head_that_repeats_the_embedding_is_tied(tmp_path, caplog):
+    folder = copied("qwen3", tmp_path, change=_head(1))
+    opened = hf.survey(folder)
+    assert opened.cfg == hf.read_config(GOLDEN / "qwen3")[0] and opened.cfg.tied
+    assert HEAD not in opened.stored and not caplog.messages
+
+
+def test_a_head_that_differs_unties_the_model_and_says_so(tmp_path, caplog):
+    folder = copied("qwen3", tmp_path, change=_head(2))
+    params, cfg = hf.load(folder)
+    assert not cfg.tied
+    want = load_file(folder / TENSORS)
+    np.testing.assert_array_equal(params["head"]["kernel"], want[HEAD].T)
+    (message,) = set(caplog.messages)
+    assert message.startswith("note: ") and HEAD in message and "not tied" in message
+    hf.save(*hf.view(folder), tmp_path / "out", family="qwen3", source=folder)
+    same_bits(tensors(tmp_path / "out"), want)
+    assert hf.read_config(tmp_path / "out")[0] == cfg
+
+
+@pytest.mark.parametrize("rest", ["shape", "type"])
+def test_a_head_beside_a_tied_embedding_that_cannot_be_is_named(rest, tmp_path, caplog):
+    def add(found):
+        shape = found[EMBEDDING].shape
+        found[HEAD] = np.zeros((3, 2), np.float32) if rest == "shape" else np.zeros(shape, np.int8)
+
+    with pytest.raises(InputError, match=rf"lm_head\.weight has {rest}"):
+        hf.view(copied("qwen3", tmp_path, change=add))
+
+
+def test_a_tied_model_may_have_its_table_under_the_name_of_the_head(tmp_path):
+    folder = copied(
+        "qwen3", tmp_path, change=lambda found: found.update({HEAD: found.pop(EMBEDDING)})
+    )
+    hf.save(*hf.view(folder), tmp_path / "out", family="qwen3", source=folder)
+    same_bits(tensors(tmp_path / "out"), tensors(GOLDEN / "qwen3"))
+
+
+def test_the_prefix_of_names_may_be_missing(tmp_path):
+    def strip(found):
+        for name in list(found):
+            found[name.removeprefix("model.")] = found.pop(name)
+
+    for case in ("qwen3", "pangu_pro_moe"):
+        folder = copied(case, tmp_path / case, change=strip)
+        params, cfg = hf.view(folder)
+        hf.save(params, cfg, tmp_path / case / "out", family=hf.read_config(folder)[1])
+        same_bits(tensors(tmp_path / case / "out"), tensors(GOLDEN / case))
+    both = copied("qwen3", tmp_path, change=_set("norm.weight", np.ones(32, np.float32)))
+    with pytest.raises(InputError, match=r"norm\.weight is there both with and without model\."):
+        hf.view(both)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("case", ["llama2", "qwen3_moe_fused"])
+def test_what_is_not_finite_is_named_with_its_file(case, value, tmp_path):
+    part = "mlp.down_proj.weight" if case == "llama2" else "mlp.experts.down_proj"
+    name = f"model.layers.0.{part}"
+
+    def spoil(found):
+        found[name].reshape(-1)[-1] = value
+
+    folder = copied(case, tmp_path, change=spoil)
+    message = rf"model\.safetensors: {name} holds NaN or infinity"
+    with pytest.raises(InputError, match=message):
+        hf.load(folder)
+    params, cfg = hf.view(folder)
+    with pytest.raises(InputError, match=message):
+        hf.save(params, cfg, tmp_path / "out", family=hf.read_config(folder)[1])
+    assert [p.name for p in tmp_path.iterdir()] == ["changed"]
+
+
+def test_values_of_ours_that_are_not_finite_are_not_saved(tmp_path):
+    params, cfg = hf.load(GOLDEN / "llama2")
+    params["norm"]["scale"] = params["norm"]["scale"].at[0].set(jnp.nan)
+    with pytest.raises(InputError, match=r"^model\.norm\.weight holds NaN or infinity"):
+        hf.save(params, cfg, tmp_path / "out", family="llama")
+
+
+def test_loading_in_a_narrower_type_never_overflows(tmp_path):
+    folder = copied(
+        "llama2", tmp_path, change=_set("model.norm.weight", np.full(32, 1e6, np.float32))
+    )
+    with pytest.raises(
+        InputError, match=r"model\.norm\.weight has values beyond the range of float16"
+    ):
+        hf.load(folder, dtype="float16")
+
+
+def test_mixed_types_are_kept_one_by_one_or_made_one(tmp_path):
+    kinds = [np.float32, np.float16, ml_dtypes.bfloat16]
+
+    def mix(found):
+        for i, name in enumerate(sorted(found)):
+            found[name] = found[name].astype(kinds[i % 3])
+
+    folder = copied("llama2", tmp_path, change=mix)
+    for dtype in (None, "bfloat16"):
+        out = tmp_path / str(dtype)
+        hf.save(*hf.view(folder), out, family="llama", dtype=dtype, source=folder)
+        want = tensors(folder)
+        want = want if dtype is None else {n: x.astype(dtype) for n, x in want.items()}
+        same_bits(tensors(out), want)
+
+
+def test_code_that_is_not_copied_is_not_named(tmp_path):
+    auto = {"auto_map": {"AutoConfig": "configuration_x.XConfig"}}
+    folder = copied("pangu_embedded", tmp_path, config=auto)
+    (folder / "configuration_x.py").write_text("raise SystemExit")
+    params, cfg = hf.view(folder)
+    for family in ("pangu-embedded", "llama"):
+        hf.save(params, cfg, tmp_path / family, family=family, source=folder)
+        keys = json.loads((tmp_path / family / "config.json").read_text())
+        assert "auto_map" not in keys and not list((tmp_path / family).glob("*.py"))

@@ -1,11 +1,17 @@
 """`pangu-jax convert`: run folders and checkpoints become folders that other libraries load."""
 
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
@@ -70,3 +76,112 @@ def test_what_cannot_be_expressed_is_one_sentence_and_leaves_nothing(tmp_path, c
     (line,) = capsys.readouterr().err.splitlines()
     assert "qk_norm" in line
     assert not (tmp_path / "out").exists()
+
+
+def changed(tmp_path, case="llama2", *, config=None, **tensors):
+    """A copy of a golden folder with other keys and tensors."""
+    folder = tmp_path / "source"
+    shutil.copytree(GOLDEN / case, folder)
+    keys = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**keys, **(config or {})}))
+    found = load_file(folder / "model.safetensors")
+    save_file({**found, **tensors}, folder / "model.safetensors")
+    return folder
+
+
+def test_mixed_types_become_the_one_that_is_asked_for(tmp_path, capsys):
+    norm = np.ones(32, ml_dtypes.bfloat16)
+    folder = changed(tmp_path, **{"model.layers.1.input_layernorm.weight": norm})
+    assert call(folder, tmp_path / "out", "--dtype", "bfloat16") == 0
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert {array.dtype.name for array in found.values()} == {"bfloat16"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, capsys):
+    folder = changed(tmp_path, **{"model.norm.weight": np.full(32, np.nan, np.float32)})
+    assert call(folder, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "model.safetensors: model.norm.weight holds NaN or infinity" in line
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+def test_code_that_is_left_behind_is_said(tmp_path, capsys):
+    auto = {"auto_map": {"AutoConfig": "configuration_x.XConfig"}}
+    folder = changed(tmp_path, "pangu_embedded", config=auto)
+    assert call(folder, tmp_path / "out") == 0
+    assert "(auto_map), which is not copied" in capsys.readouterr().err
+    assert "auto_map" not in (tmp_path / "out" / "config.json").read_text()
+
+
+KILLED = """
+import os, sys
+from pangu_jax.checkpoint import archive
+from pangu_jax.cli.main import main
+archive.header = lambda path: os._exit(9) if ".out." in str(path) else real(path)
+"""
+
+
+def test_what_a_killed_convert_left_is_cleared_by_the_next(tmp_path, capsys):
+    code = "from pangu_jax.checkpoint.archive import header as real\n" + KILLED
+    code += f"main(['convert', {str(GOLDEN / 'llama2')!r}, {str(tmp_path / 'out')!r}])"
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    assert done.returncode == 9
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.") and (left / "model.safetensors").exists()
+    assert call(GOLDEN / "llama2", tmp_path / "out") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+MEASURE = """
+import sys, threading, time
+from pangu_jax.cli.main import main
+from pangu_jax.cli import convert
+
+def memory():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024
+
+base, peak = memory(), 0
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, memory())
+        time.sleep(0.001)
+
+threading.Thread(target=watch, daemon=True).start()
+try:
+    main(["convert", *sys.argv[1:]])
+finally:
+    print(max(peak, memory()) - base, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_holds_a_few_tensors_and_neither_model_nor_file(tmp_path):
+    """192 MB in tensors of 8 MB; jax's start takes some memory too."""
+    width, hidden, layers = 1024, 4096, 8
+    size = {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers}
+    shapes = {"mlp.gate_proj": (hidden, width), "mlp.up_proj": (hidden, width)}
+    shapes |= {"mlp.down_proj": (width, hidden), "input_layernorm": (width,)}
+    shapes |= {"post_attention_layernorm": (width,), "self_attn.q_proj": (32, width)}
+    shapes |= {"self_attn.k_proj": (16, width), "self_attn.v_proj": (16, width)}
+    shapes |= {"self_attn.o_proj": (width, 32)}
+    names = {f"model.layers.{i}.{n}.weight": s for i in range(layers) for n, s in shapes.items()}
+    names |= {"model.embed_tokens.weight": (48, width), "lm_head.weight": (48, width)}
+    names |= {"model.norm.weight": (width,)}
+    arrays = {name: np.ones(shape, ml_dtypes.bfloat16) for name, shape in names.items()}
+    folder = changed(tmp_path, config=size)
+    save_file(arrays, folder / "model.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, folder, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stderr.splitlines()[-1]) / 2**20
+    print(f"{grown:.0f} MB")
+    assert grown < 100

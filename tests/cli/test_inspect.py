@@ -1,10 +1,12 @@
 """`pangu-jax inspect`: configuration, counts and memory, of whole folders and of bare configs."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.keys import write_keys
@@ -67,3 +69,49 @@ def test_what_is_wrong_is_one_sentence(tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "is no checkpoint" in errors[0] and "model.safetensors" in errors[1]
+
+
+def test_verify_says_what_was_found_and_fails_where_nothing_can_be_told(tmp_path, capsys):
+    folder = tmp_path / "folder"
+    shutil.copytree(GOLDEN / "llama2", folder)
+    assert call(folder, "--verify") == 2
+    found = capsys.readouterr()
+    assert "structure: 21 tensors in 1 file fit" in found.out
+    assert "came without checksums" in found.err.splitlines()[-1]
+    file = folder / "model.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    (folder / "SHA256SUMS").write_text(f"{digest}  model.safetensors\n{digest}  gone\n")
+    assert call(folder, "--verify") == 0
+    found = capsys.readouterr().out
+    assert "checksums: right for model.safetensors" in found and "checksums are: gone" in found
+    assert call(folder, "--verify", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["verified"] == ["model.safetensors"]
+    (folder / "SHA256SUMS").write_text(f"{digest[::-1]}  model.safetensors\n")
+    assert call(folder, "--verify") == 2
+    assert "model.safetensors differs" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_verify_is_for_hugging_face_folders(tmp_path, capsys):
+    store.save_model(presets.moge_tiny(), tmp_path)
+    assert call(tmp_path, "--verify") == 2
+    assert "is a run of ours" in capsys.readouterr().err
+
+
+def test_a_head_that_differs_from_a_tied_embedding_is_counted(tmp_path, capsys):
+    folder = tmp_path / "folder"
+    shutil.copytree(GOLDEN / "qwen3", folder)
+    tensors = load_file(folder / "model.safetensors")
+    before = inspected(folder, capsys)
+    save_file(
+        {**tensors, "lm_head.weight": -tensors["model.embed_tokens.weight"]},
+        folder / "model.safetensors",
+    )
+    after = inspected(folder, capsys)
+    assert before["tied"] and not after["tied"]
+    assert after["parameters"] - before["parameters"] == 48 * 32
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\x00b"])
+def test_names_that_no_folder_can_have_are_one_sentence(name, capsys):
+    assert call(name) == 2
+    assert "is no checkpoint" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from typing import Literal
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_jax.core.config import from_json, load_config, read_json, save_config, to_json
+from pangu_jax.core.config import (
+    check_size,
+    from_json,
+    load_config,
+    read_json,
+    save_config,
+    to_json,
+)
 from pangu_jax.core.errors import InputError
 
 
@@ -155,3 +163,45 @@ def test_a_config_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(TypeError):
         save_config(Bad(1, object()), tmp_path / "a.json")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"a": {"b": 1, "c": 2, "b": 1}}', "names 'b' twice"),
+        ('{"a": NaN}', "holds the number NaN, which is not finite"),
+        ("[-Infinity]", "holds the number -Infinity, which"),
+        ("[1e400]", "holds the number 1e400, which"),
+        ("[1" + "0" * 400 + "]", "holds a number of 401 digits, 1000"),
+        ("[1" + "0" * 9000 + "]", "holds a number of 9,001 digits, 1000"),
+    ],
+)
+def test_what_python_reads_and_json_does_not_have_is_refused(tmp_path, text, words):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"a\.json {words}"):
+        read_json(path)
+
+
+def test_results_may_hold_what_is_not_finite(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [Infinity, 1e400, 2], "b": NaN}')
+    found = read_json(path, finite=False)
+    assert found["a"] == [np.inf, np.inf, 2] and np.isnan(found["b"])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(InputError, match=r"cannot read .*a\.json: it is no ordinary file"):
+        load_config(Inner, tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("size", [0, -(10**30), 2**31, 10**300])
+def test_sizes_that_no_array_has_are_refused(size):
+    check_size("width", 1)
+    check_size("width", 2**31 - 1)
+    with pytest.raises(
+        InputError, match=r"^width must be at (least 1|most 2,147,483,647), got "
+    ) as e:
+        check_size("width", size)
+    assert len(str(e.value)) < 90
