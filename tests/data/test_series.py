@@ -24,7 +24,7 @@ def test_a_wide_file_is_read_and_written(tmp_path):
         found = read_csv(file(tmp_path, [*DAY, "", " , , "], name))
         assert found.names == ("a", "b")
         np.testing.assert_array_equal(found.values, [[1, 10], [2, 20], [3, 30], [4, 40]])
-        assert found.step == TimeStep(86400)
+        assert found.step == TimeStep(1, "day")
         assert found.times[0] == np.datetime64("2024-01-01T00:00:00")
         assert found.notes == ()
     out = tmp_path / "out.csv"
@@ -36,9 +36,10 @@ def test_times_of_all_usual_kinds(tmp_path):
     for stamps, options, first in (
         (["2024/05/01 00:00", "2024/05/01 00:15", "2024/05/01 00:30"], {}, "2024-05-01T00:00"),
         (["20240501", "20240502", "20240503"], {}, "2024-05-01"),
-        (["2024-05-01T02:00:00+02:00", "2024-05-01T01:00Z", "2024-05-01T02:00Z"], {}, "2024-05-01"),
+        (["2024-05-01T02:00:00+02:00", "2024-05-01T01:00Z", "2024-05-01T02:00Z"], {},
+         "2024-05-01T02:00"),
         (["01.05.24", "02.05.24", "03.05.24"], {"time_format": "%d.%m.%y"}, "2024-05-01"),
-    ):
+    ):  # fmt: skip
         path = file(tmp_path, [f"{i},{t}" for i, t in enumerate(stamps)], header="x,when")
         found = read_csv(path, CsvFormat(time="when", **options))
         assert found.times[0] == np.datetime64(first, "s")
@@ -74,7 +75,13 @@ def test_a_long_file_becomes_columns(tmp_path):
          "the times are irregular"),
         ([*DAY, "2024-01-05,x,50"], "date,a,b", "line 6: 'x' in column 'a' is no number"),
         ([*DAY, "2024-01-05,,50"], "date,a,b", "1 values are missing, the first at 2024-01-05"),
-        ([*DAY, "2024-01-05,NaN,50"], "date,a,b", "in column 'a'; --repair fills them"),
+        ([*DAY, "2024-01-05,NaN,50"], "date,a,b", "in column 'a'; it ends at 2024-01-04"),
+        ([DAY[0], "2024-01-02,NaN,2", *DAY[2:]], "date,a,b", "in column 'a'; --repair fills them"),
+        ([*DAY, "2024-01-05,1_000,50"], "date,a,b", "line 6: '1_000' in column 'a' is no number"),
+        ([*DAY, "2024-01-05,\u0661,50"], "date,a,b", "in column 'a' is no number"),
+        ([*DAY, "2024-01-05T00:00Z,5,50"], "date,a,b", "line 6: .* with an offset from UTC"),
+        ([*DAY, "0001-01-01T00:00+14:00,5,50"], "date,a,b", "with an offset"),
+        (["2024-01-01,1", "2024-01-02,2", "2024-01-03,3"], "date,", "column 2 has no name"),
         ([*DAY, "2024-01-05,inf,50"], "date,a,b", "line 6: column 'a' is infinite"),
         ([*DAY, "2024-01-05,1"], "date,a,b", "line 6 has 2 fields, the header has 3"),
         ([*DAY, "yesterday,1,1"], "date,a,b", "'yesterday' is not a time"),
@@ -156,6 +163,114 @@ def test_steps_and_the_times_that_follow(stamps, step, following):
 def test_the_30th_comes_back_after_february():
     times = np.array(["2023-12-30", "2024-01-30", "2024-02-29"], "datetime64[s]")
     step = infer_step(times, "x")
-    after = step.after(times[-1], 1)
-    # From the 29th alone nothing tells that the 30th was meant: this is documented.
-    assert after[0] == np.datetime64("2024-03-29")
+    assert step.after(times[-1], 1)[0] == np.datetime64("2024-03-30")
+    assert step.day == 30
+
+
+def test_a_byte_order_mark_and_quotes_are_no_part_of_a_name(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = "".join(f'"{line.replace(",", chr(34) + "," + chr(34))}"\n' for line in DAY)
+    path.write_bytes(b"\xef\xbb\xbf" + f'"stamp","a","b"\n{rows}'.encode())
+    for layout in (CsvFormat(), CsvFormat(time="stamp")):
+        assert read_csv(path, layout).names == ("a", "b")
+
+
+def numbered(lines):
+    return [f"{i},{line}" for i, line in enumerate(lines)]
+
+
+def test_a_column_that_numbers_the_rows_is_left_out(tmp_path):
+    for header in (",date,a,b", ",when,a,b", "Unnamed: 0,date,a,b"):
+        found = read_csv(file(tmp_path, numbered(DAY), header=header))
+        assert found.names == ("a", "b") and found.times[0] == np.datetime64("2024-01-01")
+        assert found.notes == ("column 1, which has no name and numbers the rows, was left out",)
+    odd = [f"{i * i},{line}" for i, line in enumerate(DAY)]
+    with pytest.raises(InputError, match="column 1 has no name; name it or remove it"):
+        read_csv(file(tmp_path, odd, header=",date,a,b"))
+
+
+LONG = CsvFormat(id="id", value="y", repair=True)
+
+
+def long(tmp_path, rows):
+    return file(tmp_path, [f"2024-01-{d:02d},{n},{y}" for d, n, y in rows], header="ds,id,y")
+
+
+def test_of_repeated_rows_a_value_wins_over_none_and_contradictions_are_counted(tmp_path):
+    rows = [(d, n, d) for d in range(1, 9) for n in "ab"]
+    rows[6:6] = [(4, "a", "")]
+    found = read_csv(long(tmp_path, [*rows, (5, "a", 999), (6, "b", 6)]), LONG)
+    np.testing.assert_array_equal(found.values[:, 0], range(1, 9))
+    assert found.filled is None
+    (note,) = found.notes
+    assert note.startswith(
+        "3 rows of a repeated time were left out; 1 of their values contradict the first ones"
+    )
+    wide = ["2024-01-01,1,", "2024-01-01,,10", *DAY[1:]]
+    found = read_csv(file(tmp_path, wide), CsvFormat(repair=True))
+    np.testing.assert_array_equal(found.values[0], [1, 10])
+
+
+def test_ends_that_some_series_do_not_reach_are_cut_and_nothing_is_invented(tmp_path):
+    rows = [(d, n, d) for d in range(1, 21) for n in "ab" if n == "a" or 3 <= d <= 17]
+    found = read_csv(long(tmp_path, rows), LONG)
+    assert found.times[0] == np.datetime64("2024-01-03") and len(found.times) == 15
+    assert found.filled is None
+    assert found.notes == (
+        "2 rows before 2024-01-03 00:00 were left out, where 'b' begins",
+        "3 rows after 2024-01-17 00:00 were left out, where 'b' ends",
+    )
+    few = [row for row in rows if row[1] == "a" or row[0] < 9]
+    with pytest.raises(InputError, match=r"'b' has values from 2024-01-03 .* less than half"):
+        read_csv(long(tmp_path, few), LONG)
+
+
+def test_what_was_filled_in_is_known(tmp_path):
+    lines = [DAY[0], "2024-01-02,,20", DAY[3], "2024-01-05,5,50"]
+    found = read_csv(file(tmp_path, lines), CsvFormat(repair=True))
+    np.testing.assert_array_equal(
+        found.filled, [[False, False], [True, False], [True, True], [False] * 2, [False] * 2]
+    )
+    np.testing.assert_allclose(found.values[:, 0], range(1, 6))
+
+
+def test_no_more_rows_are_filled_in_than_there_are(tmp_path):
+    lines = [f"2024-01-{d:02d},1,1" for d in range(1, 31)] + ["2204-02-01,1,1"]
+    with pytest.raises(InputError) as error:
+        read_csv(file(tmp_path, lines), CsvFormat(repair=True))
+    assert "would fill in" in str(error.value) and "more than the 31 that are there" in str(
+        error.value
+    )
+    assert "between 2024-01-30 00:00 and 2204-02-01 00:00" in str(error.value)
+
+
+def test_many_columns_take_no_time(tmp_path):
+    names = ",".join(f"c{i}" for i in range(100_000))
+    lines = [f"2024-01-0{d}," + ",".join(["1"] * 100_000) for d in (1, 2, 3)]
+    assert len(read_csv(file(tmp_path, lines, header="date," + names)).names) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("%Y %Y", "is no strptime format"),
+        ("%Q", "is no strptime format"),
+        ("%Y-%m-%d %Z", "use %z"),
+    ],
+)
+def test_a_time_format_that_is_none_is_named_before_a_file_is_read(form, said):
+    with pytest.raises(InputError, match=said):
+        CsvFormat(time_format=form)
+    with pytest.raises(InputError, match="there is no zone 'Mars/Base'"):
+        CsvFormat(zone="Mars/Base")
+
+
+def test_years_at_the_ends_of_time(tmp_path):
+    for year in ("0001-01-01", "9999-12-31"):
+        lines = [f"{year}T00:00:0{i}-14:00,1,1" for i in range(4)]
+        found = read_csv(file(tmp_path, lines))
+        assert str(found.step) == "1 s"
+        with pytest.raises(InputError, match="outside of the years that zones are known for"):
+            read_csv(file(tmp_path, lines), CsvFormat(zone="Europe/Berlin"))
+    with pytest.raises(InputError, match="go beyond the year 9999"):
+        found.step.following(found.stamps, 10**6)

@@ -1,0 +1,156 @@
+"""Steps between stamps, and the stamps that follow, as pandas' date offsets have them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.series import CsvFormat, read_csv
+from pangu_jax.data.stamp import Stamps
+from pangu_jax.data.timestep import infer_step
+
+ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "UTC")
+DRAWN = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+BEGIN = st.datetimes(pd.Timestamp("1971-01-01"), pd.Timestamp("2035-12-31")).map(
+    lambda t: pd.Timestamp(t).floor("min")
+)
+
+
+@st.composite
+def offsets(draw):
+    """A pandas offset, and whether its steps are of local dates."""
+    kind = draw(st.sampled_from(("clock", "day", "weekday", "month", "month_end")))
+    count = draw(st.integers(1, 5))
+    if kind == "clock":
+        unit = draw(st.sampled_from(("us", "ms", "s", "min", "h")))
+        return pd.Timedelta(draw(st.integers(1, 23)), unit), False
+    made = {
+        "day": lambda: pd.DateOffset(days=count),
+        "weekday": lambda: pd.offsets.BDay(count),
+        "month": lambda: pd.DateOffset(months=count),
+        "month_end": lambda: pd.offsets.MonthEnd(count),
+    }
+    return made[kind](), True
+
+
+def series_of(begin, offset, rows):
+    """Stamps without a zone: each is counted from the first, so that months keep their day."""
+    if isinstance(offset, pd.offsets.BDay | pd.offsets.MonthEnd):
+        begin = offset.rollforward(begin)
+    many = {"months": getattr(offset, "kwds", {}).get("months")}
+    if many["months"]:
+        return [begin + pd.DateOffset(months=many["months"] * i) for i in range(rows)]
+    found = [begin]
+    while len(found) < rows:
+        found.append(found[-1] + offset)
+    return found
+
+
+def naive(stamps):
+    return np.array([t.tz_localize(None).to_datetime64() for t in stamps], "datetime64[us]")
+
+
+@DRAWN
+@given(BEGIN, offsets())
+def test_the_stamps_that_follow_are_those_of_pandas(begin, offset):
+    whole = series_of(begin, offset[0], 40)
+    seen, coming = naive(whole[:30]), naive(whole[30:])
+    step = infer_step(seen, "x")
+    np.testing.assert_array_equal(step.after(seen[-1], 10), coming)
+
+
+@DRAWN
+@given(BEGIN, offsets(), st.integers(1, 27), st.integers(1, 3))
+def test_rows_that_are_missing_are_named_and_filled_in(tmp_path, begin, offset, at, many):
+    whole = naive(series_of(begin, offset[0], 31))
+    there = np.delete(whole, range(at, min(at + many, 30)))
+    path = tmp_path / "a.csv"
+    path.write_text("time,x\n" + "".join(f"{str(t).replace('T', ' ')},1\n" for t in there))
+    with pytest.raises(InputError, match=r"are missing; --repair fills gaps \(the first missing"):
+        read_csv(path)
+    found = read_csv(path, CsvFormat(repair=True))
+    np.testing.assert_array_equal(found.times, whole)
+    np.testing.assert_array_equal(np.flatnonzero(found.filled), range(at, min(at + many, 30)))
+
+
+@DRAWN
+@given(BEGIN, st.sampled_from(ZONES), st.sampled_from(("15min", "h", "6h", "D", "W")))
+def test_in_a_zone_hours_are_of_instants_and_days_of_local_dates(begin, zone, step):
+    begin = begin.floor("h") if step != "D" else begin.normalize() + pd.Timedelta(hours=12)
+    begin = begin.tz_localize("UTC").tz_convert(zone) if step != "D" else begin.tz_localize(zone)
+    if step == "W":
+        begin = begin.tz_localize(None).normalize().tz_localize(zone, nonexistent="shift_forward")
+    days = {"D": 1, "W": 7}.get(step)
+    if days is None:
+        whole = list(pd.date_range(begin, periods=40, freq=step))
+    else:
+        local = [begin.tz_localize(None) + pd.DateOffset(days=days * i) for i in range(40)]
+        whole = [t.tz_localize(zone, ambiguous=True, nonexistent="shift_forward") for t in local]
+        if naive(whole).tolist() != naive(local).tolist():
+            return  # a midnight that never was
+    ahead = np.array([t.utcoffset() for t in whole], "timedelta64[us]")
+    stamps = Stamps(naive(whole), ahead, zone)
+    found = infer_step(stamps[:30], "x").following(stamps[:30], 10)
+    np.testing.assert_array_equal(found.local, stamps.local[30:])
+    np.testing.assert_array_equal(found.offset, ahead[30:])
+
+
+def test_without_a_zone_the_last_offset_is_kept():
+    hours = np.datetime64("2024-03-30T23:00", "us") + np.arange(6) * np.timedelta64(1, "h")
+    ahead = np.where(hours < np.datetime64("2024-03-31T01:00"), 1, 2) * np.timedelta64(3600, "s")
+    stamps = Stamps(hours + ahead, ahead.astype("timedelta64[us]"))
+    step = infer_step(stamps, "x")
+    assert str(step) == "1 h"
+    assert step.following(stamps, 1).texts() == ["2024-03-31 07:00:00+02:00"]
+    days = np.arange("2024-03-29", "2024-04-03", dtype="datetime64[D]").astype("datetime64[us]")
+    ahead = np.where(days <= np.datetime64("2024-03-31"), 1, 2) * np.timedelta64(3600, "s")
+    stamps = Stamps(days, ahead.astype("timedelta64[us]"))
+    assert str(infer_step(stamps, "x")) == "1 d"
+    assert infer_step(stamps, "x").following(stamps, 1).texts() == ["2024-04-03 00:00:00+02:00"]
+
+
+def test_an_hour_that_comes_twice_is_read_in_its_zone(tmp_path):
+    instants = pd.date_range("2024-10-26 22:00", periods=10, freq="h", tz="UTC")
+    local = instants.tz_convert("Europe/Berlin").tz_localize(None)
+    for order in (slice(None), slice(None, None, -1)):
+        rows = [f"{t},{i}" for i, t in enumerate(local)][order]
+        path = tmp_path / "a.csv"
+        path.write_text("time,x\n" + "\n".join(rows) + "\n")
+        found = read_csv(path, CsvFormat(zone="Europe/Berlin", repair=True))
+        np.testing.assert_array_equal(found.stamps.instants, naive(instants))
+        np.testing.assert_array_equal(found.values[:, 0], range(10))
+    path.write_text("time,x\n" + "".join(f"{t},1\n" for t in local))
+    with pytest.raises(InputError, match=r"02:00 appears twice; if clocks were changed .* --zone"):
+        read_csv(path)
+
+
+def test_weekdays_with_holidays(tmp_path):
+    days = pd.bdate_range("2024-11-04", periods=60)
+    there = days.delete([days.get_loc("2024-12-25"), days.get_loc("2025-01-01")])
+    path = tmp_path / "a.csv"
+    path.write_text("time,x\n" + "".join(f"{t:%Y-%m-%d},1\n" for t in there))
+    with pytest.raises(InputError, match=r"step 1 weekday .* 2024-12-25 00:00, 2 in all"):
+        read_csv(path)
+    found = read_csv(path, CsvFormat(repair=True))
+    np.testing.assert_array_equal(found.times, naive(days))
+
+
+@pytest.mark.parametrize(
+    ("step", "wanted"),
+    [("100ms", "0.1 s"), ("1500ms", "1.5 s"), ("1us", "0.000001 s"), ("2s", "2 s")],
+)
+def test_decimals_are_kept(step, wanted, tmp_path):
+    times = pd.date_range("2024-01-01 00:00:00.5", periods=20, freq=step)
+    path = tmp_path / "a.csv"
+    path.write_text("time,x\n" + "".join(f"{t},1\n" for t in times))
+    found = read_csv(path)
+    assert str(found.step) == wanted
+    np.testing.assert_array_equal(found.times, naive(times))
+    with pytest.raises(InputError, match="finer than a microsecond"):
+        path.write_text("time,x\n2024-01-01 00:00:00.1234567,1\n")
+        read_csv(path)
