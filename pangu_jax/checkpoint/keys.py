@@ -1,6 +1,7 @@
 """config.json in the Hugging Face form, both ways."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_keys(folder: str | Path) -> dict[str, Any]:
     path = archive.own_file(folder, CONFIG)
     keys = read_json(path)
     if not isinstance(keys, dict):
-        raise InputError(f"{path} must hold an object, got {keys!r:.40}")
+        raise InputError(f"{path} must hold an object, got {json.dumps(keys):.40}")
     return keys
 
 

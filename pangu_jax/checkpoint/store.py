@@ -89,7 +89,9 @@ class Store:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except Exception as error:  # it reads every checkpoint's description, and checks no types
             self._give_up()
-            raise InputError(f"cannot read {self._undescribed()}: {_reason(error)}") from error
+            raise InputError(
+                f"cannot read {self._undescribed()}: a checkpoint's description is damaged"
+            ) from error
 
     def __enter__(self) -> "Store":
         """Gives itself."""

@@ -18,7 +18,8 @@ def progress(every_s: float = EVERY_S) -> Iterator[Show]:
     """Gives `show(what, done, total=None, text="")`; all of it goes to stderr.
 
     `what` names a piece of work, which has a bar of its own; `text` says more about its state. A
-    line is written when a piece begins or is done, and at most every so many seconds.
+    line is written every so many seconds, and when a piece is done that had one; none of what takes
+    less.
     """
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -39,15 +40,17 @@ def progress(every_s: float = EVERY_S) -> Iterator[Show]:
 
 class _Lines:
     def __init__(self, every_s: float):
-        self._every, self._last, self._begun = every_s, 0.0, {}
+        self._every, self._last = every_s, time.monotonic()
+        self._began: dict[str, float] = {}
+        self._said: set[str] = set()
 
     def show(self, what: str, done: int, total: int | None = None, text: str = "") -> None:
         now = time.monotonic()
-        first = what not in self._begun
-        began = self._begun.setdefault(what, now)
-        if not (first or done == total or now - self._last > self._every):
+        began = self._began.setdefault(what, now)
+        if now - self._last < self._every and not (done == total and what in self._said):
             return
         self._last = now
+        self._said.add(what)
         line = f"{what} {done:,}" + (f"/{total:,}" if total is not None else "")
         if total is not None and 0 < done < total:
             line += f"  {(now - began) / done * (total - done):.0f} s left"

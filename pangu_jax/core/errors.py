@@ -9,14 +9,15 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message is one sentence that says what and why.
 
     The message names the file, field or tensor, what was found and what would be accepted. It may
-    quote what was found as it is: line breaks and other control characters are written as escapes,
-    and a word or a sentence that is too long to be read is cut in its middle.
+    quote what was found as it is: line breaks become spaces, other control characters are written
+    as escapes, and a word or a sentence that is too long to be read is cut in its middle.
     The command line prints it and exits with status 2; no traceback is shown.
     """
 
     def __init__(self, message: object):
         """Makes the message one line that can be read."""
-        text = re.sub(r"[^\S ]|[\x00-\x1f\x7f\ud800-\udfff]", _escaped, str(message).strip())
+        text = re.sub(r"\s*[\t\r\n]\s*", " ", str(message).strip())
+        text = re.sub(r"[^\S ]|[\x00-\x1f\x7f\ud800-\udfff]", _escaped, text)
         super().__init__(_cut(re.sub(rf"\S{{{WORD},}}", _shortened, text), SENTENCE))
 
 

@@ -11,6 +11,7 @@ Nothing here imports a model, so an artefact runs where none is known.
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from pangu_jax.core.files import regular
 
 MANIFEST = "artefact.json"
 SAMPLES = "samples.npz"
+# Beside the compiled programs; atc works in the folder.
+ATC_LEAVES = ("atc.log", "fusion_result.json", "kernel_meta")
 SAMPLES_LIMIT = 2**25  # bytes; larger samples are compared at export and not kept
 
 
@@ -35,6 +38,10 @@ class Tensor:
     name: str
     shape: tuple[int | str, ...]
     dtype: str
+
+    def __post_init__(self):
+        if not re.fullmatch(r"bool|u?int(8|16|32|64)|float(16|32|64)|bfloat16", self.dtype):
+            raise InputError(f"{self.name} must be of a type such as float32, got {self.dtype!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +123,7 @@ def load(folder: str | Path) -> Artefact:
 
     Raises:
       InputError: no artefact, or one that was changed, cut short or is incomplete, or that names
-        files outside its folder or without a checksum.
+        files outside its folder or without a checksum, or lies among other files.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -141,7 +148,20 @@ def load(folder: str | Path) -> Artefact:
     for name in used:
         if name not in artefact.files:
             raise InputError(f"{path} has no checksum of {name!r}, which it uses")
+    _check_unlisted(folder, artefact)
     return artefact
+
+
+def _check_unlisted(folder: Path, artefact: Artefact) -> None:
+    """Refuses what is in the folder and not of the export, but for what atc leaves there."""
+    stems = {Path(p.file).stem for p in artefact.programs}
+    for path in sorted(folder.iterdir()):
+        compiled = path.suffix == ".om" and any(path.stem.startswith(stem) for stem in stems)
+        hidden = path.name.startswith(".")  # what file managers leave; nothing reads it
+        if not (hidden or compiled or path.name in {MANIFEST, *artefact.files, *ATC_LEAVES}):
+            raise InputError(
+                f"{path} is not listed in {MANIFEST}: it was not exported; take it out of there"
+            )
 
 
 @contextlib.contextmanager

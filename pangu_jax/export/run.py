@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.export.artefact import Artefact, fit_inputs, load, load_samples
+from pangu_jax.core.errors import InputError
+from pangu_jax.export.artefact import (
+    SAMPLES,
+    Artefact,
+    Compiled,
+    fit_inputs,
+    load,
+    load_samples,
+)
 from pangu_jax.export.parity import Row, compare
 
 Runner = Callable[[str | None, Mapping[str, Any]], dict[str, np.ndarray]]
@@ -42,7 +50,10 @@ def _onnx_runner(artefact: Artefact, folder: Path, provider: str) -> Runner:
         fitted = fit_inputs(program, inputs)
         if program.name not in sessions:
             sessions[program.name] = Session(folder / program.file, provider)
-        return sessions[program.name](fitted)
+        try:
+            return sessions[program.name](fitted)
+        except Exception as error:  # its types have no common public base
+            raise InputError(f"onnxruntime cannot run {program.name}: {error}") from error
 
     return run
 
@@ -58,5 +69,23 @@ def check(
     artefact, run = open_runner(folder, provider=provider)
     rows = []
     for (program, sample), (inputs, results) in load_samples(artefact, folder).items():
+        _check_results(artefact.program(program), sample, results)
         rows += compare(program, sample, results, run(program, inputs))
+    if not rows:
+        raise InputError(f"{Path(folder) / SAMPLES} holds no samples: nothing can be compared")
     return artefact, rows
+
+
+def _check_results(program: Compiled, sample: str, results: Mapping[str, np.ndarray]) -> None:
+    """That a sample has every result that the program gives, as numbers."""
+    wanted = {t.name for t in program.outputs}
+    if results.keys() != wanted:
+        name = sorted(results.keys() ^ wanted)[0]
+        what = "lacks the result" if name in wanted else "has a result that it does not give,"
+        raise InputError(f"the sample {sample!r} of {program.name} {what} {name!r}")
+    for name, array in results.items():
+        if array.dtype.kind not in "biuf":
+            raise InputError(
+                f"the result {name!r} of the sample {sample!r} of {program.name} is "
+                f"{array.dtype}, it must be of numbers"
+            )

@@ -149,10 +149,14 @@ class Loaded:
           inputs: {name: array}.
 
         Raises:
-          InputError: no such program, or inputs that don't fit its signature.
+          InputError: no such program, or inputs or weights that don't fit its signature.
         """
         program = self.artefact.program(name)
-        results = self.programs[program.name](self.weights, fit_inputs(program, inputs))
+        fitted = fit_inputs(program, inputs)
+        try:
+            results = self.programs[program.name](self.weights, fitted)
+        except (TypeError, ValueError) as error:  # no batch at all, or weights of another program
+            raise InputError(f"cannot run {program.name}: {error}") from error
         return {n: np.asarray(x) for n, x in results.items()}
 
 

@@ -142,7 +142,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             if not isinstance(line, dict) or type(line.get("step")) is not int:
                 raise InputError(f"{where} is no JSON object with a step")
         except InputError as error:
-            if number == len(texts):
+            if number == len(texts) and not raw.endswith(b"\n"):
                 break  # a process that was killed left half of it
             raise InputError(f"{error}; remove that line") from error
         lines.append(line)

@@ -1,17 +1,20 @@
 """What is shown where there is no terminal."""
 
-from pangu_jax.cli.progress import progress
+from pangu_jax.cli import progress
+from pangu_jax.cli.progress import progress as shown
 
 
-def test_lines_say_when_a_piece_begins_and_ends_and_now_and_then_between(capsys):
-    with progress(every_s=1000) as show:
-        for done in range(4):
+def test_a_line_is_written_now_and_then_and_when_long_work_is_done(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 11.0, 12.0, 13.0, 14.0, 15.0, 26.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with shown() as show:
+        for done in (0, 1, 2, 3):
             show("statistics, layer", done, 3)
-        show("repair, layer", 1, 2, "ridge")
-    found = capsys.readouterr().err.splitlines()
-    assert found[:2] == ["statistics, layer 0/3", "statistics, layer 3/3"]
-    assert found[2].startswith("repair, layer 1/2") and found[2].endswith("ridge")
-    with progress(every_s=-1) as show:
-        for done in range(1, 4):
-            show("work", done, 3)
-    assert len(capsys.readouterr().err.splitlines()) == 3
+        show("repair, layer", 0, 1)
+        show("repair, layer", 1, 1)
+        show("reading, bytes", 12345, text="a.txt")
+    assert capsys.readouterr().err.splitlines() == [
+        "statistics, layer 1/3  20 s left",
+        "statistics, layer 3/3",
+        "reading, bytes 12,345  a.txt",
+    ]

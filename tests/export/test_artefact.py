@@ -148,15 +148,45 @@ def test_a_manifest_names_files_of_its_folder_with_checksums(folder, tmp_path):
         kept.load(folder)
 
 
+def test_other_files_are_refused_but_for_what_atc_leaves(folder):
+    for name in ("atc.log", "fusion_result.json", "forward.om", "forward_linux_x86_64.om", ".x"):
+        (folder / name).write_text("x")
+    (folder / "kernel_meta").mkdir()
+    kept.load(folder)
+    for name in ("weights.old", "back.om", "forward.onnx.data", "sub/file"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+        listed = name.split("/")[0]
+        with pytest.raises(InputError, match=rf"{listed} is not listed in artefact\.json"):
+            kept.load(folder)
+        (folder / name).unlink()
+    (folder / "sub").rmdir()
+    kept.load(folder)
+
+
+def test_types_that_are_none_are_refused(folder):
+    (made,) = json.loads((folder / kept.MANIFEST).read_text())["programs"]
+    for dtype in ("float33", "object", "U3", ""):
+        inputs = [{**made["inputs"][0], "dtype": dtype}, made["inputs"][1]]
+        again(folder, programs=[{**made, "inputs": inputs}])
+        with pytest.raises(InputError, match="x must be of a type such as float32"):
+            kept.load(folder)
+
+
 def test_samples_that_were_sealed_again_are_checked(folder):
     listed = json.loads((folder / kept.MANIFEST).read_text())["files"]
     path = folder / kept.SAMPLES
     raw = path.read_bytes()
+    results = {"forward/a/out/y": np.ones((2, 30)), "forward/a/out/n": np.ones(2)}
     for content, said in (
         (raw[: len(raw) // 2], r"cannot read .*samples.npz"),
         ({"x": np.ones(2)}, r"holds 'x', not program/sample"),
         ({"back/a/in/x": np.ones(2)}, r"there is no program 'back'"),
-        ({"forward/a/out/y": np.ones(2)}, r"forward lacks the input 'x'"),
+        ({"forward/a/out/y": np.ones(2)}, r"forward lacks the result 'n'"),
+        ({**results, "forward/a/out/z": np.ones(2)}, r"does not give, 'z'"),
+        ({**results, "forward/a/out/y": np.array(["one"])}, r"'y' .* it must be of numbers"),
+        (results, r"forward lacks the input 'x'"),
+        ({}, r"samples\.npz holds no samples"),
     ):
         path.write_bytes(content) if isinstance(content, bytes) else np.savez(path, **content)
         again(folder, files={**listed, kept.SAMPLES: sha256(path)})

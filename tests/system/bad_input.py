@@ -394,7 +394,7 @@ def tokenizer_with_more_ids_than_the_model(make):
     words = ["--prompt", "w299", "--tokenizer", str(path)]
     yield [*generate(LLAMA), *words], "gives 'w299' the id 299.*vocabulary ends at"
     yield [*generate(LLAMA), "--tokenizer", "bytes"], "gives 'boundary' the id 256.*vocabulary ends"
-    more = ["--init", str(LLAMA), "--tokenizer", str(path)]
+    more = ["--held-out", "0", "--init", str(LLAMA), "--tokenizer", str(path)]
     yield make.train(make.text("w299"), *more), "gives 'w299' the id 299"
 
 

@@ -56,12 +56,12 @@ def test_metrics_survive_a_line_cut_short(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["{", "[" * 100_000, '{"loss": 3}', "3", '{"step": 1.5}', ""])
-@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("at", [0, 1, 3])
 def test_no_line_is_dropped_for_another_that_is_none(broken, at, tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {i}, "loss": NaN}}' for i in (1, 2, 3)]
     lines.insert(at, broken)
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines) + "\n")
     before = path.read_bytes()
     for read in (read_metrics, lambda p: MetricLog(p, start_step=2)):
         with pytest.raises(InputError, match=rf"metrics.jsonl line {at + 1} .*remove that line"):
