@@ -1,8 +1,11 @@
 """`pangu-jax COMMAND ...`: finds the command, turns bad input into one sentence."""
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
 
 import pangu_jax
 from pangu_jax.core.errors import InputError
@@ -35,7 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = _run(arguments)
+        with _plain_notes():
+            status = _run(arguments)
         sys.stdout.flush()  # here, where a reader that has gone can be dealt with
     except InputError as error:
         status = _fail(str(error), 2)
@@ -72,6 +76,19 @@ def _run(arguments: list[str]) -> int:
         return int(done.code or 0)
     module.main(options)
     return 0
+
+
+@contextlib.contextmanager
+def _plain_notes() -> Iterator[None]:
+    """Shows what the library notes as it is, whatever some dependency set up for its own logs."""
+    logger, handler = logging.getLogger("pangu_jax"), logging.StreamHandler()
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
 
 
 def _usage() -> str:

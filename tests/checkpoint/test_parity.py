@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -125,3 +126,104 @@ def test_embedded_re_exported_as_llama_runs_in_stock_transformers(tool, tmp_path
     with np.load(source / "golden.npz") as golden, torch.no_grad():
         got = theirs.float().eval()(torch.tensor(golden["tokens"]).long()).logits.numpy()
         assert np.abs(got - golden["logits"]).max() <= 1e-5
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def differing(tool, folder, case, *, config=None, change=None):
+    """A fresh model's folder with keys or tensors changed, and what transformers makes of it."""
+    import torch
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    model, dtype = tool.build(case, 7)
+    tokens = tool.sample(model, 7)
+    tool.save(case, model, folder, dtype)
+    path = folder / "config.json"
+    keys = {**json.loads(path.read_text()), **(config or {})}
+    path.write_text(json.dumps({k: v for k, v in keys.items() if v != "gone"}))
+    if change is not None:
+        found = load_file(folder / "model.safetensors")
+        change(found)
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        return theirs.eval()(tokens).logits.numpy(), tokens.numpy()
+
+
+def untie(found):
+    found["lm_head.weight"] = 2 * found["model.embed_tokens.weight"][::-1]
+
+
+def tie(found):
+    found["lm_head.weight"] = found["model.embed_tokens.weight"].copy()
+
+
+def swap(found):
+    found["lm_head.weight"] = found.pop("model.embed_tokens.weight")
+
+
+def strip(found):
+    for name in list(found):
+        found[name.removeprefix("model.")] = found.pop(name)
+
+
+@pytest.mark.parametrize(
+    ("case", "config", "change"),
+    [
+        ("qwen3", None, untie),
+        ("qwen3", None, tie),
+        ("qwen3", None, swap),
+        ("qwen3", None, strip),
+        ("llama2", None, strip),
+        ("llama2", {"rope_parameters": "gone", "rope_theta": 5e3, "rope_scaling": LLAMA3}, None),
+        ("llama3", {"original_max_position_embeddings": 16}, None),
+        ("llama3", {"rope_scaling": {}, "rope_theta": 3.0}, None),
+    ],
+)
+def test_what_transformers_reads_otherwise_is_read_as_it_does(case, config, change, tool, tmp_path):
+    want, tokens = differing(tool, tmp_path / "in", case, config=config, change=change)
+    for folder in ("in", "out"):
+        params, cfg = hf.load(tmp_path / folder, dtype=jnp.float32)
+        assert np.abs(ours(params, tokens, cfg) - want).max() <= 1e-5 * np.abs(want).max()
+        if folder == "in":
+            lazy = hf.view(tmp_path / "in")
+            family = hf.read_config(tmp_path / "in")[1]
+            hf.save(*lazy, tmp_path / "out", family=family, source=tmp_path / "in")
+
+
+def test_the_single_file_comes_before_an_index_as_in_transformers(tool, tmp_path):
+    import torch
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    want, tokens = differing(tool, tmp_path / "in", "llama2")
+    folder = tmp_path / "in"
+    found = load_file(folder / "model.safetensors")
+    save_file(
+        {n: -x for n, x in found.items()}, folder / "a.safetensors", metadata={"format": "pt"}
+    )
+    index = {"metadata": {}, "weight_map": dict.fromkeys(found, "a.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copytree(folder, tmp_path / "gone")
+    (tmp_path / "gone" / "a.safetensors").unlink()
+    for each in (folder, tmp_path / "gone"):
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32)
+        with torch.no_grad():
+            again = theirs.eval()(torch.tensor(tokens)).logits.numpy()
+        params, cfg = hf.load(each, dtype=jnp.float32)
+        np.testing.assert_array_equal(again, want)
+        assert np.abs(ours(params, tokens, cfg) - want).max() <= 1e-5
+
+
+def test_what_named_code_that_is_not_copied_loads_in_stock_transformers(tool, tmp_path):
+    import transformers
+
+    auto = {"auto_map": {"AutoConfig": "configuration_x.X", "AutoModelForCausalLM": "modeling_x.X"}}
+    path = tmp_path / "in" / "config.json"
+    differing(tool, tmp_path / "in", "llama2")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **auto}))
+    hf.save(*hf.view(tmp_path / "in"), tmp_path / "out", family="llama", source=tmp_path / "in")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__ == "LlamaForCausalLM"

@@ -98,6 +98,13 @@ def test_mixed_types_become_the_one_that_is_asked_for(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_a_note_of_the_library_is_a_line_like_any_other(tmp_path, capsys):
+    head = np.ones((48, 32), np.float32)
+    assert call(changed(tmp_path, "qwen3", **{"lm_head.weight": head}), tmp_path / "out") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: ") and "so they are not tied" in line
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, capsys):
     folder = changed(tmp_path, **{"model.norm.weight": np.full(32, np.nan, np.float32)})
     assert call(folder, tmp_path / "out") == 2
