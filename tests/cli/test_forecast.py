@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 
@@ -187,3 +188,28 @@ def test_what_is_wrong_is_said_in_one_sentence(trained, tmp_path, capsys):
         assert message in error
     assert not (tmp_path / "out.csv").exists()
     assert not (tmp_path / "model").exists()
+
+
+def test_the_command_that_training_suggests_works_and_keeps_the_clock(tmp_path, capsys):
+    times = np.datetime64("2024-05-01T00:00", "s") + np.arange(240) * np.timedelta64(1, "h")
+    rows = [
+        (f"{t}+02:00".replace("T", " "), name, f"{column[i]:.4f}")
+        for i, t in enumerate(times)
+        for name, column in waves().items()
+        if i != 230 and not (i == 200 and name == "oil")
+    ]
+    path = tmp_path / "with space.csv"
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("ds", "unique_id", "y"), *rows])
+    layout = ["--id", "unique_id", "--value", "y", "--repair"]
+    model = ["--horizon", 4, "--out", tmp_path / "model", "--epochs", 1, *SIZES]
+    assert call("train", "--csv", path, *layout, *model) == 0
+    said, notes = capsys.readouterr()
+    assert "1 missing rows were filled in" in notes and "1 missing values" in notes
+    assert "filled in, not measured      4 values" in said
+    command = shlex.split(said.splitlines()[-1].split("try: ")[1])
+    assert command[:3] == ["pangu-jax", "forecast", "predict"]
+    assert call(*command[2:], "--out", tmp_path / "out.csv") == 0
+    with open(tmp_path / "out.csv", newline="") as file:
+        _, first, *_ = csv.reader(file)
+    assert first[0] == "2024-05-11 00:00:00+02:00"

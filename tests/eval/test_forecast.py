@@ -1,5 +1,7 @@
 """Errors over every window, baselines, and intervals, against plain loops."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -96,3 +98,37 @@ def test_baselines_of_etth1_are_the_known_ones(data_dir):
     # As another program measured them.
     assert (linear.mse, linear.mae) == pytest.approx((0.3833, 0.3917), abs=1e-3)
     assert (repeat.mse, repeat.mae) == pytest.approx((1.294, 0.713), abs=1e-3)
+
+
+def test_values_that_were_filled_in_are_not_measured():
+    rng = np.random.default_rng(3)
+    series, filled = rng.normal(size=(60, 2)), rng.random((60, 2)) < 0.2
+    starts, look_back, horizon = np.arange(40), 8, 5
+    forecast = lambda seen: np.repeat(seen[:, -1:], horizon, axis=1)  # noqa: E731
+    found = score_function(
+        forecast, series, starts, look_back=look_back, horizon=horizon, filled=filled
+    )
+    left, there = [], []
+    for start in starts:
+        last = series[start + look_back - 1]
+        for h in range(horizon):
+            left.append(series[start + look_back + h] - last)
+            there.append(~filled[start + look_back + h])
+    left, there = np.array(left), np.array(there)
+    assert found.mse == pytest.approx((left[there] ** 2).mean())
+    assert found.mae == pytest.approx(np.abs(left[there]).mean())
+
+    residuals = left.reshape(len(starts), horizon, 2)
+    measured = there.reshape(residuals.shape)
+    width = conformal(residuals, 0.8, measured)
+    inside = []
+    for h in range(horizon):
+        for v in range(2):
+            kept = sorted(abs(residuals[measured[:, h, v], h, v]))
+            rank = math.ceil((len(kept) + 1) * 0.8 - 1e-9)
+            assert width[h, v] == kept[rank - 1]
+            inside += [x <= width[h, v] for x in kept]
+    assert coverage_of(residuals, width, measured) == pytest.approx(np.mean(inside))
+    np.testing.assert_array_equal(
+        conformal(residuals, 0.8, np.ones(residuals.shape, bool)), conformal(residuals, 0.8)
+    )
