@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 
@@ -24,11 +25,11 @@ def talk(tiny_run, monkeypatch, capsys):
 
     monkeypatch.setattr(chat, "stream", stream)
 
-    def run(lines, *arguments):
+    def run(lines, *arguments, model=tiny_run):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
         prompts.clear()
         with pytest.raises(SystemExit) as end:
-            main(["chat", str(tiny_run), "--max-new", "50", *arguments])
+            main(["chat", str(model), "--max-new", "50", *arguments])
         return end.value.code, *capsys.readouterr(), list(prompts)
 
     return run
@@ -51,6 +52,24 @@ def test_it_answers_remembers_and_starts_over(talk):
     second = begin + turn("assistant", "4") + turn("user", "and one more?")
     third = turn("system", "Be brief.") + turn("user", "hello")
     assert prompts == [begin + OPEN, second + OPEN, third + OPEN]
+
+
+def test_thinking_that_the_template_opens_is_no_part_of_the_answer(talk, tiny_run, tmp_path):
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]<think>\n{% endif %}"
+    )
+    ANSWERS[:0] = ["two and two</think>4", "", ""]
+    try:
+        kept = tmp_path / "kept.json"
+        options = ["--history", str(kept)]
+        status, out, err, prompts = talk(["2+2?"], *options, model=tmp_path / "run")
+    finally:
+        del ANSWERS[:3]
+    assert (status, out, err) == (0, "4\n", "two and two")
+    assert prompts == ["[user]2+2?[assistant]<think>\n"]
+    assert json.loads(kept.read_text())[-1] == {"role": "assistant", "content": "4"}
 
 
 def test_the_thinking_can_be_hidden(talk):

@@ -5,7 +5,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import chat
-from pangu_jax.data.chat import Reply, render, stop_ids
+from pangu_jax.data.chat import Reply, opens_thinking, render, stop_ids
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 
 
@@ -175,6 +175,26 @@ def test_a_reply_is_cut_into_thinking_and_answer(text, thought, answer, kind, tm
     assert (reply.thought, reply.answer) == (thought, answer)
     assert "".join(t for inside, t in parts if inside).strip() == thought
     assert "".join(t for inside, t in parts if not inside).strip() == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "answer"),
+    [("so it is[unused17] 4", "so it is", "4"), ("never ends", "never ends", ""),
+     ("[unused17]4", "", "4")],
+)  # fmt: skip
+def test_a_reply_may_begin_inside_the_thinking(text, thought, answer, tmp_path):
+    for tokenizer in (tagged(tmp_path), ByteTokenizer()):
+        reply = Reply(tokenizer, chat.TEMPLATES["pangu"].thinking, inside=True)
+        parts = [part for token in tokenizer.encode(text) for part in reply.push(token)]
+        parts += reply.finish()
+        assert (reply.thought, reply.answer) == (thought, answer)
+        assert parts[0][0] or not thought
+
+
+def test_a_prompt_that_ends_in_an_open_tag_opens_the_thinking():
+    for end, opened in (("<think>", True), ("<think>\n\n", True), ("<think>\n</think>\n", False)):
+        assert opens_thinking("<|im_start|>assistant\n" + end, "chatml") == opened
+    assert not opens_thinking("<think>", "llama3")  # it knows no such span
 
 
 def test_a_reply_without_tags_is_all_answer():

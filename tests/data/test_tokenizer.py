@@ -19,6 +19,8 @@ from tokenizers import (
 
 from pangu_jax.checkpoint import store
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.chat import prompt_ids, render
+from pangu_jax.data.chat_own import own_template
 from pangu_jax.data.tokenizer import (
     RUN,
     ByteTokenizer,
@@ -265,6 +267,22 @@ def test_a_prompt_begins_as_the_files_say_and_as_training_did(
     tokenizer = load_tokenizer(folder)
     assert tokenizer.begin == want
     assert tokenizer.encode("a b")[:1] == [260]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_begin_that_a_template_writes_is_tokenised_with_the_text(scheme, tmp_path):
+    """With "first" no space follows <s>, as transformers has it: it stood at the text's start."""
+    inner = byte_fallback()
+    inner.normalizer = None
+    inner.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    folder = save(tmp_path / "t", inner, tokenizer_config={"bos_token": "<s>"})
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    tokenizer = load_tokenizer(folder)
+    template = own_template(folder, tokenizer)
+    text = render([{"role": "user", "content": "a"}], template)
+    assert text == "<s>a"
+    a = tokenizer.find("a" if scheme == "first" else "▁a")
+    assert prompt_ids(text, tokenizer, template) == [1, a]
 
 
 def test_qwen_puts_nothing_before_a_prompt(tmp_path):

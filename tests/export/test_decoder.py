@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
@@ -67,11 +68,12 @@ class Exported:
     lowered: dict
 
 
-def exported(params, cfg, folder, *, experts="dense", batch=2, **options):
+def exported(params, cfg, folder, *, experts="dense", batch=2, more=None, **options):
     options = {"profiles": (9,), "slots": 24, **options}
     bundle = export_decoder.bundle(
         params, cfg, batch=batch, impl={"attention": "reference", "expert_mlp": experts}, **options
     )
+    bundle = dataclasses.replace(bundle, facts={**bundle.facts, **(more or {})})
     _, rows, lowered = export(bundle, folder)
     return Exported(folder, rows, lowered)
 
@@ -216,12 +218,12 @@ assert "jax" not in sys.modules
 """
 
 
-def without_jax(*arguments):
+def without_jax(*arguments, status=0):
     path = str(ROOT / "tools" / "generate_onnx.py")
     code = BLOCKED.format(arguments=[path, *map(str, arguments)], path=path)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
 
 
 def test_onnxruntime_alone_generates_what_jax_does(tmp_path):
@@ -231,6 +233,24 @@ def test_onnxruntime_alone_generates_what_jax_does(tmp_path):
     out = without_jax(tmp_path, " ".join(map(str, prompt)), "--ids", "--max-new", 15, "--stop", 0)
     wanted = generate(params, [prompt], cfg=cfg, max_new=15, stop_ids=[0]).rows()[0]
     assert [int(word) for word in out.split()] == wanted
+
+
+def test_the_ids_that_begin_and_end_a_text_travel_with_the_export(tmp_path):
+    params, cfg, _ = open_checkpoint(GOLDEN / "llama2", dtype="float32")
+    facts = {"begin": (7,), "empty": (7,), "stop": ()}
+    exported(params, cfg, tmp_path, batch=1, more=facts)
+    vocab = {"<s>": 0, **{f"w{i}": i for i in range(1, cfg.vocab)}}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<s>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.save(str(tmp_path / "tokenizer.json"))
+    wanted = generate(params, [[7, 5, 17]], cfg=cfg, max_new=6).rows()[0]
+    words = " ".join(f"w{i}" for i in (5, 17, *wanted)) + "\n"
+    assert without_jax(tmp_path, "w5 w17", "--max-new", 6) == words.replace("w0", "<s>")
+    stopped = without_jax(tmp_path, "w5 w17", "--max-new", 6, "--stop", wanted[1])
+    kept = wanted[: wanted.index(wanted[1]) + 1]
+    assert stopped == " ".join(f"w{i}" for i in (5, 17, *kept)) + "\n"
+    said = without_jax(tmp_path, "w5 " * 60, status=2)
+    assert "the prompt has 61 tokens; the export takes 1 to" in said and said.count("\n") == 1
 
 
 def test_a_real_model_tells_the_same_story(tmp_path, data_dir):
