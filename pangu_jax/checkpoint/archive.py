@@ -89,8 +89,9 @@ def own_file(folder: str | Path, name: str) -> Path:
     """
     path = regular(Path(folder) / name)
     inside = Path(folder).resolve()
-    if inside.parent.name == "snapshots" and inside.parents[1].name.startswith("models--"):
-        inside = inside.parents[1]
+    for parent in inside.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            inside = parent.parent
     if not path.resolve().is_relative_to(inside):
         raise InputError(
             f"{path} is a link to {path.resolve()}, outside {inside}; put the file itself there"
