@@ -6,6 +6,8 @@ ask for full precision in every product, so that a GPU or TPU gives what a CPU g
 """
 
 import dataclasses
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,8 +246,9 @@ def _save_weights(leaves: Mapping[str, jax.Array], path: Path) -> None:
 
     try:
         save_file(dict(leaves), str(path))
-    except SafetensorError as error:
-        raise InputError(f"cannot write {path}: {error}") from error
+    except SafetensorError as error:  # it names the system's error by number alone
+        code = re.search(r"(?:os error|code:) (\d+)", str(error))
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else error from error
 
 
 def _load_weights(path: Path) -> dict[str, jax.Array]:

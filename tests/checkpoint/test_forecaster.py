@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_a_save_that_dies_leaves_the_old_or_the_new_one(at, tmp_path, monkeypatc
     assert number_of(tmp_path) in (1, 2)
     forecaster.save(make(3), tmp_path)
     assert number_of(tmp_path) == 3
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_writers_at_once_leave_one_whole_forecaster_and_readers_see_only_such(tmp_path):
+    forecaster.save(make(0), tmp_path)
+    saves = [
+        threading.Thread(target=forecaster.save, args=(make(n), tmp_path)) for n in range(1, 9)
+    ]
+    for thread in saves:
+        thread.start()
+    while any(thread.is_alive() for thread in saves):
+        assert number_of(tmp_path) in range(9)
+    assert number_of(tmp_path) in range(1, 9)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
+from pangu_jax.core.claim import Claim
 from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
@@ -96,6 +97,15 @@ def test_a_plan_is_replayed_to_the_same_bits(model, out, text, tmp_path, capsys)
     options = ["--plan", out / "plan.json", "--calib", text, *short]
     assert call("prune", model, tmp_path / "no", *options) == 2
     assert "other calibration windows" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_process_fills_is_refused_at_once(model, text, tmp_path, capsys):
+    with Claim(tmp_path / "out"):
+        assert call("prune", model, tmp_path / "out", "--target", "ffn=0.5", "--calib", text) == 2
+        assert "another process is pruning into" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert call("prune", tmp_path / "none", tmp_path / "out", "--target", "ffn=0.5") == 2
+    assert not any(tmp_path.iterdir())
 
 
 def test_check_finds_what_was_changed(model, out, tmp_path, capsys):

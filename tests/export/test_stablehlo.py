@@ -1,6 +1,7 @@
 """StableHLO: any batch size, without model code, and refused where it cannot run."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,22 @@ def test_weights_beside_or_inside(inside, tmp_path):
     assert (tmp_path / stablehlo.WEIGHTS).exists() != inside
     assert artefact.weights == ("" if inside else stablehlo.WEIGHTS)
     assert check(tmp_path)[1][0].relative == 0
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_full_disk_is_said_and_leaves_nothing(inside, tmp_path):
+    params = {"w": np.ones((64, 64), np.float32)}
+    x = np.ones((4, 64), np.float32)
+    bundle = program.single(lambda p, x: x @ p["w"], params, {"x": x})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        with pytest.raises(InputError, match=r"^cannot write .*/out: File too large$"):  # noqa: SIM117
+            with kept.new_folder(tmp_path / "out") as folder:
+                stablehlo.export(bundle, folder, inside=inside)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not any(tmp_path.iterdir())
 
 
 def test_unknown_platforms_are_refused(tmp_path):
