@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -12,6 +13,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write, regular
 
 T = TypeVar("T")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def to_json(config: Any) -> Any:
@@ -67,7 +69,7 @@ def read_json(path: str | Path, *, finite: bool = True) -> Any:
 
     Raises:
       InputError: the file is missing, unreadable, not JSON, names a key of an object twice, or
-        holds a number beyond float64.
+        holds a number beyond float64 or half of a character.
     """
     regular(path)
     try:
@@ -107,11 +109,14 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
 
     hooks = {"parse_constant": number, "parse_float": number, "parse_int": whole}
     try:
-        return json.loads(text, object_pairs_hook=once, **hooks)
+        found = json.loads(text, object_pairs_hook=once, **hooks)
+        if _SURROGATE.search(text if isinstance(text, str) else text.decode("utf-8")):
+            json.dumps(found, ensure_ascii=False).encode()  # a pair is a character, a half is none
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
+    return found
 
 
 def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) -> None:

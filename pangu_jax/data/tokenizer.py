@@ -270,4 +270,5 @@ def _ids(values: dict, kind: str, inner: tokenizers.Tokenizer) -> list[int]:
         token = token.get("content") if isinstance(token, dict) else token
         return _known([token], inner) if isinstance(token, str) else []
     found = found if isinstance(found, list) else [found]
-    return [i for i in found if type(i) is int and i >= 0 and inner.id_to_token(i) is not None]
+    there = [i for i in found if type(i) is int and 0 <= i < 2**32]  # the library's own bound
+    return [i for i in there if inner.id_to_token(i) is not None]

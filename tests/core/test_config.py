@@ -169,6 +169,7 @@ def test_a_config_that_cannot_be_written_leaves_nothing(tmp_path):
     ("text", "words"),
     [
         ('{"a": {"b": 1, "c": 2, "b": 1}}', "names 'b' twice"),
+        (r'{"a": "\ud83d"}', "is not JSON: .* surrogates"),
         ('{"a": NaN}', "holds the number NaN, which is not finite"),
         ("[-Infinity]", "holds the number -Infinity, which"),
         ("[1e400]", "holds the number 1e400, which"),
@@ -181,6 +182,11 @@ def test_what_python_reads_and_json_does_not_have_is_refused(tmp_path, text, wor
     path.write_text(text)
     with pytest.raises(InputError, match=rf"a\.json {words}"):
         read_json(path)
+
+
+def test_a_character_in_two_halves_is_one(tmp_path):
+    (tmp_path / "a.json").write_text(r'{"a": "\ud83d\ude00"}')
+    assert read_json(tmp_path / "a.json") == {"a": "\U0001f600"}
 
 
 def test_results_may_hold_what_is_not_finite(tmp_path):

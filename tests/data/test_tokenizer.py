@@ -225,6 +225,7 @@ def test_special_ids_come_from_the_files_beside(tmp_path):
     assert ids(tokenizer_config={"bos_token": None, "eos_token": "</s>"}) == (2, (2,))
     # Ids that the tokeniser lacks, and what is no id, are as if they were not there.
     assert ids(config={"bos_token_id": 9999, "eos_token_id": -1}) == (1, (2,))
+    assert ids(config={"bos_token_id": 10**12, "eos_token_id": [2**64]}) == (1, (2,))
     assert ids(config={"bos_token_id": "1", "eos_token_id": [None, True, 6]}) == (6, (6,))
     assert load_tokenizer(tmp_path / "t" / "tokenizer.json").boundary == 6
 
