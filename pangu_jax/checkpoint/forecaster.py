@@ -32,12 +32,13 @@ class ForecasterConfig:
       mean: of each column's training rows.
       deviation: the same; what a scaled value of 1 stands for.
       step_count: how many units lie between two rows.
-      step_unit: "s" or "month".
+      step_unit: "us" or "s" (of instants), "day", "weekday" or "month" (of local dates).
       month_end: whether stamps are the last days of their months.
       seeds: one set of parameters each; their forecasts are averaged.
       coverage: what the intervals were made for.
       measured_coverage: the share of the test part that they covered.
       trained_on: the file's name.
+      month_day: the day that monthly stamps lie on where the month has it, 29 or 30; else 0.
     """
 
     model: TimeProConfig
@@ -45,12 +46,13 @@ class ForecasterConfig:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
     step_count: int
-    step_unit: Literal["s", "month"]
+    step_unit: Literal["us", "s", "day", "weekday", "month"]
     month_end: bool
     seeds: tuple[int, ...]
     coverage: float
     measured_coverage: float
     trained_on: str
+    month_day: int = 0
 
     def __post_init__(self):
         if not len(self.names) == len(self.mean) == len(self.deviation) > 0:

@@ -9,6 +9,7 @@ The same from Python:
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from pangu_jax.eval.forecast import (
     repeat_last,
     score_function,
 )
-from pangu_jax.eval.predict import arrange, predict, residuals, scaler_of, to_host
+from pangu_jax.eval.predict import arrange, measured, predict, residuals, scaler_of, to_host
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 from pangu_jax.train.forecast import fit as train_seeds
@@ -145,6 +146,10 @@ def fit(
     cfg = dataclasses.replace(model or TimeProConfig(), horizon=horizon)
     split = borders(len(series.values), where=where)
     at = parts(split, look_back=cfg.look_back, horizon=horizon, where=where)
+    there = {
+        part: measured(series.filled, getattr(at, part), cfg, series.names, f"{where}, {part} part")
+        for part in ("validation", "test")
+    }
     scaler = Scaler.fit(series.values[slice(*split.train)])
     fitted = train_seeds(
         scaler.scale(series.values),
@@ -157,12 +162,13 @@ def fit(
     )
     description = ForecasterConfig(
         cfg, series.names, scaler.mean, scaler.deviation, series.step.count, series.step.unit,
-        series.step.month_end, tuple(seeds), coverage, 0.0, Path(where).name,
+        series.step.month_end, tuple(seeds), coverage, 0.0, Path(where).name, series.step.day,
     )  # fmt: skip
     zero = np.zeros((horizon, len(series.names)))
     found = Forecaster(description, to_host(fitted.params), zero)
-    width = conformal(residuals(found, series.values, at.validation), coverage).astype(np.float64)
-    covered = coverage_of(residuals(found, series.values, at.test), width)
+    left = residuals(found, series.values, at.validation)
+    width = conformal(left, coverage, there["validation"]).astype(np.float64)
+    covered = coverage_of(residuals(found, series.values, at.test), width, there["test"])
     description = dataclasses.replace(description, measured_coverage=covered)
     return Forecaster(description, found.params, width)
 
@@ -176,29 +182,34 @@ def evaluate(model: Forecaster, series: Series, *, where: str = "the series") ->
       where: how errors name the series.
 
     Returns:
-      {"windows", "mse", "mae" (of scaled values), "mae_of" {column: in its unit}, "coverage",
-      "linear" and "repeat" {"mse", "mae"}}; the linear map is fitted to the first 70 %.
+      {"windows", "filled" (values of that fifth that were filled in, and so are not measured),
+      "mse", "mae" (of scaled values), "mae_of" {column: in its unit}, "coverage", "linear" and
+      "repeat" {"mse", "mae"}}; the linear map is fitted to the first 70 %.
 
     Raises:
       InputError: other columns, another step, too few rows.
     """
     cfg, scaler = model.cfg.model, scaler_of(model)
-    values = arrange(model, series, where)
+    values, filled = arrange(model, series, where)
     at = parts(borders(len(values), where=where), look_back=cfg.look_back, horizon=cfg.horizon,
                where=where)  # fmt: skip
+    count = measured(filled, at.test, cfg, model.cfg.names, f"{where}, test part")
     left = residuals(model, values, at.test)
-    scaled = left / np.array(scaler.deviation)
+    scaled = (left / np.array(scaler.deviation))[count]
     sizes = {"look_back": cfg.look_back, "horizon": cfg.horizon}
     table = scaler.scale(values)
-    linear = score_function(fit_linear(table, at.train, **sizes), table, at.test, **sizes)
-    repeat = score_function(repeat_last(cfg.horizon), table, at.test, **sizes)
-    per_column = np.abs(left).mean((0, 1)).tolist()
+    fitted = fit_linear(table, at.train, **sizes)
+    linear = score_function(fitted, table, at.test, **sizes, filled=filled)
+    repeat = score_function(repeat_last(cfg.horizon), table, at.test, **sizes, filled=filled)
+    per_column = np.abs(left).mean((0, 1), where=count).tolist()
+    test = slice(int(at.test[0]) + cfg.look_back, None)
     return {
         "windows": len(at.test),
+        "filled": 0 if filled is None else int(filled[test].sum()),
         "mse": float(np.square(scaled).mean()),
         "mae": float(np.abs(scaled).mean()),
         "mae_of": dict(zip(model.cfg.names, per_column, strict=True)),
-        "coverage": coverage_of(left, model.half_width),
+        "coverage": coverage_of(left, model.half_width, count),
         "linear": {"mse": linear.mse, "mae": linear.mae},
         "repeat": {"mse": repeat.mse, "mae": repeat.mae},
     }
@@ -242,8 +253,20 @@ def _train(options: Train) -> None:
     )
     save(found, options.out)
     _print_scores(found, evaluate(found, series, where=options.csv))
-    print(f"{options.out} holds the forecaster; try: pangu-jax forecast predict --model "
-          f"{options.out} --csv {options.csv}")  # fmt: skip
+    command = ["pangu-jax", "forecast", "predict", "--model", options.out, "--csv", options.csv]
+    print(f"{options.out} holds the forecaster; try: "
+          f"{shlex.join([*command, *_flags(options.layout)])}")  # fmt: skip
+
+
+def _flags(layout: CsvFormat) -> list[str]:
+    """The options that lay a file out so."""
+    found = []
+    for field in dataclasses.fields(layout):
+        value = getattr(layout, field.name)
+        if value != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            found += [flag] if value is True else [flag, value]
+    return found
 
 
 def _evaluate(options: Evaluate) -> None:
@@ -268,9 +291,11 @@ def _predict(options: Predict) -> None:
     for i, name in enumerate(found.names):
         names += [name, f"{name} low", f"{name} high"]
         columns += [found.values[:, i], found.low[:, i], found.high[:, i]]
-    write_csv(options.out, names, found.times, np.stack(columns, 1))
-    print(f"{options.out} holds {len(found.times)} steps from {found.times[0]} to "
-          f"{found.times[-1]}".replace("T", " "))  # fmt: skip
+    write_csv(options.out, names, found.stamps, np.stack(columns, 1))
+    for note in found.notes:
+        _say(f"note: {note}")
+    texts = found.stamps.texts()
+    print(f"{options.out} holds {len(texts)} steps from {texts[0]} to {texts[-1]}")
 
 
 def _read(path: str, layout: CsvFormat) -> Series:
@@ -284,6 +309,8 @@ def _read(path: str, layout: CsvFormat) -> Series:
 
 def _print_scores(model: Forecaster, scores: dict) -> None:
     print(f"test windows                 {scores['windows']:,}")
+    if scores["filled"]:
+        print(f"filled in, not measured      {scores['filled']:,} values")
     print("errors of scaled values      MSE     MAE")
     for name, part in (("this model", scores), ("linear map", scores["linear"]),
                        ("repeating the last value", scores["repeat"])):  # fmt: skip

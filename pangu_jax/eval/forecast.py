@@ -179,26 +179,41 @@ def repeat_last(horizon: int):
 
 
 def score_function(
-    forecast, series: np.ndarray, starts: np.ndarray, *, look_back: int, horizon: int
+    forecast,
+    series: np.ndarray,
+    starts: np.ndarray,
+    *,
+    look_back: int,
+    horizon: int,
+    filled: np.ndarray | None = None,
 ) -> Score:
-    """The errors of any function from windows [B, T, V] to forecasts [B, H, V], in float64."""
-    squared, absolute = [], []
-    for seen, wanted in _pieces(series, starts, look_back, horizon):
-        difference = forecast(seen) - wanted
-        squared.append(np.square(difference).mean((1, 2)))
-        absolute.append(np.abs(difference).mean((1, 2)))
-    return _score(np.concatenate(squared), np.concatenate(absolute))
+    """The errors of any function from windows [B, T, V] to forecasts [B, H, V], in float64.
 
-
-def _pieces(series, starts, look_back, horizon, batch=512):
+    Args:
+      forecast: the function.
+      series: [rows, V].
+      starts: int [n], first rows of the windows.
+      look_back: T.
+      horizon: H.
+      filled: bool [rows, V], values that were made up: seen, but not measured.
+    """
+    squared, absolute, count = 0.0, 0.0, 0
     series = np.asarray(series, np.float64)
-    for first in range(0, len(starts), batch):
-        rows = starts[first : first + batch, None] + np.arange(look_back + horizon)
-        both = series[rows]
-        yield both[:, :look_back], both[:, look_back:]
+    for first in range(0, len(starts), 512):
+        rows = starts[first : first + 512, None] + np.arange(look_back + horizon)
+        seen, wanted = rows[:, :look_back], rows[:, look_back:]
+        difference = forecast(series[seen]) - series[wanted]
+        if filled is not None:
+            difference = difference[~filled[wanted]]
+        squared += np.square(difference).sum()
+        absolute += np.abs(difference).sum()
+        count += difference.size
+    return Score(float(squared / count), float(absolute / count), len(starts))
 
 
-def conformal(residuals: np.ndarray, coverage: float) -> np.ndarray:
+def conformal(
+    residuals: np.ndarray, coverage: float, measured: np.ndarray | None = None
+) -> np.ndarray:
     """Half widths of intervals that cover new residuals with the given probability.
 
     The split-conformal rule for each step and variate: the ceil((n + 1) coverage)-th smallest of n
@@ -208,6 +223,7 @@ def conformal(residuals: np.ndarray, coverage: float) -> np.ndarray:
     Args:
       residuals: [n, H, V], of windows that the model was not fitted to.
       coverage: between 0 and 1.
+      measured: bool [n, H, V], which of them count; None is all.
 
     Returns:
       [H, V].
@@ -219,21 +235,27 @@ def conformal(residuals: np.ndarray, coverage: float) -> np.ndarray:
     """
     if not 0 < coverage < 1:
         raise InputError(f"coverage must be between 0 and 1, got {coverage}")
-    count = len(residuals)
+    size = np.abs(residuals)
+    size = size if measured is None else np.where(measured, size, np.inf)
+    count = np.array(len(size)) if measured is None else measured.sum(0)
     rank = _up((count + 1) * coverage)
-    if rank > count:
+    if (rank > count).any():
         raise InputError(
             f"a coverage of {coverage} needs at least {_up(coverage / (1 - coverage))} "
-            f"held-out windows, there are {count}"
+            f"held-out windows, there are {count.min()}"
         )
-    return np.partition(np.abs(residuals), rank - 1, axis=0)[rank - 1]
+    ordered = np.partition(size, np.unique(rank - 1), axis=0)
+    return np.take_along_axis(ordered, np.broadcast_to(rank - 1, (1, *size.shape[1:])), 0)[0]
 
 
-def _up(number: float) -> int:
+def _up(number):
     """Rounded up, but 9.000000000000002 is 9."""
-    return int(np.ceil(number - 1e-9))
+    return np.ceil(np.asarray(number) - 1e-9).astype(int)
 
 
-def coverage_of(residuals: np.ndarray, half_width: np.ndarray) -> float:
-    """The share of residuals [n, H, V] inside the intervals of half widths [H, V]."""
-    return float((np.abs(residuals) <= half_width).mean())
+def coverage_of(
+    residuals: np.ndarray, half_width: np.ndarray, measured: np.ndarray | None = None
+) -> float:
+    """The share of residuals [n, H, V], or of those measured, inside half widths [H, V]."""
+    inside = np.abs(residuals) <= half_width
+    return float((inside if measured is None else inside[measured]).mean())

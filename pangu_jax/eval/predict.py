@@ -1,6 +1,7 @@
 """Forecasts in the units of the data, as far ahead as is asked, with intervals."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -8,9 +9,11 @@ import numpy as np
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import Series
+from pangu_jax.data.stamp import Stamps, show_offset
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import forecasts
+from pangu_jax.models.timepro import TimeProConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +21,15 @@ class Prediction:
     """What comes after a series.
 
     Attributes:
-      times: datetime64[s] [steps].
+      times: datetime64[us] [steps], local times.
       names: of the columns.
       values: float64 [steps, V], in the units of the data.
       low: lower ends of the intervals, the same shape; NaN beyond the trained horizon, for which
         nothing was calibrated.
       high: upper ends.
+      offsets: timedelta64[us] [steps], of the local times from UTC, if the series had some.
+      zone: the IANA zone of the times, if it is known.
+      notes: what is not certain, a sentence each.
     """
 
     times: np.ndarray
@@ -31,11 +37,20 @@ class Prediction:
     values: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    offsets: np.ndarray | None = None
+    zone: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stamps(self) -> Stamps:
+        """The times with their offsets."""
+        return Stamps(self.times, self.offsets, self.zone)
 
 
 def step_of(model: Forecaster) -> TimeStep:
     """What lies between two rows of the data that the model was trained on."""
-    return TimeStep(model.cfg.step_count, model.cfg.step_unit, model.cfg.month_end)
+    cfg = model.cfg
+    return TimeStep(cfg.step_count, cfg.step_unit, cfg.month_end, cfg.month_day)
 
 
 def scaler_of(model: Forecaster) -> Scaler:
@@ -43,24 +58,30 @@ def scaler_of(model: Forecaster) -> Scaler:
     return Scaler(model.cfg.mean, model.cfg.deviation)
 
 
-def arrange(model: Forecaster, series: Series, where: str) -> np.ndarray:
-    """The values of a series in the order of the model's columns, float64 [rows, V].
+def arrange(model: Forecaster, series: Series, where: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The values of a series in the order of the model's columns, and which were filled in.
+
+    Returns:
+      float64 [rows, V], and bool [rows, V], or None where none was.
 
     Raises:
       InputError: other columns or another time step than the model was trained on.
     """
-    missing = [name for name in model.cfg.names if name not in series.names]
-    surplus = [name for name in series.names if name not in model.cfg.names]
+    place = {name: i for i, name in enumerate(series.names)}
+    missing = [name for name in model.cfg.names if name not in place]
+    surplus = [name for name in series.names if name not in set(model.cfg.names)]
     if missing or surplus:
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"has {', '.join(surplus)}, which the model does not know"] if surplus else []
         raise InputError(f"{where} {' and '.join(parts)}")
-    if series.step != step_of(model):
+    step = step_of(model)
+    if not (step.same_as(series.step) or step.fits(series.stamps)):
         raise InputError(
-            f"{where} has a row every {series.step}, the model was trained on one every "
-            f"{step_of(model)}"
+            f"{where} has a row every {series.step}, the model was trained on one every {step}"
         )
-    return series.values[:, [series.names.index(name) for name in model.cfg.names]]
+    columns = [place[name] for name in model.cfg.names]
+    filled = series.filled
+    return series.values[:, columns], None if filled is None else filled[:, columns]
 
 
 def average(model: Forecaster, scaled: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -90,9 +111,10 @@ def predict(
     steps = cfg.horizon if steps is None else steps
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-    values = arrange(model, series, where)
+    values, _ = arrange(model, series, where)
     if len(values) < cfg.look_back:
         raise InputError(f"{where} has {len(values)} rows, the model looks back on {cfg.look_back}")
+    times, notes = _times(step_of(model), series, steps)
     scaler = scaler_of(model)
     seen = scaler.scale(values[-cfg.look_back :])
     for _ in range(-(-steps // cfg.horizon)):
@@ -102,8 +124,29 @@ def predict(
     found = scaler.unscale(seen[cfg.look_back :][:steps])
     width = np.full(found.shape, np.nan)
     width[: cfg.horizon] = model.half_width[:steps]
-    times = step_of(model).after(series.times[-1], steps)
-    return Prediction(times, model.cfg.names, found, found - width, found + width)
+    return Prediction(
+        times.local, model.cfg.names, found, found - width, found + width, times.offset,
+        times.zone, notes,
+    )  # fmt: skip
+
+
+def _times(step: TimeStep, series: Series, steps: int) -> tuple[Stamps, tuple[str, ...]]:
+    """The stamps that follow those of a series, and a note where their offset is not certain.
+
+    A short series may not show all of its step, such as which day of the month it is of: then the
+    model's is taken.
+    """
+    stamps = series.stamps
+    says_more = step.day or not step.same_as(series.step)
+    step = step if says_more and step.fits(stamps) else series.step
+    found = step.following(stamps, steps)
+    if stamps.zone is not None or not stamps.offset_changes:
+        return found, ()
+    offset = show_offset(stamps.offset[-1])
+    return found, (
+        f"clocks are changed within the series; the forecasts keep its last offset, {offset}, as "
+        "only --zone (such as Europe/Berlin) says when they are changed next",
+    )
 
 
 def residuals(model: Forecaster, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -114,11 +157,44 @@ def residuals(model: Forecaster, values: np.ndarray, starts: np.ndarray) -> np.n
       values: float64 [rows, V], in the model's order.
       starts: int [n], first rows of the windows.
     """
-    cfg, scaler = model.cfg.model, scaler_of(model)
+    scaler = scaler_of(model)
     scaled = scaler.scale(values)
-    rows = starts[:, None] + cfg.look_back + np.arange(cfg.horizon)
-    difference = scaled[rows] - average(model, scaled, starts)
+    difference = scaled[_targets(model.cfg.model, starts)] - average(model, scaled, starts)
     return difference * np.array(scaler.deviation, np.float32)
+
+
+def measured(
+    filled: np.ndarray | None,
+    starts: np.ndarray,
+    cfg: TimeProConfig,
+    names: Sequence[str],
+    where: str,
+) -> np.ndarray:
+    """Which residuals are of values that were there, bool [n, H, V].
+
+    Args:
+      filled: bool [rows, V], the values that were made up; None is none.
+      starts: int [n], first rows of the windows.
+      cfg: the model.
+      names: of the series.
+      where: how the error names the part of the series.
+
+    Raises:
+      InputError: a series of which no value was there.
+    """
+    shape = (len(starts), cfg.horizon, len(names))
+    found = np.ones(shape, bool) if filled is None else ~filled[_targets(cfg, starts)]
+    for name, there in zip(names, found.any((0, 1)), strict=True):
+        if not there:
+            raise InputError(
+                f"{where}: all values of {name!r} were filled in; none can be measured"
+            )
+    return found
+
+
+def _targets(cfg: TimeProConfig, starts: np.ndarray) -> np.ndarray:
+    """The rows that windows forecast, int [n, H]."""
+    return starts[:, None] + cfg.look_back + np.arange(cfg.horizon)
 
 
 def to_host(params):
