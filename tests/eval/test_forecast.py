@@ -96,3 +96,22 @@ def test_baselines_of_etth1_are_the_known_ones(data_dir):
     # As another program measured them.
     assert (linear.mse, linear.mae) == pytest.approx((0.3833, 0.3917), abs=1e-3)
     assert (repeat.mse, repeat.mae) == pytest.approx((1.294, 0.713), abs=1e-3)
+
+
+def test_values_that_were_filled_in_are_not_measured():
+    filled = RNG.random((90, 3)) < 0.3
+    broken = np.where(filled, 1e6, SERIES.astype(float))  # as wrong as can be
+    starts, rows = np.arange(60, dtype=np.int32), np.arange(60)[:, None] + 3 + np.arange(5)
+    zeros = lambda seen: np.zeros((len(seen), 5, 3))  # noqa: E731
+    found = score_function(zeros, broken, starts, look_back=3, horizon=5, filled=filled)
+    there = SERIES[rows].astype(float)[~filled[rows]]
+    assert (found.mse, found.mae) == pytest.approx((np.mean(there**2), np.mean(abs(there))))
+    residuals, measured = RNG.normal(size=(40, 2, 3)), RNG.random((40, 2, 3)) < 0.8
+    width = conformal(np.where(measured, residuals, 1e6), 0.9, measured)
+    for at in np.ndindex(2, 3):
+        own = residuals[:, *at][measured[:, *at]]
+        assert width[at] == conformal(own[:, None, None], 0.9)[0, 0]
+    inside = (abs(residuals) <= width)[measured]
+    assert coverage_of(np.where(measured, residuals, 1e6), width, measured) == inside.mean()
+    with pytest.raises(InputError, match="at least 9 held-out windows, there are 0"):
+        conformal(residuals, 0.9, measured & (np.arange(3) != 1))
