@@ -69,7 +69,8 @@ def arrange(model: Forecaster, series: Series, where: str) -> tuple[np.ndarray, 
     """
     place = {name: i for i, name in enumerate(series.names)}
     missing = [name for name in model.cfg.names if name not in place]
-    surplus = [name for name in series.names if name not in set(model.cfg.names)]
+    known = set(model.cfg.names)
+    surplus = [name for name in series.names if name not in known]
     if missing or surplus:
         parts = [f"lacks {', '.join(missing)}"] if missing else []
         parts += [f"has {', '.join(surplus)}, which the model does not know"] if surplus else []

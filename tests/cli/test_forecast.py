@@ -152,6 +152,121 @@ def test_future_times_follow_the_step(trained, tmp_path, step, first, following)
     assert found.times.tolist() == np.array(following, "datetime64[s]").tolist()
 
 
+def rows_of(model, path, times):
+    columns = {k: v[: len(times)] for k, v in waves().items()}
+    return forecast.predict(model, forecast.read_csv(write(path, times, columns)), steps=2)
+
+
+def with_step(model, **fields):
+    return dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, **fields))
+
+
+def test_a_short_file_of_the_same_step_is_known_by_the_model(trained, tmp_path):
+    model = forecaster.load(trained / "model")
+    # Two years of months on the 30th, of which only every second is long enough to tell.
+    thirtieth = with_step(model, step_count=2, step_unit="month", month_day=30)
+    months = np.datetime64("2024-04", "M") + np.arange(2, 18) * np.timedelta64(2, "M")
+    ends = (months + np.timedelta64(1, "M")).astype("datetime64[D]") - np.timedelta64(1, "D")
+    days = np.minimum(months.astype("datetime64[D]") + np.timedelta64(29, "D"), ends)
+    found = rows_of(thirtieth, tmp_path / "a.csv", days[:16])
+    assert [str(t)[8:10] for t in found.times] == ["30", "30"]
+    # An old folder says no day: the series does.
+    old = with_step(model, step_count=2, step_unit="month")
+    assert rows_of(old, tmp_path / "a.csv", days).times.tolist() == found.times.tolist()
+    # Weekdays, of which none is left out in sixteen rows but the weekends.
+    weekdays = np.arange("2024-05-01", "2024-06-15", dtype="datetime64[D]")
+    weekdays = weekdays[np.is_busday(weekdays)][:18]
+    found = rows_of(
+        with_step(model, step_count=1, step_unit="weekday"), tmp_path / "b.csv", weekdays
+    )
+    assert [str(t)[:10] for t in found.times] == ["2024-05-27", "2024-05-28"]
+    with pytest.raises(forecast.InputError, match="every 1 weekday, the model was trained on one "
+                       "every 1 d"):  # fmt: skip
+        rows_of(with_step(model, step_count=1, step_unit="day"), tmp_path / "b.csv", weekdays)
+
+
+def test_forecasts_are_written_with_the_offset_that_the_file_has(trained, tmp_path, capsys):
+    local = stamps("2024-03-30T20:00", 900, 24)
+    times = [
+        f"{t}+01:00" if i < 24 else f"{t}+02:00"
+        for i, t in enumerate(
+            [
+                *local,
+                *(local[-1] + np.arange(1, 9) * np.timedelta64(900, "s") + np.timedelta64(1, "h")),
+            ]
+        )
+    ]
+    path = write(tmp_path / "x.csv", times, {k: v[:32] for k, v in waves().items()})
+    arguments = [
+        "predict",
+        "--csv",
+        path,
+        "--model",
+        trained / "model",
+        "--out",
+        tmp_path / "o.csv",
+    ]
+    for zone in ((), ("--zone", "Europe/Berlin")):
+        assert call(*arguments, "--plot", tmp_path / "p.svg", *zone) == 0
+        out, err = capsys.readouterr()
+        assert out.endswith("4 steps from 2024-03-31 05:00:00+02:00 to 2024-03-31 05:45:00+02:00\n")
+        assert ("the forecasts keep its last offset, +02:00" in err) == (not zone)
+        assert "\n2024-03-31 05:15:00+02:00," in (tmp_path / "o.csv").read_text()
+        assert "UTC+02:00" in (tmp_path / "p.svg").read_text()
+
+
+def test_what_was_filled_in_is_not_measured(trained, tmp_path, capsys):
+    table = [line.split(",") for line in (trained / "load.csv").read_text().splitlines()]
+    arguments = ["--model", trained / "model", "--repair", "--json"]
+    assert call("evaluate", "--csv", trained / "load.csv", *arguments) == 0
+    plain = json.loads(capsys.readouterr().out)
+    for row in (200, 210, 211):
+        table[row + 1][-2] = ""  # of "oil"
+    (tmp_path / "x.csv").write_text("\n".join(map(",".join, table)) + "\n")
+    assert call("evaluate", "--csv", tmp_path / "x.csv", *arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (plain["filled"], found["filled"]) == (0, 3)
+    # The same by hand.
+    model = forecaster.load(trained / "model")
+    series = forecast.read_csv(tmp_path / "x.csv", forecast.CsvFormat(repair=True))
+    errors = []
+    for end in range(192, 237):
+        part = dataclasses.replace(
+            series, values=series.values[end - 16 : end], times=series.times[end - 16 : end],
+            filled=None,
+        )  # fmt: skip
+        left = forecast.predict(model, part).values - series.values[end : end + 4]
+        errors.append(abs(left[:, 1])[~np.isin(np.arange(end, end + 4), (200, 210, 211))])
+    assert found["mae_of"]["oil"] == pytest.approx(np.concatenate(errors).mean(), rel=1e-3)
+    assert found["mae_of"]["load, MW"] == pytest.approx(plain["mae_of"]["load, MW"], rel=0.1)
+    gone = dataclasses.replace(series, filled=np.ones(series.values.shape, bool))
+    with pytest.raises(
+        forecast.InputError, match="test part: all values of 'load, MW' were filled"
+    ):
+        forecast.evaluate(model, gone, where="x.csv")
+
+
+def test_the_command_that_train_names_works(trained, tmp_path, capsys, monkeypatch):
+    model = forecaster.load(trained / "model")
+    monkeypatch.setattr(forecast, "fit", lambda *a, **k: model)
+    path, out = tmp_path / "my load.csv", tmp_path / "the model"
+    times = [f"{str(t)[8:10]}.{str(t)[5:7]}.{str(t)[:4]} {str(t)[11:16]}"
+             for t in stamps("2024-02-27", 900, 240)]  # fmt: skip
+    path.write_text("when\tof\tis\n" + "".join(
+        f"{t}\t{name}\t{v[i]}\n" for name, v in waves().items() for i, t in enumerate(times)
+    ))  # fmt: skip
+    layout = ["--id", "of", "--value", "is", "--repair", "--time", "when", "--delimiter", r"\t"]
+    layout += ["--time-format", "%d.%m.%Y %H:%M", "--zone", "UTC"]
+    assert call("train", "--csv", path, "--horizon", 4, "--out", out, *SIZES, *layout) == 0
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1].split("try: ")[1])
+    assert command[:3] == ["pangu-jax", "forecast", "predict"]
+    monkeypatch.chdir(tmp_path)
+    assert call(*command[2:]) == 0
+    assert (
+        (tmp_path / "forecast.csv").read_text().splitlines()[1].startswith("2024-02-29 12:00:00+")
+    )
+
+
 def test_what_is_wrong_is_said_in_one_sentence(trained, tmp_path, capsys):
     good, model = trained / "load.csv", trained / "model"
     times, columns = stamps("2024-02-27T00:00", 900, 40), {k: v[:40] for k, v in waves().items()}
