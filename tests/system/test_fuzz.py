@@ -29,3 +29,7 @@ def test_a_changed_file_is_read_or_refused_in_one_sentence(name, tmp_path):
     assert not [outcome for outcome in found if outcome.wrong]
     ends = [outcome.end for outcome in found]
     assert len(ends) == CASES and ends.count("refused") >= CASES // 10, ends
+
+
+def test_there_are_many_kinds_and_cases():
+    assert len(fuzz.KINDS) >= 19 and CASES >= 50
