@@ -36,7 +36,7 @@ class CsvFormat:
       delimiter: between fields; \t is a tab.
       repair: puts rows in order, takes the first value of equal times, cuts the ends that some
         series do not reach, and fills gaps and missing values between on a straight line between
-        their neighbours; each is noted, and nothing that was filled in is measured.
+        their neighbours; each is noted, and errors and intervals leave out what was filled in.
     """
 
     time: str | None = None
