@@ -78,6 +78,8 @@ def test_it_writes_a_smaller_checkpoint_a_plan_and_a_report(model, out, capsys):
     assert len(made.text_hash) == 16
     assert len(made.scores[0].channels) == 24
     assert call("prune", "check", out, "--source", model) == 0
+    modes = {path.stat().st_mode for path in out.iterdir() if path.is_file()}
+    assert modes == {(out / "report.md").stat().st_mode}  # a library makes its own files private
     said = capsys.readouterr().out
     for part in ("all values finite", "as recorded", "bit for bit"):
         assert part in said
