@@ -114,7 +114,7 @@ def parse_time(text: str, form: str | None = None) -> dt.datetime:
 
 
 def check_format(form: str) -> None:
-    """Refuses what is no `strptime` format, or one that reads a zone's name and forgets it.
+    """Refuses what is no `strptime` format, or one that forgets the year or a zone's name.
 
     Raises:
       InputError: says what is wrong with it.
@@ -126,9 +126,11 @@ def check_format(form: str) -> None:
         )
     try:
         example = dt.datetime(2001, 2, 3, 4, 5, 6, tzinfo=dt.UTC).strftime(form)
-        dt.datetime.strptime(example, form)
+        found = dt.datetime.strptime(example, form)
     except (ValueError, re.error) as error:
         raise InputError(f"time_format {form!r} is no strptime format: {error}") from error
+    if found.year != 2001:
+        raise InputError(f"time_format {form!r} has no year; %Y or %y reads one")
 
 
 def find_zone(name: str) -> zoneinfo.ZoneInfo:
@@ -184,18 +186,19 @@ def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
     return _each(local, lambda t: t.replace(tzinfo=clock, fold=fold).utcoffset())
 
 
-def read_clock(local: np.ndarray, zone: str, where: str) -> Stamps:
+def read_clock(local: np.ndarray, zone: str) -> Stamps:
     """The stamps of a sequence of local times, of which an hour may come twice.
 
-    Of the times that come twice, those are the second that do not come after all before them.
+    Of the times that come twice, those are the second that do not come after all before them, or
+    that only then lie the usual step after the one before.
 
     Args:
       local: datetime64[us] [n], as they follow one another; newest first will do as well.
       zone: its name.
-      where: how errors name the file.
 
     Raises:
-      InputError: the times are in no order, so that nothing tells the two hours apart.
+      InputError: the times are in no order, so that nothing tells the two hours apart; or a year
+        that Python does not know.
     """
     first, second = _offsets(local, zone, 0), _offsets(local, zone, 1)
     twice = first > second
@@ -209,9 +212,12 @@ def read_clock(local: np.ndarray, zone: str, where: str) -> Stamps:
     astray = np.concatenate([[False], ordered[1:] < latest[:-1]]) & ~again
     if astray.any():
         raise InputError(
-            f"{where}: {show(ordered[again][0])} comes twice in {zone}, and as the rows are not in "
+            f"{show(ordered[again][0])} comes twice in {zone}, and as the rows are not in "
             "order of time, nothing tells the two apart"
         )
+    instants, later = ordered - first[order], ordered - second[order]
+    usual = np.median(np.diff(instants).astype(np.int64)) if len(local) > 1 else 0
+    back[1:] |= (later[1:] - instants[:-1]).astype(np.int64) == usual
     offset = np.where(again & back, second[order], first[order])
     return Stamps(local, offset[order], zone)
 

@@ -153,6 +153,11 @@ def _wide(path, header, time, rows, layout) -> Table:
 
 def _long(path, header, time, rows, layout) -> Table:
     places = [_column(path, header, name) for name in (layout.id, layout.value)]
+    if len({time, *places}) < 3:
+        raise InputError(
+            f"{path}: times, ids and values must be three columns, got {header[time]!r}, "
+            f"{layout.id!r} and {layout.value!r}"
+        )
     times, values, column, lines = _Times(path, layout), [], [], []
     names: dict[str, int] = {}
     for line, row in rows:
@@ -235,6 +240,12 @@ class _Times:
 
     def stamps(self, column: np.ndarray | None = None) -> Stamps:
         """As stamps; `column` [n] says which of several series a row belongs to."""
+        try:
+            return self._stamps(column)
+        except InputError as error:
+            raise InputError(f"{self._path}: {error}") from error
+
+    def _stamps(self, column: np.ndarray | None) -> Stamps:
         local, zone = np.array(self._local, "datetime64[us]"), self._layout.zone
         if self._offset[0] is not None:
             found = Stamps(local, np.array(self._offset, "timedelta64[us]"))
@@ -242,12 +253,12 @@ class _Times:
         if zone is None:
             return Stamps(local)
         if column is None:
-            return read_clock(local, zone, str(self._path))
+            return read_clock(local, zone)
         offset = np.empty(len(local), "timedelta64[us]")
         for rows in np.split(
             np.argsort(column, kind="stable"), np.cumsum(np.bincount(column))[:-1]
         ):
-            offset[rows] = read_clock(local[rows], zone, str(self._path)).offset
+            offset[rows] = read_clock(local[rows], zone).offset
         return Stamps(local, offset, zone)
 
 

@@ -17,6 +17,7 @@ from pangu_jax.data.stamp import DAY, END, Stamps, at_clock, in_zone, show, skip
 Unit = Literal["us", "s", "day", "weekday", "month"]
 INSTANTS = {"us": 1, "s": 10**6}  # in microseconds, as is the hour
 HOUR = 3600 * 10**6
+AT_LEAST = {**INSTANTS, "day": 24 * HOUR, "weekday": 24 * HOUR, "month": 28 * 24 * HOUR}
 MONTH = np.timedelta64(1, "M")
 NAMES = (("h", 3600), ("min", 60), ("s", 1))
 
@@ -92,12 +93,15 @@ class TimeStep:
           InputError: they go beyond the year 9999.
         """
         last = len(stamps) - 1
-        found = self.follow(stamps, np.full(steps, last), np.arange(1, steps + 1))
-        if (found.local >= END).any() or (found.instants < stamps.instants[last]).any():
-            raise InputError(
-                f"{steps} steps of {self} after {stamps.show(last)} go beyond the year 9999"
-            )
-        return found
+        # Asked before any are made: too many fit in neither memory nor 64 bits.
+        left = int((END - stamps.local[last]).astype(np.int64))
+        if steps * self.count * AT_LEAST[self.unit] < left:
+            found = self.follow(stamps, np.full(steps, last), np.arange(1, steps + 1))
+            if (found.local < END).all():
+                return found
+        raise InputError(
+            f"{steps} steps of {self} after {stamps.show(last)} go beyond the year 9999"
+        )
 
     def follow(self, stamps: Stamps, rows: np.ndarray, numbers: np.ndarray) -> Stamps:
         """The stamps that lie `numbers` [n] steps after those of `rows` [n].
@@ -194,7 +198,7 @@ def find_step(stamps: Stamps, where: str) -> TimeStep:
             continue
         steps = np.diff(units)
         count, share = _most_common(steps)
-        if share >= 0.5 and count > 0 and not (steps % count).any():
+        if share >= 0.5 and (steps > 0).all() and not (steps % count).any():
             found.append((int(steps.sum()) // count - len(steps), unit, count))
     if not found:
         raise InputError(f"{where}: {_irregular(stamps)}")

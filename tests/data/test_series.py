@@ -277,7 +277,12 @@ def test_newest_first_is_told_apart_and_disorder_is_not(tmp_path):
     [
         (["2024-03-31T01:00", "2024-03-31T02:00", "2024-03-31T04:00", "2024-03-31T05:00"],
          "Europe/Berlin", "2024-03-31 02:00 never was in Europe/Berlin"),
-        (["9999-12-31T22:00", "9999-12-31T23:00"], "Europe/Berlin", "outside of the years"),
+        (["9999-12-31T22:00", "9999-12-31T23:00"], "Europe/Berlin",
+         "load.csv: 9999-12-31 22:00 is outside of the years"),
+        # A day that is there twice, as its hour comes twice, is no gap.
+        (["2024-10-25T02:30", "2024-10-26T02:30", "2024-10-27T02:30", "2024-10-27T02:30",
+          "2024-10-28T02:30"], "Europe/Berlin",
+         r"irregular.* 02:30\+02:00 and 2024-10-27 02:30\+01:00 lie 1 h apart"),
         (["2024-03-29T23:00Z", "2024-03-30T23:00Z", "2024-03-31T22:00Z", "2024-04-01T22:00Z"],
          None, "if these are local days, --zone"),
         ([f"{y}-01-01T0{h}:00" for y, h in ((2024, 0), (2024, 1), (2024, 2), (2924, 0))], None,
@@ -371,6 +376,12 @@ def test_an_index_of_a_table_is_no_series(tmp_path, header, first):
     assert found.times[0] == np.datetime64("2024-01-01")
     left_out = ("column 1, which has no name and numbers the rows, was left out",)
     assert found.notes == (() if first is None else left_out)
+
+
+@pytest.mark.parametrize(("id", "value"), [("a", "a"), ("date", "a"), ("b", "date")])
+def test_the_three_columns_of_the_long_layout_are_three(tmp_path, id, value):
+    with pytest.raises(InputError, match="times, ids and values must be three columns"):
+        read_csv(file(tmp_path, DAY), CsvFormat(id=id, value=value))
 
 
 def test_a_byte_order_mark_goes_before_quotes_and_a_tab_has_a_name(tmp_path):

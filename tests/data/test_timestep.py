@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.series import CsvFormat, read_csv
+from pangu_jax.data.series import CsvFormat, read_csv, write_csv
 from pangu_jax.data.stamp import Stamps
-from pangu_jax.data.timestep import infer_step
+from pangu_jax.data.timestep import INSTANTS, infer_step
 
 ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "UTC")
 DRAWN = settings(
@@ -98,6 +98,60 @@ def test_in_a_zone_hours_are_of_instants_and_days_of_local_dates(begin, zone, st
     found = infer_step(stamps[:30], "x").following(stamps[:30], 10)
     np.testing.assert_array_equal(found.local, stamps.local[30:])
     np.testing.assert_array_equal(found.offset, ahead[30:])
+
+
+@DRAWN
+@given(BEGIN, offsets())
+def test_whole_series_show_their_step(begin, offset):
+    offset, _ = offset
+    step = infer_step(naive(series_of(begin, offset, 40)), "x")
+    if isinstance(offset, pd.Timedelta):
+        assert step.unit in ("us", "s")
+        assert step.count * INSTANTS[step.unit] == offset // pd.Timedelta(1, "us")
+    elif isinstance(offset, pd.offsets.BDay) and offset.n % 5:
+        assert (step.count, step.unit) == (offset.n, "weekday")
+    elif isinstance(offset, pd.offsets.BDay):
+        assert (step.count, step.unit) == (offset.n // 5 * 7, "day")
+    elif isinstance(offset, pd.offsets.MonthEnd):
+        assert (step.count, step.unit, step.month_end) == (offset.n, "month", True)
+    else:
+        unit, count = next(iter(offset.kwds.items()))
+        ends = unit == "months" and (begin + pd.offsets.MonthEnd(0)).day == begin.day
+        at_end = ends and begin.day == 31
+        assert (step.count, step.unit) == (count, unit[:-1])
+        assert step.month_end == at_end or (ends and begin.day < 31)
+
+
+@DRAWN
+@given(st.dates(pd.Timestamp("1990-01-01").date(), pd.Timestamp("2035-01-01").date()),
+       st.sampled_from((*ZONES, None)), st.sampled_from(("months", "days", "weekdays")),
+       st.integers(1, 3), st.integers(1, 27), st.randoms(use_true_random=False))  # fmt: skip
+def test_local_dates_in_any_order_are_put_right(tmp_path, day, zone, unit, count, gone, random):
+    begin = pd.Timestamp(day) + pd.Timedelta(12, "h")
+    step = pd.offsets.BDay(count) if unit == "weekdays" else pd.DateOffset(**{unit: count})
+    whole = [t.tz_localize(zone) for t in series_of(begin, step, 40)]
+    rows = [f"{t.isoformat()},1\n" for i, t in enumerate(whole[:30]) if i != gone]
+    random.shuffle(rows)
+    path = tmp_path / "a.csv"
+    path.write_text("time,x\n" + "".join(rows))
+    found = read_csv(path, CsvFormat(repair=True, zone=zone))
+    coming = found.step.following(found.stamps, 10)
+    np.testing.assert_array_equal(np.concatenate([found.times, coming.local]), naive(whole))
+    if zone:
+        ahead = np.array([t.utcoffset() for t in whole], "timedelta64[us]")
+        np.testing.assert_array_equal(np.concatenate([found.offsets, coming.offset]), ahead)
+    write_csv(path, ["x"], found.stamps, found.values)
+    again = read_csv(path, CsvFormat(zone=zone))
+    np.testing.assert_array_equal(again.stamps.instants, found.stamps.instants)
+    assert again.step == found.step
+
+
+@pytest.mark.parametrize("step", ["1h", "1D", "B", "ME", "7us"])
+@pytest.mark.parametrize("steps", [10**19, 4 * 10**17])
+def test_steps_beyond_the_last_year_are_refused_before_they_are_made(step, steps):
+    stamps = Stamps.of(naive(pd.date_range("2024-01-31", periods=12, freq=step)))
+    with pytest.raises(InputError, match="go beyond the year 9999"):
+        infer_step(stamps, "x").following(stamps, steps)
 
 
 def test_without_a_zone_the_last_offset_is_kept():
