@@ -208,3 +208,13 @@ def test_decimals_are_kept(step, wanted, tmp_path):
     with pytest.raises(InputError, match="finer than a microsecond"):
         path.write_text("time,x\n2024-01-01 00:00:00.1234567,1\n")
         read_csv(path)
+
+
+def test_rows_that_are_filled_in_have_the_offset_of_the_row_before(tmp_path):
+    times = ["2024-03-31T00:00+01:00", "2024-03-31T01:00+01:00", "2024-03-31T03:00+02:00",
+             "2024-03-31T05:00+02:00", "2024-03-31T06:00+02:00"]  # fmt: skip
+    path = tmp_path / "a.csv"
+    path.write_text("time,x\n" + "".join(f"{time},1\n" for time in times))
+    found = read_csv(path, CsvFormat(repair=True))
+    assert found.stamps.texts()[3] == "2024-03-31 04:00:00+02:00"
+    assert found.filled[:, 0].tolist() == [False, False, False, True, False, False]
