@@ -65,9 +65,10 @@ def find(folder: str | Path) -> dict[str, Stored]:
         files disagree.
     """
     folder = Path(folder)
-    if (folder / SINGLE).exists():  # first, as in transformers
+    # A link to nothing is there too: what is behind it must not be read instead.
+    if os.path.lexists(folder / SINGLE):  # first, as in transformers
         return header(own_file(folder, SINGLE))
-    if (folder / INDEX).exists():
+    if os.path.lexists(folder / INDEX):
         return _find_indexed(folder)
     if any(folder.glob("*.bin")):
         raise InputError(
@@ -85,9 +86,12 @@ def own_file(folder: str | Path, name: str) -> Path:
     models--*/blobs, so there the whole repository is inside.
 
     Raises:
-      InputError: it is missing, no ordinary file, or a link that leads elsewhere.
+      InputError: it is missing, no ordinary file, or a link that leads elsewhere or to nothing.
     """
-    path = regular(Path(folder) / name)
+    path = Path(folder) / name
+    if path.is_symlink() and not os.path.exists(path):
+        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there")
+    regular(path)
     inside = Path(folder).resolve()
     for parent in inside.parents:
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
@@ -188,7 +192,7 @@ def _find_indexed(folder: Path) -> dict[str, Stored]:
     for file in sorted(set(map(str, weight_map.values()))):
         if Path(file).name != file:
             raise InputError(f"{folder / INDEX} names a file outside its folder: {file!r:.200}")
-        if not os.path.exists(folder / file):
+        if not os.path.lexists(folder / file):
             raise InputError(f"{folder}: {file:.200} is missing, {INDEX} lists it")
         for name, stored in header(own_file(folder, file)).items():
             if name in tensors:

@@ -1,6 +1,7 @@
 """Checkpoints in the Hugging Face layout, both ways, one tensor at a time."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -115,7 +116,7 @@ def save(
     with new_folder(folder) as temporary:
         archive.write(temporary, _shards(tensors, max_shard_bytes))
         for name in COMPANIONS:
-            if source is not None and (Path(source) / name).exists():
+            if source is not None and os.path.lexists(Path(source) / name):
                 shutil.copyfile(archive.own_file(source, name), temporary / name)
         for name, content in (companions or {}).items():
             (temporary / name).write_bytes(content)

@@ -45,10 +45,11 @@ def holds(path: str | Path) -> Literal["run", "hf"]:
     Raises:
       InputError: it is neither.
     """
-    # A run has a config.json too. And os.path, unlike Path, finds names that are too long absent.
-    if os.path.exists(Path(path) / store.MODEL):
+    # A run has a config.json too. os.path, unlike Path, finds names that are too long absent; and a
+    # link to nothing, as in a copy of a snapshot without its blobs, is for the reader to name.
+    if os.path.lexists(Path(path) / store.MODEL):
         return "run"
-    if os.path.exists(Path(path) / CONFIG):
+    if os.path.lexists(Path(path) / CONFIG):
         return "hf"
     raise InputError(
         f"{path!s:.200} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "

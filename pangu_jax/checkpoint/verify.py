@@ -10,7 +10,6 @@ from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.opened import place, read, survey
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import regular
 
 # Which hash a sum is of, by its hexadecimal digits.
 HASHES = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
@@ -32,7 +31,7 @@ def check_structure(folder: str | Path) -> str:
     """
     folder = Path(folder)
     opened = survey(folder)
-    if not (folder / archive.SINGLE).exists():
+    if not os.path.lexists(folder / archive.SINGLE):
         _check_index(folder)
     places = place(opened, folder)
     for name in {piece.tensor for parts in places.values() for piece in parts}:
@@ -125,7 +124,7 @@ def _written_sums(folder: Path) -> dict[str, str]:
 def _read_sums(path: Path, only: str | None) -> Iterator[tuple[str, str]]:
     """(file, sum) for each line; `only` is what a list of one file may leave out."""
     try:
-        text = regular(path).read_text(encoding="utf-8")
+        text = archive.own_file(path.parent, path.name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     lines = [line.strip() for line in text.splitlines()]

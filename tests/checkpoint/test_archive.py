@@ -93,6 +93,24 @@ def test_links_that_lead_elsewhere_are_refused(hub, tmp_path, name, where):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_links_to_nothing_are_neither_absent_nor_passed_over(hub, tmp_path, name):
+    (hub / name).resolve().unlink()  # as in a copy of the snapshot without its blobs
+    old = LLAMA / "model.safetensors"
+    shutil.copy(old, hub / "old.safetensors")  # an index does not step in for the file
+    index(hub, dict.fromkeys(load_file(old), "old.safetensors"))
+    with pytest.raises(InputError, match=rf"{name} is a link to .*blobs/\d, which is not there"):
+        hf.save(*hf.view(hub), tmp_path / "out", family="llama", source=hub)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_is_a_link_to_nothing_is_named(tmp_path):
+    index(tmp_path, {"x": "a.safetensors"})
+    (tmp_path / "a.safetensors").symlink_to("b.safetensors")
+    with pytest.raises(InputError, match=r"a\.safetensors is a link to b\.safetensors, which is"):
+        archive.find(tmp_path)
+
+
 def test_a_link_inside_the_folder_is_followed(tmp_path):
     save_file({"x": np.ones(1, np.float32)}, tmp_path / "a.safetensors")
     (tmp_path / archive.SINGLE).symlink_to("a.safetensors")

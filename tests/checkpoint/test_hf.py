@@ -223,6 +223,7 @@ def test_tensors_of_no_use_that_old_files_have_are_passed_over(tmp_path):
             "rope_parameters disagree: .*; keep one",
         ),
         ("llama3", {"rope_scaling": {"rope_theta": 1.0}}, "rope_scaling and rope_parameters disag"),
+        ("llama2", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 0}}, "theta must be pos"),
     ],
 )
 def test_configurations_that_cannot_be_run_are_refused_by_name(case, config, words, tmp_path):

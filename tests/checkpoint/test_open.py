@@ -47,6 +47,13 @@ def test_only_a_run_of_ours_without_a_tokenizer_is_of_bytes(run_folder):
     assert open_checkpoint(run_folder)[2] == str(run_folder)
 
 
+@pytest.mark.parametrize("name", ["model.json", "config.json"])
+def test_a_link_to_nothing_is_no_other_kind_of_folder(tmp_path, name):
+    (tmp_path / name).symlink_to("blob")
+    with pytest.raises(InputError, match=rf"{name}(: No such file| is a link to blob, which is)"):
+        open_checkpoint(tmp_path)
+
+
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
         open_checkpoint(tmp_path)

@@ -101,6 +101,15 @@ def test_what_cannot_be_verified_is_one_sentence(folder, name, text, words):
         check_sums(folder)
 
 
+def test_a_list_outside_the_folder_is_not_read(folder, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "secret"
+    outside.write_text("a secret")
+    (folder / "SHA256SUMS").symlink_to(outside)
+    with pytest.raises(InputError, match=r"SHA256SUMS is a link to .*, outside") as error:
+        check_sums(folder)
+    assert "a secret" not in str(error.value)
+
+
 def test_the_structure_of_a_folder(folder):
     assert check_structure(folder) == (
         "21 tensors in 1 file fit config.json; all values are finite"

@@ -166,7 +166,8 @@ def read_rope(config: Config, theta: Any, length: int) -> RopeConfig:
 
 def _read_rope(config: Config, key: str, theta: Any, length: int) -> RopeConfig:
     rope = read(config, key, dict, {})
-    theta = read(rope, "rope_theta", float, None) or read(config, "rope_theta", float, theta)
+    own = read(rope, "rope_theta", float, None)
+    theta = read(config, "rope_theta", float, theta) if own is None else own
     for holder in (rope, config):
         if read(holder, "partial_rotary_factor", float, 1.0) != 1.0:
             raise InputError("partial_rotary_factor other than 1 is not supported")
