@@ -29,3 +29,20 @@ def test_text_that_fills_no_window_is_refused():
         cut_windows(tokens, 5)
     with pytest.raises(InputError, match="at least 2"):
         cut_windows(tokens, 1)
+
+
+@pytest.mark.parametrize("begin", [(), (300,), (300, 301)])
+def test_windows_begin_as_prompts_do(begin):
+    tokens = tokenise([Document(t, t) for t in ("abcdefg", "hij")], ByteTokenizer())
+    found = cut_windows(tokens, 4, begin)
+    flat = [*b"abcdefg", 256, *b"hij"]
+    size = 4 - len(begin)
+    assert found.shape == (len(flat) // size, 4)
+    assert (found[:, : len(begin)] == begin).all()
+    assert found[:, len(begin) :].reshape(-1).tolist() == flat[: len(flat) // size * size]
+
+
+def test_windows_hold_more_than_their_head():
+    tokens = tokenise([Document("a", "abc")], ByteTokenizer())
+    with pytest.raises(InputError, match="at least 3 tokens, got 2"):
+        cut_windows(tokens, 2, (1, 2))

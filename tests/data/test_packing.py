@@ -1,5 +1,6 @@
 """Windows against loops over lists; every token predicted once; the cache."""
 
+import dataclasses
 import json
 import os
 
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.packing import PackedTokens, Tokens, cached_tokens, fingerprint, tokenise
+from pangu_jax.data.packing import (
+    BOUNDARY,
+    PackedTokens,
+    Tokens,
+    cached_tokens,
+    fingerprint,
+    tokenise,
+)
 from pangu_jax.data.text import Document, documents, stdlib
 from pangu_jax.data.tokenizer import ByteTokenizer
 
@@ -254,3 +262,23 @@ def test_jsonl_documents_are_kept_apart(tmp_path):
     assert window["segments"].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
     assert window["positions"].tolist() == [0, 1, 2, 0, 1, 0, 0, 0]
     assert window["weights"].tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("begin", "head"), [((256,), BOUNDARY), ((97,), "the begin token a"), ((), "")]
+)
+def test_documents_begin_as_prompts_do_where_that_is_asked_for(begin, head):
+    tokenizer = dataclasses.replace(ByteTokenizer(), begin=begin)
+    documents = [Document(t, t) for t in ("xy", "", "z")]
+    found = tokenise(documents, tokenizer, as_prompts=True)
+    assert found.ids.tolist() == [*begin, *b"xy", *begin, *b"z"]
+    assert found.starts.tolist() == [0, len(begin) + 2]
+    assert (found.head, found.bytes) == (head, 3)
+    apart = tokenise(documents, tokenizer)  # in training the boundary separates them
+    assert (apart.ids.tolist(), apart.head) == ([256, *b"xy", 256, *b"z"], BOUNDARY)
+
+
+def test_a_begin_of_two_tokens_cannot_be_left_out_of_a_measurement():
+    tokenizer = dataclasses.replace(ByteTokenizer(), begin=(1, 2))
+    with pytest.raises(InputError, match="bytes puts 2 tokens before a text"):
+        tokenise([Document("x", "x")], tokenizer, as_prompts=True)

@@ -1,5 +1,6 @@
 """Perplexity by windows against one forward pass a token; what the stride may change."""
 
+import dataclasses
 import functools
 
 import jax
@@ -177,3 +178,25 @@ def test_windows_are_measured_each_on_its_own():
     found = np.asarray(logp(windows))[:, :-1]
     want = -np.take_along_axis(found, windows[:, 1:, None], -1).sum()
     np.testing.assert_allclose(whole.nats, want, rtol=1e-5)
+
+
+def test_without_a_begin_token_the_first_of_each_document_is_context_only():
+    """What transformers gives with labels = input_ids, summed over documents."""
+    tokenizer = dataclasses.replace(ByteTokenizer(), begin=())
+    texts = [Document(t, t) for t in TEXTS]
+    found = measure(
+        model(), tokenise(texts, tokenizer, as_prompts=True), cfg=CFG, length=64, batch=3
+    )
+    want, number, size = 0.0, 0, 0
+    for text in TEXTS:
+        ids = list(text.encode())
+        size += len(ids)
+        for target in range(1, len(ids)):
+            padded = np.zeros((1, 64), np.int32)
+            padded[0, :target] = ids[:target]
+            scores = np.asarray(next_logits(model(), padded, target - 1), np.float64)
+            want += np.log(np.exp(scores - scores.max()).sum()) - scores[ids[target]] + scores.max()
+            number += 1
+    assert (found.tokens, found.nats) == (number, pytest.approx(want, rel=1e-5))
+    assert found.bytes == number  # a byte a token: those of the text that were predicted
+    assert "no begin token; every token but a document's first predicted once" in found.protocol
