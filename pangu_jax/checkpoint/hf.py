@@ -18,7 +18,7 @@ from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.archive import DTYPES, Planned, Stored
 from pangu_jax.checkpoint.keys import CONFIG, read_config, write_keys
 from pangu_jax.checkpoint.names.registry import named
-from pangu_jax.checkpoint.opened import EMBEDDING, Leaf, place, read, survey, view
+from pangu_jax.checkpoint.opened import EMBEDDING, Leaf, place, read_part, survey, view
 from pangu_jax.checkpoint.piece import Piece, pieces
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
@@ -157,9 +157,8 @@ def _fill(
         for piece in parts:
             lead = len(piece.at)
             if all(i in r for i, r in zip(piece.at, ranges[:lead], strict=True)):
-                array = read(stored[piece.tensor], piece.tensor)
+                array = read_part(stored[piece.tensor], piece, tuple(index[lead:]))
                 array = _narrow(array, dtype, f"{stored[piece.tensor].file}: {piece.tensor}")
-                array = piece.to_leaf(array)[tuple(index[lead:])]
                 at = [r.index(i) for i, r in zip(piece.at, ranges[:lead], strict=True)]
                 at = np.array(at + [0] * (len(shape) - lead), np.int32)
                 # Waiting keeps a single tensor in flight.

@@ -55,8 +55,7 @@ class Leaf:
     def at(self, index: tuple[int, ...]) -> np.ndarray:
         """What lies at leading indices: a view of the mapped file, whose values are finite."""
         piece = self._piece(index)
-        array = piece.to_leaf(read(self.stored[piece.tensor], piece.tensor))
-        return array[index[len(piece.at) :]]
+        return read_part(self.stored[piece.tensor], piece, index[len(piece.at) :])
 
     def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
         """The type of what lies there."""
@@ -120,14 +119,16 @@ def view(folder: str | Path) -> tuple[dict[str, Any], DecoderConfig]:
     return map_named(leaf, decoder.spec(opened.cfg)), opened.cfg
 
 
-def read(stored: Stored, name: str) -> np.ndarray:
-    """A tensor as a view of the mapped file.
+def read_part(stored: Stored, piece: Piece, index: tuple[Any, ...] = ()) -> np.ndarray:
+    """What a piece gives to its leaf, or the part of that at `index`: a view of the mapped file.
+
+    Only that part is read, so that taking a tensor part by part reads it once.
 
     Raises:
       InputError: it holds NaN or infinity.
     """
-    array = archive.view(stored)
-    check_finite(f"{stored.file}: {name}", array)
+    array = piece.to_leaf(archive.view(stored))[index]
+    check_finite(f"{stored.file}: {piece.tensor}", array)
     return array
 
 

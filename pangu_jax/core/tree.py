@@ -66,6 +66,6 @@ def _is_finite(array: np.ndarray) -> bool:
     """By the bits, as numpy has no fast way for bfloat16; in blocks, so that it takes no memory."""
     unsigned = f"u{array.dtype.itemsize}"
     exponent = np.array(np.inf, array.dtype).view(unsigned)
-    bits = array.reshape(-1).view(unsigned)
+    bits = array.ravel(order="K").view(unsigned)  # in the order of memory, whatever the axes'
     blocks = (bits[i : i + 2**18] for i in range(0, bits.size, 2**18))
     return not any(((block & exponent) == exponent).any() for block in blocks)

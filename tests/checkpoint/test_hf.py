@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint import archive, hf, opened
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import decoder, presets
@@ -403,3 +404,21 @@ def test_code_that_is_not_copied_is_not_named(tmp_path):
         hf.save(params, cfg, tmp_path / family, family=family, source=folder)
         keys = json.loads((tmp_path / family / "config.json").read_text())
         assert "auto_map" not in keys and not list((tmp_path / family).glob("*.py"))
+
+
+def test_a_fused_tensor_is_read_once_though_experts_are_taken_one_by_one(tmp_path, monkeypatch):
+    source = GOLDEN / "qwen3_moe_fused"
+    read, check = [], opened.check_finite
+
+    def counted(name, array):
+        read.append(array.size)
+        check(name, array)
+
+    monkeypatch.setattr(opened, "check_finite", counted)
+    there = sum(math.prod(stored.shape) for stored in archive.find(source).values())
+    params, cfg = hf.view(source)
+    hf.save(params, cfg, tmp_path / "out", family="qwen3-moe", source=source)
+    assert sum(read) == there
+    read.clear()
+    hf.load(source)
+    assert sum(read) == there
