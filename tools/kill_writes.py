@@ -15,12 +15,12 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import numpy as np
+from kill_training import fork
 
 from pangu_jax.checkpoint import forecaster
 from pangu_jax.core.errors import InputError
@@ -77,20 +77,6 @@ KINDS = {
     "forecaster": (write_forecaster, read_forecaster),
     "artefact": (write_artefact, read_artefact),
 }
-
-
-def fork(function, *arguments) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        function(*arguments)
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 def keep_writing(write, folder: Path, first: int, by: int) -> None:

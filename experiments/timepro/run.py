@@ -33,6 +33,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 from config import PRESETS  # noqa: E402
 
 from pangu_jax.core.cells import claim_run  # noqa: E402
+from pangu_jax.core.claim import SETTINGS, has_run  # noqa: E402
 from pangu_jax.core.config import read_json, save_config, to_json  # noqa: E402
 from pangu_jax.core.errors import InputError  # noqa: E402
 from pangu_jax.core.files import atomic_write  # noqa: E402
@@ -176,10 +177,8 @@ def _claim_folder(folder: Path, experiment) -> None:
     """The folder's cells are of the same seeds, epochs and windows."""
     claim_run(folder)
     wanted = json.loads(json.dumps(to_json(dataclasses.replace(experiment, cells=()))))
-    path = folder / "config.json"
-    if path.exists() and read_json(path, finite=False) != wanted:
-        raise InputError(f"{folder} holds a run with other settings; choose another --out")
-    save_config(wanted, path)
+    if not has_run(folder, wanted):
+        save_config(wanted, folder / SETTINGS)
 
 
 def _short(result: dict) -> str:

@@ -1,14 +1,14 @@
 """Whether a Hugging Face folder is whole: against itself, and against the sums it came with."""
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pangu_jax.checkpoint import archive
-from pangu_jax.checkpoint.opened import place, read, survey
+from pangu_jax.checkpoint.opened import place, read_part, survey
 from pangu_jax.core.config import read_json
+from pangu_jax.core.digest import digest
 from pangu_jax.core.errors import InputError
 
 # Which hash a sum is of, by its hexadecimal digits.
@@ -34,8 +34,8 @@ def check_structure(folder: str | Path) -> str:
     if not os.path.lexists(folder / archive.SINGLE):
         _check_index(folder)
     places = place(opened, folder)
-    for name in {piece.tensor for parts in places.values() for piece in parts}:
-        read(opened.stored[name], name)
+    for piece in (piece for parts in places.values() for piece in parts):
+        read_part(opened.stored[piece.tensor], piece)
     number = len({stored.file for stored in opened.stored.values()})
     files = "1 file fit" if number == 1 else f"{number:,} files fit"
     return f"{len(opened.stored):,} tensors in {files} config.json; all values are finite"
@@ -88,8 +88,7 @@ def check_sums(
 
 def _digest(path: Path, kind: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, kind).hexdigest()
+        return digest(path, kind)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 

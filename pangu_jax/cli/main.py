@@ -99,7 +99,7 @@ def _usage() -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"pangu-jax: {' '.join(message.split())}", file=sys.stderr)
+    print(f"pangu-jax: {message}", file=sys.stderr)
     return status
 
 

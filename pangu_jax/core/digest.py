@@ -12,8 +12,17 @@ def sha256(path: str | Path) -> str:
     Raises:
       OSError: it cannot be read.
     """
+    return digest(path, "sha256")
+
+
+def digest(path: str | Path, kind: str) -> str:
+    """A hash of a file, as hexadecimal digits; `kind` is a name that hashlib knows.
+
+    Raises:
+      OSError: it cannot be read.
+    """
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def seal(values: Any) -> str:
