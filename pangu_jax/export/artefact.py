@@ -26,8 +26,6 @@ from pangu_jax.core.files import regular
 
 MANIFEST = "artefact.json"
 SAMPLES = "samples.npz"
-# Beside the compiled programs; atc works in the folder.
-ATC_LEAVES = ("atc.log", "fusion_result.json", "kernel_meta")
 SAMPLES_LIMIT = 2**25  # bytes; larger samples are compared at export and not kept
 
 
@@ -123,7 +121,7 @@ def load(folder: str | Path) -> Artefact:
 
     Raises:
       InputError: no artefact, or one that was changed, cut short or is incomplete, or that names
-        files outside its folder or without a checksum, or lies among other files.
+        files outside its folder or without a checksum.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -148,20 +146,7 @@ def load(folder: str | Path) -> Artefact:
     for name in used:
         if name not in artefact.files:
             raise InputError(f"{path} has no checksum of {name!r}, which it uses")
-    _check_unlisted(folder, artefact)
     return artefact
-
-
-def _check_unlisted(folder: Path, artefact: Artefact) -> None:
-    """Refuses what is in the folder and not of the export, but for what atc leaves there."""
-    stems = {Path(p.file).stem for p in artefact.programs}
-    for path in sorted(folder.iterdir()):
-        compiled = path.suffix == ".om" and any(path.stem.startswith(stem) for stem in stems)
-        hidden = path.name.startswith(".")  # what file managers leave; nothing reads it
-        if not (hidden or compiled or path.name in {MANIFEST, *artefact.files, *ATC_LEAVES}):
-            raise InputError(
-                f"{path} is not listed in {MANIFEST}: it was not exported; take it out of there"
-            )
 
 
 @contextlib.contextmanager
