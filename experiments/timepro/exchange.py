@@ -1,6 +1,7 @@
 """Why Exchange-720 is behind the published figure: the test error after every epoch.
 
-    python experiments/timepro/exchange.py --data FOLDER [--out exchange.json]
+    python experiments/timepro/exchange.py --data FOLDER [--out FILE]
+    python experiments/timepro/exchange.py --report experiments/timepro/exchange.json
 
 Trains the published setting, and the same with the smaller rate of the other three horizons,
 without an early stop, and prints what the validation windows and the test windows say after every
@@ -21,6 +22,8 @@ import numpy as np  # noqa: E402
 from cell import scaled, windows_of  # noqa: E402
 from config import SETTINGS  # noqa: E402
 
+from pangu_jax.core.config import read_json  # noqa: E402
+from pangu_jax.core.files import atomic_write  # noqa: E402
 from pangu_jax.train.forecast import fit  # noqa: E402
 
 HORIZON, SEEDS, EPOCHS = 720, (0, 1, 2, 3, 4), 10
@@ -32,33 +35,67 @@ def curve(series, train, measured, model, training) -> np.ndarray:
     return np.array([[epoch["validation"] for epoch in seed] for seed in found.curves])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="the folder that holds exchange_rate.txt")
-    parser.add_argument("--out", default="exchange.json")
-    options = parser.parse_args()
-    series = scaled("Exchange", options.data)
+def measure(folder: str) -> dict:
+    """The curves of every variant and rate."""
+    series = scaled("Exchange", folder)
     at = windows_of("Exchange", series, HORIZON)
     published, training = SETTINGS["Exchange", HORIZON]
-    results = {"device": jax.devices()[0].device_kind, "validation_windows": len(at.validation)}
+    found = {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "validation_windows": len(at.validation),
+    }
     for state in (True, False):
         for rate in (training.learning_rate, 3e-5):
             model = dataclasses.replace(published, state=state)
             long = dataclasses.replace(training, learning_rate=rate, epochs=EPOCHS, patience=EPOCHS)
             # The same seeds take the same steps, whatever is measured after an epoch.
-            validation = curve(series, at.train, at.validation, model, long)
-            test = curve(series, at.train, at.test, model, long)
-            name = f"{'full' if state else 'stateless'}, rate {rate:g}"
-            results[name] = {"validation": validation.tolist(), "test": test.tolist()}
-            print(name)
-            for epoch in range(EPOCHS):
-                print(
-                    f"  epoch {epoch + 1:2}  validation {validation[:, epoch].mean():.4f} ± "
-                    f"{validation[:, epoch].std(ddof=1):.4f}  test {test[:, epoch].mean():.4f} ± "
-                    f"{test[:, epoch].std(ddof=1):.4f}",
-                    flush=True,
-                )
-    Path(options.out).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            curves = {
+                "validation": curve(series, at.train, at.validation, model, long).tolist(),
+                "test": curve(series, at.train, at.test, model, long).tolist(),
+            }
+            found[f"{'full' if state else 'stateless'}, rate {rate:g}"] = curves
+    return found
+
+
+def report(found: dict) -> None:
+    """Prints the means over seeds by epoch, and what rules of stopping reach."""
+    print(
+        f"{found['device']}, jax {found['jax']}, {found['validation_windows']} validation windows"
+    )
+    for name, curves in found.items():
+        if not isinstance(curves, dict):
+            continue
+        validation, test = np.array(curves["validation"]), np.array(curves["test"])
+        print(name)
+        for epoch, (one, two) in enumerate(zip(validation.T, test.T, strict=True), start=1):
+            print(f"  epoch {epoch:2}  validation {_with_spread(one)}  test {_with_spread(two)}")
+        chosen = test[np.arange(len(test)), validation.argmin(1)]
+        epochs = ", ".join(map(str, validation.argmin(1) + 1))
+        print(f"  chosen by validation (epochs {epochs}): test {_with_spread(chosen)}")
+        best = test.min(1)
+        print(
+            f"  stopped by hindsight: test {_with_spread(best)}, the luckiest seed {best.min():.4f}"
+        )
+
+
+def _with_spread(values: np.ndarray) -> str:
+    return f"{values.mean():.4f} ± {values.std(ddof=1):.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="the folder that holds exchange_rate.txt")
+    parser.add_argument("--out", help="where the curves go, as JSON")
+    parser.add_argument("--report", help="prints what a file of curves says; nothing is trained")
+    options = parser.parse_args()
+    if (options.data is None) == (options.report is None):
+        parser.error("give either --data or --report")
+    found = measure(options.data) if options.data else read_json(options.report)
+    if options.out:
+        with atomic_write(options.out) as file:
+            json.dump(found, file)
+    report(found)
 
 
 if __name__ == "__main__":
