@@ -46,15 +46,24 @@ def splits(folder: str | Path) -> dict[str, list[str]]:
     info = read_json(folder / INFO)
     if not isinstance(info, dict) or info.get("fileFormat") != "array_record":
         raise InputError(f"{folder / INFO} is of no dataset in array_record files")
+    try:
+        dataset, described = str(info["name"]), info["splits"]
+        counts = {str(split["name"]): len(split["shardLengths"]) for split in described}
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder / INFO} is damaged: it does not say the dataset's name and, of each of its "
+            "splits, name and shardLengths; prepare it again"
+        ) from error
     found = {}
-    for split in info.get("splits", []):
-        files = sorted(map(str, folder.glob(f"{info['name']}-{split['name']}.array_record*")))
-        if len(files) != len(split["shardLengths"]):
+    for name, count in counts.items():
+        prefix = f"{dataset}-{name}.array_record"
+        files = sorted(str(path) for path in folder.iterdir() if path.name.startswith(prefix))
+        if len(files) != count:
             raise InputError(
-                f"{folder} has {len(files)} files of the split {split['name']}, {INFO} lists "
-                f"{len(split['shardLengths'])}; prepare it again"
+                f"{folder} has {len(files)} files of the split {name}, {INFO} lists {count}; "
+                "prepare it again"
             )
-        found[split["name"]] = files
+        found[name] = files
     return found
 
 

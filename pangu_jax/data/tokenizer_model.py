@@ -50,11 +50,14 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Toke
     if len(set(names)) != len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise InputError(f"{file} and the added tokens beside it name {twice!r} twice")
-    inner = tokenizers.Tokenizer(_model(model, names))
     prefix = _prefix(model, config)
-    inner.normalizer = _normalizer(model, prefix)
-    inner.pre_tokenizer = _pre_tokenizer(model, names, prefix)
-    inner.decoder = _decoder(prefix)
+    try:
+        inner = tokenizers.Tokenizer(_model(model, names))
+        inner.normalizer = _normalizer(model, prefix)
+        inner.pre_tokenizer = _pre_tokenizer(model, names, prefix)
+        inner.decoder = _decoder(prefix)
+    except Exception as error:  # the library raises a bare Exception
+        raise InputError(f"{file} is not a whole SentencePiece model: {error}") from error
     for number, token in sorted(added.items()):
         inner.add_tokens([token])
         if inner.token_to_id(token.content) != number:

@@ -160,3 +160,13 @@ def test_the_real_splits_have_their_sixty_articles(data_dir, tmp_path):
         whole = (data_dir / "text" / "wikitext-2" / f"{split}.txt").read_text()
         words = sum(len(d.text.split()) for d in found)
         assert words == len(whole.split()) == tokens - whole.count("\n")
+
+
+@pytest.mark.parametrize(
+    "splits", [3, [3], [{}], [{"name": "train"}], [{"name": "train", "shardLengths": 1}], None]
+)
+def test_a_description_of_other_types_is_named(splits, tmp_path):
+    info = {"name": "wikitext2", "fileFormat": "array_record", "splits": splits}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"dataset_info\.json is damaged: .* prepare it again"):
+        Records(tmp_path, "train")

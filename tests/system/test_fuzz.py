@@ -32,4 +32,4 @@ def test_a_changed_file_is_read_or_refused_in_one_sentence(name, tmp_path):
 
 
 def test_there_are_many_kinds_and_cases():
-    assert len(fuzz.KINDS) >= 19 and CASES >= 50
+    assert len(fuzz.KINDS) >= 24 and CASES >= 50

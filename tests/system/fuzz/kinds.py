@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,11 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sentencepiece
+from array_record.python import array_record_module as array_record
 
-from pangu_jax.checkpoint import forecaster, hf, store
+from pangu_jax.checkpoint import forecaster, hf, store, verify
+from pangu_jax.cli import chat
 from pangu_jax.core.cells import open_results, save_results
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
@@ -225,9 +229,11 @@ def texts(folder: Path) -> None:
     (folder / "c.txt").write_text("plain text, é\n")
 
 
-KINDS["texts"] = Kind(
-    texts, lambda folder: repr([d.text for d in documents(str(folder))]), ("*",), change.by_ending
-)
+def read_texts(folder: Path) -> str:
+    return repr([document.text for document in documents(str(folder))])
+
+
+KINDS["texts"] = Kind(texts, read_texts, ("*",), change.by_ending)
 
 
 def metrics(folder: Path) -> None:
@@ -264,3 +270,80 @@ KINDS["cells"] = Kind(
     ("config.json", "results.json"),
     change.any_json,
 )
+
+
+def sentences(folder: Path) -> None:
+    lines = ["the model says", "a model of words", "says the words of a model"] * 20
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, model_type="bpe", vocab_size=300,
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+
+
+KINDS["tokenizer_model"] = Kind(sentences, use_tokenizer, ("*",), change.by_ending)
+
+
+def released(folder: Path) -> None:
+    checkpoint(folder)
+    names = ("config.json", "model.safetensors")
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    text = "".join(f"{value}  {name}\n" for name, value in sums.items())
+    (folder / "SHA256SUMS").write_text(text)
+
+
+def check_release(folder: Path) -> str:
+    return verify.check_structure(folder) + repr(verify.check_sums(folder))
+
+
+KINDS["release"] = Kind(
+    released, check_release, ("config.json", "*.safetensors"), change.by_ending, sealed=True
+)
+KINDS["sums"] = Kind(released, check_release, ("SHA256SUMS",), change.any_bytes)
+
+
+def dialogue(folder: Path) -> None:
+    (folder / "kept.json").write_text(
+        json.dumps([{"role": "system", "content": "Be brief."}, *SAID])
+    )
+
+
+KINDS["dialogue"] = Kind(
+    dialogue,
+    lambda folder: repr(chat._begin(chat.Options("none", history=str(folder / "kept.json")))),
+    ("kept.json",),
+    change.any_json,
+)
+
+
+def prepared(folder: Path) -> None:
+    """As `pangu-jax prepare` writes them, without tensorflow-datasets, which takes seconds."""
+    info = {
+        "name": "wikitext2", "version": "1.0.0", "fileFormat": "array_record",
+        "splits": [{"name": "train", "shardLengths": ["3"], "numBytes": "0"}],
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    path = folder / "wikitext2-train.array_record-00000-of-00001"
+    writer = array_record.ArrayRecordWriter(str(path), "group_size:1")
+    for i in range(3):
+        writer.write(example(text=f"text number {i}", title=f"title {i}"))
+    writer.close()
+
+
+def example(**texts: str) -> bytes:
+    """A tf.train.Example with one text a feature, as protocol buffers write it."""
+
+    def field(content: bytes) -> bytes:
+        assert len(content) < 128
+        return b"\x0a" + bytes([len(content)]) + content
+
+    def entry(name: str, text: str) -> bytes:
+        feature = field(field(text.encode()))
+        return field(name.encode()) + b"\x12" + bytes([len(feature)]) + feature
+
+    return field(b"".join(field(entry(name, text)) for name, text in texts.items()))
+
+
+KINDS["prepared"] = Kind(prepared, read_texts, ("*",), change.by_ending)
