@@ -79,7 +79,7 @@ def test_a_run_is_resumed_and_reported(modules, data_dir, tmp_path, capsys):
     assert (tmp_path / "plots" / "errors.png").stat().st_size > 1000
     with pytest.raises(InputError, match="no cell of the preset"):
         run.main(run.parse([*words[:4], "--only", "ECL", "--out", str(tmp_path)]))
-    with pytest.raises(InputError, match="holds a run with other settings"):
+    with pytest.raises(InputError, match="holds a run with another"):
         run.main(run.parse(["--preset", "smoke", *words[2:4], "--out", str(tmp_path)]))
 
 
