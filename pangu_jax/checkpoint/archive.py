@@ -42,6 +42,16 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
 
+    @property
+    def numpy(self) -> np.dtype | None:
+        """The type that `view` gives, None where the format's cannot be read."""
+        return DTYPES.get(self.dtype)
+
+    def view(self) -> np.ndarray:
+        """The tensor as an array on the mapped file: no memory is taken until it is read."""
+        array = np.memmap(self.file, self.numpy, "r", self.offset, self.shape or (1,))
+        return np.asarray(array).reshape(self.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
@@ -101,13 +111,6 @@ def own_file(folder: str | Path, name: str) -> Path:
             f"{path} is a link to {path.resolve()}, outside {inside}; put the file itself there"
         )
     return path
-
-
-def view(stored: Stored) -> np.ndarray:
-    """A tensor as an array on the mapped file: no memory is taken until it is read."""
-    shape = stored.shape or (1,)
-    array = np.memmap(stored.file, DTYPES[stored.dtype], "r", stored.offset, shape)
-    return np.asarray(array).reshape(stored.shape)
 
 
 def write(folder: Path, shards: list[dict[str, Planned]]) -> None:

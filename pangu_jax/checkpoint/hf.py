@@ -16,6 +16,7 @@ import numpy as np
 
 from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.archive import DTYPES, Planned, Stored
+from pangu_jax.checkpoint.gguf_file import Gguf
 from pangu_jax.checkpoint.keys import CONFIG, read_config, write_keys
 from pangu_jax.checkpoint.names.registry import named
 from pangu_jax.checkpoint.opened import EMBEDDING, Leaf, place, read_part, survey, view
@@ -45,7 +46,7 @@ COMPANIONS = (
 
 
 def load(
-    folder: str | Path, *, dtype: Any = None, layout: Layout | None = None
+    folder: str | Path | Gguf, *, dtype: Any = None, layout: Layout | None = None
 ) -> tuple[dict[str, Any], DecoderConfig]:
     """Reads a checkpoint, each tensor straight to its place in the leaves.
 
@@ -53,7 +54,8 @@ def load(
     holds one tensor at a time.
 
     Args:
-      folder: holds config.json and safetensors files, one or several with an index.
+      folder: holds config.json and safetensors files, one or several with an index; or an opened
+        GGUF file.
       dtype: type of the parameters; None keeps each tensor's own.
       layout: where the parameters live; None is the default device.
 
@@ -130,12 +132,12 @@ def _leaf_dtype(parts: list[Piece], stored: Mapping[str, Stored], dtype: Any) ->
     first = stored[parts[0].tensor]
     for piece in parts:
         found = stored[piece.tensor]
-        if found.dtype != first.dtype:
+        if found.numpy != first.numpy:
             raise InputError(
                 f"{found.file}: {piece.tensor} has type {found.dtype} and {parts[0].tensor} "
                 f"{first.dtype}, which share one array; give dtype"
             )
-    return DTYPES[first.dtype]
+    return np.dtype(first.numpy)
 
 
 def _default_sharding() -> jax.sharding.Sharding:

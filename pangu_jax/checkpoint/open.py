@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pangu_jax.checkpoint import hf, store
+from pangu_jax.checkpoint import gguf_file, hf, store
 from pangu_jax.checkpoint.keys import CONFIG
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
@@ -31,7 +31,12 @@ def open_checkpoint(
       InputError: the folder is neither, or cannot be read.
     """
     path = Path(path)
-    if holds(path) == "run":
+    kind = holds(path)
+    if kind == "gguf":
+        raise InputError(
+            f"{path} is a GGUF file; `pangu-jax convert {path} FOLDER` makes it a checkpoint"
+        )
+    if kind == "run":
         params, cfg = store.restore_params(path, dtype=dtype, layout=layout)
         own = (path / "tokenizer.json").is_file()
         return params, cfg, str(path) if own else "bytes"
@@ -39,12 +44,14 @@ def open_checkpoint(
     return params, cfg, str(path)
 
 
-def holds(path: str | Path) -> Literal["run", "hf"]:
-    """Whether a folder is a run of ours or a Hugging Face one.
+def holds(path: str | Path) -> Literal["run", "hf", "gguf"]:
+    """Whether a path is a run of ours, a Hugging Face folder, or a GGUF file.
 
     Raises:
-      InputError: it is neither.
+      InputError: it is none of these.
     """
+    if gguf_file.is_gguf(path):
+        return "gguf"
     # A run has a config.json too. os.path, unlike Path, finds names that are too long absent; and a
     # link to nothing, as in a copy of a snapshot without its blobs, is for the reader to name.
     if os.path.lexists(Path(path) / store.MODEL):
@@ -53,5 +60,5 @@ def holds(path: str | Path) -> Literal["run", "hf"]:
         return "hf"
     raise InputError(
         f"{path!s:.200} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
-        f"{CONFIG} (a Hugging Face folder)"
+        f"{CONFIG} (a Hugging Face folder), and is no GGUF file"
     )

@@ -1,4 +1,4 @@
-"""A Hugging Face folder whose configuration and tensors have been brought together."""
+"""A checkpoint of another library whose configuration and tensors have been brought together."""
 
 import dataclasses
 import logging
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.checkpoint import archive
+from pangu_jax.checkpoint import archive, gguf_file
 from pangu_jax.checkpoint.archive import DTYPES, Stored
+from pangu_jax.checkpoint.gguf_file import Gguf
 from pangu_jax.checkpoint.keys import CONFIG, read_config
 from pangu_jax.checkpoint.names.family import Family
 from pangu_jax.checkpoint.names.registry import named
@@ -25,17 +26,19 @@ PREFIX = "model."
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """What a folder holds, by its headers.
+    """What a checkpoint holds, by its headers.
 
     Attributes:
       cfg: the model; untied where the tensors say so, whatever config.json says.
       family: whose names the tensors have.
       stored: the tensors that are there, by the family's names.
+      described: the name of the file that describes the model.
     """
 
     cfg: DecoderConfig
     family: Family
     stored: dict[str, Stored]
+    described: str = CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,9 @@ class Leaf:
 
     def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
         """The type of what lies there."""
-        return DTYPES[self.stored[self._piece(index).tensor].dtype]
+        found = self.stored[self._piece(index).tensor].numpy
+        assert found is not None  # `place` has seen to it
+        return found
 
     def _piece(self, index: tuple[int, ...]) -> Piece:
         """The piece that holds it; fused tensors hold more than is asked for."""
@@ -67,22 +72,24 @@ class Leaf:
         return self.parts[next(lead for lead in leads if lead in self.parts)]
 
 
-def survey(folder: str | Path) -> Opened:
+def survey(folder: str | Path | Gguf) -> Opened:
     """Reads config.json and headers; where they differ on the head, the tensors are compared.
 
-    As in transformers, the prefix "model." may be missing, and a head beside a tied embedding is
-    tied where both are equal.
+    An opened GGUF file describes itself. Of a folder, as in transformers, the prefix "model." may be
+    missing, and a head beside a tied embedding is tied where both are equal.
 
     Raises:
       InputError: either cannot be read.
     """
+    if isinstance(folder, Gguf):
+        return Opened(*gguf_file.survey(folder), folder.path.name)
     cfg, name = read_config(folder)
     family = named(name)
     stored = _prefixed(archive.find(folder), family)
     return Opened(_settle_tie(cfg, family, stored, folder), family, stored)
 
 
-def place(opened: Opened, folder: str | Path) -> dict[str, list[Piece]]:
+def place(opened: Opened, folder: str | Path | Gguf) -> dict[str, list[Piece]]:
     """Which tensor goes where, once every tensor is found to fit.
 
     Raises:
@@ -94,17 +101,19 @@ def place(opened: Opened, folder: str | Path) -> dict[str, list[Piece]]:
     for path, parts in places.items():
         for piece in parts:
             if piece.tensor not in stored:
-                raise InputError(f"{folder} lacks the tensor {piece.tensor} (for {path})")
-            _check_one(piece, stored[piece.tensor])
+                raise InputError(f"{folder!s} lacks the tensor {piece.tensor} (for {path})")
+            _check_one(piece, stored[piece.tensor], opened.described)
             used.add(piece.tensor)
     for name, found in stored.items():
         skipped = any(re.fullmatch(pattern, name) for pattern in opened.family.skipped)
         if name not in used and not skipped:
-            raise InputError(f"{found.file}: {name} is a tensor that {CONFIG} has no use for")
+            raise InputError(
+                f"{found.file}: {name} is a tensor that {opened.described} has no use for"
+            )
     return places
 
 
-def view(folder: str | Path) -> tuple[dict[str, Any], DecoderConfig]:
+def view(folder: str | Path | Gguf) -> tuple[dict[str, Any], DecoderConfig]:
     """A checkpoint as a tree of `Leaf`: what `hf.save` can write without it being in memory.
 
     Raises:
@@ -127,17 +136,17 @@ def read_part(stored: Stored, piece: Piece, index: tuple[Any, ...] = ()) -> np.n
     Raises:
       InputError: it holds NaN or infinity.
     """
-    array = piece.to_leaf(archive.view(stored))[index]
+    array = piece.to_leaf(stored.view())[index]
     check_finite(f"{stored.file}: {piece.tensor}", array)
     return array
 
 
-def _check_one(piece: Piece, found: Stored) -> None:
+def _check_one(piece: Piece, found: Stored, described: str) -> None:
     if found.shape != piece.shape:
         raise InputError(
-            f"{found.file}: {piece.tensor} has shape {found.shape}, {CONFIG} says {piece.shape}"
+            f"{found.file}: {piece.tensor} has shape {found.shape}, {described} says {piece.shape}"
         )
-    if found.dtype not in DTYPES:
+    if found.numpy is None:
         raise InputError(
             f"{found.file}: {piece.tensor} has type {found.dtype}, "
             f"only {', '.join(DTYPES)} can be read"
@@ -183,7 +192,7 @@ def _equal(a: Stored, b: Stored) -> bool:
     """Whether two tensors have the same values, whatever their types."""
     if a.shape != b.shape or not a.shape or not {a.dtype, b.dtype} <= DTYPES.keys():
         return False
-    one, two = archive.view(a), archive.view(b)
+    one, two = a.view(), b.view()
     rows = max(1, 2**20 // max(1, int(np.prod(a.shape[1:]))))
     return all(
         np.array_equal(one[i : i + rows].astype(np.float32), two[i : i + rows].astype(np.float32))

@@ -1,7 +1,8 @@
 """Writes a checkpoint in the Hugging Face layout, for other libraries to load.
 
-A run folder of `pangu-jax train` becomes one, and a checkpoint of one architecture becomes another
-that can express it: openPangu-Embedded as llama, say, which stock transformers loads.
+A run folder of `pangu-jax train` or a GGUF file becomes one, and a checkpoint of one architecture
+becomes another that can express it: openPangu-Embedded as llama, say, which stock transformers
+loads.
 """
 
 import sys
@@ -10,12 +11,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint import gguf_file, hf
 from pangu_jax.checkpoint.keys import read_keys
 from pangu_jax.checkpoint.names.registry import FAMILIES
 from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
+from pangu_jax.data import tokenizer_gguf
 from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import decoder
 
@@ -25,7 +27,7 @@ class Options:
     """What to write, and as what."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a folder in the Hugging Face layout."""
+    """A run folder, a folder in the Hugging Face layout, or a GGUF file."""
     out: Annotated[str, tyro.conf.Positional]
     """The new folder."""
     family: (
@@ -40,13 +42,16 @@ class Options:
 
 def main(options: Options) -> None:
     """Reads, writes, and says what was written as what."""
-    params, cfg, found = _open(options.checkpoint)
+    kind = holds(options.checkpoint)
+    if kind == "gguf":
+        _convert_gguf(options)
+        return
+    params, cfg, found = _open(options.checkpoint, kind)
     source = found if found != "bytes" else None
     own = hf.read_config(source)[1] if source and _has_config(source) else None
     names = [options.family or own] if options.family or own else list(FAMILIES)
     files = companions(found, options.checkpoint)
-    family = _write(params, cfg, options, names, source if own else None, files)
-    print(f"{options.out} holds {count(decoder.spec(cfg)):,} parameters as {family}")
+    _write(params, cfg, options, names, source if own else None, files)
     if own and "auto_map" in read_keys(source):
         print(
             "note: its config.json named Python code (auto_map), which is not copied; stock "
@@ -60,9 +65,24 @@ def main(options: Options) -> None:
         )
 
 
-def _open(checkpoint: str):
+def _convert_gguf(options: Options) -> None:
+    opened = gguf_file.open_gguf(options.checkpoint)
+    family = gguf_file.survey(opened)[1].name
+    params, cfg = hf.view(opened)
+    fields = {name: opened.value(name) for name in opened.fields if name.startswith("tokenizer.")}
+    note, files = "", {}
+    try:
+        files = tokenizer_gguf.tokenizer_files(fields, opened.path)
+    except InputError as error:
+        note = f"note: {error}; put the model's own tokenizer.json into {options.out}"
+    _write(params, cfg, options, [options.family or family], None, files)
+    if note:
+        print(note, file=sys.stderr)
+
+
+def _open(checkpoint: str, kind: str):
     """As `open_checkpoint`, but tensors of a Hugging Face folder stay there until written."""
-    if holds(checkpoint) == "run":
+    if kind == "run":
         return open_checkpoint(checkpoint)
     return *hf.view(checkpoint), checkpoint
 
@@ -78,8 +98,8 @@ def _has_config(folder: str) -> bool:
 
 def _write(
     params, cfg, options: Options, names: list[str], source: str | None, files: dict[str, bytes]
-) -> str:
-    """Saves as the first of the families that can express the model, and gives its name."""
+) -> None:
+    """Saves as the first of the families that can express the model, and says which."""
     reasons = []
     for name in names:
         try:
@@ -98,5 +118,6 @@ def _write(
                 raise
             reasons.append(str(error))
         else:
-            return name
+            print(f"{options.out} holds {count(decoder.spec(cfg)):,} parameters as {name}")
+            return
     raise InputError(f"no family can express {options.checkpoint}: {'; '.join(reasons)}")

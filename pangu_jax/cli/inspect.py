@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pangu_jax.checkpoint import archive, hf, store, verify
+from pangu_jax.checkpoint import archive, gguf_file, hf, store, verify
 from pangu_jax.checkpoint.open import holds
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
@@ -33,7 +33,8 @@ class Options:
     """What to look at."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a folder in the Hugging Face layout, of which config.json is enough."""
+    """A run folder, a folder in the Hugging Face layout, of which config.json is enough, or a GGUF
+    file."""
     json: bool = False
     """Print one JSON object instead of text."""
     verify: bool = False
@@ -63,10 +64,12 @@ def _print(found: dict[str, Any]) -> None:
 
 def _verify(options: Options) -> list[str]:
     """The files whose checksums are right; says on the way what was found."""
-    if holds(options.checkpoint) != "hf":
+    kind = holds(options.checkpoint)
+    if kind != "hf":
+        what = "a run of ours" if kind == "run" else "a GGUF file"
         raise InputError(
-            f"{options.checkpoint} is a run of ours, which has no checksums; --verify is for "
-            "folders in the Hugging Face layout"
+            f"{options.checkpoint} is {what}, which has no checksums; --verify is for folders in "
+            "the Hugging Face layout"
         )
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     say(f"structure: {verify.check_structure(options.checkpoint)}")
@@ -83,7 +86,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     """What a folder's model is, as JSON-able values.
 
     Args:
-      path: a run folder of ours, or a Hugging Face folder.
+      path: a run folder of ours, a Hugging Face folder, or a GGUF file.
 
     Returns:
       family, shapes, `parameters` and `active` a token, bytes per storage type, key and value bytes
@@ -94,11 +97,15 @@ def describe(path: str | Path) -> dict[str, Any]:
       InputError: the folder is neither, or its configuration cannot be read.
     """
     path = Path(path)
-    if holds(path) == "run":
+    kind = holds(path)
+    if kind == "run":
         cfg, family, files = store.load_model(path), "run of pangu-jax train", _steps(path)
+    elif kind == "gguf":
+        opened = hf.survey(gguf_file.open_gguf(path))
+        cfg, family, files = opened.cfg, opened.family.name, _tensors(opened.stored)
     elif any(path.glob("*.safetensors*")):
         opened = hf.survey(path)
-        cfg, family, files = opened.cfg, opened.family.name, _tensors(path)
+        cfg, family, files = opened.cfg, opened.family.name, _tensors(archive.find(path))
     else:
         (cfg, family), files = hf.read_config(path), None
     spec = decoder.spec(cfg)
@@ -129,8 +136,7 @@ def _cache_bytes(cfg: decoder.DecoderConfig, dtype: str) -> int:
     return sum(nbytes(leaf) for run in runs for leaf in run.values())
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
-    stored = archive.find(folder)
+def _tensors(stored: dict[str, archive.Stored]) -> dict[str, Any]:
     types = sorted({tensor.dtype for tensor in stored.values()})
     return {
         "tensors": len(stored),

@@ -42,6 +42,20 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Toke
         raise InputError(f"cannot read {file}: {error.strerror or error}") from error
     except DecodeError as error:
         raise InputError(f"{file} is not a SentencePiece model: {error}") from error
+    return from_proto(model, config, file)
+
+
+def from_proto(model: Any, config: Mapping[str, Any], file: Path) -> tokenizers.Tokenizer:
+    """The same of a model that has been read.
+
+    Args:
+      model: a SentencePiece ModelProto.
+      config: what tokenizer_config.json holds; {} where there is none.
+      file: where the model came from, for messages.
+
+    Raises:
+      InputError: its ids cannot be given exactly; says why.
+    """
     if not model.pieces:
         raise InputError(f"{file} is not a SentencePiece model: it holds no pieces")
     _check(model, file)

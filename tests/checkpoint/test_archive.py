@@ -21,7 +21,7 @@ LLAMA = Path(__file__).parents[1] / "golden" / "llama2"
 
 def value(folder):
     (stored,) = archive.find(folder).values()
-    return archive.view(stored)[0]
+    return stored.view()[0]
 
 
 def index(folder, names):

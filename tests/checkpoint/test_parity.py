@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint.gguf_file import open_gguf
 from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
@@ -227,3 +228,25 @@ def test_what_named_code_that_is_not_copied_loads_in_stock_transformers(tool, tm
     hf.save(*hf.view(tmp_path / "in"), tmp_path / "out", family="llama", source=tmp_path / "in")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert type(theirs).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.parametrize("kind", ["F32", "BF16"])
+@pytest.mark.parametrize("case", ["llama2", "qwen2", "qwen3"])
+def test_gguf_files_give_the_logits_of_transformers(case, kind, tool, tmp_path):
+    import torch
+    import transformers
+
+    script = TOOL.with_name("make_gguf.py")
+    spec = importlib.util.spec_from_file_location("make_gguf", script)
+    make_gguf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_gguf)
+    make_gguf.write(GOLDEN / case, tmp_path / "m.gguf", kind=kind)
+    # From the file alone it would take another vocabulary and head size for granted.
+    config = transformers.AutoConfig.from_pretrained(GOLDEN / case)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", config=config, dtype=torch.float32
+    )
+    tokens = tool.sample(model, 7)
+    want = tool.compute(model, tokens)
+    params, cfg = hf.load(open_gguf(tmp_path / "m.gguf"), dtype=jnp.float32)
+    assert np.abs(ours(params, tokens.numpy(), cfg) - want).max() <= 1e-5

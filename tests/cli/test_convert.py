@@ -1,5 +1,6 @@
 """`pangu-jax convert`: run folders and checkpoints become folders that other libraries load."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -14,9 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import hf, store
+from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
+from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.mlp import MlpConfig
@@ -192,3 +196,65 @@ def test_memory_holds_a_few_tensors_and_neither_model_nor_file(tmp_path):
     grown = int(done.stderr.splitlines()[-1]) / 2**20
     print(f"{grown:.0f} MB")
     assert grown < 100
+
+
+@pytest.fixture(scope="module")
+def make_gguf():
+    tool = Path(__file__).parents[2] / "tools" / "make_gguf.py"
+    spec = importlib.util.spec_from_file_location("make_gguf", tool)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+TOKENS = [*"abcdefghijklmnopqrstuvwxyz", "<s>", "</s>", *map(str, range(10)), *".,;:!?-()'"]
+DESCRIBED = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": TOKENS,
+    "tokenizer.ggml.token_type": [1] * 26 + [3, 3] + [1] * 20,
+    "tokenizer.ggml.merges": [""],
+    "tokenizer.ggml.bos_token_id": 26,
+    "tokenizer.ggml.eos_token_id": 27,
+    "tokenizer.ggml.add_bos_token": True,
+    "tokenizer.chat_template": "{{ messages[0]['content'] }}",
+}
+
+
+def test_a_gguf_file_becomes_a_folder_with_its_tokeniser(make_gguf, tmp_path, capsys):
+    file = tmp_path / "m.gguf"
+    metadata = {**DESCRIBED, "tokenizer.ggml.tokens": [*TOKENS[:47], "ab"]}
+    metadata["tokenizer.ggml.merges"] = ["a b"]
+    make_gguf.write(GOLDEN / "llama2", file, metadata=metadata)
+    assert call(file, tmp_path / "out") == 0
+    found = capsys.readouterr()
+    assert "parameters as llama" in found.out and not found.err
+    params, cfg, where = open_checkpoint(tmp_path / "out")
+    expected, same = hf.load(GOLDEN / "llama2")
+    assert cfg == same
+    for name, leaf in flatten(expected).items():
+        np.testing.assert_array_equal(flatten(params)[name], leaf)
+    tokenizer = load_tokenizer(where)
+    assert tokenizer.encode("abc") == [47, 2] and tokenizer.begin == (26,)
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"]
+    with pytest.raises(InputError, match="pangu-jax convert"):
+        open_checkpoint(file)
+
+
+def test_a_tokeniser_that_is_not_read_is_left_out_and_said(make_gguf, tmp_path, capsys):
+    file = tmp_path / "m.gguf"
+    make_gguf.write(
+        GOLDEN / "qwen2", file, metadata={**DESCRIBED, "tokenizer.ggml.pre": "command-r"}
+    )
+    assert call(file, tmp_path / "out", "--dtype", "bfloat16") == 0
+    assert "'command-r', which is not read" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+    hf.load(tmp_path / "out")
+
+
+def test_a_damaged_gguf_file_leaves_nothing(tmp_path, capsys):
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    assert call(file, tmp_path / "out") != 0
+    assert "m.gguf is not a little-endian GGUF" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

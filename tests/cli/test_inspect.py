@@ -1,6 +1,7 @@
 """`pangu-jax inspect`: configuration, counts and memory, of whole folders and of bare configs."""
 
 import hashlib
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -50,6 +51,20 @@ def test_a_folder_with_tensors(case, capsys):
     assert sum(run["layers"] for run in found["runs"]) == found["layers"]
     assert call(GOLDEN / case) == 0
     assert "1 file" in capsys.readouterr().out
+
+
+def test_a_gguf_file_is_read_where_it_lies(tmp_path, capsys):
+    tool = Path(__file__).parents[2] / "tools" / "make_gguf.py"
+    spec = importlib.util.spec_from_file_location("make_gguf", tool)
+    make_gguf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_gguf)
+    make_gguf.write(GOLDEN / "llama3", tmp_path / "m.gguf", kind="BF16")
+    found, folder = inspected(tmp_path / "m.gguf", capsys), inspected(GOLDEN / "llama3", capsys)
+    files = found.pop("files")
+    del folder["files"]
+    assert found == folder and files["types"] == ["BF16", "F32"] and files["files"] == 1
+    assert call(tmp_path / "m.gguf", "--verify") == 2
+    assert "is a GGUF file" in capsys.readouterr().err
 
 
 def test_a_run_folder_says_its_steps(tmp_path, capsys):

@@ -171,3 +171,15 @@ def header_of_tensors(draw: random.Random, raw: bytes) -> bytes:
     length = int.from_bytes(raw[:8], "little")
     header = any_json(draw, raw[8 : 8 + length])
     return len(header).to_bytes(8, "little") + header + raw[8 + length :]
+
+
+def binary_head(draw: random.Random, raw: bytes) -> bytes:
+    """Mostly the first bytes of a file changed: any way, or a number there made a strange one."""
+    how, size = draw.random(), min(3000, len(raw))
+    if how < 0.1:
+        return any_bytes(draw, raw)
+    if how < 0.5:
+        return any_bytes(draw, raw[:size]) + raw[size:]
+    at, width = draw.randrange(size), draw.choice((4, 8))
+    number = draw.choice((0, 1, 2, 7, 255, 2**20, 2**31, 2**32 - 1, 2**40, 2**62, 2**64 - 1))
+    return raw[:at] + (number % 2 ** (8 * width)).to_bytes(width, "little") + raw[at + width :]

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import importlib.util
 import io
 import json
 import shutil
@@ -14,7 +15,7 @@ import numpy as np
 import sentencepiece
 from array_record.python import array_record_module as array_record
 
-from pangu_jax.checkpoint import forecaster, hf, store, verify
+from pangu_jax.checkpoint import forecaster, gguf_file, hf, store, verify
 from pangu_jax.cli import chat
 from pangu_jax.core.cells import open_results, save_results
 from pangu_jax.core.spec import is_spec
@@ -24,6 +25,7 @@ from pangu_jax.data.chat import render
 from pangu_jax.data.series import CsvFormat, read_csv
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
+from pangu_jax.data.tokenizer_gguf import tokenizer_files
 from pangu_jax.export import artefact, program, run, stablehlo
 from pangu_jax.models import decoder, timepro
 from pangu_jax.nn.attention import AttentionConfig
@@ -70,6 +72,35 @@ KINDS["weights"] = Kind(
 )
 KINDS["config"] = Kind(checkpoint, load_checkpoint, ("config.json",), change.any_json)
 KINDS["shards"] = Kind(sharded, load_checkpoint, ("*.index.json",), change.any_json)
+
+
+def gguf_checkpoint(folder: Path) -> None:
+    tool = Path(__file__).parents[3] / "tools" / "make_gguf.py"
+    spec = importlib.util.spec_from_file_location("make_gguf", tool)
+    make_gguf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_gguf)
+    make_gguf.write(LLAMA, folder / "model.gguf", metadata=BYTE_PAIRS)
+
+
+BYTE_PAIRS = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.tokens": ["a", "b", "ab", "<s>"],
+    "tokenizer.ggml.token_type": [1, 1, 1, 3],
+    "tokenizer.ggml.merges": ["a b"],
+    "tokenizer.ggml.bos_token_id": 3,
+    "tokenizer.ggml.eos_token_id": 3,
+}
+
+
+def load_gguf(folder: Path) -> str:
+    opened = gguf_file.open_gguf(folder / "model.gguf")
+    params, cfg = hf.load(opened)
+    fields = {name: opened.value(name) for name in opened.fields if name.startswith("tokenizer.")}
+    return digest(params) + repr(cfg) + repr(tokenizer_files(fields, opened.path))
+
+
+KINDS["gguf"] = Kind(gguf_checkpoint, load_gguf, ("model.gguf",), change.binary_head)
 
 
 def small_run(folder: Path) -> None:
