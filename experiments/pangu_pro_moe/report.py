@@ -58,11 +58,12 @@ same number of tokens, whatever the text.
 batches of {small} | slowest / mean device |
 |---|---|---|---|---|---|---|
 {rows}
-| order-3 byte model (control) | | | {control["bits_per_byte"]:.3f} | | | |
+| order-{control["order"]} byte model (control) | | | {control["bits_per_byte"]:.3f} | | | |
 
 Bits per byte: less is better; {control["testing_bytes"]:,} bytes of documents that neither model
 nor control saw; {cells["moge"][0]["protocol"]}. {_spread(experiment)} The control predicts a byte
-from the three before it (Witten-Bell smoothing) and was fitted to the same
+from the {control["order"]} before it (Witten-Bell smoothing; the order that predicts each tenth of
+the training documents best from the others) and was fitted to the same
 {control["training_bytes"]:,} training bytes{_beaten(cells, control)}.
 Imbalance is (most - least loaded device) / tokens, the mean over layers and random batches of
 held-out tokens. Devices are counted, not timed: everything ran on one {device.platform.upper()}

@@ -10,9 +10,9 @@ an ordinary top-k router of equal total and equal active parameters.
     python experiments/pangu_pro_moe/run.py --preset cpu --data my/texts --tokenizer tokenizer.json
 
 Trains both routers on the same text in the same order, measures bits per byte on held-out documents
-beside an order-3 byte model fitted to the same bytes, measures the balance over 2, 4 and 8 devices,
-and writes runs/<name>/report.md with a table and plots. A run that was stopped goes on where it
-was: by checkpoint inside a training, cell by cell between them.
+beside a byte model of the best order fitted to the same bytes, measures the balance over 2, 4 and 8
+devices, and writes runs/<name>/report.md with a table and plots. A run that was stopped goes on
+where it was: by checkpoint inside a training, cell by cell between them.
 
 Not reproduced here: the 72 B model and its 13 T tokens, its benchmark scores, and anything measured
 on Ascend hardware. The devices of the imbalance score are counted, not timed.
@@ -47,7 +47,7 @@ from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from pangu_jax.decode.generate import generate
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.eval.load_balance import expert_load, over_batches, uniform_choices, variation
-from pangu_jax.eval.ngram import bits_per_byte, fit
+from pangu_jax.eval.ngram import bits_per_byte, fit_best
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.eval.routing import chosen_experts
 from pangu_jax.models import decoder
@@ -154,9 +154,10 @@ def _shuffled(found: list[Document]) -> list[Document]:
 
 
 def _control(text: Text) -> dict:
-    _say("fitting the order-3 byte model")
-    model = fit(text.training_bytes, order=3)
+    _say("fitting the byte model")
+    model = fit_best(text.training_bytes)
     return {
+        "order": model.order,
         "bits_per_byte": bits_per_byte(model, text.testing_bytes),
         "training_bytes": text.training.bytes,
         "testing_bytes": text.testing.bytes,

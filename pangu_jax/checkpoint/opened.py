@@ -75,7 +75,7 @@ class Leaf:
 def survey(folder: str | Path | Gguf) -> Opened:
     """Reads config.json and headers; where they differ on the head, the tensors are compared.
 
-    An opened GGUF file describes itself. Of a folder, as in transformers, the prefix "model." may be
+    An opened GGUF file describes itself. In a folder, as in transformers, "model." may be
     missing, and a head beside a tied embedding is tied where both are equal.
 
     Raises:

@@ -8,7 +8,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.text import held_out, stdlib
-from pangu_jax.eval.ngram import bits_per_byte, fit, probabilities, size
+from pangu_jax.eval.ngram import bits_per_byte, fit, fit_best, probabilities, size
 
 TEXTS = [b"abracadabra, abracadabra!", b"a", b"", bytes([0, 255, 0, 255, 7]), b"the cat the hat"]
 
@@ -100,6 +100,27 @@ def test_on_real_source_too_the_probabilities_are_those_of_dictionaries():
                 p = (seen[byte] + len(seen) * p) / (seen.total() + len(seen))
         want.append(p)
     np.testing.assert_allclose(probabilities(fit(training), text), want, rtol=1e-12)
+
+
+def test_the_best_order_is_that_of_the_held_out_texts():
+    training = [text[:2000] for text in stdlib_parts()[0][:21]]
+    bits = dict.fromkeys(range(1, 4), 0.0)
+    for fold in range(10):
+        held = training[fold::10]
+        rest = [text for i, text in enumerate(training) if i % 10 != fold]
+        for order in bits:
+            bits[order] += bits_per_byte(fit(rest, order), held) * len(b"".join(held))
+    best = min(bits, key=bits.get)
+    model = fit_best(training, range(1, 4))
+    assert model.order == best
+    text = training[0]
+    np.testing.assert_array_equal(
+        probabilities(model, text), probabilities(fit(training, best), text)
+    )
+    # Text of independent letters: any context is one too many, however well it is remembered.
+    draw = np.random.default_rng(0)
+    letters = [bytes(draw.integers(97, 123, 300, np.uint8)) for _ in range(3)]
+    assert fit_best(letters).order == fit_best([b"".join(letters), b""]).order == 1
 
 
 def test_nothing_to_fit_or_measure_is_refused():

@@ -45,7 +45,7 @@ def test_it_ends_with_a_report_of_both_models_and_the_control(finished):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "out/report.md is the report" in done.stderr
     report = (place / "out" / "report.md").read_text()
-    for word in ("MoGE (grouped)", "ordinary top-k", "order-3 byte model", "What it costs"):
+    for word in ("MoGE (grouped)", "ordinary top-k", "byte model (control)", "What it costs"):
         assert word in report
     results = json.loads((place / "out" / "results.json").read_text())
     for name in ("loss", "load", "imbalance"):
