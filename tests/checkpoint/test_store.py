@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,25 @@ def test_the_latest_ones_stay_and_come_back_whole(folder):
         checkpoints.save(3, values(9), rest(9))  # a step that is there is left alone
         checkpoints.wait()
         equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
+
+
+def test_a_checkpoint_whose_deletion_is_cut_short_is_none(tmp_path, monkeypatch):
+    """Killed after the first file: what still has a step's name is whole."""
+
+    def killed(place, *_, **__):
+        files = [path for path in Path(place).rglob("*") if path.is_file()]
+        for path in files[:1]:
+            path.unlink()
+
+    with store.Store(tmp_path, keep=1) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            for step in (1, 2):
+                checkpoints.save(step, values(step), rest(step))
+                checkpoints.wait()
+        assert checkpoints.steps() == [2] and list((checkpoints.folder / store.DISCARDED).iterdir())
+        equal(checkpoints.restore(2, abstract(SPEC))[0], values(2))
+    assert not (checkpoints.folder / store.DISCARDED).exists()
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path):
