@@ -16,8 +16,8 @@ from pangu_jax.cli import forecast
 from pangu_jax.cli.main import main
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
-from pangu_jax.eval.forecast import fit_linear, score_function
-from pangu_jax.eval.predict import scaler_of
+from pangu_jax.eval.forecast import conformal, fit_linear, score_function
+from pangu_jax.eval.predict import residuals, scaler_of
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 
@@ -93,9 +93,9 @@ def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):
     assert "intervals made for 80%" in out
 
 
-def refitted(trained, rows=slice(0), values=np.nan, epochs=4):
+def refitted(trained, rows=slice(0), values=np.nan, epochs=4, filled=None):
     """The forecaster of `trained`, compiled already, made anew after some rows were changed."""
-    series = forecast.read_csv(trained / "load.csv")
+    series = dataclasses.replace(forecast.read_csv(trained / "load.csv"), filled=filled)
     series.values[rows] = values
     found = forecast.fit(
         series,
@@ -134,6 +134,16 @@ def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
     assert (one.half_width < other.half_width).all()
 
 
+def test_intervals_are_calibrated_on_values_that_were_there(trained):
+    filled = np.random.default_rng(1).random((240, 3)) < 0.3
+    found, series = refitted(trained, epochs=1, filled=filled)
+    starts = np.arange(168 - 16, 192 - 20 + 1)
+    there = ~filled[starts[:, None] + 16 + np.arange(4)]
+    left = residuals(found, series.values, starts)
+    np.testing.assert_allclose(found.half_width, conformal(left, 0.8, there), rtol=1e-6)
+    assert (found.half_width != conformal(left, 0.8)).any()
+
+
 def test_the_linear_map_is_fitted_to_the_training_rows(trained):
     model = forecaster.load(trained / "model")
     series = forecast.read_csv(trained / "load.csv")
@@ -169,6 +179,17 @@ def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
     assert high - low == pytest.approx(2 * model.half_width[0, 0], rel=1e-5)
     assert rows[3][2] and not rows[4][2]  # beyond the horizon there is no interval
     assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_seeds_forecast_together_what_they_do_on_average(trained):
+    model = forecaster.load(trained / "model")
+    series = forecast.read_csv(trained / "load.csv")
+    one, other = (
+        forecast.predict(dataclasses.replace(model, params=[params]), series).values
+        for params in model.params
+    )
+    assert (one[:, :2] != other[:, :2]).all()
+    np.testing.assert_allclose(forecast.predict(model, series).values, (one + other) / 2, rtol=1e-5)
 
 
 def test_longer_forecasts_are_fed_back(trained):

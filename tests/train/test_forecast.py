@@ -53,8 +53,9 @@ def test_every_step_has_its_own_key_and_every_epoch_its_own_order(seeds, monkeyp
 
     def step(state, series, starts, key, rate):
         (draws, seen), number = state
-        draws = draws.at[number].set(jax.random.uniform(key))
-        return ((draws, seen.at[number].set(starts)), number + 1), jnp.float32(0)
+        draw = jax.random.uniform(key)
+        draws, seen = draws.at[number].set(draw), seen.at[number].set(starts)
+        return ((draws, seen), number + 1), draw
 
     monkeypatch.setattr(forecast, "init", init)
     monkeypatch.setattr(forecast, "make_step", lambda *_, **__: step)
@@ -65,6 +66,9 @@ def test_every_step_has_its_own_key_and_every_epoch_its_own_order(seeds, monkeyp
     done = fit(np.zeros((30, 1)), train, train[:1], model=MODEL, cfg=cfg, seeds=seeds)
     draws, seen = map(np.asarray, done.params)
     assert draws.all() and len(np.unique(draws)) == draws.size
+    # And the loss of an epoch is the mean over its steps.
+    losses = [[epoch["train"] for epoch in curve] for curve in done.curves]
+    np.testing.assert_allclose(losses, draws.reshape(len(seeds), 2, steps).mean(-1), rtol=1e-6)
     orders = [tuple(epoch.ravel()) for one in seen for epoch in np.split(one, 2)]
     assert len(set(orders)) == len(orders)
     for order in orders:  # one window is left over: a batch needs two
