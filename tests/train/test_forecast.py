@@ -121,6 +121,24 @@ def test_it_stops_after_patience_and_keeps_the_best():
     assert np.mean((out - series[rows][:, 16:]) ** 2) == pytest.approx(min(errors), rel=1e-4)
 
 
+def test_a_seed_that_has_stopped_stays_where_it_was(monkeypatch):
+    """The first would get better once more after its patience is over; the second goes on."""
+    errors = iter([(1, 5), (2, 4), (3, 6), (0.5, 3), (0.5, 4), (0.5, 4), (0, 0)])
+
+    def step(state, series, starts, key, rate):
+        return (state[0] + 1, state[1]), jnp.float32(0)  # counts its steps
+
+    monkeypatch.setattr(forecast, "init", lambda *_: (jnp.int32(0), jnp.int32(0)))
+    monkeypatch.setattr(forecast, "make_step", lambda *_, **__: step)
+    monkeypatch.setattr(forecast, "_make_chunk", forecast._make_chunk.__wrapped__)
+    monkeypatch.setattr(forecast, "_make_check", lambda *_: lambda *_: np.array(next(errors)))
+    train, cfg = np.arange(8, dtype=np.int32), FitConfig(batch=8, epochs=9, patience=2)
+    done = fit(np.zeros((30, 1)), train, train, model=MODEL, cfg=cfg, seeds=(0, 1))
+    assert done.best_epoch == [1, 4] == done.params.tolist()
+    seen = [[epoch["validation"] for epoch in curve] for curve in done.curves]
+    assert seen == [[1, 2, 3], [5, 4, 6, 3, 4, 4]]
+
+
 def test_nothing_after_the_training_part_reaches_the_weights():
     values, spoilt = waves(), waves()
     spoilt[120:] = np.random.default_rng(9).normal(size=spoilt[120:].shape) * 50
