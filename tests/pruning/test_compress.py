@@ -48,3 +48,16 @@ def test_dense_propagation_scores_every_layer_as_the_dense_model_has_it(model):
     first, other = (np.array(plans[name].scores[1].channels) for name in plans)
     assert np.abs(first / other - 1).max() > 0.01
     assert plans["pruned"].scores[0].groups == plans["dense"].scores[0].groups
+
+
+def test_random_scores_differ_from_layer_to_layer_and_by_the_seed(model):
+    small = model()
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg)
+    for allocation in ("equal", "global"):
+        seen = []
+        for seed in (0, 1):
+            recipe = Recipe(method="random", repair="none", seed=seed, allocation=allocation)
+            made = plan(found, Target(ffn=0.5), recipe=recipe)
+            assert made == plan(found, Target(ffn=0.5), recipe=recipe)
+            seen += [layer.channels for layer in made.layers]
+        assert len(set(seen)) == 4

@@ -152,6 +152,14 @@ def test_group_scores_take_the_group_as_a_whole(model):
         w = kernel[g].reshape(8, -1)
         want = np.sqrt(np.trace(w.T @ second[8 * g : 8 * g + 8, 8 * g : 8 * g + 8] @ w))
         assert importance.contribution_norms(found)[g] == pytest.approx(want, rel=1e-6)
+    # Behind a norm: u becomes gain * u / r.
+    gain, r = np.linspace(0.5, 2, 16), 3.0
+    scaled = {"attention": {"out": {"kernel": jnp.asarray(kernel * gain / r)}}}
+    want = importance.contribution_norms(found.replace(weights=scaled))
+    norm = {"attention_post_norm": {"scale": jnp.asarray(gain)}}
+    rms = jnp.full((2, 3), r * float(found.tokens))
+    behind = found.replace(weights={**found.weights, **norm}, post_rms=rms)
+    np.testing.assert_allclose(importance.contribution_norms(behind), want, rtol=1e-5)
 
 
 def test_taylor_is_weight_times_gradient_summed_over_all_of_a_units_weights(model):
