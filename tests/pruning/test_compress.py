@@ -54,10 +54,11 @@ def test_random_scores_differ_from_layer_to_layer_and_by_the_seed(model):
     small = model()
     found = stats.collect(small.params, small.tokens, cfg=small.cfg)
     for allocation in ("equal", "global"):
-        seen = []
+        stayed, ranked = [], []
         for seed in (0, 1):
             recipe = Recipe(method="random", repair="none", seed=seed, allocation=allocation)
             made = plan(found, Target(ffn=0.5), recipe=recipe)
             assert made == plan(found, Target(ffn=0.5), recipe=recipe)
-            seen += [layer.channels for layer in made.layers]
-        assert len(set(seen)) == 4
+            stayed += [layer.channels for layer in made.layers]
+            ranked += [layer.groups for layer in made.scores]
+        assert len(set(stayed)) == len(set(ranked)) == 4
