@@ -89,13 +89,25 @@ def test_a_checkpoint_whose_deletion_is_cut_short_is_none(tmp_path, monkeypatch)
     assert not (checkpoints.folder / store.DISCARDED).exists()
 
 
-def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+def test_what_is_saved_is_the_state_at_the_call(tmp_path, monkeypatch):
     """The loop gives the arrays up (donates them) while they are still being written."""
+
+    def places(tree):
+        return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     params = values()
-    want = jax.tree.map(np.asarray, params)
+    want = jax.tree.map(np.array, params)
     with store.Store(tmp_path) as checkpoints:
+        handed, write = set(), checkpoints._manager.save
+
+        def save(step, args):
+            handed.update(places(args.params.item))
+            return write(step, args=args)
+
+        monkeypatch.setattr(checkpoints._manager, "save", save)
         checkpoints.save(1, params, rest(1))
+        assert handed and not handed & places(params)
         for _ in range(3):
             params = bump(params)
         checkpoints.wait()

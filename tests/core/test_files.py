@@ -148,9 +148,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path, there):
             place.symlink_to(real)
     with new_folder(place) as temporary:
         (temporary / "a").write_text("new")
-        made = temporary.stat().st_ino
         assert not (place / "a").exists()
-    assert place.stat().st_ino == made  # renamed, not copied
     assert (place / "a").read_text() == "new" and place.is_symlink() == ("link" in there)
     assert left(place.parent) == ["out"]
 

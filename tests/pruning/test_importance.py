@@ -163,7 +163,7 @@ def test_group_scores_take_the_group_as_a_whole(model):
 
 
 def test_taylor_is_weight_times_gradient_summed_over_all_of_a_units_weights(model):
-    small = model(layers=1, rows=3)
+    small = model(layers=1, rows=4)
     (found,) = taylor.saliency(small.params, small.tokens, cfg=small.cfg, batch=2)
 
     @jax.jit
@@ -205,19 +205,13 @@ def test_each_group_keeps_its_own_best_head(model, method):
 def test_hidden_channels_are_ranked_by_what_every_norm_lets_through(model):
     small = model(rows=4)
     want = np.zeros(16)
-    gains = {n: np.asarray(small.params["runs"][0][n]["scale"], float)
-             for n in ("attention_norm", "mlp_norm")}  # fmt: skip
-    for name, x in norm_inputs(small.params, jnp.asarray(small.tokens), cfg=small.cfg):
-        if name == "norm":
-            continue
+    inputs = norm_inputs(small.params, jnp.asarray(small.tokens), cfg=small.cfg)
+    for name, x in list(inputs)[:-1]:  # the last norm is not a layer's
         layer, norm = name.split("/")
+        gain = np.asarray(small.params["runs"][0][norm]["scale"][int(layer)])
         x = np.asarray(x, float)
-        x = (
-            x
-            / np.sqrt((x**2).mean(-1, keepdims=True) + small.cfg.norm_eps)
-            * gains[norm][int(layer)]
-        )
-        windows = np.abs(x).mean(1)
+        x /= np.sqrt((x**2).mean(-1, keepdims=True) + small.cfg.norm_eps)
+        windows = np.abs(x * gain).mean(1)
         want += np.sqrt((windows**2).sum(0))
     found = stats.collect(small.params, small.tokens, cfg=small.cfg)
     np.testing.assert_allclose(importance.hidden_scores(found.layers), want, rtol=1e-5)

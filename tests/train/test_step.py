@@ -105,6 +105,8 @@ def test_six_steps_equal_adamw_written_out():
         np.testing.assert_allclose(leaf, params[name], atol=2e-6, err_msg=name)
     np.testing.assert_allclose([m["loss"] for m in seen], losses, rtol=1e-5)
     np.testing.assert_allclose([m["error"] for m in seen], losses, rtol=1e-5)
+    rates = [float(schedule(CONFIG, STEPS)(number)) for number in range(STEPS)]
+    assert [m["learning_rate"] for m in seen] == pytest.approx(rates)
     assert int(state.step) == STEPS
 
 
