@@ -75,9 +75,19 @@ def test_what_is_written_is_what_was_read_bit_by_bit(case, tmp_path):
         assert kept == json.loads((GOLDEN / case / "config.json").read_text())
 
 
-def test_small_shards_have_an_index_and_say_the_same(tmp_path):
+def test_small_shards_have_an_index_and_say_the_same(tmp_path, monkeypatch):
     params, cfg = hf.load(GOLDEN / "qwen3")
+    made, write = {}, archive.write
+
+    def seen(folder, shards):
+        write(folder, shards)
+        made.update({path.name: path.stat().st_ino for path in [folder, *folder.iterdir()]})
+
+    monkeypatch.setattr(archive, "write", seen)
     hf.save(params, cfg, tmp_path / "out", family="qwen3", max_shard_bytes=8000)
+    # What was written is what is there, under another name: a copy might be half a one.
+    there = [tmp_path / "out", *(tmp_path / "out").glob("*.safetensors*")]
+    assert set(made.values()) == {path.stat().st_ino for path in there}
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(files) > 3 and sorted(set(index["weight_map"].values())) == files

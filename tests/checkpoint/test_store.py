@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +70,44 @@ def test_the_latest_ones_stay_and_come_back_whole(folder):
         equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
 
 
-def test_what_is_saved_is_the_state_at_the_call(tmp_path):
+def test_a_checkpoint_whose_deletion_is_cut_short_is_none(tmp_path, monkeypatch):
+    """Killed after the first file: what still has a step's name is whole."""
+
+    def killed(place, *_, **__):
+        files = [path for path in Path(place).rglob("*") if path.is_file()]
+        for path in files[:1]:
+            path.unlink()
+
+    with store.Store(tmp_path, keep=1) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            for step in (1, 2):
+                checkpoints.save(step, values(step), rest(step))
+                checkpoints.wait()
+        assert checkpoints.steps() == [2] and list((checkpoints.folder / store.DISCARDED).iterdir())
+        equal(checkpoints.restore(2, abstract(SPEC))[0], values(2))
+    assert not (checkpoints.folder / store.DISCARDED).exists()
+
+
+def test_what_is_saved_is_the_state_at_the_call(tmp_path, monkeypatch):
     """The loop gives the arrays up (donates them) while they are still being written."""
+
+    def places(tree):
+        return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     params = values()
-    want = jax.tree.map(np.asarray, params)
+    want = jax.tree.map(np.array, params)
     with store.Store(tmp_path) as checkpoints:
+        handed, write = set(), checkpoints._manager.save
+
+        def save(step, args):
+            handed.update(places(args.params.item))
+            return write(step, args=args)
+
+        monkeypatch.setattr(checkpoints._manager, "save", save)
         checkpoints.save(1, params, rest(1))
+        assert handed and not handed & places(params)
         for _ in range(3):
             params = bump(params)
         checkpoints.wait()

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,13 @@ from pangu_jax.checkpoint import forecaster
 from pangu_jax.cli import forecast
 from pangu_jax.cli.main import main
 from pangu_jax.data.timestep import TimeStep
+from pangu_jax.data.windows import Scaler
+from pangu_jax.eval.forecast import conformal, fit_linear, score_function
+from pangu_jax.eval.predict import residuals, scaler_of
+from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.train.forecast import FitConfig
 
+RNG = np.random.default_rng(0)
 SIZES = ["--look-back", 16, "--patch", 8, "--stride", 8, "--layers", 1, "--batch", 8]
 
 
@@ -86,6 +93,66 @@ def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):
     assert "intervals made for 80%" in out
 
 
+def refitted(trained, rows=slice(0), values=np.nan, epochs=4, filled=None):
+    """The forecaster of `trained`, compiled already, made anew after some rows were changed."""
+    series = dataclasses.replace(forecast.read_csv(trained / "load.csv"), filled=filled)
+    series.values[rows] = values
+    found = forecast.fit(
+        series,
+        horizon=4,
+        model=TimeProConfig(16, 4, layers=1, patch=8, stride=8),
+        training=FitConfig(batch=8, learning_rate=3e-3, epochs=epochs),
+        seeds=range(2),
+        coverage=0.8,
+    )
+    return found, series
+
+
+def same_weights(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+
+
+def test_the_test_rows_reach_nothing_that_is_fitted_chosen_or_calibrated(trained):
+    """They are no numbers: one look at them, and a loss, a scale or a width would be none."""
+    model = forecaster.load(trained / "model")
+    found, series = refitted(trained, slice(192, None))
+    assert np.isnan(series.values[192:]).all()
+    assert scaler_of(found) == scaler_of(model)
+    same_weights(found, model)
+    np.testing.assert_array_equal(found.half_width, model.half_width)
+    assert found.cfg.measured_coverage == 0  # here alone they count
+
+
+def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
+    # One epoch: later ones could differ by which of them validation prefers, as they should.
+    one, _ = refitted(trained, epochs=1)
+    other, series = refitted(
+        trained, slice(168, 192), RNG.normal(size=(24, 3)) * [900, 90, 9], epochs=1
+    )
+    assert scaler_of(other) == scaler_of(one) == Scaler.fit(series.values[:168])
+    same_weights(one, other)
+    assert (one.half_width < other.half_width).all()
+
+
+def test_intervals_are_calibrated_on_values_that_were_there(trained):
+    filled = np.random.default_rng(1).random((240, 3)) < 0.3
+    found, series = refitted(trained, epochs=1, filled=filled)
+    starts = np.arange(168 - 16, 192 - 20 + 1)
+    there = ~filled[starts[:, None] + 16 + np.arange(4)]
+    left = residuals(found, series.values, starts)
+    np.testing.assert_allclose(found.half_width, conformal(left, 0.8, there), rtol=1e-6)
+    assert (found.half_width != conformal(left, 0.8)).any()
+
+
+def test_the_linear_map_is_fitted_to_the_training_rows(trained):
+    model = forecaster.load(trained / "model")
+    series = forecast.read_csv(trained / "load.csv")
+    table, sizes = scaler_of(model).scale(series.values), {"look_back": 16, "horizon": 4}
+    linear = fit_linear(table[:168], np.arange(168 - 20 + 1), **sizes)
+    want = score_function(linear, table, np.arange(192 - 16, 240 - 20 + 1), **sizes)
+    assert forecast.evaluate(model, series)["linear"] == {"mse": want.mse, "mae": want.mae}
+
+
 def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
     path = write(
         tmp_path / "new.csv",
@@ -112,6 +179,17 @@ def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
     assert high - low == pytest.approx(2 * model.half_width[0, 0], rel=1e-5)
     assert rows[3][2] and not rows[4][2]  # beyond the horizon there is no interval
     assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def test_seeds_forecast_together_what_they_do_on_average(trained):
+    model = forecaster.load(trained / "model")
+    series = forecast.read_csv(trained / "load.csv")
+    one, other = (
+        forecast.predict(dataclasses.replace(model, params=[params]), series).values
+        for params in model.params
+    )
+    assert (one[:, :2] != other[:, :2]).all()
+    np.testing.assert_allclose(forecast.predict(model, series).values, (one + other) / 2, rtol=1e-5)
 
 
 def test_longer_forecasts_are_fed_back(trained):

@@ -40,6 +40,18 @@ def test_nothing_is_seen_before_the_end(tmp_path):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_who_reads_the_old_file_meanwhile_reads_it_to_its_end(tmp_path):
+    """The new file takes the name; nothing is written into the old one."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with open(path) as reader:
+        with atomic_write(path) as file:
+            file.write("new")
+            made = os.fstat(file.fileno()).st_ino
+        assert path.stat().st_ino == made
+        assert (reader.read(), path.read_text()) == ("old", "new")
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
 def test_a_failing_block_leaves_the_old_file_and_no_other(tmp_path, error):
     path = tmp_path / "a.txt"

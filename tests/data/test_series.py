@@ -341,6 +341,14 @@ def test_a_value_wins_over_an_empty_one_and_contradictions_are_said(tmp_path):
     np.testing.assert_array_equal(found.values, [[1, 1], [2, 2], [3, 3]])
     assert "12 rows of a repeated time" in found.notes[0]
     assert "6 of their values contradict" in found.notes[0]
+    # The same hour in two ways: the first row is kept, its value and how its time is written.
+    hours = [f"2024-05-01T{time}" for time in ("00:00+00:00", "02:00+01:00", "01:00+00:00")]
+    path = file(
+        tmp_path, [*lines_of(hours, lambda _: 1), "2024-05-01T02:00+00:00,1"], header="date,a"
+    )
+    found, texts, _ = stamps_of(path, repair=True)
+    assert texts[1] == "2024-05-01 02:00:00+01:00" and len(texts) == 3
+    assert found.notes == ("1 rows of a repeated time were left out",)
     nights = lines_of([f"2024-10-27T0{h}:00" for h in (0, 1, 2, 2, 3, 4)])
     found = read_csv(file(tmp_path, nights, header="date,a"), CsvFormat(repair=True))
     assert found.notes[0].endswith("(if clocks went back there, --zone keeps both)")

@@ -180,6 +180,20 @@ def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
     assert jnp.any(grad(params)["blocks"][0]["forward"]["rate_log"])
 
 
+def test_dropout_draws_for_every_window_series_patch_and_channel(awake):
+    cfg = TimeProConfig(**{**SMALL.__dict__, "dropout": 0.25})
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(4, 16, 5)), jnp.float32)
+    plain = timepro.embed(awake["embed"], x, cfg=cfg)
+    found = timepro.embed(awake["embed"], x, cfg=cfg, key=jax.random.key(0))
+    kept = np.asarray(found != 0)
+    np.testing.assert_allclose(found[kept], plain[kept] / 0.75, rtol=1e-6)
+    assert 0.7 < kept.mean() < 0.8
+    kept = kept.reshape(4, 5, SMALL.mixer.patches, -1)
+    for axis, size in enumerate(kept.shape):
+        parts = np.moveaxis(kept, axis, 0).reshape(size, -1)
+        assert len(np.unique(parts, axis=0)) == size, axis
+
+
 def test_scale_and_level_of_a_series_pass_through(awake):
     rng = np.random.default_rng(1)
     x = jnp.asarray(10 * rng.normal(size=(2, 16, 3)), jnp.float32)

@@ -15,6 +15,7 @@ from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
 from pangu_jax.nn.norm import rms_norm
 from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig, frequencies, rotate, rotation
 from pangu_jax.ops.attention import visible
+from pangu_jax.ops.group_topk import router_weights
 
 
 def randomised(spec, seed=0, std=0.5):
@@ -194,6 +195,14 @@ def test_moe_equals_a_loop_over_tokens_and_experts(cfg):
     np.testing.assert_array_equal(np.asarray(stats.load).reshape(-1), load)
     np.testing.assert_allclose(np.asarray(stats.prob_sum).reshape(-1), prob_sum, atol=1e-5)
     assert float(stats.tokens) == mask.sum()
+
+
+def test_at_the_start_the_weights_of_an_undecided_router_sum_to_one():
+    cfg = MoEConfig(12, 2, 3, 4, router_scale=True)
+    router = materialise(moe_spec(6, cfg)["router"], key=jax.random.key(0))
+    still = jnp.zeros_like(router["kernel"])
+    weights, _, _ = router_weights(jnp.asarray(normal(4, 6)), still, router["scale"], k=3)
+    np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.models import decoder
 from pangu_jax.pruning import importance, moments, stats, taylor
-from pangu_jax.pruning.choose import choose_channels
-from pangu_jax.pruning.compress import Recipe
+from pangu_jax.pruning.allocate import Target
+from pangu_jax.pruning.axes import Sizes
+from pangu_jax.pruning.choose import choose_channels, choose_heads
+from pangu_jax.pruning.compress import Recipe, plan
 from pangu_jax.pruning.stats import LayerStats, SweepConfig
+from pangu_jax.pruning.walk import norm_inputs
 
 D, F = 6, 9
 
@@ -133,6 +137,14 @@ def test_group_scores_take_the_group_as_a_whole(model):
     np.testing.assert_allclose(
         importance.head_scores("minitron", found), np.sqrt(each.sum(2)), rtol=1e-6
     )
+    attention = {n: np.asarray(x["kernel"]) for n, x in found.weights["attention"].items()}
+    q, k, v, o = (attention[name].astype(float) for name in ("query", "key", "value", "out"))
+    squares = [[(q[:, g, h] ** 2).sum() + (o[g, h] ** 2).sum() for h in range(2)] for g in range(3)]
+    shared = [(k[:, g] ** 2).sum() + (v[:, g] ** 2).sum() for g in range(3)]
+    np.testing.assert_allclose(importance.head_scores("magnitude", found), np.sqrt(squares))
+    np.testing.assert_allclose(
+        importance.group_scores("magnitude", found), np.sqrt(np.sum(squares, 1) + shared)
+    )
     # What a group adds to the residual, from its second moments.
     kernel = np.asarray(found.weights["attention"]["out"]["kernel"], np.float64)
     second = np.asarray(found.heads.outer, np.float64) / float(found.tokens)
@@ -140,28 +152,71 @@ def test_group_scores_take_the_group_as_a_whole(model):
         w = kernel[g].reshape(8, -1)
         want = np.sqrt(np.trace(w.T @ second[8 * g : 8 * g + 8, 8 * g : 8 * g + 8] @ w))
         assert importance.contribution_norms(found)[g] == pytest.approx(want, rel=1e-6)
+    # Behind a norm: u becomes gain * u / r.
+    gain, r = np.linspace(0.5, 2, 16), 3.0
+    scaled = {"attention": {"out": {"kernel": jnp.asarray(kernel * gain / r)}}}
+    want = importance.contribution_norms(found.replace(weights=scaled))
+    norm = {"attention_post_norm": {"scale": jnp.asarray(gain)}}
+    rms = jnp.full((2, 3), r * float(found.tokens))
+    behind = found.replace(weights={**found.weights, **norm}, post_rms=rms)
+    np.testing.assert_allclose(importance.contribution_norms(behind), want, rtol=1e-5)
 
 
-def test_taylor_is_weight_times_gradient(model):
-    small = model(layers=1, rows=3)
+def test_taylor_is_weight_times_gradient_summed_over_all_of_a_units_weights(model):
+    small = model(layers=1, rows=4)
     (found,) = taylor.saliency(small.params, small.tokens, cfg=small.cfg, batch=2)
 
-    def nats(kernel):
-        run = small.params["runs"][0]
-        mlp = {**run["mlp"], "down": {"kernel": kernel}}
-        params = {**small.params, "runs": [{**run, "mlp": mlp}]}
-        hidden = taylor.decoder.apply(params, small.tokens[:, :-1], cfg=small.cfg).hidden
-        chance = jax.nn.log_softmax(taylor.decoder.logits(params, hidden))
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        hidden = decoder.apply(params, small.tokens[:, :-1], cfg=small.cfg).hidden
+        chance = jax.nn.log_softmax(decoder.logits(params, hidden))
         return -jnp.take_along_axis(chance, small.tokens[:, 1:, None], -1).sum()
 
-    kernel = small.params["runs"][0]["mlp"]["down"]["kernel"]
-    part = np.abs(np.asarray(kernel * jax.grad(nats)(kernel)))[0].sum(1)
-    assert (found["channels"] > part * (1 - 1e-4)).all()
-    assert {k: v.shape for k, v in found.items()} == {
-        "heads": (4, 2),
-        "groups": (4,),
-        "channels": (12,),
+    products = jax.tree.map(lambda w, g: np.abs(w * g)[0], small.params, gradient(small.params))
+    attention, mlp = (products["runs"][0][name] for name in ("attention", "mlp"))
+    q, k, v, o = (attention[name]["kernel"] for name in ("query", "key", "value", "out"))
+    want = {
+        "heads": [[q[:, g, h].sum() + o[g, h].sum() for h in range(2)] for g in range(4)],
+        "groups": [q[:, g].sum() + k[:, g].sum() + v[:, g].sum() + o[g].sum() for g in range(4)],
+        "channels": [
+            sum(mlp[n]["kernel"][:, c].sum() for n in ("gate", "up"))
+            + mlp["down"]["kernel"][c].sum()
+            for c in range(12)
+        ],
     }
+    assert found.keys() == want.keys()
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["slimllm", "flap", "wanda-sp", "magnitude"])
+def test_each_group_keeps_its_own_best_head(model, method):
+    """Planted: the second head matters in groups 0 and 2, the first in 1 and 3; group 0 goes."""
+    small = model(layers=1)
+    kernel = small.params["runs"][0]["attention"]["out"]["kernel"]
+    factors = jnp.asarray([[0.1, 1], [20, 2], [3, 30], [40, 4]])
+    small.params["runs"][0]["attention"]["out"]["kernel"] = kernel * factors[..., None, None]
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg).layers[0]
+    chosen = choose_heads(found, Sizes(3, 1, 12), Recipe(method=method), 0)
+    assert (chosen.units, chosen.heads) == ((1, 2, 3), ((0,), (1,), (0,)))
+
+
+def test_hidden_channels_are_ranked_by_what_every_norm_lets_through(model):
+    small = model(rows=4)
+    want = np.zeros(16)
+    inputs = norm_inputs(small.params, jnp.asarray(small.tokens), cfg=small.cfg)
+    for name, x in list(inputs)[:-1]:  # the last norm is not a layer's
+        layer, norm = name.split("/")
+        gain = np.asarray(small.params["runs"][0][norm]["scale"][int(layer)])
+        x = np.asarray(x, float)
+        x /= np.sqrt((x**2).mean(-1, keepdims=True) + small.cfg.norm_eps)
+        windows = np.abs(x * gain).mean(1)
+        want += np.sqrt((windows**2).sum(0))
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg)
+    np.testing.assert_allclose(importance.hidden_scores(found.layers), want, rtol=1e-5)
+    made = plan(found, Target(hidden=0.5), recipe=Recipe(method="minitron", repair="none"))
+    assert made.hidden == tuple(np.sort(np.argsort(-want)[:8]).tolist())
 
 
 def test_the_quirk_of_the_released_code_spares_the_lowest():

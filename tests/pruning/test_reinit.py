@@ -12,6 +12,7 @@ from pangu_jax.pruning import allocate, plan, reinit
 from pangu_jax.pruning.compress import Recipe, compress
 from pangu_jax.pruning.plan import LayerPlan
 from pangu_jax.pruning.prune import prune
+from pangu_jax.pruning.walk import norm_inputs
 
 KEPT = (0, 1, 3, 4, 6, 7, 8, 10, 11, 13)
 
@@ -144,3 +145,33 @@ def test_the_pipeline_drops_the_idle_layer_and_moves_its_groups(model, sandwich)
     )
     assert [part.layer for part in found.plan.layers] == [0, 2]
     np.testing.assert_allclose(small.logits(found.params, found.cfg), small.logits(), atol=0.2)
+
+
+def test_groups_that_move_are_scaled_for_the_norm_they_come_behind(model):
+    """The norm after layer 0 divides by r_0 what that of layer 1 divided by r_1."""
+    small = model(layers=3, seed=2, sandwich=True)
+    run = small.params["runs"][0]
+    out = run["attention"]["out"]
+    out["kernel"] = out["kernel"].at[0, 2:].multiply(1e-2)
+    for name, factor in (("attention_post_norm", 0.2), ("mlp_post_norm", 1e-3)):
+        run[name]["scale"] = run[name]["scale"].at[1].multiply(factor)
+    found = compress(
+        small.params,
+        small.tokens,
+        cfg=small.cfg,
+        target=allocate.parse("layers=2"),
+        recipe=Recipe(method="pangu-light", repair="none"),
+    )
+    first, last = found.plan.layers
+    assert (first.layer, last.layer, first.groups) == (0, 2, (0, 1)) and len(first.moved) == 2
+    r = {
+        name: float(jnp.sqrt((x**2).mean(-1) + small.cfg.norm_eps).mean())
+        for name, x in norm_inputs(small.params, jnp.asarray(small.tokens), cfg=small.cfg)
+    }
+    ratio = r["0/attention_post_norm"] / r["1/attention_post_norm"]
+    assert abs(np.log(ratio)) > 0.05
+    gains = run["attention_post_norm"]["scale"]
+    kernel = found.params["runs"][0]["attention"]["out"]["kernel"]
+    for place, (_, group) in enumerate(first.moved, start=2):
+        want = out["kernel"][1, group] * (gains[1] / gains[0]) * ratio
+        np.testing.assert_allclose(kernel[0, place], want, rtol=1e-4)

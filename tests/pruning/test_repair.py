@@ -126,6 +126,12 @@ def test_the_ridge_is_the_best_on_held_out_tokens():
         scores[value] = error(held, kernel, None, new, shift)
     assert report.ridge == min(scores, key=scores.get) != repair.RIDGES[0]
     assert report.held_out == pytest.approx(min(scores.values()), rel=1e-4)
+    # With it, what was held out is fitted too.
+    new, shift, _ = fitted(few, kernel, None, "ridge", held=held)
+    both = np.concatenate([few, held])
+    want, other, _ = fitted(both, kernel, None, "ridge", ridge=report.ridge)
+    np.testing.assert_allclose(new, want, atol=1e-9)
+    np.testing.assert_allclose(shift, other, atol=1e-9)
 
 
 def test_nothing_dropped_changes_nothing_and_dead_units_do_no_harm():

@@ -1,4 +1,4 @@
-"""Training forecasters: seeds, schedule, early stop, best parameters, no look at later rows."""
+"""Training forecasters: seeds, keys, schedule, early stop, best parameters, no later rows."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from pangu_jax.core.tree import flatten
 from pangu_jax.data.windows import Borders, Scaler, parts
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.train import forecast
 from pangu_jax.train.forecast import FitConfig, fit, init, learning_rate, make_step
 
 MODEL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=16, stride=8)
@@ -40,6 +41,38 @@ def test_seeds_trained_together_are_those_trained_alone():
             np.testing.assert_allclose(x[i], y[0], atol=2e-4)
     first, second = (flatten(jax.tree.map(lambda x, i=i: x[i], both.params)) for i in (0, 1))
     assert not np.allclose(first["head/kernel"], second["head/kernel"])
+
+
+@pytest.mark.parametrize("seeds", [(3,), (3, 5)])
+def test_every_step_has_its_own_key_and_every_epoch_its_own_order(seeds, monkeypatch):
+    """A step that trains nothing and writes down what it is given."""
+    steps, batch = 5, 2
+
+    def init(model, seed):
+        return (jnp.zeros(2 * steps), jnp.zeros((2 * steps, batch), jnp.int32)), jnp.int32(0)
+
+    def step(state, series, starts, key, rate):
+        (draws, seen), number = state
+        draw = jax.random.uniform(key)
+        draws, seen = draws.at[number].set(draw), seen.at[number].set(starts)
+        return ((draws, seen), number + 1), draw
+
+    monkeypatch.setattr(forecast, "init", init)
+    monkeypatch.setattr(forecast, "make_step", lambda *_, **__: step)
+    monkeypatch.setattr(forecast, "_make_chunk", forecast._make_chunk.__wrapped__)
+    monkeypatch.setattr(forecast, "_make_check", lambda *_: lambda *_: np.zeros(len(seeds)))
+    monkeypatch.setattr(forecast, "CHUNK", 2)
+    train, cfg = np.arange(7, 18, dtype=np.int32), FitConfig(batch=batch, epochs=2)
+    done = fit(np.zeros((30, 1)), train, train[:1], model=MODEL, cfg=cfg, seeds=seeds)
+    draws, seen = map(np.asarray, done.params)
+    assert draws.all() and len(np.unique(draws)) == draws.size
+    # And the loss of an epoch is the mean over its steps.
+    losses = [[epoch["train"] for epoch in curve] for curve in done.curves]
+    np.testing.assert_allclose(losses, draws.reshape(len(seeds), 2, steps).mean(-1), rtol=1e-6)
+    orders = [tuple(epoch.ravel()) for one in seen for epoch in np.split(one, 2)]
+    assert len(set(orders)) == len(orders)
+    for order in orders:  # one window is left over: a batch needs two
+        assert len(set(order)) == 10 and set(order) < set(train)
 
 
 def test_the_rate_halves_from_the_third_epoch_on():
@@ -88,10 +121,27 @@ def test_it_stops_after_patience_and_keeps_the_best():
     assert np.mean((out - series[rows][:, 16:]) ** 2) == pytest.approx(min(errors), rel=1e-4)
 
 
-def test_nothing_after_the_training_part_reaches_scaling_or_weights():
+def test_a_seed_that_has_stopped_stays_where_it_was(monkeypatch):
+    """The first would get better once more after its patience is over; the second goes on."""
+    errors = iter([(1, 5), (2, 4), (3, 6), (0.5, 3), (0.5, 4), (0.5, 4), (0, 0)])
+
+    def step(state, series, starts, key, rate):
+        return (state[0] + 1, state[1]), jnp.float32(0)  # counts its steps
+
+    monkeypatch.setattr(forecast, "init", lambda *_: (jnp.int32(0), jnp.int32(0)))
+    monkeypatch.setattr(forecast, "make_step", lambda *_, **__: step)
+    monkeypatch.setattr(forecast, "_make_chunk", forecast._make_chunk.__wrapped__)
+    monkeypatch.setattr(forecast, "_make_check", lambda *_: lambda *_: np.array(next(errors)))
+    train, cfg = np.arange(8, dtype=np.int32), FitConfig(batch=8, epochs=9, patience=2)
+    done = fit(np.zeros((30, 1)), train, train, model=MODEL, cfg=cfg, seeds=(0, 1))
+    assert done.best_epoch == [1, 4] == done.params.tolist()
+    seen = [[epoch["validation"] for epoch in curve] for curve in done.curves]
+    assert seen == [[1, 2, 3], [5, 4, 6, 3, 4, 4]]
+
+
+def test_nothing_after_the_training_part_reaches_the_weights():
     values, spoilt = waves(), waves()
     spoilt[120:] = np.random.default_rng(9).normal(size=spoilt[120:].shape) * 50
-    assert Scaler.fit(values[:120]) == Scaler.fit(spoilt[:120])
     # One epoch: later ones could differ by which one validation prefers, as they should.
     cfg = FitConfig(batch=8, learning_rate=1e-3, epochs=1)
     one, other = trained(values, cfg=cfg), trained(spoilt, cfg=cfg)

@@ -13,8 +13,8 @@ from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
-from pangu_jax.nn.moe import MoEConfig
-from pangu_jax.train.language import language_loss, train_language
+from pangu_jax.nn.moe import MoEConfig, RouterStats
+from pangu_jax.train.language import auxiliary, language_loss, train_language
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig
@@ -80,6 +80,20 @@ def test_the_auxiliary_loss_is_weighed_by_tokens_and_blind_to_padding(params):
     np.testing.assert_allclose(again[0], total, rtol=1e-6)
     # At least 1 by the inequality of means, and near it for random routing.
     assert 0.9 < float(metrics["aux"] / weight) < 4
+
+
+def test_the_auxiliary_loss_is_the_mean_over_routed_layers_however_they_are_stacked():
+    rng = np.random.default_rng(2)
+    other = LayerConfig(HEADS, moe=MoEConfig(8, 2, 2, 4))
+    cfg = decoder.DecoderConfig(16, 8, (*CFG.layers, other))
+    router, each = [None], []
+    for layer, count in ((ROUTED, 2), (other, 1)):
+        groups, active = layer.moe.groups, layer.moe.groups * layer.moe.top_k
+        load, prob_sum = rng.random((2, count, groups, 8 // groups), np.float32)
+        router.append(RouterStats(load, prob_sum, np.full(count, 5, np.float32), None))
+        for f, p in zip(load, prob_sum, strict=True):
+            each.append(8 / active * np.vdot(f, p) / 5**2)
+    assert float(auxiliary(router, cfg)) == pytest.approx(sum(each) / 3, rel=1e-5)
 
 
 def test_a_dense_model_has_no_auxiliary_loss(params):

@@ -21,6 +21,7 @@ from pangu_jax.data.packing import PackedTokens, tokenise
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.train import loop
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.metrics import MetricLog, read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig
@@ -100,6 +101,24 @@ def test_the_latest_checkpoints_stay_and_every_step_is_told(whole):
     assert list(losses(folder)) == list(range(1, 9))
     assert not list((folder / CHECKPOINTS).glob("*tmp*"))
     assert not (folder / CHECKPOINTS / DISCARDED).exists()
+
+
+def test_initial_values_and_losses_are_drawn_with_different_keys(tmp_path, monkeypatch):
+    keys, init_state, make_step = [], loop.init_state, loop.make_step
+
+    def init(*arguments, key, **options):
+        keys.append(key)
+        return init_state(*arguments, key=key, **options)
+
+    def make(*arguments, **options):
+        step = make_step(*arguments, **options)
+        return lambda state, batch, key: (keys.append(key), step(state, batch, key))[1]
+
+    monkeypatch.setattr(loop, "init_state", init)
+    monkeypatch.setattr(loop, "make_step", make)
+    run(tmp_path, steps=2)
+    first, *others = (tuple(jax.random.key_data(key).tolist()) for key in keys)
+    assert len(others) == 2 and first not in others
 
 
 def signals(number):

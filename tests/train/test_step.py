@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -104,6 +105,8 @@ def test_six_steps_equal_adamw_written_out():
         np.testing.assert_allclose(leaf, params[name], atol=2e-6, err_msg=name)
     np.testing.assert_allclose([m["loss"] for m in seen], losses, rtol=1e-5)
     np.testing.assert_allclose([m["error"] for m in seen], losses, rtol=1e-5)
+    rates = [float(schedule(CONFIG, STEPS)(number)) for number in range(STEPS)]
+    assert [m["learning_rate"] for m in seen] == pytest.approx(rates)
     assert int(state.step) == STEPS
 
 
@@ -116,6 +119,20 @@ def test_microbatches_weigh_every_token_the_same(accumulate):
     assert [m["weight"] for m in seen] == [m["weight"] for m in expected]
     with pytest.raises(InputError, match="accumulate 3 must divide the batch of 8"):
         run(3)
+
+
+def test_every_microbatch_of_every_step_has_its_own_key():
+    def drawn(params, batch, key):
+        draw = jax.random.uniform(key)
+        metrics = {str(i): batch["place"][0, i] * draw for i in range(4)}
+        return params["norm"]["scale"].sum(), jnp.float32(0.25), metrics
+
+    step = make_step(drawn, make_optimizer(CONFIG, STEPS), accumulate=4)
+    state, draws = start(), []
+    for _ in range(3):
+        state, metrics = step(state, {"place": np.eye(4, dtype=np.float32)}, jax.random.key(1))
+        draws += [float(metrics[str(i)]) for i in range(4)]
+    assert all(draws) and len(set(draws)) == 12
 
 
 def test_split_over_devices_gives_the_same_parameters_and_moments():
