@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,9 @@ def lines():
     for path in [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md")),
                  *sorted(ROOT.glob("pangu_jax/data/*.py"))]:  # fmt: skip
         found += [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    words = "Größe naïve 你好 世界 привет мир שלום नमस्ते 안녕 🙂 e\u0301 <|im_start|> 3,14 2024-05-01 \t"
+    words = (
+        "Größe naïve 你好 世界 привет мир שלום नमस्ते 안녕 🙂 e\u0301 <|im_start|> 3,14 2024-05-01 \t"
+    )
     draw = np.random.default_rng(0)
     mixed = [" ".join(draw.choice(words.split(" "), 8)) for _ in range(100)]
     return [*found[:900], *mixed]
@@ -114,12 +117,11 @@ def lines():
 def test_token_ids(folder, theirs):
     tokenizer, texts = load_tokenizer(folder), lines()
     assert len(texts) == 1000
-    # Before digits, transformers' reading of this file joins spaces in another way than the
-    # tokenizer.json of the release and llama.cpp, which cut digits off first.
+    # Digits are cut off first, as in the release's tokenizer.json and in llama.cpp; what
+    # transformers reads out of this file does not, which shows where two spaces are before one.
     for text in texts:
-        text = " ".join(text.split(" ")) if "  " not in text.strip() else text.strip()
-        if not any(a == b == " " and c.isdigit() for a, b, c in zip(text, text[1:], text[2:], strict=False)):  # fmt: skip
-            assert tokenizer.encode(text) == theirs[1].encode(text), text
+        text = re.sub(r"\s+(?=\d)", " ", text)
+        assert tokenizer.encode(text) == theirs[1].encode(text), text
 
 
 def test_logits(ours, theirs):
@@ -142,19 +144,16 @@ def test_greedy_texts(folder, ours, theirs):
         check_greedy(theirs[0], prompt, answer)
 
 
-def test_generate_and_chat_say_it(folder, theirs, tmp_path, capsys):
+def test_generate_and_chat_say_it(folder, theirs, capsys):
     said = call(capsys, "generate", folder, "--prompt", PROMPTS[0], "--max-new", 12)
     assert said.startswith("The quick brown fox with a quick brown bear.")
     model, tokenizer = theirs
     for question in QUESTIONS:
-        history = tmp_path / "said.json"
-        history.unlink(missing_ok=True)
-        words = ["chat", folder, "--prompt", question, "--max-new", 24, "--history", history]
-        answer = call(capsys, *words).strip()
+        words = ["chat", folder, "--message", question, "--max-new", 24]
+        answer = call(capsys, *words, "--temperature", 0).strip()
         turns = [{"role": "user", "content": question}]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        assert json.loads(history.read_text())[-1]["content"].strip() == answer
-        found = [*tokenizer.encode(answer, add_special_tokens=False)]
+        found = tokenizer.encode(answer)
         check_greedy(model, prompt, found if len(found) >= 24 else [*found, *STOPS])
 
 
@@ -165,9 +164,10 @@ def test_perplexity_of_wikitext2(folder, theirs, data_dir, tmp_path, capsys):
     ids = theirs[1].encode(raw.decode("utf-8", "strict"))
     nats, count = 0.0, 0
     for start in range(0, len(ids) - 1, 512):
-        window = ids[start : start + 513]
-        scores = logits(theirs[0], [window[:-1]])[0].astype(np.float64)
-        labels = np.array(window[1:])
+        end = min(start + 512, len(ids) - 1)
+        first = max(0, end - 512)  # the last window is filled up with what was before
+        scores = logits(theirs[0], [ids[first:end]])[0, start - first :].astype(np.float64)
+        labels = np.array(ids[start + 1 : end + 1])
         top = scores.max(axis=-1)
         total = top + np.log(np.exp(scores - top[:, None]).sum(axis=-1))
         nats += (total - scores[np.arange(len(labels)), labels]).sum()
