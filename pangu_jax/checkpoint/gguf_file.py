@@ -16,6 +16,7 @@ import numpy as np
 
 from pangu_jax.checkpoint.archive import Stored
 from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.checkpoint.names.field import read, write_scaling
 from pangu_jax.checkpoint.names.registry import named
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import regular
@@ -65,6 +66,7 @@ _SIZES = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+_OPTIONAL = ("attention.head_count_kv", "rope.freq_base")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +205,9 @@ def _keys(opened: Gguf, architecture: str) -> dict[str, Any]:
         if opened.value(start + name):
             raise InputError(f"the metadata {start}{name} is not supported")
     keys = {key: opened.value(start + name) for name, key in _SIZES.items()}
+    for name, key in _SIZES.items():
+        if keys[key] is None and name not in _OPTIONAL:
+            raise InputError(f"lacks the metadata {start}{name}")
     lengths = {n: opened.value(f"{start}attention.{n}_length") for n in ("key", "value")}
     if len(set(lengths.values())) > 1:
         raise InputError(f"keys and values of different lengths are not supported: {lengths}")
@@ -220,31 +225,27 @@ def _keys(opened: Gguf, architecture: str) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in names,
         "attention_bias": "blk.0.attn_q.bias" in names,
         "mlp_bias": "blk.0.ffn_up.bias" in names,
-        "rope_scaling": _scaling(opened, start, names.get(ROPE_FACTORS), keys),
     }
-    return {name: value for name, value in keys.items() if value is not None}
+    keys = {name: value for name, value in keys.items() if value is not None}
+    return keys | {"rope_scaling": _scaling(opened, start, names.get(ROPE_FACTORS), keys)}
 
 
 def _scaling(opened: Gguf, start: str, factors: Any, keys: dict[str, Any]) -> dict | None:
     """Llama 3's scaling, of which a GGUF file holds the result; other kinds by their names."""
-    kind = opened.value(start + "rope.scaling.type", "none")
+    # As in llama.cpp, a factor without a kind is linear.
+    plain = opened.value(start + "rope.scaling.factor", 1.0) in (0.0, 1.0)
+    kind = opened.value(start + "rope.scaling.type", "none" if plain else "linear")
     if kind != "none":
         return {"rope_type": kind}  # refused by name where it cannot be read
     if factors is None:
         return None
     found = np.asarray(factors.data, np.float32)
-    size, theta = 2 * found.size, float(keys["rope_theta"] or 10000.0)
-    for length in LENGTHS:
+    size, theta = 2 * found.size, read(keys, "rope_theta", float, 10000.0)
+    for length in LENGTHS if size and size == keys.get("head_dim", size) else ():
         scaling = Llama3Scaling(float(found.max(initial=1.0)), 1.0, 4.0, length)
         scaled = frequencies(size, RopeConfig(theta, scaling))
         if np.allclose(found * scaled, frequencies(size, RopeConfig(theta)), rtol=1e-4, atol=0):
-            return {
-                "rope_type": "llama3",
-                "factor": scaling.factor,
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_length,
-            }
+            return write_scaling(scaling)
     raise InputError(f"{ROPE_FACTORS} does not hold the factors of Llama 3's rope scaling")
 
 

@@ -101,7 +101,7 @@ def place(opened: Opened, folder: str | Path | Gguf) -> dict[str, list[Piece]]:
     for path, parts in places.items():
         for piece in parts:
             if piece.tensor not in stored:
-                raise InputError(f"{folder!s} lacks the tensor {piece.tensor} (for {path})")
+                raise InputError(f"{folder} lacks the tensor {piece.tensor} (for {path})")
             _check_one(piece, stored[piece.tensor], opened.described)
             used.add(piece.tensor)
     for name, found in stored.items():

@@ -67,15 +67,15 @@ def main(options: Options) -> None:
 
 def _convert_gguf(options: Options) -> None:
     opened = gguf_file.open_gguf(options.checkpoint)
-    family = gguf_file.survey(opened)[1].name
     params, cfg = hf.view(opened)
+    family = options.family or gguf_file.FAMILIES[opened.value("general.architecture")]
     fields = {name: opened.value(name) for name in opened.fields if name.startswith("tokenizer.")}
     note, files = "", {}
     try:
         files = tokenizer_gguf.tokenizer_files(fields, opened.path)
     except InputError as error:
         note = f"note: {error}; put the model's own tokenizer.json into {options.out}"
-    _write(params, cfg, options, [options.family or family], None, files)
+    _write(params, cfg, options, [family], None, files)
     if note:
         print(note, file=sys.stderr)
 

@@ -41,6 +41,11 @@ def read_object(path: Path) -> dict:
     return values
 
 
+def json_file(values: dict) -> bytes:
+    """The content of a JSON file, for people to read too."""
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def adds(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
     """Ids that the post-processor puts before a text."""
     if not inner.num_special_tokens_to_add(False):

@@ -1,6 +1,5 @@
 """The tokeniser that a GGUF file's metadata describes, as the files that others read."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer_files import CONFIG, with_prefix
+from pangu_jax.data.tokenizer_files import CONFIG, json_file, with_prefix
 from pangu_jax.data.tokenizer_model import BPE, BYTE, CONTROL, UNKNOWN, USER, from_proto
 from pangu_jax.data.tokenizer_save import FAST, GENERATION
 
@@ -91,8 +90,10 @@ def tokenizer_files(fields: Mapping[str, Any], file: Path) -> dict[str, bytes]:
     generation = {"bos_token_id": named["bos"], "eos_token_id": list(dict.fromkeys(ends)) or None}
     return {
         "tokenizer.json": inner.to_str(pretty=True).encode(),
-        CONFIG: _json(config),
-        GENERATION: _json({name: value for name, value in generation.items() if value is not None}),
+        CONFIG: json_file(config),
+        GENERATION: json_file(
+            {name: value for name, value in generation.items() if value is not None}
+        ),
     }
 
 
@@ -156,7 +157,3 @@ def _id(fields: Mapping[str, Any], name: str, tokens: list[str], file: Path) -> 
     if number is None or (type(number) is int and 0 <= number < len(tokens)):
         return number
     raise InputError(f"{file}: {PREFIX}{name}_token_id is {number!r:.40} of {len(tokens)} tokens")
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

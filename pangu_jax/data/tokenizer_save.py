@@ -1,12 +1,11 @@
 """The files of a tokeniser as they travel to another folder."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
-from pangu_jax.data.tokenizer_files import CONFIG, adds, read_object, with_prefix
+from pangu_jax.data.tokenizer_files import CONFIG, adds, json_file, read_object, with_prefix
 
 GENERATION = "generation_config.json"
 FAST = "PreTrainedTokenizerFast"  # takes a tokenizer.json as it is
@@ -40,9 +39,9 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
         content = with_prefix(tokenizer.inner, tokenizer.begin).to_str().encode()
     beside = ((name, file.with_name(name)) for name in COPIED)
     found = {name: path.read_bytes() for name, path in beside if path.is_file()}
-    found.setdefault(GENERATION, _json(_ends(tokenizer)))
+    found.setdefault(GENERATION, json_file(_ends(tokenizer)))
     config = _config(tokenizer, file.parent, converted)
-    return {"tokenizer.json": content, **found, CONFIG: _json(config)}
+    return {"tokenizer.json": content, **found, CONFIG: json_file(config)}
 
 
 def companions(path: str | Path, checkpoint: str | Path) -> dict[str, bytes]:
@@ -58,7 +57,7 @@ def companions(path: str | Path, checkpoint: str | Path) -> dict[str, bytes]:
         return tokenizer_files(load_tokenizer(path, checkpoint=checkpoint))
     except InputError:
         config = read_object(Path(path) / CONFIG)
-        return {CONFIG: _json(_without(config, "auto_map"))} if "auto_map" in config else {}
+        return {CONFIG: json_file(_without(config, "auto_map"))} if "auto_map" in config else {}
 
 
 def _config(tokenizer: FileTokenizer, folder: Path, converted: bool) -> dict[str, Any]:
@@ -84,7 +83,3 @@ def _ends(tokenizer: FileTokenizer) -> dict[str, Any]:
 
 def _without(config: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in names}
-
-
-def _json(values: dict[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

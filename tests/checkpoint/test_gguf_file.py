@@ -140,7 +140,14 @@ WRONG = {
     "of type 'yarn' is not supported": {"metadata": {"llama.rope.scaling.type": "yarn"}},
     "rotation of 4 of 8": {"metadata": {"llama.rope.dimension_count": 4}},
     "different lengths": {"metadata": {"llama.attention.value_length": 4}},
-    "lacks num_attention_heads": {"metadata": {"llama.attention.head_count": None}},
+    "of type 'linear' is not supported": {"metadata": {"llama.rope.scaling.factor": 2.0}},
+    "lacks the metadata llama.attention.head_count": {
+        "metadata": {"llama.attention.head_count": None}
+    },
+    "rope_theta must be": {
+        "metadata": {"llama.rope.freq_base": "x"},
+        "tensors": {"rope_freqs.weight": np.ones(4, np.float32)},
+    },
     "num_attention_heads must be": {"metadata": {"llama.attention.head_count": [4, 4]}},
     "one of 2 parts": {"metadata": {"split.count": 2}},
     "lacks the tensor token_embd.weight": {"tensors": {"token_embd.weight": None}},
@@ -150,6 +157,7 @@ WRONG = {
     "none of a llama": {"tensors": {"blk.0.attn_sinks.weight": np.ones(4, np.float32)}},
     "no use for": {"tensors": {"blk.2.attn_norm.weight": np.ones(32, np.float32)}},
     "does not hold the factors": {"tensors": {"rope_freqs.weight": np.full(4, 3.0, np.float32)}},
+    "does not hold the factors of": {"tensors": {"rope_freqs.weight": np.ones(3, np.float32)}},
     "NaN or infinity": {"tensors": {QUERY: np.full((32, 32), np.nan, np.float32)}},
     "type F64": {"tensors": {"output_norm.weight": np.ones(32)}},
 }

@@ -225,7 +225,7 @@ def write_decoder(cfg: DecoderConfig) -> Config:
         "max_position_embeddings": cfg.max_length,
         "rms_norm_eps": cfg.norm_eps,
         "rope_theta": cfg.rope.theta,
-        "rope_scaling": _write_scaling(cfg.rope.scaling),
+        "rope_scaling": write_scaling(cfg.rope.scaling),
         "tie_word_embeddings": cfg.tied,
     }
 
@@ -240,7 +240,8 @@ def dense_layers(cfg: DecoderConfig) -> list[int]:
     return [i for i, layer in enumerate(cfg.layers) if layer.mlp]
 
 
-def _write_scaling(scaling: Llama3Scaling | None) -> Config | None:
+def write_scaling(scaling: Llama3Scaling | None) -> Config | None:
+    """The value of `rope_scaling`, None where there is none."""
     if scaling is None:
         return None
     return {
