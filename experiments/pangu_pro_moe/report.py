@@ -37,7 +37,7 @@ def write_report(
 
 def _text(experiment, models, cells, results) -> str:
     moe = experiment.model.layers[0].moe
-    control, most = results["control"], max(experiment.devices)
+    control, most = results["byte model"], max(experiment.devices)
     active = moe.groups * moe.top_k
     small = experiment.batch_sizes[min(1, len(experiment.batch_sizes) - 1)]
     rows = "\n".join(_row(name, cells[name], experiment, small) for name in models)

@@ -103,7 +103,7 @@ def main(options: Options) -> None:
     models = _models(experiment, text.tokenizer)
     results = open_results(folder, {**to_json(experiment), "tokenizer": options.tokenizer})
     _say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
-    compute(folder, results, "control", partial(_control, text))
+    compute(folder, results, "byte model", partial(_control, text))
     for seed in experiment.seeds:
         for name, cfg in models.items():
             cell = f"{name}-seed{seed}"
