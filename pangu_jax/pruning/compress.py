@@ -13,10 +13,12 @@ Weights are masked with zero rows during the sweep, so all layers of a run share
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
@@ -183,16 +185,19 @@ def compress(
             inner, windows, cfg=inner_cfg, batch=sweep_cfg.batch, dtype=sweep_cfg.dtype
         )
     if plan is None or recipe.repair != "none":
-        statistics.sweep(
-            inner,
-            windows,
-            cfg=inner_cfg,
-            visitor=visitor,
-            propagate=recipe.propagate,
-            similarity=False,
-            progress=lambda done, total: say("pruning", done, total),
-            **options,
-        )
+        # Threads of LAPACK's that outnumber the cores at hand wait for one another, spinning: a
+        # factorisation that takes 0.05 s then takes 1 s on two cores with other work.
+        with threadpool_limits(max(1, (os.cpu_count() or 1) // 2), user_api="blas"):
+            statistics.sweep(
+                inner,
+                windows,
+                cfg=inner_cfg,
+                visitor=visitor,
+                propagate=recipe.propagate,
+                similarity=False,
+                progress=lambda done, total: say("pruning", done, total),
+                **options,
+            )
     if plan is None:
         sizes = tuple(axes.sizes(layer) for layer in inner_cfg.layers)
         width = Plan(tuple(visitor.parts), hidden, cfg.width, sizes, norm=recipe.norm)

@@ -46,13 +46,22 @@ def add(moments: Moments, x: jax.Array) -> Moments:
     dtype = moments.outer.dtype
     x = x.reshape(*x.shape[:2], -1).astype(dtype)
     flat = x.reshape(-1, x.shape[-1])
-    outer = jnp.matmul(flat.T, flat, precision=jax.lax.Precision.HIGHEST)
     return Moments(
         moments.tokens + flat.shape[0],
         moments.total + flat.sum(0),
-        moments.outer + outer,
+        moments.outer + _outer(flat),
         moments.absolute + (jnp.abs(x).mean(1) ** 2).sum(0),
     )
+
+
+def _outer(x):
+    """x^T x, each block off the diagonal computed once and mirrored."""
+    half = x.shape[1] // 2
+    if half < 256:
+        return jnp.matmul(x.T, x, precision=jax.lax.Precision.HIGHEST)
+    a, b = x[:, :half], x[:, half:]
+    cross = jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)
+    return jnp.block([[_outer(a), cross], [cross.T, _outer(b)]])
 
 
 def merge(first: Moments, second: Moments | None, *, donate: bool = False) -> Moments:

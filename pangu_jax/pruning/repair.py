@@ -27,12 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.pruning import moments
+from pangu_jax.pruning import least_squares, moments
 from pangu_jax.pruning.moments import Moments
 
 METHODS = ("none", "bias", "scale", "affine", "ridge", "ridge-no-bias")
 # Those that change the bias of the projection, or make one.
 BIASED = ("bias", "affine", "ridge")
+# Those that solve a system.
+RIDGE = ("ridge", "ridge-no-bias")
 # In units of the mean variance of the kept inputs.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -100,19 +102,24 @@ def fit(
       InputError: an unknown method, or a result that is not finite.
     """
     check_method(method)
-    rows = np.asarray(keep, bool)
+    keep = np.asarray(keep, bool)
     with jax.enable_x64(True):
-        keep = jnp.asarray(rows)
+        kept, dropped = least_squares.split(keep)
+        solves = method in RIDGE and not keep.all()
         held_out = None
-        if method in ("ridge", "ridge-no-bias") and not rows.all():
-            ridge, held_out = _choose_ridge(sums, held, kernel, keep, method, ridge)
+        if solves:
+            ridge, held_out = _choose_ridge(sums, held, kernel, kept, dropped, method, ridge)
         else:
             ridge = None
         both = moments.merge(sums, held, donate=donate)
-        new, shift = _solve(both, kernel, keep, np.float32(ridge or 0), method=method)
-        errors = _errors(both, kernel, keep, new, shift)
+        if solves:
+            spread, mean = _spread(both, method=method)
+            new, shift = least_squares.solve(spread, mean, kernel, kept, dropped, float(ridge))
+        else:
+            new, shift = _refit(both, kernel, jnp.asarray(keep), method=method)
+        errors = _errors(both, kernel, dropped, new, shift)
         new = _cast(new, kernel)
-        if bias is not None or (method in BIASED and not rows.all()):
+        if bias is not None or (method in BIASED and not keep.all()):
             bias = _cast(shift if method in BIASED else 0 * shift, kernel, bias)
     cut, done, output = (float(e) for e in errors)
     if not np.isfinite(done):
@@ -126,35 +133,50 @@ def _cast(x, like, more=None):
     return (x if more is None else x + more.astype(x.dtype)).astype(like.dtype)
 
 
-def _choose_ridge(sums, held, kernel, keep, method, ridge):
+def _choose_ridge(sums, held, kernel, kept, dropped, method, ridge):
     choices = RIDGES if ridge is None else (ridge,)
     if held is None:
         return choices[len(choices) // 2], None
-    found = {}
-    for value in choices:
-        new, shift = _solve(sums, kernel, keep, np.float32(value), method=method)
-        found[value] = float(_errors(held, kernel, keep, new, shift)[1])
-    best = min(found, key=lambda v: found[v] if np.isfinite(found[v]) else np.inf)
-    return best, found[best]
+    spread, mean = _spread(sums, method=method)
+    around = _second_around(held, mean)
+    errors = least_squares.held_out_errors(
+        spread, around, kernel, kept, dropped, np.asarray(choices, float)
+    )
+    errors = np.asarray(errors)
+    best = int(np.where(np.isfinite(errors), errors, np.inf).argmin())
+    return choices[best], float(errors[best])
 
 
 @partial(jax.jit, static_argnames="method")
-def _solve(sums, kernel, keep, ridge, *, method):
-    """New kernel [U, D] and what is added to the bias [D]."""
+def _spread(sums, *, method):
+    """Second moments [U, U] that the ridge fits, and the mean [U] they are taken around.
+
+    That is the inputs' own mean, which the bias makes good, or zero where there is no bias.
+    """
+    if _free(method):
+        return moments.second(sums), jnp.zeros_like(sums.total)
+    return moments.covariance(sums), moments.mean(sums)
+
+
+@jax.jit
+def _second_around(sums, mean):
+    apart = moments.mean(sums) - mean
+    return moments.covariance(sums) + apart[:, None] * apart[None, :]
+
+
+@partial(jax.jit, static_argnames="method")
+def _refit(sums, kernel, keep, *, method):
+    """New kernel [U, D] where no system is solved, and what is added to the bias [D]."""
     kernel = kernel.astype(sums.outer.dtype)
     kept = jnp.where(keep[:, None], kernel, 0)
     mean = moments.mean(sums)
     zero = jnp.zeros(kernel.shape[1], kernel.dtype)
-    if method == "none":
-        return kept, zero
     if method == "bias":
         return kept, mean @ (kernel - kept)
+    if method not in ("scale", "affine"):
+        return kept, zero
     spread = moments.second(sums) if _free(method) else moments.covariance(sums)
-    if method in ("scale", "affine"):
-        factor = _factor(spread, kernel, kept)
-        new = kept * factor
-    else:
-        new = kept + _least_squares(spread, kernel - kept, keep, ridge)
+    new = kept * _factor(spread, kernel, kept)
     return new, zero if _free(method) else mean @ (kernel - new)
 
 
@@ -171,29 +193,17 @@ def _factor(spread, kernel, kept):
     return jnp.where(live, (kernel * moved).sum(0) / jnp.where(live, variance, 1), 1)
 
 
-def _least_squares(spread, dropped, keep, ridge):
-    """(S_KK + l I)^-1 S_KD W_D at the shape of all inputs: dropped ones get the identity."""
-    both = keep[:, None] & keep[None, :]
-    level = jnp.where(keep, jnp.diagonal(spread), 0).sum() / jnp.maximum(keep.sum(), 1)
-    # A trace of the level keeps the system solvable where inputs repeat one another.
-    floor = 64 * jnp.finfo(spread.dtype).eps
-    diagonal = jnp.where(keep, (ridge + floor) * level, 1.0)
-    diagonal = jnp.where(diagonal > 0, diagonal, 1.0)  # nothing varies at all
-    system = jnp.where(both, spread, 0) + jnp.diag(diagonal)
-    target = jnp.where(keep[:, None], jnp.matmul(spread, dropped, precision=_HIGH), 0)
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(system), target)
-
-
 @jax.jit
-def _errors(sums, kernel, keep, new, shift):
+def _errors(sums, kernel, dropped, new, shift):
     """Mean squared error when cut, when repaired, and the output's variance."""
     cov, mean = moments.covariance(sums), moments.mean(sums)
     kernel = kernel.astype(cov.dtype)
 
-    def error(difference, offset):
-        energy = (difference * jnp.matmul(cov, difference, precision=_HIGH)).sum(0)
-        return (energy + (mean @ difference - offset) ** 2).mean()
+    def energy(cov, kernel):
+        return (kernel * jnp.matmul(cov, kernel, precision=_HIGH)).sum(0)
 
-    cut = error(jnp.where(keep[:, None], 0, kernel), 0.0)
-    variance = (kernel * jnp.matmul(cov, kernel, precision=_HIGH)).sum(0).mean()
-    return cut, error(kernel - new, shift), variance
+    lost, rest = least_squares.rows(kernel, dropped), kernel - new
+    cut = energy(least_squares.block(cov, dropped, dropped), lost)
+    cut = cut + (least_squares.rows(mean, dropped) @ lost) ** 2
+    repaired = energy(cov, rest) + (mean @ rest - shift) ** 2
+    return cut.mean(), repaired.mean(), energy(cov, kernel).mean()
