@@ -47,7 +47,7 @@ from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.models import decoder
 from pangu_jax.pruning import axes
-from pangu_jax.pruning.allocate import parse
+from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import Recipe, compress
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.train.distill import distill_loss
@@ -145,6 +145,7 @@ def _prune(run: Run, target: str, method: str, repair: str, draw: int):
         cfg=run.cfg,
         target=parse(target),
         recipe=Recipe(method=method, repair=repair, free=("groups", "ffn"), seed=draw),
+        limits=Limits(multiple=1),  # meet the target to the parameter, whatever hardware likes
         sweep_cfg=SweepConfig(
             dtype=run.experiment.dtype, moments="float64" if float64 else "float32"
         ),

@@ -83,8 +83,9 @@ class Options:
     """How many layers the cosine allocation prunes; None is all."""
     keep_lowest: float = 0.0
     """Share of the least important channels kept (0.01 in SlimLLM's released code)."""
-    multiple: int = 1
-    """FFN and hidden widths are multiples of it (64 suits GPUs)."""
+    multiple: int | None = None
+    """FFN and hidden widths are multiples of it, where the model's own are (128 suits Ascend); None
+    is 16 for widths of at least 256, and 1 below."""
     absorb: float | None = None
     """Fold sandwich norms into the projections where the relative error is below this."""
     plan: str | None = None

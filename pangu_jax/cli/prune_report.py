@@ -52,6 +52,7 @@ def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
 |---|---|---|---|
 {chr(10).join(rows)}
 {padded}
+FFN widths are multiples of {plan.ffn_multiple}, the hidden width is one of {plan.hidden_multiple}.
 Repair: {recipe.repair}. Allocation: {recipe.allocation}. Propagation: {recipe.propagate}.
 Written as {facts["written_family"]}; loaded back, its logits differ by {facts["difference"]:.1g}
 relative. {facts["seconds"]:.0f} s on {jax.devices()[0].device_kind}.

@@ -75,7 +75,8 @@ class Limits:
     """What widths may be.
 
     Attributes:
-      multiple: FFN and hidden widths are multiples of it, where the model's own are.
+      multiple: FFN and hidden widths are multiples of it, where the model's own are; None is 16,
+        which matrix units like, for widths of at least 256, and 1 below.
       max_ratio: most that is taken of one layer.
       heads_divide: whether the number of heads must divide the model width, which stock
         transformers asks of a Llama.
@@ -83,17 +84,22 @@ class Limits:
       length: context for which attention FLOPs are counted.
     """
 
-    multiple: int = 1
+    multiple: int | None = None
     max_ratio: float = 0.9
     heads_divide: bool = False
     equal: bool = True
     length: int = 2048
 
     def __post_init__(self):
-        if self.multiple < 1:
+        if self.multiple is not None and self.multiple < 1:
             raise InputError(f"multiple must be at least 1, got {self.multiple}")
         if not 0 < self.max_ratio <= 1:
             raise InputError(f"max_ratio must be in (0, 1], got {self.max_ratio}")
+
+    def step(self, *widths: int) -> int:
+        """What widths that are cut from these are multiples of."""
+        multiple = self.multiple or (16 if min(widths) >= 256 else 1)
+        return multiple if all(width % multiple == 0 for width in widths) else 1
 
 
 def layer_ratios(
@@ -221,7 +227,7 @@ class _Maker:
         return 1.0 - ratio if name in self.free else 1.0
 
     def _width(self, ratio: float) -> int:
-        step = self._step(self.base.width)
+        step = self.limits.step(self.base.width)
         first = axes.sizes(self.base.layers[0])
         if self.limits.heads_divide and self._share("hidden", ratio) < 1:
             # With as many heads as there are, so that whatever group count divides that, divides.
@@ -238,18 +244,15 @@ class _Maker:
         ]
         # The nearest that is allowed; the larger of two.
         groups = min(reversed(allowed), key=lambda g: abs(g - wanted))
-        ffn = _multiple(self._share("ffn", ratio) * size.ffn, self._step(size.ffn), size.ffn)
+        ffn = _multiple(self._share("ffn", ratio) * size.ffn, self.limits.step(size.ffn), size.ffn)
         return Sizes(groups, heads, ffn)
-
-    def _step(self, size: int) -> int:
-        return self.limits.multiple if size % self.limits.multiple == 0 else 1
 
 
 def _fill(found, base, goal, cost, limits) -> DecoderConfig:
     """Gives FFN channels back while the goal allows it: to all layers, or one after the other."""
     whole = [axes.sizes(layer).ffn for layer in base.layers]
     now = [axes.sizes(layer).ffn for layer in found.layers]
-    step = limits.multiple if all(w % limits.multiple == 0 for w in whole) else 1
+    step = limits.step(*whole)
     rows = [list(range(len(whole)))] if limits.equal else [[i] for i in range(len(whole))]
 
     def at(widths):

@@ -210,6 +210,7 @@ def compress(
             compose(depth, width),
             method=recipe.method,
             target=str(target),
+            **_multiples(inner_cfg, limits),
             text_hash=text_hash(windows),
             scores=_by_layer(visitor.scores, kept, len(cfg.layers)),
             similarity=plans.rounded(profile.similarity) if profile else (),
@@ -270,6 +271,7 @@ def plan(
         norm=recipe.norm,
         method=recipe.method,
         target=str(target),
+        **_multiples(cfg, limits),
         scores=tuple(scores),
         similarity=plans.rounded(similarity),
     )
@@ -502,6 +504,11 @@ def _sizes(cfg, target, recipe, limits, profile, kept):
         score = importance.hidden_scores(tuple(profile.layers))
         hidden = tuple(np.sort(np.argsort(-score, kind="stable")[: small.width]).tolist())
     return hidden, small
+
+
+def _multiples(cfg, limits: Limits) -> dict[str, int]:
+    ffn = limits.step(*(axes.sizes(layer).ffn for layer in cfg.layers))
+    return {"ffn_multiple": ffn, "hidden_multiple": limits.step(cfg.width)}
 
 
 def _hidden_scores(profile: _Profile | None, hidden, cfg) -> tuple[float, ...]:

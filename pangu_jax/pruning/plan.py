@@ -62,6 +62,8 @@ class Plan:
       gain_correct: whether moved groups are corrected for the other layer's norm gain.
       method: what chose the units.
       target: what was asked for.
+      ffn_multiple: what FFN widths are multiples of.
+      hidden_multiple: what the width of the residual stream is a multiple of.
       model_hash: of the original parameters, "" if not taken.
       text_hash: of the calibration windows.
       scores: what the units were chosen by, by original layer; may be empty.
@@ -78,6 +80,8 @@ class Plan:
     gain_correct: bool = True
     method: str = ""
     target: str = ""
+    ffn_multiple: int = 1
+    hidden_multiple: int = 1
     model_hash: str = ""
     text_hash: str = ""
     scores: tuple[LayerScores, ...] = ()

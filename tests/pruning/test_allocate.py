@@ -92,6 +92,16 @@ def test_limits_hold(model):
     assert axes.parameters(whole) <= 0.8 * axes.parameters(cfg)
 
 
+def test_wide_layers_keep_multiples_of_16_unless_told_otherwise(model):
+    wide = model(ffn=320, width=64, layers=1).cfg
+    for limits, step in ((Limits(), 16), (Limits(multiple=64), 64), (Limits(multiple=1), 1)):
+        (layer,) = shrink(wide, Target(params=0.77), free=("ffn",), limits=limits).layers
+        channels = axes.sizes(layer).ffn
+        assert channels % step == 0 and limits.step(320) == step
+        assert (channels % 16 == 0) == (step > 1)
+    assert Limits().step(255) == Limits().step(256, 257) == Limits(multiple=64).step(100) == 1
+
+
 def test_targets_that_make_no_sense_are_refused(model):
     cfg = model().cfg
     with pytest.raises(InputError, match=r"params=0\.1 cannot be met.*leaves 0\."):

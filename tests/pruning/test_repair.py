@@ -134,6 +134,31 @@ def test_the_ridge_is_the_best_on_held_out_tokens():
     np.testing.assert_allclose(shift, other, atol=1e-9)
 
 
+@pytest.mark.parametrize("dropped", [5, 33])
+def test_few_or_many_dropped_inputs_are_solved_for_alike(dropped):
+    """More dropped inputs than outputs, or fewer; 40 inputs, so that indices are filled up."""
+    rng = np.random.default_rng(7)
+    x, held = (rng.normal(size=(n, 40)) @ rng.normal(size=(40, 40)) + 1 for n in (60, 300))
+    kernel, keep = rng.normal(size=(40, WIDTH)), np.ones(40, bool)
+    keep[rng.permutation(40)[:dropped]] = False
+    new, shift, report = fitted(x, kernel, None, "ridge", keep=keep, held=held)
+    scores = {}
+    for value in repair.RIDGES:
+        a = x[:, keep] - x[:, keep].mean(0)
+        lost = x[:, ~keep] @ kernel[~keep]
+        system = a.T @ a / 60 + value * a.var(0).mean() * np.eye(keep.sum())
+        gained = np.linalg.solve(system, a.T @ (lost - lost.mean(0)) / 60)
+        offset = lost.mean(0) - x[:, keep].mean(0) @ gained
+        apart = held[:, ~keep] @ kernel[~keep] - held[:, keep] @ gained - offset
+        scores[value] = (apart**2).mean()
+        one, other, _ = fitted(x, kernel, None, "ridge", keep=keep, ridge=value)
+        np.testing.assert_allclose(one[keep], kernel[keep] + gained, atol=1e-8)
+        np.testing.assert_allclose(other, offset, atol=1e-8)
+    assert report.ridge == min(scores, key=scores.get)
+    assert report.held_out == pytest.approx(min(scores.values()), rel=1e-9)
+    assert not new[~keep].any() and np.isfinite(shift).all()
+
+
 def test_nothing_dropped_changes_nothing_and_dead_units_do_no_harm():
     x, kernel, bias = data(6)
     for method in repair.METHODS:

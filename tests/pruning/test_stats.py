@@ -23,6 +23,14 @@ def accumulate(x, chunk):
     return found
 
 
+def test_products_of_many_inputs_are_mirrored_across_the_diagonal():
+    x = np.random.default_rng(3).normal(size=(2, 4, 1037)).astype(np.float32)
+    with jax.enable_x64(True):
+        found = moments.add(moments.zeros(1037, jnp.float64), jnp.asarray(x)).outer
+    flat = x.reshape(8, -1).astype(np.float64)
+    np.testing.assert_allclose(found, flat.T @ flat, rtol=0, atol=1e-12)
+
+
 def test_moments_do_not_depend_on_chunks_or_order():
     x = RNG.normal(size=(24, 5, 7)) * 3 + 40  # |mean| well above the deviation
     with jax.enable_x64(True):
