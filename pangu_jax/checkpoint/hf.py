@@ -1,10 +1,11 @@
 """Checkpoints in the Hugging Face layout, both ways, one tensor at a time."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def save(
     source: str | Path | None = None,
     per_layer: bool = False,
     companions: Mapping[str, bytes] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Writes a checkpoint that other libraries load; the folder appears whole or not at all.
 
@@ -105,6 +107,7 @@ def save(
         survive, and whose tokenizer files are copied.
       per_layer: allow layers of different widths (see `keys.write_keys`).
       companions: {name: content} of files beside the weights, in place of the source's.
+      progress: called with bytes of tensors made, and bytes in all.
 
     Raises:
       InputError: the family cannot express the model (names what), a leaf is missing or
@@ -115,6 +118,8 @@ def save(
     tensors = _plan(flatten(params), pieces(cfg, named(family)), dtype)
     embedding = tensors[named(family).tensors[EMBEDDING]]
     keys["dtype" if "dtype" in keys else "torch_dtype"] = embedding.dtype.name
+    if progress is not None:
+        tensors = _counted(tensors, progress)
     with new_folder(folder) as temporary:
         archive.write(temporary, _shards(tensors, max_shard_bytes))
         for name in COMPANIONS:
@@ -184,6 +189,25 @@ def _plan(leaves: dict[str, Any], places: dict[str, list[Piece]], dtype: Any) ->
             make = partial(_tensor, leaves[path], piece, kind)
             found[piece.tensor] = Planned(kind, piece.shape, make)
     return {name: found[name] for name in sorted(found, key=_natural)}
+
+
+def _counted(
+    tensors: dict[str, Planned], progress: Callable[[int, int], None]
+) -> dict[str, Planned]:
+    """The same tensors, which say that they were made."""
+    done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
+
+    def made(tensor: Planned) -> np.ndarray:
+        nonlocal done
+        array = tensor.make()
+        done += tensor.nbytes
+        progress(done, total)
+        return array
+
+    return {
+        name: dataclasses.replace(tensor, make=partial(made, tensor))
+        for name, tensor in tensors.items()
+    }
 
 
 def _saved_dtype(path: str, leaf: Any, piece: Piece, dtype: Any) -> np.dtype:

@@ -11,6 +11,7 @@ import jax
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import working
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
@@ -73,7 +74,8 @@ class _Model:
 def main(options: Options) -> None:
     """Answers one message, or every line that is typed."""
     messages = _begin(options)
-    params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
+    with working(f"reading {options.checkpoint}"):
+        params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     template = _template(options, tokenizer)
     model = _Model(params, cfg, tokenizer, template)

@@ -15,6 +15,7 @@ from pangu_jax.checkpoint import gguf_file, hf
 from pangu_jax.checkpoint.keys import read_keys
 from pangu_jax.checkpoint.names.registry import FAMILIES
 from pangu_jax.checkpoint.open import holds, open_checkpoint
+from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
 from pangu_jax.data import tokenizer_gguf
@@ -103,16 +104,18 @@ def _write(
     reasons = []
     for name in names:
         try:
-            hf.save(
-                params,
-                cfg,
-                options.out,
-                family=name,
-                dtype=options.dtype,
-                max_shard_bytes=options.max_shard_gb * 1e9,
-                source=source,
-                companions=files,
-            )
+            with progress() as show:
+                hf.save(
+                    params,
+                    cfg,
+                    options.out,
+                    family=name,
+                    dtype=options.dtype,
+                    max_shard_bytes=options.max_shard_gb * 1e9,
+                    source=source,
+                    companions=files,
+                    progress=lambda done, total: show("writing, bytes", done, total),
+                )
         except InputError as error:
             if len(names) == 1 or "cannot express" not in str(error):
                 raise

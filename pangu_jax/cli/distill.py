@@ -10,6 +10,7 @@ import tyro
 
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import working
 from pangu_jax.core.claim import SETTINGS, has_run
 from pangu_jax.core.config import save_config, to_json
 from pangu_jax.data.packing import PackedTokens, fingerprint, tokenise
@@ -70,10 +71,12 @@ class Options:
 
 def main(options: Options) -> None:
     """Distils, from the last checkpoint in OUT if there is one, and writes OUT/model."""
-    teacher, teacher_cfg, where = open_checkpoint(options.teacher)
-    student, cfg, _ = open_checkpoint(options.student, dtype="float32")
+    with working("reading checkpoints"):
+        teacher, teacher_cfg, where = open_checkpoint(options.teacher)
+        student, cfg, _ = open_checkpoint(options.student, dtype="float32")
     tokenizer = load_tokenizer(options.tokenizer or where)
-    tokens = tokenise(documents(options.data, field=options.field), tokenizer)
+    with working("reading the text"):
+        tokens = tokenise(documents(options.data, field=options.field), tokenizer)
     check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     loss = distill_loss(

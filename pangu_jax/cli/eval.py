@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.progress import progress
+from pangu_jax.cli.progress import progress, working
 from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -45,7 +45,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Prints tokens, perplexity, bits per byte, and the protocol."""
-    params, cfg, found = open_checkpoint(options.checkpoint)
+    with working(f"reading {options.checkpoint}"):
+        params, cfg, found = open_checkpoint(options.checkpoint)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     with progress() as show:
         tokens = tokenise(

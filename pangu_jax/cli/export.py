@@ -12,6 +12,7 @@ import tyro
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.checkpoint.forecaster import load as load_forecaster
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_save import tokenizer_files
@@ -76,7 +77,8 @@ def main(options: Options) -> None:
     rounded = options.precision == "default" and options.dtype == "float32" and not onnx
     tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
     with new_folder(options.out) as folder:
-        artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
+        with working("exporting and comparing with jax"):
+            artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
         print(parity.table(rows))
         parity.require(rows, tolerance)
         _keep_tokenizer(tokenizer, folder)
@@ -109,7 +111,8 @@ def _batch_and_forms(options: Options, platforms: tuple[str, ...]) -> tuple[Any,
 
 def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
     """A decoder's programs, and its tokeniser or None."""
-    params, cfg, found = open_checkpoint(options.checkpoint)
+    with working(f"reading {options.checkpoint}"):
+        params, cfg, found = open_checkpoint(options.checkpoint)
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
     params = jax.tree.map(lambda x: x.astype(options.dtype), params)
     tokenizer = _tokenizer(options.tokenizer or found, options.checkpoint)

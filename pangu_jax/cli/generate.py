@@ -9,6 +9,7 @@ import jax
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import working
 from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
@@ -35,7 +36,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Prints the prompt and its continuation; the speed goes to stderr."""
-    params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
+    with working(f"reading {options.checkpoint}"):
+        params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     text = tokenizer.encode(options.prompt)
     prompt = [*_begin(tokenizer, empty=not text), *text]

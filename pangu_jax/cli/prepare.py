@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import ltsf, ltsf_tfds
 
@@ -41,13 +42,15 @@ def main(options: Options) -> None:
 def _wikitext2(options: Options) -> None:
     from pangu_jax.data import wikitext2  # which cannot do without tensorflow-datasets
 
-    found = wikitext2.prepare(options.source, options.out)
+    with working("preparing"):
+        found = wikitext2.prepare(options.source, options.out)
     print(f"{found} holds the dataset; try: pangu-jax train --data {found} (or {found}:test)")
 
 
 def _benchmark(options: Options) -> None:
     (name,) = (name for name in ltsf.BENCHMARKS if name.lower() == options.name)
-    found = ltsf_tfds.prepare(name, options.out, files=options.source)
+    with working("preparing"):
+        found = ltsf_tfds.prepare(name, options.out, files=options.source)
     print(
         f"{found} holds the dataset; in Python, pangu_jax.data.ltsf_tfds.read({name!r}, "
         f"{options.out!r}) gives its rows"

@@ -2,11 +2,20 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 EVERY_S = 10.0
 
@@ -36,6 +45,31 @@ def progress(every_s: float = EVERY_S) -> Iterator[Show]:
             bar.update(tasks[what], completed=done, total=total, text=text)
 
         yield show
+
+
+@contextlib.contextmanager
+def working(what: str, every_s: float = EVERY_S) -> Iterator[None]:
+    """Shows on stderr that work which cannot say how far it is goes on; not within `progress`."""
+    console = Console(file=sys.stderr)
+    if console.is_terminal:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            bar.add_task(what)
+            yield
+        return
+    began, done = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not done.wait(every_s):
+            print(f"{what}  {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class _Lines:

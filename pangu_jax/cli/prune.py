@@ -20,7 +20,7 @@ import tyro
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import prune_check, prune_report
-from pangu_jax.cli.progress import progress
+from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
@@ -133,7 +133,8 @@ def _prune(options: Options, out: Path) -> None:
         raise InputError("give either --target (such as params=0.8) or --plan")
     target = None if options.target is None else parse(options.target)
     plan = None if options.plan is None else plans.load(options.plan)
-    params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
+    with working(f"reading {options.checkpoint}"):
+        params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
     family = _family(options.checkpoint)
     recipe = _recipe(options, family)
     check_all_finite(params, options.checkpoint)
@@ -190,7 +191,7 @@ def _prune(options: Options, out: Path) -> None:
 
 def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> None:
     """The folder, whole or not at all: checkpoint, loaded back and compared, plan, report."""
-    with new_folder(out) as temporary:
+    with new_folder(out) as temporary, working("writing, reading back and comparing"):
         # A run folder of ours has a config.json too, which is no Hugging Face one.
         own = (Path(options.checkpoint) / "model.json").is_file()
         where = options.tokenizer or options.checkpoint
@@ -294,7 +295,8 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
             raise InputError("give --calib: a file or folder of text, or stdlib")
         return None
     tokenizer = load_tokenizer(options.tokenizer or where, checkpoint=options.checkpoint)
-    tokens = tokenise(documents(options.calib, field=options.field), tokenizer)
+    with working("reading the text"):
+        tokens = tokenise(documents(options.calib, field=options.field), tokenizer)
     found = cut_windows(tokens, options.length, tokenizer.begin)
     check_vocabulary(found, tokenizer, vocab)
     if options.windows < 1:
@@ -313,7 +315,14 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
 def _perplexity(params, cfg, text: Text | None, options: Options) -> float | None:
     if text is None or not len(text.evaluation):
         return None
-    return measure_windows(params, text.evaluation, cfg=cfg, batch=options.batch).perplexity
+    with progress() as show:
+        return measure_windows(
+            params,
+            text.evaluation,
+            cfg=cfg,
+            batch=options.batch,
+            progress=lambda done, total: show("measuring, windows", done, total),
+        ).perplexity
 
 
 def _moments(cfg) -> str:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import check_all_finite, flatten
 from pangu_jax.models import decoder
@@ -57,7 +58,8 @@ def check(folder: str | Path, source: str | Path | None, out: TextIO) -> None:
       InputError: something does not hold; names it.
     """
     folder = Path(folder)
-    params, cfg = hf.load(folder)
+    with working(f"reading {folder}"):
+        params, cfg = hf.load(folder)
     plan = plans.load(folder / "plan.json")
     check_all_finite(params, str(folder))
     print(f"loads: {len(cfg.layers)} layers, width {cfg.width}, all values finite", file=out)
@@ -79,7 +81,8 @@ def check(folder: str | Path, source: str | Path | None, out: TextIO) -> None:
         raise InputError(f"{folder}: logits differ from the recorded ones by {difference:.2g}")
     print(f"logits: as recorded when it was written ({difference:.1g} relative)", file=out)
     if source is not None:
-        number = _replay(params, cfg, plan, source)
+        with working("replaying the plan"):
+            number = _replay(params, cfg, plan, source)
         print(f"replay: {number} leaves are bit for bit the slices that the plan says", file=out)
     else:
         print("replay: not done; give --source CHECKPOINT", file=out)

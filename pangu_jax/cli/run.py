@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.export import parity
@@ -35,7 +36,8 @@ class Options:
 def main(options: Options) -> None:
     """Runs a program, or the check; without either, prints the signature."""
     if options.check:
-        artefact, rows = check(options.artefact, provider=options.provider)
+        with working(f"checking {options.artefact}"):
+            artefact, rows = check(options.artefact, provider=options.provider)
         print(parity.table(rows))
         parity.require(rows, artefact.tolerance, "the results are not those of the export")
         return

@@ -13,6 +13,7 @@ import tyro
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.progress import working
 from pangu_jax.core.claim import SETTINGS, has_run
 from pangu_jax.core.config import save_config, to_json
 from pangu_jax.core.errors import InputError
@@ -215,7 +216,8 @@ def _layout(options: Options) -> Layout | None:
 
 def _model(options: Options, tokenizer: Tokenizer, layout: Layout | None):
     if options.init is not None:
-        params, cfg, _ = open_checkpoint(options.init, dtype="float32", layout=layout)
+        with working(f"reading {options.init}"):
+            params, cfg, _ = open_checkpoint(options.init, dtype="float32", layout=layout)
         return params, cfg
     cfg = presets.preset(options.preset)
     if not isinstance(tokenizer, ByteTokenizer) and cfg.vocab == presets.BYTE_VOCAB:
@@ -228,7 +230,8 @@ def _tokens(options: Options, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | No
     kept, tested = split_documents(found, options.held_out)
     if not kept:
         raise InputError(f"all documents of {options.data} fall to the held-out part; lower it")
-    return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None
+    with working("reading the text"):
+        return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None
 
 
 def _begin(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str) -> None:

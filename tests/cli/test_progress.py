@@ -1,7 +1,13 @@
 """What is shown where there is no terminal."""
 
+import re
+import time
+
+import pytest
+
 from pangu_jax.cli import progress
 from pangu_jax.cli.progress import progress as shown
+from pangu_jax.cli.progress import working
 
 
 def test_a_line_is_written_now_and_then_and_when_long_work_is_done(capsys, monkeypatch):
@@ -18,3 +24,15 @@ def test_a_line_is_written_now_and_then_and_when_long_work_is_done(capsys, monke
         "statistics, layer 3/3",
         "reading, bytes 12,345  a.txt",
     ]
+
+
+def test_work_that_cannot_say_how_far_it_is_is_said_to_go_on(capsys):
+    with pytest.raises(ValueError), working("reading x", every_s=0.01):
+        time.sleep(0.05)
+        raise ValueError
+    written = capsys.readouterr().err.splitlines()
+    assert written and all(re.fullmatch(r"reading x  0 s", line) for line in written)
+    with working("reading y"):
+        pass
+    time.sleep(0.03)
+    assert capsys.readouterr().err == ""  # nothing of short work, and nothing afterwards
