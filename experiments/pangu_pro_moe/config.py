@@ -31,7 +31,7 @@ class Experiment:
       routing_tokens: how many held-out tokens the balance is measured on.
       devices: device counts of the imbalance score.
       batch_sizes: tokens of a serving batch, for the imbalance score.
-      prompt: what the sample continues.
+      prompt: what the samples continue.
     """
 
     model: DecoderConfig
@@ -49,7 +49,7 @@ class Experiment:
     routing_tokens: int = 32_768
     devices: tuple[int, ...] = (2, 4, 8)
     batch_sizes: tuple[int, ...] = (8, 16, 64, 256, 1024)
-    prompt: str = "def read_"
+    prompt: str = "class Reader:\n    def read(self, "
 
 
 _SMOKE = models.uniform(

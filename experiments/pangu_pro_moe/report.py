@@ -149,7 +149,11 @@ def _cost(gap: float, cells: dict, experiment: Experiment) -> str:
 
 
 def _samples(cells: dict) -> str:
-    parts = [f"{NAMES[n]}:\n\n```\n{part[0]['sample']}\n```\n" for n, part in cells.items()]
+    parts = []
+    for name, (first, *_) in cells.items():
+        # Cells of before there were three hold one.
+        samples = first.get("samples") or [first["sample"]]
+        parts += [f"{NAMES[name]}:\n", *(f"```\n{sample}\n```\n" for sample in samples)]
     return "\n".join(parts)
 
 

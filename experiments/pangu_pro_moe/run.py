@@ -117,7 +117,7 @@ def main(options: Options) -> None:
     cell = f"{next(iter(models))}-seed{experiment.seeds[0]}"
     _say(
         f"{report} is the report; try: .venv/bin/pangu-jax generate {folder / cell} "
-        f'--prompt "{experiment.prompt}"'
+        f'--prompt "{experiment.prompt.splitlines()[-1]}" --temperature 0.8'
     )
 
 
@@ -204,7 +204,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         # As logged: of the last piece, where the training was done in several.
         "tokens_per_s": [x for x in log if "tokens_per_s" in x][-1]["tokens_per_s"],
         "layers": _balance(experiment, cfg, text, params, dtype),
-        "sample": _sample(experiment, cfg, text.tokenizer, params, dtype),
+        "samples": _samples(experiment, cfg, text.tokenizer, params, dtype),
     }
 
 
@@ -249,19 +249,20 @@ def _uniform(experiment: Experiment) -> list[dict]:
     return _balances(experiment, ids, moe.experts)
 
 
-def _sample(experiment, cfg, tokenizer: Tokenizer, params, dtype) -> str:
+def _samples(experiment, cfg, tokenizer: Tokenizer, params, dtype) -> list[str]:
+    """Three, as what a small model likes best is a run of blanks, and one may be just that."""
     prompt = [tokenizer.boundary, *tokenizer.encode(experiment.prompt)]
     out = generate(
         params,
-        [prompt],
+        [prompt] * 3,
         cfg=cfg,
         max_new=160,
-        sampling=SamplingConfig(temperature=0.6, top_p=0.9),
+        sampling=SamplingConfig(temperature=0.8, top_p=0.95),
         stop_ids=tokenizer.eos_ids,
         key=jax.random.key(0),
         dtype=dtype,
     )
-    return tokenizer.decode([*prompt[1:], *out.rows()[0]])
+    return [tokenizer.decode([*prompt[1:], *row]) for row in out.rows()]
 
 
 def _check_memory(experiment: Experiment) -> None:
