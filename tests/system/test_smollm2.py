@@ -162,16 +162,7 @@ def test_perplexity_of_wikitext2(folder, theirs, data_dir, tmp_path, capsys):
     (tmp_path / "head.txt").write_bytes(raw)
     found = json.loads(call(capsys, "eval", folder, "--data", tmp_path / "head.txt", "--json"))
     ids = theirs[1].encode(raw.decode("utf-8", "strict"))
-    nats, count = 0.0, 0
-    for start in range(0, len(ids) - 1, 512):
-        end = min(start + 512, len(ids) - 1)
-        first = max(0, end - 512)  # the last window is filled up with what was before
-        scores = logits(theirs[0], [ids[first:end]])[0, start - first :].astype(np.float64)
-        labels = np.array(ids[start + 1 : end + 1])
-        top = scores.max(axis=-1)
-        total = top + np.log(np.exp(scores - top[:, None]).sum(axis=-1))
-        nats += (total - scores[np.arange(len(labels)), labels]).sum()
-        count += len(labels)
+    nats, count = tool("compare_perplexity").transformers_nats(theirs[0], ids, 512), len(ids) - 1
     assert found["tokens"] == count
     assert math.isclose(found["perplexity"], math.exp(nats / count), rel_tol=1e-3)
 
