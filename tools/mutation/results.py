@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mutation.runs import Case
 
+# What must be the same for results to be of one sample; `commit` only tells readers more.
+ASKED = ("sample", "seed", "rooms", "files", "code", "operators")
+
 
 class Results:
     """The file of results: what was asked for, then a line a mutant."""
@@ -17,11 +20,9 @@ class Results:
         self._path, self.records = path, []
         if path.exists() and path.stat().st_size:
             found, self.records = read(path)
-            if asked(found) != asked(head):
-                raise SystemExit(
-                    f"{path} holds results of {asked(found)}, and {asked(head)} was asked for: "
-                    "name another file"
-                )
+            other = [f"{k} {found[k]}, not {head[k]}" for k in ASKED if found[k] != head[k]]
+            if other:
+                raise SystemExit(f"{path} holds results of {'; '.join(other)}: name another file")
             with path.open("rb+") as file:  # what a line lacks that was not written to its end
                 file.truncate(path.read_bytes().rfind(b"\n") + 1)
         else:
@@ -42,19 +43,12 @@ def read(path: Path) -> tuple[dict, list[dict]]:
     """What was asked for, and the results; a last line that was cut off is left out."""
     try:
         head, *records = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-        asked(head)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{path} holds no results of this tool: {error}") from None
+        whole = all(key in head for key in ASKED)
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"{path} cannot be read as results of this tool: {error}") from None
+    if not whole:
+        raise SystemExit(f"{path} does not say which sample its results are of")
     return head, records
-
-
-def asked(head: dict) -> str:
-    """What must be the same for results to be of one sample."""
-    rooms = " ".join(head["rooms"])
-    return (
-        f"sample {head['sample']}, seed {head['seed']}, rooms {rooms}, {head['files']} test files "
-        f"a mutant, code {head['code']}, {head['operators']}"
-    )
 
 
 def record(case: Case, skipped: list[int]) -> dict:
