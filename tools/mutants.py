@@ -1,6 +1,7 @@
 """Mutates the library here and there, and reports which mutants the tests notice.
 
     python tools/mutants.py --sample 100 --out results.jsonl [--seed 0] [--workers 4] [--minutes 9]
+    python tools/mutants.py --sample 100 --out again.jsonl --survivors results.jsonl
     python tools/mutants.py --report results.jsonl
 
 The mutations are cosmic-ray's (`pip install 'pangu-jax[mutants]'`): numbers one more and one less,
@@ -15,7 +16,8 @@ fails then proves nothing and counts for no mutant, and one that passes says how
 mutant for which a file takes longer than five times that, and than --timeout, is timed out.
 
 Mutants live in copies of the checkout, one a worker, which holds its tests to its own processors.
-Results are lines of JSON, appended as they come; the same command goes on where it was stopped.
+Results are lines of JSON, appended as they come; the same command goes on where it was stopped, as
+long as neither code nor tests changed. With --survivors, new tests meet what old ones missed.
 Survivors that nobody can tell from the library are named, with the reason, in
 `mutants_judged.toml`. Exits with 1 where tests fail without a mutation.
 """
@@ -45,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="where results go, a JSON object a line")
     parser.add_argument("--report", type=Path, help="only prints what such a file holds")
+    parser.add_argument("--survivors", type=Path, help="only mutants that survived in such a file")
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) // 2, 1))
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS))
     parser.add_argument("--files", type=int, default=3, help="test files a mutant meets at most")
@@ -129,6 +132,14 @@ def run(
     return status
 
 
+def survivors(mutants: list[Mutant], path: Path) -> list[Mutant]:
+    """Those of a sample that survived other tests, to see whether these notice them."""
+    wanted = {result["name"] for result in read(path)[1] if result["status"] == "survived"}
+    if lacking := wanted - {mutant.name for mutant in mutants}:
+        raise SystemExit(f"{sorted(lacking)[0]} survived in {path} and is not of this sample")
+    return [mutant for mutant in mutants if mutant.name in wanted]
+
+
 def interrupt(*_) -> None:
     raise KeyboardInterrupt
 
@@ -145,6 +156,8 @@ def main() -> int:
         copy_checkout(options.tree, tree)  # which nobody edits meanwhile
         results = Results(options.out, heading(options, tree))
         mutants = sample(tree, options.rooms, options.sample, options.seed)
+        if options.survivors:
+            mutants = survivors(mutants, options.survivors)
         status = run(mutants, results, tree, options, began + 60 * options.minutes)
     print(report(results.records, judged))
     return status

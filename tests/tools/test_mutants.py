@@ -75,6 +75,10 @@ def test_a_weak_test_lets_its_mutant_survive_and_what_is_done_is_not_run_again(
     assert (weak["status"], weak["tests"]) == ("survived", ["tests/ops/test_other.py"])
     assert (weak["passed"], weak["skipped"]) == ([1], [0])
     assert (tree / "pangu_jax/ops/good.py").read_text() == CODE
+    drawn = [mutant(mutants, "good"), mutant(mutants, "weak")]
+    assert mutants.survivors(drawn, out) == drawn[1:]
+    with pytest.raises(SystemExit, match=r"survived in .* and is not of this sample"):
+        mutants.survivors(drawn[:1], out)
 
     judged = {("pangu_jax/ops/weak.py", "return x * 2", "return x + 2"): "nobody can tell"}
     records = mutants.read(out)[1]
