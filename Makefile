@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && \
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-.PHONY: help demo test parity slow lint format wheel clean
+.PHONY: help demo test parity slow mutants lint format wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -29,6 +29,10 @@ parity: ## compare live with torch and transformers
 slow: ## the tests that take minutes: long kill test, learning check
 	@tools/make_venv.sh $(VENV) test
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+mutants: ## break the library in a hundred places, see which the tests notice (an hour or more)
+	@tools/make_venv.sh $(VENV) mutants
+	$(BIN)/python tools/mutants.py --sample 100 --out runs/mutants.jsonl
 
 lint: ## what `make test` checks before it runs the tests
 	@tools/make_venv.sh $(VENV) test

@@ -42,10 +42,11 @@ def test_times_are_summed_by_part_without_loops_and_other_programs(tmp_path):
         {"dur": 80, "args": {"hlo_op": "dot.1", "hlo_module": "jit_other"}},
         {"dur": 70, "name": "python"},
     ]
-    place = tmp_path / "plugins" / "profile" / "now"
-    place.mkdir(parents=True)
-    with gzip.open(place / "x.trace.json.gz", "wt") as file:
-        json.dump({"traceEvents": events}, file)
+    for moment, found in (("2026_01_02", events), ("2026_01_01", events[:1])):  # the newest counts
+        place = tmp_path / "plugins" / "profile" / moment
+        place.mkdir(parents=True)
+        with gzip.open(place / "x.trace.json.gz", "wt") as file:
+            json.dump({"traceEvents": found}, file)
     assert part_times(tmp_path, program) == {"attention, forward": 12, "optimizer": 3}
 
 
