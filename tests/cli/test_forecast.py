@@ -14,10 +14,12 @@ import pytest
 from pangu_jax.checkpoint import forecaster
 from pangu_jax.cli import forecast
 from pangu_jax.cli.main import main
+from pangu_jax.data.stamp import Stamps
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
-from pangu_jax.eval.forecast import conformal, fit_linear, score_function
-from pangu_jax.eval.predict import residuals, scaler_of
+from pangu_jax.eval.forecast import fit_linear, score_function
+from pangu_jax.eval.intervals import conformal
+from pangu_jax.eval.predict import residuals, scaler_of, tracked_from
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 
@@ -176,9 +178,86 @@ def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
     assert all(400 < float(row[1]) < 600 for row in rows)
     assert all(abs(float(row[7]) - 7) < 0.1 for row in rows)
     low, high = float(rows[0][2]), float(rows[0][3])
-    assert high - low == pytest.approx(2 * model.half_width[0, 0], rel=1e-5)
+    assert (low, high) == pytest.approx((want.low[0, 0], want.high[0, 0]), rel=1e-5)
     assert rows[3][2] and not rows[4][2]  # beyond the horizon there is no interval
     assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def until(series, rows, **fields):
+    """What the series was when it had so many rows."""
+    return dataclasses.replace(
+        series, values=series.values[:rows], times=series.times[:rows], **fields
+    )
+
+
+def test_test_intervals_are_those_that_a_file_up_to_then_gives(trained):
+    model, series = forecaster.load(trained / "model"), forecast.read_csv(trained / "load.csv")
+    model = with_step(model, rate=0.04)
+    assert model.cfg.tracked_to == "2024-02-28 23:45:00"  # the last row of the validation part
+    ends = range(192, 237)
+    given = [forecast.predict(model, until(series, end)) for end in ends]
+    wide = np.stack([found.high - found.low for found in given])
+    assert [bool(found.notes) for found in given] == [True] + 44 * [False]
+    assert (
+        "have the widths of 2024-02-28 23:45:00: the series has no later row" in given[0].notes[0]
+    )
+    np.testing.assert_allclose(wide[0], 2 * model.half_width, rtol=1e-6)
+    truth = np.stack([series.values[end : end + 4] for end in ends])
+    inside = (truth >= [p.low for p in given]) & (truth <= [p.high for p in given])
+    scores = forecast.evaluate(model, series)
+    found = scores["intervals"]["tracked"]
+    assert found["coverage"] == scores["coverage"] == pytest.approx(inside.mean())
+    assert found["coverage_of"]["oil"] == pytest.approx(inside[..., 1].mean())
+    assert found["coverage_of_step"] == pytest.approx(inside.mean((0, 2)))
+    assert found["width_of"]["oil"] == pytest.approx(wide[..., 1].mean(), rel=1e-5)
+    fixed = scores["intervals"]["fixed"]
+    assert fixed["width_of"]["oil"] == pytest.approx(2 * model.half_width[:, 1].mean(), rel=1e-5)
+    # A file that grew tracks through what lies before its own last fifth, one that ends before the
+    # half widths were made has those.
+    grown = dataclasses.replace(model, cfg=dataclasses.replace(
+        model.cfg, tracked_to=series.stamps[150:151].texts()[0]))  # fmt: skip
+    late = forecast.predict(grown, until(series, 192))
+    assert (late.high - late.low != wide[0]).any()
+    new, old = (forecast.evaluate(m, series)["intervals"] for m in (grown, model))
+    assert new["fixed"] == old["fixed"] and new["tracked"] != old["tracked"]
+    part = until(series, 191)
+    early = forecast.evaluate(model, part)["intervals"]
+    assert early["tracked"] == early["fixed"]
+    # What was filled in moves nothing.
+    filled = np.zeros((240, 3), bool)
+    filled[192:] = True
+    found = forecast.predict(model, dataclasses.replace(series, filled=filled))
+    np.testing.assert_allclose(found.high - found.low, 2 * model.half_width, rtol=1e-6)
+
+
+def test_a_forecaster_of_before_keeps_its_widths_and_says_so(trained, capsys):
+    model, series = forecaster.load(trained / "model"), forecast.read_csv(trained / "load.csv")
+    old = with_step(model, rate=0.0, tracked_to="")
+    found = forecast.predict(old, series)
+    np.testing.assert_allclose(found.high - found.low, 2 * model.half_width, rtol=1e-6)
+    assert "trained by a version that did not adapt them" in found.notes[0]
+    scores = forecast.evaluate(old, series)
+    assert scores["coverage"] == scores["intervals"]["fixed"]["coverage"]
+
+
+@pytest.mark.parametrize(
+    ("tracked_to", "offsets", "row"),
+    [
+        ("2024-02-27 01:00:00", None, 20),
+        ("2024-02-27 01:00:00.5", None, 21),  # between two rows
+        ("2024-02-27 01:00:00+02:00", None, 20),  # local times, where one has no offset
+        ("2024-02-27 01:00:00", 2, 20),
+        ("2024-02-27 01:00:00+02:00", 2, 20),
+        ("2024-02-27 00:00:00+01:00", 2, 20),  # the same instant
+        ("2024-02-20", None, 15),  # before the file: from its first window
+        ("2024-03-20", None, 32),  # after it
+    ],
+)
+def test_tracking_goes_on_at_the_row_of_that_time(trained, tracked_to, offsets, row):
+    model = with_step(forecaster.load(trained / "model"), tracked_to=tracked_to)
+    local = stamps("2024-02-26T20:00", 900, 32).astype("datetime64[us]")
+    offset = None if offsets is None else np.full(32, offsets * np.timedelta64(3600, "s"))
+    assert tracked_from(model, Stamps(local, offset)) == row - 15
 
 
 def test_seeds_forecast_together_what_they_do_on_average(trained):
@@ -319,7 +398,7 @@ def test_what_was_filled_in_is_not_measured(trained, tmp_path, capsys):
     there[..., 1] = ~np.isin(rows, (200, 210, 211))
     assert found["mae_of"]["oil"] == pytest.approx(left[..., 1][there[..., 1]].mean(), rel=1e-3)
     inside = (left <= model.half_width)[there]
-    assert found["coverage"] == pytest.approx(inside.mean(), abs=1e-6)
+    assert found["intervals"]["fixed"]["coverage"] == pytest.approx(inside.mean(), abs=1e-6)
     assert found["mae_of"]["load, MW"] == pytest.approx(plain["mae_of"]["load, MW"], rel=0.1)
     gone = dataclasses.replace(series, filled=np.ones(series.values.shape, bool))
     with pytest.raises(
