@@ -95,7 +95,8 @@ class Predict:
     """Forecasts what follows the last row of a file."""
 
     csv: str
-    """A CSV file with the columns that it was trained on."""
+    """A CSV file with the columns that it was trained on. Its rows after those that the intervals
+    were calibrated on adapt the intervals: the more of them, the better."""
     model: str
     """The forecaster's folder."""
     out: str = "forecast.csv"
@@ -375,7 +376,7 @@ def _print_intervals(model: Forecaster, found: dict) -> None:
         return
     print(f"{made_for} cover {tracked['coverage']:.1%} of the test part as they adapt to rows that "
           f"are known, {fixed['coverage']:.1%} if they stay as calibrated")  # fmt: skip
-    print("share covered            adapted   fixed   width / fixed")
+    print("share covered             adapted   fixed   width / fixed")
     for name in model.cfg.names:
         new, old = tracked["width_of"][name], fixed["width_of"][name]
         ratio = f"{new / old:.2f}" if old else "-"
@@ -386,9 +387,11 @@ def _print_intervals(model: Forecaster, found: dict) -> None:
         there = steps[~np.isnan(columns[0][steps])]
         if len(there):
             shares = "".join(f"{column[there].mean():8.1%}" for column in columns)
-            print(f"  {f'steps {steps[0] + 1} to {steps[-1] + 1}':22} {shares}")
+            one = steps[0] == steps[-1]
+            name = f"step {steps[0] + 1}" if one else f"steps {steps[0] + 1} to {steps[-1] + 1}"
+            print(f"  {name:22} {shares}")
     low, high = np.nanmin(columns[0]), np.nanmax(columns[0])
-    print(f"  {'single steps':24} {low:.1%} to {high:.1%}")
+    print(f"  {'single steps':22} {low:8.1%} to {high:.1%}")
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,6 @@
 """Forecasts in the units of the data, as far ahead as is asked, with intervals."""
 
 import dataclasses
-import datetime as dt
 from collections.abc import Callable, Sequence
 
 import jax
@@ -160,12 +159,20 @@ def _newest_widths(
             f"the intervals have the widths of {model.cfg.tracked_to}: {where} has no later row "
             f"with {cfg.look_back} rows before it, so there was nothing to adapt them to",
         )
+    notes = ()
+    times, last = _times_and_last(model, stamps)
+    if times[cfg.look_back - 1] > last:
+        notes = (
+            f"the intervals were adapted to the last {len(starts)} rows alone; to adapt them to "
+            f"all rows after {model.cfg.tracked_to}, {where} must begin {cfg.look_back - 1} rows "
+            "before that time",
+        )
     # The last windows reach beyond the series; what is put there is never looked at.
     beyond = np.repeat(values[-1:], cfg.horizon, 0)
     if filled is not None:
         filled = np.concatenate([filled, np.ones(beyond.shape, bool)])
     left = residuals(model, np.concatenate([values, beyond]), starts, progress)
-    return half_widths(model, left, present(filled, starts, cfg, values.shape[1]))[-1], ()
+    return half_widths(model, left, present(filled, starts, cfg, values.shape[1]))[-1], notes
 
 
 def tracked_from(model: Forecaster, stamps: Stamps) -> int:
@@ -175,13 +182,19 @@ def tracked_from(model: Forecaster, stamps: Stamps) -> int:
     """
     if not model.cfg.rate:
         return len(stamps)
-    time = parse_time(model.cfg.tracked_to)
-    offset = time.utcoffset()
-    instants = offset is not None and stamps.offset is not None
-    last = np.datetime64(time.replace(tzinfo=None) - (offset if instants else dt.timedelta()), "us")
-    earlier = np.flatnonzero((stamps.instants if instants else stamps.local) < last)
+    times, last = _times_and_last(model, stamps)
+    earlier = np.flatnonzero(times < last)
     newest = earlier[-1] + 1 if len(earlier) else 0  # the row of that time, or what follows it
     return max(int(newest) - model.cfg.model.look_back + 1, 0)
+
+
+def _times_and_last(model: Forecaster, stamps: Stamps) -> tuple[np.ndarray, np.datetime64]:
+    """The times of a series, and that up to which the half widths were tracked, comparable."""
+    time = parse_time(model.cfg.tracked_to)
+    offset, local = time.utcoffset(), np.datetime64(time.replace(tzinfo=None), "us")
+    if offset is None or stamps.offset is None:
+        return stamps.local, local
+    return stamps.instants, local - np.timedelta64(offset, "us")
 
 
 def half_widths(

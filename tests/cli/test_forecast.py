@@ -92,7 +92,11 @@ def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):
     assert call("evaluate", "--csv", trained / "load.csv", "--model", trained / "model") == 0
     out = capsys.readouterr().out
     assert "linear map" in out
-    assert "intervals made for 80%" in out
+    assert f"intervals made for 80% cover {found['coverage']:.1%} of the test part" in out
+    share = found["intervals"]["tracked"]["coverage_of_step"][2]
+    assert f"\n  step 3 {share:25.1%}" in out
+    share = found["intervals"]["tracked"]["coverage_of"]["oil"]
+    assert f"\n  oil {share:28.1%}" in out
 
 
 def refitted(trained, rows=slice(0), values=np.nan, epochs=4, filled=None):
@@ -122,6 +126,7 @@ def test_the_test_rows_reach_nothing_that_is_fitted_chosen_or_calibrated(trained
     assert scaler_of(found) == scaler_of(model)
     same_weights(found, model)
     np.testing.assert_array_equal(found.half_width, model.half_width)
+    assert (found.cfg.rate, found.cfg.tracked_to) == (model.cfg.rate, model.cfg.tracked_to)
     assert found.cfg.measured_coverage == 0  # here alone they count
 
 
@@ -223,6 +228,14 @@ def test_test_intervals_are_those_that_a_file_up_to_then_gives(trained):
     part = until(series, 191)
     early = forecast.evaluate(model, part)["intervals"]
     assert early["tracked"] == early["fixed"]
+    # A file without the rows in between says what was left out.
+    part = dataclasses.replace(until(series, 240), values=series.values[200:],
+                               times=series.times[200:])  # fmt: skip
+    (note,) = forecast.predict(model, part, where="new.csv").notes
+    assert (
+        "adapted to the last 24 rows alone; to adapt them to all rows after 2024-02-28 23:45"
+        in note
+    )
     # What was filled in moves nothing.
     filled = np.zeros((240, 3), bool)
     filled[192:] = True
@@ -368,6 +381,7 @@ def test_forecasts_are_written_with_the_offset_that_the_file_has(trained, tmp_pa
         out, err = capsys.readouterr()
         assert out.endswith("4 steps from 2024-03-31 05:00:00+02:00 to 2024-03-31 05:45:00+02:00\n")
         assert ("the forecasts keep its last offset, +02:00" in err) == (not zone)
+        assert "note: the intervals were adapted to the last 16 rows alone" in err
         assert "\n2024-03-31 05:15:00+02:00," in (tmp_path / "o.csv").read_text()
         assert "UTC+02:00" in (tmp_path / "p.svg").read_text()
 
