@@ -374,8 +374,8 @@ def _print_intervals(model: Forecaster, found: dict) -> None:
     if not model.cfg.rate:
         print(f"{made_for} cover {fixed['coverage']:.1%} of the test part")
         return
-    print(f"{made_for} cover {tracked['coverage']:.1%} of the test part as they adapt to rows that "
-          f"are known, {fixed['coverage']:.1%} if they stay as calibrated")  # fmt: skip
+    print(f"{made_for} cover {tracked['coverage']:.1%} of the test part, adapting to each new row; "
+          f"{fixed['coverage']:.1%} with the calibrated widths alone")  # fmt: skip
     print("share covered             adapted   fixed   width / fixed")
     for name in model.cfg.names:
         new, old = tracked["width_of"][name], fixed["width_of"][name]
