@@ -14,12 +14,11 @@ import pytest
 from pangu_jax.checkpoint import forecaster
 from pangu_jax.cli import forecast
 from pangu_jax.cli.main import main
-from pangu_jax.data.stamp import Stamps
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import fit_linear, score_function
 from pangu_jax.eval.intervals import conformal
-from pangu_jax.eval.predict import residuals, scaler_of, tracked_from
+from pangu_jax.eval.predict import residuals, scaler_of
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 
@@ -141,7 +140,9 @@ def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
     assert (one.half_width < other.half_width).all()
 
 
-def test_intervals_are_calibrated_on_values_that_were_there(trained):
+def test_intervals_are_calibrated_on_values_that_were_there(trained, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(forecast, "choose_rate", lambda *given: chosen.append(given) or 0.03)
     filled = np.random.default_rng(1).random((240, 3)) < 0.3
     found, series = refitted(trained, epochs=1, filled=filled)
     starts = np.arange(168 - 16, 192 - 20 + 1)
@@ -149,6 +150,11 @@ def test_intervals_are_calibrated_on_values_that_were_there(trained):
     left = residuals(found, series.values, starts)
     np.testing.assert_allclose(found.half_width, conformal(left, 0.8, there), rtol=1e-6)
     assert (found.half_width != conformal(left, 0.8)).any()
+    # And so is the rate chosen.
+    ((used, coverage, measured),) = chosen
+    np.testing.assert_allclose(used, left, rtol=1e-6)
+    np.testing.assert_array_equal(measured, there)
+    assert (found.cfg.rate, coverage) == (0.03, 0.8)
 
 
 def test_the_linear_map_is_fitted_to_the_training_rows(trained):
@@ -251,26 +257,6 @@ def test_a_forecaster_of_before_keeps_its_widths_and_says_so(trained, capsys):
     assert "trained by a version that did not adapt them" in found.notes[0]
     scores = forecast.evaluate(old, series)
     assert scores["coverage"] == scores["intervals"]["fixed"]["coverage"]
-
-
-@pytest.mark.parametrize(
-    ("tracked_to", "offsets", "row"),
-    [
-        ("2024-02-27 01:00:00", None, 20),
-        ("2024-02-27 01:00:00.5", None, 21),  # between two rows
-        ("2024-02-27 01:00:00+02:00", None, 20),  # local times, where one has no offset
-        ("2024-02-27 01:00:00", 2, 20),
-        ("2024-02-27 01:00:00+02:00", 2, 20),
-        ("2024-02-27 00:00:00+01:00", 2, 20),  # the same instant
-        ("2024-02-20", None, 15),  # before the file: from its first window
-        ("2024-03-20", None, 32),  # after it
-    ],
-)
-def test_tracking_goes_on_at_the_row_of_that_time(trained, tracked_to, offsets, row):
-    model = with_step(forecaster.load(trained / "model"), tracked_to=tracked_to)
-    local = stamps("2024-02-26T20:00", 900, 32).astype("datetime64[us]")
-    offset = None if offsets is None else np.full(32, offsets * np.timedelta64(3600, "s"))
-    assert tracked_from(model, Stamps(local, offset)) == row - 15
 
 
 def test_seeds_forecast_together_what_they_do_on_average(trained):
