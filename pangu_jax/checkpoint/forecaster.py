@@ -1,6 +1,7 @@
 """A trained forecaster as a folder: a JSON file and a file of arrays, all that predicting needs."""
 
 import dataclasses
+import datetime as dt
 import hashlib
 import json
 import math
@@ -43,9 +44,12 @@ class ForecasterConfig:
       month_end: whether stamps are the last days of their months.
       seeds: one set of parameters each; their forecasts are averaged.
       coverage: what the intervals were made for.
-      measured_coverage: the share of the test part that they covered.
+      measured_coverage: the share of the test part that they covered, tracked at that rate.
       trained_on: the file's name.
       month_day: the day that monthly stamps lie on where the month has it, 29 or 30; else 0.
+      rate: of the tracking of half widths (`eval.intervals.track`); 0 keeps them fixed, as those of
+        older forecasters are.
+      tracked_to: the stamp of the last row that the stored half widths know of; empty if rate is 0.
     """
 
     model: TimeProConfig
@@ -60,6 +64,8 @@ class ForecasterConfig:
     measured_coverage: float
     trained_on: str
     month_day: int = 0
+    rate: float = 0.0
+    tracked_to: str = ""
 
     def __post_init__(self):
         if not len(self.names) == len(self.mean) == len(self.deviation) > 0:
@@ -77,6 +83,18 @@ class ForecasterConfig:
                 f"coverage {self.coverage} must be between 0 and 1, measured_coverage "
                 f"{self.measured_coverage} from 0 to 1"
             )
+        if not 0 <= self.rate < 1:
+            raise InputError(f"rate must be at least 0 and below 1, got {self.rate}")
+        if self.rate and not _is_time(self.tracked_to):
+            raise InputError(f"tracked_to must be a time stamp, got {self.tracked_to!r:.60}")
+
+
+def _is_time(text: str) -> bool:
+    try:
+        dt.datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +104,8 @@ class Forecaster:
     Attributes:
       cfg: its description.
       params: one tree a seed.
-      half_width: float64 [H, V], of the intervals, in the units of the data.
+      half_width: float64 [H, V], of the intervals, in the units of the data: those for a forecast
+        that is made at `cfg.tracked_to`.
     """
 
     cfg: ForecasterConfig

@@ -22,14 +22,19 @@ from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import CsvFormat, Series, read_csv, write_csv
 from pangu_jax.data.windows import Scaler, borders, parts
-from pangu_jax.eval.forecast import (
-    conformal,
-    coverage_of,
-    fit_linear,
-    repeat_last,
-    score_function,
+from pangu_jax.eval.forecast import fit_linear, repeat_last, score_function
+from pangu_jax.eval.intervals import Coverage, choose_rate, conformal, measure_coverage
+from pangu_jax.eval.predict import (
+    arrange,
+    half_widths,
+    measured,
+    predict,
+    present,
+    residuals,
+    scaler_of,
+    to_host,
+    tracked_from,
 )
-from pangu_jax.eval.predict import arrange, measured, predict, residuals, scaler_of, to_host
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 from pangu_jax.train.forecast import fit as train_seeds
@@ -90,7 +95,8 @@ class Predict:
     """Forecasts what follows the last row of a file."""
 
     csv: str
-    """A CSV file with the columns that it was trained on."""
+    """A CSV file with the columns that it was trained on. Its rows after those that the intervals
+    were calibrated on adapt the intervals: the more of them, the better."""
     model: str
     """The forecaster's folder."""
     out: str = "forecast.csv"
@@ -134,7 +140,7 @@ def fit(
       training: batches and rates.
       seeds: one model each; their forecasts are averaged.
       coverage: what share of the truth the intervals are to cover; they are calibrated on the
-        validation part, and what they cover of the test part is measured.
+        validation part, tracked through the test part, and what they cover of it is measured.
       progress: called with steps done, steps at most, and a line of text.
 
     Raises:
@@ -167,9 +173,18 @@ def fit(
     found = Forecaster(description, to_host(fitted.params), zero)
     left = residuals(found, series.values, at.validation)
     width = conformal(left, coverage, there["validation"]).astype(np.float64)
-    covered = coverage_of(residuals(found, series.values, at.test), width, there["test"])
-    description = dataclasses.replace(description, measured_coverage=covered)
-    return Forecaster(description, found.params, width)
+    description = dataclasses.replace(
+        description,
+        rate=choose_rate(left, coverage, there["validation"]),
+        tracked_to=series.stamps[split.test[0] - 1 : split.test[0]].texts()[0],
+    )
+    found = Forecaster(description, found.params, width)
+    left = residuals(found, series.values, at.test)
+    tracked = half_widths(found, left, there["test"])[:-1]
+    covered = measure_coverage(left, tracked, there["test"]).share
+    return dataclasses.replace(
+        found, cfg=dataclasses.replace(description, measured_coverage=covered)
+    )
 
 
 def evaluate(model: Forecaster, series: Series, *, where: str = "the series") -> dict:
@@ -182,8 +197,12 @@ def evaluate(model: Forecaster, series: Series, *, where: str = "the series") ->
 
     Returns:
       {"windows", "filled" (values of that fifth that were filled in, and so are not measured),
-      "mse", "mae" (of scaled values), "mae_of" {column: in its unit}, "coverage", "linear" and
-      "repeat" {"mse", "mae"}}; the linear map is fitted to the first 70 %.
+      "mse", "mae" (of scaled values), "mae_of" {column: in its unit}, "coverage", "intervals",
+      "linear" and "repeat" {"mse", "mae"}}; the linear map is fitted to the first 70 %.
+      "coverage" is that of the intervals that `predict` would have given at each window, tracked
+      through the rows before it; "intervals" has "tracked" and "fixed" (the stored widths) with
+      {"coverage", "coverage_of" {column}, "coverage_of_step" (a list), "width_of" {column: mean
+      width, in its unit}}.
 
     Raises:
       InputError: other columns, another step, too few rows.
@@ -193,7 +212,9 @@ def evaluate(model: Forecaster, series: Series, *, where: str = "the series") ->
     at = parts(borders(len(values), where=where), look_back=cfg.look_back, horizon=cfg.horizon,
                where=where)  # fmt: skip
     count = measured(filled, at.test, cfg, model.cfg.names, f"{where}, test part")
-    left = residuals(model, values, at.test)
+    left, widths = _with_widths(model, series, values, filled, at.test)
+    tracked = measure_coverage(left, widths, count)
+    fixed = measure_coverage(left, model.half_width, count)
     scaled = (left / np.array(scaler.deviation))[count]
     sizes = {"look_back": cfg.look_back, "horizon": cfg.horizon}
     table = scaler.scale(values)
@@ -208,9 +229,33 @@ def evaluate(model: Forecaster, series: Series, *, where: str = "the series") ->
         "mse": float(np.square(scaled).mean()),
         "mae": float(np.abs(scaled).mean()),
         "mae_of": dict(zip(model.cfg.names, per_column, strict=True)),
-        "coverage": coverage_of(left, model.half_width, count),
+        "coverage": tracked.share,
+        "intervals": {"tracked": _as_json(model, tracked), "fixed": _as_json(model, fixed)},
         "linear": {"mse": linear.mse, "mae": linear.mae},
         "repeat": {"mse": repeat.mse, "mae": repeat.mae},
+    }
+
+
+def _with_widths(model, series, values, filled, test) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals of the test windows, and the half widths that each was given, [n, H, V]."""
+    cfg = model.cfg.model
+    newer = tracked_from(model, series.stamps)
+    first = min(newer, int(test[0]))
+    starts = np.arange(first, test[-1] + 1)
+    left = residuals(model, values, starts)
+    there = present(filled, starts, cfg, values.shape[1])
+    widths = half_widths(model, left, there, min(newer - first, len(starts)))
+    rows = slice(int(test[0]) - first, len(starts))
+    return left[rows], widths[rows]
+
+
+def _as_json(model: Forecaster, found: Coverage) -> dict:
+    names = model.cfg.names
+    return {
+        "coverage": found.share,
+        "coverage_of": dict(zip(names, found.of_series.tolist(), strict=True)),
+        "coverage_of_step": [None if np.isnan(x) else x for x in found.of_step.tolist()],
+        "width_of": dict(zip(names, found.width.tolist(), strict=True)),
     }
 
 
@@ -276,7 +321,14 @@ def _evaluate(options: Evaluate) -> None:
 def _predict(options: Predict) -> None:
     model = load(options.model)
     series = _read(options.csv, options.layout)
-    found = predict(model, series, steps=options.steps, where=options.csv)
+    with progress() as show:
+        found = predict(
+            model,
+            series,
+            steps=options.steps,
+            where=options.csv,
+            progress=lambda done, total: show("adapting the intervals, window", done, total),
+        )
     if options.plot:
         from pangu_jax.eval.forecast_plot import plot
 
@@ -310,10 +362,36 @@ def _print_scores(model: Forecaster, scores: dict) -> None:
     for name, part in (("this model", scores), ("linear map", scores["linear"]),
                        ("repeating the last value", scores["repeat"])):  # fmt: skip
         print(f"  {name:25} {part['mse']:7.4f} {part['mae']:7.4f}")
-    print(f"intervals made for {model.cfg.coverage:.0%} cover {scores['coverage']:.1%} of the test "
-          "part")  # fmt: skip
+    _print_intervals(model, scores["intervals"])
     for name, value in scores["mae_of"].items():
         print(f"mean absolute error of {name}: {value:.6g}")
+
+
+def _print_intervals(model: Forecaster, found: dict) -> None:
+    """What intervals cover: in all, of each series, and of each quarter of the horizon."""
+    fixed, tracked = found["fixed"], found["tracked"]
+    made_for = f"intervals made for {model.cfg.coverage:.0%}"
+    if not model.cfg.rate:
+        print(f"{made_for} cover {fixed['coverage']:.1%} of the test part")
+        return
+    print(f"{made_for} cover {tracked['coverage']:.1%} of the test part, adapting to each new row; "
+          f"{fixed['coverage']:.1%} with the calibrated widths alone")  # fmt: skip
+    print("share covered             adapted   fixed   width / fixed")
+    for name in model.cfg.names:
+        new, old = tracked["width_of"][name], fixed["width_of"][name]
+        ratio = f"{new / old:.2f}" if old else "-"
+        print(f"  {name:22} {tracked['coverage_of'][name]:8.1%}{fixed['coverage_of'][name]:8.1%}"
+              f"{ratio:>16}")  # fmt: skip
+    columns = [np.array(part["coverage_of_step"], float) for part in (tracked, fixed)]
+    for steps in filter(len, np.array_split(np.arange(model.cfg.model.horizon), 4)):
+        there = steps[~np.isnan(columns[0][steps])]
+        if len(there):
+            shares = "".join(f"{column[there].mean():8.1%}" for column in columns)
+            one = steps[0] == steps[-1]
+            name = f"step {steps[0] + 1}" if one else f"steps {steps[0] + 1} to {steps[-1] + 1}"
+            print(f"  {name:22} {shares}")
+    low, high = np.nanmin(columns[0]), np.nanmax(columns[0])
+    print(f"  {'single steps':22} {low:8.1%} to {high:.1%}")
 
 
 def _say(text: str) -> None:

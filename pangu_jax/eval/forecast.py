@@ -1,4 +1,4 @@
-"""What a forecaster is worth: errors over every window, plain baselines, intervals."""
+"""What a forecaster is worth: errors over every window, beside those of plain baselines."""
 
 import dataclasses
 from functools import partial
@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pangu_jax.core.errors import InputError
 from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
@@ -88,18 +87,19 @@ def forecasts(
     impl: dict[str, str] | None = None,
 ) -> np.ndarray:
     """The forecasts of all windows, float32 [n, H, V], on the host."""
-    table, frozen, found = jnp.asarray(series), _frozen(impl), []
+    frozen, found = _frozen(impl), []
     for first in range(0, len(starts), batch):
         part = starts[first : first + batch]
         filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part))])
-        out = _forecast(params, table, jnp.asarray(filled), cfg, frozen)
+        # Windows are taken here, so that series of any length share one compiled function.
+        seen = series[filled[:, None] + np.arange(cfg.look_back)]
+        out = _forecast(params, jnp.asarray(seen), cfg, frozen)
         found.append(np.asarray(out)[: len(part)])
     return np.concatenate(found)
 
 
 @partial(jax.jit, static_argnames=("cfg", "impl"))
-def _forecast(params, series, starts, cfg, impl):
-    seen = jnp.take(series, starts[:, None] + jnp.arange(cfg.look_back), axis=0)
+def _forecast(params, seen, cfg, impl):
     return timepro.apply(params, seen, cfg=cfg, impl=dict(impl) if impl else None)
 
 
@@ -209,53 +209,3 @@ def score_function(
         absolute += np.abs(difference).sum()
         count += difference.size
     return Score(float(squared / count), float(absolute / count), len(starts))
-
-
-def conformal(
-    residuals: np.ndarray, coverage: float, measured: np.ndarray | None = None
-) -> np.ndarray:
-    """Half widths of intervals that cover new residuals with the given probability.
-
-    The split-conformal rule for each step and variate: the ceil((n + 1) coverage)-th smallest of n
-    absolute residuals. It is exact when residuals of past and future are exchangeable, which those
-    of a series are only roughly: measure the coverage on data that was not used here.
-
-    Args:
-      residuals: [n, H, V], of windows that the model was not fitted to.
-      coverage: between 0 and 1.
-      measured: bool [n, H, V], which of them count; None is all.
-
-    Returns:
-      [H, V].
-
-    Raises:
-      InputError: too few residuals for the coverage.
-
-    Source: arXiv 1604.04173, algorithm 2, each step and variate alone.
-    """
-    if not 0 < coverage < 1:
-        raise InputError(f"coverage must be between 0 and 1, got {coverage}")
-    size = np.abs(residuals)
-    size = size if measured is None else np.where(measured, size, np.inf)
-    count = np.array(len(size)) if measured is None else measured.sum(0)
-    rank = _up((count + 1) * coverage)
-    if (rank > count).any():
-        raise InputError(
-            f"a coverage of {coverage} needs at least {_up(coverage / (1 - coverage))} "
-            f"held-out windows, there are {count.min()}"
-        )
-    ordered = np.partition(size, np.unique(rank - 1), axis=0)
-    return np.take_along_axis(ordered, np.broadcast_to(rank - 1, (1, *size.shape[1:])), 0)[0]
-
-
-def _up(number):
-    """Rounded up, but 9.000000000000002 is 9."""
-    return np.ceil(np.asarray(number) - 1e-9).astype(int)
-
-
-def coverage_of(
-    residuals: np.ndarray, half_width: np.ndarray, measured: np.ndarray | None = None
-) -> float:
-    """The share of residuals [n, H, V], or of those measured, inside half widths [H, V]."""
-    inside = np.abs(residuals) <= half_width
-    return float((inside if measured is None else inside[measured]).mean())

@@ -29,7 +29,7 @@ def bundle(
     windows: Any = None,
     seed: int = 0,
 ) -> Bundle:
-    """A forecaster's one program, "forecast".
+    """A forecaster's one program, "forecast", with the stored half widths as constants.
 
     Args:
       model: the forecaster.
@@ -68,8 +68,11 @@ def bundle(
         "look_back": cfg.model.look_back,
         "horizon": cfg.model.horizon,
         "variates": len(cfg.names),
+        "intervals": "fixed",
     }
-    return Bundle(params, (program,), facts)
+    when = f", those at {cfg.tracked_to}" if cfg.tracked_to else ""
+    note = f"intervals keep the forecaster's stored widths{when}: nothing adapts them to newer data"
+    return Bundle(params, (program,), facts, (note,))
 
 
 def forecast(
@@ -79,7 +82,7 @@ def forecast(
     cfg: timepro.TimeProConfig,
     impl: dict[str, str] | None = None,
 ) -> dict[str, jax.Array]:
-    """The mean forecast of all members, with the interval that was calibrated for it.
+    """The mean forecast of all members, with the interval that was calibrated for it, not tracked.
 
     Args:
       params: {"members": [one tree a seed], "mean", "deviation": [V], "half_width": [H, V]}.

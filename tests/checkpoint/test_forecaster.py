@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import threading
 
 import numpy as np
@@ -121,11 +122,26 @@ def test_one_of_an_older_version_is_read(tmp_path):
     forecaster.save(make(1), tmp_path)
     values = described(tmp_path)
     (tmp_path / values.pop("arrays")).rename(tmp_path / forecaster.ARRAYS)
-    del values["sha256"], values["month_day"]
+    del values["sha256"], values["month_day"], values["rate"], values["tracked_to"]
     describe(tmp_path, values, sealed=False)
     assert number_of(tmp_path) == 1
+    assert forecaster.load(tmp_path).cfg.rate == 0  # its intervals stay as they are
     forecaster.save(make(2), tmp_path)
     assert number_of(tmp_path) == 2 and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rate": 1.0, "tracked_to": "2024-01-01"}, "rate must be at least 0 and below 1, got 1.0"),
+        ({"rate": math.nan}, "rate must be at least 0 and below 1, got nan"),
+        ({"rate": 0.1}, "tracked_to must be a time stamp, got ''"),
+        ({"rate": 0.1, "tracked_to": "May"}, "tracked_to must be a time stamp, got 'May'"),
+    ],
+)
+def test_tracking_has_a_rate_and_a_time_to_go_on_from(fields, said):
+    with pytest.raises(InputError, match=said):
+        dataclasses.replace(make(1).cfg, **fields)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -16,7 +16,8 @@ from pangu_jax.cli import forecast
 from pangu_jax.cli.main import main
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
-from pangu_jax.eval.forecast import conformal, fit_linear, score_function
+from pangu_jax.eval.forecast import fit_linear, score_function
+from pangu_jax.eval.intervals import conformal
 from pangu_jax.eval.predict import residuals, scaler_of
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
@@ -90,7 +91,11 @@ def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):
     assert call("evaluate", "--csv", trained / "load.csv", "--model", trained / "model") == 0
     out = capsys.readouterr().out
     assert "linear map" in out
-    assert "intervals made for 80%" in out
+    assert f"intervals made for 80% cover {found['coverage']:.1%} of the test part" in out
+    share = found["intervals"]["tracked"]["coverage_of_step"][2]
+    assert f"\n  step 3 {share:24.1%}" in out
+    share = found["intervals"]["tracked"]["coverage_of"]["oil"]
+    assert f"\n  oil {share:27.1%}" in out
 
 
 def refitted(trained, rows=slice(0), values=np.nan, epochs=4, filled=None):
@@ -120,6 +125,7 @@ def test_the_test_rows_reach_nothing_that_is_fitted_chosen_or_calibrated(trained
     assert scaler_of(found) == scaler_of(model)
     same_weights(found, model)
     np.testing.assert_array_equal(found.half_width, model.half_width)
+    assert (found.cfg.rate, found.cfg.tracked_to) == (model.cfg.rate, model.cfg.tracked_to)
     assert found.cfg.measured_coverage == 0  # here alone they count
 
 
@@ -134,7 +140,9 @@ def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
     assert (one.half_width < other.half_width).all()
 
 
-def test_intervals_are_calibrated_on_values_that_were_there(trained):
+def test_intervals_are_calibrated_on_values_that_were_there(trained, monkeypatch):
+    chosen = []
+    monkeypatch.setattr(forecast, "choose_rate", lambda *given: chosen.append(given) or 0.03)
     filled = np.random.default_rng(1).random((240, 3)) < 0.3
     found, series = refitted(trained, epochs=1, filled=filled)
     starts = np.arange(168 - 16, 192 - 20 + 1)
@@ -142,6 +150,11 @@ def test_intervals_are_calibrated_on_values_that_were_there(trained):
     left = residuals(found, series.values, starts)
     np.testing.assert_allclose(found.half_width, conformal(left, 0.8, there), rtol=1e-6)
     assert (found.half_width != conformal(left, 0.8)).any()
+    # And so is the rate chosen.
+    ((used, coverage, measured),) = chosen
+    np.testing.assert_allclose(used, left, rtol=1e-6)
+    np.testing.assert_array_equal(measured, there)
+    assert (found.cfg.rate, coverage) == (0.03, 0.8)
 
 
 def test_the_linear_map_is_fitted_to_the_training_rows(trained):
@@ -176,9 +189,74 @@ def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
     assert all(400 < float(row[1]) < 600 for row in rows)
     assert all(abs(float(row[7]) - 7) < 0.1 for row in rows)
     low, high = float(rows[0][2]), float(rows[0][3])
-    assert high - low == pytest.approx(2 * model.half_width[0, 0], rel=1e-5)
+    assert (low, high) == pytest.approx((want.low[0, 0], want.high[0, 0]), rel=1e-5)
     assert rows[3][2] and not rows[4][2]  # beyond the horizon there is no interval
     assert plot.read_text().lstrip().startswith("<?xml")
+
+
+def until(series, rows, **fields):
+    """What the series was when it had so many rows."""
+    return dataclasses.replace(
+        series, values=series.values[:rows], times=series.times[:rows], **fields
+    )
+
+
+def test_test_intervals_are_those_that_a_file_up_to_then_gives(trained):
+    model, series = forecaster.load(trained / "model"), forecast.read_csv(trained / "load.csv")
+    model = with_step(model, rate=0.04)
+    assert model.cfg.tracked_to == "2024-02-28 23:45:00"  # the last row of the validation part
+    ends = range(192, 237)
+    given = [forecast.predict(model, until(series, end)) for end in ends]
+    wide = np.stack([found.high - found.low for found in given])
+    assert [bool(found.notes) for found in given] == [True] + 44 * [False]
+    assert (
+        "have the widths of 2024-02-28 23:45:00: the series has no later row" in given[0].notes[0]
+    )
+    np.testing.assert_allclose(wide[0], 2 * model.half_width, rtol=1e-6)
+    truth = np.stack([series.values[end : end + 4] for end in ends])
+    inside = (truth >= [p.low for p in given]) & (truth <= [p.high for p in given])
+    scores = forecast.evaluate(model, series)
+    found = scores["intervals"]["tracked"]
+    assert found["coverage"] == scores["coverage"] == pytest.approx(inside.mean())
+    assert found["coverage_of"]["oil"] == pytest.approx(inside[..., 1].mean())
+    assert found["coverage_of_step"] == pytest.approx(inside.mean((0, 2)))
+    assert found["width_of"]["oil"] == pytest.approx(wide[..., 1].mean(), rel=1e-5)
+    fixed = scores["intervals"]["fixed"]
+    assert fixed["width_of"]["oil"] == pytest.approx(2 * model.half_width[:, 1].mean(), rel=1e-5)
+    # A file that grew tracks through what lies before its own last fifth, one that ends before the
+    # half widths were made has those.
+    grown = dataclasses.replace(model, cfg=dataclasses.replace(
+        model.cfg, tracked_to=series.stamps[150:151].texts()[0]))  # fmt: skip
+    late = forecast.predict(grown, until(series, 192))
+    assert (late.high - late.low != wide[0]).any()
+    new, old = (forecast.evaluate(m, series)["intervals"] for m in (grown, model))
+    assert new["fixed"] == old["fixed"] and new["tracked"] != old["tracked"]
+    part = until(series, 191)
+    early = forecast.evaluate(model, part)["intervals"]
+    assert early["tracked"] == early["fixed"]
+    # A file without the rows in between says what was left out.
+    part = dataclasses.replace(until(series, 240), values=series.values[200:],
+                               times=series.times[200:])  # fmt: skip
+    (note,) = forecast.predict(model, part, where="new.csv").notes
+    assert (
+        "adapted to the last 24 rows alone; to adapt them to all rows after 2024-02-28 23:45"
+        in note
+    )
+    # What was filled in moves nothing.
+    filled = np.zeros((240, 3), bool)
+    filled[192:] = True
+    found = forecast.predict(model, dataclasses.replace(series, filled=filled))
+    np.testing.assert_allclose(found.high - found.low, 2 * model.half_width, rtol=1e-6)
+
+
+def test_a_forecaster_of_before_keeps_its_widths_and_says_so(trained, capsys):
+    model, series = forecaster.load(trained / "model"), forecast.read_csv(trained / "load.csv")
+    old = with_step(model, rate=0.0, tracked_to="")
+    found = forecast.predict(old, series)
+    np.testing.assert_allclose(found.high - found.low, 2 * model.half_width, rtol=1e-6)
+    assert "trained by a version that did not adapt them" in found.notes[0]
+    scores = forecast.evaluate(old, series)
+    assert scores["coverage"] == scores["intervals"]["fixed"]["coverage"]
 
 
 def test_seeds_forecast_together_what_they_do_on_average(trained):
@@ -289,6 +367,7 @@ def test_forecasts_are_written_with_the_offset_that_the_file_has(trained, tmp_pa
         out, err = capsys.readouterr()
         assert out.endswith("4 steps from 2024-03-31 05:00:00+02:00 to 2024-03-31 05:45:00+02:00\n")
         assert ("the forecasts keep its last offset, +02:00" in err) == (not zone)
+        assert "note: the intervals were adapted to the last 16 rows alone" in err
         assert "\n2024-03-31 05:15:00+02:00," in (tmp_path / "o.csv").read_text()
         assert "UTC+02:00" in (tmp_path / "p.svg").read_text()
 
@@ -319,7 +398,7 @@ def test_what_was_filled_in_is_not_measured(trained, tmp_path, capsys):
     there[..., 1] = ~np.isin(rows, (200, 210, 211))
     assert found["mae_of"]["oil"] == pytest.approx(left[..., 1][there[..., 1]].mean(), rel=1e-3)
     inside = (left <= model.half_width)[there]
-    assert found["coverage"] == pytest.approx(inside.mean(), abs=1e-6)
+    assert found["intervals"]["fixed"]["coverage"] == pytest.approx(inside.mean(), abs=1e-6)
     assert found["mae_of"]["load, MW"] == pytest.approx(plain["mae_of"]["load, MW"], rel=0.1)
     gone = dataclasses.replace(series, filled=np.ones(series.values.shape, bool))
     with pytest.raises(

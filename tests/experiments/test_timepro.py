@@ -12,7 +12,7 @@ from pangu_jax.core.spec import count
 from pangu_jax.models import timepro
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "timepro"
-MODULES = ("cell", "config", "report", "run", "tuned")
+MODULES = ("cell", "config", "intervals", "report", "run", "tuned")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,18 @@ def test_settings_have_the_published_sizes(modules):
     assert (training.epochs, training.learning_rate) == (5, 3e-5)
     cells = modules["config"].PRESETS["gpu"].cells
     assert len(set(cells)) == len(cells) == 6 * 4 * 3
+
+
+def test_tracked_intervals_cover_what_they_are_made_for(modules, data_dir, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["intervals.py", "--data", str(data_dir / "ltsf"),
+                                      "--sets", "ETTh1", "ETTh2"])  # fmt: skip
+    modules["intervals"].main()
+    _, _, *rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 2
+    for row in rows:
+        name, rate, fixed, tracked, *_ = (cell.strip(" %") for cell in row.strip("|").split("|"))
+        assert not 88 <= float(fixed) <= 92
+        assert 88 <= float(tracked) <= 92
 
 
 def test_mixing_weights_are_the_best_on_the_simplex(modules):

@@ -55,6 +55,8 @@ def test_forecasts_are_the_models_and_atc_clean(variates, sampling, tmp_path):
 def test_members_are_averaged_and_scaled_back():
     model = trained(4, seeds=2)
     bundle = forecaster.bundle(model)
+    assert bundle.facts["intervals"] == "fixed"
+    assert "nothing adapts them to newer data" in bundle.notes[0]
     x = bundle.programs[0].samples["random"]["x"]
     found = bundle.programs[0].reference(bundle.params, x=x)
     mean, deviation = (np.asarray(a, np.float32) for a in (model.cfg.mean, model.cfg.deviation))
