@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, and where real data lies."""
 
 import gc
+import inspect
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + (
     "" if os.environ.get("PANGU_JAX_OPTIMISED") else " --xla_backend_optimization_level=0"
 )
 
+import chex
 import jax
 import pytest
 
@@ -49,6 +51,22 @@ def tiny_run(tmp_path_factory) -> Path:
     with store.Store(folder) as checkpoints:
         checkpoints.save(1, params, {"step": jnp.int32(1)})
     return folder
+
+
+@pytest.fixture
+def at_most(monkeypatch):
+    """`at_most(n, module, name)`: from now on that function may be traced n times.
+
+    What was compiled before the test is forgotten.
+    """
+
+    def limit(n, module, name):
+        chex.clear_trace_counter()
+        bare = inspect.unwrap(getattr(module, name))
+        monkeypatch.setattr(module, name, chex.assert_max_traces(bare, n))
+
+    jax.clear_caches()
+    return limit
 
 
 @pytest.fixture(autouse=True, scope="module")

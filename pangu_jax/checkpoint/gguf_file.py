@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from einops import rearrange
 
 from pangu_jax.checkpoint.archive import Stored
 from pangu_jax.checkpoint.names.family import Family
@@ -127,8 +128,7 @@ class Quantised(Stored):
         if self.heads is None:
             return array
         # llama.cpp turns neighbours (2i, 2i + 1), this library and transformers (i, i + C/2).
-        pairs = array.reshape(self.heads, -1, 2, *self.shape[1:])
-        return pairs.swapaxes(1, 2).reshape(self.shape)
+        return rearrange(array, "(h c two) ... -> (h two c) ...", h=self.heads, two=2)
 
 
 def is_gguf(path: str | Path) -> bool:

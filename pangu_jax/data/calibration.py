@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from einops import rearrange, repeat
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import Tokens
@@ -37,8 +38,8 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
             f"the calibration text has {len(ids)} tokens, which do not fill one window of {length}"
             "; give more text or a smaller --length"
         )
-    body = ids[: number * size].reshape(number, size)
-    heads = np.tile(np.array(first, np.int32), (number, 1))
+    body = rearrange(ids[: number * size], "(n t) -> n t", t=size)
+    heads = repeat(np.array(first, np.int32), "t -> n t", n=number)
     return np.concatenate([heads, body], axis=1)
 
 

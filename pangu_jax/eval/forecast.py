@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 
 from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
@@ -175,7 +176,7 @@ def lag_products(
 
 def repeat_last(horizon: int):
     """The baseline that forecasts the last value seen: [B, T, V] to [B, H, V]."""
-    return lambda seen: np.repeat(seen[:, -1:], horizon, axis=1)
+    return lambda seen: repeat(seen[:, -1], "b v -> b h v", h=horizon)
 
 
 def score_function(

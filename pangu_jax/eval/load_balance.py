@@ -6,6 +6,7 @@ Experts lie on devices in order: device d of n holds the experts d * E/n to (d+1
 import dataclasses
 
 import numpy as np
+from einops import rearrange, reduce
 
 from pangu_jax.core.errors import InputError
 
@@ -30,7 +31,7 @@ def device_load(
     if devices < 1 or experts % devices:
         raise InputError(f"{experts} experts cannot be spread evenly over {devices} devices")
     load = expert_load(ids, experts=experts, mask=mask)
-    return load.reshape(devices, -1).sum(1)
+    return reduce(load, "(device e) -> device", "sum", device=devices)
 
 
 def expert_load(ids: np.ndarray, *, experts: int, mask: np.ndarray | None = None) -> np.ndarray:
@@ -137,7 +138,7 @@ def over_batches(
     order = np.random.default_rng(seed).permutation(len(ids))[: batches * tokens]
     loads = [
         device_load(part, experts=experts, devices=devices)
-        for part in ids[order].reshape(batches, tokens, -1)
+        for part in rearrange(ids[order], "(batch t) k -> batch t k", t=tokens)
     ]
     scores = [(load.max() - load.min()) / tokens for load in loads]
     return Balance(

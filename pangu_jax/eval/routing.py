@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
@@ -41,9 +42,13 @@ def chosen_experts(
     run = jax.jit(partial(_ids, cfg=cfg, dtype=dtype, layout=layout, impl=impl))
     layers: list[list[np.ndarray]] = []
     for batch in batches:
-        real = np.asarray(batch["segments"]).reshape(-1) > 0
+        real = rearrange(np.asarray(batch["segments"]), "b t -> (b t)") > 0
         found = run(params, *(batch[name] for name in ("tokens", "segments", "positions")))
-        flat = [x.reshape(real.size, -1)[real] for part in found for x in np.asarray(part)]
+        flat = [
+            ids[real]
+            for part in found
+            for ids in rearrange(np.asarray(part), "l b t g k -> l (b t) (g k)")
+        ]
         layers = layers or [[] for _ in flat]
         for layer, ids in zip(layers, flat, strict=True):
             layer.append(ids)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 
 def logit_kl(
@@ -33,9 +34,9 @@ def logit_kl(
     pieces = -(-tokens // chunk)
 
     def cut(x):
-        x = x.reshape(tokens, *x.shape[2:])
+        x = rearrange(x, "b t ... -> (b t) ...")
         pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
-        return jnp.pad(x, pad).reshape(pieces, chunk, *x.shape[1:])
+        return rearrange(jnp.pad(x, pad), "(piece t) ... -> piece t ...", t=chunk)
 
     kernels = [kernel.astype(hidden.dtype) for hidden, kernel in (student, teacher)]
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 
 def cross_entropy(
@@ -27,14 +28,14 @@ def cross_entropy(
     Returns:
       Two float32 scalars: sum of weights * nats, and sum of weights.
     """
-    width, tokens = hidden.shape[-1], labels.size
+    tokens = labels.size
     chunk = min(chunk, tokens)
     pieces = -(-tokens // chunk)
 
-    def cut(x, *rest):
-        x = x.reshape(tokens, *rest)
-        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * len(rest)
-        return jnp.pad(x, pad).reshape(pieces, chunk, *rest)
+    def cut(x):
+        x = rearrange(x, "b t ... -> (b t) ...")
+        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
+        return rearrange(jnp.pad(x, pad), "(piece t) ... -> piece t ...", t=chunk)
 
     kernel = kernel.astype(hidden.dtype)
 
@@ -45,6 +46,6 @@ def cross_entropy(
         found = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
         return total + (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum(), None
 
-    inputs = (cut(hidden, width), cut(labels), cut(weights))
+    inputs = (cut(hidden), cut(labels), cut(weights))
     total, _ = jax.lax.scan(piece, jnp.float32(0), inputs)
     return total, weights.sum()

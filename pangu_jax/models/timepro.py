@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
@@ -147,11 +148,11 @@ def embed(
     params: dict[str, Any], x: jax.Array, *, cfg: TimeProConfig, key: jax.Array | None = None
 ) -> jax.Array:
     """Windows [B, T, V] as tokens [B, V, D], the patches one after the other."""
-    e = linear(params, patches(x.swapaxes(1, 2), size=cfg.patch, stride=cfg.stride))
+    e = linear(params, patches(rearrange(x, "b t v -> b v t"), size=cfg.patch, stride=cfg.stride))
     if key is not None and cfg.dropout:
         kept = jax.random.bernoulli(key, 1 - cfg.dropout, e.shape)
         e = jnp.where(kept, e / (1 - cfg.dropout), 0)
-    return e.reshape(*e.shape[:2], -1)
+    return rearrange(e, "b v p c -> b v (p c)")
 
 
 def block(
@@ -174,4 +175,5 @@ def block(
 
 def head(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
     """Tokens [B, V, D] as normalised forecasts [B, H, V]."""
-    return linear(params["head"], layer_norm(params["norm"], tokens, eps=EPS)).swapaxes(1, 2)
+    steps = linear(params["head"], layer_norm(params["norm"], tokens, eps=EPS))
+    return rearrange(steps, "b v h -> b h v")

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import parse_shape, rearrange
 from flax import struct
 
 from pangu_jax.core.config import check_size
@@ -119,29 +120,29 @@ def moe(
 
     Source: arXiv 2505.21411, equations 5-7; the scale after selection is of the released model.
     """
-    batch, length, embed = x.shape
-    tokens = x.reshape(batch * length, embed)
+    tokens = rearrange(x, "b t d -> (b t) d")
     router, experts = params["router"], params["experts"]
     weights, ids, probs = router_weights(
         tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalise=cfg.renormalise
     )
     kernels = (experts[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
     y = expert_mlp(tokens, ids, weights, *kernels, impl=impl)
-    y = constrain(y.reshape(x.shape), ("batch", "length", "embed"), layout)
+    y = rearrange(y, "(b t) d -> b t d", **parse_shape(x, "b t _"))
+    y = constrain(y, ("batch", "length", "embed"), layout)
     if "shared" in params:
         y = y + mlp(params["shared"], x, layout=layout)
-    return y, _stats(ids, probs, mask, (batch, length))
+    return y, _stats(ids, probs, mask, parse_shape(x, "b t _"))
 
 
 def _stats(ids, probs, mask, shape) -> RouterStats:
     _, groups, size = probs.shape
-    keep = jnp.ones(shape, jnp.float32) if mask is None else mask.astype(jnp.float32)
-    keep = keep.reshape(-1)
+    keep = jnp.ones(ids.shape[0], bool) if mask is None else rearrange(mask, "b t -> (b t)")
+    keep = keep.astype(jnp.float32)
     chosen = jax.nn.one_hot(ids, size, dtype=jnp.float32).sum(2)  # [B*T, G, E/G]
     first = jnp.arange(groups, dtype=ids.dtype)[:, None] * size
     return RouterStats(
         load=jax.lax.stop_gradient(jnp.einsum("tge,t->ge", chosen, keep)),
         prob_sum=jnp.einsum("tge,t->ge", probs, keep),
         tokens=keep.sum(),
-        ids=(ids + first).reshape(*shape, groups, -1),
+        ids=rearrange(ids + first, "(b t) g k -> b t g k", **shape),
     )

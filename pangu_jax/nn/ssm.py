@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, Uniform, ones, zeros
@@ -140,19 +141,18 @@ def _states(params, u, step, enters, impl):
 
 def _sampled(params, h, cfg, impl):
     """The states, read anew at learned places of the grid of patches and variates."""
-    batch, variates, _ = h.shape
-    grid = h.reshape(batch, variates, cfg.patches, cfg.channels).swapaxes(1, 2)
+    grid = rearrange(h, "b v (p c) -> b p v c", p=cfg.patches)
     read = deform_sample(
         linear(params["value"], grid),
         _offset_mask(params["offset_mask"], grid),
         groups=cfg.groups,
         impl=(impl or {}).get("deform_sample"),
     )
-    return linear(params["out"], read).swapaxes(1, 2).reshape(h.shape)
+    return rearrange(linear(params["out"], read), "b p v c -> b v (p c)")
 
 
 def _offset_mask(params, grid):
     """`linear`, formed with the cells last, as the sampling reads a number of all cells at once."""
     found = jnp.einsum("cn,bpvc->nbpv", params["kernel"].astype(grid.dtype), grid)
     found = found + params["bias"].astype(grid.dtype)[:, None, None, None]
-    return jnp.moveaxis(found, 0, -1)
+    return rearrange(found, "n b p v -> b p v n")

@@ -12,6 +12,7 @@ key-value caches are all said through segments and positions.
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.platform import target
 
@@ -89,20 +90,20 @@ def _reference(query, key, value, mask):
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     # As one product in the order of its operands, the transposition after it: said as one einsum,
     # [..., S, C] x [..., T, S] is formed and then turned, which an exported graph pays for.
-    return jnp.einsum("bkqts,bskc->bkqtc", weights, value).transpose(0, 3, 1, 2, 4)
+    mixed = jnp.einsum("bkqts,bskc->bkqtc", weights, value)
+    return rearrange(mixed, "b k q t c -> b t k q c")
 
 
 def _cudnn(query, key, value, mask):
-    b, t, k, q, c = query.shape
     out = jax.nn.dot_product_attention(
-        query.reshape(b, t, k * q, c),
+        rearrange(query, "b t k q c -> b t (k q) c"),
         key,
         value,
         mask=None if mask is None else mask[:, None],
         is_causal=mask is None,
         implementation="cudnn",
     )
-    return out.reshape(query.shape)
+    return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])
 
 
 _IMPLEMENTATIONS = {"reference": _reference, "cudnn": _cudnn}

@@ -17,6 +17,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.ops.linear_scan import linear_scan
 
@@ -52,7 +53,7 @@ def chunked(
     Returns:
       [B, T, E] and the state [B, E, N] after the last step, all in the type of the arguments.
     """
-    batch, steps, channels = u.shape
+    steps = u.shape[1]
     length = length or chunk_length(steps, inner)
     chunks = -(-steps // length)
     missing = chunks * length - steps
@@ -60,12 +61,12 @@ def chunked(
     def cut(x):
         # What is filled in has step size 0 and changes nothing.
         x = jnp.pad(x, ((0, 0), (0, missing), (0, 0))) if missing else x
-        return jnp.moveaxis(x.reshape(batch, chunks, length, -1), 0, 2)
+        return rearrange(x, "b (chunk t) ... -> chunk t b ...", t=length)
 
     run = _loops if inner == "loop" else _associative
-    y, state = run(*(cut(x) for x in (u, d, B, C)), A.T, state.swapaxes(1, 2))
-    y = jnp.moveaxis(y, 2, 0).reshape(batch, -1, channels)
-    return y[:, :steps], state.swapaxes(1, 2)
+    y, state = run(*(cut(x) for x in (u, d, B, C)), A.T, rearrange(state, "b e n -> b n e"))
+    y = rearrange(y, "chunk t b e -> b (chunk t) e")
+    return y[:, :steps], rearrange(state, "b n e -> b e n")
 
 
 def _advance(A, state, u, d, B):
@@ -137,7 +138,7 @@ _loops.defvjp(_loops_forward, _loops_backward)
 def _associative(u, d, B, C, A, state):
     @partial(jax.checkpoint, prevent_cse=False)
     def chunk(state, inputs):
-        u, d, B, C = (x.swapaxes(0, 1) for x in inputs)
+        u, d, B, C = (rearrange(x, "t b ... -> b t ...") for x in inputs)
         decay = jnp.exp(d[:, :, None] * A)
         entry = (d * u)[:, :, None] * B[..., None]
         states = linear_scan(decay, entry, state, "associative")

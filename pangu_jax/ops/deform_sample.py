@@ -12,12 +12,12 @@ backward, so it is fast on CPUs and deterministic on GPUs. `taps` scatters in it
 a GPU the order of those additions, and so the last bit, may differ from run to run.
 """
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
@@ -65,7 +65,7 @@ def deform_sample(
 
     Source: DCNv4, arXiv 2401.06197 (kernel 3, stride 1, padding 1), as TimePro uses it.
     """
-    batch, height, width, channels = values.shape
+    _, height, width, channels = values.shape
     if groups < 1 or channels % groups:
         raise InputError(f"{channels} channels do not split into {groups} groups")
     if offset_mask.shape[:-1] != values.shape[:-1] or offset_mask.shape[-1] < 3 * TAPS * groups:
@@ -76,13 +76,11 @@ def deform_sample(
     name = impl or choose(target(), values.shape)
     if name not in _IMPLEMENTATIONS:
         raise InputError(f"unknown impl {name!r}; known: {', '.join(_IMPLEMENTATIONS)}")
-    cells = height * width
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     rows, columns, masks = _places(offset_mask.astype(dtype), groups, scale)
-    table = values.astype(dtype).reshape(batch, cells, groups, channels // groups)
-    table = table.transpose(0, 2, 1, 3)
+    table = rearrange(values.astype(dtype), "b p v (g c) -> b g (p v) c", g=groups)
     out = _IMPLEMENTATIONS[name](table, rows, columns, masks, (height, width))
-    return out.transpose(0, 2, 1, 3).reshape(values.shape).astype(values.dtype)
+    return rearrange(out, "b g (p v) c -> b p v (g c)", p=height).astype(values.dtype)
 
 
 def choose(platform: str, shape: tuple[int, ...]) -> str:
@@ -92,14 +90,13 @@ def choose(platform: str, shape: tuple[int, ...]) -> str:
 
 def _places(offset_mask, groups, scale):
     """Heights, widths and masks of all samples, each [B, G, 9, cells]."""
-    batch, height, width, _ = offset_mask.shape
-    cells = height * width
-    x = offset_mask[..., : 3 * TAPS * groups].reshape(batch, cells, groups, 3 * TAPS)
-    x = x.transpose(0, 2, 3, 1)
+    _, height, width, _ = offset_mask.shape
+    x = offset_mask[..., : 3 * TAPS * groups]
+    x = rearrange(x, "b p v (g m) -> b g m (p v)", g=groups)
     moves, masks = jnp.split(x, [2 * TAPS], axis=2)
-    moves = moves.reshape(batch, groups, TAPS, 2, cells)
+    moves = rearrange(moves, "b g (k pair) n -> b g k pair n", pair=2)
     across, along = (m[:, :, :, 0] for m in jnp.split(moves, 2, axis=3))
-    tap, cell = np.arange(TAPS)[:, None], np.arange(cells)
+    tap, cell = np.arange(TAPS)[:, None], np.arange(height * width)
     rows = cell // width - scale + scale * (tap % 3)
     columns = cell % width - scale + scale * (tap // 3)
     rows = jnp.asarray(rows, x.dtype) + scale * along
@@ -111,9 +108,9 @@ def _places(offset_mask, groups, scale):
 
 def _reference(table, rows, columns, masks, grid):
     """All taps at once; table [B, G, cells, c], the rest [B, G, 9, cells]."""
-    flat = [x.reshape(*x.shape[:2], -1) for x in (rows, columns, masks)]
+    flat = (rearrange(x, "b g k n -> b g (k n)") for x in (rows, columns, masks))
     read = _tap(table, *flat, grid)
-    return read.reshape(*rows.shape, -1).sum(2)
+    return rearrange(read, "b g (k n) c -> b g k n c", k=TAPS).sum(2)
 
 
 def _tap(table, rows, columns, masks, grid):
@@ -154,14 +151,14 @@ def _taps_backward(grid, kept, grad):
         return total + part, tuple(rest)
 
     total, rest = jax.lax.scan(add, jnp.zeros_like(table), _by_tap(*samples))
-    return total, *(x.transpose(1, 2, 0, 3) for x in rest)
+    return total, *(rearrange(x, "k b g n -> b g k n") for x in rest)
 
 
 _taps.defvjp(_taps_forward, _taps_backward)
 
 
 def _by_tap(*samples):
-    return tuple(x.transpose(2, 0, 1, 3) for x in samples)
+    return tuple(rearrange(x, "b g k n -> k b g n") for x in samples)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -182,7 +179,7 @@ def _dense_backward(grid, kept, grad):
     d_table = jnp.einsum("bgio,bgoc->bgic", weights, grad)
     # d_weights[p, q, o]: how the loss would change if the cell o read more of the cell (p, q).
     d_weights = jnp.einsum("bgic,bgoc->bgio", table, grad)
-    d_weights = d_weights.reshape(*d_weights.shape[:2], height, width, -1)
+    d_weights = rearrange(d_weights, "b g (p q) o -> b g p q o", p=height)
     by_row, by_column = _hat(rows, height), _hat(columns, width)
     # Sums over the columns written out, as the compiler vectorises along the cells.
     along = sum(
@@ -205,7 +202,7 @@ def _weights(rows, columns, masks, grid):
     by_row = _hat(rows, grid[0])
     by_column = _hat(columns, grid[1]) * masks[..., None, :]
     weights = sum(by_row[:, :, k, :, None] * by_column[:, :, k, None] for k in range(TAPS))
-    return weights.reshape(*weights.shape[:2], math.prod(grid), -1)
+    return rearrange(weights, "b g p q o -> b g (p q) o")
 
 
 def _hat(places, size):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.platform import target
 
@@ -76,8 +77,8 @@ def one_group(ids, weights, *kernels):
     """The same choices among the same experts, seen as one group of all experts."""
     groups, size = kernels[0].shape[:2]
     ids = ids + jnp.arange(groups, dtype=ids.dtype)[:, None] * size
-    flat = (a.reshape(a.shape[0], 1, -1) for a in (ids, weights))
-    return *flat, *(kernel.reshape(1, -1, *kernel.shape[2:]) for kernel in kernels)
+    flat = (rearrange(a, "t g k -> t 1 (g k)") for a in (ids, weights))
+    return *flat, *(rearrange(kernel, "g e ... -> 1 (g e) ...") for kernel in kernels)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -97,7 +98,7 @@ def _forward(size, step, x, ids, weights, gate, up, down):
         return None, jnp.einsum("cgbf,cgfd->cgbd", scaled, _take(down, expert))
 
     _, ys = jax.lax.scan(body, None, _inputs(plan, weights))
-    y = _combine(plan, ys, ids.shape).astype(x.dtype)
+    y = _combine(plan, ys, ids.shape[2]).astype(x.dtype)
     return y, (plan, x, weights, gate, up, down)
 
 
@@ -119,9 +120,10 @@ def _backward(size, step, saved, dy):
     # In float32 whatever the kernels' type: many blocks may add to one expert.
     start = tuple(jnp.zeros(kernel.shape, jnp.float32) for kernel in (gate, up, down))
     grads, (dxs, dweights) = jax.lax.scan(body, start, _inputs(plan, weights))
-    dx = _combine(plan, dxs, weights.shape).astype(x.dtype)
-    dweights = jnp.moveaxis(_by_pair(plan, dweights, weights.shape), 0, 1).astype(weights.dtype)
-    grads = (g.astype(k.dtype) for g, k in zip(grads, (gate, up, down), strict=True))
+    k = weights.shape[2]
+    dx = _combine(plan, dxs, k).astype(x.dtype)
+    dweights = rearrange(_by_pair(plan, dweights, k), "g t k -> t g k").astype(weights.dtype)
+    grads = (g.astype(w.dtype) for g, w in zip(grads, (gate, up, down), strict=True))
     return dx, None, dweights, *grads
 
 
@@ -169,13 +171,12 @@ def _accumulate(total, expert, new):
 
 def _plan(ids, experts, size, step) -> Plan:
     """Lays out every group's pairs, in a whole number of steps."""
-    groups = ids.shape[1]
-    pairs = ids.swapaxes(0, 1).reshape(groups, -1)  # [G, T * k]
+    pairs = rearrange(ids, "t g k -> g (t k)")
     blocks = -(-pairs.shape[1] // size) + experts - 1
     blocks = -(-blocks // step) * step
     row, pair, expert = jax.vmap(partial(_lay, experts=experts, size=size, blocks=blocks))(pairs)
-    pair = jnp.moveaxis(pair.reshape(groups, -1, step, size), 0, 2)
-    return Plan(row, pair, jnp.moveaxis(expert.reshape(groups, -1, step), 0, 2))
+    pair = rearrange(pair, "g (s c b) -> s c g b", c=step, b=size)
+    return Plan(row, pair, rearrange(expert, "g (s c) -> s c g", c=step))
 
 
 def _lay(pairs, *, experts, size, blocks):
@@ -200,22 +201,20 @@ def _with_zero(x):
 
 def _inputs(plan, weights):
     """What the scans walk over: token [s, c, G, b] (T for none), weight (0 for none), expert."""
-    flat = weights.swapaxes(0, 1).reshape(weights.shape[1], -1)
-    flat = jnp.pad(flat, ((0, 0), (0, 1)))
+    flat = jnp.pad(rearrange(weights, "t g k -> g (t k)"), ((0, 0), (0, 1)))
     weight = jax.vmap(lambda w, pair: w[pair], in_axes=(0, 2), out_axes=2)(flat, plan.pair)
     return plan.pair // weights.shape[2], weight, plan.expert
 
 
-def _by_pair(plan, values, shape):
-    """Values [s, c, G, b, ...] of padded rows as [G, T, k, ...] of pairs; `shape` is T, G, k."""
-    tokens, groups, k = shape
+def _by_pair(plan, values, k):
+    """Values [s, c, G, b, ...] of padded rows as [G, T, k, ...] of pairs."""
     _, step, _, size = plan.pair.shape
     where = plan.row // (step * size), plan.row // size % step, plan.row % size
     pick = jax.vmap(lambda v, *at: v.at[at].get(mode="promise_in_bounds"), in_axes=(2, 0, 0, 0))
     found = pick(values, *where)
-    return found.reshape(groups, tokens, k, *found.shape[2:])
+    return rearrange(found, "g (t k) ... -> g t k ...", k=k)
 
 
-def _combine(plan, ys, shape):
+def _combine(plan, ys, k):
     """Each token's rows, summed in float32: [s, c, G, b, D] to [T, D]."""
-    return _by_pair(plan, ys, shape).astype(jnp.float32).sum((0, 2))
+    return _by_pair(plan, ys, k).astype(jnp.float32).sum((0, 2))

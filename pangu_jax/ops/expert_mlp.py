@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
@@ -137,7 +138,7 @@ def _gather(x, ids, weights, gate, up, down):
     pick = jax.vmap(lambda kernel, chosen: kernel[chosen], in_axes=(0, 1))  # [G, T, k, ...]
     hidden = jax.nn.silu(jnp.einsum("td,gtkdf->gtkf", x, pick(gate, ids)))
     hidden = hidden * jnp.einsum("td,gtkdf->gtkf", x, pick(up, ids))
-    hidden = hidden * weights.swapaxes(0, 1)[..., None].astype(x.dtype)
+    hidden = hidden * rearrange(weights, "t g k -> g t k 1").astype(x.dtype)
     return jnp.einsum("gtkf,gtkfd->td", hidden, pick(down, ids))
 
 
@@ -147,8 +148,7 @@ def _ragged(x, ids, weights, gate, up, down):
     order = jnp.argsort(pairs, stable=True)
     counts = jnp.bincount(pairs, length=groups * size)
     token = order // (groups * ids.shape[2])
-    kernels = (w.reshape(groups * size, *w.shape[2:]) for w in (gate, up, down))
-    gate, up, down = kernels
+    gate, up, down = (rearrange(w, "g e ... -> (g e) ...") for w in (gate, up, down))
     rows = x[token]
     hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate, counts))
     hidden = hidden * jax.lax.ragged_dot(rows, up, counts)

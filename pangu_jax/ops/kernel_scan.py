@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 
 class Settings(NamedTuple):
@@ -52,8 +53,9 @@ def _padded(settings, block, states, u, dt, A, B, C, D, bias, state):
     B, C = jnp.pad(B, (none, t, n_more)), jnp.pad(C, (none, t, n_more))
     A, state = jnp.pad(A, (e, n_more)), jnp.pad(state, (none, e, n_more))
     D, bias = jnp.pad(D, e), jnp.pad(bias, e)
-    out = _scan(settings, u, dt, A.T, B, C, D, bias, state.swapaxes(1, 2))
-    return out[0][:, :steps, :channels], out[1].swapaxes(1, 2)[:, :channels, :n]
+    state = rearrange(state, "b e n -> b n e")
+    out = _scan(settings, u, dt, A.T, B, C, D, bias, state)
+    return out[0][:, :steps, :channels], rearrange(out[1], "b n e -> b e n")[:, :channels, :n]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 FORMS = ("loop", "associative", "log_step")
 
@@ -64,9 +65,9 @@ def _loop(a, b, start):
         state = inputs[0] * state + inputs[1]
         return state, state
 
-    inputs = jnp.moveaxis(a, 1, 0), jnp.moveaxis(b, 1, 0)
+    inputs = tuple(rearrange(x, "b t ... -> t b ...") for x in (a, b))
     _, states = jax.lax.scan(step, start, inputs)
-    return jnp.moveaxis(states, 0, 1)
+    return rearrange(states, "t b ... -> b t ...")
 
 
 def _associative(a, b):

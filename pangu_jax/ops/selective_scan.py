@@ -22,6 +22,7 @@ The first three recompute states in the backward pass and never keep them all.
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
@@ -189,8 +190,9 @@ def _reference(u, dt, A, B, C, D, bias, state, softplus):
         return state, (state * C[:, None]).sum(-1)
 
     inputs = (u, step_size(dt, bias, softplus), B, C)
-    state, y = jax.lax.scan(step, state, tuple(jnp.moveaxis(x, 1, 0) for x in inputs))
-    return jnp.moveaxis(y, 0, 1) + D * u, state
+    by_time = tuple(rearrange(x, "b t ... -> t b ...") for x in inputs)
+    state, y = jax.lax.scan(step, state, by_time)
+    return rearrange(y, "t b e -> b t e") + D * u, state
 
 
 def _chunked(u, dt, A, B, C, D, bias, state, softplus):

@@ -5,10 +5,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange, repeat
 
 from pangu_jax.pruning import importance, moments, pearson
 from pangu_jax.pruning.axes import Sizes
 from pangu_jax.pruning.stats import LayerStats
+
+# Units of the out kernel, each with its inputs in a row.
+BY_GROUP = "k q c d -> k (q c) d"
+BY_HEAD = "k q c d -> (k q) c d"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +41,7 @@ def choose_heads(
     groups, heads = kernel.shape[:2]
     seed = recipe.seed * 1000 + layer
     if recipe.method == "slimllm":
-        between = _between(stats, 1)
+        between = _between(stats, BY_GROUP)
         scores = -pearson.removal_similarity(between)
     else:
         between, scores = None, importance.group_scores(recipe.method, stats, seed=seed)
@@ -49,10 +54,11 @@ def choose_heads(
     if size.heads == heads:
         each = [tuple(range(heads))] * len(units)
     elif recipe.method == "slimllm":
-        labels = np.repeat(np.arange(groups), heads)
+        labels = repeat(np.arange(groups), "k -> (k q)", q=heads)
         kept = pearson.choose(
-            _between(stats, 2), size.heads, labels=labels, greedy=recipe.greedy
-        ).reshape(groups, heads)
+            _between(stats, BY_HEAD), size.heads, labels=labels, greedy=recipe.greedy
+        )
+        kept = rearrange(kept, "(k q) -> k q", q=heads)
         each = [tuple(np.flatnonzero(kept[g]).tolist()) for g in units]
     else:
         by_head = importance.head_scores(recipe.method, stats, seed=seed)
@@ -78,17 +84,15 @@ def group_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray
     """Importance of each KV group, float64 [K]; SlimLLM's is minus the similarity without it."""
     if method != "slimllm":
         return importance.group_scores(method, stats, seed=seed)
-    return -pearson.removal_similarity(_between(stats, 1))
+    return -pearson.removal_similarity(_between(stats, BY_GROUP))
 
 
-def _between(stats: LayerStats, axes: int) -> np.ndarray:
-    """C[i, k, j] of groups (1) or of query heads (2)."""
+def _between(stats: LayerStats, units: str) -> np.ndarray:
+    """C[i, k, j] of the units that a pattern makes of the out kernel."""
     kernel = stats.weights["attention"]["out"]["kernel"]
-    units = int(np.prod(kernel.shape[:axes]))
     with jax.enable_x64(True):
         cov = moments.covariance(stats.heads)
-        found = moments.contributions(cov, kernel.reshape(units, -1, kernel.shape[-1]))
-        return np.asarray(found, np.float64)
+        return np.asarray(moments.contributions(cov, rearrange(kernel, units)), np.float64)
 
 
 def _best(scores: np.ndarray, number: int) -> np.ndarray:

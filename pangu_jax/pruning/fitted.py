@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from einops import repeat
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check
@@ -88,7 +89,7 @@ def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
     heads = np.zeros(shape[:2], bool)
     for group, kept in zip(part.groups, part.heads, strict=True):
         heads[group, list(kept)] = True
-    return np.repeat(heads.reshape(-1), shape[2])
+    return repeat(heads, "k q -> (k q c)", c=shape[2])
 
 
 def put(

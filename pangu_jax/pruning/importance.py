@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, reduce
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.pruning import moments
@@ -87,8 +88,8 @@ def head_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
         return _saliency(stats, "heads")
     weights = stats.weights["attention"]
     if method == "magnitude":
-        squares = _square(weights["query"]["kernel"]).sum((0, 3))
-        return np.sqrt(squares + _square(weights["out"]["kernel"]).sum((2, 3)))
+        squares = reduce(_square(weights["query"]["kernel"]), "d k q c -> k q", "sum")
+        return np.sqrt(squares + reduce(_square(weights["out"]["kernel"]), "k q c d -> k q", "sum"))
     return _attention_inputs(method, stats, (groups, heads, -1))
 
 
@@ -101,10 +102,10 @@ def group_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray
         return _saliency(stats, "groups")
     weights = stats.weights["attention"]
     if method == "magnitude":
-        squares = _square(weights["query"]["kernel"]).sum((0, 2, 3))
-        squares = squares + _square(weights["out"]["kernel"]).sum((1, 2, 3))
+        squares = reduce(_square(weights["query"]["kernel"]), "d k q c -> k", "sum")
+        squares = squares + reduce(_square(weights["out"]["kernel"]), "k q c d -> k", "sum")
         for name in ("key", "value"):
-            squares = squares + _square(weights[name]["kernel"]).sum((0, 2))
+            squares = squares + reduce(_square(weights[name]["kernel"]), "d k c -> k", "sum")
         return np.sqrt(squares)
     return _attention_inputs(method, stats, (groups, -1))
 
@@ -134,7 +135,7 @@ def contribution_norms(stats: LayerStats) -> np.ndarray:
     with jax.enable_x64(True):
         second = moments.second(moments.merge(stats.heads, stats.held_heads))
         scale = _post_scale(stats)
-        flat = kernel.astype(second.dtype).reshape(kernel.shape[0], -1, kernel.shape[-1]) * scale
+        flat = rearrange(kernel.astype(second.dtype), "k q c d -> k (q c) d") * scale
         groups, size, _ = flat.shape
         blocks = second.reshape(groups, size, groups, size)
         own = jnp.stack([blocks[g, :, g] for g in range(groups)])
@@ -157,7 +158,7 @@ def _post_scale(stats: LayerStats) -> Any:
 def _attention_inputs(method: str, stats: LayerStats, shape: tuple[int, ...]) -> np.ndarray:
     with jax.enable_x64(True):
         kernel = stats.weights["attention"]["out"]["kernel"]
-        each = _per_input(method, stats.heads, kernel.reshape(-1, kernel.shape[-1]))
+        each = _per_input(method, stats.heads, rearrange(kernel, "k q c d -> (k q c) d"))
     each = np.asarray(each, np.float64).reshape(shape)
     if method in ("minitron", "pangu-light"):
         return np.sqrt((each**2).sum(-1))

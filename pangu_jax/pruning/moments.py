@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import struct
 
 
@@ -44,8 +45,8 @@ def add(moments: Moments, x: jax.Array) -> Moments:
       x: [B, T, ...], the site's inputs, U in all after the first two dimensions.
     """
     dtype = moments.outer.dtype
-    x = x.reshape(*x.shape[:2], -1).astype(dtype)
-    flat = x.reshape(-1, x.shape[-1])
+    x = rearrange(x, "b t ... -> b t (...)").astype(dtype)
+    flat = rearrange(x, "b t u -> (b t) u")
     return Moments(
         moments.tokens + flat.shape[0],
         moments.total + flat.sum(0),
@@ -107,12 +108,12 @@ def contributions(cov: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [U, U, D]: entry [i, k, j] is cov(x_i kernel[i, :, j], x_k kernel[k, :, j]).
     """
-    units, size, width = kernel.shape
+    units, size, _ = kernel.shape
     kernel = kernel.astype(cov.dtype)
 
     def column(k):
         block = jax.lax.dynamic_slice_in_dim(cov, k * size, size, axis=1)
         spread = jnp.matmul(block, kernel[k], precision=jax.lax.Precision.HIGHEST)
-        return (spread.reshape(units, size, width) * kernel).sum(1)
+        return (rearrange(spread, "(i c) d -> i c d", c=size) * kernel).sum(1)
 
-    return jax.lax.map(column, jnp.arange(units)).swapaxes(0, 1)
+    return rearrange(jax.lax.map(column, jnp.arange(units)), "k i j -> i k j")

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
@@ -60,8 +61,9 @@ def saliency(
 
 def _units(layer: dict[str, Any]) -> dict[str, np.ndarray]:
     attention, mlp = layer["attention"], layer["mlp"]
-    heads = attention["query"]["kernel"].sum((0, 3)) + attention["out"]["kernel"].sum((2, 3))
-    shared = sum(attention[name]["kernel"].sum((0, 2)) for name in ("key", "value"))
+    query, key, value, out = (attention[n]["kernel"] for n in ("query", "key", "value", "out"))
+    heads = reduce(query, "d k q c -> k q", "sum") + reduce(out, "k q c d -> k q", "sum")
+    shared = sum(reduce(kernel, "d k c -> k", "sum") for kernel in (key, value))
     channels = mlp["gate"]["kernel"].sum(0) + mlp["up"]["kernel"].sum(0)
     return {
         "heads": heads,

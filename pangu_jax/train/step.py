@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from flax import struct
 
 from pangu_jax.core.errors import InputError
@@ -146,7 +147,7 @@ def make_step(
 def _cut(x: Any, parts: int) -> Any:
     if x.shape[0] % parts:
         raise InputError(f"accumulate {parts} must divide the batch of {x.shape[0]}")
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+    return rearrange(x, "(part b) ... -> part b ...", part=parts)
 
 
 def _like_params(optimizer, spec, layout) -> Any:

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
 import gguf
 import jax.numpy as jnp
 import ml_dtypes
@@ -38,10 +39,7 @@ def test_it_is_read_as_the_folder_that_it_was_made_of(case, tmp_path):
     params, cfg = hf.load(open_gguf(write(tmp_path, case)))
     expected, same = hf.load(GOLDEN / case, dtype=jnp.float32)
     assert cfg == same
-    found, expected = flatten(params), flatten(expected)
-    assert found.keys() == expected.keys()
-    for name, leaf in expected.items():
-        np.testing.assert_array_equal(found[name], leaf, err_msg=name)
+    chex.assert_trees_all_equal(params, expected)
 
 
 def wide(folder, width=256):

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import chex
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import hf, store
@@ -29,9 +29,7 @@ def test_both_kinds_give_the_same_parameters_and_configuration(run_folder):
     ours, cfg, _ = open_checkpoint(run_folder)
     theirs, same, _ = open_checkpoint(str(LLAMA), dtype=jnp.float32)
     assert cfg == same
-    theirs = flatten(theirs)
-    for name, leaf in flatten(ours).items():
-        assert np.array_equal(leaf, theirs[name]), name
+    chex.assert_trees_all_equal(ours, theirs)
 
 
 def test_the_type_of_the_parameters_may_be_given(run_folder):

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,24 +51,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def equal(a, b):
-    a, b = flatten(a), flatten(b)
-    assert a.keys() == b.keys()
-    for name, leaf in a.items():
-        np.testing.assert_array_equal(leaf, b[name], err_msg=name)
-
-
 def test_the_latest_ones_stay_and_come_back_whole(folder):
     with store.Store(folder) as checkpoints:
         assert checkpoints.latest() == 3
         found, others = checkpoints.restore(3, abstract(SPEC), jax.eval_shape(lambda: rest(0)))
-        equal(found, values(3))
-        equal(others, rest(3))
+        chex.assert_trees_all_equal(found, values(3))
+        chex.assert_trees_all_equal(others, rest(3))
         with pytest.raises(InputError, match="no checkpoint of step 1"):
             checkpoints.restore(1, abstract(SPEC))
         checkpoints.save(3, values(9), rest(9))  # a step that is there is left alone
         checkpoints.wait()
-        equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
+        chex.assert_trees_all_equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
 
 
 def test_a_checkpoint_whose_deletion_is_cut_short_is_none(tmp_path, monkeypatch):
@@ -85,7 +79,7 @@ def test_a_checkpoint_whose_deletion_is_cut_short_is_none(tmp_path, monkeypatch)
                 checkpoints.save(step, values(step), rest(step))
                 checkpoints.wait()
         assert checkpoints.steps() == [2] and list((checkpoints.folder / store.DISCARDED).iterdir())
-        equal(checkpoints.restore(2, abstract(SPEC))[0], values(2))
+        chex.assert_trees_all_equal(checkpoints.restore(2, abstract(SPEC))[0], values(2))
     assert not (checkpoints.folder / store.DISCARDED).exists()
 
 
@@ -111,7 +105,7 @@ def test_what_is_saved_is_the_state_at_the_call(tmp_path, monkeypatch):
         for _ in range(3):
             params = bump(params)
         checkpoints.wait()
-        equal(checkpoints.restore(1, abstract(SPEC))[0], want)
+        chex.assert_trees_all_equal(checkpoints.restore(1, abstract(SPEC))[0], want)
 
 
 @pytest.mark.parametrize("rules", ["fsdp", "expert"])
@@ -119,7 +113,7 @@ def test_it_restores_under_a_sharding_it_was_not_saved_under(folder, rules):
     where = Layout(make_mesh(**{rules: 4}, devices=jax.devices()[:4]), preset(rules))
     params, cfg = store.restore_params(folder, layout=where)
     assert cfg == CFG
-    equal(params, values(3))
+    chex.assert_trees_all_equal(params, values(3))
     sizes = {n: {s.data.nbytes for s in x.addressable_shards} for n, x in flatten(params).items()}
     split = [n for n, x in flatten(params).items() if sizes[n] == {x.nbytes // 4}]
     assert any("experts" in name for name in split)
@@ -127,7 +121,7 @@ def test_it_restores_under_a_sharding_it_was_not_saved_under(folder, rules):
 
 def test_parameters_alone_and_in_another_type(folder):
     params, _ = store.restore_params(folder, step=2, dtype=jnp.bfloat16)
-    equal(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), values(2)))
+    chex.assert_trees_all_equal(params, jax.tree.map(lambda x: x.astype(jnp.bfloat16), values(2)))
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_leaf(folder):
@@ -183,13 +177,13 @@ def test_a_flipped_bit_anywhere_is_refused_by_the_file(folder):
             assert f"{name}: it is damaged" in str(error.value), name
             assert f"delete {place} to go back to step 2" in str(error.value)
             if read is not None:
-                equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
+                chex.assert_trees_all_equal(checkpoints.restore(3, abstract(SPEC))[0], values(3))
             flip(place / name)
         (place / store.DIGESTS).write_text("{}")
         with pytest.raises(InputError, match=r"digests\.json: it does not list"):
             checkpoints.restore(3, abstract(SPEC))
         (place / store.DIGESTS).unlink()  # as saved before there were digests
-        equal(checkpoints.restore(3, abstract(SPEC), template)[1], rest(3))
+        chex.assert_trees_all_equal(checkpoints.restore(3, abstract(SPEC), template)[1], rest(3))
 
 
 def test_a_checkpoint_without_its_digests_is_none(folder, monkeypatch):
@@ -203,7 +197,7 @@ def test_a_checkpoint_without_its_digests_is_none(folder, monkeypatch):
     ):
         checkpoints.save(4, values(4), rest(4))
         checkpoints.wait()
-    equal(store.restore_params(folder)[0], values(3))
+    chex.assert_trees_all_equal(store.restore_params(folder)[0], values(3))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +208,7 @@ def test_descriptions_of_other_types_are_refused_or_do_not_matter(folder, name, 
     (folder / store.CHECKPOINTS / "3" / store.DIGESTS).unlink()  # which would tell
     (folder / store.CHECKPOINTS / "3" / name).write_text(content)
     try:
-        equal(store.restore_params(folder)[0], values(3))
+        chex.assert_trees_all_equal(store.restore_params(folder)[0], values(3))
     except InputError as error:
         assert "cannot read" in str(error) or "is not JSON" in str(error)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -19,7 +20,6 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
-from pangu_jax.core.tree import flatten
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.attention import AttentionConfig
@@ -63,8 +63,7 @@ def test_a_run_becomes_the_first_family_that_fits(layers, family, tmp_path, caps
     assert f"as {family}" in found.out and "its tokens are bytes" in found.err
     loaded, same = hf.load(tmp_path / "out")
     assert same == cfg and hf.read_config(tmp_path / "out")[1] == family
-    for name, leaf in flatten(loaded).items():
-        np.testing.assert_array_equal(leaf, flatten(params)[name], err_msg=name)
+    chex.assert_trees_all_equal(loaded, params)
 
 
 def test_embedded_becomes_a_llama_in_another_type(tmp_path, capsys):
@@ -232,8 +231,7 @@ def test_a_gguf_file_becomes_a_folder_with_its_tokeniser(make_gguf, tmp_path, ca
     params, cfg, where = open_checkpoint(tmp_path / "out")
     expected, same = hf.load(GOLDEN / "llama2")
     assert cfg == same
-    for name, leaf in flatten(expected).items():
-        np.testing.assert_array_equal(flatten(params)[name], leaf)
+    chex.assert_trees_all_equal(params, expected)
     tokenizer = load_tokenizer(where)
     assert tokenizer.encode("abc") == [47, 2] and tokenizer.begin == (26,)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["chat_template"]

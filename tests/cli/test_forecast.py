@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -114,7 +114,7 @@ def refitted(trained, rows=slice(0), values=np.nan, epochs=4, filled=None):
 
 
 def same_weights(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
+    chex.assert_trees_all_equal(a.params, b.params)
 
 
 def test_the_test_rows_reach_nothing_that_is_fitted_chosen_or_calibrated(trained):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,8 +51,7 @@ def test_a_leaf_depends_on_key_and_path_alone():
     part = materialise({"embed": SPEC["embed"]}, key=KEY)
     np.testing.assert_array_equal(whole["embed"]["table"], part["embed"]["table"])
     again = jax.jit(lambda key: materialise(SPEC, key=key))(KEY)
-    for name, leaf in flatten(again).items():
-        np.testing.assert_allclose(leaf, flatten(whole)[name], rtol=1e-6, err_msg=name)
+    chex.assert_trees_all_close(again, whole, rtol=1e-6)
     other = materialise(SPEC, key=jax.random.key(1))
     twin = materialise({"embed": {"tables": SPEC["embed"]["table"]}}, key=KEY)
     for table in (other["embed"]["table"], twin["embed"]["tables"]):
@@ -63,8 +63,7 @@ def test_another_storage_type_rounds_the_same_draws(dtype):
     params = materialise(SPEC, key=KEY, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
     exact = materialise(SPEC, key=KEY)
-    for name, leaf in flatten(exact).items():
-        np.testing.assert_array_equal(flatten(params)[name], leaf.astype(dtype), err_msg=name)
+    chex.assert_trees_all_equal(params, jax.tree.map(lambda leaf: leaf.astype(dtype), exact))
 
 
 def test_values_do_not_depend_on_the_sharding():

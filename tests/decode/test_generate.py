@@ -169,32 +169,24 @@ def test_the_loop_ends_when_every_row_has_stopped():
     assert out.rows() == short.rows()
 
 
-def test_similar_calls_share_a_compilation(monkeypatch):
+def test_similar_calls_share_a_compilation(at_most):
     """moge.md 6, test 23: the forward pass is traced twice, for prefill and for the loop."""
-    traces, forward = [], decoder.apply
-
-    def counted(params, tokens, **options):
-        traces.append(tokens.shape)
-        return forward(params, tokens, **options)
-
-    jax.clear_caches()
-    monkeypatch.setattr(decoder, "apply", counted)
     options = {"cfg": DENSE, "sampling": HOT}
-    shapes = []
-    for length, max_new, seed in ((3, 17, 0), (9, 32, 1), (16, 20, 2)):
-        prompts, key = [[1] * length, [2]], jax.random.key(seed)
-        out = generate(
-            model(DENSE), prompts, **options, max_new=max_new, stop_ids=range(seed), key=key
-        )
-        shapes.append(out.ids.shape)
-    assert traces == [(2, 16), (2, 1)]
-    assert shapes == [(2, 17), (2, 32), (2, 20)]
-    generate(model(DENSE), [[1] * 17, [2]], **options, max_new=20)
-    assert traces[2:] == [(2, 32), (2, 1)]  # a longer prompt: one more size
-    del traces[:]
+
+    def lengths(longest, max_new, seed):
+        prompts, key = [[1 + seed] * longest, [2]], jax.random.key(seed)
+        options["stop_ids"] = range(seed)
+        return generate(model(DENSE), prompts, **options, max_new=max_new, key=key).ids.shape
+
+    at_most(2, decoder, "apply")
+    assert lengths(3, 17, 0) == (2, 17)
+    at_most(0, decoder, "apply")
+    assert [lengths(9, 32, 1), lengths(16, 20, 2)] == [(2, 32), (2, 20)]
+    with pytest.raises(AssertionError, match="traced > 0 times"):
+        lengths(17, 20, 0)  # a longer prompt: one more size
+    at_most(2, decoder, "apply")
     for length in (1, 16):
         assert len(list(stream(model(DENSE), [1] * length, **options, max_new=10))) == 10
-    assert traces == [(1, 16), (1, 1)]
 
 
 def test_parameters_split_over_devices_give_the_same_text():

@@ -1,5 +1,6 @@
 """Errors over every window, and baselines, against plain loops."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -40,6 +41,13 @@ def test_every_window_counts_once_whatever_the_batch(params):
     np.testing.assert_allclose(
         forecasts(params, SERIES, starts, cfg=MODEL, batch=8), out, rtol=1e-5, atol=1e-5
     )
+
+
+def test_more_windows_and_a_short_last_batch_compile_nothing(params, at_most):
+    at_most(1, timepro, "apply")
+    for count in (8, 3, 9):
+        found = forecasts(params, SERIES, np.arange(count), cfg=MODEL, batch=4)
+        chex.assert_shape(found, (count, 5, 3))
 
 
 def test_the_linear_map_is_least_squares_over_windows_written_out():

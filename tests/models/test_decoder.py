@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,10 +63,7 @@ def test_splitting_and_joining_runs_changes_nothing():
     layers = stack.split(params["runs"])
     assert len(layers) == 3
     rejoined = {**params, "runs": stack.join(layers, [1, 2])}
-    assert all(
-        np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(rejoined), jax.tree.leaves(params), strict=True)
-    )
+    chex.assert_trees_all_equal(rejoined, params)
     h = decoder.embed(params, x)
     for layer, weights in zip(MIXED.layers, layers, strict=True):
         one = jax.tree.map(lambda a: a[None], weights)

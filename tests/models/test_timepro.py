@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,7 +216,7 @@ def test_a_constant_series_is_forecast_near_its_constant(awake):
     out, raw = both(x)
     assert (jnp.abs(out - 5) <= 0.0032 * jnp.abs(raw) + 1e-6).all()
     grads = jax.jit(jax.grad(lambda p: (timepro.apply(p, x, cfg=SMALL) ** 2).sum()))(awake)
-    assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+    chex.assert_tree_all_finite(grads)
 
 
 def test_each_series_hears_all_others_through_the_states_alone(awake):

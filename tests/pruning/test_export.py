@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-import jax
+import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_an_absorbed_sandwich_model_is_written_as_a_llama(model, tmp_path):
     export.export(params, cfg, tmp_path / "out", kind="uniform", family="llama")
     again, again_cfg = hf.load(tmp_path / "out")
     assert again_cfg == cfg
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    chex.assert_trees_all_equal(again, params)
 
 
 @pytest.mark.parity

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +93,7 @@ def test_the_identity_plan_changes_no_bit(model):
     small = model(query_bias=True, qk_norm=True)
     params, cfg = prune(small.params, plan.identity(small.cfg), cfg=small.cfg)
     assert cfg == small.cfg
-    jax.tree.map(np.testing.assert_array_equal, params, small.params)
+    chex.assert_trees_all_equal(params, small.params)
     assert count(params) == count(small.params)
     np.testing.assert_array_equal(small.logits(params), small.logits())
 
@@ -186,7 +187,7 @@ def test_donated_parameters_give_the_same_model(model):
     want, cfg = prune(small.params, made, cfg=small.cfg)
     want = jax.tree.map(np.array, want)
     found, _ = prune(jax.tree.map(jnp.copy, small.params), made, cfg=small.cfg, donate=True)
-    jax.tree.map(np.testing.assert_array_equal, found, want)
+    chex.assert_trees_all_equal(found, want)
 
 
 def test_a_plan_survives_json_and_splits_into_depth_and_width(model, tmp_path):
@@ -204,7 +205,7 @@ def test_a_plan_survives_json_and_splits_into_depth_and_width(model, tmp_path):
     assert again == found.plan
     params, cfg = prune(small.params, again, cfg=small.cfg)
     assert cfg == found.cfg
-    jax.tree.map(np.testing.assert_array_equal, params, found.params)
+    chex.assert_trees_all_equal(params, found.params)
     depth, width = split_plan(again)
     whole = compose(depth, width)
     assert (whole.layers, whole.hidden) == (again.layers, again.hidden)

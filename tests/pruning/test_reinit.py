@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,7 @@ def test_l2_keeps_the_norm_of_the_gains_and_is_dim_for_constant_ones(model):
     with jax.enable_x64(True):
         small = zero_tail(model, gain=0.7)
         (_, l2), (_, dim) = cut(small, "l2"), cut(small, "dim")
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), l2, dim)
+        chex.assert_trees_all_close(l2, dim, rtol=1e-6)
     with pytest.raises(InputError, match="no calibrated factor"):
         cut(model(), "calibrated")
 
@@ -113,7 +114,7 @@ def test_keeping_the_layers_own_groups_is_dropping_the_next(model):
     assert own == {0: [(0, g) for g in range(4)], 2: [(2, g) for g in range(4)]}
     a, cfg = prune(small.params, plain, cfg=small.cfg)
     want = jax.tree.map(lambda x: x[jnp.asarray([0, 2])], small.params["runs"][0])
-    jax.tree.map(np.testing.assert_array_equal, a["runs"][0], want)
+    chex.assert_trees_all_equal(a["runs"][0], want)
 
 
 def test_groups_are_ranked_in_one_list():

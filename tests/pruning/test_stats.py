@@ -1,5 +1,6 @@
 """Statistics: streaming equals the tokens at once, merging, sharding, propagation."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,9 +43,9 @@ def test_moments_do_not_depend_on_chunks_or_order():
         np.testing.assert_allclose(whole.absolute, wanted, rtol=1e-12)
         for chunk in (1, 5, 24):
             other = accumulate(RNG.permutation(x), chunk)
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), other, whole)
+            chex.assert_trees_all_close(other, whole, rtol=1e-8)
         merged = moments.merge(accumulate(x[:9], 4), accumulate(x[9:], 7))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), merged, whole)
+        chex.assert_trees_all_close(merged, whole, rtol=1e-12)
 
 
 def test_contributions_are_covariances_of_what_units_add():
@@ -138,8 +139,11 @@ def test_two_devices_find_what_one_does(model):
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
 
 
-def test_pruned_propagation_shows_later_layers_the_pruned_ones(model):
+def test_pruned_propagation_shows_later_layers_the_pruned_ones(model, at_most):
+    """And all layers share a compilation: one with a pruned projection and one without."""
     small = model()
+    for name, most in (("mix", 1), ("hidden", 1), ("attention", 2), ("mlp", 2)):
+        at_most(most, stats, name)
 
     class Zero:
         def heads(self, layer, found):

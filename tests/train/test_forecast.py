@@ -1,5 +1,6 @@
 """Training forecasters: seeds, keys, schedule, early stop, best parameters, no later rows."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,16 +31,28 @@ def trained(values, seeds=(0,), cfg=FIT, **options):
     return fit(series, at.train, at.validation, model=MODEL, cfg=cfg, seeds=seeds, **options)
 
 
-def test_seeds_trained_together_are_those_trained_alone():
+@pytest.fixture(autouse=True)
+def _short_chunks(monkeypatch):
+    """Of the twelve steps of an epoch the last chunk has fewer than the first."""
+    monkeypatch.setattr(forecast, "CHUNK", 8)
+
+
+def one(done, i):
+    """The parameters of the i-th seed."""
+    return jax.tree.map(lambda x: x[i], done.params)
+
+
+def test_seeds_trained_together_are_those_trained_alone(at_most):
+    # A step and a validation, of two seeds and of one: all epochs share them, and both lone seeds.
+    at_most(4, timepro, "apply")
     both = trained(waves(), seeds=(3, 5))
     for i, seed in enumerate((3, 5)):
         alone = trained(waves(), seeds=(seed,))
         assert both.best_epoch[i] == alone.best_epoch[0]
         for a, b in zip(both.curves[i], alone.curves[0], strict=True):
             assert a == pytest.approx(b, rel=1e-4)
-        for x, y in zip(jax.tree.leaves(both.params), jax.tree.leaves(alone.params), strict=True):
-            np.testing.assert_allclose(x[i], y[0], atol=2e-4)
-    first, second = (flatten(jax.tree.map(lambda x, i=i: x[i], both.params)) for i in (0, 1))
+        chex.assert_trees_all_close(one(both, i), one(alone, 0), rtol=1e-7, atol=2e-4)
+    first, second = (flatten(one(both, i)) for i in (0, 1))
     assert not np.allclose(first["head/kernel"], second["head/kernel"])
 
 
@@ -116,7 +129,7 @@ def test_it_stops_after_patience_and_keeps_the_best():
     series = Scaler.fit(waves()[:120]).scale(waves())
     at = parts(SPLIT, look_back=16, horizon=4).validation
     rows = at[:, None] + np.arange(20)
-    params = jax.tree.map(lambda x: x[0], done.params)
+    params = one(done, 0)
     out = timepro.apply(params, jnp.asarray(series[rows][:, :16]), cfg=MODEL)
     assert np.mean((out - series[rows][:, 16:]) ** 2) == pytest.approx(min(errors), rel=1e-4)
 
@@ -144,10 +157,9 @@ def test_nothing_after_the_training_part_reaches_the_weights():
     spoilt[120:] = np.random.default_rng(9).normal(size=spoilt[120:].shape) * 50
     # One epoch: later ones could differ by which one validation prefers, as they should.
     cfg = FitConfig(batch=8, learning_rate=1e-3, epochs=1)
-    one, other = trained(values, cfg=cfg), trained(spoilt, cfg=cfg)
-    for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
-        assert np.array_equal(x, y)
-    assert one.curves[0][0]["validation"] != other.curves[0][0]["validation"]
+    clean, other = trained(values, cfg=cfg), trained(spoilt, cfg=cfg)
+    chex.assert_trees_all_equal(clean.params, other.params)
+    assert clean.curves[0][0]["validation"] != other.curves[0][0]["validation"]
 
 
 def test_stop_ends_at_an_epoch_and_says_so():

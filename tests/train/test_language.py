@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +119,6 @@ def test_a_training_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
     found, its_cfg, _ = open_checkpoint(str(tmp_path))
     assert its_cfg == cfg
     for other in (again, found):
-        jax.tree.map(np.testing.assert_array_equal, first, other)
+        chex.assert_trees_all_equal(first, other)
     losses = [x["loss"] for x in read_metrics(tmp_path / "metrics.jsonl") if "loss" in x]
     assert len(losses) == 4 and losses[-1] < losses[0]

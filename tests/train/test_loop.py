@@ -6,6 +6,7 @@ import resource
 import signal
 import threading
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from pangu_jax.checkpoint.store import CHECKPOINTS, DISCARDED, UNFINISHED, Store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
-from pangu_jax.core.tree import flatten
 from pangu_jax.data.packing import PackedTokens, tokenise
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
@@ -59,11 +59,6 @@ def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, **rest):
     cfg = LoopConfig(steps, checkpoint_every=every, keep=keep)
     optimizer = OptimizerConfig(learning_rate=rate, schedule="constant", warmup_fraction=0)
     return train(loss, SPEC, stream, cfg=cfg, optimizer=optimizer, folder=folder, **rest)
-
-
-def same(a, b):
-    a, b = flatten(a), flatten(b)
-    return a.keys() == b.keys() and all(np.array_equal(a[n], b[n]) for n in a)
 
 
 def steps_in(folder):
@@ -139,7 +134,7 @@ def test_a_signal_finishes_the_step_saves_and_the_rest_is_the_same(tmp_path, who
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": saved + 1, "loss": 0.0}) + '\n{"step": 7, "lo')
     state = run(tmp_path, every=100)
-    assert same(state, whole[0])
+    chex.assert_trees_all_equal(state, whole[0])
     assert losses(tmp_path) == losses(whole[1])
 
 
@@ -153,7 +148,8 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
 
 
 def test_a_signal_at_the_last_step_changes_nothing(tmp_path, whole):
-    assert same(run(tmp_path, at={8: signals(signal.SIGTERM)}), whole[0])
+    state = run(tmp_path, at={8: signals(signal.SIGTERM)})
+    chex.assert_trees_all_equal(state, whole[0])
 
 
 def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path, whole):
@@ -161,7 +157,7 @@ def test_training_outside_the_main_thread_leaves_signals_alone(tmp_path, whole):
     thread = threading.Thread(target=lambda: found.append(run(tmp_path)))
     thread.start()
     thread.join()
-    assert same(found[0], whole[0])
+    chex.assert_trees_all_equal(found[0], whole[0])
 
 
 @pytest.mark.parametrize(("step", "kept"), [(1, "no checkpoint"), (4, "step 2 is"), (5, "step 4")])
@@ -177,7 +173,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_what_is_kept(tmp_path, ste
                 is_leaf=lambda x: isinstance(x, Spec),
             )
             params, _ = store.restore(good, shapes)
-            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+            chex.assert_tree_all_finite(params)
 
 
 def test_a_gradient_that_is_not_finite_is_named_too(tmp_path):
@@ -203,7 +199,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, whole):
     finally:
         limit_files(resource.RLIM_INFINITY)
     assert steps_in(tmp_path) in ([2], [2, 4])  # step 4 may have been on its way
-    assert same(run(tmp_path), whole[0])  # and with room again, it goes on
+    chex.assert_trees_all_equal(run(tmp_path), whole[0])  # and with room again, it goes on
     assert {p.name for p in (tmp_path / CHECKPOINTS).iterdir()} == {"6", "8"}
 
 
@@ -213,7 +209,7 @@ def test_metrics_that_cannot_be_written_end_the_run_with_a_sentence(tmp_path, wh
             run(tmp_path, every=100, at={5: lambda: limit_files(300)})
     finally:
         limit_files(resource.RLIM_INFINITY)
-    assert same(run(tmp_path), whole[0])
+    chex.assert_trees_all_equal(run(tmp_path), whole[0])
 
 
 def test_a_lost_folder_ends_the_run_with_a_sentence(tmp_path):
@@ -248,7 +244,7 @@ def test_reading_while_a_run_writes_disturbs_nothing(tmp_path, whole):
             seen.append(store.latest())
 
     state = run(tmp_path, at=dict.fromkeys(range(1, 9), read))
-    assert same(state, whole[0])
+    chex.assert_trees_all_equal(state, whole[0])
     assert seen[0] is None and seen[-1] in (4, 6)
 
 
@@ -260,7 +256,7 @@ def test_what_a_killed_save_left_is_cleared_and_never_taken_for_a_checkpoint(tmp
     (tmp_path / CHECKPOINTS / DISCARDED / "1").mkdir(parents=True)
     assert steps_in(tmp_path) == [2, 4]
     assert left.exists()  # a reader does not touch it
-    assert same(run(tmp_path), whole[0])
+    chex.assert_trees_all_equal(run(tmp_path), whole[0])
     assert {p.name for p in (tmp_path / CHECKPOINTS).iterdir()} == {"6", "8"}
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,8 +102,7 @@ def by_hand():
 def test_six_steps_equal_adamw_written_out():
     state, seen = run()
     params, losses = by_hand()
-    for name, leaf in flatten(state.params).items():
-        np.testing.assert_allclose(leaf, params[name], atol=2e-6, err_msg=name)
+    chex.assert_trees_all_close(flatten(state.params), params, rtol=1e-7, atol=2e-6)
     np.testing.assert_allclose([m["loss"] for m in seen], losses, rtol=1e-5)
     np.testing.assert_allclose([m["error"] for m in seen], losses, rtol=1e-5)
     rates = [float(schedule(CONFIG, STEPS)(number)) for number in range(STEPS)]
@@ -114,11 +114,21 @@ def test_six_steps_equal_adamw_written_out():
 def test_microbatches_weigh_every_token_the_same(accumulate):
     state, seen = run(accumulate)
     want, expected = run()
-    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    chex.assert_trees_all_close(state, want, rtol=1e-7, atol=1e-6)
     assert [m["weight"] for m in seen] == [m["weight"] for m in expected]
     with pytest.raises(InputError, match="accumulate 3 must divide the batch of 8"):
         run(3)
+
+
+@pytest.mark.parametrize(("accumulate", "traces"), [(1, 1), (2, 2)])
+def test_all_steps_share_a_compilation(accumulate, traces):
+    """Microbatches are looked at twice: for the shapes of their sums, and to be run."""
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(loss, traces)
+    step = make_step(counted, make_optimizer(CONFIG, STEPS), accumulate=accumulate)
+    state = start()
+    for number in range(3):
+        state, _ = step(state, batch(number), jax.random.key(number))
 
 
 def test_every_microbatch_of_every_step_has_its_own_key():
@@ -144,12 +154,10 @@ def test_split_over_devices_gives_the_same_parameters_and_moments():
     for leaf in (state.params["dense"]["kernel"], *moments):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {(1, 3)}
     template = abstract_state(SPEC, optimizer, layout=where)
-    for made, said in zip(jax.tree.leaves(state), jax.tree.leaves(template), strict=True):
-        assert (made.shape, made.dtype) == (said.shape, said.dtype)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, template)
     got, _ = run(state=state)
     want, _ = run()
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    chex.assert_trees_all_close(got, want, rtol=1e-7, atol=1e-6)
 
 
 def test_decay_pulls_at_kernels_and_tables_alone():
