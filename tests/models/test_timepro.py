@@ -216,7 +216,9 @@ def test_scale_and_level_of_a_series_pass_through(awake):
     x = jnp.asarray(10 * rng.normal(size=(2, 16, 3)), jnp.float32)
     k, c = jnp.array([0.5, 3.0, 20.0]), jnp.array([-4.0, 0.0, 7.0])
     run = jax.jit(lambda x: timepro.apply(awake, x, cfg=SMALL))
-    np.testing.assert_allclose(run(k * x + c), k * run(x) + c, rtol=1e-3, atol=1e-3)
+    want = np.asarray(run(x), np.float64)
+    found = (np.asarray(run(k * x + c), np.float64) - c) / k
+    assert np.abs(found - want).max() <= 1e-4 * np.abs(want).max()
 
 
 def test_a_constant_series_is_forecast_near_its_constant(awake):
@@ -284,8 +286,10 @@ def test_training_at_the_size_of_electricity_stays_within_memory():
         compiled = step.lower(state, series, starts, key, rate).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    # Growth with the number of series is tested with the sampling, the one part that could differ.
-    assert temporaries(321, TimeProConfig(96, 96, 2, 32, 8, 4)) < 6e9
+    model = TimeProConfig(96, 96, 2, 32, 8, 4)
+    whole, half = (temporaries(variates, model) for variates in (321, 160))
+    assert whole < 6e9
+    assert whole <= 2.2 * half
 
 
 def test_what_makes_no_model_is_refused():
