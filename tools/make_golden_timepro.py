@@ -223,10 +223,8 @@ def operator_figures(rng):
 
 def sampled(a):
     """The result of sampling what such a file holds."""
-    found = sample(
-        *(torch.tensor(a[k]) for k in ("x", "offset_mask")), int(a["group"]), float(a["offset_scale"])
-    )
-    return found.numpy()
+    values, numbers = (torch.tensor(a[name]) for name in ("x", "offset_mask"))
+    return sample(values, numbers, int(a["group"]), float(a["offset_scale"])).numpy()
 
 
 def scanned(a):
