@@ -1,5 +1,7 @@
 """Statistics: streaming equals the tokens at once, merging, sharding, propagation."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,6 +208,7 @@ def test_memory_does_not_grow_with_the_moments_of_more_text(model):
         channels = heads
 
     for times in (1, 9):
+        gc.collect()
         tokens = np.tile(small.tokens, (times, 1))
         sweep_cfg = SweepConfig(batch=2)
         stats.sweep(small.params, tokens, cfg=small.cfg, sweep_cfg=sweep_cfg, visitor=Weigh(),
