@@ -26,7 +26,7 @@ parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)
 	$(BIN)/python -m pytest -m parity $(PYTEST)
 
-slow: ## the tests that take minutes: long kill test, learning check
+slow: ## the tests that take minutes: long kills, learning, times, more layouts
 	@tools/make_venv.sh $(VENV) test
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 

@@ -19,6 +19,7 @@ TITLES = {
     "repeat": "repeat last value",
     "tuned": "tuned",
 }
+SHOWN = (0.6, 1.6)  # of the errors' plot; a bar that ends elsewhere has its number written
 
 
 def write_report(folder: Path, experiment: Experiment, results: dict) -> Path:
@@ -163,8 +164,9 @@ def _any_cut(cells) -> bool:
 
 
 def _plot_errors(path: Path, table) -> None:
-    places = list(dict.fromkeys(place[:2] for place in table))
-    figure, axes = plt.subplots(figsize=(max(7, 0.45 * len(places)), 4))
+    names = list(dict.fromkeys(place[0] for place in table))
+    places = sorted({place[:2] for place in table}, key=lambda p: (names.index(p[0]), p[1]))
+    figure, axes = plt.subplots(figsize=(max(7, 0.5 * len(places)), 4))
     width = 0.8 / len(VARIANTS)
     for i, variant in enumerate(VARIANTS):
         at, heights, spread = [], [], []
@@ -177,11 +179,16 @@ def _plot_errors(path: Path, table) -> None:
                 spread.append(np.std(cell["mse"]) / base["mse"][0])
         if at:
             axes.bar(at, heights, width, yerr=spread, label=TITLES[variant])
+        for x, height in zip(at, heights, strict=True):
+            if not SHOWN[0] < height <= SHOWN[1]:  # the bar is cut: say where it ends
+                place = x, np.clip(height, *SHOWN)
+                axes.annotate(f"{height:.1f}", place, (0, 2), textcoords="offset points",
+                              ha="center", fontsize=7, annotation_clip=False)  # fmt: skip
     axes.axhline(1, color="black", lw=0.6)
     axes.set_xticks(range(len(places)), [f"{n} {h}" for n, h in places], rotation=60, fontsize=7)
-    axes.set(ylabel="MSE relative to the linear map", ylim=(0.6, 1.6))
+    axes.set(ylabel="MSE relative to the linear map", ylim=SHOWN)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.05))
     axes.grid(alpha=0.3, axis="y")
     figure.tight_layout()
     figure.savefig(path, dpi=120)

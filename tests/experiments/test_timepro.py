@@ -114,3 +114,16 @@ def test_the_report_says_what_the_branch_brings_and_what_was_cut(modules, tmp_pa
     text = path.read_text()
     assert "0.330 ± 0.014 / 0.360 ± 0.000\\*" in text
     assert "ETTm1-96: MSE +0.0200 with the branch (standard error 0.0141), one of them cut" in text
+
+
+def test_a_bar_that_the_plot_cuts_has_its_number(modules, tmp_path, monkeypatch):
+    report, kept = modules["report"], []
+    monkeypatch.setattr(report.plt, "close", kept.append)
+    errors = {"linear": [0.4], "repeat": [1.3], "full": [0.41, 0.39], "tuned": [0.2]}
+    report._plot_errors(
+        tmp_path / "errors.png", {("ETTh1", 96, k): {"mse": v} for k, v in errors.items()}
+    )
+    monkeypatch.undo()
+    (figure,) = kept
+    assert {text.get_text() for text in figure.axes[0].texts} == {"3.2", "0.5"}
+    report.plt.close(figure)

@@ -1,5 +1,8 @@
 """TimePro: its log-step scan and its deformable sampling, by product and by lookup, as ONNX."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,9 +74,21 @@ def test_members_are_averaged_and_scaled_back():
     np.testing.assert_allclose(half, model.half_width, rtol=1e-4)
 
 
+FRESH = """
+import sys
+import numpy as np
+from pangu_jax.export.run import open_runner
+_, run = open_runner(sys.argv[1])
+with np.load(sys.argv[2]) as file:
+    np.savez(sys.argv[3], **{name: run(None, {"x": file[name]})["forecast"] for name in file})
+assert "pangu_jax.models" not in sys.modules
+"""
+
+
 def test_the_command_exports_a_forecaster(tmp_path, capsys):
-    save(trained(3), tmp_path / "model")
-    out = tmp_path / "out"
+    """And a process that knows no model forecasts from it, however many windows it is given."""
+    model, out = trained(3), tmp_path / "out"
+    save(model, tmp_path / "model")
     options = ["--target", "stablehlo", "--platforms", "cpu,cuda,tpu", "--out", out]
     for words in (["export", tmp_path / "model", *options], ["run", out, "--check"]):
         with pytest.raises(SystemExit) as end:
@@ -81,3 +96,14 @@ def test_the_command_exports_a_forecaster(tmp_path, capsys):
         assert end.value.code == 0, capsys.readouterr().err
     assert "forecast  random  low" in capsys.readouterr().out
     assert stablehlo.load(out).programs[0].inputs[0].shape == ("b", 24, 3)
+    windows = np.random.default_rng(1).normal(size=(5, 24, 3)).astype(np.float32)
+    given, found = tmp_path / "windows.npz", tmp_path / "found.npz"
+    np.savez(given, five=windows, one=windows[:1])
+    command = [sys.executable, "-W", "error", "-c", FRESH, out, given, found]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    bundle = forecaster.bundle(model)
+    want = bundle.programs[0].reference(bundle.params, x=windows)["forecast"]
+    with np.load(found) as file:
+        for name, rows in (("five", 5), ("one", 1)):
+            assert np.abs(file[name] - want[:rows]).max() <= 1e-4 * np.abs(want).max()

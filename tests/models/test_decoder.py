@@ -159,7 +159,14 @@ LAYOUTS = {
     "expert+tensor": {"expert": 4, "tensor": 2},
     "fsdp+expert": {"fsdp": 2, "expert": 4},
     "ddp+expert": {"data": 2, "expert": 4},
+    "expert+tensor, wide": {"expert": 2, "tensor": 4},
+    "tensor, all": {"tensor": 8},
 }
+SLOW = {"expert+tensor, wide", "tensor, all"}
+
+
+def layout(name):
+    return Layout(make_mesh(**LAYOUTS[name]), preset(name.split(",")[0]))
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +188,12 @@ def forward(params, x, segments, layout=None):
     return scores, router, grads
 
 
-@pytest.mark.parametrize("rules", LAYOUTS)
+@pytest.mark.parametrize(
+    "rules", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in LAYOUTS]
+)
 def test_sharded_equals_unsharded_in_values_choices_and_gradients(rules, unsharded):
     params, x, segments, scores, router, grads = unsharded
-    where = Layout(make_mesh(**LAYOUTS[rules]), preset(rules))
+    where = layout(rules)
     placed = jax.device_put(params, shardings(decoder.spec(MIXED), where))
     got = jax.jit(lambda p, x, s: forward(p, x, s, where))(placed, x, segments)
     np.testing.assert_allclose(got[0], scores, atol=1e-5, rtol=1e-5)
@@ -204,7 +213,7 @@ def test_sharded_equals_unsharded_in_values_choices_and_gradients(rules, unshard
     ],
 )
 def test_each_device_holds_its_part_and_no_more(rules, name, parts):
-    where = Layout(make_mesh(**LAYOUTS[rules]), preset(rules))
+    where = layout(rules)
     params = jax.device_put(model(MIXED), shardings(decoder.spec(MIXED), where))
     chosen = select(params, name)
     if rules == "fsdp":  # what has no model-width axis is whole: per-head norms and biases

@@ -1,6 +1,8 @@
 """Deformable sampling against scalar loops, its gradients against differences."""
 
 import math
+from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,21 @@ def test_forward_is_the_loops(impl):
                 jnp.asarray(values), jnp.asarray(numbers), groups=2, scale=scale, impl=impl
             )
             np.testing.assert_allclose(found, loops(values, numbers, 2, scale), atol=1e-12)
+
+
+@pytest.mark.parametrize("source", ["golden", "released"])
+def test_it_is_plain_torch_loops_and_the_released_operator(source, request):
+    path = Path(__file__).parents[1] / "golden" / "operators.npz"
+    if source == "released":
+        path = request.getfixturevalue("data_dir").parent / "fixtures" / "ops_float64.npz"
+    with np.load(path, allow_pickle=False) as file:
+        figures = {k.removeprefix("dcn/"): file[k] for k in file if k.startswith("dcn/")}
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(figures[k]) for k in ("x", "offset_mask")]
+        for impl in NAMES:
+            run = partial(deform_sample, groups=int(figures["group"]), impl=impl)
+            found = jax.jit(run)(*arrays)
+            assert np.abs(found - figures["out"]).max() <= 1e-12 * np.abs(figures["out"]).max()
 
 
 @pytest.mark.parametrize("impl", NAMES)

@@ -52,12 +52,18 @@ def test_a_pair_that_cancels_is_no_trap():
     assert once[:2].all()
     assert not best_subset(found, 4)[:2].any()
     assert pearson.similarity(found, swapped) >= pearson.similarity(found, once)
+    # Where one of them would be left alone, one swap is enough, and finds the best there is.
+    once, swapped = pearson.choose(found, 1, greedy=False), pearson.choose(found, 1)
+    assert once[:2].any()
+    assert pearson.similarity(found, swapped) > 2 * pearson.similarity(found, once)
+    np.testing.assert_array_equal(swapped, best_subset(found, 1))
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_never_worse_than_one_shot_nor_better_than_all_subsets(seed):
-    rng = np.random.default_rng(seed)
-    units, keep = int(rng.integers(3, 8)), 2
+@pytest.mark.parametrize(
+    ("units", "keep"), [(3, 1), (4, 2), (6, 5), (7, 3), *((8, k) for k in range(1, 8))]
+)
+def test_never_worse_than_one_shot_nor_better_than_all_subsets(units, keep):
+    rng = np.random.default_rng(10 * units + keep)
     mix = rng.normal(size=(units, units))
     found = between(np.einsum("nuj,uv->nvj", rng.normal(size=(60, units, 3)), mix))
     values = [

@@ -117,6 +117,32 @@ def test_keeping_the_layers_own_groups_is_dropping_the_next(model):
     chex.assert_trees_all_equal(a["runs"][0], want)
 
 
+@pytest.mark.parametrize("sandwich", [False, True])
+def test_a_removed_layer_whose_groups_all_lose_is_dropped_without_a_trace(model, sandwich):
+    """The whole pipeline, corrections and all, then does what leaving the layer out does."""
+    small = model(layers=3, seed=2, sandwich=sandwich)
+    run = small.params["runs"][0]
+    for branch, name in (("attention", "out"), ("mlp", "down")):
+        post = run.get(f"{branch}_post_norm")
+        leaf, key = (run[branch][name], "kernel") if post is None else (post, "scale")
+        leaf[key] = leaf[key].at[1].multiply(1e-3)
+    found, plain = (
+        compress(
+            small.params,
+            small.tokens,
+            cfg=small.cfg,
+            target=allocate.parse("layers=2"),
+            recipe=Recipe(method="pangu-light", repair="none", clap=clap),
+        )
+        for clap in (True, False)
+    )
+    assert [part.layer for part in found.plan.layers] == [0, 2]
+    assert not any(part.moved for part in found.plan.layers)
+    want = {**small.params, "runs": [jax.tree.map(lambda x: x[jnp.asarray([0, 2])], run)]}
+    for made in (found, plain):
+        jax.tree.map(np.testing.assert_array_equal, made.params, want)
+
+
 def test_groups_are_ranked_in_one_list():
     scores = [np.asarray([5.0, 1, 3]), np.asarray([4.0, 2, 9]), np.asarray([0.0, 8, 1])]
     assert reinit.merge_layers(scores, [1]) == {

@@ -1,5 +1,7 @@
 """Statistics: streaming equals the tokens at once, merging, sharding, propagation."""
 
+import gc
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
 from pangu_jax.nn.stack import split
-from pangu_jax.pruning import moments, pearson, stats
+from pangu_jax.pruning import moments, pearson, repair, stats
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.sharding.mesh import make_mesh
 
@@ -72,6 +74,38 @@ def test_contributions_are_covariances_of_what_units_add():
     np.testing.assert_allclose(pearson.removal_similarity(found), want, atol=1e-10)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 50])
+def test_choice_and_repair_from_moments_are_those_on_the_tokens(chunk):
+    """Pearson, swaps, slopes, offsets and errors, whatever the order and pieces of the text."""
+    rng = np.random.default_rng(chunk)
+    units, size, width, keep = 6, 2, 4, 3
+    x = rng.normal(size=(50, 8, units, size)) @ rng.normal(size=(size, size)) + 5
+    x[..., 1, :] += x[..., 0, :]
+    kernel, bias = rng.normal(size=(units, size, width)), rng.normal(size=width)
+    each = np.einsum("nuc,ucd->nud", x.reshape(-1, units, size), kernel)
+    whole, centred = each.sum(1), each - each.mean(0)
+    kept = pearson.choose(np.einsum("nij,nkj->ikj", centred, centred) / len(each), keep)
+    with jax.enable_x64(True):
+        sums = accumulate(rng.permutation(x).reshape(50, 8, -1), chunk)
+        between = moments.contributions(moments.covariance(sums), jnp.asarray(kernel))
+        np.testing.assert_array_equal(pearson.choose(np.asarray(between), keep), kept)
+        flat = jnp.asarray(kernel.reshape(-1, width))
+        new, shift, report = repair.fit(
+            sums, None, flat, jnp.asarray(bias), np.repeat(kept, size), method="affine"
+        )
+    small = each[:, kept].sum(1)
+    terms = [abs(np.corrcoef(small[:, j], whole[:, j])[0, 1]) for j in range(width)]
+    assert pearson.similarity(np.asarray(between), kept) == pytest.approx(sum(terms), rel=1e-8)
+    errors = []
+    for j in range(width):
+        slope, offset = np.polyfit(small[:, j], whole[:, j], 1)
+        want = np.where(np.repeat(kept, size), slope * kernel.reshape(-1, width)[:, j], 0)
+        np.testing.assert_allclose(new[:, j], want, rtol=1e-8, atol=1e-8)
+        assert shift[j] == pytest.approx(offset + bias[j], rel=1e-8)
+        errors.append(((whole[:, j] - slope * small[:, j] - offset) ** 2).mean())
+    assert report.repaired == pytest.approx(np.mean(errors), rel=1e-8)
+
+
 def test_a_sweep_sees_what_the_model_computes(model):
     small = model(sandwich=True, query_bias=True, qk_norm=True)
     found = stats.collect(small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(batch=3))
@@ -119,22 +153,21 @@ def test_moments_of_a_site_are_those_of_its_inputs(model):
     np.testing.assert_allclose(found.mlp_squares, want, rtol=1e-5)
 
 
-def test_two_devices_find_what_one_does(model):
+def test_two_devices_find_what_one_does(model, monkeypatch):
     """Windows split over devices: sums are reduced across them by the compiler."""
     small = model(layers=1)
+    want = stats.collect(small.params, small.tokens, cfg=small.cfg)
     mesh = make_mesh(data=2, devices=jax.devices()[:2])
-    whole = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    run = small.params["runs"][0]
-    x = decoder.embed(small.params, jnp.asarray(small.tokens))
-    turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
-    empty = moments.zeros(32, jnp.float32)
-    args = (jnp.int32(0), x, turn, empty, jnp.zeros(16))
-    want = stats._observe_heads(run, *args, eps=1e-5, impl=None)
-    placed = jax.device_put((run, jnp.int32(0)), whole), jax.device_put(x, rows)
-    rest = jax.device_put((turn, empty, jnp.zeros(16)), whole)
-    found = stats._observe_heads(*placed[0], placed[1], *rest, eps=1e-5, impl=None)
-    assert len(found[0].outer.sharding.device_set) == 2
+    params = jax.device_put(small.params, NamedSharding(mesh, PartitionSpec()))
+    batches, rows = stats._batches, NamedSharding(mesh, PartitionSpec("data"))
+
+    def split_over_devices(*arguments):
+        embedded, held = batches(*arguments)
+        return [jax.device_put(x, rows) for x in embedded], held
+
+    monkeypatch.setattr(stats, "_batches", split_over_devices)
+    found = stats.collect(params, small.tokens, cfg=small.cfg)
+    assert len(found.layers[0].heads.outer.sharding.device_set) == 2
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
 
@@ -177,6 +210,22 @@ def test_memory_does_not_grow_with_the_moments_of_more_text(model):
     many = stats.memory(small.cfg, np.tile(small.tokens, (50, 1)), SweepConfig(), np.float32)
     # Only the boundary does: 4 bytes a token and channel.
     assert many - few == 49 * small.tokens.size * small.cfg.width * 4
+    # And so it is: what lies on the device while a layer's units are chosen grows by just that.
+    held = {}
+
+    class Weigh:
+        def heads(self, layer, found):
+            held[times] = max(held.get(times, 0), sum(x.nbytes for x in jax.live_arrays()))
+
+        channels = heads
+
+    for times in (1, 9):
+        gc.collect()
+        tokens = np.tile(small.tokens, (times, 1))
+        sweep_cfg = SweepConfig(batch=2)
+        stats.sweep(small.params, tokens, cfg=small.cfg, sweep_cfg=sweep_cfg, visitor=Weigh(),
+                    similarity=False)  # fmt: skip
+    assert held[9] - held[1] == 8 * small.tokens.size * small.cfg.width * 4
 
 
 def test_what_cannot_be_measured_is_refused(model):

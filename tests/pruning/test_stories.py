@@ -8,6 +8,7 @@ import importlib.util
 from pathlib import Path
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +18,8 @@ from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure
-from pangu_jax.pruning import allocate, plan, repair, stats
+from pangu_jax.models import decoder
+from pangu_jax.pruning import allocate, export, plan, repair, stats
 from pangu_jax.pruning.compress import Recipe, compress
 from pangu_jax.pruning.stats import SweepConfig
 
@@ -44,15 +46,21 @@ def perplexity(params, cfg, windows):
     return measure(params, tokens, cfg=cfg, length=128, batch=40).perplexity
 
 
+CUTS = {}
+
+
 def cut(stories, draw, method, fitted, target):
+    """Perplexity and the result; each once a module."""
+    key = draw, method, fitted, target
+    if key not in CUTS:
+        CUTS[key] = calibrated(stories, stories[2][DRAWS[draw]], method, fitted, target)
+    return CUTS[key]
+
+
+def calibrated(stories, tokens, method, fitted, target):
     params, cfg, windows = stories
-    found = compress(
-        params,
-        windows[DRAWS[draw]],
-        cfg=cfg,
-        target=allocate.parse(target),
-        recipe=Recipe(method=method, repair=fitted),
-    )
+    recipe = Recipe(method=method, repair=fitted)
+    found = compress(params, tokens, cfg=cfg, target=allocate.parse(target), recipe=recipe)
     return perplexity(found.params, found.cfg, windows), found
 
 
@@ -93,6 +101,30 @@ def test_shuffled_scores_are_worse(stories):
     shuffled = plan.dataclasses.replace(found.plan, layers=tuple(parts))
     replayed = compress(params, windows[:32], cfg=cfg, plan=shuffled, recipe=Recipe(repair="none"))
     assert perplexity(replayed.params, replayed.cfg, windows) > 1.15 * good
+
+
+def test_calibration_on_another_tokenizers_ids_is_worse(stories):
+    """The other negative control: as many ids, all within the vocabulary, that mean other words."""
+    _, cfg, windows = stories
+    other = np.concatenate([[0, 1, 2], 3 + np.random.default_rng(0).permutation(cfg.vocab - 3)])
+    tokens = other[windows[DRAWS[0]]].astype(np.int32)
+    wrong, _ = calibrated(stories, tokens, "slimllm", "ridge", "ffn=0.8")
+    assert wrong > 1.3 * cut(stories, 0, "slimllm", "ridge", "ffn=0.8")[0]
+
+
+@pytest.mark.parity
+def test_transformers_runs_what_is_cut_repaired_and_written(stories, tmp_path):
+    """Rotated pairs permuted at the import, units gone, biases new: the same logits."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    found = cut(stories, 0, "slimllm", "ridge", "groups=0.5,ffn=0.8")[1]
+    export.export(found.params, found.cfg, tmp_path / "out", kind="uniform", family="llama")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = stories[2][32:34]
+    with torch.no_grad():
+        want = theirs(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+    hidden = decoder.apply(found.params, jnp.asarray(tokens), cfg=found.cfg).hidden
+    np.testing.assert_allclose(decoder.logits(found.params, hidden), want, atol=1e-4)
 
 
 def test_the_pure_functions_do_what_the_pipeline_does(stories):

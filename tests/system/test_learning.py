@@ -1,6 +1,7 @@
-"""Training learns as much as it did: the smoke preset's held-out bits per byte over three seeds."""
+"""Training learns as much as it did, in the smoke preset, and as was published, in forecasting."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,24 @@ def test_the_smoke_preset_reaches_its_bits_per_byte_with_every_seed():
     scores = json.loads(found.stdout.splitlines()[-1])
     assert sum(scores) / 3 == pytest.approx(WANT, abs=TOLERANCE), scores
     assert max(scores) - min(scores) < 2 * TOLERANCE, scores
+
+
+@pytest.mark.slow
+def test_timepro_forecasts_etth1_as_published(data_dir, tmp_path):
+    """Three seeds; the published 0.375 / 0.398, and the baselines as another program has them."""
+    run = PLACE.with_name("timepro") / "run.py"
+    options = ["--preset", "cpu", "--variants", "baselines", "full", "--out", tmp_path]
+    subprocess.run(
+        [sys.executable, run, *options, "--data", data_dir / "ltsf"],
+        env={**os.environ, "XLA_FLAGS": ""},  # optimised, on one device
+        check=True,
+    )
+    found = json.loads((tmp_path / "results.json").read_text())
+    base, full = found["ETTh1-96-baselines"], found["ETTh1-96-full"]
+    print({k: base[k] for k in ("linear", "repeat")}, {k: full[k] for k in ("mse", "mae")})
+    assert full["windows"] == base["windows"] == 2785
+    assert base["linear"] == pytest.approx({"mse": 0.3833, "mae": 0.3917}, abs=1e-3)
+    assert base["repeat"] == pytest.approx({"mse": 1.294, "mae": 0.713}, abs=1e-3)
+    assert len(full["mse"]) == 3 and not full.get("cut")
+    assert all(0.370 <= mse <= 0.380 for mse in full["mse"])
+    assert all(0.393 <= mae <= 0.404 for mae in full["mae"])

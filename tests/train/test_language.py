@@ -15,10 +15,14 @@ from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig, RouterStats
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
 from pangu_jax.train.language import auxiliary, language_loss, train_language
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.step import init_state, make_step
 
 HEADS = AttentionConfig(2, 1, 4)
 ROUTED = LayerConfig(HEADS, moe=MoEConfig(8, 4, 1, 4, router_scale=True))
@@ -102,6 +106,40 @@ def test_a_dense_model_has_no_auxiliary_loss(params):
     own = {**params, "runs": params["runs"][:1]}
     total, _, metrics = jax.jit(language_loss(dense))(own, packed(), jax.random.key(0))
     assert set(metrics) == {"nats"} and float(total) == float(metrics["nats"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"expert": 8},
+        {"expert": 4, "tensor": 2},
+        {"expert": 2, "tensor": 4},
+        {"tensor": 8},
+        {"data": 2, "expert": 4},
+    ],
+    ids=str,
+)
+def test_one_step_of_routed_layers_is_the_same_on_every_layout(sizes):
+    """Also of 13 rows, which no number of devices divides, some of them padding."""
+    routed = LayerConfig(AttentionConfig(4, 2, 4), moe=MoEConfig(16, 8, 1, 8, router_scale=True))
+    cfg = decoder.DecoderConfig(16, 8, (routed, routed))
+    # Gradients of the size of rounding, which Adam would blow up, count little beside this eps.
+    settings = OptimizerConfig(eps=1e-4, warmup_fraction=0)
+    batch = {name: np.tile(x, (7, 1))[:13] for name, x in packed().items()}
+    found = {}
+    for place in (None, Layout(make_mesh(**sizes), preset("expert+tensor"))):
+        optimizer = make_optimizer(settings, 4)
+        step = make_step(language_loss(cfg, layout=place), optimizer)
+        state = init_state(decoder.spec(cfg), optimizer, key=jax.random.key(0), layout=place)
+        before = jax.device_get(state.params)
+        state, metrics = step(state, batch, jax.random.key(1))
+        found[place] = jax.device_get((state.params, metrics))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, found[None][0])
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    one, other = found.values()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one[0], other[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one[1], other[1])
 
 
 def test_a_training_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
