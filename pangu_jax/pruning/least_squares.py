@@ -13,6 +13,7 @@ different widths share one compilation.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 _HIGH = jax.lax.Precision.HIGHEST
 
@@ -65,24 +66,45 @@ def solve(
     """
     kernel = kernel.astype(spread.dtype)
     lost, right = rows(kernel, dropped), block(spread, kept, dropped)
+    own, there = block(spread, kept, kept), kept < len(spread)
     if len(dropped) > kernel.shape[1]:
-        gained = _solved(spread, kept, ridge, _product(right, lost))
+        gained = _solved(own, there, ridge, _product(right, lost))
     else:
-        gained = _product(_solved(spread, kept, ridge, right), lost)
+        gained = _product(_solved(own, there, ridge, right), lost)
     new = jnp.zeros_like(kernel).at[kept].set(rows(kernel, kept) + gained, mode="drop")
     return new, rows(mean, dropped) @ lost - rows(mean, kept) @ gained
 
 
+@struct.dataclass
+class HeldOut:
+    """What errors on held-out inputs are computed from, for any ridge; of `held_out`.
+
+    Attributes:
+      own: [K, K], S_KK; rows that fill up are zero.
+      there: bool [K], which rows are inputs.
+      right: [K, C], the right sides: a column for each dropped input, or for each output.
+      inner: [K, K], held-out second moments of the kept inputs.
+      cross: [K, C], those of the kept inputs and what the columns stand for.
+      rest: [C, C], those of the latter.
+      weight: [C, C], R R^T.
+      outputs: D.
+    """
+
+    own: jax.Array
+    there: jax.Array
+    right: jax.Array
+    inner: jax.Array
+    cross: jax.Array
+    rest: jax.Array
+    weight: jax.Array
+    outputs: int = struct.field(pytree_node=False)
+
+
 @jax.jit
-def held_out_errors(
-    spread: jax.Array,
-    held: jax.Array,
-    kernel: jax.Array,
-    kept: np.ndarray,
-    dropped: np.ndarray,
-    ridges: np.ndarray,
-) -> jax.Array:
-    """Errors of projections refitted with each ridge, on inputs that they were not fitted to.
+def held_out(
+    spread: jax.Array, held: jax.Array, kernel: jax.Array, kept: np.ndarray, dropped: np.ndarray
+) -> HeldOut:
+    """Gathers what `held_out_error` needs.
 
     Args:
       spread: [U, U], second moments of the inputs that are fitted.
@@ -90,36 +112,43 @@ def held_out_errors(
       kernel: [U, D].
       kept: of `split`.
       dropped: of `split`.
-      ridges: [R].
-
-    Returns:
-      [R], mean over tokens and outputs of squares; NaN where a system has no solution.
     """
     lost = rows(kernel.astype(spread.dtype), dropped)
     right, cross = block(spread, kept, dropped), block(held, kept, dropped)
-    own, inner = block(held, dropped, dropped), block(held, kept, kept)
-    # E |x_D W_D - x_K X R|^2 is a sum over pairs of X's columns, weighted by what R R^T says.
+    rest = block(held, dropped, dropped)
     if len(dropped) > lost.shape[1]:
         right, cross = _product(right, lost), _product(cross, lost)
-        own = _product(lost.T, _product(own, lost))
-        weight = jnp.eye(len(own), dtype=own.dtype)
+        rest = _product(lost.T, _product(rest, lost))
+        weight = jnp.eye(len(rest), dtype=rest.dtype)
     else:
         weight = _product(lost, lost.T)
-
-    def error(ridge):
-        found = _solved(spread, kept, ridge, right)
-        both = own + _product(found.T, _product(inner, found) - 2 * cross)
-        return (both * weight).sum() / kernel.shape[1]
-
-    return jax.lax.map(error, ridges)
+    own, inner = block(spread, kept, kept), block(held, kept, kept)
+    there = kept < len(spread)
+    return HeldOut(own, there, right, inner, cross, rest, weight, kernel.shape[1])
 
 
-def _solved(spread, kept, ridge, right):
+@jax.jit
+def held_out_error(found: HeldOut, ridge: float) -> jax.Array:
+    """The error of a projection refitted with a ridge, on inputs that it was not fitted to.
+
+    Args:
+      found: of `held_out`.
+      ridge: as in `solve`.
+
+    Returns:
+      Scalar, mean over tokens and outputs of squares; NaN where the system has no solution.
+    """
+    # E |x_D W_D - x_K X R|^2 is a sum over pairs of X's columns, weighted by what R R^T says.
+    x = _solved(found.own, found.there, ridge, found.right)
+    both = found.rest + _product(x.T, _product(found.inner, x) - 2 * found.cross)
+    return (both * found.weight).sum() / found.outputs
+
+
+def _solved(own, there, ridge, right):
     """(S_KK + l I)^-1 times the right side; rows that fill up get the identity."""
-    own, there = block(spread, kept, kept), kept < len(spread)
     level = jnp.trace(own) / jnp.maximum(there.sum(), 1)
     # A trace of the level keeps the system solvable where inputs repeat one another.
-    floor = 64 * jnp.finfo(spread.dtype).eps
+    floor = 64 * jnp.finfo(own.dtype).eps
     diagonal = jnp.where(there, (ridge + floor) * level, 1.0)
     diagonal = jnp.where(diagonal > 0, diagonal, 1.0)  # nothing varies at all
     factor = jax.scipy.linalg.cho_factor(own + jnp.diag(diagonal))
