@@ -62,7 +62,7 @@ class Fit:
     best_epoch: list[int]
     step_s: float
     seconds: float
-    cut: bool = False
+    cut: bool
 
 
 def learning_rate(cfg: FitConfig, epoch: int) -> float:

@@ -146,3 +146,15 @@ def test_files_are_as_the_library_writes_them(tmp_path):
     for file in (path, tmp_path / "library.safetensors"):  # each tensor is aligned
         for stored in archive.header(file).values():
             assert stored.offset % archive.DTYPES[stored.dtype].itemsize == 0
+
+
+def test_every_tensor_of_a_file_is_aligned_to_its_type(tmp_path):
+    sizes = {"a": np.float16, "b": np.float32, "c": np.float16, "d": np.float32}
+    tensors = {n: np.ones(3, t) for n, t in sizes.items()}
+    planned = {n: Planned(x.dtype, x.shape, lambda x=x: x) for n, x in tensors.items()}
+    archive.write(tmp_path, [planned])
+    raw = (tmp_path / archive.SINGLE).read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    head = json.loads(raw[8 : 8 + size])
+    for name, dtype in sizes.items():
+        assert (8 + size + head[name]["data_offsets"][0]) % np.dtype(dtype).itemsize == 0

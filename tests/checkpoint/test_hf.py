@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import archive, hf, opened
+from pangu_jax.checkpoint.piece import Piece
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import decoder, presets
@@ -431,3 +432,17 @@ def test_a_fused_tensor_is_read_once_though_experts_are_taken_one_by_one(tmp_pat
     read.clear()
     hf.load(source)
     assert sum(read) == there
+
+
+def test_parts_of_a_fused_tensor_are_its_columns_one_after_the_other():
+    array = np.arange(24).reshape(2, 12)
+    parts = [Piece("x", (2, 12), (), (2, 4), (1, 0), part=(i, 3)).to_leaf(array) for i in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts).T, array)
+
+
+def test_a_qwen2_that_does_not_say_how_long_it_reads_has_the_library_s_default(tmp_path):
+    shutil.copytree(GOLDEN / "qwen2", tmp_path / "x")
+    keys = json.loads((tmp_path / "x" / "config.json").read_text())
+    del keys["max_position_embeddings"]
+    (tmp_path / "x" / "config.json").write_text(json.dumps(keys))
+    assert hf.read_config(tmp_path / "x")[0].max_length == 32768

@@ -228,3 +228,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make"):
         store.Store(tmp_path / "file")
+
+
+def test_the_damaged_one_of_several_descriptions_is_named(folder):
+    (folder / store.CHECKPOINTS / "3" / "_CHECKPOINT_METADATA").write_text("[]")
+    with pytest.raises(InputError, match=r"checkpoints/3/_CHECKPOINT_METADATA"):
+        store.Store(folder)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import CsvFormat, read_csv, write_csv
 from pangu_jax.data.stamp import Stamps
-from pangu_jax.data.timestep import INSTANTS, infer_step
+from pangu_jax.data.timestep import INSTANTS, TimeStep, infer_step
 
 ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "UTC")
 DRAWN = settings(
@@ -218,3 +218,11 @@ def test_rows_that_are_filled_in_have_the_offset_of_the_row_before(tmp_path):
     found = read_csv(path, CsvFormat(repair=True))
     assert found.stamps.texts()[3] == "2024-03-31 04:00:00+02:00"
     assert found.filled[:, 0].tolist() == [False, False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("micros", "wanted"), [(30_000_000, TimeStep(30, "s")), (500_000, TimeStep(500_000, "us"))]
+)
+def test_whole_seconds_are_counted_in_seconds(micros, wanted):
+    times = np.datetime64("2024-01-01", "us") + np.arange(9) * np.timedelta64(micros, "us")
+    assert infer_step(Stamps(times), "x") == wanted

@@ -35,6 +35,11 @@ def test_borders_are_the_published_ones():
         borders(14399, "hourly")
 
 
+def test_which_files_have_no_times():
+    undated = {name for name, benchmark in ltsf.BENCHMARKS.items() if not benchmark.dated}
+    assert undated == {"Exchange", "Solar"}
+
+
 def test_windows_stay_in_their_part():
     assert starts((10, 20), look_back=4, horizon=3, reach=False).tolist() == [10, 11, 12, 13]
     assert starts((10, 20), look_back=4, horizon=3, reach=True).tolist() == [*range(6, 14)]

@@ -134,6 +134,8 @@ def test_a_row_has_the_text_it_would_have_alone():
     same = generate(model(), [PROMPTS[0]] * 3, **options, key=jax.random.key(7)).rows()
     assert same[0] == rows[0] != same[1]
     assert generate(model(), PROMPTS, **options, key=jax.random.key(8)).rows() != rows
+    plain = generate(model(), PROMPTS, **options).rows()
+    assert plain == generate(model(), PROMPTS, **options, key=jax.random.key(0)).rows()
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), HOT])

@@ -1,5 +1,6 @@
 """The whole method: one rank over all layers, and which activations later layers see."""
 
+import chex
 import numpy as np
 import pytest
 
@@ -7,7 +8,9 @@ from pangu_jax.pruning import stats
 from pangu_jax.pruning.allocate import Target
 from pangu_jax.pruning.choose import group_scores
 from pangu_jax.pruning.compress import Recipe, compress, plan
+from pangu_jax.pruning.fitted import repair
 from pangu_jax.pruning.importance import channel_scores
+from pangu_jax.pruning.prune import prune
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])
@@ -62,3 +65,13 @@ def test_random_scores_differ_from_layer_to_layer_and_by_the_seed(model):
             stayed += [layer.channels for layer in made.layers]
             ranked += [layer.groups for layer in made.scores]
         assert len(set(stayed)) == len(set(ranked)) == 4
+
+
+def test_a_model_pruned_by_a_plan_is_repaired_from_the_dense_statistics(model):
+    small = model()
+    target, recipe = Target(ffn=0.5, groups=0.5), Recipe(propagate="dense")
+    want = compress(small.params, small.tokens, cfg=small.cfg, target=target, recipe=recipe)
+    found = stats.collect(small.params, small.tokens, cfg=small.cfg)
+    made = plan(found, target, recipe=recipe)
+    pruned, cfg = prune(small.params, made, cfg=small.cfg)
+    chex.assert_trees_all_close(repair(pruned, found, made, cfg=cfg)[0], want.params, rtol=1e-5)

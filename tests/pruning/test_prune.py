@@ -226,6 +226,18 @@ def test_what_is_no_plan_is_refused(model, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(base, layers=(part, base.layers[1]))
+    for moved, message in (
+        (((5, 0),), "there is no group 0 of layer 5"),
+        (((1, 4),), "there is no group 4 of layer 1"),
+        (((1, 0), (1, 0)), "moved twice"),
+    ):
+        heads = first.heads[:1] * (len(first.groups) + len(moved))
+        part = dataclasses.replace(first, moved=moved, heads=heads)
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(base, layers=(part,))
+    with pytest.raises(InputError, match="layer 1 stays, so its groups cannot move"):
+        part = dataclasses.replace(first, moved=((1, 0),), heads=first.heads[:1] * 5)
+        dataclasses.replace(base, layers=(part, base.layers[1]))
     with pytest.raises(InputError, match="hidden"):
         dataclasses.replace(base, hidden=(0, 16))
     other = model(ffn=8)

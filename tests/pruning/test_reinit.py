@@ -59,6 +59,23 @@ def test_dropping_channels_that_are_zero_is_exact_with_the_dimension_factor(mode
         assert cut(small, "calibrated", factors)[0] < 1e-3
 
 
+def test_calibrated_factors_are_means_over_all_tokens(model):
+    small, kept = model(rows=8), np.asarray(KEPT)
+    found = reinit.calibrated_factors(small.params, small.tokens, kept, cfg=small.cfg, batch=3)
+    table = np.asarray(small.params["embed"]["table"], np.float64)[small.tokens]
+    roots = [np.sqrt((x**2).mean(-1) + small.cfg.norm_eps) for x in (table[..., kept], table)]
+    assert found["0/attention_norm"] == pytest.approx((roots[0] / roots[1]).mean(), rel=1e-5)
+
+
+def test_biases_are_cut_and_not_rescaled(model):
+    small = model(out_bias=True)
+    bias = small.params["runs"][0]["attention"]["out"]["bias"]
+    small.params["runs"][0]["attention"]["out"]["bias"] = bias + 1.0
+    _, params = cut(small, "l2")
+    want = np.asarray(bias)[:, np.asarray(KEPT)] + 1
+    np.testing.assert_array_equal(params["runs"][0]["attention"]["out"]["bias"], want)
+
+
 def test_l2_keeps_the_norm_of_the_gains_and_is_dim_for_constant_ones(model):
     small = model()
     _, params = cut(small, "l2")

@@ -288,3 +288,24 @@ def test_a_metrics_file_is_never_without_the_lines_it_had(tmp_path, monkeypatch)
     assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
     MetricLog(path, start_step=2).close()
     assert read_metrics(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
+
+
+def test_what_several_processes_fail_in_is_told_by_its_first_line(monkeypatch):
+    class Kept:
+        def abandon(self):
+            pass
+
+        def latest(self):
+            return 4
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    words = r"has ended, or cannot be reached \(the peer is gone\); step 4 is saved; start all 2"
+    with pytest.raises(InputError, match=words), loop._together(Kept()):
+        raise jax.errors.JaxRuntimeError("the peer is gone\nand where that was noticed")
+
+
+def test_states_are_restored_to_where_the_layout_or_the_device_is():
+    shapes = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
+    assert loop._on_device(shapes, layout=object()) is shapes  # they say themselves
+    (found,) = jax.tree.leaves(loop._on_device(shapes, None))
+    assert found.sharding.device_set == {jax.devices()[0]}

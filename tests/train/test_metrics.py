@@ -83,3 +83,11 @@ def test_progress_is_plain_lines_without_a_terminal(capsys):
 def test_impossible_lengths_are_refused_by_name(name):
     with pytest.raises(InputError, match=name):
         LoopConfig(**{"steps": 3, name: 0})
+
+
+def test_speed_counts_from_the_start(monkeypatch):
+    now = iter([10.0, 10.5, 12.0])
+    monkeypatch.setattr("pangu_jax.train.metrics.time.monotonic", lambda: next(now))
+    line = ProgressLine("x", 10, start_step=0, shows=False)
+    assert line.update(1, 0.5, 100) == 200
+    assert line.update(2, 0.5, 100) == 100
