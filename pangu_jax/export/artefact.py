@@ -26,7 +26,7 @@ from pangu_jax.core.files import regular
 
 MANIFEST = "artefact.json"
 SAMPLES = "samples.npz"
-SAMPLES_LIMIT = 2**25  # bytes; larger samples are compared at export and not kept
+SAMPLES_LIMIT = 2**28  # bytes; larger samples are compared at export and not kept
 
 
 @dataclasses.dataclass(frozen=True)

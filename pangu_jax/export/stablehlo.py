@@ -69,7 +69,7 @@ def export(
     platforms: Sequence[str] = ("cpu",),
     inside: bool = False,
     precision: str = "highest",
-    tolerance: float = 2e-5,
+    tolerance: float = 1e-4,
 ) -> tuple[Artefact, list[Row]]:
     """Writes the programs of a bundle into a folder.
 

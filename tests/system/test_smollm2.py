@@ -184,8 +184,7 @@ def test_what_is_pruned_chats_in_transformers(folder, data_dir, tmp_path, capsys
 
 
 def test_onnxruntime_generates_the_same(folder, ours, tmp_path, capsys):
-    call(capsys, "export", folder, "--target", "onnx", "--profiles", 16, "--cache", 48,
-         "--out", tmp_path / "onnx")  # fmt: skip
+    call(capsys, "export", folder, "--target", "onnx", "--out", tmp_path / "onnx")
     params, cfg = ours
     tokenizer = load_tokenizer(folder)
     prompt = [*tokenizer.begin, *tokenizer.encode(PROMPTS[0])]

@@ -25,7 +25,7 @@ WEIGHTS = "weights.bin"
 
 
 def export(
-    bundle: Bundle, folder: Path, *, external: bool | None = None, tolerance: float = 2e-5
+    bundle: Bundle, folder: Path, *, external: bool | None = None, tolerance: float = 1e-4
 ) -> tuple[Artefact, list[Row], dict[str, Lowered]]:
     """Writes the programs of a bundle into a folder.
 
