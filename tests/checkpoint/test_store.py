@@ -230,6 +230,12 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
         store.Store(tmp_path / "file")
 
 
+def test_reasons_are_the_system_s_own_words_where_there_are_such():
+    assert store._reason(OSError(28, "No space left on device")) == "No space left on device"
+    assert store._reason(ValueError("first line\nsecond")) == "first line"
+    assert store._reason(ValueError("... os_error_code='13' ...")) == "Permission denied"
+
+
 def test_the_damaged_one_of_several_descriptions_is_named(folder):
     (folder / store.CHECKPOINTS / "3" / "_CHECKPOINT_METADATA").write_text("[]")
     with pytest.raises(InputError, match=r"checkpoints/3/_CHECKPOINT_METADATA"):
