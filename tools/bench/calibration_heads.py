@@ -24,6 +24,7 @@ from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import compress
 
 LENGTH, CALIBRATION, MEASURED, CHATS = 128, 32, 400, 100
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def windows(ids: np.ndarray, head: list[int]) -> np.ndarray:
@@ -39,6 +40,7 @@ def chats(path: str) -> list[Document]:
     for line in Path(path).read_text(encoding="utf-8").splitlines()[:CHATS]:
         turn = json.loads(line)
         text = (
+            f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"
             f"<|im_start|>user\n{turn['question']}<|im_end|>\n"
             f"<|im_start|>assistant\n{turn['answer']}<|im_end|>\n"
         )
