@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import chex
@@ -240,3 +241,18 @@ def test_the_damaged_one_of_several_descriptions_is_named(folder):
     (folder / store.CHECKPOINTS / "3" / "_CHECKPOINT_METADATA").write_text("[]")
     with pytest.raises(InputError, match=r"checkpoints/3/_CHECKPOINT_METADATA"):
         store.Store(folder)
+
+
+def test_a_folder_that_was_lost_while_a_save_began_is_said(tmp_path):
+    with pytest.raises(InputError, match="moved or deleted"), store.Store(tmp_path) as checkpoints:
+        (tmp_path / store.CHECKPOINTS).rename(tmp_path / "gone")
+        (tmp_path / store.CHECKPOINTS).mkdir()  # as the library would begin it anew
+        checkpoints.wait()
+
+
+def test_complaints_are_hushed_once_however_often_it_is_asked(monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    store._silence_the_rest()
+    first = sys.unraisablehook
+    store._silence_the_rest()
+    assert sys.unraisablehook is first is not sys.__unraisablehook__

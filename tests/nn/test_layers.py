@@ -219,3 +219,7 @@ def test_at_the_start_the_weights_of_an_undecided_router_sum_to_one():
 def test_a_configuration_that_cannot_be_is_refused(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_weights_are_renormalised_only_where_it_is_asked_for():
+    assert not MoEConfig(experts=8, groups=4, top_k=1, width=3).renormalise

@@ -1,7 +1,10 @@
 """What a run writes down and shows."""
 
+import io
+
 import numpy as np
 import pytest
+from rich.console import Console
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
@@ -91,3 +94,13 @@ def test_speed_counts_from_the_start(monkeypatch):
     line = ProgressLine("x", 10, start_step=0, shows=False)
     assert line.update(1, 0.5, 100) == 200
     assert line.update(2, 0.5, 100) == 100
+
+
+def test_a_bar_is_shown_on_a_terminal_by_the_process_that_shows(monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr("pangu_jax.train.metrics.Console", lambda **_: terminal)
+    for shows in (True, False):
+        line = ProgressLine("x", 2, shows=shows)
+        line.update(1, 0.5, 100)
+        line.close()
+    assert terminal.file.getvalue().count("tok/s") == 1
