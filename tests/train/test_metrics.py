@@ -96,11 +96,11 @@ def test_speed_counts_from_the_start(monkeypatch):
     assert line.update(2, 0.5, 100) == 100
 
 
-def test_a_bar_is_shown_on_a_terminal_by_the_process_that_shows(monkeypatch):
+@pytest.mark.parametrize("shows", [True, False])
+def test_a_bar_is_shown_on_a_terminal_by_the_process_that_shows(monkeypatch, shows):
     terminal = Console(file=io.StringIO(), force_terminal=True)
     monkeypatch.setattr("pangu_jax.train.metrics.Console", lambda **_: terminal)
-    for shows in (True, False):
-        line = ProgressLine("x", 2, shows=shows)
-        line.update(1, 0.5, 100)
-        line.close()
-    assert terminal.file.getvalue().count("tok/s") == 1
+    line = ProgressLine("x", 2, shows=shows)
+    line.update(1, 0.5, 100)
+    line.close()
+    assert ("tok/s" in terminal.file.getvalue()) == shows
