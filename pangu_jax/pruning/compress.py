@@ -185,8 +185,8 @@ def compress(
             inner, windows, cfg=inner_cfg, batch=sweep_cfg.batch, dtype=sweep_cfg.dtype
         )
     if plan is None or recipe.repair != "none":
-        # Threads of LAPACK's that outnumber the cores at hand wait for one another, spinning: a
-        # factorisation that takes 0.05 s then takes 1 s on two cores with other work.
+        # LAPACK's threads spin while they wait for one another. Beside other work they wait long:
+        # more than there are cores for then take many times what one alone does.
         with threadpool_limits(max(1, (os.cpu_count() or 1) // 2), user_api="blas"):
             statistics.sweep(
                 inner,

@@ -139,6 +139,7 @@ def _choose_ridge(sums, held, kernel, kept, dropped, method, ridge):
         return choices[len(choices) // 2], None
     spread, mean = _spread(sums, method=method)
     found = least_squares.held_out(spread, _second_around(held, mean), kernel, kept, dropped)
+    del spread  # as large as the sums, and gathered from
 
     @cache
     def error(place: int) -> float:

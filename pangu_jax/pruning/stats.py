@@ -219,8 +219,8 @@ def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtyp
     )
     sets = 2 if sweep_cfg.held_out else 1
     batch = sweep_cfg.batch * windows.shape[1] * widest * (item + 2 * np.dtype(dtype).itemsize)
-    # The moments, and as much again for the system that a repair solves.
-    return boundary + batch + (sets + 2) * widest * widest * item
+    # The moments, and at most four times one of them for what a repair gathers and solves.
+    return boundary + batch + (sets + 4) * widest * widest * item
 
 
 class _Walk:
