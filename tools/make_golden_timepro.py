@@ -280,6 +280,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check", metavar="FOLDER", help="figures of the released code")
     options = parser.parse_args()
+    Path(options.out).mkdir(parents=True, exist_ok=True)
     if options.check:
         check(options.check)
     for name, make in (("timepro", model_figures), ("operators", operator_figures)):

@@ -14,8 +14,8 @@ calibration tokens, from the moments of x alone:
 
 `affine` is SlimLLM's (arXiv 2505.22689): a fit per output dimension, not the least squares over
 all inputs. `ridge` is ours: it shrinks towards the weights there are, so a large ridge gives `bias`
-and a small one the least squares. The ridge is chosen where the error on held-out windows is
-lowest. `bias` is what FLAP (arXiv 2312.11983) does.
+and a small one the least squares. The ridge is chosen by the error on held-out windows,
+from the middle of `RIDGES` downhill. `bias` is what FLAP (arXiv 2312.11983) does.
 """
 
 import dataclasses
