@@ -39,8 +39,10 @@ def test_a_folder_made_for_a_claim_does_not_stay_empty(tmp_path):
 
 def test_one_waits_for_the_other(tmp_path):
     first = Claim(tmp_path / "run")
-    threading.Timer(0.1, first.close).start()
+    closing = threading.Timer(0.1, first.close)
+    closing.start()
     with Claim(tmp_path / "run", wait=True) as second:
+        closing.join()  # the lock is given up before closing has come to its end
         assert first is not second and second.holds() and not first.holds()
 
 
