@@ -35,11 +35,16 @@ def logits(params: dict[str, Any], tokens: jax.Array, cfg: decoder.DecoderConfig
     return np.asarray(_logits(params, tokens, cfg=cfg))
 
 
+def sample(windows: np.ndarray) -> np.ndarray:
+    """A few tokens on which two checkpoints are compared, int32 [2, 32] at most."""
+    return np.ascontiguousarray(windows[:2, :32], np.int32)
+
+
 def record(
     folder: Path, params: dict[str, Any], cfg: decoder.DecoderConfig, windows: np.ndarray
 ) -> None:
     """Writes a few tokens and the logits after them, to be compared by `check`."""
-    tokens = np.ascontiguousarray(windows[:2, :32], np.int32)
+    tokens = sample(windows)
     found = logits(params, jnp.asarray(tokens), cfg)[:, -1]
     arrays = {"tokens": tokens, "logits": np.ascontiguousarray(found)}
     (folder / RECORD).write_bytes(save(arrays))  # save_file's errors are none of the system's

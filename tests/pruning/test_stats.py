@@ -26,11 +26,23 @@ def accumulate(x, chunk):
     return found
 
 
+def test_float32_inputs_far_from_zero_keep_their_deviations():
+    x = 1000 + np.random.default_rng(5).normal(size=(6, 50, 4)) @ np.triu(np.ones((4, 4)))
+    x = x.astype(np.float32)
+    with jax.enable_x64(True):
+        found = moments.zeros(4, jnp.float64)
+        for window in x:
+            found = moments.add(found, jnp.asarray(window[None]))
+        cov = np.asarray(moments.covariance(found))
+    want = np.cov(x.reshape(-1, 4).astype(np.float64).T, bias=True)
+    np.testing.assert_allclose(cov, want, rtol=1e-5, atol=1e-5)
+
+
 def test_products_of_many_inputs_are_mirrored_across_the_diagonal():
-    x = np.random.default_rng(3).normal(size=(2, 4, 1037)).astype(np.float32)
+    x = np.random.default_rng(3).normal(size=(2, 4, 1037))
     with jax.enable_x64(True):
         found = moments.add(moments.zeros(1037, jnp.float64), jnp.asarray(x)).outer
-    flat = x.reshape(8, -1).astype(np.float64)
+    flat = x.reshape(8, -1)
     np.testing.assert_allclose(found, flat.T @ flat, rtol=0, atol=1e-12)
 
 
