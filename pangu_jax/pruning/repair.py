@@ -204,8 +204,10 @@ def _factor(spread, kernel, kept):
 @jax.jit
 def _errors(sums, kernel, dropped, new, shift):
     """Mean squared error when cut, when repaired, and the output's variance."""
-    cov, mean = moments.covariance(sums), moments.mean(sums)
-    kernel = kernel.astype(cov.dtype)
+    # Errors are for reading: the products are in the kernel's type, float32 or wider.
+    dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+    cov, mean = moments.covariance(sums).astype(dtype), moments.mean(sums).astype(dtype)
+    kernel, new, shift = kernel.astype(dtype), new.astype(dtype), shift.astype(dtype)
 
     def energy(cov, kernel):
         return (kernel * jnp.matmul(cov, kernel, precision=_HIGH)).sum(0)
