@@ -85,7 +85,7 @@ def _sandwich(width, layers, groups, heads, size, ffn, length) -> DecoderConfig:
         mlp=MlpConfig(ffn),
         max_length=length,
     )
-    layer = dataclasses.replace(cfg.layers[0], sandwich_norm=True)
+    layer = dataclasses.replace(cfg.layers[0], norm_place="sandwich")
     return dataclasses.replace(cfg, layers=(layer,) * layers)
 
 

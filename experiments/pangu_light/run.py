@@ -46,6 +46,7 @@ from pangu_jax.data.text import documents, split_documents, take
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.models import decoder
+from pangu_jax.nn.how import How
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.absorb import absorb
 from pangu_jax.pruning.allocate import Limits, parse
@@ -121,7 +122,7 @@ def _recover(run: Run, name: str, seed: int) -> dict[str, Any]:
     """Distils one start; perplexity on the way goes to metrics.jsonl."""
     experiment, found = run.experiment, _prune(run, name)
     state = train(
-        distill_loss(run.cfg, found.cfg, dtype=jnp.dtype(experiment.dtype)),
+        distill_loss(run.cfg, found.cfg, how=How(dtype=experiment.dtype)),
         decoder.spec(found.cfg),
         lambda step: drawn_batches(
             run.training, batch=experiment.batch, seed=1 + seed, start_step=step
@@ -159,19 +160,18 @@ def _prune(run: Run, name: str):
             propagate="dense",
         ),
         limits=Limits(multiple=1),  # meet the target to the parameter, whatever hardware likes
-        sweep_cfg=SweepConfig(
-            dtype=run.experiment.dtype, moments="float64" if float64 else "float32"
-        ),
+        sweep_cfg=SweepConfig(moments="float64" if float64 else "float32"),
+        how=How(dtype=run.experiment.dtype),
     )
 
 
 def _absorbed(run: Run, params, cfg) -> dict[str, Any]:
-    if not any(layer.sandwich_norm for layer in cfg.layers):
+    if not any(layer.norm_place == "sandwich" for layer in cfg.layers):
         return {}
     new, new_cfg, errors = absorb(
         params, run.calibration, cfg=cfg, max_rel_err=run.experiment.max_rel_err
     )
-    folded = sum(not layer.sandwich_norm for layer in new_cfg.layers)
+    folded = sum(layer.norm_place == "pre" for layer in new_cfg.layers)
     return {
         "absorbed": {
             "perplexity": _perplexity(run, new, new_cfg),
@@ -183,8 +183,8 @@ def _absorbed(run: Run, params, cfg) -> dict[str, Any]:
 
 
 def _perplexity(run: Run, params, cfg) -> float:
-    dtype = jnp.dtype(run.experiment.dtype)
-    return measure_windows(params, run.measured, cfg=cfg, dtype=dtype).perplexity
+    how = How(dtype=run.experiment.dtype)
+    return measure_windows(params, run.measured, cfg=cfg, how=how).perplexity
 
 
 def _prepare(experiment: Experiment, folder: Path, options) -> Run:
@@ -218,7 +218,7 @@ def _train(experiment: Experiment, source: PackedTokens, folder: Path):
         loop=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
         optimizer=experiment.optimizer,
         label="base",
-        dtype=jnp.dtype(experiment.dtype),
+        how=How(dtype=experiment.dtype),
     )
 
 

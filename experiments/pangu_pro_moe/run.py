@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from config import PRESETS, Experiment
@@ -52,6 +51,7 @@ from pangu_jax.eval.perplexity import measure
 from pangu_jax.eval.routing import chosen_experts
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import as_topk
+from pangu_jax.nn.how import How
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
@@ -170,7 +170,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
     if text.tokenizer.name != "bytes":
         with atomic_write(folder / "tokenizer.json", "wb") as file:
             file.write(Path(text.tokenizer.name).read_bytes())
-    dtype = jnp.dtype(experiment.dtype)
+    how = How(remat=experiment.remat, dtype=experiment.dtype)
     began = time.monotonic()
     params = train_language(
         cfg,
@@ -180,8 +180,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         optimizer=experiment.optimizer,
         label=folder.name,
         aux_weight=experiment.aux_weight,
-        dtype=dtype,
-        remat=experiment.remat,
+        how=how,
     )
     seconds = time.monotonic() - began
     log = read_metrics(folder / "metrics.jsonl")
@@ -193,7 +192,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         length=experiment.length,
         stride=experiment.length // 2,
         batch=16,
-        dtype=dtype,
+        how=how,
     )
     return {
         "parameters": count(decoder.spec(cfg)),
@@ -203,12 +202,12 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         "training_s": seconds,
         # As logged: of the last piece, where the training was done in several.
         "tokens_per_s": [x for x in log if "tokens_per_s" in x][-1]["tokens_per_s"],
-        "layers": _balance(experiment, cfg, text, params, dtype),
-        "samples": _samples(experiment, cfg, text.tokenizer, params, dtype),
+        "layers": _balance(experiment, cfg, text, params, how),
+        "samples": _samples(experiment, cfg, text.tokenizer, params, how),
     }
 
 
-def _balance(experiment, cfg, text: Text, params, dtype) -> list[dict]:
+def _balance(experiment, cfg, text: Text, params, how) -> list[dict]:
     """Balance of each routed layer on held-out text."""
     source = PackedTokens(text.testing, experiment.length)
     rows = min(len(source), -(-experiment.routing_tokens // experiment.length))
@@ -217,7 +216,7 @@ def _balance(experiment, cfg, text: Text, params, dtype) -> list[dict]:
     layers = []
     for layer, ids in zip(
         (x for x in cfg.layers if x.moe is not None),
-        chosen_experts(params, chosen, cfg=cfg, dtype=dtype),
+        chosen_experts(params, chosen, cfg=cfg, how=how),
         strict=True,
     ):
         experts = layer.moe.experts
@@ -249,7 +248,7 @@ def _uniform(experiment: Experiment) -> list[dict]:
     return _balances(experiment, ids, moe.experts)
 
 
-def _samples(experiment, cfg, tokenizer: Tokenizer, params, dtype) -> list[str]:
+def _samples(experiment, cfg, tokenizer: Tokenizer, params, how) -> list[str]:
     """Three, as what a small model likes best is a run of blanks, and one may be just that."""
     prompt = [tokenizer.boundary, *tokenizer.encode(experiment.prompt)]
     out = generate(
@@ -260,7 +259,7 @@ def _samples(experiment, cfg, tokenizer: Tokenizer, params, dtype) -> list[str]:
         sampling=SamplingConfig(temperature=0.8, top_p=0.95),
         stop_ids=tokenizer.eos_ids,
         key=jax.random.key(0),
-        dtype=dtype,
+        how=how,
     )
     return [tokenizer.decode([*prompt[1:], *row]) for row in out.rows()]
 

@@ -46,6 +46,7 @@ from pangu_jax.data.text import documents, split_documents, take
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.models import decoder
+from pangu_jax.nn.how import How
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import Recipe, compress
@@ -146,9 +147,8 @@ def _prune(run: Run, target: str, method: str, repair: str, draw: int):
         target=parse(target),
         recipe=Recipe(method=method, repair=repair, free=("groups", "ffn"), seed=draw),
         limits=Limits(multiple=1),  # meet the target to the parameter, whatever hardware likes
-        sweep_cfg=SweepConfig(
-            dtype=run.experiment.dtype, moments="float64" if float64 else "float32"
-        ),
+        sweep_cfg=SweepConfig(moments="float64" if float64 else "float32"),
+        how=How(dtype=run.experiment.dtype),
     )
 
 
@@ -157,7 +157,7 @@ def _recovered(run: Run, name: str) -> dict[str, Any]:
     experiment, (method, repair) = run.experiment, name.split("/")
     found = _prune(run, experiment.targets[-1], method, repair, 0)
     state = train(
-        distill_loss(run.cfg, found.cfg, dtype=jnp.dtype(experiment.dtype)),
+        distill_loss(run.cfg, found.cfg, how=How(dtype=experiment.dtype)),
         decoder.spec(found.cfg),
         lambda step: drawn_batches(run.training, batch=experiment.batch, seed=1, start_step=step),
         cfg=LoopConfig(experiment.recover_steps, checkpoint_every=500, keep=1),
@@ -177,7 +177,7 @@ def _measured(run: Run, params, cfg) -> dict[str, Any]:
     for text, by_length in run.texts.items():
         found[text] = [
             measure_windows(
-                params, windows, cfg=cfg, dtype=jnp.dtype(run.experiment.dtype)
+                params, windows, cfg=cfg, how=How(dtype=run.experiment.dtype)
             ).perplexity
             for windows in by_length.values()
         ]
@@ -198,12 +198,12 @@ def _latency(models: list[tuple[Any, Any]], experiment: Experiment) -> list[floa
     In turn, as a machine's speed changes while an experiment runs.
     """
     batch, length = experiment.latency
-    dtype = jnp.dtype(experiment.dtype)
+    how = How(dtype=experiment.dtype)
     tokens = jnp.zeros((batch, length), jnp.int32)
     runs = []
     for params, cfg in models:
-        forward = jax.jit(lambda p, t, cfg=cfg: decoder.apply(p, t, cfg=cfg, dtype=dtype).hidden)
-        runs.append(partial(forward, jax.tree.map(lambda x: x.astype(dtype), params), tokens))
+        forward = jax.jit(lambda p, t, cfg=cfg: decoder.apply(p, t, cfg=cfg, how=how).hidden)
+        runs.append(partial(forward, jax.tree.map(lambda x: x.astype(how.dtype), params), tokens))
         runs[-1]().block_until_ready()
     times = [[] for _ in runs]
     for _ in range(10):
@@ -268,7 +268,7 @@ def _train(experiment: Experiment, source: PackedTokens, folder: Path):
         loop=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
         optimizer=experiment.optimizer,
         label="base",
-        dtype=jnp.dtype(experiment.dtype),
+        how=How(dtype=experiment.dtype),
     )
 
 

@@ -10,7 +10,7 @@ from pangu_jax.checkpoint.names.family import Family
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, is_spec
 from pangu_jax.core.tree import flatten
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 
 
@@ -64,7 +64,7 @@ def pieces(
       InputError: the family has no name for a leaf.
     """
     starts, start = [], 0
-    for _, count in decoder.run_lengths(cfg):
+    for _, count in transformer.run_lengths(cfg):
         starts.append(start)
         start += count
     found = {}

@@ -29,6 +29,7 @@ from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import How
 
 HELP = "/new starts over, /quit ends; so does the end of the input"
 GREY, PLAIN = "\033[90m", "\033[0m"
@@ -176,7 +177,7 @@ def _answer(messages: list, model: _Model, options: Options, key: jax.Array) -> 
         sampling=options.sampling,
         stop_ids=stops,
         key=key,
-        dtype=options.dtype,
+        how=How(dtype=options.dtype),
     )
     for token in tokens:
         if token not in stops:

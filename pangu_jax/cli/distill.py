@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax.numpy as jnp
 import tyro
 
 from pangu_jax.checkpoint import hf, store
@@ -18,7 +17,8 @@ from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.data.tokenizer_save import companions
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
+from pangu_jax.nn.how import How
 from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
 from pangu_jax.train.distill import distill_loss
@@ -87,8 +87,7 @@ def main(options: Options) -> None:
         hidden_weight=options.hidden_weight,
         hidden=_kept(options, cfg, teacher_cfg),
         temperature=options.temperature,
-        dtype=jnp.dtype(options.dtype),
-        remat=options.remat,
+        how=How(remat=options.remat, dtype=options.dtype),
     )
     source = PackedTokens(tokens, options.length)
     wanted = {**to_json(options), "out": "", "text": fingerprint(tokens)}
@@ -132,7 +131,7 @@ def _kept(options: Options, cfg, teacher_cfg) -> tuple[int, ...] | None:
 def _write(options: Options, params, cfg, folder: Path) -> None:
     hugging = (Path(options.student) / "config.json").is_file()
     own = (Path(options.student) / "model.json").is_file()
-    kind = "uniform" if len(decoder.run_lengths(cfg)) == 1 else "per-layer"
+    kind = "uniform" if len(transformer.run_lengths(cfg)) == 1 else "per-layer"
     family = hf.read_config(options.student)[1] if hugging and not own else "llama"
     source = options.student if hugging and not own else None
     export.export(

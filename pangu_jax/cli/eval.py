@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import jax.numpy as jnp
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
@@ -15,6 +14,7 @@ from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.eval.perplexity import measure
+from pangu_jax.nn.how import How
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def main(options: Options) -> None:
             stride=options.stride,
             batch=options.batch,
             max_tokens=options.max_tokens,
-            dtype=jnp.dtype(options.dtype),
+            how=How(dtype=options.dtype),
             progress=lambda done, total: show("measuring, windows", done, total),
         )
     if options.length > cfg.max_length:

@@ -23,6 +23,7 @@ from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
 from pangu_jax.export.choice import export_forms, implementations
 from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
+from pangu_jax.nn.how import How
 
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
 SCRIPT = "compile_ascend.sh"
@@ -99,15 +100,15 @@ def main(options: Options) -> None:
     print(f"{options.out} holds {count} programs; try: pangu-jax run {options.out}{check}")
 
 
-def _batch_and_forms(options: Options, platforms: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
-    """The batch, a number or open, and the implementation of each operator."""
+def _batch_and_how(options: Options, platforms: tuple[str, ...]) -> tuple[Any, How]:
+    """The batch, a number or open, the implementation of each operator, and the activations."""
     onnx = options.target != "stablehlo"
     batch = options.batch or (1 if onnx else stablehlo.symbolic_batch())
     static = options.batch is not None
     impl = export_forms() if onnx else implementations(platforms, static=static)
     if options.experts:
         impl["expert_mlp"] = options.experts
-    return batch, impl
+    return batch, How(impl=impl, dtype=options.dtype)
 
 
 def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
@@ -118,15 +119,14 @@ def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Toke
     params = jax.tree.map(lambda x: x.astype(options.dtype), params)
     tokenizer = _tokenizer(options.tokenizer or found, options.checkpoint)
     ids = [] if tokenizer is None else _prompts(tokenizer, cfg.vocab)
-    batch, impl = _batch_and_forms(options, platforms)
+    batch, how = _batch_and_how(options, platforms)
     bundle = decoder.bundle(
         params,
         cfg,
         profiles=_numbers(options.profiles),
         slots=options.cache,
         batch=batch,
-        dtype=options.dtype,
-        impl=impl,
+        how=how,
         prompts=ids,
     )
     notes = []
@@ -143,8 +143,8 @@ def _forecaster(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, N
     if options.dtype != "float32":
         raise InputError("a forecaster is exported in float32")
     model = load_forecaster(options.checkpoint)
-    batch, impl = _batch_and_forms(options, platforms)
-    return forecaster.bundle(model, batch=batch, impl=forecaster.forms(model, impl)), None
+    batch, how = _batch_and_how(options, platforms)
+    return forecaster.bundle(model, batch=batch, how=forecaster.forms(model, how)), None
 
 
 def _check(options: Options) -> None:

@@ -13,6 +13,7 @@ from pangu_jax.cli.progress import working
 from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.nn.how import How
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def main(options: Options) -> None:
         sampling=options.sampling,
         stop_ids=tokenizer.eos_ids,
         key=jax.random.key(options.seed),
-        dtype=options.dtype,
+        how=How(dtype=options.dtype),
     )
     for token in tokens:
         if start is None:

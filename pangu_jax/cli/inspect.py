@@ -22,7 +22,7 @@ from pangu_jax.checkpoint import archive, gguf_file, hf, store, verify
 from pangu_jax.checkpoint.open import holds
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.block import LayerConfig
 
 MEMORY = ("float32", "bfloat16", "int8")
@@ -116,7 +116,9 @@ def describe(path: str | Path) -> dict[str, Any]:
         "vocab": cfg.vocab,
         "max_length": cfg.max_length,
         "tied": cfg.tied,
-        "runs": [{"layers": number, **_layer(layer)} for layer, number in decoder.run_lengths(cfg)],
+        "runs": [
+            {"layers": number, **_layer(layer)} for layer, number in transformer.run_lengths(cfg)
+        ],
         "parameters": count(spec),
         "active": decoder.count_active(cfg),
         "bytes": {name: nbytes(spec, name) for name in MEMORY},
@@ -132,7 +134,7 @@ def _layer(layer: LayerConfig) -> dict[str, Any]:
 
 def _cache_bytes(cfg: decoder.DecoderConfig, dtype: str) -> int:
     """Bytes of keys and values that one more token of context takes, over all layers."""
-    runs = decoder.cache_spec(cfg, 1, 1, jnp.dtype(dtype)).runs
+    runs = transformer.cache_spec(cfg, 1, 1, jnp.dtype(dtype)).runs
     return sum(nbytes(leaf) for run in runs for leaf in run.values())
 
 

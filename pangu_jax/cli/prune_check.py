@@ -27,7 +27,7 @@ REFITTED = ("attention/out/", "mlp/down/")
 
 @partial(jax.jit, static_argnames="cfg")
 def _logits(params, tokens, *, cfg):
-    return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden)
+    return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden, cfg=cfg)
 
 
 def logits(params: dict[str, Any], tokens: jax.Array, cfg: decoder.DecoderConfig) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from pangu_jax.checkpoint import store
@@ -26,6 +25,7 @@ from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary,
 from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
+from pangu_jax.nn.how import How
 from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_process, leave
 from pangu_jax.sharding.layout import Layout, whole
 from pangu_jax.sharding.mesh import make_mesh, parse_mesh
@@ -128,6 +128,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
         evaluate_every=options.evaluate_every,
     )
     layout = _layout(options)
+    how = How(layout, remat=options.remat, dtype=options.dtype)
     tokenizer = load_tokenizer(options.tokenizer)
     params, cfg = _model(options, tokenizer, layout)
     training, testing = _tokens(options, tokenizer)
@@ -158,20 +159,13 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
             length=options.length,
             batch=options.batch,
             max_tokens=options.evaluate_tokens,
-            dtype=jnp.dtype(options.dtype),
-            layout=layout,
+            how=how,
         )
         return {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity}
 
     try:
         state = train(
-            language_loss(
-                cfg,
-                aux_weight=options.aux_weight,
-                dtype=jnp.dtype(options.dtype),
-                remat=options.remat,
-                layout=layout,
-            ),
+            language_loss(cfg, aux_weight=options.aux_weight, how=how),
             decoder.spec(cfg),
             lambda step: batches(
                 source,

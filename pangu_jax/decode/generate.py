@@ -11,9 +11,10 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.decode.sample import SamplingConfig, sample
-from pangu_jax.models import decoder
-from pangu_jax.models.decoder import Cache, DecoderConfig
-from pangu_jax.sharding.layout import Layout
+from pangu_jax.models import decoder, transformer
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.transformer import Cache
+from pangu_jax.nn.how import HOW, How
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,7 @@ def generate(
     sampling: SamplingConfig = SamplingConfig(),
     stop_ids: Sequence[int] = (),
     key: jax.Array | None = None,
-    dtype: Any = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> Generation:
     """Continues every prompt until a stop token or `max_new` tokens.
 
@@ -61,16 +60,14 @@ def generate(
       stop_ids: a row ends with the first of these.
       key: for drawing; row b uses fold_in(key, b), so that a row's text does not depend on the
         others. None is `jax.random.key(0)`.
-      dtype: type of activations and cache; None takes the parameters'.
-      layout: how activations are split, or None.
-      impl: {operator: implementation}.
+      how: layout, implementations, and the type of activations and cache.
 
     Raises:
       InputError: an empty prompt, an id outside the vocabulary, or nothing to generate.
     """
     tokens, segments, positions = _pad(prompts, cfg)
     _check_new(max_new)
-    options = {"cfg": cfg, "layout": layout, "impl": _frozen(impl), "dtype": dtype}
+    options = {"cfg": cfg, "how": how}
     slots = tokens.shape[1] + _round_up(max_new)
     keys = _row_keys(key, len(prompts))
     logits, cache = _prefill(params, tokens, segments, positions, slots=slots, **options)
@@ -98,9 +95,7 @@ def stream(
     sampling: SamplingConfig = SamplingConfig(),
     stop_ids: Sequence[int] = (),
     key: jax.Array | None = None,
-    dtype: Any = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> Iterator[int]:
     """The tokens of `generate` for one prompt, one by one as they are made.
 
@@ -108,7 +103,7 @@ def stream(
     """
     tokens, segments, positions = _pad([prompt], cfg)
     _check_new(max_new)
-    options = {"cfg": cfg, "layout": layout, "impl": _frozen(impl), "dtype": dtype}
+    options = {"cfg": cfg, "how": how}
     slots = tokens.shape[1] + _round_up(max_new)
     keys = _row_keys(key, 1)
     logits, cache = _prefill(params, tokens, segments, positions, slots=slots, **options)
@@ -123,13 +118,13 @@ def stream(
             return
 
 
-_STATIC = ("cfg", "layout", "impl", "dtype")
+_STATIC = ("cfg", "how")
 
 
 @partial(jax.jit, static_argnames=("slots", *_STATIC))
-def _prefill(params, tokens, segments, positions, *, slots, cfg, layout, impl, dtype):
-    kind = dtype or params["embed"]["table"].dtype
-    cache = decoder.init_cache(cfg, tokens.shape[0], slots, kind)
+def _prefill(params, tokens, segments, positions, *, slots, cfg, how):
+    kind = how.dtype or params["embed"]["table"].dtype
+    cache = transformer.init_cache(cfg, tokens.shape[0], slots, kind)
     out = decoder.apply(
         params,
         tokens,
@@ -137,30 +132,26 @@ def _prefill(params, tokens, segments, positions, *, slots, cfg, layout, impl, d
         positions=positions,
         segments=segments,
         cache=cache,
-        dtype=dtype,
-        layout=layout,
-        impl=_thawed(impl),
+        how=how,
     )
-    return decoder.logits(params, out.hidden[:, -1]), out.cache
+    return decoder.logits(params, out.hidden[:, -1], cfg=cfg, how=how), out.cache
 
 
-def _forward(params, token, position, cache: Cache, cfg, layout, impl, dtype):
+def _forward(params, token, position, cache: Cache, cfg, how):
     out = decoder.apply(
         params,
         token[:, None],
         cfg=cfg,
         positions=position[:, None],
         cache=cache,
-        dtype=dtype,
-        layout=layout,
-        impl=_thawed(impl),
+        how=how,
     )
-    return decoder.logits(params, out.hidden[:, -1]), out.cache
+    return decoder.logits(params, out.hidden[:, -1], cfg=cfg, how=how), out.cache
 
 
 @partial(jax.jit, static_argnames=_STATIC, donate_argnames="cache")
-def _advance(params, token, position, cache, *, cfg, layout, impl, dtype):
-    return _forward(params, token, position, cache, cfg, layout, impl, dtype)
+def _advance(params, token, position, cache, *, cfg, how):
+    return _forward(params, token, position, cache, cfg, how)
 
 
 @partial(jax.jit, static_argnames="sampling")
@@ -169,9 +160,7 @@ def _draw(logits, keys, number, *, sampling):
 
 
 @partial(jax.jit, static_argnames=("size", "sampling", *_STATIC), donate_argnames="cache")
-def _decode(
-    params, logits, cache, position, keys, stops, limit, *, size, sampling, cfg, layout, impl, dtype
-):
+def _decode(params, logits, cache, position, keys, stops, limit, *, size, sampling, cfg, how):
     rows = logits.shape[0]
 
     def go_on(carry):
@@ -186,7 +175,7 @@ def _decode(
         lengths = lengths + ~done
         done = done | (token[:, None] == stops).any(-1)
         position = position + 1
-        logits, cache = _forward(params, token, position, cache, cfg, layout, impl, dtype)
+        logits, cache = _forward(params, token, position, cache, cfg, how)
         return number + 1, logits, cache, position, done, ids, lengths
 
     carry = (
@@ -247,11 +236,3 @@ def _round_up(length: int) -> int:
 def _row_keys(key: jax.Array | None, rows: int) -> jax.Array:
     key = jax.random.key(0) if key is None else key
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
-
-
-def _frozen(impl: dict[str, str] | None) -> tuple | None:
-    return None if impl is None else tuple(sorted(impl.items()))
-
-
-def _thawed(impl: tuple | None) -> dict[str, str] | None:
-    return None if impl is None else dict(impl)

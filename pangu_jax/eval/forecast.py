@@ -12,6 +12,7 @@ from einops import repeat
 from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.nn.how import HOW, How
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ def score(
     *,
     cfg: TimeProConfig,
     batch: int = 64,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> Score:
     """The errors of a model; no window is dropped, and the batch does not matter.
 
@@ -46,31 +47,24 @@ def score(
       starts: int [n], first rows of the windows.
       cfg: the model.
       batch: windows at once.
-      impl: {operator: implementation}.
+      how: implementations.
     """
-    run = _errors(cfg, batch, _frozen(impl))
-    squared, absolute = run(params, jnp.asarray(series), jnp.asarray(starts))
+    squared, absolute = _errors(
+        params, jnp.asarray(series), jnp.asarray(starts), cfg=cfg, batch=batch, how=how
+    )
     return _score(squared, absolute)
 
 
-@partial(jax.jit, static_argnames=("cfg", "batch", "impl"))
-def _run(params, series, starts, cfg, batch, impl):
+@partial(jax.jit, static_argnames=("cfg", "batch", "how"))
+def _errors(params, series, starts, *, cfg, batch, how):
     return window_errors(
-        lambda x: timepro.apply(params, x, cfg=cfg, impl=dict(impl) if impl else None),
+        lambda x: timepro.apply(params, x, cfg=cfg, how=how),
         series,
         starts,
         look_back=cfg.look_back,
         horizon=cfg.horizon,
         batch=batch,
     )
-
-
-def _errors(cfg, batch, impl):
-    return partial(_run, cfg=cfg, batch=batch, impl=impl)
-
-
-def _frozen(impl):
-    return tuple(sorted(impl.items())) if impl else None
 
 
 def _score(squared, absolute) -> Score:
@@ -85,23 +79,23 @@ def forecasts(
     *,
     cfg: TimeProConfig,
     batch: int = 64,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> np.ndarray:
     """The forecasts of all windows, float32 [n, H, V], on the host."""
-    frozen, found = _frozen(impl), []
+    found = []
     for first in range(0, len(starts), batch):
         part = starts[first : first + batch]
         filled = np.concatenate([part, np.repeat(part[-1:], batch - len(part))])
         # Windows are taken here, so that series of any length share one compiled function.
         seen = series[filled[:, None] + np.arange(cfg.look_back)]
-        out = _forecast(params, jnp.asarray(seen), cfg, frozen)
+        out = _forecast(params, jnp.asarray(seen), cfg, how)
         found.append(np.asarray(out)[: len(part)])
     return np.concatenate(found)
 
 
-@partial(jax.jit, static_argnames=("cfg", "impl"))
-def _forecast(params, seen, cfg, impl):
-    return timepro.apply(params, seen, cfg=cfg, impl=dict(impl) if impl else None)
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _forecast(params, seen, cfg, how):
+    return timepro.apply(params, seen, cfg=cfg, how=how)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.calibration import as_documents
 from pangu_jax.data.packing import BOUNDARY, Tokens
 from pangu_jax.models import decoder
-from pangu_jax.sharding.layout import Layout, constrain
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.sharding.layout import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +70,7 @@ def measure(
     stride: int | None = None,
     batch: int = 8,
     max_tokens: int | None = None,
-    dtype: Any = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Perplexity:
     """Likelihood of documents, each on its own.
@@ -90,9 +89,7 @@ def measure(
       max_tokens: stop after the document in which so many tokens were predicted; None takes all.
         Bits per byte then count the bytes of the documents measured in proportion to tokens, as
         they do where a document's first token is not predicted.
-      dtype: type of the activations.
-      layout: how activations are split, or None.
-      impl: {operator: implementation}.
+      how: layout, implementations, and the type of activations.
       progress: called with windows done and windows in all.
 
     Raises:
@@ -107,12 +104,10 @@ def measure(
     predicted = sum(new for _, _, new in windows)
     if not predicted:
         raise InputError("there is nothing to predict: every document is empty")
-    options = {"cfg": cfg, "dtype": dtype, "layout": layout}
-    options["impl"] = None if impl is None else tuple(sorted(impl.items()))
     nats = 0.0
     for first in range(0, len(windows), batch):
         arrays = _batch(tokens, windows[first : first + batch], length, batch)
-        nats += float(np.asarray(_nats(params, *arrays, **options), np.float64).sum())
+        nats += float(np.asarray(_nats(params, *arrays, cfg=cfg, how=how), np.float64).sum())
         if progress is not None:
             progress(min(first + batch, len(windows)), len(windows))
     all_tokens = len(tokens.ids) - (len(tokens.starts) if tokens.head else 0)
@@ -164,19 +159,16 @@ def _batch(tokens: Tokens, windows: list, length: int, rows: int) -> tuple[np.nd
     return inputs, labels, segments, weights
 
 
-@partial(jax.jit, static_argnames=("cfg", "dtype", "layout", "impl"))
-def _nats(params, inputs, labels, segments, weights, *, cfg, dtype, layout, impl):
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _nats(params, inputs, labels, segments, weights, *, cfg, how):
     """Nats of each label, float32 [B, T], 0 without weight; compiled once for all measurements."""
-    impl = None if impl is None else dict(impl)
-    out = decoder.apply(
-        params, inputs, cfg=cfg, segments=segments, dtype=dtype, layout=layout, impl=impl
-    )
+    out = decoder.apply(params, inputs, cfg=cfg, segments=segments, how=how)
 
     def row(hidden, label, weight):
-        logits = decoder.logits(params, hidden)
+        logits = decoder.logits(params, hidden, cfg=cfg)
         found = jax.numpy.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
         return weight * (jax.nn.logsumexp(logits, axis=-1) - found)
 
     # One row's logits at a time: [T, V], not [B, T, V].
     nats = jax.lax.map(lambda x: row(*x), (out.hidden, labels, weights))
-    return nats if layout is None else constrain(nats, (None, None), layout)  # whole everywhere
+    return constrain(nats, (None, None), how.layout)  # whole everywhere

@@ -9,7 +9,7 @@ from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
-from pangu_jax.sharding.layout import Layout
+from pangu_jax.nn.how import HOW, How
 
 
 def chosen_experts(
@@ -17,9 +17,7 @@ def chosen_experts(
     batches: Any,
     *,
     cfg: decoder.DecoderConfig,
-    dtype: Any = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> list[np.ndarray]:
     """The experts of every token, for each routed layer.
 
@@ -27,9 +25,7 @@ def chosen_experts(
       params: tree of `decoder.spec(cfg)`.
       batches: dicts with tokens, segments and positions, int32 [B, T]; padding is left out.
       cfg: a model with at least one routed layer.
-      dtype: type of the activations.
-      layout: how activations are split, or None.
-      impl: {operator: implementation}.
+      how: layout, implementations, and the type of activations.
 
     Returns:
       One int32 [tokens, K] a routed layer, experts numbered over all groups, in order of layers.
@@ -39,7 +35,7 @@ def chosen_experts(
     """
     if all(layer.moe is None for layer in cfg.layers):
         raise InputError("the model has no routed layer")
-    run = jax.jit(partial(_ids, cfg=cfg, dtype=dtype, layout=layout, impl=impl))
+    run = jax.jit(partial(_ids, cfg=cfg, how=how))
     layers: list[list[np.ndarray]] = []
     for batch in batches:
         real = rearrange(np.asarray(batch["segments"]), "b t -> (b t)") > 0

@@ -6,6 +6,7 @@ and the next tokens overwrite it, so padding leaves no trace. Layers are written
 each with its own parameters and cache, so models of unequal layers export like any other.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +16,12 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.export.program import Bundle, Program
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import LayerCache
-from pangu_jax.nn.block import block
-from pangu_jax.nn.norm import rms_norm
-from pangu_jax.nn.rotary import rotation
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.stack import split
+from pangu_jax.ops.attention import near
 
 
 def by_layer(params: dict[str, Any]) -> dict[str, Any]:
@@ -38,8 +38,7 @@ def prefill(
     *,
     cfg: DecoderConfig,
     slots: int,
-    dtype: Any = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> dict[str, jax.Array]:
     """Reads prompts.
 
@@ -49,36 +48,25 @@ def prefill(
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       slots: S >= T, slots of the caches it returns.
-      dtype: type of the activations and caches; None takes the embedding table's.
-      impl: {operator: implementation}.
+      how: implementations, and the type of the activations and caches.
 
     Returns:
       "logits": float32 [B, V] for the token after each row's last; "key_i", "value_i" of layer i:
       [B, S, K, C].
     """
-    x = decoder.embed(params, tokens, dtype=dtype)
+    x = decoder.embed(params, tokens, cfg=cfg, how=how)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    results = {}
-    for i, (weights, layer) in enumerate(zip(params["layers"], cfg.layers, strict=True)):
+    caches = []
+    for layer in cfg.layers:
         heads = layer.attention
         empty = jnp.zeros((1, *tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
-        x, cache, _ = block(
-            weights,
-            x,
-            rotation(positions, heads.head_dim, cfg.rope),
-            None,
-            cfg=layer,
-            eps=cfg.norm_eps,
-            cache=LayerCache(empty, empty, 0, 0),
-            impl=impl,
-        )
-        room = ((0, 0), (0, slots - tokens.shape[1]), (0, 0), (0, 0))
-        results[f"key_{i}"] = jnp.pad(cache.key[0], room)
-        results[f"value_{i}"] = jnp.pad(cache.value[0], room)
+        caches.append(LayerCache(empty, empty, 0, 0))
+    x, caches = transformer.unrolled(
+        params["layers"], x, positions, lambda _: None, caches, cfg=cfg, how=how
+    )
     last = (length - 1)[:, None, None]
     hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
-    hidden = rms_norm(params["norm"], hidden, eps=cfg.norm_eps)
-    return {"logits": decoder.logits(params, hidden)[:, 0], **results}
+    return _results(params, hidden, caches, slots - tokens.shape[1], cfg)
 
 
 def step(
@@ -87,8 +75,7 @@ def step(
     position: jax.Array,
     *,
     cfg: DecoderConfig,
-    dtype: Any = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
     **cache: jax.Array,
 ) -> dict[str, jax.Array]:
     """Reads one more token of every row.
@@ -98,25 +85,41 @@ def step(
       token: int32 [B].
       position: int32 [B], how many tokens each row has so far: the slot that is written.
       cfg: the model.
-      dtype: type of the activations; None takes the embedding table's.
-      impl: {operator: implementation}.
+      how: implementations, and the type of the activations.
       **cache: "past_key_i", "past_value_i" of each layer, [B, S, K, C].
 
     Returns:
       "logits": float32 [B, V] for the next token; "key_i", "value_i": the caches with the new row.
     """
-    x = decoder.embed(params, token[:, None], dtype=dtype)
-    results = {}
-    for i, (weights, layer) in enumerate(zip(params["layers"], cfg.layers, strict=True)):
-        key, value = cache[f"past_key_{i}"], cache[f"past_value_{i}"]
-        slot = jnp.arange(key.shape[1], dtype=jnp.int32)
-        seen = (slot <= position[:, None])[:, None]  # [B, 1, S]
-        turn = rotation(position[:, None], layer.attention.head_dim, cfg.rope)
-        own = LayerCache(key[None], value[None], 0, position)
-        x, own, _ = block(weights, x, turn, seen, cfg=layer, eps=cfg.norm_eps, cache=own, impl=impl)
-        results[f"key_{i}"], results[f"value_{i}"] = own.key[0], own.value[0]
-    hidden = rms_norm(params["norm"], x, eps=cfg.norm_eps)
-    return {"logits": decoder.logits(params, hidden)[:, 0], **results}
+    x = decoder.embed(params, token[:, None], cfg=cfg, how=how)
+    caches = [
+        LayerCache(cache[f"past_key_{i}"][None], cache[f"past_value_{i}"][None], 0, position)
+        for i in range(len(cfg.layers))
+    ]
+    position = position[:, None]
+
+    slots = jnp.arange(caches[0].key.shape[2], dtype=jnp.int32)[None]
+    x, caches = transformer.unrolled(
+        params["layers"],
+        x,
+        position,
+        lambda heads: near(position, slots, heads.window),
+        caches,
+        cfg=cfg,
+        how=how,
+    )
+    return _results(params, x, caches, 0, cfg)
+
+
+def _results(params, x, caches, room, cfg) -> dict[str, jax.Array]:
+    """Logits after the one token of each row, and the caches with `room` more slots."""
+    hidden = transformer.final_norm(params, x, cfg=cfg)
+    results = {"logits": decoder.logits(params, hidden, cfg=cfg)[:, 0]}
+    for i, cache in enumerate(caches):
+        for name, rows in (("key", cache.key[0]), ("value", cache.value[0])):
+            padded = jnp.pad(rows, ((0, 0), (0, room), (0, 0), (0, 0))) if room else rows
+            results[f"{name}_{i}"] = padded
+    return results
 
 
 def default_slots(cfg: DecoderConfig, profiles: Sequence[int]) -> int:
@@ -131,8 +134,7 @@ def bundle(
     profiles: Sequence[int] = (128,),
     slots: int | None = None,
     batch: Any = 1,
-    dtype: Any = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
     prompts: Sequence[Sequence[int]] = (),
     seed: int = 0,
 ) -> Bundle:
@@ -144,8 +146,7 @@ def bundle(
       profiles: prompt lengths T, each a static graph.
       slots: S of the cache, prompt and new tokens together; None is `default_slots`.
       batch: B, a number, or a symbolic dimension of jax.export.
-      dtype: type of the activations and caches; None takes the parameters'.
-      impl: {operator: implementation} of the exported functions.
+      how: implementations in the exported functions, and the type of the activations and caches.
       prompts: real prompts to compare on, beside random ids.
       seed: of the random inputs.
 
@@ -157,10 +158,10 @@ def bundle(
     slots = default_slots(cfg, profiles) if slots is None else slots
     if slots < max(profiles):
         raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
-    usual = {"cfg": cfg, "dtype": dtype}
-    options = {**usual, "impl": impl}
+    options = {"cfg": cfg, "how": how}
+    usual = {"cfg": cfg, "how": dataclasses.replace(how, impl=None)}
     tree = by_layer(params)
-    kind = jnp.dtype(dtype or tree["embed"]["table"].dtype)
+    kind = how.dtype or jnp.dtype(tree["embed"]["table"].dtype)
     caches = {
         f"past_{part}_{i}": jax.ShapeDtypeStruct(
             (batch, slots, layer.attention.kv_heads, layer.attention.head_dim), kind

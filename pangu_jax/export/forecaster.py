@@ -1,6 +1,6 @@
 """A trained forecaster as one function: windows in, forecast and interval out, in data units."""
 
-from collections.abc import Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,22 +10,24 @@ import numpy as np
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.export.program import Bundle, Program
 from pangu_jax.models import timepro
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.ops import deform_sample
 
 
-def forms(model: Forecaster, given: Mapping[str, str]) -> dict[str, str]:
+def forms(model: Forecaster, given: How) -> How:
     """Export forms for this many series: small grids are sampled by a product, not by lookup."""
     cfg = model.cfg.model
     shape = (1, cfg.mixer.patches, len(model.cfg.names), cfg.channels)
     small = deform_sample.choose("cpu", shape) == "dense"
-    return {**given, **({"deform_sample": "dense"} if small else {})}
+    own = {"deform_sample": "dense"} if small else {}
+    return dataclasses.replace(given, impl=dict(given.impl or {}) | own)
 
 
 def bundle(
     model: Forecaster,
     *,
     batch: Any = 1,
-    impl: Mapping[str, str] | None = None,
+    how: How = HOW,
     windows: Any = None,
     seed: int = 0,
 ) -> Bundle:
@@ -34,7 +36,7 @@ def bundle(
     Args:
       model: the forecaster.
       batch: B, a number, or a symbolic dimension of jax.export.
-      impl: {operator: implementation} of the exported function.
+      how: implementations in the exported function.
       windows: real windows float [N, T, V] in the units of the data, to compare on beside random
         walks; N is at least B.
       seed: of the random windows.
@@ -47,8 +49,8 @@ def bundle(
         "half_width": np.asarray(model.half_width, np.float32),
     }
 
-    def bound(impl: Any) -> Any:
-        return lambda params, x: forecast(params, x, cfg=cfg.model, impl=impl)
+    def bound(how: How) -> Any:
+        return lambda params, x: forecast(params, x, cfg=cfg.model, how=how)
 
     shape = (cfg.model.look_back, len(cfg.names))
     rows = batch if isinstance(batch, int) else 2
@@ -58,9 +60,9 @@ def bundle(
         samples["real"] = {"x": np.asarray(windows[:rows], np.float32)}
     program = Program(
         "forecast",
-        bound(None if impl is None else dict(impl)),
+        bound(how),
         {"x": jax.ShapeDtypeStruct((batch, *shape), jnp.float32)},
-        jax.jit(bound(None)),
+        jax.jit(bound(HOW)),
         samples,
     )
     facts = {
@@ -80,7 +82,7 @@ def forecast(
     x: jax.Array,
     *,
     cfg: timepro.TimeProConfig,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> dict[str, jax.Array]:
     """The mean forecast of all members, with the interval that was calibrated for it, not tracked.
 
@@ -88,13 +90,13 @@ def forecast(
       params: {"members": [one tree a seed], "mean", "deviation": [V], "half_width": [H, V]}.
       x: float32 [B, T, V], windows in the units of the data.
       cfg: the model.
-      impl: {operator: implementation}.
+      how: implementations.
 
     Returns:
       "forecast", "low" and "high", float32 [B, H, V].
     """
     scaled = (x - params["mean"]) / params["deviation"]
-    members = [timepro.apply(p, scaled, cfg=cfg, impl=impl) for p in params["members"]]
+    members = [timepro.apply(p, scaled, cfg=cfg, how=how) for p in params["members"]]
     middle = sum(members) / len(members) * params["deviation"] + params["mean"]
     width = jnp.broadcast_to(params["half_width"], middle.shape)
     return {"forecast": middle, "low": middle - width, "high": middle + width}

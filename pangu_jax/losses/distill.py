@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pangu_jax.ops.soft_cap import soft_cap
+
 
 def logit_kl(
     student: tuple[jax.Array, jax.Array],
@@ -11,6 +13,7 @@ def logit_kl(
     weights: jax.Array,
     *,
     temperature: float = 1.0,
+    softcaps: tuple[float | None, float | None] = (None, None),
     chunk: int = 1024,
 ) -> jax.Array:
     """Summed KL(teacher || student) of the next token, in nats, times temperature squared.
@@ -22,6 +25,7 @@ def logit_kl(
       teacher: the same of the teacher, whose D may differ.
       weights: float32 [B, T].
       temperature: both distributions are softened by it.
+      softcaps: bounds of the student's and of the teacher's logits, by tanh; None for none.
       chunk: tokens of one piece.
 
     Returns:
@@ -44,8 +48,8 @@ def logit_kl(
     def piece(total, inputs):
         mine, theirs, weight = inputs
         scores = [
-            jnp.dot(x, kernel, preferred_element_type=jnp.float32) / temperature
-            for x, kernel in zip((mine, theirs), kernels, strict=True)
+            soft_cap(jnp.dot(x, kernel, preferred_element_type=jnp.float32), cap) / temperature
+            for x, kernel, cap in zip((mine, theirs), kernels, softcaps, strict=True)
         ]
         q, p = (jax.nn.log_softmax(x, axis=-1) for x in scores)
         return total + (weight * (jnp.exp(p) * (p - q)).sum(-1)).sum(), None

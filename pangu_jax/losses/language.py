@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pangu_jax.ops.soft_cap import soft_cap
+
 
 def cross_entropy(
     hidden: jax.Array,
@@ -11,6 +13,7 @@ def cross_entropy(
     labels: jax.Array,
     weights: jax.Array,
     *,
+    softcap: float | None = None,
     chunk: int = 1024,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed negative log-likelihood of the labels, in nats, and the sum of the weights.
@@ -23,6 +26,7 @@ def cross_entropy(
       kernel: [D, V], cast to the type of `hidden`.
       labels: int32 [B, T].
       weights: float32 [B, T]; 0 where there is nothing to predict.
+      softcap: bound of the logits, by tanh; None for none.
       chunk: tokens of one piece.
 
     Returns:
@@ -42,7 +46,7 @@ def cross_entropy(
     @jax.checkpoint
     def piece(total, inputs):
         x, label, weight = inputs
-        logits = jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+        logits = soft_cap(jnp.dot(x, kernel, preferred_element_type=jnp.float32), softcap)
         found = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
         return total + (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum(), None
 

@@ -23,11 +23,12 @@ from einops import rearrange
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear, uniform_linear_spec
 from pangu_jax.nn.norm import layer_norm, layer_norm_spec
 from pangu_jax.nn.patch import patch_count, patches
 from pangu_jax.nn.ssm import MixerConfig, mixer, mixer_spec
-from pangu_jax.sharding.layout import Layout, constrain
+from pangu_jax.sharding.layout import constrain
 
 EPS = 1e-5
 
@@ -108,8 +109,7 @@ def apply(
     *,
     cfg: TimeProConfig,
     key: jax.Array | None = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> jax.Array:
     """Forecasts.
 
@@ -118,8 +118,7 @@ def apply(
       x: float [B, T, V], the look-back windows.
       cfg: the model.
       key: for dropout while training; None leaves it out.
-      layout: how activations are split, or None.
-      impl: {operator: implementation}.
+      how: layout and implementations.
 
     Returns:
       [B, H, V] in the units of `x`.
@@ -132,7 +131,7 @@ def apply(
     x, mean, deviation = normalise(x) if cfg.normalise else (x, 0, 1)
     tokens = embed(params["embed"], x, cfg=cfg, key=key)
     for block_params in params["blocks"]:
-        tokens = block(block_params, tokens, cfg=cfg, layout=layout, impl=impl)
+        tokens = block(block_params, tokens, cfg=cfg, how=how)
     return head(params, tokens) * deviation + mean
 
 
@@ -160,16 +159,15 @@ def block(
     tokens: jax.Array,
     *,
     cfg: TimeProConfig,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> jax.Array:
     """One layer: both mixers, then the feed-forward layer; [B, V, D] to [B, V, D]."""
-    both = mixer(params["forward"], tokens, cfg=cfg.mixer, eps=EPS, impl=impl)
+    both = mixer(params["forward"], tokens, cfg=cfg.mixer, eps=EPS, how=how)
     flipped = jnp.flip(tokens, 1)
-    back = mixer(params["backward"], flipped, cfg=cfg.mixer, eps=EPS, impl=impl)
+    back = mixer(params["backward"], flipped, cfg=cfg.mixer, eps=EPS, how=how)
     tokens = tokens + both + jnp.flip(back, 1)
     hidden = linear(params["up"], layer_norm(params["norm"], tokens, eps=EPS))
-    hidden = constrain(hidden, ("batch", None, "mlp"), layout)
+    hidden = constrain(hidden, ("batch", None, "mlp"), how.layout)
     return tokens + linear(params["down"], jax.nn.gelu(hidden, approximate=False))
 
 

@@ -1,6 +1,7 @@
-"""Grouped-query self-attention with rotary positions, on its own sequence or on a cache."""
+"""Grouped-query attention on its own sequence, on a cache, or on another sequence."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -9,18 +10,19 @@ import jax.numpy as jnp
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.nn.norm import rms_norm, rms_norm_spec
 from pangu_jax.nn.rotary import rotate
 from pangu_jax.ops.attention import attention as attend
-from pangu_jax.sharding.layout import Layout, constrain
+from pangu_jax.sharding.layout import constrain
 
 HEADS = ("kv_heads", "q_per_kv", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """Head structure of one layer.
+    """Head structure of one layer, and what its heads see.
 
     Attributes:
       kv_heads: K, key-value heads.
@@ -31,6 +33,11 @@ class AttentionConfig:
       value_bias: see `query_bias`.
       out_bias: see `query_bias`.
       qk_norm: whether each query and key head is RMS-normalised before rotation (Qwen3).
+      rotary: whether queries and keys are rotated by their positions.
+      causal: whether a token sees no later one.
+      window: how many tokens, itself among them, a token looks back; None is all. Causal only.
+      scale: of the products of queries and keys; None is C^-1/2.
+      softcap: bound of the scores, by tanh; None for none (Gemma 2).
     """
 
     kv_heads: int
@@ -41,12 +48,37 @@ class AttentionConfig:
     value_bias: bool = False
     out_bias: bool = False
     qk_norm: bool = False
+    rotary: bool = True
+    causal: bool = True
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
 
     def __post_init__(self):
         for name in ("kv_heads", "q_per_kv", "head_dim"):
             check_size(f"attention {name}", getattr(self, name))
-        if self.head_dim % 2:
+        if self.rotary and self.head_dim % 2:
             raise InputError(f"attention head_dim must be even to rotate, got {self.head_dim}")
+        if self.window is not None:
+            check_size("attention window", self.window)
+            if not self.causal:
+                raise InputError("a sliding window needs causal attention")
+        for name in ("scale", "softcap"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"attention {name} must be positive and finite, got {value}")
+
+
+class Source(NamedTuple):
+    """Another sequence that is attended to.
+
+    Attributes:
+      key: [B, S, D], what keys are projected from.
+      value: [B, S, D], what values are projected from; often the same.
+    """
+
+    key: jax.Array
+    value: jax.Array
 
 
 class LayerCache(NamedTuple):
@@ -85,54 +117,76 @@ def attention_spec(embed: int, cfg: AttentionConfig, *, gain: float = 1.0) -> di
 def attention(
     params: dict[str, Any],
     x: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
+    rotation: tuple[jax.Array, jax.Array] | None,
     mask: jax.Array | None,
     *,
+    cfg: AttentionConfig,
     eps: float,
+    source: Source | None = None,
     cache: LayerCache | None = None,
-    layout: Layout | None = None,
-    impl: str | None = None,
+    how: How = HOW,
 ) -> tuple[jax.Array, LayerCache | None]:
-    """Self-attention of one layer.
+    """Attention of one layer.
 
     Args:
       params: tree of `attention_spec`.
       x: [B, T, D].
-      rotation: cosines and sines of the T positions, float32 [B, T, C/2] each.
-      mask: bool [B, T, S], S being T or, with a cache, the cache's length; None is causal.
+      rotation: cosines and sines of the T positions, float32 [B, T, C/2] each; None where
+        positions do not rotate.
+      mask: bool [B, T, S], S being T, the cache's length or the source's; None is what `cfg` says
+        of one document a row, and the whole of a source.
+      cfg: what the heads see; sizes are read from the arrays.
       eps: of the per-head norms, where there are any.
+      source: another sequence to attend to, whose keys are not rotated; None is `x` itself.
       cache: where to write the T new keys and values, and what to attend over.
-      layout: how activations are split, or None.
-      impl: implementation of `ops.attention`, None to choose.
+      how: its layout, and the implementation of "attention".
 
     Returns:
       [B, T, D] in the type of `x`, and the cache with its new rows (None without a cache).
     """
-    mixed, cache = mix(params, x, rotation, mask, eps=eps, cache=cache, layout=layout, impl=impl)
+    mixed, cache = mix(
+        params, x, rotation, mask, cfg=cfg, eps=eps, source=source, cache=cache, how=how
+    )
     return linear(params["out"], mixed, inputs=3), cache
 
 
 def mix(
     params: dict[str, Any],
     x: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
+    rotation: tuple[jax.Array, jax.Array] | None,
     mask: jax.Array | None,
     *,
+    cfg: AttentionConfig,
     eps: float,
+    source: Source | None = None,
     cache: LayerCache | None = None,
-    layout: Layout | None = None,
-    impl: str | None = None,
+    how: How = HOW,
 ) -> tuple[jax.Array, LayerCache | None]:
     """What `attention` gives to its out projection: [B, T, K, Q, C]; the arguments are its."""
-    query, key, value = (linear(params[name], x) for name in ("query", "key", "value"))
+    key_input, value_input = (x, x) if source is None else source
+    query = linear(params["query"], x)
+    key, value = linear(params["key"], key_input), linear(params["value"], value_input)
     if "query_norm" in params:
         query = rms_norm(params["query_norm"], query, eps=eps)
         key = rms_norm(params["key_norm"], key, eps=eps)
-    query = constrain(rotate(query, *rotation), ("batch", "length", *HEADS), layout)
-    key = rotate(key, *rotation)
+    if rotation is not None:
+        query = rotate(query, *rotation)
+        key = rotate(key, *rotation) if source is None else key
+    query = constrain(query, ("batch", "length", *HEADS), how.layout)
     if cache is not None:
         cache, key, value = append(cache, key, value)
-    return attend(query, key.astype(x.dtype), value.astype(x.dtype), mask=mask, impl=impl), cache
+    mixed = attend(
+        query,
+        key.astype(x.dtype),
+        value.astype(x.dtype),
+        mask=mask,
+        causal=cfg.causal and source is None,
+        window=cfg.window,
+        scale=cfg.scale,
+        softcap=cfg.softcap,
+        impl=how.implementation("attention"),
+    )
+    return mixed, cache
 
 
 def append(

@@ -1,16 +1,34 @@
-"""One decoder layer: attention and a feed-forward part, each in a residual branch."""
+"""One transformer layer, for every model: attention and a feed-forward part, in two halves.
+
+Each half reads the residual stream and gives the next one; `norm_place` says where its norms are:
+
+    pre        x + branch(norm(x))
+    post       norm(x + branch(x))
+    sandwich   x + post_norm(branch(norm(x)))
+
+Whoever walks layers (calibration, probes, export) calls the halves, and sees or changes what is
+read inside by a tap: a function that is called with the place of the parameters that read an array
+("attention_norm", "attention", "attention/out", "attention_post_norm", "mlp_norm", "mlp" or "moe",
+"mlp/down", "mlp_post_norm") and the array, and gives the array to go on with.
+"""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.nn.attention import AttentionConfig, LayerCache, attention, attention_spec
-from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
+from pangu_jax.nn.attention import AttentionConfig, LayerCache, Source, attention_spec, mix
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.nn.linear import linear
+from pangu_jax.nn.mlp import MlpConfig, hidden, mlp_spec
 from pangu_jax.nn.moe import MoEConfig, RouterStats, moe, moe_spec
-from pangu_jax.nn.norm import rms_norm, rms_norm_spec
-from pangu_jax.sharding.layout import Layout, constrain
+from pangu_jax.nn.norm import NormKind, norm, norm_spec
+from pangu_jax.sharding.layout import constrain
+
+Tap = Callable[[str, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,94 +36,192 @@ class LayerConfig:
     """One layer: its attention, and exactly one of a dense or a routed feed-forward part.
 
     Attributes:
-      attention: head structure.
+      attention: head structure, and what the heads see.
       mlp: the dense feed-forward part, or None.
       moe: the routed feed-forward part, or None.
-      sandwich_norm: whether each branch's output is normalised again before it is added.
+      norm: the kind of the layer's norms.
+      norm_place: before each branch, after its sum, or around the branch.
+      dropout: share of each branch's outputs that is dropped in training.
     """
 
     attention: AttentionConfig
     mlp: MlpConfig | None = None
     moe: MoEConfig | None = None
-    sandwich_norm: bool = False
+    norm: NormKind = "rms"
+    norm_place: Literal["pre", "post", "sandwich"] = "pre"
+    dropout: float = 0.0
 
     def __post_init__(self):
         if (self.mlp is None) == (self.moe is None):
             raise InputError("a layer needs exactly one of mlp and moe")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"a layer's dropout must be in [0, 1), got {self.dropout}")
 
 
 def block_spec(embed: int, cfg: LayerConfig, *, gain: float = 1.0) -> dict[str, Any]:
     """Spec of one layer; `gain` scales what each branch adds to the residual at the start."""
     spec = {
-        "attention_norm": rms_norm_spec(embed),
+        "attention_norm": norm_spec(cfg.norm, embed),
         "attention": attention_spec(embed, cfg.attention, gain=gain),
-        "mlp_norm": rms_norm_spec(embed),
+        "mlp_norm": norm_spec(cfg.norm, embed),
     }
     if cfg.mlp is not None:
         spec["mlp"] = mlp_spec(embed, cfg.mlp, gain=gain)
     if cfg.moe is not None:
         spec["moe"] = moe_spec(embed, cfg.moe, gain=gain)
-    if cfg.sandwich_norm:
-        spec["attention_post_norm"] = rms_norm_spec(embed)
-        spec["mlp_post_norm"] = rms_norm_spec(embed)
+    if cfg.norm_place == "sandwich":
+        spec["attention_post_norm"] = norm_spec(cfg.norm, embed)
+        spec["mlp_post_norm"] = norm_spec(cfg.norm, embed)
     return spec
 
 
 def block(
     params: dict[str, Any],
     x: jax.Array,
-    rotation: tuple[jax.Array, jax.Array],
+    rotation: tuple[jax.Array, jax.Array] | None,
     mask: jax.Array | None,
     valid: jax.Array | None = None,
     *,
     cfg: LayerConfig,
     eps: float,
     cache: LayerCache | None = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    key: jax.Array | None = None,
+    how: How = HOW,
 ) -> tuple[jax.Array, LayerCache | None, RouterStats | None]:
-    """One layer.
+    """One layer of self-attention.
 
     Args:
       params: tree of `block_spec`.
       x: [B, T, D], the residual stream.
-      rotation: cosines and sines of the positions, float32 [B, T, C/2] each.
-      mask: bool [B, T, S], or None for plain causal attention.
+      rotation: cosines and sines of the positions, float32 [B, T, C/2] each, or None.
+      mask: bool [B, T, S], or None for what `cfg.attention` says of one document a row.
       valid: bool [B, T], false for padding, which router statistics leave out; None for none.
       cfg: the layer's configuration; sizes are read from the arrays.
       eps: of the norms.
       cache: the layer's place in the key-value cache, or None.
-      layout: how activations are split, or None.
-      impl: {operator: implementation} for "attention" and "expert_mlp".
+      key: for dropout; None drops nothing.
+      how: layout and implementations.
 
     Returns:
       [B, T, D], the cache, and the router's statistics (None for a dense layer).
     """
-    impl = impl or {}
+    keys = (None, None) if key is None else jax.random.split(key)
+    x, cache = attention_half(
+        params, x, rotation, mask, cfg=cfg, eps=eps, cache=cache, key=keys[0], how=how
+    )
+    x, router = mlp_half(params, x, valid, cfg=cfg, eps=eps, key=keys[1], how=how)
+    return constrain(x, ("batch", "length", "embed"), how.layout), cache, router
+
+
+def attention_half(
+    params: dict[str, Any],
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array] | None,
+    mask: jax.Array | None,
+    *,
+    cfg: LayerConfig,
+    eps: float,
+    source: Source | None = None,
+    cache: LayerCache | None = None,
+    key: jax.Array | None = None,
+    how: How = HOW,
+    tap: Tap | None = None,
+) -> tuple[jax.Array, LayerCache | None]:
+    """The attention branch of a layer, added to its input; arguments as in `block`.
+
+    Args:
+      params: has "attention" and its norms.
+      x: [B, T, D].
+      rotation: as in `block`.
+      mask: as in `block`.
+      cfg: the layer's configuration.
+      eps: of the norms.
+      source: another sequence to attend to in place of `x`'s own.
+      cache: as in `block`.
+      key: for dropout.
+      how: layout and implementations.
+      tap: see the module.
+
+    Returns:
+      [B, T, D], and the cache.
+    """
+    tap = tap or _untouched
     with jax.named_scope("attention"):  # profiles tell the parts of a step by these names
-        branch, cache = attention(
+        read = tap("attention", _before(params, "attention", x, cfg, eps, tap))
+        mixed, cache = mix(
             params["attention"],
-            rms_norm(params["attention_norm"], x, eps=eps),
+            read,
             rotation,
             mask,
+            cfg=cfg.attention,
             eps=eps,
+            source=source,
             cache=cache,
-            layout=layout,
-            impl=impl.get("attention"),
+            how=how,
         )
-        x = x + _post(params, "attention_post_norm", branch, eps)
-    with jax.named_scope("moe" if "moe" in params else "mlp"):
-        normed = rms_norm(params["mlp_norm"], x, eps=eps)
-        if "moe" in params:
-            kind = impl.get("expert_mlp")
-            branch, router = moe(
-                params["moe"], normed, valid, cfg=cfg.moe, layout=layout, impl=kind
-            )
+        branch = linear(params["attention"]["out"], tap("attention/out", mixed), inputs=3)
+        return _added(params, "attention", x, branch, cfg, eps, key, tap), cache
+
+
+def mlp_half(
+    params: dict[str, Any],
+    x: jax.Array,
+    valid: jax.Array | None = None,
+    *,
+    cfg: LayerConfig,
+    eps: float,
+    key: jax.Array | None = None,
+    how: How = HOW,
+    tap: Tap | None = None,
+) -> tuple[jax.Array, RouterStats | None]:
+    """The feed-forward branch of a layer, dense or routed, added to its input.
+
+    Args:
+      params: has "mlp" or "moe", and the norms.
+      x: [B, T, D].
+      valid: as in `block`.
+      cfg: the layer's configuration.
+      eps: of the norms.
+      key: for dropout.
+      how: layout and implementations.
+      tap: see the module.
+
+    Returns:
+      [B, T, D], and the router's statistics (None for a dense layer).
+    """
+    tap, part = tap or _untouched, "moe" if cfg.mlp is None else "mlp"
+    with jax.named_scope(part):
+        read = tap(part, _before(params, "mlp", x, cfg, eps, tap))
+        if cfg.mlp is None:
+            branch, router = moe(params["moe"], read, valid, cfg=cfg.moe, how=how)
         else:
-            branch, router = mlp(params["mlp"], normed, layout=layout), None
-        x = x + _post(params, "mlp_post_norm", branch, eps)
-    return constrain(x, ("batch", "length", "embed"), layout), cache, router
+            units = tap("mlp/down", hidden(params["mlp"], read, cfg=cfg.mlp, how=how))
+            branch, router = linear(params["mlp"]["down"], units), None
+        return _added(params, "mlp", x, branch, cfg, eps, key, tap), router
 
 
-def _post(params: dict[str, Any], name: str, branch: jax.Array, eps: float) -> jax.Array:
-    return rms_norm(params[name], branch, eps=eps) if name in params else branch
+def _untouched(_: str, x: jax.Array) -> jax.Array:
+    return x
+
+
+def _before(params, part, x, cfg, eps, tap):
+    """What a branch reads."""
+    if cfg.norm_place == "post":
+        return x
+    name = f"{part}_norm"
+    return norm(params[name], tap(name, x), kind=cfg.norm, eps=eps)
+
+
+def _added(params, part, x, branch, cfg, eps, key, tap):
+    """The branch added to its input, with the norms that follow it."""
+    if key is not None and cfg.dropout:
+        keep = jax.random.bernoulli(key, 1 - cfg.dropout, branch.shape)
+        branch = jnp.where(keep, branch / (1 - cfg.dropout), 0).astype(branch.dtype)
+    if cfg.norm_place == "sandwich":
+        name = f"{part}_post_norm"
+        branch = norm(params[name], tap(name, branch), kind=cfg.norm, eps=eps)
+    x = x + branch
+    if cfg.norm_place == "post":
+        name = f"{part}_norm"
+        x = norm(params[name], tap(name, x), kind=cfg.norm, eps=eps)
+    return x

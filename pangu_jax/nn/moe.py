@@ -11,10 +11,11 @@ from flax import struct
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Constant, Normal, Spec
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
 from pangu_jax.ops.expert_mlp import expert_mlp
 from pangu_jax.ops.group_topk import router_weights
-from pangu_jax.sharding.layout import Layout, constrain
+from pangu_jax.sharding.layout import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,7 @@ def moe(
     mask: jax.Array | None = None,
     *,
     cfg: MoEConfig,
-    layout: Layout | None = None,
-    impl: str | None = None,
+    how: How = HOW,
 ) -> tuple[jax.Array, RouterStats]:
     """Routed experts plus the shared expert, for every token; nothing is ever dropped.
 
@@ -112,8 +112,7 @@ def moe(
       x: [B, T, D].
       mask: bool [B, T], false for padding, which the statistics leave out; None for no padding.
       cfg: routing; sizes are read from the arrays.
-      layout: how activations are split, or None.
-      impl: implementation of `ops.expert_mlp`, None to choose.
+      how: its layout, and the implementation of "expert_mlp".
 
     Returns:
       [B, T, D] in the type of `x`, and the router's statistics.
@@ -126,11 +125,11 @@ def moe(
         tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalise=cfg.renormalise
     )
     kernels = (experts[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
-    y = expert_mlp(tokens, ids, weights, *kernels, impl=impl)
+    y = expert_mlp(tokens, ids, weights, *kernels, impl=how.implementation("expert_mlp"))
     y = rearrange(y, "(b t) d -> b t d", **parse_shape(x, "b t _"))
-    y = constrain(y, ("batch", "length", "embed"), layout)
+    y = constrain(y, ("batch", "length", "embed"), how.layout)
     if "shared" in params:
-        y = y + mlp(params["shared"], x, layout=layout)
+        y = y + mlp(params["shared"], x, cfg=MlpConfig(cfg.shared_width), how=how)
     return y, _stats(ids, probs, mask, parse_shape(x, "b t _"))
 
 

@@ -1,11 +1,28 @@
 """Normalisation over the last dimension."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.spec import Spec, ones, zeros
+
+# RMSNorm; the same with gains that are stored less 1, so that they start at 0 (Gemma); LayerNorm.
+NormKind = Literal["rms", "zero_centered_rms", "layer"]
+
+
+def norm_spec(kind: NormKind, width: int, axis: str = "embed") -> dict[str, Spec]:
+    """Spec of one norm of a kind over a dimension of `width`."""
+    if kind == "zero_centered_rms":
+        return {"scale": Spec((width,), (axis,), zeros)}
+    return rms_norm_spec(width, axis) if kind == "rms" else layer_norm_spec(width, axis)
+
+
+def norm(params: dict[str, Any], x: jax.Array, *, kind: NormKind, eps: float) -> jax.Array:
+    """A norm of a kind: [..., D] to [..., D], in the type of `x`; see the functions of each."""
+    if kind == "zero_centered_rms":
+        return zero_centered_rms_norm(params, x, eps=eps)
+    return (rms_norm if kind == "rms" else layer_norm)(params, x, eps=eps)
 
 
 def rms_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
@@ -29,9 +46,20 @@ def rms_norm(params: dict[str, Any], x: jax.Array, *, eps: float) -> jax.Array:
 
     Source: arXiv 1910.07467, equation 4.
     """
+    return _over_rms(x, eps).astype(x.dtype) * params["scale"].astype(x.dtype)
+
+
+def zero_centered_rms_norm(params: dict[str, Any], x: jax.Array, *, eps: float) -> jax.Array:
+    """As `rms_norm`, with gains of 1 + scale, which multiply in float32 before the cast.
+
+    Source: arXiv 2403.08295, section 2; the order is that of the Gemma release.
+    """
+    return (_over_rms(x, eps) * (1 + params["scale"].astype(jnp.float32))).astype(x.dtype)
+
+
+def _over_rms(x, eps):
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-    return y.astype(x.dtype) * params["scale"].astype(x.dtype)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
 
 
 def layer_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:

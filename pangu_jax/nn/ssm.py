@@ -14,6 +14,7 @@ from einops import rearrange
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, Uniform, ones, zeros
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear, uniform_linear_spec
 from pangu_jax.nn.norm import layer_norm, layer_norm_spec
 from pangu_jax.ops.deform_sample import deform_sample
@@ -102,7 +103,7 @@ def mixer(
     *,
     cfg: MixerConfig,
     eps: float,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> jax.Array:
     """Gates what the variates before each one, and its own token, say.
 
@@ -111,7 +112,7 @@ def mixer(
       x: [B, V, D], the tokens, not normalised.
       cfg: sizes.
       eps: of the LayerNorm.
-      impl: {"selective_states", "deform_sample": implementation}.
+      how: the implementations of "selective_states" and "deform_sample".
 
     Returns:
       [B, V, D].
@@ -126,27 +127,27 @@ def mixer(
         # Split, not sliced: the gradient of slices is a sum of padded arrays.
         low, enters, reads = jnp.split(select, [cfg.rank, cfg.rank + 1], axis=-1)
         step = low @ params["step"]["kernel"].astype(x.dtype)
-        h = _states(params, u, step, enters, impl)
-        y = y + _sampled(params, h, cfg, impl).astype(x.dtype) * reads
+        h = _states(params, u, step, enters, how)
+        y = y + _sampled(params, h, cfg, how).astype(x.dtype) * reads
     return layer_norm(params["norm"], y, eps=eps) * jax.nn.silu(gate)
 
 
-def _states(params, u, step, enters, impl):
+def _states(params, u, step, enters, how):
     """The state after each variate: [B, V, D]."""
     rate = -jnp.exp(params["rate_log"])
-    name = (impl or {}).get("selective_states")
+    name = how.implementation("selective_states")
     bias = params["step"]["bias"]
     return selective_states(u, step, rate, enters, dt_bias=bias, impl=name)[..., 0]
 
 
-def _sampled(params, h, cfg, impl):
+def _sampled(params, h, cfg, how):
     """The states, read anew at learned places of the grid of patches and variates."""
     grid = rearrange(h, "b v (p c) -> b p v c", p=cfg.patches)
     read = deform_sample(
         linear(params["value"], grid),
         _offset_mask(params["offset_mask"], grid),
         groups=cfg.groups,
-        impl=(impl or {}).get("deform_sample"),
+        impl=how.implementation("deform_sample"),
     )
     return rearrange(linear(params["out"], read), "b p v c -> b v (p c)")
 

@@ -1,12 +1,13 @@
 """Grouped-query attention under one mask rule.
 
-A query sees a source iff both are of the same segment, the source is no padding (segment 0), and
-the source's position is not later. Packed documents, ragged batches, left or right padding and
-key-value caches are all said through segments and positions.
+A query sees a source iff both are of the same segment, the source is no padding (segment 0), and,
+where attention is causal, the source's position is not later and, in a sliding window of W, less
+than W earlier. Packed documents, ragged batches, left or right padding and key-value caches are all
+said through segments and positions.
 
 | implementation | picked when |
 |---|---|
-| cudnn | GPU, bfloat16 or float16, head size a multiple of 8 up to 128 |
+| cudnn | GPU, bfloat16 or float16, head size a multiple of 8 up to 128, no soft-cap |
 | reference | everywhere else; the oracle, and the form that exports |
 """
 
@@ -14,7 +15,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
+from pangu_jax.ops.soft_cap import soft_cap
 
 EXPORT = "reference"  # the form that lowers everywhere, from any machine
 
@@ -31,6 +34,10 @@ def attention(
     value: jax.Array,
     *,
     mask: jax.Array | None,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
     impl: str | None = None,
 ) -> jax.Array:
     """Softmax attention, each of K key-value heads serving Q query heads.
@@ -39,23 +46,37 @@ def attention(
       query: [B, T, K, Q, C], any float type.
       key: [B, S, K, C].
       value: [B, S, K, C].
-      mask: bool [B, T, S], true where the query sees the source (`visible` makes it); None means
-        plain causal attention with T = S.
+      mask: bool [B, T, S], true where the query sees the source (`visible` makes it), whatever
+        `causal` and `window` say; None means one document a row without padding.
+      causal: whether, without a mask, a query sees no later source; then T = S.
+      window: how many sources, its own among them, a causal query sees without a mask; None is all.
+      scale: of the products; None is C^-1/2.
+      softcap: scores s become softcap * tanh(s / softcap); None leaves them.
       impl: "reference", "cudnn", or None to choose by platform and shape.
 
     Returns:
       [B, T, K, Q, C] in the type of `query`; scores and softmax are float32. A query that sees
       nothing gets a finite value of no meaning.
+
+    Raises:
+      InputError: an unknown `impl`, or one that has no soft-cap.
+
+    Source: arXiv 1706.03762, section 3.2.1; windows arXiv 2310.06825, section 2; soft-caps arXiv
+    2408.00118, section 2.
     """
-    name = impl or choose(target(), query)
-    return _IMPLEMENTATIONS[name](query, key, value, mask)
+    name = impl or choose(target(), query, softcap)
+    if name not in IMPLEMENTATIONS:
+        raise InputError(f"impl is {name!r}; attention has {', '.join(IMPLEMENTATIONS)}")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return IMPLEMENTATIONS[name](query, key, value, mask, causal, window, scale, softcap)
 
 
-def choose(platform: str, query: jax.Array) -> str:
+def choose(platform: str, query: jax.Array, softcap: float | None = None) -> str:
     """The implementation that `impl=None` picks."""
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     head = query.shape[-1]
-    return "cudnn" if platform == "gpu" and half and head % 8 == 0 and head <= 128 else "reference"
+    fits = half and head % 8 == 0 and head <= 128 and softcap is None
+    return "cudnn" if platform == "gpu" and fits else "reference"
 
 
 def visible(
@@ -63,30 +84,50 @@ def visible(
     query_positions: jax.Array,
     source_segments: jax.Array,
     source_positions: jax.Array,
+    *,
+    causal: bool = True,
+    window: int | None = None,
 ) -> jax.Array:
-    """The mask rule: same segment, no padding, not later.
+    """The mask rule: same segment, no padding; if causal not later, and within the window.
 
     Args:
       query_segments: int32 [B, T]; 0 is padding.
       query_positions: int32 [B, T].
       source_segments: int32 [B, S].
       source_positions: int32 [B, S].
+      causal: whether a query sees no later source.
+      window: how many positions, its own among them, a causal query looks back; None is all.
 
     Returns:
       bool [B, T, S].
     """
     same = query_segments[:, :, None] == source_segments[:, None, :]
-    earlier = source_positions[:, None, :] <= query_positions[:, :, None]
-    return same & earlier & (source_segments > 0)[:, None, :]
+    seen = same & (source_segments > 0)[:, None, :]
+    return seen & near(query_positions, source_positions, window) if causal else seen
 
 
-def _reference(query, key, value, mask):
+def near(query_positions: jax.Array, source_positions: jax.Array, window: int | None) -> jax.Array:
+    """Which sources are not later, and less than `window` earlier: bool [B, T, S].
+
+    Args:
+      query_positions: int32 [B, T].
+      source_positions: int32 [B, S].
+      window: see `visible`.
+    """
+    ahead, behind = query_positions[:, :, None], source_positions[:, None, :]
+    seen = behind <= ahead
+    return seen if window is None else seen & (behind > ahead - window)
+
+
+def _reference(query, key, value, mask, causal, window, scale, softcap):
     scores = jnp.einsum("btkqc,bskc->bkqts", query, key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
-    if mask is None:
-        mask = jnp.tril(jnp.ones((1, query.shape[1], key.shape[1]), bool))
-    # The lowest finite number, not -inf: a query that sees nothing must not make a NaN.
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    scores = soft_cap(scores * scale, softcap)
+    if mask is None and causal:
+        positions = (jnp.arange(x.shape[1])[None] for x in (query, key))
+        mask = near(*positions, window)
+    if mask is not None:
+        # The lowest finite number, not -inf: a query that sees nothing must not make a NaN.
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     # As one product in the order of its operands, the transposition after it: said as one einsum,
     # [..., S, C] x [..., T, S] is formed and then turned, which an exported graph pays for.
@@ -94,16 +135,20 @@ def _reference(query, key, value, mask):
     return rearrange(mixed, "b k q t c -> b t k q c")
 
 
-def _cudnn(query, key, value, mask):
+def _cudnn(query, key, value, mask, causal, window, scale, softcap):
+    if softcap is not None:
+        raise InputError("attention by cudnn has no soft-cap; reference has")
     out = jax.nn.dot_product_attention(
         rearrange(query, "b t k q c -> b t (k q) c"),
         key,
         value,
         mask=None if mask is None else mask[:, None],
-        is_causal=mask is None,
+        scale=scale,
+        is_causal=mask is None and causal,
+        local_window_size=None if mask is not None or window is None else (window - 1, 0),
         implementation="cudnn",
     )
     return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])
 
 
-_IMPLEMENTATIONS = {"reference": _reference, "cudnn": _cudnn}
+IMPLEMENTATIONS = {"reference": _reference, "cudnn": _cudnn}

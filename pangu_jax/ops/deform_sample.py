@@ -74,12 +74,12 @@ def deform_sample(
             f"least {3 * TAPS * groups} numbers for {groups} groups"
         )
     name = impl or choose(target(), values.shape)
-    if name not in _IMPLEMENTATIONS:
-        raise InputError(f"unknown impl {name!r}; known: {', '.join(_IMPLEMENTATIONS)}")
+    if name not in IMPLEMENTATIONS:
+        raise InputError(f"unknown impl {name!r}; known: {', '.join(IMPLEMENTATIONS)}")
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     rows, columns, masks = _places(offset_mask.astype(dtype), groups, scale)
     table = rearrange(values.astype(dtype), "b p v (g c) -> b g (p v) c", g=groups)
-    out = _IMPLEMENTATIONS[name](table, rows, columns, masks, (height, width))
+    out = IMPLEMENTATIONS[name](table, rows, columns, masks, (height, width))
     return rearrange(out, "b g (p v) c -> b p v (g c)", p=height).astype(values.dtype)
 
 
@@ -218,4 +218,4 @@ def _hat_slope(places, size):
     return (index == low + 1).astype(places.dtype) - (index == low).astype(places.dtype)
 
 
-_IMPLEMENTATIONS = {"reference": _reference, "taps": _taps, "dense": _dense}
+IMPLEMENTATIONS = {"reference": _reference, "taps": _taps, "dense": _dense}

@@ -80,7 +80,7 @@ def expert_mlp(
     """
     _check(x, ids, weights, gate, up, down, impl)
     name = impl or choose(target(), x.shape[0], ids.shape[2], gate.shape[1])
-    return _IMPLEMENTATIONS[name](x, ids, weights, gate, up, down).astype(x.dtype)
+    return IMPLEMENTATIONS[name](x, ids, weights, gate, up, down).astype(x.dtype)
 
 
 def choose(platform: str, tokens: int, k: int, experts: int) -> str:
@@ -101,8 +101,8 @@ def choose(platform: str, tokens: int, k: int, experts: int) -> str:
 
 
 def _check(x, ids, weights, gate, up, down, impl):
-    if impl is not None and impl not in _IMPLEMENTATIONS:
-        raise InputError(f"impl is {impl!r}; expert_mlp has {', '.join(_IMPLEMENTATIONS)}")
+    if impl is not None and impl not in IMPLEMENTATIONS:
+        raise InputError(f"impl is {impl!r}; expert_mlp has {', '.join(IMPLEMENTATIONS)}")
     groups, size, _, hidden = gate.shape
     into = (groups, size, x.shape[1], hidden)
     pairs = (x.shape[0], groups, *ids.shape[2:])
@@ -157,7 +157,7 @@ def _ragged(x, ids, weights, gate, up, down):
     return jnp.zeros(x.shape, jnp.float32).at[token].add(out.astype(jnp.float32))
 
 
-_IMPLEMENTATIONS = {
+IMPLEMENTATIONS = {
     "reference": _reference,
     "gather": _gather,
     "dense": _dense,

@@ -77,8 +77,8 @@ def selective_scan(
     """
     arrays = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "state": state}
     _check(arrays, lengths)
-    if impl is not None and impl not in _IMPLEMENTATIONS:
-        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_IMPLEMENTATIONS)}")
+    if impl is not None and impl not in IMPLEMENTATIONS:
+        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
     kind = u.dtype
     u, dt, A, B, C, D, dt_bias, state = _prepare(u, dt, A, B, C, D, dt_bias, state)
     name = impl or choose(platform(), (*u.shape, A.shape[1]), u.dtype)
@@ -87,7 +87,7 @@ def selective_scan(
         u, B, C = (jnp.where(valid, x, 0) for x in (u, B, C))
         # A step of size 0 changes nothing.
         dt = jnp.where(valid, dt, -1e30 if softplus else -dt_bias)
-    y, state = _IMPLEMENTATIONS[name](u, dt, A, B, C, D, dt_bias, state, softplus)
+    y, state = IMPLEMENTATIONS[name](u, dt, A, B, C, D, dt_bias, state, softplus)
     return y.astype(kind), state
 
 
@@ -122,11 +122,11 @@ def selective_states(
       InputError: shapes that don't fit, or an implementation that doesn't exist.
     """
     _check({"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "state": state}, None)
-    if impl is not None and impl not in _FORMS:
-        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(_FORMS)}")
+    if impl is not None and impl not in FORMS:
+        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(FORMS)}")
     name = impl or "associative"
     u, dt, A, B, dt_bias, state = _prepare(u, dt, A, B, None, None, dt_bias, state, states=True)
-    return _states(u, dt, A, B, dt_bias, state, softplus, _FORMS[name])
+    return _states(u, dt, A, B, dt_bias, state, softplus, FORMS[name])
 
 
 def platform() -> str:
@@ -217,8 +217,8 @@ def _by_states(form):
     return run
 
 
-_FORMS = {"reference": "loop", "associative": "associative", "export": "log_step"}
-_IMPLEMENTATIONS = {
+FORMS = {"reference": "loop", "associative": "associative", "export": "log_step"}
+IMPLEMENTATIONS = {
     "reference": _reference,
     "chunked": _chunked,
     "mosaic": kernel_scan.mosaic,

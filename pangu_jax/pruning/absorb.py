@@ -18,7 +18,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.stack import join, split
 from pangu_jax.pruning.stats import SweepConfig, sweep
@@ -75,7 +75,7 @@ def absorb(
     """
     if stat not in STATS:
         raise InputError(f"stat must be one of {', '.join(STATS)}, got {stat!r}")
-    if not any(layer.sandwich_norm for layer in cfg.layers):
+    if not any(layer.norm_place == "sandwich" for layer in cfg.layers):
         raise InputError("no layer has sandwich norms, so there is nothing to absorb")
     sums: list[tuple[np.ndarray, float]] = []
     sweep(
@@ -90,18 +90,18 @@ def absorb(
     errors: dict[str, float] = {}
     layers, configs = [], []
     for i, (layer, weights) in enumerate(zip(cfg.layers, split(params["runs"]), strict=True)):
-        if layer.sandwich_norm:
+        if layer.norm_place == "sandwich":
             total, tokens = sums[i]
             constants = [STATS[stat](row, tokens) for row in total]
             found = [relative_error(r, tokens, c) for r, c in zip(total, constants, strict=True)]
             errors |= {f"{i}/{b[0]}": e for b, e in zip(BRANCHES, found, strict=True)}
             if max(found) <= max_rel_err:
                 weights = fold(weights, constants)
-                layer = dataclasses.replace(layer, sandwich_norm=False)
+                layer = dataclasses.replace(layer, norm_place="pre")
         layers.append(weights)
         configs.append(layer)
     new = dataclasses.replace(cfg, layers=tuple(configs))
-    runs = join(layers, [number for _, number in decoder.run_lengths(new)])
+    runs = join(layers, [number for _, number in transformer.run_lengths(new)])
     tree = {**params, "runs": runs}
     return check(decoder.spec(new), tree), new, errors
 
@@ -134,7 +134,7 @@ def fold_pre_norms(params: dict[str, Any], *, cfg: DecoderConfig) -> dict[str, A
                 inner[name] = {**inner[name], "kernel": kernel * column.astype(kernel.dtype)}
             weights[branch] = inner
         layers.append(weights)
-    return {**params, "runs": join(layers, [n for _, n in decoder.run_lengths(cfg)])}
+    return {**params, "runs": join(layers, [n for _, n in transformer.run_lengths(cfg)])}
 
 
 def _times(leaf: jax.Array, gain: jax.Array, constant: float) -> jax.Array:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.pruning import allocate, axes, importance, reinit, taylor
 from pangu_jax.pruning import plan as plans
 from pangu_jax.pruning import repair as repairs
@@ -143,7 +144,7 @@ def compress(
     plan: Plan | None = None,
     donate: bool = False,
     progress: Progress | None = None,
-    impl: str | None = None,
+    how: How = HOW,
 ) -> Result:
     """Prunes a model.
 
@@ -158,13 +159,13 @@ def compress(
       plan: choose these units instead of scoring; the repair is still fitted to the windows.
       donate: give up `params` to save memory.
       progress: called with what is being done, layers done, and layers in all.
-      impl: implementation of attention.
+      how: implementations, and the type of activations.
 
     Raises:
       InputError: the target cannot be met, the windows do not fit the model, activations are not
         finite, or the plan is for another model.
     """
-    options: dict[str, Any] = {"sweep_cfg": sweep_cfg, "impl": impl}
+    options: dict[str, Any] = {"sweep_cfg": sweep_cfg, "how": how}
     say = progress or (lambda *_: None)
     if plan is not None:
         depth, width = split(plans.check(plan, cfg))
@@ -182,7 +183,7 @@ def compress(
     if recipe.method == "taylor" and plan is None:
         say("gradients", 0, 1)
         visitor.saliency = taylor.saliency(
-            inner, windows, cfg=inner_cfg, batch=sweep_cfg.batch, dtype=sweep_cfg.dtype
+            inner, windows, cfg=inner_cfg, batch=sweep_cfg.batch, how=how
         )
     if plan is None or recipe.repair != "none":
         # LAPACK's threads spin while they wait for one another. Beside other work they wait long:
@@ -409,7 +410,8 @@ def _profile(params, windows, cfg, target, recipe, say, options) -> _Profile | N
         return None
     saliency = None
     if ranked and recipe.method == "taylor":
-        saliency = taylor.saliency(params, windows, cfg=cfg, batch=options["sweep_cfg"].batch)
+        batch = options["sweep_cfg"].batch
+        saliency = taylor.saliency(params, windows, cfg=cfg, batch=batch, how=options["how"])
     found = _Profile([], [], [], [])
 
     def keep(stats: LayerStats):
@@ -471,7 +473,7 @@ def _merged(part: LayerPlan, pool, plan: Plan, profile, cfg) -> LayerPlan:
             )
     heads = (tuple(range(plan.sizes[part.layer].heads)),) * (len(groups) + len(moved))
     scale: tuple[float, ...] = ()
-    if cfg.layers[part.layer].sandwich_norm and moved:
+    if cfg.layers[part.layer].norm_place == "sandwich" and moved:
         rms = [importance.post_rms(s) for s in profile.layers]
         scale = tuple(rms[part.layer] / rms[layer] for layer, _ in moved)
     return LayerPlan(part.layer, groups, heads, part.channels, moved, scale)

@@ -21,7 +21,7 @@ from pangu_jax.checkpoint.names.registry import named
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import block_spec
 from pangu_jax.nn.stack import join, split
@@ -121,7 +121,7 @@ def pad(
         layers.append(tree)
         new.append(grown)
     new_cfg = dataclasses.replace(cfg, layers=tuple(new))
-    lengths = [number for _, number in decoder.run_lengths(new_cfg)]
+    lengths = [number for _, number in transformer.run_lengths(new_cfg)]
     return {**params, "runs": join(layers, lengths)}, new_cfg
 
 
@@ -137,7 +137,7 @@ def suit(
         write_keys(cfg, named(family), per_layer=per_layer)
         return params, cfg, family
     except InputError as error:
-        if family not in AS_LLAMA or any(x.sandwich_norm for x in cfg.layers):
+        if family not in AS_LLAMA or any(x.norm_place != "pre" for x in cfg.layers):
             raise InputError(
                 f"{error}; for such a model take --repair scale or none, or ridge without biases"
             ) from error

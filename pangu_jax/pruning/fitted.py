@@ -8,7 +8,7 @@ from einops import repeat
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning import repair as repairs
@@ -120,7 +120,7 @@ def put(
         layers.append(dataclasses.replace(layer, attention=attention, mlp=mlp))
     new_cfg = dataclasses.replace(cfg, layers=tuple(layers))
     runs, start = [], 0
-    for run, (_, number) in zip(params["runs"], decoder.run_lengths(cfg), strict=True):
+    for run, (_, number) in zip(params["runs"], transformer.run_lengths(cfg), strict=True):
         run = dict(run)
         for site, branch, name in SITES:
             old = run[branch][name]

@@ -13,7 +13,7 @@ import numpy as np
 from pangu_jax.core.spec import check as check_spec
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import block_spec
 from pangu_jax.pruning import axes, reinit
@@ -45,11 +45,11 @@ def prune(
     hidden = {"embed": np.asarray(plan.hidden)} if len(plan.hidden) != cfg.width else {}
     source = _Source(params, cfg)
     runs, start = [], 0
-    for _, number in decoder.run_lengths(new):
+    for _, number in transformer.run_lengths(new):
         runs.append((plan.layers[start : start + number], {}))
         start += number
     paths: dict[str, Any] = {}
-    for layer, _ in decoder.run_lengths(cfg):
+    for layer, _ in transformer.run_lengths(cfg):
         paths |= flatten(block_spec(cfg.width, layer), is_leaf=is_spec)
     for path, spec in paths.items():
         for parts, leaves in runs:
@@ -86,7 +86,7 @@ class _Source:
         self.runs = [{path: axes.at_hand(leaf) for path, leaf in run.items()} for run in self.given]
         self.where = [
             (run, place)
-            for run, (_, number) in enumerate(decoder.run_lengths(cfg))
+            for run, (_, number) in enumerate(transformer.run_lengths(cfg))
             for place in range(number)
         ]
 

@@ -21,11 +21,10 @@ import numpy as np
 from flax import struct
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
-from pangu_jax.nn.attention import attention, mix
-from pangu_jax.nn.mlp import hidden, mlp
-from pangu_jax.nn.norm import rms_norm
+from pangu_jax.nn.block import attention_half, mlp_half
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.rotary import rotation
 from pangu_jax.pruning import moments
 from pangu_jax.pruning.moments import Moments
@@ -99,14 +98,12 @@ class SweepConfig:
       batch: windows computed at once.
       held_out: share of the windows kept apart to choose the ridge, at least one batch of them
         unless it is 0.
-      dtype: type of the activations; None takes the embedding table's.
       moments: type of the sums: float64, or float32 where memory matters more.
       offload: whether the layer boundary lies in host memory.
     """
 
     batch: int = 8
     held_out: float = 0.25
-    dtype: str | None = None
     moments: str = "float64"
     offload: bool = False
 
@@ -127,7 +124,7 @@ def collect(
     sweep_cfg: SweepConfig = SweepConfig(),
     visitor: Visitor | None = None,
     progress: Callable[[int, int], None] | None = None,
-    impl: str | None = None,
+    how: How = HOW,
 ) -> Stats:
     """Statistics of every layer, all kept: for models whose moments fit in memory.
 
@@ -138,7 +135,7 @@ def collect(
       sweep_cfg: batches and types.
       visitor: replaces projections on the way (pruned propagation), None for the dense model.
       progress: called with layers done and layers in all.
-      impl: implementation of attention.
+      how: implementations, and the type of activations.
 
     Raises:
       InputError: a routed layer, no window, or a statistic that is not finite (names the layer).
@@ -152,7 +149,7 @@ def collect(
         visitor=visitor,
         keep=found.append,
         progress=progress,
-        impl=impl,
+        how=how,
     )
     return Stats(tuple(found), cfg)
 
@@ -169,7 +166,7 @@ def sweep(
     similarity: bool = True,
     keep: Callable[[LayerStats], Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    impl: str | None = None,
+    how: How = HOW,
 ) -> None:
     """Walks the layers once; `collect` keeps everything, a visitor only what it wants.
 
@@ -184,19 +181,20 @@ def sweep(
       similarity: whether cos(layer input, layer output) is taken, which keeps a second boundary.
       keep: called with each layer's statistics.
       progress: called with layers done and layers in all.
-      impl: implementation of attention.
+      how: implementations, and the type of activations.
 
     Raises:
       InputError: as `collect`.
     """
     _check(windows, cfg, propagate)
     with jax.enable_x64(True):
-        batches, held = _batches(params, windows, sweep_cfg)
+        batches, held = _batches(params, windows, cfg, sweep_cfg, how)
         positions = jnp.arange(windows.shape[1], dtype=jnp.int32)[None]
         index = 0
-        for run, (layer, count) in enumerate(decoder.run_lengths(cfg)):
+        for run, (layer, count) in enumerate(transformer.run_lengths(cfg)):
             turn = rotation(positions, layer.attention.head_dim, cfg.rope)
-            walk = _Walk(params["runs"][run], turn, cfg, sweep_cfg, held, impl)
+            static = {"cfg": layer, "eps": cfg.norm_eps, "how": how}
+            walk = _Walk(params["runs"][run], turn, static, sweep_cfg, held)
             for place in range(count):
                 batches, stats = walk.layer(
                     place, index, batches, visitor, propagate, second_order, similarity
@@ -210,27 +208,49 @@ def sweep(
 
 def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtype: Any) -> int:
     """Bytes a sweep takes beside the parameters: one boundary, and the widest layer's moments."""
-    boundary = windows.size * cfg.width * np.dtype(dtype).itemsize * (not sweep_cfg.offload)
-    item = np.dtype(sweep_cfg.moments).itemsize
+    size, item = np.dtype(dtype).itemsize, np.dtype(sweep_cfg.moments).itemsize
+    boundary = windows.size * cfg.width * size * (not sweep_cfg.offload)
     widest = max(
         max(x.attention.kv_heads * x.attention.q_per_kv * x.attention.head_dim, x.mlp.width)
         for x in cfg.layers
         if x.mlp is not None
     )
     sets = 2 if sweep_cfg.held_out else 1
-    batch = sweep_cfg.batch * windows.shape[1] * widest * (item + 2 * np.dtype(dtype).itemsize)
+    batch = sweep_cfg.batch * windows.shape[1] * widest * (item + 2 * size)
+    kept = _keeps_units(windows.size, widest, size, item) and not sweep_cfg.offload
+    units = windows.size * widest * size * kept
     # The moments, and at most four times one of them for what a repair gathers and solves.
-    return boundary + batch + (sets + 4) * widest * widest * item
+    return boundary + units + batch + (sets + 4) * widest * widest * item
+
+
+def _keeps_units(tokens: int, units: int, size: int, item: int) -> bool:
+    """Whether what a projection reads is kept from looking at it to going on with it.
+
+    Else it is computed again: then it would take more than what a repair gathers, or would have to
+    be brought back from the host.
+    """
+    return tokens * size <= 4 * units * item
+
+
+class _Seen(dict):
+    """A tap that notes what is read, and gives another array in its place where it has one."""
+
+    def __init__(self, **instead: jax.Array | None):
+        super().__init__()
+        self.instead = {place: x for place, x in instead.items() if x is not None}
+
+    def __call__(self, place: str, x: jax.Array) -> jax.Array:
+        self[place] = self.instead.get(place, x)
+        return self[place]
 
 
 class _Walk:
     """One run's layers; its jitted functions are shared by all of them."""
 
-    def __init__(self, weights, turn, cfg, sweep_cfg, held, impl):
-        self.weights, self.turn, self.held = weights, turn, held
-        self.dtype = jnp.dtype(sweep_cfg.moments)
-        self.static = {"eps": cfg.norm_eps, "impl": impl}
-        self.width = cfg.width
+    def __init__(self, weights, turn, static, sweep_cfg, held):
+        self.weights, self.turn, self.held, self.static = weights, turn, held, static
+        self.dtype, self.offload = jnp.dtype(sweep_cfg.moments), sweep_cfg.offload
+        self.width = weights["mlp"]["down"]["kernel"].shape[-1]
         self.store = np.asarray if sweep_cfg.offload else lambda x: x
         # Sums begin where the parameters are: else the first call of each function compiles twice.
         devices = jax.tree.leaves(weights)[0].devices()
@@ -243,7 +263,7 @@ class _Walk:
         """The next boundary, and the layer's statistics; `batches` is overwritten."""
         at = jnp.int32(place)
         weights = _weights(self.weights, at) if second_order else None
-        heads, held_heads, absolute = self._heads(at, batches, second_order)
+        heads, held_heads, absolute, units = self._heads(at, batches, second_order)
         empty = self._zeros(self.width)
         tokens = sum(x.shape[0] * x.shape[1] for x in batches)
         stats = LayerStats(
@@ -263,10 +283,12 @@ class _Walk:
         before = list(batches) if similarity else [None] * len(batches)
         rms = self._zeros(3)
         for i, x in enumerate(batches):
-            y, r = _attention(self.weights, at, goes_on, x, self.turn, **self.static)
-            batches[i] = self.store(y)
+            y, r = _attention(self.weights, at, goes_on, x, units[i], self.turn, **self.static)
+            batches[i], units[i] = self.store(y), None
             rms += r
-        channels, held_channels, squares, absolute = self._channels(at, batches, second_order)
+        channels, held_channels, squares, absolute, units = self._channels(
+            at, batches, second_order
+        )
         stats = stats.replace(
             channels=channels,
             held_channels=held_channels,
@@ -278,32 +300,46 @@ class _Walk:
         goes_on = down if propagate == "pruned" else None
         rms, cosine = self._zeros(3), self._zeros()
         for i, x in enumerate(batches):
-            y, r, s = _mlp(self.weights, at, goes_on, before[i], x, **self.static)
-            batches[i], before[i] = self.store(y), None
+            y, r, s = _mlp(self.weights, at, goes_on, before[i], x, units[i], **self.static)
+            batches[i], before[i], units[i] = self.store(y), None, None
             rms, cosine = rms + r, cosine + s
         _check_finite(batches, index)
         return batches, stats.replace(similarity=cosine, post_rms=stats.post_rms.at[1].set(rms))
 
     def _heads(self, at, batches, second_order):
         out = self.weights["attention"]["out"]["kernel"].shape
-        found = self._empty(out[1] * out[2] * out[3], second_order)
-        absolute = self._zeros(self.width)
+        number = out[1] * out[2] * out[3]
+        found = self._empty(number, second_order)
+        absolute, units = self._zeros(self.width), self._none(batches)
         if second_order:
-            for x, held in zip(batches, self.held, strict=True):
-                found[held], absolute = _observe_heads(
-                    self.weights, at, x, self.turn, found[held], absolute, **self.static,
+            keep = self._keeps(batches, number)
+            for i, (x, held) in enumerate(zip(batches, self.held, strict=True)):
+                found[held], absolute, units[i] = _observe_heads(
+                    self.weights, at, x, self.turn, found[held], absolute, keep=keep, **self.static,
                 )  # fmt: skip
-        return (*found, absolute)
+        return (*found, absolute, units)
 
     def _channels(self, at, middle, second_order):
-        found = self._empty(self.weights["mlp"]["down"]["kernel"].shape[1], second_order)
+        number = self.weights["mlp"]["down"]["kernel"].shape[1]
+        found = self._empty(number, second_order)
         squares = absolute = self._zeros(self.width)
+        units = self._none(middle)
         if second_order:
-            for x, held in zip(middle, self.held, strict=True):
-                found[held], squares, absolute = _observe_channels(
-                    self.weights, at, x, found[held], squares, absolute, eps=self.static["eps"],
+            keep = self._keeps(middle, number)
+            for i, (x, held) in enumerate(zip(middle, self.held, strict=True)):
+                found[held], squares, absolute, units[i] = _observe_channels(
+                    self.weights, at, x, found[held], squares, absolute, keep=keep, **self.static,
                 )  # fmt: skip
-        return (*found, squares, absolute)
+        return (*found, squares, absolute, units)
+
+    def _keeps(self, batches, units):
+        tokens = sum(x.shape[0] * x.shape[1] for x in batches)
+        fits = _keeps_units(tokens, units, batches[0].dtype.itemsize, self.dtype.itemsize)
+        return fits and not self.offload
+
+    @staticmethod
+    def _none(batches):
+        return [None] * len(batches)
 
     def _empty(self, units, second_order):
         """Moments of the fitted and of the held-out windows; None where there are none."""
@@ -324,43 +360,50 @@ def _weights(run, at):
     return _layer(run, at)
 
 
-@partial(jax.jit, static_argnames=("eps", "impl"))
-def _observe_heads(run, at, x, turn, found, absolute, *, eps, impl):
-    weights = _layer(run, at)
-    normed = rms_norm(weights["attention_norm"], x, eps=eps)
-    mixed, _ = mix(weights["attention"], normed, turn, None, eps=eps, impl=impl)
-    return moments.add(found, mixed), absolute + _absolute(normed, absolute.dtype)
+_STATIC = ("cfg", "eps", "how")
 
 
-@partial(jax.jit, static_argnames="eps")
-def _observe_channels(run, at, x, found, squares, absolute, *, eps):
-    weights = _layer(run, at)
-    normed = rms_norm(weights["mlp_norm"], x, eps=eps)
-    units = hidden(weights["mlp"], normed)
-    squares = squares + (normed.astype(squares.dtype) ** 2).sum((0, 1))
-    return moments.add(found, units), squares, absolute + _absolute(normed, absolute.dtype)
+@partial(jax.jit, static_argnames=("keep", *_STATIC))
+def _observe_heads(run, at, x, turn, found, absolute, *, keep, **static):
+    seen = _Seen()
+    attention_half(_layer(run, at), x, turn, None, tap=seen, **static)
+    units = seen["attention/out"]
+    absolute = absolute + _absolute(seen["attention"], absolute.dtype)
+    return moments.add(found, units), absolute, units if keep else None
+
+
+@partial(jax.jit, static_argnames=("keep", *_STATIC))
+def _observe_channels(run, at, x, found, squares, absolute, *, keep, **static):
+    seen = _Seen()
+    mlp_half(_layer(run, at), x, tap=seen, **static)
+    read, units = seen["mlp"], seen["mlp/down"]
+    squares = squares + (read.astype(squares.dtype) ** 2).sum((0, 1))
+    absolute = absolute + _absolute(read, absolute.dtype)
+    return moments.add(found, units), squares, absolute, units if keep else None
 
 
 def _absolute(x, dtype):
     return (jnp.abs(x.astype(dtype)).mean(1) ** 2).sum(0)
 
 
-@partial(jax.jit, static_argnames=("eps", "impl"))
-def _attention(run, at, out, x, turn, *, eps, impl):
+@partial(jax.jit, static_argnames=_STATIC)
+def _attention(run, at, out, x, units, turn, **static):
     weights = _layer(run, at)
-    inner = weights["attention"] if out is None else {**weights["attention"], "out": out}
-    normed = rms_norm(weights["attention_norm"], x, eps=eps)
-    branch, _ = attention(inner, normed, turn, None, eps=eps, impl=impl)
-    return _residual(weights, "attention_post_norm", x, branch, eps)
+    if out is not None:
+        weights["attention"] = {**weights["attention"], "out": out}
+    seen = _Seen(**{"attention/out": units})
+    after, _ = attention_half(weights, x, turn, None, tap=seen, **static)
+    return after, _divisors(seen.get("attention_post_norm"), static["eps"])
 
 
-@partial(jax.jit, static_argnames=("eps", "impl"))
-def _mlp(run, at, down, before, x, *, eps, impl):
-    del impl
+@partial(jax.jit, static_argnames=_STATIC)
+def _mlp(run, at, down, before, x, units, **static):
     weights = _layer(run, at)
-    inner = weights["mlp"] if down is None else {**weights["mlp"], "down": down}
-    branch = mlp(inner, rms_norm(weights["mlp_norm"], x, eps=eps))
-    after, rms = _residual(weights, "mlp_post_norm", x, branch, eps)
+    if down is not None:
+        weights["mlp"] = {**weights["mlp"], "down": down}
+    seen = _Seen(**{"mlp/down": units})
+    after, _ = mlp_half(weights, x, tap=seen, **static)
+    rms = _divisors(seen.get("mlp_post_norm"), static["eps"])
     if before is None:
         return after, rms, jnp.float32(0)
     a, b = before.astype(jnp.float32), after.astype(jnp.float32)
@@ -368,16 +411,15 @@ def _mlp(run, at, down, before, x, *, eps, impl):
     return after, rms, ((a * b).sum(-1) / jnp.maximum(norms, 1e-30)).sum()
 
 
-def _residual(weights, name, x, branch, eps):
-    """The branch added to the residual, and sums of its norm's divisor r, r^2 and 1/r."""
-    if name not in weights:
-        return x + branch, jnp.zeros(3, jnp.float32)
-    r = jnp.sqrt((branch.astype(jnp.float32) ** 2).mean(-1) + eps)
-    sums = jnp.stack([r.sum(), (r * r).sum(), (1 / r).sum()])
-    return x + rms_norm(weights[name], branch, eps=eps), sums
+def _divisors(read, eps):
+    """Sums of r, r^2 and 1/r, where r is what an RMS norm divides by; zeros without a norm."""
+    if read is None:
+        return jnp.zeros(3, jnp.float32)
+    r = jnp.sqrt((read.astype(jnp.float32) ** 2).mean(-1) + eps)
+    return jnp.stack([r.sum(), (r * r).sum(), (1 / r).sum()])
 
 
-def _batches(params, windows, cfg: SweepConfig):
+def _batches(params, windows, model: DecoderConfig, cfg: SweepConfig, how: How):
     """Embedded batches and, for each, whether it is held out."""
     size = min(cfg.batch, max(1, -(-len(windows) // 4)))
     parts = [windows[i : i + size] for i in range(0, len(windows), size)]
@@ -386,7 +428,8 @@ def _batches(params, windows, cfg: SweepConfig):
         number = min(max(1, round(cfg.held_out * len(parts))), len(parts) - 1)
         for i in range(number):  # spread over the text, the last batch among them
             held[-1 - i * (len(parts) // number)] = True
-    embedded = [decoder.embed(params, jnp.asarray(p, jnp.int32), dtype=cfg.dtype) for p in parts]
+    tokens = (jnp.asarray(part, jnp.int32) for part in parts)
+    embedded = [decoder.embed(params, part, cfg=model, how=how) for part in tokens]
     return [np.asarray(x) for x in embedded] if cfg.offload else embedded, held
 
 
@@ -394,6 +437,11 @@ def _check(windows: np.ndarray, cfg: DecoderConfig, propagate: str) -> None:
     for i, layer in enumerate(cfg.layers):
         if layer.mlp is None:
             raise InputError(f"layer {i} is routed; only dense layers can be pruned")
+        if not layer.mlp.gated or layer.norm != "rms" or layer.norm_place == "post":
+            raise InputError(
+                f"layer {i} is not gated, or not normalised by RMS before its branches; only "
+                "layers of Llama's kind can be pruned"
+            )
     if propagate not in ("pruned", "dense"):
         raise InputError(f"propagate must be pruned or dense, got {propagate!r}")
     if windows.ndim != 2 or not windows.size:

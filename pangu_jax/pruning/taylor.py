@@ -4,6 +4,7 @@ Source: arXiv 2305.11627, the first-order term of its element-wise importance: t
 weights of |weight * gradient|.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 from einops import reduce
 
 from pangu_jax.losses.language import cross_entropy
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import HOW, How
 
 
 def saliency(
@@ -22,8 +24,7 @@ def saliency(
     *,
     cfg: DecoderConfig,
     batch: int = 8,
-    dtype: Any = None,
-    remat: str | None = "full",
+    how: How = HOW,
 ) -> list[dict[str, np.ndarray]]:
     """Per layer {"heads": [K, Q], "groups": [K], "channels": [F]}, float64.
 
@@ -34,15 +35,21 @@ def saliency(
       windows: int32 [N, T]; each token predicts the next.
       cfg: a dense decoder.
       batch: windows computed at once.
-      dtype: type of the activations.
-      remat: what the backward pass recomputes.
+      how: implementations, type of activations, and what backward recomputes; that is all of a
+        layer where it says nothing.
     """
+    how = dataclasses.replace(how, remat=how.remat or "full")
 
     def loss(params, tokens):
-        out = decoder.apply(params, tokens[:, :-1], cfg=cfg, dtype=dtype, remat=remat)
+        out = decoder.apply(params, tokens[:, :-1], cfg=cfg, how=how)
         weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
         nats, _ = cross_entropy(
-            out.hidden, decoder.head_kernel(params), tokens[:, 1:], weights, chunk=512
+            out.hidden,
+            decoder.head_kernel(params),
+            tokens[:, 1:],
+            weights,
+            softcap=cfg.logit_softcap,
+            chunk=512,
         )
         return nats
 
@@ -54,7 +61,7 @@ def saliency(
     products = jax.tree.map(lambda w, g: jnp.abs(w * g), params["runs"], total)
     return [
         _units(jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), run))
-        for run, (_, number) in zip(products, decoder.run_lengths(cfg), strict=True)
+        for run, (_, number) in zip(products, transformer.run_lengths(cfg), strict=True)
         for i in range(number)
     ]
 

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
-from pangu_jax.nn.attention import attention
-from pangu_jax.nn.mlp import mlp
-from pangu_jax.nn.norm import rms_norm
+from pangu_jax.nn.block import attention_half, mlp_half
 from pangu_jax.nn.rotary import rotation
+
+NORMS = ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
 
 
 def norm_inputs(
@@ -25,34 +25,30 @@ def norm_inputs(
       tokens: int32 [B, T].
       cfg: the model.
     """
-    x = decoder.embed(params, tokens)
+    x = decoder.embed(params, tokens, cfg=cfg)
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     index = 0
-    for run, (layer, number) in enumerate(decoder.run_lengths(cfg)):
+    for run, (layer, number) in enumerate(transformer.run_lengths(cfg)):
         turn = rotation(positions, layer.attention.head_dim, cfg.rope)
         for place in range(number):
-            x, found = _layer(params["runs"][run], jnp.int32(place), x, turn, eps=cfg.norm_eps)
+            weights = params["runs"][run]
+            x, found = _layer(weights, jnp.int32(place), x, turn, cfg=layer, eps=cfg.norm_eps)
             for name, value in found.items():
                 yield f"{index}/{name}", value
             index += 1
     yield "norm", x
 
 
-@partial(jax.jit, static_argnames="eps")
-def _layer(run, place, x, turn, *, eps):
+@partial(jax.jit, static_argnames=("cfg", "eps"))
+def _layer(run, place, x, turn, *, cfg, eps):
     weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, place, keepdims=False), run)
-    found = {"attention_norm": x}
+    found = {}
 
-    def add(x, name, branch):
-        if name in weights:
-            found[name] = branch
-            branch = rms_norm(weights[name], branch, eps=eps)
-        return x + branch
+    def note(place, read):
+        if place in NORMS:
+            found[place] = read
+        return read
 
-    normed = rms_norm(weights["attention_norm"], x, eps=eps)
-    x = add(
-        x, "attention_post_norm", attention(weights["attention"], normed, turn, None, eps=eps)[0]
-    )
-    found["mlp_norm"] = x
-    branch = mlp(weights["mlp"], rms_norm(weights["mlp_norm"], x, eps=eps))
-    return add(x, "mlp_post_norm", branch), found
+    x, _ = attention_half(weights, x, turn, None, cfg=cfg, eps=eps, tap=note)
+    x, _ = mlp_half(weights, x, cfg=cfg, eps=eps, tap=note)
+    return x, found

@@ -1,17 +1,15 @@
 """Online distillation: the teacher predicts the student's own batches, step by step."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.distill import hidden_match, logit_kl
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
-from pangu_jax.sharding.layout import Layout
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.step import Loss
 
 
@@ -25,10 +23,7 @@ def distill_loss(
     hidden: Sequence[int] | None = None,
     temperature: float = 1.0,
     chunk: int = 1024,
-    dtype: Any = jnp.float32,
-    remat: str | None = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> Loss:
     """KL to the teacher's predictions plus the language-modelling loss.
 
@@ -42,10 +37,7 @@ def distill_loss(
       hidden: the teacher's channels that the student kept, where their widths differ.
       temperature: softens both predictions in the KL.
       chunk: tokens whose logits are held at once.
-      dtype: type of the activations.
-      remat: what the student's backward pass recomputes.
-      layout: how activations are split, or None.
-      impl: {operator: implementation}.
+      how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
       loss(params, batch, key) -> (sum, tokens, {"nats", "kl"[, "hidden"]}), sums over tokens.
@@ -67,20 +59,26 @@ def distill_loss(
     channels = None if hidden is None else np.asarray(hidden)
 
     def loss(params, batch, key):
-        del key
         teacher = batch["context"]
         inputs = {"positions": batch["positions"], "segments": batch["segments"]}
-        options = {"dtype": dtype, "layout": layout, "impl": impl}
-        out = decoder.apply(params, batch["tokens"], cfg=cfg, remat=remat, **inputs, **options)
-        theirs = decoder.apply(teacher, batch["tokens"], cfg=teacher_cfg, **inputs, **options)
+        out = decoder.apply(params, batch["tokens"], cfg=cfg, key=key, how=how, **inputs)
+        theirs = decoder.apply(teacher, batch["tokens"], cfg=teacher_cfg, how=how, **inputs)
         target = jax.lax.stop_gradient(theirs.hidden)
         kernel, weights = decoder.head_kernel(params), batch["weights"]
-        nats, weight = cross_entropy(out.hidden, kernel, batch["labels"], weights, chunk=chunk)
+        nats, weight = cross_entropy(
+            out.hidden,
+            kernel,
+            batch["labels"],
+            weights,
+            softcap=cfg.logit_softcap,
+            chunk=chunk,
+        )
         kl = logit_kl(
             (out.hidden, kernel),
             (target, decoder.head_kernel(teacher)),
             weights,
             temperature=temperature,
+            softcaps=(cfg.logit_softcap, teacher_cfg.logit_softcap),
             chunk=chunk,
         )
         total, metrics = lm_weight * nats + kl_weight * kl, {"nats": nats, "kl": kl}

@@ -16,6 +16,7 @@ from pangu_jax.core.spec import materialise
 from pangu_jax.losses.forecast import squared_error, window_errors, windows
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.nn.how import HOW, How
 
 CHUNK = 64  # steps that run without returning to Python
 
@@ -70,9 +71,7 @@ def learning_rate(cfg: FitConfig, epoch: int) -> float:
     return cfg.learning_rate * 0.5 ** max(epoch - 2, 0)
 
 
-def make_step(
-    model: TimeProConfig, *, impl: dict[str, str] | None = None
-) -> Callable[..., tuple[Any, jax.Array]]:
+def make_step(model: TimeProConfig, *, how: How = HOW) -> Callable[..., tuple[Any, jax.Array]]:
     """One step of Adam for one seed: `state, loss = step(state, series, starts, key, rate)`.
 
     The state is the pair of parameters and Adam's moments (`init` makes it).
@@ -80,7 +79,7 @@ def make_step(
     adam = optax.scale_by_adam(eps=1e-8)
 
     def loss(params, seen, wanted, key):
-        return squared_error(timepro.apply(params, seen, cfg=model, key=key, impl=impl), wanted)
+        return squared_error(timepro.apply(params, seen, cfg=model, key=key, how=how), wanted)
 
     def step(state, series, starts, key, rate):
         params, moments = state
@@ -107,7 +106,7 @@ def fit(
     model: TimeProConfig,
     cfg: FitConfig,
     seeds: Sequence[int],
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
     progress: Callable[[int, int, str], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Fit:
@@ -123,7 +122,7 @@ def fit(
       model: the model.
       cfg: the training.
       seeds: at least one.
-      impl: {operator: implementation}.
+      how: implementations.
       progress: called with steps done, steps at most, and a line about the last epoch.
       stop: asked after every epoch; True ends the training there.
 
@@ -140,8 +139,7 @@ def fit(
     alone = len(seeds) == 1
     states = [init(model, seed) for seed in seeds]
     state = states[0] if alone else jax.tree.map(lambda *x: jnp.stack(x), *states)
-    frozen = tuple(sorted(impl.items())) if impl else None
-    run, check = _make_chunk(model, frozen, alone), _make_check(model, frozen, alone)
+    run, check = _make_chunk(model, how, alone), _make_check(model, how, alone)
     table, at = jnp.asarray(series), jnp.asarray(validation)
     steps = len(train) // cfg.batch
     best, best_error = jax.tree.map(jnp.copy, state[0]), np.full(len(seeds), np.inf)
@@ -190,9 +188,9 @@ def fit(
 
 
 @lru_cache(maxsize=8)
-def _make_chunk(model, impl, alone):
+def _make_chunk(model, how, alone):
     """Several steps in one call; how many is an argument, so there is one compilation."""
-    step = make_step(model, impl=dict(impl) if impl else None)
+    step = make_step(model, how=how)
     if not alone:
         step = jax.vmap(step, in_axes=(0, None, 0, 0, None))
 
@@ -213,10 +211,10 @@ def _make_chunk(model, impl, alone):
 
 
 @lru_cache(maxsize=8)
-def _make_check(model, impl, alone):
+def _make_check(model, how, alone):
     def error(params, series, starts):
         squared, _ = window_errors(
-            lambda x: timepro.apply(params, x, cfg=model, impl=dict(impl) if impl else None),
+            lambda x: timepro.apply(params, x, cfg=model, how=how),
             series,
             starts,
             look_back=model.look_back,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from pangu_jax.checkpoint import store
 from pangu_jax.losses.balance import balance
 from pangu_jax.losses.language import cross_entropy
-from pangu_jax.models import decoder
-from pangu_jax.sharding.layout import Layout
+from pangu_jax.models import decoder, transformer
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.step import Loss
@@ -22,10 +22,7 @@ def language_loss(
     *,
     aux_weight: float = 0.001,
     chunk: int = 1024,
-    dtype: Any = jnp.float32,
-    remat: str | None = None,
-    layout: Layout | None = None,
-    impl: dict[str, str] | None = None,
+    how: How = HOW,
 ) -> Loss:
     """Next-token cross-entropy plus the experts' auxiliary loss.
 
@@ -34,10 +31,7 @@ def language_loss(
       aux_weight: alpha of the auxiliary loss, which is averaged over the routed layers and
         defined on a microbatch.
       chunk: tokens whose logits are held at once.
-      dtype: type of the activations; parameters stay as they are.
-      remat: what the backward pass recomputes: None, "full" or "dots".
-      layout: how activations are split, or None.
-      impl: {operator: implementation}.
+      how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
       loss(params, batch, key) -> (sum in nats, tokens, {"nats", "aux"}); the batch has tokens,
@@ -45,22 +39,24 @@ def language_loss(
     """
 
     def loss(params, batch, key):
-        del key
         out = decoder.apply(
             params,
             batch["tokens"],
             cfg=cfg,
             positions=batch["positions"],
             segments=batch["segments"],
-            dtype=dtype,
-            remat=remat,
-            layout=layout,
-            impl=impl,
+            key=key,
+            how=how,
         )
         with jax.named_scope("head"):
             kernel = decoder.head_kernel(params)
             nats, weight = cross_entropy(
-                out.hidden, kernel, batch["labels"], batch["weights"], chunk=chunk
+                out.hidden,
+                kernel,
+                batch["labels"],
+                batch["weights"],
+                softcap=cfg.logit_softcap,
+                chunk=chunk,
             )
         aux = auxiliary(out.router, cfg)
         if aux is None:
@@ -73,7 +69,7 @@ def language_loss(
 def auxiliary(router: list, cfg: decoder.DecoderConfig) -> jax.Array | None:
     """Mean of the auxiliary loss over the routed layers, or None where there are none."""
     layers = []
-    for stats, (layer, _) in zip(router, decoder.run_lengths(cfg), strict=True):
+    for stats, (layer, _) in zip(router, transformer.run_lengths(cfg), strict=True):
         if stats is not None:
             active = layer.moe.groups * layer.moe.top_k
             layers.append(balance(stats.load, stats.prob_sum, stats.tokens, active=active))

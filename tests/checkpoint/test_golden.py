@@ -34,7 +34,7 @@ def golden(case):
 
 def forward(cfg):
     """A new jitted function each time, so that it sees what a test has replaced."""
-    return jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden))
+    return jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden, cfg=cfg))
 
 
 @functools.cache

@@ -78,7 +78,7 @@ def random(cfg, seed=0):
 
 
 def ours(params, tokens, cfg):
-    forward = jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden))
+    forward = jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden, cfg=cfg))
     return np.asarray(forward(params, jnp.asarray(tokens, jnp.int32)))
 
 

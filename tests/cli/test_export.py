@@ -60,7 +60,7 @@ def test_run_takes_arrays_and_gives_arrays(exported, tmp_path, capsys):
         from pangu_jax.models import decoder
 
         hidden = decoder.apply(params, inputs["tokens"][:, :4], cfg=cfg).hidden
-        wanted = np.asarray(decoder.logits(params, hidden))[0, -1]
+        wanted = np.asarray(decoder.logits(params, hidden, cfg=cfg))[0, -1]
         assert np.abs(file["logits"][0] - wanted).max() <= 2e-5 * np.abs(wanted).max()
     assert call("run", exported, *options) == 0
     assert "logits       float32 [1, " in capsys.readouterr().out

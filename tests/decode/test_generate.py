@@ -12,9 +12,10 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec, ones
 from pangu_jax.decode.generate import generate, stream
 from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.sharding.layout import Layout, shardings
@@ -52,7 +53,7 @@ def model(cfg=CFG):
 
 @functools.cache
 def full_forward():
-    return jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=CFG).hidden))
+    return jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=CFG).hidden, cfg=CFG))
 
 
 def continued(prompt, count, stop=()):
@@ -87,10 +88,10 @@ def cached_logits(params, tokens, segments, positions, *, prefill):
         out = decoder.apply(
             params, tokens, cfg=CFG, segments=segments, positions=positions, cache=cache
         )
-        return out.cache, decoder.logits(params, out.hidden)
+        return out.cache, decoder.logits(params, out.hidden, cfg=CFG)
 
     inputs = (tokens, segments, positions)
-    cache = decoder.init_cache(CFG, tokens.shape[0], 16)
+    cache = transformer.init_cache(CFG, tokens.shape[0], 16)
     cache, first = step(cache, [x[:, :prefill] for x in inputs])
     _, rest = jax.lax.scan(step, cache, [x[:, prefill:].T[..., None] for x in inputs])
     return jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1)
@@ -197,7 +198,7 @@ def test_parameters_split_over_devices_give_the_same_text():
     params = jax.device_put(model(), where)
     prompts = [*PROMPTS, [2, 2]]
     want = generate(model(), prompts, cfg=CFG, max_new=8).rows()
-    assert generate(params, prompts, cfg=CFG, max_new=8, layout=layout).rows() == want
+    assert generate(params, prompts, cfg=CFG, max_new=8, how=How(layout)).rows() == want
 
 
 def test_bfloat16_is_the_type_of_activations_and_cache(monkeypatch):
@@ -209,7 +210,7 @@ def test_bfloat16_is_the_type_of_activations_and_cache(monkeypatch):
         return out
 
     monkeypatch.setattr(decoder, "apply", seen)
-    generate(model(DENSE), [[1, 2]], cfg=DENSE, max_new=3, dtype=jnp.bfloat16)
+    generate(model(DENSE), [[1, 2]], cfg=DENSE, max_new=3, how=How(dtype=jnp.bfloat16))
     assert kinds == {jnp.dtype(jnp.bfloat16)}
 
 

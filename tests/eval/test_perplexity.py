@@ -18,6 +18,7 @@ from pangu_jax.eval.perplexity import Perplexity, measure, measure_windows
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.sharding.layout import Layout, shardings
 from pangu_jax.sharding.mesh import make_mesh
@@ -47,7 +48,7 @@ def tokens():
 @jax.jit
 def next_logits(params, ids, last):
     hidden = decoder.apply(params, ids, cfg=CFG).hidden[0, last]
-    return decoder.logits(params, hidden)
+    return decoder.logits(params, hidden, cfg=CFG)
 
 
 def one_by_one(length, stride):
@@ -138,7 +139,7 @@ def test_parameters_split_over_devices_measure_the_same():
     layout = Layout(make_mesh(fsdp=4, tensor=2), preset("fsdp+tensor"))
     params = jax.device_put(model(), shardings(decoder.spec(CFG), layout))
     want = measure(model(), tokens(), cfg=CFG, length=8)
-    found = measure(params, tokens(), cfg=CFG, length=8, layout=layout)
+    found = measure(params, tokens(), cfg=CFG, length=8, how=How(layout))
     assert found.nats == pytest.approx(want.nats, rel=1e-6)
 
 
@@ -170,7 +171,7 @@ def test_windows_are_measured_each_on_its_own():
     @jax.jit
     def logp(ids):
         hidden = decoder.apply(model(), ids, cfg=CFG).hidden
-        return jax.nn.log_softmax(decoder.logits(model(), hidden))
+        return jax.nn.log_softmax(decoder.logits(model(), hidden, cfg=CFG))
 
     found = np.asarray(logp(windows))[:, :-1]
     want = -np.take_along_axis(found, windows[:, 1:, None], -1).sum()

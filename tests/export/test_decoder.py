@@ -24,6 +24,7 @@ from pangu_jax.models import decoder
 from pangu_jax.models.presets import preset
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
 
@@ -51,7 +52,9 @@ PRUNED = decoder.DecoderConfig(
     (
         LayerConfig(AttentionConfig(2, 3, 8, query_bias=True), mlp=MlpConfig(40)),
         LayerConfig(AttentionConfig(1, 2, 8), mlp=MlpConfig(17, in_bias=True)),
-        LayerConfig(AttentionConfig(3, 1, 4, qk_norm=True), mlp=MlpConfig(5), sandwich_norm=True),
+        LayerConfig(
+            AttentionConfig(3, 1, 4, qk_norm=True), mlp=MlpConfig(5), norm_place="sandwich"
+        ),
         LayerConfig(AttentionConfig(2, 1, 8), moe=MoEConfig(6, 3, 1, 7, shared_width=4)),
         LayerConfig(AttentionConfig(2, 1, 8), moe=MoEConfig(6, 3, 1, 7, shared_width=4)),
         LayerConfig(AttentionConfig(1, 1, 2), moe=MoEConfig(4, 1, 2, 3, router_scale=True)),
@@ -71,7 +74,11 @@ class Exported:
 def exported(params, cfg, folder, *, experts="dense", batch=2, more=None, **options):
     options = {"profiles": (9,), "slots": 24, **options}
     bundle = export_decoder.bundle(
-        params, cfg, batch=batch, impl={"attention": "reference", "expert_mlp": experts}, **options
+        params,
+        cfg,
+        batch=batch,
+        how=How(impl={"attention": "reference", "expert_mlp": experts}),
+        **options,
     )
     bundle = dataclasses.replace(bundle, facts={**bundle.facts, **(more or {})})
     _, rows, lowered = export(bundle, folder)
@@ -103,9 +110,9 @@ def by_apply(params, cfg, prompts, ids):
     for row, text in zip(tokens, rows, strict=True):
         row[: len(text)] = text
     # The plain implementations, and little optimisation: compiling is what takes the time here.
-    impl = {"attention": "reference", "expert_mlp": "reference"}
+    how = How(impl={"attention": "reference", "expert_mlp": "reference"})
     forward = jax.jit(
-        lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg, impl=impl).hidden),
+        lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg, how=how).hidden, cfg=cfg),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     found = np.asarray(forward(params, tokens))

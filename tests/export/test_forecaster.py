@@ -17,6 +17,7 @@ from pangu_jax.export.choice import export_forms
 from pangu_jax.export.onnx.write import export
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.nn.how import How
 
 pytestmark = pytest.mark.onnx
 CFG = TimeProConfig(look_back=24, horizon=8, layers=1, channels=16)
@@ -40,10 +41,10 @@ def trained(variates, seeds=1):
 @pytest.mark.parametrize(("variates", "sampling"), [(5, "dense"), (90, "reference")])
 def test_forecasts_are_the_models_and_atc_clean(variates, sampling, tmp_path):
     model = trained(variates)
-    forms = forecaster.forms(model, export_forms())
-    assert forms["deform_sample"] == sampling
-    assert forms["selective_states"] == "export"
-    bundle = forecaster.bundle(model, batch=2, impl=forms)
+    how = forecaster.forms(model, How(impl=export_forms()))
+    assert how.implementation("deform_sample") == sampling
+    assert how.implementation("selective_states") == "export"
+    bundle = forecaster.bundle(model, batch=2, how=how)
     _, rows, lowered = export(bundle, tmp_path)
     assert {row.output for row in rows} == {"forecast", "low", "high"}
     assert max(row.relative for row in rows) <= 2e-5
@@ -78,6 +79,7 @@ FRESH = """
 import sys
 import numpy as np
 from pangu_jax.export.run import open_runner
+from pangu_jax.nn.how import How
 _, run = open_runner(sys.argv[1])
 with np.load(sys.argv[2]) as file:
     np.savez(sys.argv[3], **{name: run(None, {"x": file[name]})["forecast"] for name in file})

@@ -11,11 +11,14 @@ from flax import nnx
 from pangu_jax.export import program, stablehlo
 from pangu_jax.export.onnx.write import export
 from pangu_jax.interop.flax import Adapted, LinenAdapter, NnxAdapter
+from pangu_jax.nn.how import How
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
 
 pytestmark = pytest.mark.onnx
 CFG = MoEConfig(experts=8, groups=4, top_k=1, width=16, shared_width=8, router_scale=True)
-ADAPTED = Adapted(lambda: moe_spec(12, CFG), partial(moe, cfg=CFG, impl="dense"))
+ADAPTED = Adapted(
+    lambda: moe_spec(12, CFG), partial(moe, cfg=CFG, how=How(impl={"expert_mlp": "dense"}))
+)
 X = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
 
 

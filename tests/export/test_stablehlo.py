@@ -22,6 +22,7 @@ from pangu_jax.export.run import check, open_runner
 from pangu_jax.models import decoder as model
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.moe import MoEConfig
 
 CFG = model.DecoderConfig(
@@ -40,7 +41,12 @@ def params():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, params):
     bundle = decoder.bundle(
-        params, CFG, profiles=(9,), slots=16, batch=stablehlo.symbolic_batch(), impl=export_forms()
+        params,
+        CFG,
+        profiles=(9,),
+        slots=16,
+        batch=stablehlo.symbolic_batch(),
+        how=How(impl=export_forms()),
     )
     folder = tmp_path_factory.mktemp("artefact") / "moge"
     with kept.new_folder(folder) as new:

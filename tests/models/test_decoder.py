@@ -13,18 +13,20 @@ from pangu_jax.core.config import from_json, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check, count, is_spec
 from pangu_jax.core.tree import path_name, select
-from pangu_jax.models import decoder, presets
+from pangu_jax.models import decoder, presets, transformer
 from pangu_jax.nn import stack
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.nn.rotary import rotation
 from pangu_jax.sharding.layout import Layout, shardings
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 
 HEADS = AttentionConfig(4, 2, 4, True, True, True, True, qk_norm=True)
-DENSE = LayerConfig(HEADS, mlp=MlpConfig(16), sandwich_norm=True)
+DENSE = LayerConfig(HEADS, mlp=MlpConfig(16), norm_place="sandwich")
 ROUTED = LayerConfig(HEADS, moe=MoEConfig(16, 8, 1, 8, shared_width=8, router_scale=True))
 MIXED = decoder.DecoderConfig(16, 8, (DENSE, ROUTED, ROUTED))
 
@@ -50,7 +52,7 @@ def tokens(batch, length, vocab=16, seed=0):
 
 
 def test_runs_are_maximal_stretches_and_the_configuration_survives_json():
-    assert [n for _, n in decoder.run_lengths(MIXED)] == [1, 2]
+    assert [n for _, n in transformer.run_lengths(MIXED)] == [1, 2]
     spec = decoder.spec(MIXED)
     assert spec["runs"][1]["moe"]["experts"]["gate"]["kernel"].shape == (2, 8, 2, 8, 8)
     assert spec["runs"][1]["moe"]["experts"]["gate"]["kernel"].axes[0] == "layers"
@@ -64,12 +66,12 @@ def test_splitting_and_joining_runs_changes_nothing():
     assert len(layers) == 3
     rejoined = {**params, "runs": stack.join(layers, [1, 2])}
     chex.assert_trees_all_equal(rejoined, params)
-    h = decoder.embed(params, x)
+    h = decoder.embed(params, x, cfg=MIXED)
     for layer, weights in zip(MIXED.layers, layers, strict=True):
         one = jax.tree.map(lambda a: a[None], weights)
-        turn = decoder.rotation(jnp.broadcast_to(jnp.arange(5), (2, 5)), 4, MIXED.rope)
-        h, _, _ = decoder.apply_run(one, h, turn, None, layer=layer, eps=MIXED.norm_eps)
-    h = decoder.rms_norm(params["norm"], h, eps=MIXED.norm_eps)
+        turn = rotation(jnp.broadcast_to(jnp.arange(5), (2, 5)), 4, MIXED.rope)
+        h, _, _ = transformer.apply_run(one, h, turn, None, layer=layer, eps=MIXED.norm_eps)
+    h = transformer.final_norm(params, h, cfg=MIXED)
     np.testing.assert_allclose(h, want, atol=1e-5)
 
 
@@ -93,7 +95,7 @@ def test_remat_changes_no_gradient():
     params, x = model(MIXED), tokens(2, 5)
 
     def loss(params, policy):
-        return (decoder.apply(params, x, cfg=MIXED, remat=policy).hidden ** 2).sum()
+        return (decoder.apply(params, x, cfg=MIXED, how=How(remat=policy)).hidden ** 2).sum()
 
     want = jax.jit(jax.grad(lambda p: loss(p, None)))(params)
     for policy in ("full", "dots"):
@@ -110,15 +112,15 @@ def test_tied_logits_use_the_table_and_an_unknown_id_is_not_silent():
     assert "head" not in params
     hidden = decoder.apply(params, tokens(1, 3), cfg=cfg).hidden
     want = np.asarray(hidden) @ np.asarray(params["embed"]["table"]).T
-    np.testing.assert_allclose(decoder.logits(params, hidden), want, atol=1e-5)
-    assert decoder.logits(params, hidden.astype(jnp.bfloat16)).dtype == jnp.float32
-    assert np.isnan(decoder.embed(params, jnp.array([[99]]))).all()
+    np.testing.assert_allclose(decoder.logits(params, hidden, cfg=cfg), want, atol=1e-5)
+    assert decoder.logits(params, hidden.astype(jnp.bfloat16), cfg=cfg).dtype == jnp.float32
+    assert np.isnan(decoder.embed(params, jnp.array([[99]]), cfg=cfg)).all()
 
 
 def test_bfloat16_activations_stay_near_float32_ones():
     params, x = model(MIXED), tokens(2, 6)
     want = decoder.apply(params, x, cfg=MIXED)
-    got = decoder.apply(params, x, cfg=MIXED, dtype=jnp.bfloat16)
+    got = decoder.apply(params, x, cfg=MIXED, how=How(dtype=jnp.bfloat16))
     assert got.hidden.dtype == jnp.bfloat16
     assert got.router[1].prob_sum.dtype == jnp.float32
     # The mean: where rounding flips a router's choice, one token differs more.
@@ -180,8 +182,8 @@ def forward(params, x, segments, layout=None):
     """Logits, router choices, and the gradient of a scalar of the logits."""
 
     def loss(params):
-        out = decoder.apply(params, x, cfg=MIXED, segments=segments, layout=layout)
-        scores = decoder.logits(params, out.hidden, layout=layout)
+        out = decoder.apply(params, x, cfg=MIXED, segments=segments, how=How(layout))
+        scores = decoder.logits(params, out.hidden, cfg=MIXED, how=How(layout))
         return (scores**2 * (segments > 0)[..., None]).mean(), (scores, out.router[1])
 
     (_, (scores, router)), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -21,6 +21,7 @@ from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.nn import norm, ssm
+from pangu_jax.nn.how import HOW
 from pangu_jax.ops.deform_sample import deform_sample
 from pangu_jax.ops.selective_scan import selective_states
 from pangu_jax.train.forecast import init, make_step
@@ -260,7 +261,7 @@ def test_the_forward_scan_passes_nothing_back(awake):
         select = u @ mixer["select"]["kernel"]
         rank = SMALL.mixer.rank
         step = select[..., :rank] @ mixer["step"]["kernel"]
-        return ssm._states(mixer, u, step, select[..., rank : rank + 1], None)
+        return ssm._states(mixer, u, step, select[..., rank : rank + 1], HOW)
 
     before, after = states(u), states(u.at[0, 2].add(1.0))
     np.testing.assert_array_equal(before[0, :2], after[0, :2])

@@ -76,13 +76,14 @@ def test_llama3_scaling_keeps_high_divides_low_and_blends_between():
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_mlp_equals_its_formula(bias):
-    params = randomised(mlp_spec(6, MlpConfig(5, in_bias=bias, out_bias=bias)))
+    cfg = MlpConfig(5, in_bias=bias, out_bias=bias)
+    params = randomised(mlp_spec(6, cfg))
     assert ("bias" in params["down"]) == bias
     x = normal(2, 3, 6)
     part = {n: (np.asarray(p["kernel"]), np.asarray(p.get("bias", 0.0))) for n, p in params.items()}
     gate, up = x @ part["gate"][0] + part["gate"][1], x @ part["up"][0] + part["up"][1]
     want = silu(gate) * up @ part["down"][0] + part["down"][1]
-    np.testing.assert_allclose(mlp(params, jnp.asarray(x)), want, atol=1e-5)
+    np.testing.assert_allclose(mlp(params, jnp.asarray(x), cfg=cfg), want, atol=1e-5)
 
 
 def naive_attention(params, x, segments, positions, cfg, theta, eps):
@@ -136,7 +137,7 @@ def test_attention_equals_loops_with_segments_padding_and_restarting_positions(q
     positions = np.array([[0, 1, 2, 0, 1], [0, 0, 0, 1, 2]])
     mask = visible(*map(jnp.asarray, (segments, positions, segments, positions)))
     turn = rotation(jnp.asarray(positions), 4, RopeConfig(100.0))
-    got, _ = attention(params, jnp.asarray(x), turn, mask, eps=1e-5)
+    got, _ = attention(params, jnp.asarray(x), turn, mask, cfg=cfg, eps=1e-5)
     want = naive_attention(params, x, segments, positions, cfg, 100.0, 1e-5)
     real = segments > 0
     np.testing.assert_allclose(np.asarray(got)[real], want[real], atol=1e-5)
@@ -148,8 +149,12 @@ def test_no_mask_is_causal():
     params, x = randomised(attention_spec(6, cfg)), jnp.asarray(normal(1, 4, 6))
     ones, positions = jnp.ones((1, 4), jnp.int32), jnp.arange(4)[None]
     turn = rotation(positions, 4, RopeConfig())
-    masked, _ = attention(params, x, turn, visible(ones, positions, ones, positions), eps=1e-5)
-    np.testing.assert_allclose(attention(params, x, turn, None, eps=1e-5)[0], masked, atol=1e-6)
+    masked, _ = attention(
+        params, x, turn, visible(ones, positions, ones, positions), cfg=cfg, eps=1e-5
+    )
+    np.testing.assert_allclose(
+        attention(params, x, turn, None, cfg=cfg, eps=1e-5)[0], masked, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

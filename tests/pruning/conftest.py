@@ -17,7 +17,7 @@ from pangu_jax.nn.mlp import MlpConfig
 
 @partial(jax.jit, static_argnames="cfg")
 def _logits(params, tokens, *, cfg):
-    return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden)
+    return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden, cfg=cfg)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,9 @@ def make(
 ):
     """A random model; flags are those of `AttentionConfig`."""
     layer = LayerConfig(
-        AttentionConfig(groups, heads, size, **flags), mlp=MlpConfig(ffn), sandwich_norm=sandwich
+        AttentionConfig(groups, heads, size, **flags),
+        mlp=MlpConfig(ffn),
+        norm_place="sandwich" if sandwich else "pre",
     )
     cfg = decoder.DecoderConfig(24, width, (layer,) * layers, max_length=64, tied=tied)
     rng = np.random.default_rng(seed)

@@ -65,7 +65,7 @@ def test_a_model_whose_branches_have_constant_size_loses_nothing(model):
         kernel = run[branch][name]["kernel"] * 1e-4
         run[branch][name] = {"kernel": kernel, "bias": jnp.asarray(bias)}
     new, new_cfg, errors = absorb(params, small.tokens, cfg=cfg, max_rel_err=1e-5)
-    assert not any(x.sandwich_norm for x in new_cfg.layers)
+    assert not any(x.norm_place == "sandwich" for x in new_cfg.layers)
     assert max(errors.values()) < 1e-5
     np.testing.assert_allclose(small.logits(new, new_cfg), small.logits(params, cfg), atol=5e-3)
 
@@ -81,7 +81,7 @@ def test_norms_that_vary_too_much_stay(model):
             assert errors[name] == pytest.approx(r.var() / (r**2).mean(), rel=1e-3), name
     chex.assert_trees_all_equal(new, small.params)
     _, cfg, _ = absorb(small.params, small.tokens, cfg=small.cfg, max_rel_err=1.0)
-    assert not any(x.sandwich_norm for x in cfg.layers)
+    assert not any(x.norm_place == "sandwich" for x in cfg.layers)
     with pytest.raises(InputError, match="nothing to absorb"):
         absorb(model().params, small.tokens, cfg=model().cfg)
     with pytest.raises(InputError, match="stat"):

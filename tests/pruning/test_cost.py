@@ -24,7 +24,7 @@ LENGTH = 64
 
 def compiled_flops(params, cfg):
     def forward(params, tokens):
-        return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden)
+        return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden, cfg=cfg)
 
     tokens = jax.ShapeDtypeStruct((1, LENGTH), jnp.int32)
     cost = jax.jit(forward).lower(params, tokens).compile().cost_analysis()
@@ -70,7 +70,9 @@ def test_a_prefill_of_126_million_parameters_is_faster_with_half_the_channels():
 
     def ready(params, cfg):
         def prefill(params, tokens):
-            return decoder.logits(params, decoder.apply(params, tokens, cfg=cfg).hidden[:, -1:])
+            return decoder.logits(
+                params, decoder.apply(params, tokens, cfg=cfg).hidden[:, -1:], cfg=cfg
+            )
 
         began = time.perf_counter()
         options = {"xla_backend_optimization_level": 3}  # as users have it, not as tests do

@@ -84,7 +84,7 @@ def test_biases_that_a_family_cannot_hold_are_refused_by_name(model, tmp_path):
     with pytest.raises(InputError, match=r"Qwen3ForCausalLM cannot express layers\[0\].*bias"):
         export.export(params, cfg, tmp_path / "out", kind="uniform", family="qwen3")
     sandwich = model(sandwich=True)
-    with pytest.raises(InputError, match="sandwich_norm"):
+    with pytest.raises(InputError, match="norm_place"):
         export.export(
             sandwich.params, sandwich.cfg, tmp_path / "out", kind="uniform", family="llama"
         )
@@ -150,4 +150,4 @@ def test_transformers_loads_it_and_computes_the_same(model, tmp_path, kind, fami
     with torch.no_grad():
         want = theirs(torch.tensor(small.tokens[:2].astype(np.int64))).logits.numpy()
     hidden = decoder.apply(params, jnp.asarray(small.tokens[:2]), cfg=cfg).hidden
-    np.testing.assert_allclose(decoder.logits(params, hidden), want, atol=1e-4)
+    np.testing.assert_allclose(decoder.logits(params, hidden, cfg=cfg), want, atol=1e-4)

@@ -24,7 +24,7 @@ FAMILIES = {
 
 def logits(params, cfg, tokens):
     hidden = decoder.apply(params, jnp.asarray(tokens), cfg=cfg).hidden
-    return np.asarray(decoder.logits(params, hidden))
+    return np.asarray(decoder.logits(params, hidden, cfg=cfg))
 
 
 def loaded(case):

@@ -170,7 +170,7 @@ def test_taylor_is_weight_times_gradient_summed_over_all_of_a_units_weights(mode
     @jax.grad
     def gradient(params):
         hidden = decoder.apply(params, small.tokens[:, :-1], cfg=small.cfg).hidden
-        chance = jax.nn.log_softmax(decoder.logits(params, hidden))
+        chance = jax.nn.log_softmax(decoder.logits(params, hidden, cfg=small.cfg))
         return -jnp.take_along_axis(chance, small.tokens[:, 1:, None], -1).sum()
 
     products = jax.tree.map(lambda w, g: np.abs(w * g)[0], small.params, gradient(small.params))

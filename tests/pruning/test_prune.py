@@ -11,7 +11,7 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
 from pangu_jax.core.tree import flatten
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.stack import split
 from pangu_jax.pruning import allocate, axes, plan
 from pangu_jax.pruning.compress import Recipe, compose, compress
@@ -178,7 +178,7 @@ def test_every_leaf_with_a_named_axis_shrinks(model):
             for dimension in dimensions:
                 assert flatten(params)[path].shape[dimension] == size
                 assert before[path].shape[dimension] > size
-    assert len(decoder.run_lengths(cfg)) == 1
+    assert len(transformer.run_lengths(cfg)) == 1
 
 
 def test_donated_parameters_give_the_same_model(model):

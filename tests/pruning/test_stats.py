@@ -1,6 +1,7 @@
 """Statistics: streaming equals the tokens at once, merging, sharding, propagation."""
 
 import gc
+from functools import partial
 
 import chex
 import jax
@@ -11,6 +12,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
+from pangu_jax.nn.attention import attention
+from pangu_jax.nn.block import block as block_of
+from pangu_jax.nn.mlp import mlp
+from pangu_jax.nn.norm import rms_norm
+from pangu_jax.nn.rotary import rotation
 from pangu_jax.nn.stack import split
 from pangu_jax.pruning import moments, pearson, repair, stats
 from pangu_jax.pruning.stats import SweepConfig
@@ -121,10 +127,10 @@ def test_choice_and_repair_from_moments_are_those_on_the_tokens(chunk):
 def test_a_sweep_sees_what_the_model_computes(model):
     small = model(sandwich=True, query_bias=True, qk_norm=True)
     found = stats.collect(small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(batch=3))
-    x = decoder.embed(small.params, jnp.asarray(small.tokens))
-    turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
+    x = decoder.embed(small.params, jnp.asarray(small.tokens), cfg=small.cfg)
+    turn = rotation(jnp.arange(12)[None], 4, small.cfg.rope)
     one = small.cfg.layers[0]
-    block = jax.jit(lambda w, x, t: decoder.block(w, x, t, None, cfg=one, eps=1e-5)[0])
+    block = jax.jit(lambda w, x, t: block_of(w, x, t, None, cfg=one, eps=1e-5)[0])
     for layer, weights in enumerate(split(small.params["runs"])):
         got = found.layers[layer]
         y = block(weights, x, turn)
@@ -144,18 +150,19 @@ def test_moments_of_a_site_are_those_of_its_inputs(model):
     small = model(layers=1)
     found = stats.collect(small.params, small.tokens, cfg=small.cfg).layers[0]
     (weights,) = split(small.params["runs"])
-    x = decoder.embed(small.params, jnp.asarray(small.tokens))
+    x = decoder.embed(small.params, jnp.asarray(small.tokens), cfg=small.cfg)
     seen = {}
-    turn = stats.rotation(jnp.arange(12)[None], 4, small.cfg.rope)
-    normed = stats.rms_norm(weights["attention_norm"], x, eps=1e-5)
+    turn = rotation(jnp.arange(12)[None], 4, small.cfg.rope)
+    one = small.cfg.layers[0]
+    attend = partial(attention, cfg=one.attention, eps=1e-5)
+    normed = rms_norm(weights["attention_norm"], x, eps=1e-5)
     # An out projection that is the identity shows what it reads.
-    eye = jnp.eye(32).reshape(4, 2, 4, 32)
-    seen["heads"], _ = stats.attention(
-        {**weights["attention"], "out": {"kernel": eye}}, normed, turn, None, eps=1e-5
-    )
-    branch, _ = stats.attention(weights["attention"], normed, turn, None, eps=1e-5)
-    normed = stats.rms_norm(weights["mlp_norm"], x + branch, eps=1e-5)
-    seen["channels"] = stats.mlp({**weights["mlp"], "down": {"kernel": jnp.eye(12)}}, normed)
+    eye = {"kernel": jnp.eye(32).reshape(4, 2, 4, 32)}
+    seen["heads"], _ = attend({**weights["attention"], "out": eye}, normed, turn, None)
+    branch, _ = attend(weights["attention"], normed, turn, None)
+    normed = rms_norm(weights["mlp_norm"], x + branch, eps=1e-5)
+    eye = {"kernel": jnp.eye(12)}
+    seen["channels"] = mlp({**weights["mlp"], "down": eye}, normed, cfg=one.mlp)
     for name, value in seen.items():
         flat = np.asarray(value, np.float64).reshape(-1, value.shape[-1])
         both = moments.merge(getattr(found, name), getattr(found, f"held_{name}"))

@@ -124,7 +124,7 @@ def test_transformers_runs_what_is_cut_repaired_and_written(stories, tmp_path):
     with torch.no_grad():
         want = theirs(torch.tensor(tokens.astype(np.int64))).logits.numpy()
     hidden = decoder.apply(found.params, jnp.asarray(tokens), cfg=found.cfg).hidden
-    np.testing.assert_allclose(decoder.logits(found.params, hidden), want, atol=1e-4)
+    np.testing.assert_allclose(decoder.logits(found.params, hidden, cfg=found.cfg), want, atol=1e-4)
 
 
 def test_the_pure_functions_do_what_the_pipeline_does(stories):

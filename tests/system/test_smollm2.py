@@ -128,7 +128,7 @@ def test_logits(ours, theirs):
     params, cfg = ours
     ids = theirs[1].encode("\n".join(lines()))[:512]
     want = logits(theirs[0], [ids])[0]
-    forward = jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden))
+    forward = jax.jit(lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg).hidden, cfg=cfg))
     found = np.asarray(forward(params, jnp.asarray([ids], jnp.int32)))[0]
     assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
 

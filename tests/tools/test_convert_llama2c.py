@@ -167,7 +167,7 @@ def test_logits_are_those_of_plain_numpy_through_files(tmp_path, tied):
     ids = np.random.default_rng(1).integers(0, 300, 20)
     want = plain_logits(tmp_path / "model.bin", ids)
     assert want.std() > 0.5
-    found = decoder.logits(params, decoder.apply(params, ids[None], cfg=cfg).hidden[0])
+    found = decoder.logits(params, decoder.apply(params, ids[None], cfg=cfg).hidden[0], cfg=cfg)
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
@@ -323,4 +323,4 @@ def test_transformers_loads_it_and_computes_the_same(stories, story_text):
     with torch.no_grad():
         want = theirs(torch.tensor([ids])).logits[0].numpy()
     hidden = decoder.apply(params, jnp.asarray([ids]), cfg=cfg).hidden[0]
-    np.testing.assert_allclose(decoder.logits(params, hidden), want, atol=1e-4)
+    np.testing.assert_allclose(decoder.logits(params, hidden, cfg=cfg), want, atol=1e-4)

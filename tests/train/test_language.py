@@ -13,6 +13,7 @@ from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig, RouterStats
 from pangu_jax.sharding.layout import Layout
@@ -60,7 +61,7 @@ def of_documents(params):
     @jax.jit
     def log_probabilities(params, rows):
         hidden = decoder.apply(params, rows, cfg=CFG).hidden
-        return jax.nn.log_softmax(decoder.logits(params, hidden))
+        return jax.nn.log_softmax(decoder.logits(params, hidden, cfg=CFG))
 
     for d, logp in zip(documents, np.asarray(log_probabilities(params, rows)), strict=True):
         total -= sum(logp[i, d[i + 1]] for i in range(len(d) - 1))
@@ -130,7 +131,7 @@ def test_one_step_of_routed_layers_is_the_same_on_every_layout(sizes):
     found = {}
     for place in (None, Layout(make_mesh(**sizes), preset("expert+tensor"))):
         optimizer = make_optimizer(settings, 4)
-        step = make_step(language_loss(cfg, layout=place), optimizer)
+        step = make_step(language_loss(cfg, how=How(place)), optimizer)
         state = init_state(decoder.spec(cfg), optimizer, key=jax.random.key(0), layout=place)
         before = jax.device_get(state.params)
         state, metrics = step(state, batch, jax.random.key(1))

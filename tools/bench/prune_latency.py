@@ -19,7 +19,7 @@ import numpy as np
 from prune_speed import SHAPES, weights
 
 from pangu_jax.core.spec import nbytes
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import Limits, parse, shrink
 
@@ -31,18 +31,18 @@ def prepare(cfg, options):
 
     def prefill(params, tokens):
         hidden = decoder.apply(params, tokens, cfg=cfg).hidden
-        return decoder.logits(params, hidden[:, -1:])
+        return decoder.logits(params, hidden[:, -1:], cfg=cfg)
 
     def step(params, cache, token):
         # The cache's length is put back, so that every call does the same work.
         out = decoder.apply(params, token, cfg=cfg, cache=cache)
-        return decoder.logits(params, out.hidden), out.cache.replace(length=cache.length)
+        return decoder.logits(params, out.hidden, cfg=cfg), out.cache.replace(length=cache.length)
 
     began = time.perf_counter()
     prefill = jax.jit(prefill).lower(params, tokens).compile()
     compiled = time.perf_counter() - began
     rows = options.decode_batch
-    cache = decoder.init_cache(cfg, rows, options.length + 8, jnp.bfloat16)
+    cache = transformer.init_cache(cfg, rows, options.length + 8, jnp.bfloat16)
     cache = cache.replace(length=jnp.int32(options.length))
     token = jnp.zeros((rows, 1), jnp.int32)
     step = jax.jit(step, donate_argnums=1).lower(params, cache, token).compile()

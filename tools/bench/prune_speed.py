@@ -21,6 +21,7 @@ import numpy as np
 from pangu_jax.core.spec import nbytes
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import Limits, parse
@@ -62,7 +63,7 @@ def one(cfg, windows, options):
             batch=options.batch, moments="float32", offload=options.offload, held_out=options.held
         ),
         donate=True,
-        impl=options.impl,
+        how=How(impl={"attention": options.impl} if options.impl else None),
     )
     jax.block_until_ready(found.params)
     seconds = time.perf_counter() - began

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.forecast import init, make_step
 
 VARIATES, BATCH = 7, 16
@@ -148,9 +149,9 @@ def torch_round(cfg, series, starts):
     return run
 
 
-def jax_round(cfg, series, starts, impl):
+def jax_round(cfg, series, starts, how=HOW):
     """A function that runs one step of ours."""
-    step = jax.jit(make_step(cfg, impl=impl), donate_argnums=0)
+    step = jax.jit(make_step(cfg, how=how), donate_argnums=0)
     table, at, key = jnp.asarray(series), jnp.asarray(starts), jax.random.key(0)
     rate, box = jnp.float32(7e-5), [init(cfg, 0)]
 
@@ -184,12 +185,12 @@ def main():
     starts = np.arange(BATCH, dtype=np.int32)
     runs = {
         "torch": torch_round(cfg, series, starts),
-        "jax": jax_round(cfg, series, starts, None),
+        "jax": jax_round(cfg, series, starts),
     }
     if options.all:
         gathered = {"deform_sample": "reference"}
-        runs["jax, corners gathered"] = jax_round(cfg, series, starts, gathered)
-        runs["jax, no states"] = jax_round(TimeProConfig(state=False), series, starts, None)
+        runs["jax, corners gathered"] = jax_round(cfg, series, starts, How(impl=gathered))
+        runs["jax, no states"] = jax_round(TimeProConfig(state=False), series, starts)
     times, work = {name: [] for name in runs}, {name: [] for name in runs}
     for run in runs.values():
         for _ in range(3):

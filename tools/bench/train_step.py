@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.models import decoder, presets
+from pangu_jax.nn.how import How
 from pangu_jax.train.language import language_loss
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 from pangu_jax.train.step import init_state, make_step
@@ -55,9 +56,11 @@ def main():
     state = init_state(decoder.spec(cfg), optimizer, key=jax.random.key(0))
     loss = language_loss(
         cfg,
-        dtype=jnp.dtype(options.dtype),
-        remat=options.remat,
-        impl=dict(x.split("=") for x in options.impl) or None,
+        how=How(
+            impl=dict(x.split("=") for x in options.impl),
+            remat=options.remat,
+            dtype=options.dtype,
+        ),
     )
     step = make_step(loss, optimizer, accumulate=options.accumulate)
     data = jax.tree.map(jnp.asarray, batch(options.batch, options.length, cfg.vocab, True))

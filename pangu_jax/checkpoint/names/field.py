@@ -5,7 +5,8 @@ from typing import Any
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.models.decoder import MOST_LAYERS, DecoderConfig
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.transformer import MOST_LAYERS
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig

@@ -1,0 +1,332 @@
+"""The layers of a transformer, on embeddings: what decoders and encoders share.
+
+Parameters:
+
+    {"runs": [stacked layer trees, every leaf with a leading layers axis],
+     "norm": {"scale": [D]}}          absent where the layers end with a norm of their own
+
+A run is a maximal stretch of layers of equal configuration, so a model whose layers all differ has
+runs of one layer. `apply` takes embeddings and gives hidden states, so that states can be fed back,
+spliced or pooled without another model; `unrolled` writes the layers out one by one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Spec, materialise, stack
+from pangu_jax.nn.attention import AttentionConfig, LayerCache
+from pangu_jax.nn.attention import cache_spec as layer_cache_spec
+from pangu_jax.nn.block import LayerConfig, block, block_spec
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.nn.moe import RouterStats
+from pangu_jax.nn.norm import norm, norm_spec
+from pangu_jax.nn.rotary import RopeConfig, rotation
+from pangu_jax.nn.stack import run_lengths as _run_lengths
+from pangu_jax.nn.stack import scan_layers
+from pangu_jax.ops.attention import visible
+from pangu_jax.sharding.layout import constrain
+
+# Far above any model; a file that says more is wrong, and would be worked on for hours.
+MOST_LAYERS, MOST_EXPERTS = 10_000, 2**20
+
+
+class TransformerConfig(Protocol):
+    """What the configurations of all transformers have.
+
+    Attributes:
+      width: D, model width.
+      layers: one configuration a layer.
+      rope: rotary positions, for layers that have such.
+      norm_eps: of every norm.
+    """
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def layers(self) -> tuple[LayerConfig, ...]: ...  # noqa: D102
+    @property
+    def rope(self) -> RopeConfig: ...  # noqa: D102
+    @property
+    def norm_eps(self) -> float: ...  # noqa: D102
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens seen so far, in slots that all rows fill in step.
+
+    Attributes:
+      runs: one {"key": [L, B, S, K, C], "value": the same} a run.
+      positions: int32 [B, S], position of the token in each slot.
+      segments: int32 [B, S], its segment; 0 for padding and for slots not yet written.
+      length: int32 scalar, number of slots written.
+    """
+
+    runs: list[dict[str, Any]]
+    positions: Any
+    segments: Any
+    length: Any
+
+
+@struct.dataclass
+class Output:
+    """What a forward pass gives.
+
+    Attributes:
+      hidden: [B, T, D] after the final norm.
+      cache: the cache with T more slots, or None.
+      router: for each run, None or the `RouterStats` stacked over its layers.
+    """
+
+    hidden: jax.Array
+    cache: Cache | None
+    router: list[RouterStats | None]
+
+
+def check_layers(name: str, cfg: TransformerConfig) -> None:
+    """Nothing, if a model's layers, width and eps are such as it can have.
+
+    Raises:
+      InputError: names what is out of range; `name` is how it calls the model.
+    """
+    check_size(f"{name} width", cfg.width)
+    if not 0 < cfg.norm_eps < 1:
+        raise InputError(f"{name} norm_eps must be in (0, 1), got {cfg.norm_eps}")
+    if not cfg.layers:
+        raise InputError(f"{name} layers must be at least one")
+    check_size(f"{name} number of layers", len(cfg.layers), most=MOST_LAYERS)
+    experts = sum(layer.moe.experts for layer in cfg.layers if layer.moe)
+    check_size(f"{name} number of experts", experts, least=0, most=MOST_EXPERTS)
+    if len({layer.norm_place == "post" for layer in cfg.layers}) > 1:
+        raise InputError(f"{name} layers must all have norm_place post, or none")
+
+
+def run_lengths(cfg: TransformerConfig) -> list[tuple[LayerConfig, int]]:
+    """The model's runs: [(layer configuration, number of layers), ...]."""
+    return _run_lengths(cfg.layers)
+
+
+def spec(cfg: TransformerConfig) -> dict[str, Any]:
+    """The spec tree of the layers and, unless they end with one, of the final norm."""
+    # Each layer adds two branches to the residual: their sum keeps unit size at the start.
+    gain = (2 * len(cfg.layers)) ** -0.5
+    runs = [stack(block_spec(cfg.width, layer, gain=gain), n) for layer, n in run_lengths(cfg)]
+    last = cfg.layers[-1]
+    tree: dict[str, Any] = {"runs": runs}
+    return tree if last.norm_place == "post" else {**tree, "norm": norm_spec(last.norm, cfg.width)}
+
+
+def cache_spec(cfg: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """The spec tree of a cache of `length` slots for `batch` rows."""
+    slots = Spec((batch, length), ("batch", "length"), dtype=jnp.int32)
+    runs = [
+        layer_cache_spec(layer.attention, n, batch, length, dtype) for layer, n in run_lengths(cfg)
+    ]
+    return Cache(runs, slots, slots, Spec((), (), dtype=jnp.int32))
+
+
+def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """An empty cache of `length` slots for `batch` rows."""
+    return materialise(cache_spec(cfg, batch, length, dtype), key=jax.random.key(0))
+
+
+def apply(
+    params: dict[str, Any],
+    x: jax.Array,
+    *,
+    cfg: TransformerConfig,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
+    cache: Cache | None = None,
+    key: jax.Array | None = None,
+    how: How = HOW,
+) -> Output:
+    """All layers and the final norm.
+
+    A token sees the tokens of its own segment and, in causal layers, only those whose position is
+    not later than its own and within the layer's window. With neither positions nor segments a row
+    is one document.
+
+    Args:
+      params: tree of `spec(cfg)`, any float type; other branches are left alone.
+      x: [B, T, D], embeddings, whose type the activations have.
+      cfg: the model.
+      positions: int32 [B, T]; None counts from 0, or from `cache.length` with a cache.
+      segments: int32 [B, T], the document of each token; 0 is padding, which nobody attends to
+        and which router statistics leave out. None is one document a row.
+      cache: earlier tokens; T slots are written at `cache.length`, which must not exceed the
+        cache's length less T (slots are clamped, not checked, under jit).
+      key: for dropout; None drops nothing.
+      how: layout, implementations, and what backward recomputes.
+
+    Returns:
+      Hidden states [B, T, D], the new cache, and router statistics.
+    """
+    x = constrain(x, ("batch", "length", "embed"), how.layout)
+    plain = positions is None and segments is None and cache is None
+    start = 0 if cache is None else cache.length
+    if positions is None:
+        positions = jnp.broadcast_to(start + jnp.arange(x.shape[1]), x.shape[:2])
+    valid = None if segments is None else segments > 0
+    if segments is None:
+        segments = jnp.ones(x.shape[:2], jnp.int32)
+    if cache is not None:
+        cache = _enter(cache, positions, segments)
+    if not any(layer.dropout for layer in cfg.layers):
+        key = None
+    source = Cache([], positions, segments, None) if cache is None else cache
+
+    @_once_each
+    def sees(causal, window):
+        return visible(
+            *(segments, positions, source.segments, source.positions),
+            causal=causal,
+            window=window,
+        )
+
+    turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
+    runs, router, first = [], [], 0
+    for index, (layer, number) in enumerate(run_lengths(cfg)):
+        heads = layer.attention
+        x, run, stats = apply_run(
+            params["runs"][index],
+            x,
+            turns(heads.head_dim) if heads.rotary else None,
+            None if plain else sees(heads.causal, heads.window),
+            valid,
+            layer=layer,
+            eps=cfg.norm_eps,
+            cache=None if cache is None else cache.runs[index],
+            start=start,
+            key=None if key is None else jax.random.fold_in(key, first),
+            how=how,
+        )
+        runs.append(run)
+        router.append(stats)
+        first += number
+    if cache is not None:
+        cache = cache.replace(runs=runs, length=start + x.shape[1])
+    return Output(final_norm(params, x, cfg=cfg), cache, router)
+
+
+def apply_run(
+    params: dict[str, Any],
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array] | None,
+    mask: jax.Array | None,
+    valid: jax.Array | None = None,
+    *,
+    layer: LayerConfig,
+    eps: float,
+    cache: dict[str, Any] | None = None,
+    start: Any = 0,
+    key: jax.Array | None = None,
+    how: How = HOW,
+) -> tuple[jax.Array, dict[str, Any] | None, RouterStats | None]:
+    """One run of equal layers, with `lax.scan`.
+
+    Args:
+      params: the run's stacked parameters.
+      x: [B, T, D].
+      rotation: cosines and sines, float32 [B, T, C/2] each, or None.
+      mask: bool [B, T, S], or None for what the layer says of one document a row.
+      valid: bool [B, T], false for padding, or None.
+      layer: the configuration of the run's layers.
+      eps: of the norms.
+      cache: the run's keys and values [L, B, S, K, C], or None.
+      start: first slot to write in the cache.
+      key: for dropout, or None.
+      how: layout, implementations, and what backward recomputes.
+
+    Returns:
+      [B, T, D], the run's cache, and statistics stacked over the layers (None for dense ones).
+    """
+
+    def body(carry, inputs):
+        x, cache = carry
+        weights, index = inputs
+        slot = None if cache is None else LayerCache(cache["key"], cache["value"], index, start)
+        x, slot, stats = block(
+            weights,
+            x,
+            rotation,
+            mask,
+            valid,
+            cfg=layer,
+            eps=eps,
+            cache=slot,
+            key=None if key is None else jax.random.fold_in(key, index),
+            how=how,
+        )
+        return (x, None if slot is None else {"key": slot.key, "value": slot.value}), stats
+
+    (x, cache), stats = scan_layers(body, (x, cache), params, policy=how.remat)
+    return x, cache, stats
+
+
+def unrolled(
+    layers: Sequence[Any],
+    x: jax.Array,
+    positions: jax.Array,
+    sees: Callable[[AttentionConfig], jax.Array | None],
+    caches: Sequence[LayerCache],
+    *,
+    cfg: TransformerConfig,
+    how: How = HOW,
+) -> tuple[jax.Array, list[LayerCache]]:
+    """The layers written out one by one, each with its own parameters and cache.
+
+    Args:
+      layers: a tree of `nn.block.block_spec` a layer.
+      x: [B, T, D], embeddings.
+      positions: int32 [B, T].
+      sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
+      caches: one a layer.
+      cfg: the model.
+      how: implementations.
+
+    Returns:
+      [B, T, D] before the final norm, and the caches.
+    """
+    turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
+    found = []
+    for weights, layer, cache in zip(layers, cfg.layers, caches, strict=True):
+        heads = layer.attention
+        turn = turns(heads.head_dim) if heads.rotary else None
+        x, cache, _ = block(
+            weights, x, turn, sees(heads), cfg=layer, eps=cfg.norm_eps, cache=cache, how=how
+        )
+        found.append(cache)
+    return x, found
+
+
+def final_norm(params: dict[str, Any], x: jax.Array, *, cfg: TransformerConfig) -> jax.Array:
+    """The norm after the layers, where they have none of their own: [..., D] to [..., D]."""
+    if "norm" not in params:
+        return x
+    return norm(params["norm"], x, kind=cfg.layers[-1].norm, eps=cfg.norm_eps)
+
+
+def _once_each(function: Callable) -> Callable:
+    """A function that computes its array once for each of its arguments, within one trace."""
+    found: dict[Any, Any] = {}
+
+    def look_up(*arguments):
+        if arguments not in found:
+            found[arguments] = function(*arguments)
+        return found[arguments]
+
+    return look_up
+
+
+def _enter(cache: Cache, positions: jax.Array, segments: jax.Array) -> Cache:
+    at = (0, cache.length)
+    return cache.replace(
+        positions=jax.lax.dynamic_update_slice(cache.positions, positions, at),
+        segments=jax.lax.dynamic_update_slice(cache.segments, segments, at),
+    )

@@ -1,0 +1,78 @@
+"""How a model is computed: what travels unchanged through every call, as one frozen value."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.nn.stack import REMAT
+from pangu_jax.ops import attention, deform_sample, expert_mlp, selective_scan
+from pangu_jax.sharding.layout import Layout
+
+# The operators that a forward pass may be told about, and their implementations.
+OPERATORS = {
+    "attention": attention.IMPLEMENTATIONS,
+    "deform_sample": deform_sample.IMPLEMENTATIONS,
+    "expert_mlp": expert_mlp.IMPLEMENTATIONS,
+    "selective_scan": selective_scan.IMPLEMENTATIONS,
+    "selective_states": selective_scan.FORMS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How a model is computed, beside what it is (`cfg`) and what it has learned (`params`).
+
+    It is hashable, so a jitted function takes it as a static argument.
+
+    Attributes:
+      layout: how activations are split over devices; None is one device.
+      impl: {operator: implementation}, None or {} to choose by platform and shape.
+      remat: what a backward pass recomputes of each layer: None (nothing), "full" or "dots".
+      dtype: type of the activations; None takes the parameters'.
+
+    Raises:
+      InputError: an operator, implementation, policy or type that there is not.
+    """
+
+    layout: Layout | None = None
+    impl: Mapping[str, str] | None = None
+    remat: str | None = None
+    dtype: Any = None
+
+    def __post_init__(self):
+        for operator, name in (self.impl or {}).items():
+            if operator not in OPERATORS:
+                known = ", ".join(OPERATORS)
+                raise InputError(f"impl names the operator {operator!r}; known: {known}")
+            if name not in OPERATORS[operator]:
+                known = ", ".join(OPERATORS[operator])
+                raise InputError(f"impl is {name!r} for {operator}; it must be one of {known}")
+        if self.remat is not None and self.remat not in REMAT:
+            raise InputError(
+                f"unknown remat policy {self.remat!r}; known: none, {', '.join(REMAT)}"
+            )
+        object.__setattr__(self, "impl", FrozenDict(self.impl or {}))
+        if self.dtype is not None:
+            object.__setattr__(self, "dtype", _float(self.dtype))
+
+    def implementation(self, operator: str) -> str | None:
+        """The implementation of an operator that was asked for, None to choose."""
+        return self.impl.get(operator)
+
+
+def _float(dtype: Any) -> np.dtype:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError as error:
+        raise InputError(f"dtype {dtype!r:.60} is not a type of numbers") from error
+    if not jnp.issubdtype(found, jnp.floating):
+        raise InputError(f"activations must be of a float type, got {found}")
+    return found
+
+
+HOW = How()
