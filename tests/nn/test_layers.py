@@ -1,5 +1,6 @@
 """Norm, rotary, MLP, attention and MoE layers against loops in numpy."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, is_spec, materialise
-from pangu_jax.nn.attention import AttentionConfig, attention, attention_spec
+from pangu_jax.nn.attention import AttentionConfig, Source, attention, attention_spec
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
 from pangu_jax.nn.norm import rms_norm
@@ -74,25 +75,43 @@ def test_llama3_scaling_keeps_high_divides_low_and_blends_between():
         Llama3Scaling(8.0, 4.0, 1.0, 8192)
 
 
+def gelu(x):
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def gelu_tanh(x):
+    return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": lambda x: np.maximum(x, 0)}
+
+
 @pytest.mark.parametrize("bias", [False, True])
-def test_mlp_equals_its_formula(bias):
-    cfg = MlpConfig(5, in_bias=bias, out_bias=bias)
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("activation", ACTS)
+def test_mlp_equals_its_formula(activation, gated, bias):
+    cfg = MlpConfig(5, in_bias=bias, out_bias=bias, activation=activation, gated=gated)
     params = randomised(mlp_spec(6, cfg))
     assert ("bias" in params["down"]) == bias
+    assert ("gate" in params) == gated
     x = normal(2, 3, 6)
     part = {n: (np.asarray(p["kernel"]), np.asarray(p.get("bias", 0.0))) for n, p in params.items()}
-    gate, up = x @ part["gate"][0] + part["gate"][1], x @ part["up"][0] + part["up"][1]
-    want = silu(gate) * up @ part["down"][0] + part["down"][1]
-    np.testing.assert_allclose(mlp(params, jnp.asarray(x), cfg=cfg), want, atol=1e-5)
+    act, up = ACTS[activation], x @ part["up"][0] + part["up"][1]
+    units = act(x @ part["gate"][0] + part["gate"][1]) * up if gated else act(up)
+    want = units @ part["down"][0] + part["down"][1]
+    np.testing.assert_allclose(mlp(params, jnp.asarray(x), cfg=cfg), want, atol=1e-6)
 
 
-def naive_attention(params, x, segments, positions, cfg, theta, eps):
-    """Loops over rows, heads and pairs; numpy in float64."""
+def naive_attention(params, x, segments, positions, cfg, theta, eps, source=None):
+    """Loops over rows, heads and pairs; numpy in float64. A source has a key and a value input."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     batch, length, _ = x.shape
+    keys, values = (x, x) if source is None else source
     out = np.zeros_like(x, np.float64)
 
     def turned(v, position):
+        if not cfg.rotary:
+            return v
         half = cfg.head_dim // 2
         z = (v[:half] + 1j * v[half:]) * np.exp(1j * position * theta ** (-np.arange(half) / half))
         return np.concatenate([z.real, z.imag])
@@ -102,41 +121,56 @@ def naive_attention(params, x, segments, positions, cfg, theta, eps):
             return v
         return v / np.sqrt((v**2).mean() + eps) * p[name]["scale"]
 
-    for b in range(batch):
-        for t in range(length):
-            for k in range(cfg.kv_heads):
-                seen = [
-                    s
-                    for s in range(length)
-                    if segments[b, s] == segments[b, t]
-                    and segments[b, s] > 0
-                    and positions[b, s] <= positions[b, t]
-                ]
-                for q in range(cfg.q_per_kv):
-                    query = x[b, t] @ p["query"]["kernel"][:, k, q] + p["query"]["bias"][k, q]
-                    query = turned(normed(query, "query_norm"), positions[b, t])
-                    scores, values = [], []
-                    for s in seen:
-                        key = x[b, s] @ p["key"]["kernel"][:, k] + p["key"]["bias"][k]
-                        key = turned(normed(key, "key_norm"), positions[b, s])
-                        scores.append(query @ key / math.sqrt(cfg.head_dim))
-                        values.append(x[b, s] @ p["value"]["kernel"][:, k] + p["value"]["bias"][k])
-                    if seen:
-                        weights = np.exp(np.array(scores) - max(scores))
-                        mixed = (weights / weights.sum()) @ np.array(values)
-                        out[b, t] += mixed @ p["out"]["kernel"][k, q]
-            out[b, t] += p["out"]["bias"]
-    return out
+    def sees(b, t, s):
+        if source is not None:
+            return True
+        behind = positions[b, t] - positions[b, s]
+        near = behind >= 0 and (cfg.window is None or behind < cfg.window)
+        one = segments[b, s] == segments[b, t] and segments[b, s] > 0
+        return one and (near or not cfg.causal)
+
+    for b, t, k, q in np.ndindex(batch, length, cfg.kv_heads, cfg.q_per_kv):
+        query = x[b, t] @ p["query"]["kernel"][:, k, q] + p["query"]["bias"][k, q]
+        query = turned(normed(query, "query_norm"), positions[b, t])
+        scores, mixed = [], []
+        for s in range(keys.shape[1]):
+            if not sees(b, t, s):
+                continue
+            key = keys[b, s] @ p["key"]["kernel"][:, k] + p["key"]["bias"][k]
+            key = normed(key, "key_norm")
+            key = key if source is not None else turned(key, positions[b, s])
+            score = query @ key * (cfg.scale or 1 / math.sqrt(cfg.head_dim))
+            scores.append(cfg.softcap * math.tanh(score / cfg.softcap) if cfg.softcap else score)
+            mixed.append(values[b, s] @ p["value"]["kernel"][:, k] + p["value"]["bias"][k])
+        if scores:
+            weights = np.exp(np.array(scores) - max(scores))
+            out[b, t] += (weights / weights.sum()) @ np.array(mixed) @ p["out"]["kernel"][k, q]
+    return out + p["out"]["bias"]
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention_equals_loops_with_segments_padding_and_restarting_positions(qk_norm):
-    cfg = AttentionConfig(2, 2, 4, True, True, True, True, qk_norm=qk_norm)
+BIASED = AttentionConfig(2, 2, 4, True, True, True, True)
+FORMS = {
+    "causal": {},
+    "qk-norm": {"qk_norm": True},
+    "window": {"window": 2},
+    "window-of-one": {"window": 1},
+    "full": {"causal": False, "rotary": False},
+    "capped": {"softcap": 1.5, "scale": 0.8},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_attention_equals_loops_with_segments_padding_and_restarting_positions(form):
+    cfg = dataclasses.replace(BIASED, **FORMS[form])
     params, x = randomised(attention_spec(6, cfg)), normal(2, 5, 6)
     segments = np.array([[1, 1, 1, 2, 2], [0, 0, 1, 1, 1]])
     positions = np.array([[0, 1, 2, 0, 1], [0, 0, 0, 1, 2]])
-    mask = visible(*map(jnp.asarray, (segments, positions, segments, positions)))
-    turn = rotation(jnp.asarray(positions), 4, RopeConfig(100.0))
+    mask = visible(
+        *map(jnp.asarray, (segments, positions, segments, positions)),
+        causal=cfg.causal,
+        window=cfg.window,
+    )
+    turn = rotation(jnp.asarray(positions), 4, RopeConfig(100.0)) if cfg.rotary else None
     got, _ = attention(params, jnp.asarray(x), turn, mask, cfg=cfg, eps=1e-5)
     want = naive_attention(params, x, segments, positions, cfg, 100.0, 1e-5)
     real = segments > 0
@@ -144,17 +178,32 @@ def test_attention_equals_loops_with_segments_padding_and_restarting_positions(q
     assert np.isfinite(got).all()
 
 
-def test_no_mask_is_causal():
-    cfg = AttentionConfig(1, 2, 4)
-    params, x = randomised(attention_spec(6, cfg)), jnp.asarray(normal(1, 4, 6))
-    ones, positions = jnp.ones((1, 4), jnp.int32), jnp.arange(4)[None]
-    turn = rotation(positions, 4, RopeConfig())
-    masked, _ = attention(
-        params, x, turn, visible(ones, positions, ones, positions), cfg=cfg, eps=1e-5
+@pytest.mark.parametrize("form", ["causal", "window", "full"])
+def test_no_mask_is_one_document_a_row(form):
+    cfg = dataclasses.replace(BIASED, **FORMS[form])
+    params, x = randomised(attention_spec(6, cfg)), normal(1, 5, 6)
+    positions = np.arange(5)[None]
+    turn = rotation(jnp.asarray(positions), 4, RopeConfig(100.0)) if cfg.rotary else None
+    got, _ = attention(params, jnp.asarray(x), turn, None, cfg=cfg, eps=1e-5)
+    want = naive_attention(params, x, np.ones((1, 5)), positions, cfg, 100.0, 1e-5)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_another_sequence_is_seen_whole_and_its_keys_are_not_rotated():
+    params, x = randomised(attention_spec(6, BIASED)), normal(2, 3, 6)
+    source, positions = (normal(2, 5, 6, seed=1), normal(2, 5, 6, seed=2)), np.arange(3)[None]
+    turn = rotation(jnp.broadcast_to(positions, (2, 3)), 4, RopeConfig(100.0))
+    there = Source(*map(jnp.asarray, source))
+    got, _ = attention(params, jnp.asarray(x), turn, None, cfg=BIASED, eps=1e-5, source=there)
+    want = naive_attention(
+        params, x, None, positions.repeat(2, 0), BIASED, 100.0, 1e-5, source=source
     )
-    np.testing.assert_allclose(
-        attention(params, x, turn, None, cfg=cfg, eps=1e-5)[0], masked, atol=1e-6
-    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    mask = jnp.ones((2, 3, 5), bool).at[:, :, 3:].set(False)
+    part = Source(there.key[:, :3], there.value[:, :3])
+    masked, _ = attention(params, jnp.asarray(x), turn, mask, cfg=BIASED, eps=1e-5, source=there)
+    alone, _ = attention(params, jnp.asarray(x), turn, None, cfg=BIASED, eps=1e-5, source=part)
+    np.testing.assert_allclose(masked, alone, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +267,10 @@ def test_at_the_start_the_weights_of_an_undecided_router_sum_to_one():
         (lambda: MoEConfig(8, 4, 1, 0), "width must be at least 1"),
         (lambda: AttentionConfig(2, 2, 5), "head_dim must be even"),
         (lambda: AttentionConfig(0, 2, 4), "kv_heads must be at least 1"),
+        (lambda: AttentionConfig(2, 2, 4, window=0), "window must be at least 1"),
+        (lambda: AttentionConfig(2, 2, 4, window=3, causal=False), "needs causal attention"),
+        (lambda: AttentionConfig(2, 2, 4, softcap=0.0), "softcap must be positive"),
+        (lambda: AttentionConfig(2, 2, 4, scale=math.inf), "scale must be positive and finite"),
         (lambda: MlpConfig(0), "width must be at least 1"),
     ],
 )

@@ -1,0 +1,41 @@
+"""How a model is computed: what is unknown is refused, what is known can be a static argument."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.export.choice import export_forms
+from pangu_jax.nn.how import HOW, OPERATORS, How
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"impl": {"atention": "cudnn"}}, "operator 'atention'; known: attention, "),
+        ({"impl": {"attention": "flash"}}, "'flash' for attention; it must be one of reference"),
+        ({"remat": "some"}, "unknown remat policy 'some'; known: none, full, dots"),
+        ({"dtype": "float33"}, "'float33' is not a type of numbers"),
+        ({"dtype": "int32"}, "must be of a float type, got int32"),
+    ],
+)
+def test_what_is_unknown_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        How(**options)
+
+
+def test_equal_values_are_one_static_argument():
+    cast = chex.assert_max_traces(lambda x, how: x.astype(how.dtype), 1)
+    run = jax.jit(cast, static_argnames="how")
+    impl = {"attention": "reference", "expert_mlp": "dense"}
+    for how in (How(impl=impl, dtype="bfloat16"), How(impl=dict(impl), dtype=jnp.bfloat16)):
+        assert run(jnp.ones(3), how=how).dtype == jnp.bfloat16
+    assert How() == How(impl={}) == HOW != How(remat="full")
+
+
+def test_every_operator_that_has_a_form_for_export_can_be_told():
+    how = How(impl=export_forms())
+    assert all(how.implementation(name) == form for name, form in export_forms().items())
+    assert set(export_forms()) == set(OPERATORS)
+    assert HOW.implementation("attention") is None
