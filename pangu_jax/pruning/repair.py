@@ -120,7 +120,7 @@ def fit(
         errors = _errors(both, kernel, dropped, new, shift)
         new = _cast(new, kernel)
         if bias is not None or (method in BIASED and not keep.all()):
-            bias = _cast(shift if method in BIASED else 0 * shift, kernel, bias)
+            bias = _cast(shift, kernel, bias)
     cut, done, output = (float(e) for e in errors)
     if not np.isfinite(done):
         raise InputError(f"the {method} repair is not finite; try another or a larger ridge")

@@ -175,8 +175,14 @@ def test_a_document_of_no_tokens_is_one_window_without_weight():
     assert len(source) == 1
     assert source[0]["weights"].sum() == 0
     assert source[0]["tokens"].tolist() == [9, 0, 0, 0]
-    with pytest.raises(IndexError):
-        source[1]
+    for beyond in (1, 2):
+        with pytest.raises(IndexError):
+            source[beyond]
+    full = PackedTokens(tokenise(named(["1 2 3 4 5 6 7 8"]), Numbers(10)), 4)
+    assert len(full) == 2
+    for beyond in (2, 3):  # also where no token is left over
+        with pytest.raises(IndexError):
+            full[beyond]
 
 
 def test_cached_tokens_are_found_again_and_mapped(tmp_path):

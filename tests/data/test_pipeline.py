@@ -136,6 +136,7 @@ def test_an_error_of_the_source_reaches_the_reader():
         ({"seed": -1}, "seed -1"),
         ({"process_index": 2, "process_count": 2}, "process 2 of 2"),
         ({"process_count": 0}, "process 0 of 0"),
+        ({"process_index": -1, "process_count": 2}, "process -1 of 2"),
     ],
 )
 def test_numbers_without_sense_are_refused(options, words):

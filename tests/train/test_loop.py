@@ -302,6 +302,8 @@ def test_what_several_processes_fail_in_is_told_by_its_first_line(monkeypatch):
     words = r"has ended, or cannot be reached \(the peer is gone\); step 4 is saved; start all 2"
     with pytest.raises(InputError, match=words), loop._together(Kept()):
         raise jax.errors.JaxRuntimeError("the peer is gone\nand where that was noticed")
+    with pytest.raises(InputError, match=rf"\({'x' * 200}\)"), loop._together(Kept()):
+        raise jax.errors.JaxRuntimeError("x" * 300)
 
 
 def test_states_are_restored_to_where_the_layout_or_the_device_is():
