@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pangu_jax.checkpoint import gguf_file, hf, store
-from pangu_jax.checkpoint.keys import CONFIG
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.sharding.layout import Layout
@@ -56,9 +55,9 @@ def holds(path: str | Path) -> Literal["run", "hf", "gguf"]:
     # link to nothing, as in a copy of a snapshot without its blobs, is for the reader to name.
     if os.path.lexists(Path(path) / store.MODEL):
         return "run"
-    if os.path.lexists(Path(path) / CONFIG):
+    if os.path.lexists(Path(path) / hf.CONFIG):
         return "hf"
     raise InputError(
         f"{path!s:.200} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
-        f"{CONFIG} (a Hugging Face folder), and is no GGUF file"
+        f"{hf.CONFIG} (a Hugging Face folder), and is no GGUF file"
     )

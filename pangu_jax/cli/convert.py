@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.checkpoint import gguf_file, hf
-from pangu_jax.checkpoint.keys import read_keys
-from pangu_jax.checkpoint.names.registry import FAMILIES
+from pangu_jax.checkpoint.hf import FAMILIES, read_keys
 from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError

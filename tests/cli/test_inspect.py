@@ -10,8 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import store
-from pangu_jax.checkpoint.keys import write_keys
-from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.checkpoint.hf import named, write_keys
 from pangu_jax.cli.main import main
 from pangu_jax.models import presets
 
