@@ -182,10 +182,9 @@ def _prefixed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
 
 def _settle_tie(cfg: Any, family: Family, stored: dict[str, Stored], folder: str | Path) -> Any:
     """Removes a head that repeats a tied embedding; one that differs unties the model."""
-    if not getattr(cfg, "tied", False):  # of a kind without a head of its own, too
-        return cfg
-    embedding, head = family.tensors[EMBEDDING], family.tensors[HEAD]
-    if head not in stored:
+    embedding, head = family.tensors.get(EMBEDDING), family.tensors.get(HEAD)
+    tied = getattr(cfg, "tied", False)  # which not every kind of model can be
+    if not tied or embedding is None or head not in stored:
         return cfg
     if embedding not in stored:
         stored[embedding] = stored.pop(head)

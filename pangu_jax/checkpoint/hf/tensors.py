@@ -1,6 +1,7 @@
 """Which tensor of a file is which part of which leaf."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Container
 from typing import Any
@@ -81,7 +82,7 @@ def _starts(leaves: dict[str, Spec]) -> list[int]:
     lengths = {
         run: leaf.shape[0] for path, leaf in leaves.items() if (run := _split(path)[0]) is not None
     }
-    return [sum(lengths[before] for before in range(run)) for run in range(len(lengths))]
+    return list(itertools.accumulate((lengths[run] for run in sorted(lengths)), initial=0))
 
 
 def _split(path: str) -> tuple[int | None, str]:

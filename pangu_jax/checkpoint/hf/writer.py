@@ -32,6 +32,7 @@ COMPANIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
     "generation_config.json",
