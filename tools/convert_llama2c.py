@@ -22,8 +22,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.checkpoint.keys import write_keys
-from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.checkpoint.hf import named, write_keys
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import AttentionConfig

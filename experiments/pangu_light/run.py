@@ -191,7 +191,9 @@ def _prepare(experiment: Experiment, folder: Path, options) -> Run:
     """The dense model, trained or opened, and all windows."""
     if experiment.model is None and options.checkpoint is None:
         raise InputError(f"the preset {options.preset} needs --checkpoint")
-    opened = None if options.checkpoint is None else open_checkpoint(options.checkpoint)
+    opened = None
+    if options.checkpoint is not None:
+        opened = open_checkpoint(options.checkpoint, kind="decoder", by="this experiment")
     tokenizer = load_tokenizer("bytes" if opened is None else opened[2])
     training, kept = split_documents(documents(experiment.data), experiment.held_out, halve=True)
     training, kept = take(training, 200_000_000), take(kept, 2_000_000)

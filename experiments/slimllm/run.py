@@ -221,7 +221,9 @@ def _prepare(experiment: Experiment, folder: Path, options) -> Run:
     dtype = None if options.preset == "paper" else "float32"
     opened = None
     if options.checkpoint is not None:
-        opened = open_checkpoint(options.checkpoint, dtype=dtype)
+        opened = open_checkpoint(
+            options.checkpoint, kind="decoder", by="this experiment", dtype=dtype
+        )
     tokenizer = load_tokenizer("bytes" if opened is None else opened[2])
     training, kept = split_documents(documents(experiment.data), experiment.held_out, halve=True)
     training = take(training, 200_000_000)

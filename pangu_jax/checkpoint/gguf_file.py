@@ -16,9 +16,9 @@ import numpy as np
 from einops import rearrange
 
 from pangu_jax.checkpoint.archive import Stored
-from pangu_jax.checkpoint.names.family import Family
-from pangu_jax.checkpoint.names.field import read, write_scaling
-from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.checkpoint.hf.families.config_keys import read, write_scaling
+from pangu_jax.checkpoint.hf.families.family import Family
+from pangu_jax.checkpoint.hf.families.registry import named
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import regular
 from pangu_jax.models.decoder import DecoderConfig
@@ -102,6 +102,26 @@ class Gguf:
         # 1e-5 as float32 is 9.999999747378752e-06: the shortest number of that value was meant.
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
+    def survey(self) -> tuple[DecoderConfig, Family, dict[str, Stored]]:
+        """The model that the metadata describes, and its tensors under the names of its family.
+
+        Raises:
+          InputError: the architecture or an option is not supported, or a tensor is not one of it.
+        """
+        architecture = self.value("general.architecture")
+        if architecture not in FAMILIES:
+            raise InputError(
+                f"{self.path}: architecture {architecture!r:.40} is not read from GGUF; "
+                f"{', '.join(FAMILIES)} are"
+            )
+        family = named(FAMILIES[architecture])
+        try:
+            keys = _keys(self, architecture)
+            cfg = family.read(keys)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
+        return cfg, family, _stored(self, family, cfg)
+
 
 @dataclasses.dataclass(frozen=True)
 class Quantised(Stored):
@@ -173,27 +193,6 @@ def open_gguf(path: str | Path) -> Gguf:
             f"{path} is one of {parts} parts; join them first (llama-gguf-split --merge)"
         )
     return opened
-
-
-def survey(opened: Gguf) -> tuple[DecoderConfig, Family, dict[str, Stored]]:
-    """The model that the metadata describes, and its tensors under the names of its family.
-
-    Raises:
-      InputError: the architecture or an option is not supported, or a tensor is not one of it.
-    """
-    architecture = opened.value("general.architecture")
-    if architecture not in FAMILIES:
-        raise InputError(
-            f"{opened.path}: architecture {architecture!r:.40} is not read from GGUF; "
-            f"{', '.join(FAMILIES)} are"
-        )
-    family = named(FAMILIES[architecture])
-    try:
-        keys = _keys(opened, architecture)
-        cfg = family.read(keys)
-    except InputError as error:
-        raise InputError(f"{opened.path}: {error}") from error
-    return cfg, family, _stored(opened, family, cfg)
 
 
 def _keys(opened: Gguf, architecture: str) -> dict[str, Any]:

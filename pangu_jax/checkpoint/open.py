@@ -1,24 +1,30 @@
-"""One way to open whatever holds a decoder: a run folder of ours, or a Hugging Face one."""
+"""One way to open whatever holds a model: a run folder of ours, or a Hugging Face one."""
 
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pangu_jax.checkpoint import gguf_file, hf, store
-from pangu_jax.checkpoint.keys import CONFIG
+from pangu_jax.checkpoint import forecaster, gguf_file, hf, store
 from pangu_jax.core.errors import InputError
-from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models import registry
 from pangu_jax.sharding.layout import Layout
 
 
 def open_checkpoint(
-    path: str | Path, *, dtype: Any = None, layout: Layout | None = None
-) -> tuple[Any, DecoderConfig, str]:
+    path: str | Path,
+    *,
+    kind: str | None = None,
+    by: str = "this call",
+    dtype: Any = None,
+    layout: Layout | None = None,
+) -> tuple[Any, Any, str]:
     """Parameters, configuration, and where the tokeniser is.
 
     Args:
       path: a run folder (model.json, checkpoints/) or a Hugging Face folder (config.json,
         safetensors).
+      kind: the only kind of model to take, one of `models.registry.KINDS`; None takes any.
+      by: what takes that kind alone, as the error names it.
       dtype: type of the parameters; None keeps what is stored.
       layout: where they live; None is the default device.
 
@@ -28,15 +34,19 @@ def open_checkpoint(
       without one gives itself, so that asking for its tokeniser is an error and not bytes.
 
     Raises:
-      InputError: the folder is neither, or cannot be read.
+      InputError: the folder is neither, cannot be read, or holds another kind of model.
     """
     path = Path(path)
-    kind = holds(path)
-    if kind == "gguf":
+    place = holds(path)
+    if place == "gguf":
         raise InputError(
             f"{path} is a GGUF file; `pangu-jax convert {path} FOLDER` makes it a checkpoint"
         )
-    if kind == "run":
+    if kind is not None:
+        _expect(kind, by, path, place)
+    if place == "forecaster":
+        raise InputError(f"{path} holds a forecaster, which is for `pangu-jax forecast`")
+    if place == "run":
         params, cfg = store.restore_params(path, dtype=dtype, layout=layout)
         own = (path / "tokenizer.json").is_file()
         return params, cfg, str(path) if own else "bytes"
@@ -44,8 +54,8 @@ def open_checkpoint(
     return params, cfg, str(path)
 
 
-def holds(path: str | Path) -> Literal["run", "hf", "gguf"]:
-    """Whether a path is a run of ours, a Hugging Face folder, or a GGUF file.
+def holds(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
+    """Whether a path is a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
 
     Raises:
       InputError: it is none of these.
@@ -56,9 +66,25 @@ def holds(path: str | Path) -> Literal["run", "hf", "gguf"]:
     # link to nothing, as in a copy of a snapshot without its blobs, is for the reader to name.
     if os.path.lexists(Path(path) / store.MODEL):
         return "run"
-    if os.path.lexists(Path(path) / CONFIG):
+    if os.path.lexists(Path(path) / hf.CONFIG):
         return "hf"
+    if os.path.lexists(Path(path) / forecaster.DESCRIPTION):  # beside which the user's files may be
+        return "forecaster"
     raise InputError(
         f"{path!s:.200} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
-        f"{CONFIG} (a Hugging Face folder), and is no GGUF file"
+        f"{hf.CONFIG} (a Hugging Face folder), and is no GGUF file"
     )
+
+
+def _expect(kind: str, by: str, path: Path, place: str) -> None:
+    """Raises InputError for another kind of model, before its tensors are read."""
+    found = place
+    if place != "forecaster":
+        cfg = store.load_model(path) if place == "run" else hf.read_config(path)[0]
+        found = registry.kind_of(cfg).name
+    if found != kind:
+        raise InputError(f"{path} holds {_one(found)}; {by} takes {_one(kind)}")
+
+
+def _one(name: str) -> str:
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"

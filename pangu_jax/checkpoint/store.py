@@ -1,8 +1,9 @@
 """Training checkpoints: saved in the background, atomic, restorable under another sharding.
 
-A run folder holds `model.json` (the model's configuration), `tokenizer.json` (or none, for bytes),
-and `checkpoints/<step>/` with the items "params" and "rest" (step and optimiser state), so that
-generation reads the parameters alone, and `digests.json`, the SHA-256 of each of their files.
+A run folder holds `model.json` (the model's kind and configuration), `tokenizer.json` (or none,
+for bytes), and `checkpoints/<step>/` with the items "params" and "rest" (step and optimiser state),
+so that generation reads the parameters alone, and `digests.json`, the SHA-256 of each of their
+files.
 """
 
 import asyncio
@@ -21,12 +22,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from pangu_jax.core.claim import Claim
-from pangu_jax.core.config import load_config, read_json, save_config
+from pangu_jax.core.config import read_json, save_config
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract, check
 from pangu_jax.core.tree import check_all_finite, flatten
-from pangu_jax.models import decoder
+from pangu_jax.models import registry
 from pangu_jax.sharding.layout import Layout, shardings
 
 MODEL = "model.json"
@@ -335,18 +336,19 @@ def _stored_shapes(metadata: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
-def save_model(cfg: decoder.DecoderConfig, folder: str | Path) -> None:
-    """Writes the model's configuration into a run folder."""
-    save_config(cfg, Path(folder) / MODEL)
+def save_model(cfg: Any, folder: str | Path) -> None:
+    """Writes a model's kind and configuration into a run folder."""
+    save_config(registry.to_json(cfg), Path(folder) / MODEL)
 
 
-def load_model(folder: str | Path) -> decoder.DecoderConfig:
-    """Reads the model's configuration from a run folder.
+def load_model(folder: str | Path) -> Any:
+    """Reads a model's configuration, of whatever kind, from a run folder.
 
     Raises:
-      InputError: there is none, or it is not a decoder's.
+      InputError: there is none, or it is of no kind that is known.
     """
-    return load_config(decoder.DecoderConfig, Path(folder) / MODEL)
+    path = Path(folder) / MODEL
+    return registry.from_json(read_json(path), str(path))
 
 
 def restore_params(
@@ -355,7 +357,7 @@ def restore_params(
     step: int | None = None,
     dtype: Any = None,
     layout: Layout | None = None,
-) -> tuple[Any, decoder.DecoderConfig]:
+) -> tuple[Any, Any]:
     """Parameters and configuration of a run, without its optimiser state.
 
     Args:
@@ -370,7 +372,7 @@ def restore_params(
     cfg = load_model(folder)
     if not (Path(folder) / CHECKPOINTS).is_dir():
         raise InputError(f"{folder} has no folder {CHECKPOINTS}")
-    spec = decoder.spec(cfg)
+    spec = registry.spec(cfg)
     with Store(folder, writes=False) as store:
         step = store.latest() if step is None else step
         if step is None:

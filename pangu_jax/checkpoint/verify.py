@@ -5,8 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pangu_jax.checkpoint import archive
-from pangu_jax.checkpoint.opened import place, read_part, survey
+from pangu_jax.checkpoint import archive, hf
 from pangu_jax.core.config import read_json
 from pangu_jax.core.digest import digest
 from pangu_jax.core.errors import InputError
@@ -30,12 +29,12 @@ def check_structure(folder: str | Path) -> str:
       InputError: they do not fit, or a value is not finite.
     """
     folder = Path(folder)
-    opened = survey(folder)
+    opened = hf.survey(folder)
     if not os.path.lexists(folder / archive.SINGLE):
         _check_index(folder)
-    places = place(opened, folder)
+    places = hf.place(opened, folder)
     for piece in (piece for parts in places.values() for piece in parts):
-        read_part(opened.stored[piece.tensor], piece)
+        hf.read_part(opened.stored[piece.tensor], piece)
     number = len({stored.file for stored in opened.stored.values()})
     files = "1 file fit" if number == 1 else f"{number:,} files fit"
     return f"{len(opened.stored):,} tensors in {files} config.json; all values are finite"

@@ -76,7 +76,9 @@ def main(options: Options) -> None:
     """Answers one message, or every line that is typed."""
     messages = _begin(options)
     with working(f"reading {options.checkpoint}"):
-        params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
+        params, cfg, found = open_checkpoint(
+            options.checkpoint, kind="decoder", by="`pangu-jax chat`", dtype=options.dtype
+        )
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     template = _template(options, tokenizer)
     model = _Model(params, cfg, tokenizer, template)

@@ -12,15 +12,14 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.checkpoint import gguf_file, hf
-from pangu_jax.checkpoint.keys import read_keys
-from pangu_jax.checkpoint.names.registry import FAMILIES
+from pangu_jax.checkpoint.hf import FAMILIES, read_keys
 from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
 from pangu_jax.data import tokenizer_gguf
 from pangu_jax.data.tokenizer_save import companions
-from pangu_jax.models import decoder
+from pangu_jax.models import registry
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def main(options: Options) -> None:
     params, cfg, found = _open(options.checkpoint, kind)
     source = found if found != "bytes" else None
     own = hf.read_config(source)[1] if source and _has_config(source) else None
-    names = [options.family or own] if options.family or own else list(FAMILIES)
+    names = [options.family or own] if options.family or own else _families(cfg)
     files = companions(found, options.checkpoint)
     _write(params, cfg, options, names, source if own else None, files)
     if own and "auto_map" in read_keys(source):
@@ -83,9 +82,18 @@ def _convert_gguf(options: Options) -> None:
 
 def _open(checkpoint: str, kind: str):
     """As `open_checkpoint`, but tensors of a Hugging Face folder stay there until written."""
-    if kind == "run":
+    if kind != "hf":
         return open_checkpoint(checkpoint)
     return *hf.view(checkpoint), checkpoint
+
+
+def _families(cfg) -> list[str]:
+    """Those of the model's kind."""
+    kind = registry.kind_of(cfg).name
+    found = [family.name for family in FAMILIES.values() if family.kind == kind]
+    if not found:
+        raise InputError(f"no family of the Hugging Face layout is of the kind {kind}")
+    return found
 
 
 def _has_config(folder: str) -> bool:
@@ -121,6 +129,6 @@ def _write(
                 raise
             reasons.append(str(error))
         else:
-            print(f"{options.out} holds {count(decoder.spec(cfg)):,} parameters as {name}")
+            print(f"{options.out} holds {count(registry.spec(cfg)):,} parameters as {name}")
             return
     raise InputError(f"no family can express {options.checkpoint}: {'; '.join(reasons)}")

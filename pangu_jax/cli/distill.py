@@ -72,8 +72,9 @@ class Options:
 def main(options: Options) -> None:
     """Distils, from the last checkpoint in OUT if there is one, and writes OUT/model."""
     with working("reading checkpoints"):
-        teacher, teacher_cfg, where = open_checkpoint(options.teacher)
-        student, cfg, _ = open_checkpoint(options.student, dtype="float32")
+        taken = {"kind": "decoder", "by": "`pangu-jax distill`"}
+        teacher, teacher_cfg, where = open_checkpoint(options.teacher, **taken)
+        student, cfg, _ = open_checkpoint(options.student, **taken, dtype="float32")
     tokenizer = load_tokenizer(options.tokenizer or where)
     with working("reading the text"):
         tokens = tokenise(documents(options.data, field=options.field), tokenizer)

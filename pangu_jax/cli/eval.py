@@ -46,7 +46,9 @@ class Options:
 def main(options: Options) -> None:
     """Prints tokens, perplexity, bits per byte, and the protocol."""
     with working(f"reading {options.checkpoint}"):
-        params, cfg, found = open_checkpoint(options.checkpoint)
+        params, cfg, found = open_checkpoint(
+            options.checkpoint, kind="decoder", by="`pangu-jax eval`"
+        )
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     with progress() as show:
         tokens = tokenise(

@@ -114,7 +114,9 @@ def _batch_and_how(options: Options, platforms: tuple[str, ...]) -> tuple[Any, H
 def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
     """A decoder's programs, and its tokeniser or None."""
     with working(f"reading {options.checkpoint}"):
-        params, cfg, found = open_checkpoint(options.checkpoint)
+        params, cfg, found = open_checkpoint(
+            options.checkpoint, kind="decoder", by="`pangu-jax export`"
+        )
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
     params = jax.tree.map(lambda x: x.astype(options.dtype), params)
     tokenizer = _tokenizer(options.tokenizer or found, options.checkpoint)

@@ -38,7 +38,9 @@ class Options:
 def main(options: Options) -> None:
     """Prints the prompt and its continuation; the speed goes to stderr."""
     with working(f"reading {options.checkpoint}"):
-        params, cfg, found = open_checkpoint(options.checkpoint, dtype=options.dtype)
+        params, cfg, found = open_checkpoint(
+            options.checkpoint, kind="decoder", by="`pangu-jax generate`", dtype=options.dtype
+        )
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     text = tokenizer.encode(options.prompt)
     prompt = [*_begin(tokenizer, empty=not text), *text]

@@ -18,14 +18,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pangu_jax.checkpoint import archive, gguf_file, hf, store, verify
+from pangu_jax.checkpoint import archive, forecaster, gguf_file, hf, store, verify
 from pangu_jax.checkpoint.open import holds
+from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
-from pangu_jax.models import decoder, transformer
+from pangu_jax.models import decoder, registry, transformer
+from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import LayerConfig
 
 MEMORY = ("float32", "bfloat16", "int8")
+# What --verify is not for.
+OWN = {
+    "run": "a run of ours, which has no checksums",
+    "gguf": "a GGUF file, which has no checksums",
+    "forecaster": "a forecaster, whose checksum is compared whenever it is read",
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class Options:
     """What to look at."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, a folder in the Hugging Face layout, of which config.json is enough, or a GGUF
-    file."""
+    """A run folder, a folder in the Hugging Face layout, of which config.json is enough, a GGUF
+    file, or a trained forecaster's folder."""
     json: bool = False
     """Print one JSON object instead of text."""
     verify: bool = False
@@ -66,10 +74,9 @@ def _verify(options: Options) -> list[str]:
     """The files whose checksums are right; says on the way what was found."""
     kind = holds(options.checkpoint)
     if kind != "hf":
-        what = "a run of ours" if kind == "run" else "a GGUF file"
         raise InputError(
-            f"{options.checkpoint} is {what}, which has no checksums; --verify is for folders in "
-            "the Hugging Face layout"
+            f"{options.checkpoint} is {OWN[kind]}; --verify is for folders in the Hugging Face "
+            "layout"
         )
     say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
     say(f"structure: {verify.check_structure(options.checkpoint)}")
@@ -86,12 +93,12 @@ def describe(path: str | Path) -> dict[str, Any]:
     """What a folder's model is, as JSON-able values.
 
     Args:
-      path: a run folder of ours, a Hugging Face folder, or a GGUF file.
+      path: a run folder of ours, a Hugging Face folder, a GGUF file, or a forecaster's folder.
 
     Returns:
-      family, shapes, `parameters` and `active` a token, bytes per storage type, key and value bytes
-      a token of context per type, and `files`: tensors and bytes stored, or None where the folder
-      holds the configuration alone.
+      kind and family, `parameters`, bytes per storage type, and `files`: tensors and bytes stored,
+      or None where the folder holds the configuration alone. For a decoder also shapes, parameters
+      `active` a token, and key and value bytes a token of context per type; else `config`.
 
     Raises:
       InputError: the folder is neither, or its configuration cannot be read.
@@ -99,7 +106,11 @@ def describe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     kind = holds(path)
     if kind == "run":
-        cfg, family, files = store.load_model(path), "run of pangu-jax train", _steps(path)
+        cfg, files = store.load_model(path), _steps(path)
+        family = "run of pangu-jax train" if isinstance(cfg, DecoderConfig) else "run folder"
+    elif kind == "forecaster":
+        model = forecaster.load(path).cfg
+        cfg, family, files = model.model, "forecaster of pangu-jax forecast", _trained(model)
     elif kind == "gguf":
         opened = hf.survey(gguf_file.open_gguf(path))
         cfg, family, files = opened.cfg, opened.family.name, _tensors(opened.stored)
@@ -108,9 +119,19 @@ def describe(path: str | Path) -> dict[str, Any]:
         cfg, family, files = opened.cfg, opened.family.name, _tensors(archive.find(path))
     else:
         (cfg, family), files = hf.read_config(path), None
-    spec = decoder.spec(cfg)
+    spec = registry.spec(cfg)
     return {
+        "kind": registry.kind_of(cfg).name,
         "family": family,
+        **(_decoder(cfg) if isinstance(cfg, DecoderConfig) else {"config": to_json(cfg)}),
+        "parameters": count(spec),
+        "bytes": {name: nbytes(spec, name) for name in MEMORY},
+        "files": files,
+    }
+
+
+def _decoder(cfg: DecoderConfig) -> dict[str, Any]:
+    return {
         "layers": len(cfg.layers),
         "width": cfg.width,
         "vocab": cfg.vocab,
@@ -119,11 +140,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         "runs": [
             {"layers": number, **_layer(layer)} for layer, number in transformer.run_lengths(cfg)
         ],
-        "parameters": count(spec),
         "active": decoder.count_active(cfg),
-        "bytes": {name: nbytes(spec, name) for name in MEMORY},
         "cache_bytes_per_token": {name: _cache_bytes(cfg, name) for name in MEMORY},
-        "files": files,
     }
 
 
@@ -132,7 +150,7 @@ def _layer(layer: LayerConfig) -> dict[str, Any]:
     return {n: None if part is None else dataclasses.asdict(part) for n, part in parts.items()}
 
 
-def _cache_bytes(cfg: decoder.DecoderConfig, dtype: str) -> int:
+def _cache_bytes(cfg: DecoderConfig, dtype: str) -> int:
     """Bytes of keys and values that one more token of context takes, over all layers."""
     runs = transformer.cache_spec(cfg, 1, 1, jnp.dtype(dtype)).runs
     return sum(nbytes(leaf) for run in runs for leaf in run.values())
@@ -155,9 +173,31 @@ def _steps(folder: Path) -> dict[str, Any] | None:
     return {"steps": steps} if steps else None
 
 
+def _trained(cfg: forecaster.ForecasterConfig) -> dict[str, Any]:
+    return {"seeds": list(cfg.seeds), "columns": list(cfg.names), "trained_on": cfg.trained_on}
+
+
 def _lines(found: dict[str, Any]):
     """The rows of the table: (name, text)."""
     yield "architecture", found["family"]
+    yield "kind", found["kind"]
+    if "config" in found:
+        yield "model", ", ".join(f"{name} {value}" for name, value in found["config"].items())
+    else:
+        yield from _shapes(found)
+    total, active = found["parameters"], found.get("active")
+    yield "parameters", f"{total:,} ({_short(total)})"
+    if active is not None:
+        yield "active a token", f"{active:,} ({_short(active)}, {active / total:.1%})"
+    yield "memory", ", ".join(f"{n} {_size(b)}" for n, b in found["bytes"].items())
+    if "cache_bytes_per_token" in found:
+        cache = found["cache_bytes_per_token"]
+        yield "cache a token", ", ".join(f"{n} {b:,} bytes" for n, b in cache.items())
+    yield "stored", _stored(found["files"])
+
+
+def _shapes(found: dict[str, Any]):
+    """The rows that say what a decoder's layers are."""
     tied = "tied" if found["tied"] else "untied"
     yield (
         "model",
@@ -166,13 +206,6 @@ def _lines(found: dict[str, Any]):
     )
     for run in _summary(found["runs"]):
         yield "layers", run
-    total, active = found["parameters"], found["active"]
-    yield "parameters", f"{total:,} ({_short(total)})"
-    yield "active a token", f"{active:,} ({_short(active)}, {active / total:.1%})"
-    yield "memory", ", ".join(f"{n} {_size(b)}" for n, b in found["bytes"].items())
-    cache = found["cache_bytes_per_token"]
-    yield "cache a token", ", ".join(f"{n} {b:,} bytes" for n, b in cache.items())
-    yield "stored", _stored(found["files"])
 
 
 def _summary(runs: list[dict[str, Any]]):
@@ -201,6 +234,10 @@ def _stored(files: dict[str, Any] | None) -> str:
         return "the configuration alone"
     if "steps" in files:
         return f"checkpoints of steps {', '.join(map(str, files['steps']))}"
+    if "seeds" in files:
+        seeds, columns = len(files["seeds"]), len(files["columns"])
+        of = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        return f"parameters of {of}, trained on the {columns:,} columns of {files['trained_on']}"
     number = files["files"]
     where = "1 file" if number == 1 else f"{number:,} files"
     return f"{files['tensors']:,} tensors ({', '.join(files['types'])}) in {where}"

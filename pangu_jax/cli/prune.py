@@ -134,7 +134,9 @@ def _prune(options: Options, out: Path) -> None:
     target = None if options.target is None else parse(options.target)
     plan = None if options.plan is None else plans.load(options.plan)
     with working(f"reading {options.checkpoint}"):
-        params, cfg, where = open_checkpoint(options.checkpoint, dtype=options.dtype)
+        params, cfg, where = open_checkpoint(
+            options.checkpoint, kind="decoder", by="`pangu-jax prune`", dtype=options.dtype
+        )
     family = _family(options.checkpoint)
     recipe = _recipe(options, family)
     check_all_finite(params, options.checkpoint)

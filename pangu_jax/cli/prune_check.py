@@ -95,7 +95,9 @@ def check(folder: str | Path, source: str | Path | None, out: TextIO) -> None:
 
 def _replay(params, cfg, plan, source) -> int:
     """How many leaves equal those that the plan cuts from the source."""
-    original, original_cfg, _ = open_checkpoint(source, dtype=params["embed"]["table"].dtype)
+    original, original_cfg, _ = open_checkpoint(
+        source, kind="decoder", by="`pangu-jax prune`", dtype=params["embed"]["table"].dtype
+    )
     plans.check_hash(plan, original)
     want, want_cfg = prune(original, plan, cfg=original_cfg)
     if any(x != y for x, y in zip(want_cfg.layers, cfg.layers, strict=True)):

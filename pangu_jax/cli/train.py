@@ -211,7 +211,13 @@ def _layout(options: Options) -> Layout | None:
 def _model(options: Options, tokenizer: Tokenizer, layout: Layout | None):
     if options.init is not None:
         with working(f"reading {options.init}"):
-            params, cfg, _ = open_checkpoint(options.init, dtype="float32", layout=layout)
+            params, cfg, _ = open_checkpoint(
+                options.init,
+                kind="decoder",
+                by="`pangu-jax train`",
+                dtype="float32",
+                layout=layout,
+            )
         return params, cfg
     cfg = presets.preset(options.preset)
     if not isinstance(tokenizer, ByteTokenizer) and cfg.vocab == presets.BYTE_VOCAB:

@@ -145,7 +145,7 @@ def attention_half(
     Returns:
       [B, T, D], and the cache.
     """
-    tap = tap or _untouched
+    tap = _untouched if tap is None else tap
     with jax.named_scope("attention"):  # profiles tell the parts of a step by these names
         read = tap("attention", _before(params, "attention", x, cfg, eps, tap))
         mixed, cache = mix(
@@ -189,7 +189,7 @@ def mlp_half(
     Returns:
       [B, T, D], and the router's statistics (None for a dense layer).
     """
-    tap, part = tap or _untouched, "moe" if cfg.mlp is None else "mlp"
+    tap, part = _untouched if tap is None else tap, "moe" if cfg.mlp is None else "mlp"
     with jax.named_scope(part):
         read = tap(part, _before(params, "mlp", x, cfg, eps, tap))
         if cfg.mlp is None:

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.checkpoint.keys import write_keys
-from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.checkpoint.hf import named, write_keys
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten

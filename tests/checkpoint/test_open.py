@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import pytest
 
 from pangu_jax.checkpoint import hf, store
-from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
+from pangu_jax.models.timepro import TimeProConfig
 
 LLAMA = Path(__file__).parents[1] / "golden" / "llama2"
 
@@ -55,3 +56,27 @@ def test_a_link_to_nothing_is_no_other_kind_of_folder(tmp_path, name):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="no checkpoint"):
         open_checkpoint(tmp_path)
+
+
+def test_another_kind_of_model_than_was_asked_for_is_named_before_its_tensors_are_read(
+    run_folder, tmp_path
+):
+    store.save_model(TimeProConfig(16, 4, 1, 16, 8, 8), tmp_path)  # and no checkpoint
+    with pytest.raises(InputError) as error:
+        open_checkpoint(tmp_path, kind="decoder", by="`pangu-jax generate`")
+    assert str(error.value) == f"{tmp_path} holds a timepro; `pangu-jax generate` takes a decoder"
+    for folder in (run_folder, LLAMA):
+        with pytest.raises(InputError, match="holds a decoder; this call takes an encoder"):
+            open_checkpoint(folder, kind="encoder")
+        assert open_checkpoint(folder, kind="decoder")[1] == open_checkpoint(folder)[1]
+
+
+def test_a_forecaster_is_known_where_nothing_else_is_beside_it(tmp_path):
+    (tmp_path / "forecaster.json").write_text("{}")
+    assert holds(tmp_path) == "forecaster"
+    with pytest.raises(InputError, match="holds a forecaster, which is for `pangu-jax forecast`"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="holds a forecaster; this call takes a decoder"):
+        open_checkpoint(tmp_path, kind="decoder")
+    (tmp_path / "config.json").write_text("{}")
+    assert holds(tmp_path) == "hf"

@@ -15,7 +15,7 @@ from pangu_jax.checkpoint import store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import flatten
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
@@ -256,3 +256,36 @@ def test_complaints_are_hushed_once_however_often_it_is_asked(monkeypatch):
     first = sys.unraisablehook
     store._silence_the_rest()
     assert sys.unraisablehook is first is not sys.__unraisablehook__
+
+
+def test_a_run_of_another_kind_of_model_opens_by_what_its_file_says(tmp_path):
+    cfg = timepro.TimeProConfig(16, 4, 2, 16, 8, 8)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), abstract(timepro.spec(cfg))
+    )
+    store.save_model(cfg, tmp_path)
+    with store.Store(tmp_path) as checkpoints:
+        checkpoints.save(1, params, rest(1))
+    assert json.loads((tmp_path / store.MODEL).read_text())["kind"] == "timepro"
+    found, its_cfg = store.restore_params(tmp_path)
+    assert its_cfg == cfg
+    chex.assert_trees_all_equal(found, params)
+
+
+def test_a_model_file_of_before_there_were_kinds_is_a_decoder_s(folder):
+    path = folder / store.MODEL
+    keys = json.loads(path.read_text())
+    assert keys.pop("kind") == "decoder"
+    path.write_text(json.dumps(keys))
+    found, cfg = store.restore_params(folder)
+    assert cfg == CFG
+    chex.assert_trees_all_equal(found, values(3))
+
+
+@pytest.mark.parametrize("kind", ["perceiver", 3, ["decoder"], None])
+def test_a_kind_that_is_not_known_is_named_with_its_file(kind, folder):
+    path = folder / store.MODEL
+    path.write_text(json.dumps({**json.loads(path.read_text()), "kind": kind}))
+    with pytest.raises(InputError, match=r"model\.json names the kind of model .*; known: decoder"):
+        store.restore_params(folder)

@@ -19,9 +19,9 @@ from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import is_spec
+from pangu_jax.core.spec import abstract, is_spec
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.models import decoder, presets
+from pangu_jax.models import decoder, presets, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
@@ -64,6 +64,21 @@ def test_a_run_becomes_the_first_family_that_fits(layers, family, tmp_path, caps
     loaded, same = hf.load(tmp_path / "out")
     assert same == cfg and hf.read_config(tmp_path / "out")[1] == family
     chex.assert_trees_all_equal(loaded, params)
+
+
+def test_a_kind_of_model_that_no_family_is_of_is_not_converted(tmp_path, capsys):
+    cfg, run, out = timepro.TimeProConfig(16, 4, 1, 16, 8, 8), tmp_path / "run", tmp_path / "out"
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract(timepro.spec(cfg)))
+    store.save_model(cfg, run)
+    with store.Store(run) as checkpoints:
+        checkpoints.save(1, params, {"step": jnp.int32(1)})
+    assert call(run, out) == 2
+    assert "no family of the Hugging Face layout is of the kind timepro" in capsys.readouterr().err
+    assert call(run, out, "--family", "llama") == 2
+    assert "cannot express a model of kind timepro" in capsys.readouterr().err
+    run.joinpath("model.json").rename(run / "forecaster.json")
+    assert call(run, out) == 2 and not out.exists()
+    assert "holds a forecaster, which is for" in capsys.readouterr().err
 
 
 def test_embedded_becomes_a_llama_in_another_type(tmp_path, capsys):

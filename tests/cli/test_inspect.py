@@ -6,14 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import store
-from pangu_jax.checkpoint.keys import write_keys
-from pangu_jax.checkpoint.names.registry import named
+from pangu_jax.checkpoint import forecaster, store
+from pangu_jax.checkpoint.hf import named, write_keys
 from pangu_jax.cli.main import main
-from pangu_jax.models import presets
+from pangu_jax.core.spec import abstract, count
+from pangu_jax.models import presets, timepro
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -130,3 +132,47 @@ def test_a_head_that_differs_from_a_tied_embedding_is_counted(tmp_path, capsys):
 def test_names_that_no_folder_can_have_are_one_sentence(name, capsys):
     assert call(name) == 2
     assert "is no checkpoint" in capsys.readouterr().err
+
+
+TIMEPRO = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
+
+
+def test_a_run_of_another_kind_of_model(tmp_path, capsys):
+    store.save_model(TIMEPRO, tmp_path)
+    (tmp_path / store.CHECKPOINTS / "7").mkdir(parents=True)
+    found = inspected(tmp_path, capsys)
+    assert (found["kind"], found["family"]) == ("timepro", "run folder")
+    assert found["config"]["horizon"] == 4
+    assert found["parameters"] == count(timepro.spec(TIMEPRO)) and found["files"] == {"steps": [7]}
+    assert found["bytes"]["float32"] == 4 * found["parameters"]
+    assert call(tmp_path) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "kind timepro" in text and "look_back 16, horizon 4" in text and "steps 7" in text
+    assert inspected(GOLDEN / "llama2", capsys)["kind"] == "decoder"
+
+
+def test_a_forecaster_is_a_timepro_with_its_columns(tmp_path, capsys):
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract(timepro.spec(TIMEPRO)))
+    cfg = forecaster.ForecasterConfig(
+        model=TIMEPRO, names=("a", "b"), mean=(1.0, 2.0), deviation=(1.0, 3.0), step_count=3600,
+        step_unit="s", month_end=False, seeds=(0, 5), coverage=0.9, measured_coverage=0.9,
+        trained_on="load.csv",
+    )  # fmt: skip
+    forecaster.save(forecaster.Forecaster(cfg, [zeros] * 2, np.ones((4, 2))), tmp_path)
+    found = inspected(tmp_path, capsys)
+    assert (found["kind"], found["family"]) == ("timepro", "forecaster of pangu-jax forecast")
+    assert found["files"] == {"seeds": [0, 5], "columns": ["a", "b"], "trained_on": "load.csv"}
+    assert call(tmp_path) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "parameters of 2 seeds, trained on the 2 columns of load.csv" in text
+    assert call(tmp_path, "--verify") == 2
+    assert "is a forecaster, whose checksum is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["perceiver", 3, ["decoder"]])
+def test_a_kind_that_is_not_known_is_one_sentence(kind, tmp_path, capsys):
+    (tmp_path / store.MODEL).write_text(json.dumps({"kind": kind}))
+    assert call(tmp_path) == 2
+    assert capsys.readouterr().err.endswith(
+        f"model.json names the kind of model {kind!r}; known: decoder, timepro\n"
+    )

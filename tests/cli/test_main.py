@@ -13,8 +13,10 @@ import pytest
 import tyro
 
 import pangu_jax
+from pangu_jax.checkpoint import store
 from pangu_jax.cli import main as frame
 from pangu_jax.core.errors import InputError
+from pangu_jax.models.timepro import TimeProConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,3 +167,30 @@ def test_each_command_keeps_the_contract(name, capsys):
         assert options.__dataclass_params__.frozen
     assert run(name, "--help") == 0
     assert f"usage: pangu-jax {name}" in capsys.readouterr().out
+
+
+DECODERS = {
+    "generate": ["IN"],
+    "chat": ["IN"],
+    "eval": ["IN", "--data", "TEXT"],
+    "prune": ["IN", "OUT", "--target", "params=0.8"],
+    "distill": ["IN", "IN", "--data", "TEXT", "--out", "OUT"],
+    "export": ["IN", "--target", "onnx", "--out", "OUT"],
+    "train": ["--init", "IN", "--data", "TEXT", "--out", "OUT"],
+}
+
+
+@pytest.mark.parametrize("command", DECODERS)
+def test_what_takes_a_decoder_refuses_another_kind_of_model_in_one_sentence(
+    command, tmp_path, capsys
+):
+    place = {"IN": tmp_path / "in", "OUT": tmp_path / "out", "TEXT": tmp_path / "a.txt"}
+    place["TEXT"].write_text("text")
+    place["IN"].mkdir()
+    store.save_model(TimeProConfig(), place["IN"])
+    words = [str(place.get(word, word)) for word in DECODERS[command]]
+    assert run(command, *words) == 2
+    err = capsys.readouterr().err
+    want = f"{place['IN']} holds a timepro; `pangu-jax {command}` takes a decoder"
+    assert err.splitlines()[-1] == f"pangu-jax: {want}" and "Traceback" not in err
+    assert not place["OUT"].exists()

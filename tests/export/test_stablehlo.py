@@ -58,7 +58,7 @@ def test_any_batch_size_gives_what_the_model_gives(folder, params):
     artefact, run = open_runner(folder)
     assert artefact.platforms == ("cpu", "cuda", "tpu")
     assert artefact.program("prefill_9").inputs[0].shape == ("b", 9)
-    forward = jax.jit(lambda p, t: model.logits(p, model.apply(p, t, cfg=CFG).hidden))
+    forward = jax.jit(lambda p, t: model.logits(p, model.apply(p, t, cfg=CFG).hidden, cfg=CFG))
     tokens = np.random.default_rng(0).integers(0, CFG.vocab, (3, 9)).astype(np.int32)
     length = np.full(3, 8, np.int32)
     wanted = np.asarray(forward(params, tokens))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.checkpoint.names.timepro import from_torch, torch_names
+from pangu_jax.checkpoint.timepro_torch import from_torch, torch_names
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check, count, materialise, zeros
 from pangu_jax.core.tree import flatten, map_named

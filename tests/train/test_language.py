@@ -151,7 +151,7 @@ def test_a_training_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
         asked.append(step)
         return itertools.repeat(packed())
 
-    options = {"optimizer": OptimizerConfig(learning_rate=1e-2), "dtype": jnp.float32}
+    options = {"optimizer": OptimizerConfig(learning_rate=1e-2), "how": How(dtype=jnp.float32)}
     first = train_language(cfg, batches, tmp_path, loop=LoopConfig(4), **options)
     again = train_language(cfg, batches, tmp_path, loop=LoopConfig(4), **options)
     assert asked == [0]

@@ -27,7 +27,7 @@ from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_gguf import tokenizer_files
 from pangu_jax.export import artefact, program, run, stablehlo
-from pangu_jax.models import decoder, timepro
+from pangu_jax.models import decoder, registry, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
@@ -105,8 +105,15 @@ KINDS["gguf"] = Kind(gguf_checkpoint, load_gguf, ("model.gguf",), change.binary_
 
 def small_run(folder: Path) -> None:
     layer = LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8))
-    cfg = decoder.DecoderConfig(264, 8, (layer,), max_length=400)
-    params = random_leaves(decoder.spec(cfg))
+    run_of(decoder.DecoderConfig(264, 8, (layer,), max_length=400), folder)
+
+
+def other_run(folder: Path) -> None:
+    run_of(timepro.TimeProConfig(16, 4, 1, 16, 8, 8), folder)
+
+
+def run_of(cfg, folder: Path) -> None:
+    params = random_leaves(registry.spec(cfg))
     store.save_model(cfg, folder)
     with store.Store(folder) as checkpoints:
         checkpoints.save(1, params, {"step": jnp.int32(1)})
@@ -125,6 +132,7 @@ def load_run(folder: Path) -> str:
 
 KINDS["run"] = Kind(small_run, load_run, ("checkpoints/**/*",), change.by_ending, sealed=True)
 KINDS["run_model"] = Kind(small_run, load_run, ("model.json",), change.any_json)
+KINDS["run_timepro"] = Kind(other_run, load_run, ("model.json",), change.any_json)
 
 
 def small_forecaster(folder: Path) -> None:

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from pangu_jax.checkpoint.names import llama
-from pangu_jax.checkpoint.names.family import Family
-from pangu_jax.checkpoint.names.field import (
+from pangu_jax.checkpoint.hf.families import llama
+from pangu_jax.checkpoint.hf.families.config_keys import (
     dense_width,
     read,
     read_attention,
     read_decoder,
     write_decoder,
 )
+from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

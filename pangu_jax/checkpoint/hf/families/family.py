@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pangu_jax.models.decoder import DecoderConfig
-
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -22,19 +20,22 @@ class Family:
       fused: expert leaves that a file may hold in one tensor: leaf path to (tensor name, which
         part of the tensor's second axis, of how many).
       skipped: patterns of tensors to pass over.
+      kind: of the models, one of `models.registry.KINDS`.
+      prefix: what the names of a bare model's tensors lack.
     """
 
     name: str
     architecture: str
     model_type: str
     tensors: Mapping[str, str]
-    read: Callable[[dict[str, Any]], DecoderConfig]
-    write: Callable[[DecoderConfig], dict[str, Any]]
+    read: Callable[[dict[str, Any]], Any]
+    write: Callable[[Any], dict[str, Any]]
     fused: Mapping[str, tuple[str, int, int]] = dataclasses.field(default_factory=dict)
     skipped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
+    kind: str = "decoder"
+    prefix: str = "model."
 
 
 def linear(leaf: str, tensor: str) -> dict[str, str]:
     """The two entries of a linear map: kernel to weight, bias to bias."""
-    tensor = "model.layers.{layer}." + tensor
     return {f"{leaf}/kernel": f"{tensor}.weight", f"{leaf}/bias": f"{tensor}.bias"}

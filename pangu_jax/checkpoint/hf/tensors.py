@@ -1,17 +1,19 @@
 """Which tensor of a file is which part of which leaf."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Container
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 
-from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, is_spec
-from pangu_jax.core.tree import flatten
-from pangu_jax.models import decoder, transformer
-from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.core.tree import check_finite, flatten
+from pangu_jax.models import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,7 @@ class Piece:
         return np.ascontiguousarray(array.transpose(np.argsort(self.order)).reshape(self.shape))
 
 
-def pieces(
-    cfg: DecoderConfig, family: Family, names: Container[str] = ()
-) -> dict[str, list[Piece]]:
+def pieces(cfg: Any, family: Family, names: Container[str] = ()) -> dict[str, list[Piece]]:
     """The pieces of every leaf, by the leaf's path.
 
     Args:
@@ -63,12 +63,10 @@ def pieces(
     Raises:
       InputError: the family has no name for a leaf.
     """
-    starts, start = [], 0
-    for _, count in transformer.run_lengths(cfg):
-        starts.append(start)
-        start += count
+    leaves = flatten(registry.spec(cfg), is_leaf=is_spec)
+    starts = _starts(leaves)
     found = {}
-    for path, leaf in flatten(decoder.spec(cfg), is_leaf=is_spec).items():
+    for path, leaf in leaves.items():
         run, inner = _split(path)
         if inner not in family.tensors:
             raise InputError(f"{family.architecture} has no tensor for {path}")
@@ -77,6 +75,14 @@ def pieces(
         else:
             found[path] = _run_pieces(inner, leaf, starts[run], family, names)
     return found
+
+
+def _starts(leaves: dict[str, Spec]) -> list[int]:
+    """The number of each run's first layer; a run's leaves have its layers as their first axis."""
+    lengths = {
+        run: leaf.shape[0] for path, leaf in leaves.items() if (run := _split(path)[0]) is not None
+    }
+    return list(itertools.accumulate((lengths[run] for run in sorted(lengths)), initial=0))
 
 
 def _split(path: str) -> tuple[int | None, str]:
@@ -131,12 +137,30 @@ def _fused_piece(
 def _piece(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -> Piece:
     shape = shape[len(at) :]
     if not inner.endswith("/kernel"):
-        stored = {"embed/table": shape, "moe/router/scale": (1, math.prod(shape))}
-        flat = (math.prod(shape),)
-        return Piece(name, stored.get(inner, flat), at, shape, tuple(range(len(shape))))
+        # Tables hold a row for each of what they embed, here and there; all others are flat there.
+        flat = (1, math.prod(shape)) if inner == "moe/router/scale" else (math.prod(shape),)
+        stored = shape if inner.endswith("/table") else flat
+        return Piece(name, stored, at, shape, tuple(range(len(shape))))
     # Files hold [outputs, inputs], each flat; leaves hold the inputs first, with their structure.
     count = 3 if inner == "attention/out/kernel" else 1
     inputs, outputs = shape[:count], shape[count:]
     axes = range(len(shape))
     order = (*axes[len(outputs) :], *axes[: len(outputs)])
     return Piece(name, (math.prod(outputs), math.prod(inputs)), at, outputs + inputs, order)
+
+
+def narrowed(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """Finite values in a type of a smaller range; others as they are.
+
+    Raises:
+      InputError: a value is beyond the range.
+    """
+    if ml_dtypes.finfo(array.dtype).max <= ml_dtypes.finfo(dtype).max:
+        return array
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    try:
+        check_finite(name, cast)
+    except InputError as error:
+        raise InputError(f"{name} has values beyond the range of {dtype}") from error
+    return cast

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from pangu_jax.checkpoint.names.family import Family
-from pangu_jax.checkpoint.names.field import (
+from pangu_jax.checkpoint.hf.families.config_keys import (
     REQUIRED,
     dense_width,
     read,
@@ -11,7 +10,8 @@ from pangu_jax.checkpoint.names.field import (
     read_decoder,
     write_decoder,
 )
-from pangu_jax.checkpoint.names.llama import TENSORS
+from pangu_jax.checkpoint.hf.families.family import Family
+from pangu_jax.checkpoint.hf.families.llama import TENSORS
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig

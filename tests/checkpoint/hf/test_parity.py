@@ -21,8 +21,8 @@ from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig
 
 pytestmark = pytest.mark.parity
-TOOL = Path(__file__).parents[2] / "tools" / "make_golden.py"
-GOLDEN = Path(__file__).parents[1] / "golden"
+TOOL = Path(__file__).parents[3] / "tools" / "make_golden.py"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 
 HEADS = AttentionConfig(2, 3, 8)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from pangu_jax.checkpoint.names import qwen3
-from pangu_jax.checkpoint.names.family import Family
-from pangu_jax.checkpoint.names.field import (
+from pangu_jax.checkpoint.hf.families import qwen3
+from pangu_jax.checkpoint.hf.families.config_keys import (
     dense_layers,
     dense_width,
     read,
@@ -13,6 +12,7 @@ from pangu_jax.checkpoint.names.field import (
     read_layers,
     write_decoder,
 )
+from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig

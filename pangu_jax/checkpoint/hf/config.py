@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pangu_jax.checkpoint import archive
-from pangu_jax.checkpoint.names.family import Family
-from pangu_jax.checkpoint.names.field import UNDERSTOOD
-from pangu_jax.checkpoint.names.registry import recognise
+from pangu_jax.checkpoint.hf.families.config_keys import UNDERSTOOD
+from pangu_jax.checkpoint.hf.families.family import Family
+from pangu_jax.checkpoint.hf.families.registry import recognise
 from pangu_jax.core.config import read_json, to_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models import registry
 
 CONFIG = "config.json"
 
@@ -29,7 +29,7 @@ def read_keys(folder: str | Path) -> dict[str, Any]:
     return keys
 
 
-def read_config(folder: str | Path) -> tuple[DecoderConfig, str]:
+def read_config(folder: str | Path) -> tuple[Any, str]:
     """The model that a folder's config.json describes, and the name of its family.
 
     Raises:
@@ -45,7 +45,7 @@ def read_config(folder: str | Path) -> tuple[DecoderConfig, str]:
 
 
 def write_keys(
-    cfg: DecoderConfig,
+    cfg: Any,
     family: Family,
     source: str | Path | None = None,
     *,
@@ -65,6 +65,9 @@ def write_keys(
     Raises:
       InputError: the family cannot express the model; names what.
     """
+    kind = registry.kind_of(cfg).name
+    if kind != family.kind:
+        raise InputError(f"a {family.architecture} cannot express a model of kind {kind}")
     keys = _express_layers(cfg, family) if per_layer else _express(cfg, family)
     head = {"architectures": [family.architecture], "model_type": family.model_type}
     if source is None:
@@ -82,7 +85,7 @@ def write_keys(
 _OF_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
-def _read_layers(keys: dict[str, Any], family: Family) -> DecoderConfig:
+def _read_layers(keys: dict[str, Any], family: Family) -> Any:
     """The model, with what `per_layer_config` says of single layers."""
     changes = keys.get("per_layer_config")
     keys = {key: value for key, value in keys.items() if key != "per_layer_config"}
@@ -103,7 +106,7 @@ def _read_layers(keys: dict[str, Any], family: Family) -> DecoderConfig:
     return dataclasses.replace(cfg, layers=tuple(layers))
 
 
-def _express_layers(cfg: DecoderConfig, family: Family) -> dict[str, Any]:
+def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
     """The keys of the first layer's widths, and what differs in the others."""
     keys, changes = {}, {}
     for i, layer in enumerate(cfg.layers):
@@ -124,7 +127,7 @@ def _express_layers(cfg: DecoderConfig, family: Family) -> dict[str, Any]:
     return keys
 
 
-def _express(cfg: DecoderConfig, family: Family) -> dict[str, Any]:
+def _express(cfg: Any, family: Family) -> dict[str, Any]:
     keys = family.write(cfg)
     lost = _difference(to_json(cfg), to_json(family.read(keys)))
     if lost is not None:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import archive, hf, opened
-from pangu_jax.checkpoint.piece import Piece
+from pangu_jax.checkpoint import archive, hf
+from pangu_jax.checkpoint.hf import opened
+from pangu_jax.checkpoint.hf.tensors import Piece
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import decoder, presets
@@ -23,7 +24,7 @@ from pangu_jax.sharding.layout import Layout
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 TENSORS = "model.safetensors"
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -257,8 +258,7 @@ def test_pickled_weights_are_never_read(tmp_path):
 
 
 def test_the_published_sizes_go_through_a_config_file(tmp_path):
-    from pangu_jax.checkpoint.keys import write_keys
-    from pangu_jax.checkpoint.names.registry import named
+    from pangu_jax.checkpoint.hf import named, write_keys
 
     keys = write_keys(presets.pangu_pro_moe(), named("pangu-pro-moe"))
     (tmp_path / "config.json").write_text(json.dumps(keys))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pangu_jax.checkpoint.names import (
+from pangu_jax.checkpoint.hf.families import (
     llama,
     pangu_embedded,
     pangu_pro_moe,
@@ -10,7 +10,7 @@ from pangu_jax.checkpoint.names import (
     qwen3,
     qwen3_moe,
 )
-from pangu_jax.checkpoint.names.family import Family
+from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.core.errors import InputError
 
 FAMILIES: dict[str, Family] = {

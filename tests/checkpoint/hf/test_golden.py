@@ -15,7 +15,7 @@ from pangu_jax.models import decoder
 from pangu_jax.nn import attention, moe
 from pangu_jax.ops.group_topk import group_topk
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 TOLERANCE = 1e-5
 VISIBLE = 1e-3

@@ -7,9 +7,8 @@ Source: arXiv 2505.21411, Table 1; names and defaults of the public inference co
 
 from typing import Any
 
-from pangu_jax.checkpoint.names import llama
-from pangu_jax.checkpoint.names.family import Family, linear
-from pangu_jax.checkpoint.names.field import (
+from pangu_jax.checkpoint.hf.families import llama
+from pangu_jax.checkpoint.hf.families.config_keys import (
     dense_layers,
     dense_width,
     read,
@@ -18,7 +17,8 @@ from pangu_jax.checkpoint.names.field import (
     read_layers,
     write_decoder,
 )
-from pangu_jax.checkpoint.names.qwen3_moe import ROUTED
+from pangu_jax.checkpoint.hf.families.family import Family, linear
+from pangu_jax.checkpoint.hf.families.qwen3_moe import ROUTED
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
@@ -28,9 +28,9 @@ TENSORS = {
     **llama.TENSORS,
     **ROUTED,
     "moe/router/scale": "model.layers.{layer}.mlp.router_scale",
-    **linear("moe/shared/gate", "mlp.shared_expert.gate_proj"),
-    **linear("moe/shared/up", "mlp.shared_expert.up_proj"),
-    **linear("moe/shared/down", "mlp.shared_expert.down_proj"),
+    **linear("moe/shared/gate", "model.layers.{layer}.mlp.shared_expert.gate_proj"),
+    **linear("moe/shared/up", "model.layers.{layer}.mlp.shared_expert.up_proj"),
+    **linear("moe/shared/down", "model.layers.{layer}.mlp.shared_expert.down_proj"),
 }
 
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from pangu_jax.checkpoint.names.family import Family, linear
-from pangu_jax.checkpoint.names.field import (
+from pangu_jax.checkpoint.hf.families.config_keys import (
     dense_width,
     read,
     read_attention,
     read_decoder,
     write_decoder,
 )
+from pangu_jax.checkpoint.hf.families.family import Family, linear
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.block import LayerConfig
@@ -18,14 +18,14 @@ from pangu_jax.nn.mlp import MlpConfig
 TENSORS = {
     "embed/table": "model.embed_tokens.weight",
     "attention_norm/scale": "model.layers.{layer}.input_layernorm.weight",
-    **linear("attention/query", "self_attn.q_proj"),
-    **linear("attention/key", "self_attn.k_proj"),
-    **linear("attention/value", "self_attn.v_proj"),
-    **linear("attention/out", "self_attn.o_proj"),
+    **linear("attention/query", "model.layers.{layer}.self_attn.q_proj"),
+    **linear("attention/key", "model.layers.{layer}.self_attn.k_proj"),
+    **linear("attention/value", "model.layers.{layer}.self_attn.v_proj"),
+    **linear("attention/out", "model.layers.{layer}.self_attn.o_proj"),
     "mlp_norm/scale": "model.layers.{layer}.post_attention_layernorm.weight",
-    **linear("mlp/gate", "mlp.gate_proj"),
-    **linear("mlp/up", "mlp.up_proj"),
-    **linear("mlp/down", "mlp.down_proj"),
+    **linear("mlp/gate", "model.layers.{layer}.mlp.gate_proj"),
+    **linear("mlp/up", "model.layers.{layer}.mlp.up_proj"),
+    **linear("mlp/down", "model.layers.{layer}.mlp.down_proj"),
     "norm/scale": "model.norm.weight",
     "head/kernel": "lm_head.weight",
 }

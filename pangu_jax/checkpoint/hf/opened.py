@@ -2,26 +2,24 @@
 
 import dataclasses
 import logging
+import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from pangu_jax.checkpoint import archive, gguf_file
+from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.archive import DTYPES, Stored
-from pangu_jax.checkpoint.gguf_file import Gguf
-from pangu_jax.checkpoint.keys import CONFIG, read_config
-from pangu_jax.checkpoint.names.family import Family
-from pangu_jax.checkpoint.names.registry import named
-from pangu_jax.checkpoint.piece import Piece, pieces
+from pangu_jax.checkpoint.hf.config import CONFIG, read_config
+from pangu_jax.checkpoint.hf.families.family import Family
+from pangu_jax.checkpoint.hf.families.registry import named
+from pangu_jax.checkpoint.hf.tensors import Piece, pieces
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import check_finite, map_named
-from pangu_jax.models import decoder
-from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models import registry
 
 EMBEDDING, HEAD = "embed/table", "head/kernel"
-PREFIX = "model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +33,23 @@ class Opened:
       described: the name of the file that describes the model.
     """
 
-    cfg: DecoderConfig
+    cfg: Any
     family: Family
     stored: dict[str, Stored]
     described: str = CONFIG
+
+
+class TensorFile(Protocol):
+    """One file that both describes a model and holds its tensors, such as a GGUF file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    def survey(self) -> tuple[Any, Family, dict[str, Stored]]:
+        """The model, its family, and the tensors under the family's names."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,24 +83,24 @@ class Leaf:
         return self.parts[next(lead for lead in leads if lead in self.parts)]
 
 
-def survey(folder: str | Path | Gguf) -> Opened:
+def survey(folder: str | Path | TensorFile) -> Opened:
     """Reads config.json and headers; where they differ on the head, the tensors are compared.
 
-    An opened GGUF file describes itself. In a folder, as in transformers, "model." may be
-    missing, and a head beside a tied embedding is tied where both are equal.
+    A file of tensors may describe itself. In a folder, as in transformers, the family's prefix may
+    be missing, and a head beside a tied embedding is tied where both are equal.
 
     Raises:
       InputError: either cannot be read.
     """
-    if isinstance(folder, Gguf):
-        return Opened(*gguf_file.survey(folder), folder.path.name)
+    if not isinstance(folder, str | os.PathLike):
+        return Opened(*folder.survey(), folder.path.name)
     cfg, name = read_config(folder)
     family = named(name)
     stored = _prefixed(archive.find(folder), family)
     return Opened(_settle_tie(cfg, family, stored, folder), family, stored)
 
 
-def place(opened: Opened, folder: str | Path | Gguf) -> dict[str, list[Piece]]:
+def place(opened: Opened, folder: str | Path | TensorFile) -> dict[str, list[Piece]]:
     """Which tensor goes where, once every tensor is found to fit.
 
     Raises:
@@ -113,7 +124,7 @@ def place(opened: Opened, folder: str | Path | Gguf) -> dict[str, list[Piece]]:
     return places
 
 
-def view(folder: str | Path | Gguf) -> tuple[dict[str, Any], DecoderConfig]:
+def view(folder: str | Path | TensorFile) -> tuple[dict[str, Any], Any]:
     """A checkpoint as a tree of `Leaf`: what `hf.save` can write without it being in memory.
 
     Raises:
@@ -125,7 +136,7 @@ def view(folder: str | Path | Gguf) -> tuple[dict[str, Any], DecoderConfig]:
     def leaf(name: str, spec: Any) -> Leaf:
         return Leaf(spec.shape, {piece.at: piece for piece in places[name]}, opened.stored)
 
-    return map_named(leaf, decoder.spec(opened.cfg)), opened.cfg
+    return map_named(leaf, registry.spec(opened.cfg)), opened.cfg
 
 
 def read_part(stored: Stored, piece: Piece, index: tuple[Any, ...] = ()) -> np.ndarray:
@@ -155,23 +166,25 @@ def _check_one(piece: Piece, found: Stored, described: str) -> None:
 
 def _prefixed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
     """The tensors under their full names: those of a bare model, without head, lack the prefix."""
-    tensors = [name for name in family.tensors.values() if name.startswith(PREFIX)]
-    roots = tuple({name.split(".")[1] + "." for name in tensors})
+    prefix = family.prefix
+    below = [
+        name.removeprefix(prefix) for name in family.tensors.values() if name.startswith(prefix)
+    ]
+    roots = tuple({name.split(".")[0] + "." for name in below})
     found: dict[str, Stored] = {}
     for name, where in stored.items():
-        full = PREFIX + name if name.startswith(roots) else name
+        full = prefix + name if name.startswith(roots) else name
         if full in stored and full != name:
-            raise InputError(f"{where.file}: {name} is there both with and without {PREFIX}")
+            raise InputError(f"{where.file}: {name} is there both with and without {prefix}")
         found[full] = where
     return found
 
 
-def _settle_tie(
-    cfg: DecoderConfig, family: Family, stored: dict[str, Stored], folder: str | Path
-) -> DecoderConfig:
+def _settle_tie(cfg: Any, family: Family, stored: dict[str, Stored], folder: str | Path) -> Any:
     """Removes a head that repeats a tied embedding; one that differs unties the model."""
-    embedding, head = family.tensors[EMBEDDING], family.tensors[HEAD]
-    if not cfg.tied or head not in stored:
+    embedding, head = family.tensors.get(EMBEDDING), family.tensors.get(HEAD)
+    tied = getattr(cfg, "tied", False)  # which not every kind of model can be
+    if not tied or embedding is None or head not in stored:
         return cfg
     if embedding not in stored:
         stored[embedding] = stored.pop(head)
