@@ -65,9 +65,13 @@ class Pair:
         ]
         self.out = out
 
-    def wait_for(self, step):
-        end = time.monotonic() + 300
-        while not any(row["step"] >= step for row in read_metrics(self.out / "metrics.jsonl")):
+    def wait_for(self, step, *, saved=0):
+        """Waits for a step, and for the checkpoint of one before it, made in the background."""
+        end, metrics = time.monotonic() + 300, self.out / "metrics.jsonl"
+        place = self.out / store.CHECKPOINTS / str(saved)
+        while not any(row["step"] >= step for row in read_metrics(metrics)) or (
+            saved and not place.exists()
+        ):
             assert time.monotonic() < end, "the pair does not train"
             assert all(p.poll() is None for p in self.processes), self.end()
             time.sleep(0.02)
@@ -116,7 +120,7 @@ def test_a_pair_stops_at_one_step_and_one_process_goes_on(given, tmp_path):
 @pytest.mark.parametrize("killed", [1, 0])
 def test_when_one_process_dies_the_other_ends_and_says_so(given, tmp_path, killed):
     pair = Pair(given, tmp_path / "pair")
-    pair.wait_for(12)
+    pair.wait_for(12, saved=10)
     pair.processes[killed].kill()
     begin = time.monotonic()
     ends = pair.end()
