@@ -4,7 +4,8 @@
 
 Writes, for each case, a checkpoint folder in the Hugging Face layout and `golden.npz` beside its
 weights: `tokens` int32 [B, T] and float32 `logits` [B, T, V]; for dense models also `pruned.npz`,
-what is left when one KV group a layer and 16 of its FFN channels are silenced. The tests compare
+what is left when one KV group a layer and 16 of its FFN channels are silenced, and for some
+`gradients.npz`, of the mean square of the logits, under the tensors' names. The tests compare
 pangu_jax with these files and need no torch; `make parity` builds fresh models with the functions
 here. Needs torch and transformers, and never imports pangu_jax: the two sides share no code.
 
@@ -236,6 +237,20 @@ CASES = {
         },
         torch.float16,
     ),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 12}, torch.bfloat16),
+    "gemma2": (
+        "Gemma2",
+        {
+            "num_hidden_layers": 3,
+            "pad_token_id": None,  # torch keeps gradients from the embedding of a padding token
+            "head_dim": 12,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 5,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 4.0,
+        },
+        torch.float32,
+    ),
     "qwen2": ("Qwen2", {"num_hidden_layers": 3}, torch.bfloat16),
     "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}, torch.float32),
     "qwen3_moe": (
@@ -251,6 +266,9 @@ CASES = {
     "pangu_embedded": ("Llama", {"attention_bias": True}, torch.bfloat16),
     "pangu_pro_moe": ("Pangu", {}, torch.bfloat16),
 }
+
+# Of these the gradients are kept, too: together they have every form of a dense layer.
+GRADIENTS = ("llama3", "mistral", "gemma2")
 
 
 def build(case, seed=0):
@@ -279,7 +297,8 @@ def randomise(model, seed, dtype):
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             if "norm" in name or "router_scale" in name:
-                noise = 1 + 0.3 * noise
+                # Gemma's gains are stored less 1.
+                noise = 0.3 * noise + (getattr(model.config, "model_type", "") != "gemma2")
             elif "embed_tokens" in name:
                 noise = 0.12 * noise
             elif value.ndim == 1:
@@ -288,6 +307,13 @@ def randomise(model, seed, dtype):
                 gain = 0.7 if "lm_head" in name else 1.2
                 noise = gain * noise / math.sqrt(value.shape[-1])
             value.copy_(noise.to(dtype))
+
+
+def gradients(model, tokens):
+    """{tensor: gradient} of the mean square of the logits, float32, as numpy."""
+    model.zero_grad()
+    (model(tokens).logits ** 2).mean().backward()
+    return {name: value.grad.numpy() for name, value in model.named_parameters()}
 
 
 def compute(model, tokens):
@@ -383,10 +409,13 @@ def make(case, out, seed):
     assert deviation >= 0.5, f"{case}: logits have a deviation of {deviation}"
     # Before `save`, which rounds the rotary frequencies too.
     cut = None if "moe" in case else pruned(model, tokens, seed)
+    slopes = gradients(model, tokens) if case in GRADIENTS else None
     save(case, model, Path(out) / case, dtype)
     np.savez_compressed(Path(out) / case / "golden.npz", **arrays)
     if cut:
         np.savez_compressed(Path(out) / case / "pruned.npz", **cut)
+    if slopes:
+        np.savez_compressed(Path(out) / case / "gradients.npz", **slopes)
     size = sum(file.stat().st_size for file in (Path(out) / case).iterdir())
     print(f"{case}: logits std {deviation:.2f}, {size / 1024:.0f} KiB")
 

@@ -31,7 +31,17 @@ class Options:
     out: Annotated[str, tyro.conf.Positional]
     """The new folder."""
     family: (
-        Literal["llama", "qwen2", "qwen3", "qwen3-moe", "pangu-embedded", "pangu-pro-moe"] | None
+        Literal[
+            "llama",
+            "mistral",
+            "gemma2",
+            "qwen2",
+            "qwen3",
+            "qwen3-moe",
+            "pangu-embedded",
+            "pangu-pro-moe",
+        ]
+        | None
     ) = None
     """Whose names and config.json; None keeps a checkpoint's own, or takes the first that fits."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

@@ -245,16 +245,16 @@ def _family(checkpoint: str) -> str:
 
 
 def _recipe(options: Options, family: str) -> Recipe:
-    if family not in (*export.AS_LLAMA, "qwen3"):
+    known = (*export.AS_LLAMA, *export.WITHOUT_BIASES)
+    if family not in known:
         raise InputError(
-            f"checkpoints of the family {family} cannot be pruned; "
-            f"{', '.join(export.AS_LLAMA)} and qwen3 can"
+            f"checkpoints of the family {family} cannot be pruned; {', '.join(known)} can"
         )
     fitted: str = options.repair
-    if family == "qwen3" and fitted in repair.BIASED:
+    if family in export.WITHOUT_BIASES and fitted in repair.BIASED:
         if fitted != "ridge":
             raise InputError(
-                f"--repair {fitted} makes biases, which a Qwen3 cannot hold; "
+                f"--repair {fitted} makes biases, which the family {family} cannot hold; "
                 "take scale, ridge or none"
             )
         fitted = "ridge-no-bias"

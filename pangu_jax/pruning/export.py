@@ -30,6 +30,8 @@ from pangu_jax.pruning.axes import Sizes
 KINDS = ("uniform", "padded", "per-layer")
 # Families whose forward pass is a Llama's: with biases on more projections they are written as one.
 AS_LLAMA = ("llama", "pangu-embedded", "qwen2")
+# Families whose layers have no biases.
+WITHOUT_BIASES = ("qwen3", "mistral")
 # Families of which stock transformers asks that the heads divide the hidden size.
 DIVIDING = ("llama",)
 

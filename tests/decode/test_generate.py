@@ -1,5 +1,6 @@
 """Generation: cache against full forward, ragged batches, keys, stops, compilations."""
 
+import dataclasses
 import functools
 import time
 
@@ -27,7 +28,7 @@ CFG = decoder.DecoderConfig(
     23,
     16,
     (
-        LayerConfig(HEADS, mlp=MlpConfig(24)),
+        LayerConfig(dataclasses.replace(HEADS, window=3, softcap=2.0), mlp=MlpConfig(24)),
         LayerConfig(HEADS, moe=MoEConfig(4, 2, 1, 8, shared_width=8)),
     ),
 )

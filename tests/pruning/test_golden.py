@@ -16,6 +16,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = {
     "llama2": "llama",
     "llama3": "llama",
+    "mistral": "mistral",
+    "gemma2": "gemma2",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "pangu_embedded": "pangu-embedded",

@@ -209,6 +209,15 @@ def test_tensors_of_no_use_that_old_files_have_are_passed_over(tmp_path):
         ("llama2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("llama3", {"rope_parameters": "gone", "rope_scaling": {"type": "yarn"}}, "'yarn'"),
         ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("mistral", {"layer_types": ["full_attention"]}, "only sliding_attention is supported"),
+        ("mistral", {"sliding_window": 0}, "window must be at least 1"),
+        ("mistral", {"sliding_window": "5"}, "sliding_window must be a whole number"),
+        ("gemma2", {"hidden_activation": "relu"}, "hidden_activation 'relu' is not supported"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive"),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "logit_softcap must be positive"),
+        ("gemma2", {"layer_types": ["full_attention"]}, "1 entries for num_hidden_layers 3"),
+        ("gemma2", {"layer_types": ["chunked_attention"] * 3}, "layer_types has chunked_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ("pangu_pro_moe", {"num_experts": 14}, "must divide the 14 experts"),
         ("llama2", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama2", {"transformers_weights": "other.safetensors"}, "transformers_weights"),
@@ -242,6 +251,24 @@ def test_configurations_that_cannot_be_run_are_refused_by_name(case, config, wor
     with pytest.raises(InputError, match=words) as error:
         hf.read_config(copied(case, tmp_path, config=config))
     assert "config.json" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["gone", None])
+def test_an_absent_key_is_the_familys_default_and_null_turns_it_off(value, tmp_path):
+    def changed(case, *names):
+        cfg, _ = hf.read_config(copied(case, tmp_path / case, config=dict.fromkeys(names, value)))
+        return cfg, [layer.attention for layer in cfg.layers]
+
+    _, layers = changed("mistral", "sliding_window")
+    assert {heads.window for heads in layers} == {4096 if value == "gone" else None}
+    caps = ("attn_logit_softcapping", "final_logit_softcapping")
+    cfg, layers = changed("gemma2", *caps)
+    assert {heads.softcap for heads in layers} == {50.0 if value == "gone" else None}
+    assert cfg.logit_softcap == (30.0 if value == "gone" else None)
+    _, layers = changed("gemma2", "layer_types")
+    assert [heads.window for heads in layers] == [5, None, 5]
+    _, layers = changed("gemma2", "query_pre_attn_scalar")
+    assert {heads.scale for heads in layers} == {1 / 16}
 
 
 @pytest.mark.parametrize("value", ["gone", None])

@@ -1,5 +1,6 @@
 """Live against torch and transformers, on models that no golden file holds: `make parity`."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -39,6 +40,21 @@ def uniform(attention, *, width=32, tied=False, rope=RopeConfig(), layers=None, 
     )
 
 
+def gemma(*windows, softcap=2.0, logit_softcap=4.0):
+    heads = dataclasses.replace(HEADS, scale=11**-0.5, softcap=softcap)
+    layers = tuple(
+        LayerConfig(
+            dataclasses.replace(heads, window=window),
+            mlp=MlpConfig(40, activation="gelu_tanh"),
+            norm="zero_centered_rms",
+            norm_place="sandwich",
+        )
+        for window in windows
+    )
+    cfg = uniform(HEADS, width=48, tied=True, layers=layers, eps=1e-6)
+    return dataclasses.replace(cfg, embed_scale=48**0.5, logit_softcap=logit_softcap)
+
+
 ROUTED = LayerConfig(NORMED, moe=MoEConfig(6, 1, 2, 8, renormalise=True))
 EXPORTS = {
     "llama": [
@@ -46,6 +62,8 @@ EXPORTS = {
         uniform(BIASED, tied=True),
         uniform(HEADS, width=48, rope=SCALED),
     ],
+    "mistral": [uniform(HEADS), uniform(dataclasses.replace(HEADS, window=6), tied=True)],
+    "gemma2": [gemma(6, None), gemma(None, 7, 7, softcap=None, logit_softcap=None)],
     "qwen2": [uniform(QKV, eps=1e-6), uniform(QKV, tied=True)],
     "qwen3": [uniform(NORMED), uniform(NORMED, tied=True, rope=RopeConfig(1e6))],
     "qwen3-moe": [uniform(NORMED, layers=(LayerConfig(NORMED, mlp=MlpConfig(40)), ROUTED, ROUTED))],

@@ -19,10 +19,13 @@ REQUIRED = object()
 UNDERSTOOD = [
     "architectures",
     "attention_bias",
+    "attn_logit_softcapping",
     "bias",
     "decoder_sparse_step",
+    "final_logit_softcapping",
     "head_dim",
     "hidden_act",
+    "hidden_activation",
     "hidden_size",
     "intermediate_size",
     "layer_types",
@@ -41,18 +44,29 @@ UNDERSTOOD = [
     "original_max_position_embeddings",
     "partial_rotary_factor",
     "per_layer_config",
+    "query_pre_attn_scalar",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
     "shared_expert_intermediate_size",
+    "sliding_window",
     "tie_word_embeddings",
     "use_sliding_window",
     "vocab_size",
 ]
 
 # Options that change the model and that no family here has, or name other files.
-_ABSENT = ("quantization_config", "sandwich_norm", "param_sink_number", "transformers_weights")
+_ABSENT = (
+    "quantization_config",
+    "sandwich_norm",
+    "param_sink_number",
+    "transformers_weights",
+    "use_bidirectional_attention",
+)
+
+# Kinds of attention that `layer_types` names.
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "an object"}
 
@@ -80,6 +94,31 @@ def read(config: Config, name: str, kind: Any, default: Any = REQUIRED) -> Any:
     return value
 
 
+def read_nullable(config: Config, name: str, kind: Any, default: Any) -> Any:
+    """The value of a key that null turns off; an absent one has the default.
+
+    Raises:
+      InputError: see `read`.
+    """
+    return None if name in config and config[name] is None else read(config, name, kind, default)
+
+
+def read_kinds(config: Config, kinds: tuple[str, ...]) -> list[str]:
+    """The entries of `layer_types`; absent is none.
+
+    Raises:
+      InputError: it is no list, or names another kind of attention than these.
+    """
+    layers = config.get("layer_types") or []
+    if not isinstance(layers, list):
+        raise InputError(f"layer_types must be a list, got {layers!r:.40}")
+    others = set(map(str, layers)) - set(kinds)
+    if others:
+        names = ", ".join(sorted(others))
+        raise InputError(f"layer_types has {names}; only {' and '.join(kinds)} is supported")
+    return layers
+
+
 def read_layers(config: Config, name: str) -> set[int]:
     """A list of layer numbers; absent is none.
 
@@ -92,8 +131,12 @@ def read_layers(config: Config, name: str) -> set[int]:
     return set(value)
 
 
-def refuse_unsupported(config: Config) -> None:
-    """Raises for options that change the computation in ways the decoder does not have.
+def refuse_unsupported(config: Config, kinds: tuple[str, ...] = (FULL,)) -> None:
+    """Raises for options that change the computation in ways the family does not have.
+
+    Args:
+      config: the keys.
+      kinds: what `layer_types` may name.
 
     Raises:
       InputError: names the key.
@@ -102,14 +145,8 @@ def refuse_unsupported(config: Config) -> None:
     if act not in ("silu", "swish"):
         raise InputError(f"hidden_act {act!r} is not supported; only silu is")
     if read(config, "use_sliding_window", bool, False):
-        raise InputError("use_sliding_window is true; sliding windows are not supported")
-    layers = config.get("layer_types") or []
-    if not isinstance(layers, list):
-        raise InputError(f"layer_types must be a list, got {layers!r:.40}")
-    kinds = set(map(str, layers)) - {"full_attention"}
-    if kinds:
-        names = ", ".join(sorted(kinds))
-        raise InputError(f"layer_types has {names}; only full_attention is supported")
+        raise InputError("use_sliding_window is true; this family's windows are not supported")
+    read_kinds(config, kinds)
     for name in _ABSENT:
         if config.get(name):
             raise InputError(f"{name} is {config[name]!r:.40}, which is not supported")
@@ -193,13 +230,22 @@ def read_decoder(
     theta: Any = 10000.0,
     eps: float = 1e-6,
     length: int = 2048,
+    kinds: tuple[str, ...] = (FULL,),
 ) -> DecoderConfig:
-    """The model around its layers; the last three are the family's defaults.
+    """The model around its layers.
+
+    Args:
+      config: the keys.
+      layers: one a layer.
+      theta: the family's default, or REQUIRED.
+      eps: the family's default.
+      length: the family's default of the longest context.
+      kinds: what `layer_types` may name.
 
     Raises:
       InputError: a key is missing, of the wrong kind or not supported.
     """
-    refuse_unsupported(config)
+    refuse_unsupported(config, kinds)
     length = read(config, "max_position_embeddings", int, length)
     return DecoderConfig(
         vocab=read(config, "vocab_size", int),

@@ -3,7 +3,9 @@
 from typing import Any
 
 from pangu_jax.checkpoint.hf.families import (
+    gemma2,
     llama,
+    mistral,
     pangu_embedded,
     pangu_pro_moe,
     qwen2,
@@ -15,7 +17,7 @@ from pangu_jax.core.errors import InputError
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
-    for module in (llama, qwen2, qwen3, qwen3_moe, pangu_embedded, pangu_pro_moe)
+    for module in (llama, mistral, gemma2, qwen2, qwen3, qwen3_moe, pangu_embedded, pangu_pro_moe)
 }
 
 _V2 = "its router scores are sigmoids with a correction bias, it has sandwich norms and sink tokens"
