@@ -213,7 +213,9 @@ def _summary(runs: list[dict[str, Any]]):
     for run in runs[:8]:
         attention, mlp, moe = run["attention"], run["mlp"], run["moe"]
         heads = attention["kv_heads"] * attention["q_per_kv"]
-        parts = [f"{heads} heads of {attention['head_dim']} on {attention['kv_heads']} kv heads"]
+        window = f" in a window of {attention['window']:,}" if attention["window"] else ""
+        kv = f"on {attention['kv_heads']} kv heads{window}"
+        parts = [f"{heads} heads of {attention['head_dim']} {kv}"]
         if mlp is not None:
             parts.append(f"MLP of {mlp['width']:,}")
         if moe is not None:

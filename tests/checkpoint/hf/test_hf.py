@@ -256,7 +256,8 @@ def test_configurations_that_cannot_be_run_are_refused_by_name(case, config, wor
 @pytest.mark.parametrize("value", ["gone", None])
 def test_an_absent_key_is_the_familys_default_and_null_turns_it_off(value, tmp_path):
     def changed(case, *names):
-        cfg, _ = hf.read_config(copied(case, tmp_path / case, config=dict.fromkeys(names, value)))
+        place = tmp_path / f"{case}-{names[0]}"
+        cfg, _ = hf.read_config(copied(case, place, config=dict.fromkeys(names, value)))
         return cfg, [layer.attention for layer in cfg.layers]
 
     _, layers = changed("mistral", "sliding_window")
