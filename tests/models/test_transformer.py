@@ -1,0 +1,107 @@
+"""Layers on embeddings: dropout's keys, windows through segments and a cache, what is refused."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import is_spec
+from pangu_jax.models import transformer
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
+from pangu_jax.nn.mlp import MlpConfig
+
+HEADS = AttentionConfig(2, 1, 4)
+LAYER = LayerConfig(HEADS, mlp=MlpConfig(6))
+
+
+def model(cfg, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda s: jnp.asarray(rng.normal(size=s.shape) * 0.5, jnp.float32),
+        transformer.spec(cfg),
+        is_leaf=is_spec,
+    )
+
+
+def test_every_layer_of_every_run_drops_other_units():
+    """Each layer adds 1 to every unit that it does not drop, so units say how often they stayed."""
+    one = LayerConfig(HEADS, mlp=MlpConfig(6, out_bias=True), dropout=0.5)
+    other = dataclasses.replace(one, mlp=MlpConfig(5, out_bias=True))
+    cfg = DecoderConfig(8, 256, (one, other, other))
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape), transformer.spec(cfg), is_leaf=is_spec)
+    params["norm"]["scale"] = jnp.ones(256)
+    for run in params["runs"]:
+        run["mlp"]["down"]["bias"] = jnp.ones_like(run["mlp"]["down"]["bias"])
+    x = jnp.zeros((1, 2, 256))
+    run = jax.jit(lambda key: transformer.apply(params, x, cfg=cfg, key=key).hidden[0])
+    first, second = np.asarray(run(jax.random.key(0)))
+    step = np.unique(first[first > 0]).min()
+    counts = np.round(first / step).astype(int)
+    np.testing.assert_allclose(first, counts * step, rtol=1e-5)
+    assert set(counts) == {0, 1, 2, 3}
+    assert 0.05 < (counts == 0).mean() < 0.25 > (counts == 3).mean() > 0.05  # an eighth each
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, run(jax.random.key(1))[0])
+    whole = transformer.apply(params, x, cfg=cfg).hidden
+    np.testing.assert_allclose(whole, jnp.ones_like(whole), rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_a_window_counts_positions_within_segments_and_in_a_cache(window):
+    heads = dataclasses.replace(HEADS, window=window)
+    cfg = DecoderConfig(8, 8, (dataclasses.replace(LAYER, attention=heads), LAYER))
+    params, x = model(cfg), jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 8)), "f4")
+    alone = transformer.apply(params, x, cfg=cfg).hidden
+    packed = jnp.concatenate([x[:1], x[1:]], 1)
+    positions = jnp.tile(jnp.arange(7), 2)[None]
+    segments = jnp.repeat(jnp.array([1, 2]), 7)[None]
+    found = transformer.apply(params, packed, cfg=cfg, positions=positions, segments=segments)
+    np.testing.assert_allclose(found.hidden.reshape(2, 7, 8), alone, atol=1e-5)
+    cache, rows = transformer.init_cache(cfg, 2, 9), []
+    for part in (slice(0, 4), slice(4, 5), slice(5, 7)):
+        out = transformer.apply(params, x[:, part], cfg=cfg, cache=cache)
+        cache = out.cache
+        rows.append(out.hidden)
+    np.testing.assert_allclose(jnp.concatenate(rows, 1), alone, atol=1e-5)
+    far = x.at[:, 0].add(1.0)  # what no layer sees any more changes nothing
+    moved = transformer.apply(params, far, cfg=cfg).hidden - alone
+    assert (np.abs(np.asarray(moved)).max((0, 2)) > 1e-6).all()  # the second layer sees all
+    narrow = DecoderConfig(8, 8, (cfg.layers[0],))
+    moved = transformer.apply(model(narrow), far, cfg=narrow).hidden
+    moved = moved - transformer.apply(model(narrow), x, cfg=narrow).hidden
+    reached = np.abs(np.asarray(moved)).max((0, 2)) > 1e-7
+    assert reached.tolist() == [i < (window or 7) for i in range(7)]
+
+
+def test_activations_have_the_type_of_the_embeddings():
+    cfg = DecoderConfig(8, 8, (LAYER,))
+    out = transformer.apply(model(cfg), jnp.ones((1, 3, 8), jnp.bfloat16), cfg=cfg, how=How())
+    assert out.hidden.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layers": ()}, "decoder layers must be at least one"),
+        ({"width": 0}, "decoder width must be at least 1"),
+        ({"norm_eps": 0.0}, r"decoder norm_eps must be in \(0, 1\)"),
+        (
+            {"layers": (LAYER, dataclasses.replace(LAYER, norm_place="post"))},
+            "must all have norm_place post, or none",
+        ),
+        (
+            {"layers": (LayerConfig(dataclasses.replace(HEADS, causal=False), MlpConfig(6)),)},
+            "decoder layers must be causal",
+        ),
+        ({"embed_scale": 0.0}, "embed_scale must be positive"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        DecoderConfig(**{"vocab": 8, "width": 8, "layers": (LAYER,), **options})
