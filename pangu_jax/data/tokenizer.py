@@ -250,8 +250,8 @@ def _special(folder: Path, inner: tokenizers.Tokenizer) -> tuple[int | None, lis
         if begin is None:
             begin = next(iter(_ids(values, "bos", inner)), None)
         end = end or _ids(values, "eos", inner)
-    begins = _known(("<s>", "<|begin_of_text|>", "<|endoftext|>"), inner)
-    ends = _known(("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"), inner)
+    begins = _known(("<s>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]"), inner)
+    ends = _known(("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]"), inner)
     if begin is None and not end:
         begin = next(iter(begins), None)
     return begin, end or ends
