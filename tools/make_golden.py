@@ -5,7 +5,8 @@
 Writes, for each case, a checkpoint folder in the Hugging Face layout and `golden.npz` beside its
 weights: `tokens` int32 [B, T] and float32 `logits` [B, T, V]; for dense models also `pruned.npz`,
 what is left when one KV group a layer and 16 of its FFN channels are silenced, and for some
-`gradients.npz`, of the mean square of the logits, under the tensors' names. The tests compare
+`gradients.npz`, of the mean square of the logits, under the tensors' names. The encoder is one
+file, `bert.npz`: its weights, configuration, inputs and results. The tests compare
 pangu_jax with these files and need no torch; `make parity` builds fresh models with the functions
 here. Needs torch and transformers, and never imports pangu_jax: the two sides share no code.
 
@@ -296,7 +297,7 @@ def randomise(model, seed, dtype):
     with torch.no_grad():
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
-            if "norm" in name or "router_scale" in name:
+            if name.lower().endswith("norm.weight") or "router_scale" in name:
                 # Gemma's gains are stored less 1.
                 noise = 0.3 * noise + (getattr(model.config, "model_type", "") != "gemma2")
             elif "embed_tokens" in name:
@@ -420,15 +421,62 @@ def make(case, out, seed):
     print(f"{case}: logits std {deviation:.2f}, {size / 1024:.0f} KiB")
 
 
+def build_bert(seed=0, **options):
+    """A random BertForSequenceClassification with weights rounded to float16: its `bert` is one."""
+    import transformers
+
+    sizes = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+    own = {"max_position_embeddings": 24, "num_labels": 3, "layer_norm_eps": 1e-3}
+    config = transformers.BertConfig(**{**sizes, **own, **options})
+    model = transformers.BertForSequenceClassification(config)
+    randomise(model, seed, torch.float16)
+    return model.eval()
+
+
+def sample_bert(seed=0):
+    """Tokens, which of them are real, and their types, int64 [3, 20] each: padded on the right."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    tokens = torch.randint(0, SIZES["vocab_size"], (3, 20), generator=generator)
+    slots = torch.arange(20)
+    valid = (slots < torch.tensor([[20], [13], [5]])).long()
+    return tokens, valid, (slots >= torch.tensor([[9], [4], [2]])).long()
+
+
+def compute_bert(model, tokens, valid, types):
+    """Float32 hidden states [B, T, D], pooled [B, D] and scores [B, C], as numpy."""
+    inputs = {"input_ids": tokens, "attention_mask": valid, "token_type_ids": types}
+    with torch.no_grad():
+        found = model.bert(**inputs)
+        arrays = found.last_hidden_state, found.pooler_output, model(**inputs).logits
+    return dict(zip(("hidden", "pooled", "scores"), (a.numpy() for a in arrays), strict=True))
+
+
+def make_bert(out, seed):
+    """Writes the encoder's file."""
+    model, inputs = build_bert(seed), sample_bert(seed)
+    arrays = compute_bert(model, *inputs)
+    assert arrays["scores"].std() >= 0.3, "scores are too small to tell models apart"
+    names = ("tokens", "valid", "token_types")
+    arrays |= {n: x.numpy().astype(np.int32) for n, x in zip(names, inputs, strict=True)}
+    arrays |= {f"weights/{n}": x.half().numpy() for n, x in model.state_dict().items()}
+    arrays["config"] = np.array(model.config.to_json_string(use_diff=False))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(Path(out) / "bert.npz", **arrays)
+    print(f"bert: scores std {arrays['scores'].std():.2f}")
+
+
 def main():
     """Writes the cases named on the command line, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="tests/golden")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("cases", nargs="*", choices=[*CASES, []])
+    parser.add_argument("cases", nargs="*", choices=[*CASES, "bert", []])
     arguments = parser.parse_args()
-    for case in arguments.cases or CASES:
-        make(case, arguments.out, arguments.seed)
+    for case in arguments.cases or [*CASES, "bert"]:
+        if case == "bert":
+            make_bert(arguments.out, arguments.seed)
+        else:
+            make(case, arguments.out, arguments.seed)
 
 
 if __name__ == "__main__":
