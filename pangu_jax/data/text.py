@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.records import is_prepared, read_texts
 
 ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+_RECORD = re.compile(r"\.jsonl(\.gz)?:\d+$", re.IGNORECASE)  # a document that is a line
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,28 @@ def documents(
             yield document
     if not found:
         raise InputError(f"{path} holds no text: every document is empty")
+
+
+def lines(path: str | Path, *, field: str = "text") -> Iterator[Document]:
+    """The texts of a file, or of a folder's files, one a line: those of `documents`, cut at lines.
+
+    A record of a .jsonl file or of a prepared dataset stays whole; an empty line of another file is
+    an empty text, so that texts have the numbers of their lines.
+
+    Args:
+      path: see `documents`.
+      field: see `documents`.
+
+    Raises:
+      InputError: see `documents`.
+    """
+    for document in documents(path, field=field):
+        if is_prepared(path) or _RECORD.search(document.name):
+            yield document
+        elif document.text:
+            found = document.text.removesuffix("\n").split("\n")
+            for number, line in enumerate(found, 1):
+                yield Document(f"{document.name}:{number}", line.removesuffix("\r"))
 
 
 def stdlib() -> Iterator[Document]:

@@ -219,10 +219,9 @@ def vectors(hidden: jax.Array, valid: jax.Array | None, *, cfg: EncoderConfig) -
     Raises:
       InputError: `cfg` names no pooling.
     """
-    if cfg.pooling is None:
-        raise InputError("the encoder's pooling is not known; it must be cls, mean, last or max")
+    kind = check_pooling(cfg)
     valid = jnp.ones(hidden.shape[:2], bool) if valid is None else valid
-    found = pool(hidden, valid, cfg.pooling)
+    found = pool(hidden, valid, kind)
     if not cfg.normalise:
         return found
     return found / jnp.maximum(jnp.sqrt(jnp.sum(found * found, -1, keepdims=True)), 1e-12)
@@ -271,8 +270,7 @@ def classify(
     Raises:
       InputError: the model has no classes, or rows are too long.
     """
-    if not cfg.classes:
-        raise InputError("the encoder has no classes to score")
+    check_classes(cfg)
     hidden = apply(params, tokens, valid, cfg=cfg, token_types=token_types, key=key, how=how).hidden
     return scores(params, hidden, valid)
 
@@ -282,3 +280,24 @@ def scores(params: dict[str, Any], hidden: jax.Array, valid: jax.Array | None) -
     valid = jnp.ones(hidden.shape[:2], bool) if valid is None else valid
     first = jnp.tanh(linear(params["pooler"], pool(hidden, valid, "cls")))
     return linear(params["classifier"], first)
+
+
+def check_pooling(cfg: EncoderConfig) -> Pooling:
+    """The model's pooling.
+
+    Raises:
+      InputError: nobody said what it is.
+    """
+    if cfg.pooling is None:
+        raise InputError("the encoder's pooling is not known; it must be cls, mean, last or max")
+    return cfg.pooling
+
+
+def check_classes(cfg: EncoderConfig) -> None:
+    """Nothing, if the model has classes.
+
+    Raises:
+      InputError: it has none.
+    """
+    if not cfg.classes:
+        raise InputError("the encoder has no classes to score")

@@ -14,6 +14,7 @@ from pangu_jax.data.text import (
     Document,
     documents,
     held_out,
+    lines,
     packages,
     split_documents,
     stdlib,
@@ -206,3 +207,26 @@ def test_real_files_are_read_whole(data_dir):
     path = data_dir / "reasoning" / "gsm8k_test.jsonl.gz"
     questions = [d.text for d in documents(path, field="question")]
     assert len(questions) == 1319 and all(questions)
+
+
+def test_texts_are_lines_and_records_stay_whole(tmp_path):
+    write(
+        tmp_path,
+        {
+            "a.txt": "one\r\n\n\u2028two\x0b\n".encode(),
+            "b.jsonl": b"\n" + jsonl("a\nb", "") + b'{"text": "c"}',
+            "c.txt": b"",
+            "d.txt": b"last",
+        },
+    )
+    assert [(d.name, d.text) for d in lines(tmp_path)] == [
+        ("a.txt:1", "one"),
+        ("a.txt:2", ""),
+        ("a.txt:3", "\u2028two\x0b"),
+        ("b.jsonl:2", "a\nb"),
+        ("b.jsonl:3", ""),
+        ("b.jsonl:4", "c"),
+        ("d.txt:1", "last"),
+    ]
+    with pytest.raises(InputError, match="holds no text: every document is empty"):
+        list(lines(tmp_path / "c.txt"))

@@ -1,0 +1,170 @@
+"""Vectors of texts by an encoder: batched by length, and given back in the texts' order."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
+from pangu_jax.data.tokenizer_encoder import Marked, Texts, mark
+from pangu_jax.models import encoder
+from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.sharding.layout import constrain
+
+SHORTEST = 16  # what rows are padded to at least; each further size is twice as long
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Vectors, and how they were made.
+
+    Attributes:
+      vectors: float32 [N, D], in the order of the texts.
+      cut: how many texts were cut.
+      length: tokens that a text was cut to.
+    """
+
+    vectors: np.ndarray
+    cut: int
+    length: int
+
+
+def embed(
+    params: dict,
+    texts: Sequence[str],
+    *,
+    cfg: EncoderConfig,
+    tokenizer: Tokenizer,
+    batch: int = 32,
+    max_length: int | None = None,
+    how: How = HOW,
+    progress: Callable[[int, int], None] | None = None,
+) -> Embeddings:
+    """One vector a text, pooled and normalised as `cfg` says.
+
+    A vector does not depend on which texts it shares a batch with, but for the rounding of sums in
+    another order.
+
+    Args:
+      params: tree of `encoder.spec(cfg)`.
+      texts: the texts; `cfg.prefix` is put before each.
+      cfg: the model.
+      tokenizer: the model's.
+      batch: rows computed at once.
+      max_length: tokens that a text is cut to, special ones among them; None is what `cfg` says.
+      how: layout, implementations, and the type of activations.
+      progress: called with texts done and texts in all.
+
+    Raises:
+      InputError: there is no text, `cfg` names no pooling, the tokeniser has ids beyond the
+        vocabulary or no special tokens, or `batch` or `max_length` make no sense.
+    """
+    encoder.check_pooling(cfg)
+    length, inputs = _read([cfg.prefix + text for text in texts], cfg, tokenizer, max_length)
+    found = np.zeros((len(inputs), cfg.width), np.float32)
+    rows = partial(_vectors, params, cfg=cfg, how=how)
+    _each_batch(rows, inputs, found, length, batch, progress)
+    return Embeddings(found, sum(item.cut for item in inputs), length)
+
+
+def classify(
+    params: dict,
+    texts: Texts,
+    *,
+    cfg: EncoderConfig,
+    tokenizer: Tokenizer,
+    batch: int = 32,
+    max_length: int | None = None,
+    how: How = HOW,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """The classes' scores of each text or pair, not normalised: float32 [N, C].
+
+    The arguments are those of `embed`; `texts` may be pairs, such as a question and a passage.
+
+    Raises:
+      InputError: as `embed`, or the model has no classes.
+    """
+    encoder.check_classes(cfg)
+    length, inputs = _read(texts, cfg, tokenizer, max_length)
+    found = np.zeros((len(inputs), cfg.classes), np.float32)
+    _each_batch(partial(_scores, params, cfg=cfg, how=how), inputs, found, length, batch, progress)
+    return found
+
+
+def _read(
+    texts: Texts, cfg: EncoderConfig, tokenizer: Tokenizer, max_length: int | None
+) -> tuple[int, list[Marked]]:
+    """The length that texts are cut to, and their ids, which the model has."""
+    if not len(texts):
+        raise InputError("there is no text to embed")
+    length = max_length if max_length is not None else cfg.text_length or cfg.max_length
+    if not 1 <= length <= cfg.max_length:
+        raise InputError(
+            f"texts cannot be cut to {length} tokens: the model takes {cfg.max_length}"
+        )
+    inputs = list(mark(tokenizer, texts, length))
+    largest = max((max(item.ids) for item in inputs), default=0)
+    check_vocabulary([largest], tokenizer, cfg.vocab)
+    return length, inputs
+
+
+def _each_batch(
+    function: Callable,
+    inputs: list[Marked],
+    found: np.ndarray,
+    length: int,
+    batch: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fills `found` with what the function gives for batches of few shapes, longest first."""
+    if batch < 1:
+        raise InputError(f"batch must be at least 1, got {batch}")
+    done, batch = 0, min(batch, len(inputs))
+    for rows, arrays in _batches(inputs, length, batch):
+        found[rows] = np.asarray(function(*arrays))[: len(rows)]
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(inputs))
+
+
+def _batches(
+    inputs: list[Marked], length: int, batch: int
+) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
+    """Which texts, and their tokens, validity and types [batch, T]; surplus rows have one token."""
+    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
+    for first in range(0, len(order), batch):
+        rows = order[first : first + batch]
+        shape = (batch, padded(len(inputs[rows[0]].ids), length))
+        tokens, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        valid = np.zeros(shape, bool)
+        valid[:, 0] = True
+        for row, text in enumerate(rows):
+            size = len(inputs[text].ids)
+            tokens[row, :size], types[row, :size] = inputs[text].ids, inputs[text].types
+            valid[row, :size] = True
+        yield rows, (tokens, valid, types)
+
+
+def padded(size: int, length: int) -> int:
+    """The length that rows are padded to, one of few: `SHORTEST`, its doubles, or `length`."""
+    found = SHORTEST
+    while found < size:
+        found *= 2
+    return min(found, length)
+
+
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _vectors(params, tokens, valid, types, *, cfg, how):
+    found = encoder.embed(params, tokens, valid, cfg=cfg, token_types=types, how=how)
+    return constrain(found, (None, None), how.layout)  # whole everywhere
+
+
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _scores(params, tokens, valid, types, *, cfg, how):
+    found = encoder.classify(params, tokens, valid, cfg=cfg, token_types=types, how=how)
+    return constrain(found, (None, None), how.layout)
