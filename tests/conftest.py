@@ -53,6 +53,49 @@ def tiny_run(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A folder as sentence-transformers has: a tiny BERT, its tokeniser, the mean at length 1.
+
+    Texts are words of one letter, a to z, which are cut to 12 tokens. Not to be changed.
+    """
+    import json
+
+    import numpy as np
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("encoder")
+    with np.load(Path(__file__).parent / "golden" / "bert.npz") as golden:
+        prefix = "weights/bert."
+        weights = {n.removeprefix(prefix): golden[n] for n in golden.files if prefix in n}
+        keys = {**json.loads(str(golden["config"])), "architectures": ["BertModel"]}
+    save_file(weights, folder / "model.safetensors")
+    steps = ("Transformer", "Pooling", "Normalize")
+    modules = [{"type": f"sentence_transformers.models.{step}", "path": ""} for step in steps]
+    modules[1]["path"] = "1_Pooling"
+    (folder / "1_Pooling").mkdir()
+    for name, value in {
+        "config.json": keys,
+        "modules.json": modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True},
+        "sentence_bert_config.json": {"max_seq_length": 12, "do_lower_case": False},
+    }.items():
+        (folder / name).write_text(json.dumps(value))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer()
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    inner.add_special_tokens(words[:4])
+    inner.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 @pytest.fixture
 def at_most(monkeypatch):
     """`at_most(n, module, name)`: from now on that function may be traced n times.

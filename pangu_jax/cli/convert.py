@@ -40,6 +40,8 @@ class Options:
             "qwen3-moe",
             "pangu-embedded",
             "pangu-pro-moe",
+            "bert",
+            "bert-classifier",
         ]
         | None
     ) = None

@@ -6,7 +6,7 @@ from typing import Any
 
 from pangu_jax.core import config
 from pangu_jax.core.errors import InputError
-from pangu_jax.models import decoder, timepro
+from pangu_jax.models import decoder, encoder, timepro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("decoder", decoder.DecoderConfig, decoder.spec),
+        Kind("encoder", encoder.EncoderConfig, encoder.spec),
         Kind("timepro", timepro.TimeProConfig, timepro.spec),
     )
 }

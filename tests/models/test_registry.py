@@ -6,21 +6,24 @@ import pytest
 
 from pangu_jax.core import config
 from pangu_jax.core.errors import InputError
-from pangu_jax.models import decoder, registry, timepro
+from pangu_jax.models import decoder, encoder, registry, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 
 DECODER = decoder.DecoderConfig(16, 8, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8)),))
+ENCODER = encoder.EncoderConfig(16, 8, (encoder.bert_layer(2, 4, 8, "gelu"),), pooling="last")
 TIMEPRO = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
 
 
-@pytest.mark.parametrize(("name", "cfg"), [("decoder", DECODER), ("timepro", TIMEPRO)])
+@pytest.mark.parametrize(
+    ("name", "cfg"), [("decoder", DECODER), ("encoder", ENCODER), ("timepro", TIMEPRO)]
+)
 def test_every_kind_goes_through_json_under_its_name(name, cfg):
     written = json.loads(json.dumps(registry.to_json(cfg)))
     assert written["kind"] == name and registry.from_json(written) == cfg
     assert registry.kind_of(cfg) is registry.KINDS[name]
-    own = {"decoder": decoder.spec, "timepro": timepro.spec}[name](cfg)
+    own = {"decoder": decoder, "encoder": encoder, "timepro": timepro}[name].spec(cfg)
     assert config.to_json(cfg).keys() == written.keys() - {"kind"}  # which no configuration has
     assert registry.spec(cfg) == own
 
@@ -44,7 +47,7 @@ def test_another_kind_is_refused_with_those_that_are_known(kind):
     with pytest.raises(InputError) as error:
         registry.from_json({**registry.to_json(DECODER), "kind": kind}, "run/model.json")
     assert str(error.value) == (
-        f"run/model.json names the kind of model {kind!r}; known: decoder, timepro"
+        f"run/model.json names the kind of model {kind!r}; known: decoder, encoder, timepro"
     )
 
 
@@ -53,5 +56,5 @@ def test_the_fields_of_one_kind_are_not_those_of_another():
         registry.from_json({**registry.to_json(DECODER), "kind": "timepro"}, "x")
     with pytest.raises(InputError, match=r"x must be an object that describes a model, got \[1\]"):
         registry.from_json([1], "x")
-    with pytest.raises(InputError, match="a LayerConfig describes no model; known: decoder, timep"):
+    with pytest.raises(InputError, match="a LayerConfig describes no model; known: decoder, enc"):
         registry.to_json(DECODER.layers[0])

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +41,10 @@ def read_config(folder: str | Path) -> tuple[Any, str]:
     keys = read_keys(folder)
     try:
         family = recognise(keys)
-        return _read_layers(keys, family), family.name
+        cfg = _read_layers(keys, family)
     except InputError as error:
         raise InputError(f"{Path(folder) / CONFIG}: {error}") from error
+    return family.complete(cfg, partial(_beside, Path(folder))), family.name
 
 
 def write_keys(
@@ -81,8 +84,30 @@ def write_keys(
     return {**head, **kept, **keys}
 
 
+def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
+    """Nothing, if a folder that was just filled says what the model is.
+
+    Args:
+      cfg: the model.
+      written: the folder, which may have files of a source that say something else.
+      folder: how the error names it.
+
+    Raises:
+      InputError: it says otherwise; names what.
+    """
+    lost = _difference(to_json(cfg), to_json(read_config(written)[0]))
+    if lost is not None:
+        raise InputError(f"{folder} cannot be written beside the source's files: {lost}")
+
+
 # What a layer may have of its own in `per_layer_config`.
 _OF_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+def _beside(folder: Path, name: str) -> tuple[str, Any]:
+    """See `family.Beside`."""
+    path = folder / name
+    return str(path), read_json(archive.own_file(folder, name)) if os.path.lexists(path) else None
 
 
 def _read_layers(keys: dict[str, Any], family: Family) -> Any:
@@ -129,7 +154,9 @@ def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
 
 def _express(cfg: Any, family: Family) -> dict[str, Any]:
     keys = family.write(cfg)
-    lost = _difference(to_json(cfg), to_json(family.read(keys)))
+    files = family.files(cfg)
+    found = family.complete(family.read(keys), lambda name: (name, files.get(name)))
+    lost = _difference(to_json(cfg), to_json(found))
     if lost is not None:
         raise InputError(f"a {family.architecture} cannot express {lost}")
     return keys

@@ -97,7 +97,8 @@ def survey(folder: str | Path | TensorFile) -> Opened:
     cfg, name = read_config(folder)
     family = named(name)
     stored = _prefixed(archive.find(folder), family)
-    return Opened(_settle_tie(cfg, family, stored, folder), family, stored)
+    cfg = family.settle(_settle_tie(cfg, family, stored, folder), stored)
+    return Opened(cfg, family, stored)
 
 
 def place(opened: Opened, folder: str | Path | TensorFile) -> dict[str, list[Piece]]:
@@ -165,15 +166,19 @@ def _check_one(piece: Piece, found: Stored, described: str) -> None:
 
 
 def _prefixed(stored: dict[str, Stored], family: Family) -> dict[str, Stored]:
-    """The tensors under their full names: those of a bare model, without head, lack the prefix."""
-    prefix = family.prefix
-    below = [
-        name.removeprefix(prefix) for name in family.tensors.values() if name.startswith(prefix)
-    ]
+    """The tensors under the family's names; a prefix that files have or lack as a whole is settled.
+
+    Those of a bare model, without head, lack it; a model with another head has it.
+    """
+    prefix, names = family.prefix, family.tensors.values()
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     roots = tuple({name.split(".")[0] + "." for name in below})
     found: dict[str, Stored] = {}
     for name, where in stored.items():
-        full = prefix + name if name.startswith(roots) else name
+        if below:
+            full = prefix + name if name.startswith(roots) else name
+        else:
+            full = name.removeprefix(prefix)
         if full in stored and full != name:
             raise InputError(f"{where.file}: {name} is there both with and without {prefix}")
         found[full] = where

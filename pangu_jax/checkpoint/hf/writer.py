@@ -14,7 +14,7 @@ import numpy as np
 
 from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.archive import DTYPES, Planned
-from pangu_jax.checkpoint.hf.config import CONFIG, write_keys
+from pangu_jax.checkpoint.hf.config import CONFIG, check_written, write_keys
 from pangu_jax.checkpoint.hf.families.registry import named
 from pangu_jax.checkpoint.hf.opened import Leaf
 from pangu_jax.checkpoint.hf.tensors import Piece, narrowed, pieces
@@ -36,6 +36,7 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.jinja",
     "generation_config.json",
+    "config_sentence_transformers.json",
 )
 
 
@@ -90,8 +91,11 @@ def save(
                 shutil.copyfile(archive.own_file(source, name), temporary / name)
         for name, content in (companions or {}).items():
             (temporary / name).write_bytes(content)
-        text = json.dumps(keys, indent=2, ensure_ascii=False)
-        (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name, value in {CONFIG: keys, **named(family).files(cfg)}.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            text = json.dumps(value, indent=2, ensure_ascii=False)
+            (temporary / name).write_text(text + "\n", encoding="utf-8")
+        check_written(cfg, temporary, folder)
 
 
 def _plan(leaves: dict[str, Any], places: dict[str, list[Piece]], dtype: Any) -> dict[str, Planned]:

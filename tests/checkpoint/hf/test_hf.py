@@ -203,7 +203,7 @@ def test_tensors_of_no_use_that_old_files_have_are_passed_over(tmp_path):
     [
         ("pangu_pro_moe", {"architectures": ["PanguProMoEV2ForCausalLM"]}, "does not group"),
         ("pangu_pro_moe", {"architectures": ["PanguUltraMoEForCausalLM"]}, "MLA"),
-        ("llama2", {"architectures": ["BertModel"]}, "BertModel is not known"),
+        ("llama2", {"architectures": ["RobertaModel"]}, "RobertaModel is not known"),
         ("llama2", {"architectures": "gone"}, "architectures must name one"),
         ("llama2", {"hidden_size": "gone"}, "lacks hidden_size"),
         ("llama2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),

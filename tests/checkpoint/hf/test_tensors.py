@@ -67,10 +67,10 @@ def norm(leaf, tensor):
 
 
 LAYER = "bert.encoder.layer.{layer}"
-BERT = Family(
-    "bert",
-    "BertForSequenceClassification",
-    "bert",
+OTHER = Family(
+    "other",
+    "OtherForScores",
+    "other",
     {
         "embed/word/table": "bert.embeddings.word_embeddings.weight",
         "embed/position/table": "bert.embeddings.position_embeddings.weight",
@@ -90,15 +90,15 @@ BERT = Family(
     read=lambda keys: Config(config_keys.read(keys, "vocab_size", int)),
     write=lambda cfg: {"vocab_size": cfg.vocab},
     skipped=(r"bert\.embeddings\.position_ids",),
-    kind="encoder",
+    kind="other",
     prefix="bert.",
 )
 
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(registry.KINDS, "encoder", Kind("encoder", Config, spec))
-    monkeypatch.setitem(FAMILIES, "bert", BERT)
+    monkeypatch.setitem(registry.KINDS, "other", Kind("other", Config, spec))
+    monkeypatch.setitem(FAMILIES, "other", OTHER)
 
 
 def files(folder, prefix):
@@ -106,7 +106,7 @@ def files(folder, prefix):
     rng = np.random.default_rng(0)
     tensors = {n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
     folder.mkdir()
-    keys = {"architectures": [BERT.architecture], "vocab_size": V, "id2label": {"0": "no"}}
+    keys = {"architectures": [OTHER.architecture], "vocab_size": V, "id2label": {"0": "no"}}
     (folder / "config.json").write_text(json.dumps(keys))
     (folder / "vocab.txt").write_text("[PAD]\n")
     ids = {"bert.embeddings.position_ids": np.arange(T, dtype=np.int64)}
@@ -142,9 +142,9 @@ for i, width in enumerate((F, F, F // 2)):
 def test_every_tensor_goes_to_its_leaf_and_back(prefix, tmp_path):
     want = files(tmp_path / "in", prefix)
     params, cfg = hf.load(tmp_path / "in")
-    assert cfg == Config() and hf.read_config(tmp_path / "in") == (cfg, "bert")
+    assert cfg == Config() and hf.read_config(tmp_path / "in") == (cfg, "other")
     got = {path: np.asarray(leaf) for path, leaf in flatten(params).items()}
-    np.testing.assert_array_equal(got["embed/type/table"], want[BERT.tensors["embed/type/table"]])
+    np.testing.assert_array_equal(got["embed/type/table"], want[OTHER.tensors["embed/type/table"]])
     np.testing.assert_array_equal(got["head/kernel"], want["classifier.weight"].T)
     np.testing.assert_array_equal(got["pooler/bias"], want["bert.pooler.dense.bias"])
     last = "bert.encoder.layer.2"  # the first layer of the second run
@@ -155,7 +155,7 @@ def test_every_tensor_goes_to_its_leaf_and_back(prefix, tmp_path):
     np.testing.assert_array_equal(
         got["runs/1/mlp_norm/bias"][0], want[f"{last}.output.LayerNorm.bias"]
     )
-    hf.save(params, cfg, tmp_path / "out", family="bert", source=tmp_path / "in")
+    hf.save(params, cfg, tmp_path / "out", family="other", source=tmp_path / "in")
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert written.keys() == want.keys() and len(want) == len(SHAPES)
     for name, array in want.items():
@@ -163,7 +163,7 @@ def test_every_tensor_goes_to_its_leaf_and_back(prefix, tmp_path):
     keys = json.loads((tmp_path / "out" / "config.json").read_text())
     assert keys["torch_dtype"] == "float32" and keys["id2label"] == {"0": "no"}
     assert (tmp_path / "out" / "vocab.txt").is_file()
-    hf.save(*hf.view(tmp_path / "in"), tmp_path / "third", family="bert")  # from file to file
+    hf.save(*hf.view(tmp_path / "in"), tmp_path / "third", family="other")  # from file to file
     third = (tmp_path / "third" / archive.SINGLE).read_bytes()
     assert third == (tmp_path / "out" / archive.SINGLE).read_bytes()
     found = verify.check_structure(tmp_path / "in")
@@ -173,5 +173,5 @@ def test_every_tensor_goes_to_its_leaf_and_back(prefix, tmp_path):
 def test_a_family_of_another_kind_cannot_express_it(tmp_path):
     files(tmp_path / "in", "bert.")
     params, cfg = hf.load(tmp_path / "in")
-    with pytest.raises(InputError, match="LlamaForCausalLM cannot express a model of kind encoder"):
+    with pytest.raises(InputError, match="LlamaForCausalLM cannot express a model of kind other"):
         hf.save(params, cfg, tmp_path / "out", family="llama")

@@ -1,6 +1,7 @@
 """Reading and writing the keys of a config.json that most families share."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from pangu_jax.core.config import check_size
@@ -17,6 +18,7 @@ REQUIRED = object()
 
 # Keys that some family reads. On export they are written anew; all others survive as they are.
 UNDERSTOOD = [
+    "add_pooling_layer",
     "architectures",
     "attention_bias",
     "attn_logit_softcapping",
@@ -28,6 +30,7 @@ UNDERSTOOD = [
     "hidden_activation",
     "hidden_size",
     "intermediate_size",
+    "layer_norm_eps",
     "layer_types",
     "max_position_embeddings",
     "mlp_bias",
@@ -40,6 +43,7 @@ UNDERSTOOD = [
     "num_experts_per_tok",
     "num_hidden_layers",
     "num_key_value_heads",
+    "num_labels",
     "num_local_experts",
     "original_max_position_embeddings",
     "partial_rotary_factor",
@@ -52,6 +56,7 @@ UNDERSTOOD = [
     "shared_expert_intermediate_size",
     "sliding_window",
     "tie_word_embeddings",
+    "type_vocab_size",
     "use_sliding_window",
     "vocab_size",
 ]
@@ -147,7 +152,16 @@ def refuse_unsupported(config: Config, kinds: tuple[str, ...] = (FULL,)) -> None
     if read(config, "use_sliding_window", bool, False):
         raise InputError("use_sliding_window is true; this family's windows are not supported")
     read_kinds(config, kinds)
-    for name in _ABSENT:
+    refuse_given(config)
+
+
+def refuse_given(config: Config, names: Sequence[str] = _ABSENT) -> None:
+    """Raises for options that no model here has.
+
+    Raises:
+      InputError: names the key.
+    """
+    for name in names:
         if config.get(name):
             raise InputError(f"{name} is {config[name]!r:.40}, which is not supported")
 

@@ -1,8 +1,15 @@
 """What a family of Hugging Face checkpoints is."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
+
+# Of a file's name: how errors name the file, and its JSON value, None where there is no such file.
+Beside = Callable[[str], tuple[str, Any]]
+
+
+def _as_it_is(cfg: Any, _: Any) -> Any:
+    return cfg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +28,11 @@ class Family:
         part of the tensor's second axis, of how many).
       skipped: patterns of tensors to pass over.
       kind: of the models, one of `models.registry.KINDS`.
-      prefix: what the names of a bare model's tensors lack.
+      prefix: what the names of a bare model's tensors lack; or, where `tensors` are those of a bare
+        model, what other files put before them.
+      complete: a configuration, with what files beside config.json say.
+      files: those that say it: a configuration to {path in the folder: JSON value}.
+      settle: a configuration, with what only the names of the tensors that there are tell.
     """
 
     name: str
@@ -34,6 +45,9 @@ class Family:
     skipped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kind: str = "decoder"
     prefix: str = "model."
+    complete: Callable[[Any, Beside], Any] = _as_it_is
+    files: Callable[[Any], dict[str, Any]] = lambda _: {}
+    settle: Callable[[Any, Container[str]], Any] = _as_it_is
 
 
 def linear(leaf: str, tensor: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pangu_jax.checkpoint.hf.families import (
+    bert,
     gemma2,
     llama,
     mistral,
@@ -15,9 +16,10 @@ from pangu_jax.checkpoint.hf.families import (
 from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.core.errors import InputError
 
+_MODULES = (llama, mistral, gemma2, qwen2, qwen3, qwen3_moe, pangu_embedded, pangu_pro_moe)
 FAMILIES: dict[str, Family] = {
-    module.FAMILY.name: module.FAMILY
-    for module in (llama, mistral, gemma2, qwen2, qwen3, qwen3_moe, pangu_embedded, pangu_pro_moe)
+    family.name: family
+    for family in (*(module.FAMILY for module in _MODULES), bert.FAMILY, bert.CLASSIFIER)
 }
 
 _V2 = "its router scores are sigmoids with a correction bias, it has sandwich norms and sink tokens"

@@ -1,0 +1,164 @@
+"""How a folder of sentence-transformers says what is made of an encoder's hidden states.
+
+modules.json lists the steps, each with a folder of its own: the encoder, pooling, and scaling to
+length 1. sentence_bert_config.json says where texts are cut, and
+config_sentence_transformers.json what is put before them.
+"""
+
+import dataclasses
+from typing import Any
+
+from pangu_jax.checkpoint.hf.families.family import Beside
+from pangu_jax.core.errors import InputError
+from pangu_jax.models.encoder import EncoderConfig
+
+MODULES, TEXTS = "modules.json", "sentence_bert_config.json"
+PROMPTS, TOKENIZER = "config_sentence_transformers.json", "tokenizer_config.json"
+POOLING = "1_Pooling"
+_STEPS = ("Transformer", "Pooling", "Normalize")
+
+# {what 1_Pooling/config.json calls it: what we do, None for what we do not}
+_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+    "pooling_mode_mean_sqrt_len_tokens": None,
+    "pooling_mode_weightedmean_tokens": None,
+}
+_NAMES = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+
+
+def complete(cfg: EncoderConfig, beside: Beside) -> EncoderConfig:
+    """The encoder, with its pooling where the folder has a modules.json.
+
+    Raises:
+      InputError: a file is not as sentence-transformers writes it, or asks for what the encoder
+        does not do; names the file and what it asks for.
+    """
+    where, modules = beside(MODULES)
+    if modules is None:
+        return cfg
+    steps = _steps(where, modules)
+    if len(steps) < 2:
+        return cfg
+    where, pooling = beside(f"{steps[1]}/config.json")
+    return dataclasses.replace(
+        cfg,
+        pooling=_pooling(where, _object(where, pooling), cfg.width),
+        normalise=len(steps) > 2,
+        text_length=_text_length(cfg, beside),
+        prefix=_prefix(*beside(PROMPTS)),
+    )
+
+
+def files(cfg: EncoderConfig) -> dict[str, Any]:
+    """What `complete` reads, {} for an encoder whose pooling nobody said."""
+    if cfg.pooling is None:
+        return {}
+    paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalise else 2]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{step}"}
+        for i, (path, step) in enumerate(zip(paths, _STEPS, strict=False))
+    ]
+    pooling = {name: own == cfg.pooling for name, own in _FLAGS.items()}
+    found = {
+        MODULES: modules,
+        f"{POOLING}/config.json": {"word_embedding_dimension": cfg.width, **pooling},
+        TEXTS: {"max_seq_length": cfg.text_length, "do_lower_case": False},
+    }
+    if cfg.prefix:
+        found[PROMPTS] = {"prompts": {"default": cfg.prefix}, "default_prompt_name": "default"}
+    return found
+
+
+def _object(where: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        found = "is not there" if value is None else f"holds {value!r:.40}"
+        raise InputError(f"{where} must hold an object, it {found}")
+    return value
+
+
+def _steps(where: str, modules: Any) -> list[str]:
+    """The paths of the steps, which are some of `_STEPS` in their order."""
+    entries = modules if isinstance(modules, list) else [None]
+    if not all(isinstance(x, dict) and isinstance(x.get("type"), str) for x in entries):
+        raise InputError(f"{where} must be a list of modules, each with a type")
+    kinds = [entry["type"].rsplit(".", 1)[-1] for entry in entries]
+    for kind, entry in zip(kinds, entries, strict=True):
+        if kind not in _STEPS:
+            raise InputError(
+                f"{where} has the module {entry['type']:.80}, which is not supported; "
+                f"{', '.join(_STEPS)} are"
+            )
+    paths = [entry.get("path", "") for entry in entries]
+    if kinds != [*_STEPS[: len(kinds)]] or not all(isinstance(path, str) for path in paths):
+        raise InputError(
+            f"{where} has the modules {', '.join(kinds)}; they must be {', '.join(_STEPS)}, or the "
+            "first of these"
+        )
+    if paths and paths[0]:
+        raise InputError(f"{where} has its Transformer in {paths[0]!r}; it must be in the folder")
+    return paths
+
+
+def _pooling(where: str, config: dict[str, Any], width: int) -> Any:
+    size = config.get("word_embedding_dimension", config.get("embedding_dimension", width))
+    if size != width:
+        raise InputError(f"{where} pools states of {size!r:.20}, config.json says {width}")
+    if config.get("include_prompt", True) is not True:
+        raise InputError(f"{where} has include_prompt {config['include_prompt']!r:.20}; "
+                         "only true is supported")  # fmt: skip
+    if "pooling_mode" in config:
+        named = config["pooling_mode"]
+        modes = named if isinstance(named, list) else [named]
+        found = [(str(mode), _NAMES.get(str(mode))) for mode in modes]
+    else:
+        # sentence-transformers takes the mean unless it is told not to.
+        usual = {"pooling_mode_mean_tokens": True}
+        flags = {**usual, **{k: v for k, v in config.items() if k.startswith("pooling_mode_")}}
+        for name, value in flags.items():
+            if not isinstance(value, bool):
+                raise InputError(f"{where}: {name} must be true or false, got {value!r:.20}")
+        found = [(name, _FLAGS.get(name)) for name, on in flags.items() if on]
+    if len(found) != 1:
+        names = ", ".join(name for name, _ in found) or "nothing"
+        raise InputError(f"{where} asks for {names}; exactly one way of pooling is supported")
+    name, kind = found[0]
+    if kind is None:
+        raise InputError(f"{where} asks for {name}; cls, mean, max and last are supported")
+    return kind
+
+
+def _text_length(cfg: EncoderConfig, beside: Beside) -> int | None:
+    """Where texts are cut: as stated, else within what the tokeniser was made for."""
+    where, texts = beside(TEXTS)
+    texts = {} if texts is None else _object(where, texts)
+    if texts.get("do_lower_case"):
+        raise InputError(f"{where} has do_lower_case true, which is not supported")
+    length = texts.get("max_seq_length")
+    if length is None:
+        where, tokenizer = beside(TOKENIZER)
+        usual = {} if tokenizer is None else _object(where, tokenizer)
+        length = usual.get("model_max_length")
+        if isinstance(length, int | float) and length >= cfg.max_length:
+            return None  # files name a huge number where there is no bound
+        if length is None:
+            return None
+    if type(length) is not int or not 1 <= length <= cfg.max_length:
+        raise InputError(
+            f"{where} cuts texts to {length!r:.20} tokens, the model takes 1 to {cfg.max_length}"
+        )
+    return length
+
+
+def _prefix(where: str, config: Any) -> str:
+    if config is None:
+        return ""
+    config = _object(where, config)
+    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+        raise InputError(f"{where} has the default_prompt_name {name!r:.40}, but no such prompt")
+    return prompts[name]
