@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
     "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
+    "embed": ("pangu_jax.cli.embed", "write one vector a text, by an encoder"),
     "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
     "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from files at hand"),
 }

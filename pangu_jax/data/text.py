@@ -84,7 +84,7 @@ def lines(path: str | Path, *, field: str = "text") -> Iterator[Document]:
       InputError: see `documents`.
     """
     for document in documents(path, field=field):
-        if is_prepared(path) or _RECORD.search(document.name):
+        if is_prepared(Path(path)) or _RECORD.search(document.name):
             yield document
         elif document.text:
             found = document.text.removesuffix("\n").split("\n")

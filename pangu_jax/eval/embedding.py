@@ -66,7 +66,8 @@ def embed(
     encoder.check_pooling(cfg)
     length, inputs = _read([cfg.prefix + text for text in texts], cfg, tokenizer, max_length)
     found = np.zeros((len(inputs), cfg.width), np.float32)
-    rows = partial(_vectors, params, cfg=cfg, how=how)
+    computed = dataclasses.replace(cfg, text_length=None, prefix="")  # one compilation for all
+    rows = partial(_vectors, params, cfg=computed, how=how)
     _each_batch(rows, inputs, found, length, batch, progress)
     return Embeddings(found, sum(item.cut for item in inputs), length)
 
