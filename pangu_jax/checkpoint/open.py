@@ -13,7 +13,7 @@ from pangu_jax.sharding.layout import Layout
 def open_checkpoint(
     path: str | Path,
     *,
-    kind: str | None = None,
+    kind: str | tuple[str, ...] | None = None,
     by: str = "this call",
     dtype: Any = None,
     layout: Layout | None = None,
@@ -23,8 +23,8 @@ def open_checkpoint(
     Args:
       path: a run folder (model.json, checkpoints/) or a Hugging Face folder (config.json,
         safetensors).
-      kind: the only kind of model to take, one of `models.registry.KINDS`; None takes any.
-      by: what takes that kind alone, as the error names it.
+      kind: the only kind of model to take, or kinds, of `models.registry.KINDS`; None takes any.
+      by: what takes these alone, as the error names it.
       dtype: type of the parameters; None keeps what is stored.
       layout: where they live; None is the default device.
 
@@ -43,7 +43,7 @@ def open_checkpoint(
             f"{path} is a GGUF file; `pangu-jax convert {path} FOLDER` makes it a checkpoint"
         )
     if kind is not None:
-        _expect(kind, by, path, place)
+        _expect((kind,) if isinstance(kind, str) else kind, by, path, place)
     if place == "forecaster":
         raise InputError(f"{path} holds a forecaster, which is for `pangu-jax forecast`")
     if place == "run":
@@ -76,14 +76,14 @@ def holds(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
     )
 
 
-def _expect(kind: str, by: str, path: Path, place: str) -> None:
+def _expect(kinds: tuple[str, ...], by: str, path: Path, place: str) -> None:
     """Raises InputError for another kind of model, before its tensors are read."""
     found = place
     if place != "forecaster":
         cfg = store.load_model(path) if place == "run" else hf.read_config(path)[0]
         found = registry.kind_of(cfg).name
-    if found != kind:
-        raise InputError(f"{path} holds {_one(found)}; {by} takes {_one(kind)}")
+    if found not in kinds:
+        raise InputError(f"{path} holds {_one(found)}; {by} takes {' or '.join(map(_one, kinds))}")
 
 
 def _one(name: str) -> str:

@@ -12,17 +12,20 @@ import tyro
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.checkpoint.forecaster import load as load_forecaster
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.embed import configured
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.data.tokenizer_encoder import mark
 from pangu_jax.data.tokenizer_save import tokenizer_files
-from pangu_jax.export import decoder, forecaster, parity, stablehlo
+from pangu_jax.export import decoder, encoder, forecaster, parity, stablehlo
 from pangu_jax.export.artefact import SAMPLES, Artefact, new_folder, save
 from pangu_jax.export.ascend import atc
 from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
 from pangu_jax.export.choice import export_forms, implementations
 from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
+from pangu_jax.models.encoder import EncoderConfig, Pooling
 from pangu_jax.nn.how import How
 
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
@@ -40,7 +43,7 @@ class Options:
     out: str
     """The folder to write; an artefact that is there is replaced."""
     profiles: str = "128"
-    """Prompt lengths, such as 128,512,2048: a static prefill each."""
+    """Lengths of prompts or texts, such as 128,512,2048: a static program each."""
     cache: int | None = None
     """Slots of the key-value cache; None is twice the longest profile, if the model goes so far."""
     batch: int | None = None
@@ -64,6 +67,8 @@ class Options:
     tolerance: float | None = None
     """Greatest relative error against jax; None is 1e-4 in float32 (1e-2 with --precision default),
     1e-1 in bfloat16."""
+    pooling: Pooling | None = None
+    """For an encoder: which hidden states make a vector; None is what the folder says."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
 
@@ -73,7 +78,7 @@ def main(options: Options) -> None:
     _check(options)
     platforms = tuple(p for p in options.platforms.split(",") if p)
     onnx = options.target != "stablehlo"
-    made = _forecaster if (Path(options.checkpoint) / DESCRIPTION).is_file() else _decoder
+    made = _forecaster if (Path(options.checkpoint) / DESCRIPTION).is_file() else _checkpoint
     bundle, tokenizer = made(options, platforms)
     rounded = options.precision == "default" and options.dtype == "float32" and not onnx
     tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
@@ -111,17 +116,28 @@ def _batch_and_how(options: Options, platforms: tuple[str, ...]) -> tuple[Any, H
     return batch, How(impl=impl, dtype=options.dtype)
 
 
-def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
-    """A decoder's programs, and its tokeniser or None."""
+def _checkpoint(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
+    """The programs of a decoder or an encoder, and its tokeniser or None."""
     with working(f"reading {options.checkpoint}"):
         params, cfg, found = open_checkpoint(
-            options.checkpoint, kind="decoder", by="`pangu-jax export`"
+            options.checkpoint, kind=("decoder", "encoder"), by="`pangu-jax export`"
         )
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
     params = jax.tree.map(lambda x: x.astype(options.dtype), params)
     tokenizer = _tokenizer(options.tokenizer or found, options.checkpoint)
-    ids = [] if tokenizer is None else _prompts(tokenizer, cfg.vocab)
-    batch, how = _batch_and_how(options, platforms)
+    made = _encoder if isinstance(cfg, EncoderConfig) else _decoder
+    bundle = made(options, params, cfg, tokenizer, *_batch_and_how(options, platforms))
+    notes = []
+    if options.dtype == "float32" and stored - {"float32"}:
+        notes.append(f"the checkpoint holds {', '.join(sorted(stored))}; exported as float32")
+    total = sum(x.nbytes for x in jax.tree.leaves(params))
+    notes.append(f"parameters take {total / 1e6:,.1f} MB")
+    return replace(bundle, notes=(*notes, *bundle.notes)), tokenizer
+
+
+def _decoder(
+    options: Options, params: Any, cfg: Any, tokenizer: Tokenizer | None, batch: Any, how: How
+) -> Bundle:
     bundle = decoder.bundle(
         params,
         cfg,
@@ -129,15 +145,28 @@ def _decoder(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Toke
         slots=options.cache,
         batch=batch,
         how=how,
-        prompts=ids,
+        prompts=[] if tokenizer is None else _prompts(tokenizer, cfg.vocab),
     )
-    notes = []
-    if options.dtype == "float32" and stored - {"float32"}:
-        notes.append(f"the checkpoint holds {', '.join(sorted(stored))}; exported as float32")
-    total = sum(x.nbytes for x in jax.tree.leaves(params))
-    notes.append(f"parameters take {total / 1e6:,.1f} MB")
-    facts = {**bundle.facts, **_ids(tokenizer, cfg.vocab)}
-    return replace(bundle, notes=tuple(notes), facts=facts), tokenizer
+    return replace(bundle, facts={**bundle.facts, **_ids(tokenizer, cfg.vocab)})
+
+
+def _encoder(
+    options: Options, params: Any, cfg: Any, tokenizer: Tokenizer | None, batch: Any, how: How
+) -> Bundle:
+    """Vectors, or scores of a head where the folder says no pooling and no option does."""
+    profiles, note = _numbers(options.profiles), ()
+    if options.pooling or not cfg.classes:
+        cfg, said = configured(cfg, options.checkpoint, options.pooling)
+        note = (f"pooling is {cfg.pooling}{', scaled to length 1' * cfg.normalise}, by {said}",)
+    bundle = encoder.bundle(
+        params,
+        cfg,
+        profiles=profiles,
+        batch=batch,
+        how=how,
+        texts=[] if tokenizer is None else _texts(tokenizer, cfg.vocab, min(profiles)),
+    )
+    return replace(bundle, notes=note)
 
 
 def _forecaster(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, None]:
@@ -188,6 +217,15 @@ def _prompts(tokenizer: Tokenizer, vocab: int) -> list[list[int]]:
     """Ids of real text, if they fit."""
     ids = [[*tokenizer.begin, *tokenizer.encode(text)] for text in PROMPTS]
     return [row for row in ids if max(row, default=vocab) < vocab]
+
+
+def _texts(tokenizer: Tokenizer, vocab: int, length: int) -> list[list[int]]:
+    """Ids of real text as an encoder reads it, if they fit."""
+    try:
+        found = [item.ids for item in mark(tokenizer, PROMPTS, length)]
+    except InputError:  # such as a length that the special tokens leave no room in
+        return []
+    return [ids for ids in found if max(ids) < vocab]
 
 
 def _ids(tokenizer: Tokenizer | None, vocab: int) -> dict[str, list[int]]:

@@ -274,11 +274,11 @@ def unrolled(
     x: jax.Array,
     positions: jax.Array,
     sees: Callable[[AttentionConfig], jax.Array | None],
-    caches: Sequence[LayerCache],
+    caches: Sequence[LayerCache | None],
     *,
     cfg: TransformerConfig,
     how: How = HOW,
-) -> tuple[jax.Array, list[LayerCache]]:
+) -> tuple[jax.Array, list[LayerCache | None]]:
     """The layers written out one by one, each with its own parameters and cache.
 
     Args:
@@ -286,7 +286,7 @@ def unrolled(
       x: [B, T, D], embeddings.
       positions: int32 [B, T].
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
-      caches: one a layer.
+      caches: one a layer, None for layers without.
       cfg: the model.
       how: implementations.
 
