@@ -1,6 +1,5 @@
 """Live against torch, on fresh encoders: states, scores, gradients, files. By `make parity`."""
 
-import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -82,8 +81,9 @@ def test_gradients(tool, tmp_path):
     model.save_pretrained(tmp_path / "gradients")
     want = flatten(hf.load(tmp_path / "gradients", dtype=jnp.float32)[0])
     for name, grad in flatten(grads).items():
-        scale = max(float(jnp.abs(want[name]).max()), 1e-2)
-        assert float(jnp.abs(grad - want[name]).max()) <= 2e-5 * scale, name
+        first = int(name == "embed/table")  # torch gives the token of padding no gradient
+        scale = max(float(jnp.abs(want[name]).max()), 1.0)
+        assert float(jnp.abs(grad - want[name])[first:].max()) <= 2e-5 * scale, name
 
 
 @pytest.mark.parametrize("family", ["bert", "bert-classifier"])
@@ -120,4 +120,4 @@ def test_transformers_loads_what_is_written(family, pooler, tool, tmp_path):
     if classes:
         scores = encoder.classify(params, *arrays, cfg=cfg, token_types=types)
         assert np.abs(np.asarray(scores) - found.logits.numpy()).max() <= 1e-5
-    assert hf.load(tmp_path / "out")[1] == dataclasses.replace(cfg)
+    assert hf.load(tmp_path / "out")[1] == cfg

@@ -10,9 +10,11 @@ from typing import Any
 from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.hf.families.config_keys import UNDERSTOOD
 from pangu_jax.checkpoint.hf.families.family import Family
-from pangu_jax.checkpoint.hf.families.registry import recognise
+from pangu_jax.checkpoint.hf.families.registry import named, recognise
 from pangu_jax.core.config import read_json, to_json
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import is_spec
+from pangu_jax.core.tree import flatten
 from pangu_jax.models import registry
 
 CONFIG = "config.json"
@@ -78,7 +80,7 @@ def write_keys(
     base = read_keys(source)
     before, name = read_config(source)
     base.pop("auto_map", None)
-    if name == family.name and before == cfg:
+    if name == family.name and _settled(before, family, cfg) == cfg:
         return base
     kept = {key: value for key, value in base.items() if key not in UNDERSTOOD}
     return {**head, **kept, **keys}
@@ -95,7 +97,8 @@ def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
     Raises:
       InputError: it says otherwise; names what.
     """
-    lost = _difference(to_json(cfg), to_json(read_config(written)[0]))
+    found, name = read_config(written)
+    lost = _difference(to_json(cfg), to_json(_settled(found, named(name), cfg)))
     if lost is not None:
         raise InputError(f"{folder} cannot be written beside the source's files: {lost}")
 
@@ -156,10 +159,15 @@ def _express(cfg: Any, family: Family) -> dict[str, Any]:
     keys = family.write(cfg)
     files = family.files(cfg)
     found = family.complete(family.read(keys), lambda name: (name, files.get(name)))
-    lost = _difference(to_json(cfg), to_json(found))
+    lost = _difference(to_json(cfg), to_json(_settled(found, family, cfg)))
     if lost is not None:
         raise InputError(f"a {family.architecture} cannot express {lost}")
     return keys
+
+
+def _settled(found: Any, family: Family, cfg: Any) -> Any:
+    """What `found` is beside the tensors of `cfg`."""
+    return family.settle(found, flatten(registry.spec(cfg), is_leaf=is_spec))
 
 
 def _difference(wanted: Any, found: Any, where: str = "") -> str | None:

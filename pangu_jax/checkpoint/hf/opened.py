@@ -97,7 +97,8 @@ def survey(folder: str | Path | TensorFile) -> Opened:
     cfg, name = read_config(folder)
     family = named(name)
     stored = _prefixed(archive.find(folder), family)
-    cfg = family.settle(_settle_tie(cfg, family, stored, folder), stored)
+    leaves = {leaf for leaf, tensor in family.tensors.items() if tensor in stored}
+    cfg = family.settle(_settle_tie(cfg, family, stored, folder), leaves)
     return Opened(cfg, family, stored)
 
 

@@ -96,7 +96,7 @@ def test_a_pooler_is_there_where_its_tensors_are(encoder_folder, tmp_path):
     params, cfg = hf.load(tmp_path / "bare")
     assert not cfg.pooler and "pooler" not in params
     hf.save(params, cfg, tmp_path / "again", family="bert")
-    assert hf.load(tmp_path / "again")[1] == cfg == hf.read_config(tmp_path / "again")[0]
+    assert hf.load(tmp_path / "again")[1] == cfg
     assert load_file(tmp_path / "again" / "model.safetensors").keys() == kept.keys()
 
 

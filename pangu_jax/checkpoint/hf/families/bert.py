@@ -11,7 +11,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.models.encoder import EncoderConfig, bert_layer
 from pangu_jax.nn.mlp import Activation
 
-PREFIX, POOLER = "bert.", "pooler.dense"
+PREFIX = "bert."
 
 
 def _norm(leaf: str, tensor: str) -> dict[str, str]:
@@ -31,7 +31,7 @@ TENSORS = {
     **linear("mlp/up", "encoder.layer.{layer}.intermediate.dense"),
     **linear("mlp/down", "encoder.layer.{layer}.output.dense"),
     **_norm("mlp_norm", "encoder.layer.{layer}.output.LayerNorm"),
-    **linear("pooler", POOLER),
+    **linear("pooler", "pooler.dense"),
 }
 
 # What transformers calls an activation: what the layer does; the first of a kind is written.
@@ -68,7 +68,7 @@ def read_config(config: dict[str, Any]) -> EncoderConfig:
         max_length=read(config, "max_position_embeddings", int, 512),
         token_types=read(config, "type_vocab_size", int, 2),
         norm_eps=read(config, "layer_norm_eps", float, 1e-12),
-        pooler=read(config, "add_pooling_layer", bool, True),
+        pooler=True,
     )
 
 
@@ -76,7 +76,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
     """The keys of a BertModel."""
     attention, mlp = cfg.layers[0].attention, cfg.layers[0].mlp
     known = {} if mlp is None else {own: name for name, own in reversed(_ACTIVATIONS.items())}
-    keys = {
+    return {
         "vocab_size": cfg.vocab,
         "hidden_size": cfg.width,
         "num_hidden_layers": len(cfg.layers),
@@ -87,13 +87,11 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
         "type_vocab_size": cfg.token_types,
         "layer_norm_eps": cfg.norm_eps,
     }
-    # Not a key of transformers, which goes by the tensors, as `settle` does.
-    return keys if cfg.pooler else {**keys, "add_pooling_layer": False}
 
 
-def settle(cfg: EncoderConfig, names: Container[str]) -> EncoderConfig:
-    """The model with the pooler that the tensors have, or without."""
-    return dataclasses.replace(cfg, pooler=f"{POOLER}.weight" in names)
+def settle(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
+    """The model with the pooler that there are tensors for, or without: config.json has no word."""
+    return dataclasses.replace(cfg, pooler="pooler/kernel" in leaves)
 
 
 def read_classifier(config: dict[str, Any]) -> EncoderConfig:

@@ -18,7 +18,6 @@ REQUIRED = object()
 
 # Keys that some family reads. On export they are written anew; all others survive as they are.
 UNDERSTOOD = [
-    "add_pooling_layer",
     "architectures",
     "attention_bias",
     "attn_logit_softcapping",

@@ -32,7 +32,8 @@ class Family:
         model, what other files put before them.
       complete: a configuration, with what files beside config.json say.
       files: those that say it: a configuration to {path in the folder: JSON value}.
-      settle: a configuration, with what only the names of the tensors that there are tell.
+      settle: a configuration, with what only the leaves that there are tensors for tell; those of
+        layers are left out.
     """
 
     name: str
