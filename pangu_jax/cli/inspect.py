@@ -25,6 +25,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
 from pangu_jax.models import decoder, registry, transformer
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.block import LayerConfig
 
 MEMORY = ("float32", "bfloat16", "int8")
@@ -98,7 +99,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     Returns:
       kind and family, `parameters`, bytes per storage type, and `files`: tensors and bytes stored,
       or None where the folder holds the configuration alone. For a decoder also shapes, parameters
-      `active` a token, and key and value bytes a token of context per type; else `config`.
+      `active` a token, and key and value bytes a token of context per type; for an encoder shapes
+      and how vectors are made; else `config`.
 
     Raises:
       InputError: the folder is neither, or its configuration cannot be read.
@@ -123,23 +125,32 @@ def describe(path: str | Path) -> dict[str, Any]:
     return {
         "kind": registry.kind_of(cfg).name,
         "family": family,
-        **(_decoder(cfg) if isinstance(cfg, DecoderConfig) else {"config": to_json(cfg)}),
+        **_described(cfg),
         "parameters": count(spec),
         "bytes": {name: nbytes(spec, name) for name in MEMORY},
         "files": files,
     }
 
 
-def _decoder(cfg: DecoderConfig) -> dict[str, Any]:
-    return {
+def _described(cfg: Any) -> dict[str, Any]:
+    """What is said of a model of each kind."""
+    if not isinstance(cfg, DecoderConfig | EncoderConfig):
+        return {"config": to_json(cfg)}
+    shapes = {
         "layers": len(cfg.layers),
         "width": cfg.width,
         "vocab": cfg.vocab,
         "max_length": cfg.max_length,
-        "tied": cfg.tied,
         "runs": [
             {"layers": number, **_layer(layer)} for layer, number in transformer.run_lengths(cfg)
         ],
+    }
+    if isinstance(cfg, EncoderConfig):
+        names = ("pooling", "normalise", "text_length", "prefix", "pooler", "classes")
+        return {**shapes, **{name: getattr(cfg, name) for name in names}}
+    return {
+        **shapes,
+        "tied": cfg.tied,
         "active": decoder.count_active(cfg),
         "cache_bytes_per_token": {name: _cache_bytes(cfg, name) for name in MEMORY},
     }
@@ -197,15 +208,22 @@ def _lines(found: dict[str, Any]):
 
 
 def _shapes(found: dict[str, Any]):
-    """The rows that say what a decoder's layers are."""
-    tied = "tied" if found["tied"] else "untied"
+    """The rows that say what a transformer's layers are."""
+    tied = f" ({'tied' if found['tied'] else 'untied'})" if "tied" in found else ""
     yield (
         "model",
-        f"{found['layers']} layers, width {found['width']:,}, vocabulary {found['vocab']:,} "
-        f"({tied}), made for {found['max_length']:,} tokens",
+        f"{found['layers']} layers, width {found['width']:,}, vocabulary {found['vocab']:,}{tied}, "
+        f"made for {found['max_length']:,} tokens",
     )
     for run in _summary(found["runs"]):
         yield "layers", run
+    if "pooling" in found:
+        made = found["pooling"] or "not said how"
+        scaled = ", scaled to length 1" * found["normalise"]
+        cut = found["text_length"] or found["max_length"]
+        yield "vectors", f"{made}{scaled}, of texts of at most {cut:,} tokens"
+    if found.get("classes"):
+        yield "classes", f"{found['classes']:,}"
 
 
 def _summary(runs: list[dict[str, Any]]):

@@ -137,6 +137,16 @@ def test_names_that_no_folder_can_have_are_one_sentence(name, capsys):
 TIMEPRO = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
 
 
+def test_an_encoder_says_how_its_vectors_are_made(encoder_folder, capsys):
+    found = inspected(encoder_folder, capsys)
+    assert (found["kind"], found["family"], found["layers"]) == ("encoder", "bert", 2)
+    made = {name: found[name] for name in ("pooling", "normalise", "text_length", "classes")}
+    assert made == {"pooling": "mean", "normalise": True, "text_length": 12, "classes": 0}
+    assert call(encoder_folder) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "vectors mean, scaled to length 1, of texts of at most 12 tokens" in text
+
+
 def test_a_run_of_another_kind_of_model(tmp_path, capsys):
     store.save_model(TIMEPRO, tmp_path)
     (tmp_path / store.CHECKPOINTS / "7").mkdir(parents=True)
