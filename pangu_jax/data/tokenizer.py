@@ -10,7 +10,13 @@ import numpy as np
 import tokenizers
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer_files import CONFIG, adds, read_object, tokenizer_config
+from pangu_jax.data.tokenizer_files import (
+    CONFIG,
+    adds,
+    encoding,
+    read_object,
+    tokenizer_config,
+)
 
 RUN = "model.json"  # makes a folder a run of ours; checkpoint.store.MODEL, which data cannot import
 
@@ -102,7 +108,8 @@ class FileTokenizer:
         The library keeps some 200 bytes a token while it works, so long texts are better given as
         many documents; names of special tokens in the text become those tokens.
         """
-        return self.inner.encode(text, add_special_tokens=False).ids
+        with encoding(self.name):
+            return self.inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids; special tokens are left out."""
@@ -128,7 +135,7 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
       path: "bytes", a tokenizer.json or tokenizer.model, or a folder with one (the first is taken
         where there are both); generation_config.json, tokenizer_config.json and config.json beside
         it are asked, in that order, for the begin and end of text. Without them the common names
-        <s>, <|endoftext|>, </s> are looked up.
+        <s>, <|endoftext|>, </s>, [CLS] are looked up.
       checkpoint: the folder of the model that it is for; None is where `path` lies.
 
     Raises:
@@ -144,7 +151,8 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
     ids = inner.get_vocab(with_added_tokens=True).values()
     boundary = begin if begin is not None else end[0]
     run = ((file.parent if checkpoint is None else Path(checkpoint)) / RUN).is_file()
-    prefix = (boundary,) if run else _prefix(file.parent, inner, begin)
+    with encoding(str(file)):
+        prefix = (boundary,) if run else _prefix(file.parent, inner, begin)
     converted = file.suffix == ".model"  # its digest must cover the files beside it too
     content = inner.to_str().encode() if converted else file.read_bytes()
     single = (inner.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
@@ -251,7 +259,8 @@ def _special(folder: Path, inner: tokenizers.Tokenizer) -> tuple[int | None, lis
             begin = next(iter(_ids(values, "bos", inner)), None)
         end = end or _ids(values, "eos", inner)
     begins = _known(("<s>", "<|begin_of_text|>", "<|endoftext|>", "[CLS]"), inner)
-    ends = _known(("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>", "[SEP]"), inner)
+    ends = _known(("</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"), inner)
+    ends = ends or _known(("[SEP]",), inner)
     if begin is None and not end:
         begin = next(iter(begins), None)
     return begin, end or ends

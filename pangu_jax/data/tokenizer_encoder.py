@@ -10,6 +10,7 @@ import tokenizers
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer
+from pangu_jax.data.tokenizer_files import encoding
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 
@@ -41,8 +42,8 @@ def mark(tokenizer: Tokenizer, texts: Texts, max_length: int) -> Iterator[Marked
       max_length: most ids of one.
 
     Raises:
-      InputError: the tokeniser has no special tokens to put around a text, they leave no room, or
-        bytes are to be pairs.
+      InputError: the tokeniser has no special tokens to put around a text, they leave no room, it
+        has no token for a word, or bytes are to be pairs.
     """
     pairs = any(not isinstance(text, str) for text in texts)
     if not isinstance(tokenizer, FileTokenizer):
@@ -58,7 +59,9 @@ def mark(tokenizer: Tokenizer, texts: Texts, max_length: int) -> Iterator[Marked
     _check_room(max_length, special + 1 + pairs)  # with less the library cuts nothing
     inner.enable_truncation(max_length)
     for first in range(0, len(texts), MANY):
-        for found in inner.encode_batch(list(texts[first : first + MANY])):
+        with encoding(tokenizer.name):
+            encoded = inner.encode_batch(list(texts[first : first + MANY]))
+        for found in encoded:
             yield Marked(found.ids, found.type_ids, bool(found.overflowing))
 
 

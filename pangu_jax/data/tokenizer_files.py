@@ -1,7 +1,8 @@
 """What the files of a tokeniser say, beside which ids a text gets."""
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -44,6 +45,21 @@ def read_object(path: Path) -> dict:
 def json_file(values: dict) -> bytes:
     """The content of a JSON file, for people to read too."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def encoding(name: str) -> Iterator[None]:
+    """Says in one sentence what the library raises, such as for words that it has no token for.
+
+    Raises:
+      InputError: the tokeniser of that name cannot encode a text.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # the library raises a bare one
+        raise InputError(f"{name} cannot encode a text: {error}") from error
 
 
 def adds(inner: tokenizers.Tokenizer) -> tuple[int, ...]:

@@ -60,8 +60,8 @@ def embed(
       progress: called with texts done and texts in all.
 
     Raises:
-      InputError: there is no text, `cfg` names no pooling, the tokeniser has ids beyond the
-        vocabulary or no special tokens, or `batch` or `max_length` make no sense.
+      InputError: there is no text, `cfg` names no pooling, the tokeniser has ids or types
+        that the model lacks or no special tokens, or `batch` or `max_length` make no sense.
     """
     encoder.check_pooling(cfg)
     length, inputs = _read([cfg.prefix + text for text in texts], cfg, tokenizer, max_length)
@@ -109,8 +109,14 @@ def _read(
             f"texts cannot be cut to {length} tokens: the model takes {cfg.max_length}"
         )
     inputs = list(mark(tokenizer, texts, length))
-    largest = max((max(item.ids) for item in inputs), default=0)
+    largest = max(max(item.ids) for item in inputs)
     check_vocabulary([largest], tokenizer, cfg.vocab)
+    kinds = 1 + max(max(item.types) for item in inputs)
+    if kinds > cfg.token_types:
+        raise InputError(
+            f"the tokenizer {tokenizer.name} gives {kinds} token types, the model has "
+            f"{cfg.token_types}"
+        )
     return length, inputs
 
 

@@ -82,3 +82,16 @@ def test_what_cannot_be_marked(texts, length, template, said, tmp_path):
         list(mark(ByteTokenizer(), [("a", "b")], 9))
     with pytest.raises(InputError, match="cannot be cut to 1 tokens"):
         list(mark(ByteTokenizer(), ["a"], 1))
+
+
+def test_a_word_that_there_is_no_token_for(tmp_path):
+    word_pieces(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"unk_token": "[UNK]"', '"unk_token": "[GONE]"'))
+    tokenizer = load_tokenizer(tmp_path)
+    for encode in (tokenizer.encode, lambda text: list(mark(tokenizer, [text], 5))):
+        with pytest.raises(InputError, match=r"tokenizer\.json cannot encode a text: .*\[UNK\]"):
+            encode("x")
+    path.write_text(path.read_text().replace('"a"', '"y"'))
+    with pytest.raises(InputError, match="cannot encode a text"):
+        load_tokenizer(tmp_path)  # which looks at what is put before a text

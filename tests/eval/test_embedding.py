@@ -99,6 +99,13 @@ def test_what_cannot_be_embedded(texts, options, said, model):
         embed(model, texts, **options)
 
 
+def test_types_that_the_model_lacks(model):
+    params, cfg, tokenizer = model
+    cfg = dataclasses.replace(cfg, classes=2, token_types=1)
+    with pytest.raises(InputError, match=r"gives 2 token types, the model has 1"):
+        embedding.classify(params, [("a", "b")], cfg=cfg, tokenizer=tokenizer)
+
+
 def test_what_lacks_classes_or_has_bytes(model):
     params, cfg, tokenizer = model
     with pytest.raises(InputError, match="no classes to score"):
