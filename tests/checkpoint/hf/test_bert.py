@@ -131,6 +131,8 @@ def test_another_pooling_and_prefix_are_written_too(encoder_folder, tmp_path):
     silent = dataclasses.replace(cfg, pooling=None, normalise=False, text_length=None)
     hf.save(params, silent, tmp_path / "silent", family="bert")
     assert not (tmp_path / "silent" / "modules.json").exists()
+    with pytest.raises(InputError, match="Classification cannot express classes = 0"):
+        hf.save(params, cfg, tmp_path / "unscored", family="bert-classifier")
     with pytest.raises(InputError, match="a BertModel cannot express classes = 2"):
         scored = dataclasses.replace(cfg, classes=2)
         whole = {**params, "classifier": {"kernel": np.zeros((32, 2), np.float32),
@@ -153,6 +155,7 @@ def test_another_pooling_and_prefix_are_written_too(encoder_folder, tmp_path):
         ({"pruned_heads": {"0": [1]}}, "pruned_heads is .* which is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
         ({"num_labels": 2}, "num_labels is 2, id2label names 3"),
+        ({"num_labels": 0, "id2label": None}, "num_labels must be at least 1"),
         ({"id2label": 3}, "id2label must be an object"),
     ],
 )

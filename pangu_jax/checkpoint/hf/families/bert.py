@@ -7,6 +7,7 @@ from typing import Any
 from pangu_jax.checkpoint.hf.families import sentence_transformers
 from pangu_jax.checkpoint.hf.families.config_keys import read, refuse_given
 from pangu_jax.checkpoint.hf.families.family import Family, linear
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.encoder import EncoderConfig, bert_layer
 from pangu_jax.nn.mlp import Activation
@@ -102,13 +103,20 @@ def read_classifier(config: dict[str, Any]) -> EncoderConfig:
     """
     labels = read(config, "id2label", dict, {})
     classes = read(config, "num_labels", int, len(labels) or 2)
+    check_size("num_labels", classes)
     if labels and len(labels) != classes:
         raise InputError(f"num_labels is {classes}, id2label names {len(labels)}")
     return dataclasses.replace(read_config(config), pooler=True, classes=classes)
 
 
 def write_classifier(cfg: EncoderConfig) -> dict[str, Any]:
-    """The keys of a BertForSequenceClassification; names of labels are not ours to know."""
+    """The keys of a BertForSequenceClassification; names of labels are not ours to know.
+
+    Raises:
+      InputError: the encoder has no classes.
+    """
+    if not cfg.classes:
+        raise InputError("a BertForSequenceClassification cannot express classes = 0")
     return {**write_config(cfg), "num_labels": cfg.classes}
 
 
