@@ -137,7 +137,9 @@ def bundle(
         **({"classes": cfg.classes} if name == "scores" else {}),
         **({"pooling": str(cfg.pooling), "normalised": int(cfg.normalise)} if cfg.pooling else {}),
     }
-    return Bundle(by_layer(params), tuple(programs), facts)
+    unused = () if name == "scores" else ("pooler", "classifier")
+    used = {branch: tree for branch, tree in params.items() if branch not in unused}
+    return Bundle(by_layer(used), tuple(programs), facts)
 
 
 def _sample(

@@ -12,6 +12,10 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.eval import embedding
 from pangu_jax.models import encoder
+from pangu_jax.nn.how import How
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
 
 TEXTS = ["a b c", "", "z y x w v u t s r q p o n m l k j i h g", "C b, a", "b", "a b c"] * 3
 
@@ -56,6 +60,13 @@ def test_alone_and_by_hand(model):
     np.testing.assert_allclose(with_others, alone, atol=1e-6)
     last = embed(model, ["a b c"], cfg={"pooling": "last", "normalise": False}).vectors[0]
     np.testing.assert_allclose(last, hidden[-1], atol=1e-5)
+
+
+def test_on_several_devices(model, encoder_folder):
+    layout = Layout(make_mesh(data=2, tensor=4), preset("ddp+tensor"))
+    params, _ = hf.load(encoder_folder, dtype="float32", layout=layout)
+    found = embed((params, *model[1:]), TEXTS[:4], batch=4, how=How(layout=layout)).vectors
+    np.testing.assert_allclose(found, embed(model, TEXTS[:4], batch=4).vectors, atol=1e-6)
 
 
 def test_what_is_cut_keeps_its_end_and_is_counted(model):
