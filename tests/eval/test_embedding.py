@@ -13,7 +13,7 @@ from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.eval import embedding
 from pangu_jax.models import encoder
 from pangu_jax.nn.how import How
-from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.layout import Layout, shardings
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 
@@ -62,9 +62,9 @@ def test_alone_and_by_hand(model):
     np.testing.assert_allclose(last, hidden[-1], atol=1e-5)
 
 
-def test_on_several_devices(model, encoder_folder):
+def test_on_several_devices(model):
     layout = Layout(make_mesh(data=2, tensor=4), preset("ddp+tensor"))
-    params, _ = hf.load(encoder_folder, dtype="float32", layout=layout)
+    params = jax.device_put(model[0], shardings(encoder.spec(model[1]), layout))
     found = embed((params, *model[1:]), TEXTS[:4], batch=4, how=How(layout=layout)).vectors
     np.testing.assert_allclose(found, embed(model, TEXTS[:4], batch=4).vectors, atol=1e-6)
 
