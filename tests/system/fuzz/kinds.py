@@ -27,7 +27,7 @@ from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_gguf import tokenizer_files
 from pangu_jax.export import artefact, program, run, stablehlo
-from pangu_jax.models import decoder, registry, timepro
+from pangu_jax.models import decoder, encoder, registry, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
@@ -130,6 +130,16 @@ def load_run(folder: Path) -> str:
     return digest(store.restore_params(folder)[0])
 
 
+def small_encoder(folder: Path) -> None:
+    """With what sentence-transformers keeps beside it."""
+    options = {"pooling": "mean", "normalise": True, "text_length": 12, "prefix": "query: "}
+    layers = (encoder.bert_layer(2, 4, 8, "gelu"),)
+    cfg = encoder.EncoderConfig(24, 8, layers, max_length=16, **options)
+    folder.rmdir()
+    hf.save(random_leaves(encoder.spec(cfg)), cfg, folder, family="bert")
+
+
+KINDS["encoder"] = Kind(small_encoder, load_checkpoint, ("**/*.json",), change.any_json)
 KINDS["run"] = Kind(small_run, load_run, ("checkpoints/**/*",), change.by_ending, sealed=True)
 KINDS["run_model"] = Kind(small_run, load_run, ("model.json",), change.any_json)
 KINDS["run_timepro"] = Kind(other_run, load_run, ("model.json",), change.any_json)
