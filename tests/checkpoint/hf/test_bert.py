@@ -201,6 +201,7 @@ MEAN = {"pooling_mode_mean_tokens": True}
         ("sentence_bert_config.json", {"max_seq_length": 0}, "cuts texts to 0 tokens"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case true"),
         ("config_sentence_transformers.json", {"default_prompt_name": "q"}, "'q', but no such"),
+        ("config_sentence_transformers.json", {"default_prompt_name": ["q"]}, "but no such prompt"),
     ],
 )  # fmt: skip
 def test_what_sentence_transformers_asks_for_beyond_us(name, value, said, encoder_folder, tmp_path):

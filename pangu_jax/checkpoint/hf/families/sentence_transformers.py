@@ -159,6 +159,7 @@ def _prefix(where: str, config: Any) -> str:
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
     if name is None:
         return ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(name), str):
+    known = isinstance(prompts, dict) and isinstance(name, str)
+    if not known or not isinstance(prompts.get(name), str):
         raise InputError(f"{where} has the default_prompt_name {name!r:.40}, but no such prompt")
     return prompts[name]
