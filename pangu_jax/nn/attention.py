@@ -169,7 +169,7 @@ def mix(
     if "query_norm" in params:
         query = rms_norm(params["query_norm"], query, eps=eps)
         key = rms_norm(params["key_norm"], key, eps=eps)
-    if rotation is not None:
+    if rotation is not None and cfg.rotary:
         query = rotate(query, *rotation)
         key = rotate(key, *rotation) if source is None else key
     query = constrain(query, ("batch", "length", *HEADS), how.layout)

@@ -145,7 +145,7 @@ def _cudnn(query, key, value, mask, causal, window, scale, softcap):
         mask=None if mask is None else mask[:, None],
         scale=scale,
         is_causal=mask is None and causal,
-        local_window_size=None if mask is not None or window is None else (window - 1, 0),
+        local_window_size=(window - 1, 0) if mask is None and causal and window else None,
         implementation="cudnn",
     )
     return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])

@@ -189,6 +189,17 @@ def test_no_mask_is_one_document_a_row(form):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+def test_positions_do_not_rotate_where_the_layer_says_so():
+    cfg = dataclasses.replace(BIASED, rotary=False)
+    params, x = randomised(attention_spec(6, cfg)), jnp.asarray(normal(1, 4, 6))
+    turn = rotation(jnp.arange(4)[None], 4, RopeConfig(100.0))
+    still, _ = attention(params, x, None, None, cfg=cfg, eps=1e-5)
+    found, _ = attention(params, x, turn, None, cfg=cfg, eps=1e-5)
+    np.testing.assert_array_equal(found, still)
+    turned, _ = attention(params, x, turn, None, cfg=BIASED, eps=1e-5)
+    assert np.abs(turned - still).max() > 1e-2
+
+
 def test_another_sequence_is_seen_whole_and_its_keys_are_not_rotated():
     params, x = randomised(attention_spec(6, BIASED)), normal(2, 3, 6)
     source, positions = (normal(2, 5, 6, seed=1), normal(2, 5, 6, seed=2)), np.arange(3)[None]
