@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.export.program import Bundle, Program
+from pangu_jax.export.program import Bundle, Program, check_profiles
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import LayerCache
@@ -154,7 +154,7 @@ def bundle(
       InputError: a profile or number of slots that the model or the graphs can't have.
     """
     profiles = tuple(sorted(set(profiles)))
-    _check_profiles(cfg, profiles)
+    check_profiles(cfg.max_length, profiles)
     slots = default_slots(cfg, profiles) if slots is None else slots
     if slots < max(profiles):
         raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
@@ -203,16 +203,6 @@ def bundle(
 
 def _bound(function: Any, **options: Any) -> Any:
     return lambda params, **inputs: function(params, **inputs, **options)
-
-
-def _check_profiles(cfg: DecoderConfig, profiles: Sequence[int]) -> None:
-    if not profiles:
-        raise InputError("an export needs at least one profile (a prompt length)")
-    for length in profiles:
-        if not 1 <= length <= cfg.max_length:
-            raise InputError(
-                f"profile {length} is outside 1 to {cfg.max_length}, the lengths the model takes"
-            )
 
 
 def _after(run: Any, params: Any, sample: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pangu_jax.core.errors import InputError
 from pangu_jax.export.decoder import by_layer
-from pangu_jax.export.program import Bundle, Program
+from pangu_jax.export.program import Bundle, Program, check_profiles
 from pangu_jax.models import encoder, transformer
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.how import HOW, How
@@ -100,11 +99,7 @@ def bundle(
       InputError: a length that the model cannot have, or neither pooling nor classes.
     """
     profiles = tuple(sorted(set(profiles)))
-    for length in profiles:
-        if not 1 <= length <= cfg.max_length:
-            raise InputError(
-                f"profile {length} is outside 1 to {cfg.max_length}, the lengths the model takes"
-            )
+    check_profiles(cfg.max_length, profiles)
     name, function = ("vectors", vectors) if cfg.pooling or not cfg.classes else ("scores", scores)
     if name == "vectors":
         encoder.check_pooling(cfg)

@@ -1,12 +1,13 @@
 """What is exported: named pure functions over one tree of parameters."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 
 
@@ -111,6 +112,21 @@ def _named(function: Callable[..., Any], order: tuple[str, ...]) -> Callable[...
 def _name(path: str) -> str:
     name = path.replace("/", "_") or "output"
     return f"output_{name}" if name[0].isdigit() else name
+
+
+def check_profiles(longest: int, profiles: Sequence[int]) -> None:
+    """Nothing, if there are profiles and each is a length of a text that the model takes.
+
+    Raises:
+      InputError: there is none, or one is outside 1 to `longest`.
+    """
+    if not profiles:
+        raise InputError("an export needs at least one profile (the length of a text)")
+    for length in profiles:
+        if not 1 <= length <= longest:
+            raise InputError(
+                f"profile {length} is outside 1 to {longest}, the lengths the model takes"
+            )
 
 
 def references(bundle: Bundle) -> dict[tuple[str, str], dict[str, Any]]:

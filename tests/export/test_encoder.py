@@ -107,5 +107,7 @@ def test_what_cannot_be_exported(model):
     params, cfg = model
     with pytest.raises(InputError, match="profile 25 is outside 1 to 24"):
         exported.bundle(params, cfg, profiles=(12, 25))
+    with pytest.raises(InputError, match="at least one profile"):
+        exported.bundle(params, cfg, profiles=())
     with pytest.raises(InputError, match="pooling is not known"):
         exported.bundle(params, dataclasses.replace(cfg, pooling=None), profiles=(12,))
