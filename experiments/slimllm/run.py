@@ -52,7 +52,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import Recipe, compress
-from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig, Stopped, train
@@ -145,7 +145,6 @@ def _pruned(run: Run, target: str, method: str, repair: str, draw: int) -> dict[
 
 
 def _prune(run: Run, target: str, method: str, repair: str, draw: int):
-    float64 = jax.default_backend() == "cpu"
     return compress(
         run.params,
         run.draws[draw],
@@ -153,7 +152,7 @@ def _prune(run: Run, target: str, method: str, repair: str, draw: int):
         target=parse(target),
         recipe=Recipe(method=method, repair=repair, free=("groups", "ffn"), seed=draw),
         limits=Limits(multiple=1),  # meet the target to the parameter, whatever hardware likes
-        sweep_cfg=SweepConfig(moments="float64" if float64 else "float32"),
+        sweep_cfg=SweepConfig(moments=moments_type(run.cfg)),
         how=How(dtype=run.experiment.dtype),
     )
 
