@@ -51,7 +51,7 @@ from pangu_jax.pruning import axes
 from pangu_jax.pruning.absorb import absorb
 from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import Recipe, compress
-from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig, Stopped, train
@@ -146,7 +146,7 @@ def _recover(run: Run, name: str, seed: int) -> dict[str, Any]:
 
 
 def _prune(run: Run, name: str):
-    start, float64 = STARTS[name], jax.default_backend() == "cpu"
+    start = STARTS[name]
     return compress(
         run.params,
         run.calibration,
@@ -160,7 +160,7 @@ def _prune(run: Run, name: str):
             propagate="dense",
         ),
         limits=Limits(multiple=1),  # meet the target to the parameter, whatever hardware likes
-        sweep_cfg=SweepConfig(moments="float64" if float64 else "float32"),
+        sweep_cfg=SweepConfig(moments=moments_type(run.cfg)),
         how=How(dtype=run.experiment.dtype),
     )
 

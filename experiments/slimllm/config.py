@@ -118,6 +118,17 @@ PRESETS: dict[str, Experiment] = {
         latency=(8, 2048),
         dtype="bfloat16",
     ),
+    # SmolLM2-135M with --checkpoint, WikiText-2's parts as --data and --other, and --questions.
+    "smollm2": Experiment(
+        None,
+        length=512,
+        window_length=128,
+        eval_windows=400,
+        eval_lengths=(128, 512),
+        recover_steps=200,
+        recover_rate=3e-4,
+        latency=(8, 512),
+    ),
     # LLaMA-7B with --checkpoint and BookCorpus as --data. Nobody has run this preset.
     "paper": Experiment(
         None,

@@ -40,17 +40,19 @@ from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.calibration import cut_windows
+from pangu_jax.data.choice import Question, questions
 from pangu_jax.data.packing import PackedTokens, tokenise
 from pangu_jax.data.pipeline import drawn_batches
 from pangu_jax.data.text import documents, split_documents, take
-from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.eval.choice import choice_accuracy
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import How
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import Recipe, compress
-from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig, Stopped, train
@@ -69,6 +71,8 @@ class Run:
       training: windows to train and recover on.
       texts: {name: {length: windows to measure}}.
       draws: calibration windows of each draw.
+      questions: {name: questions with choices}, asked of every model.
+      tokenizer: of the model.
     """
 
     experiment: Experiment
@@ -78,6 +82,8 @@ class Run:
     training: PackedTokens
     texts: dict[str, dict[int, np.ndarray]]
     draws: list[np.ndarray]
+    questions: dict[str, list[Question]]
+    tokenizer: Tokenizer
 
 
 def main() -> None:
@@ -85,7 +91,7 @@ def main() -> None:
     experiment = PRESETS[options.preset]
     experiment = dataclasses.replace(experiment, data=options.data or experiment.data)
     folder = Path(options.out or f"runs/slimllm-{options.preset}")
-    settings = {"checkpoint": options.checkpoint, "other": options.other}
+    settings = {name: getattr(options, name) for name in ("checkpoint", "other", "questions")}
     results = open_results(folder, {**to_json(experiment), **settings})
     run = _prepare(experiment, folder, options)
     _cell(folder, results, "dense", lambda: _measured(run, run.params, run.cfg))
@@ -139,7 +145,6 @@ def _pruned(run: Run, target: str, method: str, repair: str, draw: int) -> dict[
 
 
 def _prune(run: Run, target: str, method: str, repair: str, draw: int):
-    float64 = jax.default_backend() == "cpu"
     return compress(
         run.params,
         run.draws[draw],
@@ -147,7 +152,7 @@ def _prune(run: Run, target: str, method: str, repair: str, draw: int):
         target=parse(target),
         recipe=Recipe(method=method, repair=repair, free=("groups", "ffn"), seed=draw),
         limits=Limits(multiple=1),  # meet the target to the parameter, whatever hardware likes
-        sweep_cfg=SweepConfig(moments="float64" if float64 else "float32"),
+        sweep_cfg=SweepConfig(moments=moments_type(run.cfg)),
         how=How(dtype=run.experiment.dtype),
     )
 
@@ -181,6 +186,16 @@ def _measured(run: Run, params, cfg) -> dict[str, Any]:
             ).perplexity
             for windows in by_length.values()
         ]
+    for name, asked in run.questions.items():
+        score = choice_accuracy(
+            *(params, asked),
+            cfg=cfg,
+            tokenizer=run.tokenizer,
+            batch=128,
+            how=How(dtype=run.experiment.dtype),
+        )
+        found[f"{name}_accuracy"] = score.normalized
+        found[f"{name}_chance"] = score.chance
     length = run.experiment.latency[1]
     dense_ms, prefill_ms = _latency([(run.params, run.cfg), (params, cfg)], run.experiment)
     return {
@@ -247,7 +262,9 @@ def _prepare(experiment: Experiment, folder: Path, options) -> Run:
         other = cut_windows(tokenise(documents(options.other), tokenizer), 1024)
         texts["other"] = _measured_windows(other[:, 1:].reshape(-1), draws[0, 0], experiment)
     calibration = draws[len(draws) - needed :].reshape(experiment.draws, experiment.windows, -1)
-    return Run(experiment, folder, params, cfg, source, texts, list(calibration))
+    files = [Path(name) for name in options.questions or ()]
+    asked = {file.name.split(".")[0]: questions(file) for file in files}
+    return Run(experiment, folder, params, cfg, source, texts, list(calibration), asked, tokenizer)
 
 
 def _measured_windows(flat, boundary, experiment: Experiment) -> dict[int, np.ndarray]:
@@ -281,6 +298,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
     parser.add_argument("--data", help="a file or folder of text; the preset's if left out")
     parser.add_argument("--other", help="text of another kind to measure on too")
+    parser.add_argument("--questions", nargs="+", help="files of questions with choices to ask")
     parser.add_argument("--out", help="the run's folder")
     return parser.parse_args()
 

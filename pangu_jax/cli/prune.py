@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -153,7 +152,7 @@ def _prune(options: Options, out: Path) -> None:
             f"{options.plan} was made with other calibration windows (hash {plan.text_hash}, these "
             f"{text_hash(text.calibration)}); give the same text, --windows, --length and --seed"
         )
-    sweep_cfg = stats.SweepConfig(batch=options.batch, moments=_moments(cfg))
+    sweep_cfg = stats.SweepConfig(batch=options.batch, moments=stats.moments_type(cfg))
     calibration = np.zeros((1, 2), np.int32) if text is None else text.calibration
     _announce(params, cfg, calibration, sweep_cfg)
     before = _perplexity(params, cfg, text, options)
@@ -325,12 +324,6 @@ def _perplexity(params, cfg, text: Text | None, options: Options) -> float | Non
             batch=options.batch,
             progress=lambda done, total: show("measuring, windows", done, total),
         ).perplexity
-
-
-def _moments(cfg) -> str:
-    """Float64 sums on a CPU; float32 where they would be slow or take too much."""
-    wide = max(layer.mlp.width if layer.mlp else 0 for layer in cfg.layers)
-    return "float64" if jax.default_backend() == "cpu" and wide <= 8192 else "float32"
 
 
 def _announce(params, cfg, windows, sweep_cfg) -> None:

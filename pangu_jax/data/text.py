@@ -1,5 +1,6 @@
 """Documents from what a user has: a folder, a file, jsonl, gzip, or Python's own source."""
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -9,7 +10,9 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
+from pangu_jax.core.config import parse_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.records import is_prepared, read_texts
 
@@ -90,6 +93,19 @@ def lines(path: str | Path, *, field: str = "text") -> Iterator[Document]:
             found = document.text.removesuffix("\n").split("\n")
             for number, line in enumerate(found, 1):
                 yield Document(f"{document.name}:{number}", line.removesuffix("\r"))
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file of JSON lines, possibly .gz, and how errors name each.
+
+    Raises:
+      InputError: it cannot be read, or a line is no object; names it.
+    """
+    for _, where, line in _lines(Path(path)):
+        value = parse_json(line, where)
+        if not isinstance(value, dict):
+            raise InputError(f"{where} must be an object, got {value!r:.60}")
+        yield where, value
 
 
 def stdlib() -> Iterator[Document]:
@@ -210,17 +226,29 @@ def _python(root: Path, skip: set[str]) -> Iterator[Document]:
 
 
 def _read(file: Path, name: str, field: str) -> Iterator[Document]:
-    jsonl = name.lower().endswith((".jsonl", ".jsonl.gz"))
+    if name.lower().endswith((".jsonl", ".jsonl.gz")):
+        for number, where, line in _lines(file):
+            yield Document(f"{name}:{number}", _field(line, field, where))
+        return
+    with _opened(file) as stream:
+        yield Document(name, _decode(stream.read(), str(file)))
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
+    """(number from 1, how errors name it, text) of every line that is not blank."""
+    with _opened(file) as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                where = f"{file} line {number}"
+                yield number, where, _decode(line, where)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
     try:
-        with gzip.open(file) if name.lower().endswith(".gz") else open(file, "rb") as stream:
-            if not jsonl:
-                yield Document(name, _decode(stream.read(), str(file)))
-                return
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    where = f"{file} line {number}"
-                    text = _field(_decode(line, where), field, where)
-                    yield Document(f"{name}:{number}", text)
+        packed = file.name.lower().endswith(".gz")
+        with gzip.open(file) if packed else open(file, "rb") as stream:
+            yield stream
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {file}: {error}") from error
 

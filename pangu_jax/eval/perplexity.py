@@ -107,7 +107,7 @@ def measure(
     nats = 0.0
     for first in range(0, len(windows), batch):
         arrays = _batch(tokens, windows[first : first + batch], length, batch)
-        nats += float(np.asarray(_nats(params, *arrays, cfg=cfg, how=how), np.float64).sum())
+        nats += float(np.asarray(token_nats(params, *arrays, cfg=cfg, how=how), np.float64).sum())
         if progress is not None:
             progress(min(first + batch, len(windows)), len(windows))
     all_tokens = len(tokens.ids) - (len(tokens.starts) if tokens.head else 0)
@@ -160,7 +160,7 @@ def _batch(tokens: Tokens, windows: list, length: int, rows: int) -> tuple[np.nd
 
 
 @partial(jax.jit, static_argnames=("cfg", "how"))
-def _nats(params, inputs, labels, segments, weights, *, cfg, how):
+def token_nats(params, inputs, labels, segments, weights, *, cfg, how):
     """Nats of each label, float32 [B, T], 0 without weight; compiled once for all measurements."""
     out = decoder.apply(params, inputs, cfg=cfg, segments=segments, how=how)
 

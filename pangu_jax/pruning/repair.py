@@ -105,7 +105,7 @@ def fit(
     keep = np.asarray(keep, bool)
     with jax.enable_x64(True):
         kept, dropped = least_squares.split(keep)
-        solves = method in RIDGE and not keep.all()
+        solves, chosen = method in RIDGE and not keep.all(), ridge is None
         held_out = None
         if solves:
             ridge, held_out = _choose_ridge(sums, held, kernel, kept, dropped, method, ridge)
@@ -113,8 +113,8 @@ def fit(
             ridge = None
         both = moments.merge(sums, held, donate=donate)
         if solves:
-            spread, mean = _spread(both, method=method)
-            new, shift = least_squares.solve(spread, mean, kernel, kept, dropped, float(ridge))
+            levels = (ridge, *(r for r in RIDGES if chosen and r > ridge))
+            new, shift, ridge = _solve(both, kernel, kept, dropped, method, levels)
         else:
             new, shift = _refit(both, kernel, jnp.asarray(keep), method=method)
         errors = _errors(both, kernel, dropped, new, shift)
@@ -153,6 +153,20 @@ def _choose_ridge(sums, held, kernel, kept, dropped, method, ridge):
         while 0 <= best + step < len(choices) and error(best + step) < error(best):
             best += step
     return choices[best], error(best)
+
+
+def _solve(both, kernel, kept, dropped, method, levels):
+    """The refit with the first of the ridges that has a solution, and that ridge.
+
+    In float32, the fitted windows and the held-out ones together may be singular for a ridge that
+    either of them was not.
+    """
+    spread, mean = _spread(both, method=method)
+    for level in levels:
+        new, shift = least_squares.solve(spread, mean, kernel, kept, dropped, float(level))
+        if bool(jnp.isfinite(new).all()):
+            break
+    return new, shift, level
 
 
 @partial(jax.jit, static_argnames="method")

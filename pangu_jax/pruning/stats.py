@@ -116,6 +116,12 @@ class SweepConfig:
             raise InputError(f"moments must be float32 or float64, got {self.moments!r}")
 
 
+def moments_type(cfg: DecoderConfig) -> str:
+    """Float64, but for layers so wide that their moments take too much, and for TPUs, float32."""
+    wide = max(layer.mlp.width if layer.mlp else 0 for layer in cfg.layers)
+    return "float64" if jax.default_backend() != "tpu" and wide <= 8192 else "float32"
+
+
 def collect(
     params: dict[str, Any],
     windows: np.ndarray,

@@ -116,6 +116,17 @@ def test_what_the_kept_units_can_say_is_recovered():
     np.testing.assert_allclose(pair @ new + shift, pair @ w, atol=1e-9)
 
 
+def test_a_ridge_that_has_no_solution_gives_way_to_a_larger_one():
+    """Second moments that rounding has made indefinite: an eigenvalue of -0.05."""
+    outer = jnp.array([[1, 1.05, 0.5], [1.05, 1, 0.5], [0.5, 0.5, 1]], jnp.float32)
+    sums = moments.Moments(jnp.float32(1), jnp.zeros(3), outer, jnp.zeros(3))
+    kernel, keep = jnp.asarray(RNG.normal(size=(3, WIDTH)), jnp.float32), [True, True, False]
+    new, _, report = repair.fit(sums, None, kernel, None, keep, method="ridge")
+    assert report.ridge == 0.1 and np.isfinite(new).all()
+    with pytest.raises(InputError, match="not finite; try another or a larger ridge"):
+        repair.fit(sums, None, kernel, None, keep, method="ridge", ridge=0.01)
+
+
 def test_the_ridge_is_the_best_on_held_out_tokens():
     x, kernel, _ = data(5)
     few, held = x[:12], x[200:]
