@@ -54,9 +54,9 @@ OPTIMIZER = OptimizerConfig(learning_rate=4e-3)
 EVERY = 2  # steps between checkpoints
 
 
-def loss(params, batch, key):
+def loss(params, frozen, batch, key):
     """Next-byte cross-entropy of a bigram model: compiled in no time, so that lives are short."""
-    del key
+    del frozen, key
     logits = params["embed"]["table"][batch["tokens"]] @ params["head"]["kernel"]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     return (nats * batch["weights"]).sum(), batch["weights"].sum(), {}
@@ -70,7 +70,7 @@ def train_to_end(folder: Path, steps: int) -> None:
         SPEC,
         lambda step: batches(source, batch=4, seed=3, start_step=step),
         cfg=LoopConfig(steps, seed=1, checkpoint_every=EVERY, keep=2),
-        optimizer=OPTIMIZER,
+        optimizer=make_optimizer(OPTIMIZER, steps),
         folder=folder,
     )
 

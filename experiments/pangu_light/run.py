@@ -55,7 +55,7 @@ from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig, Stopped, train
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,7 @@ def _start(run: Run, name: str) -> dict[str, Any]:
 def _recover(run: Run, name: str, seed: int) -> dict[str, Any]:
     """Distils one start; perplexity on the way goes to metrics.jsonl."""
     experiment, found = run.experiment, _prune(run, name)
+    optimizer = OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0)
     state = train(
         distill_loss(run.cfg, found.cfg, how=How(dtype=experiment.dtype)),
         decoder.spec(found.cfg),
@@ -133,12 +134,13 @@ def _recover(run: Run, name: str, seed: int) -> dict[str, Any]:
             keep=1,
             evaluate_every=max(1, experiment.recover_steps // 5),
         ),
-        optimizer=OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
+        optimizer=make_optimizer(optimizer, experiment.recover_steps),
+        schedule=schedule(optimizer, experiment.recover_steps),
         folder=run.folder / "recover" / f"{name}-seed{seed}",
         params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
         evaluate=lambda params: {"perplexity": _perplexity(run, params, found.cfg)},
         label=name,
-        context=run.params,
+        frozen=run.params,
     )
     tokens = experiment.recover_steps * experiment.batch * experiment.length
     result = {"perplexity": _perplexity(run, state.params, found.cfg), "tokens": tokens}

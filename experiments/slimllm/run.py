@@ -56,7 +56,7 @@ from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig, Stopped, train
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,16 +161,18 @@ def _recovered(run: Run, name: str) -> dict[str, Any]:
     """Distils the best methods' models from the dense one, for equal tokens."""
     experiment, (method, repair) = run.experiment, name.split("/")
     found = _prune(run, experiment.targets[-1], method, repair, 0)
+    optimizer = OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0)
     state = train(
         distill_loss(run.cfg, found.cfg, how=How(dtype=experiment.dtype)),
         decoder.spec(found.cfg),
         lambda step: drawn_batches(run.training, batch=experiment.batch, seed=1, start_step=step),
         cfg=LoopConfig(experiment.recover_steps, checkpoint_every=500, keep=1),
-        optimizer=OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
+        optimizer=make_optimizer(optimizer, experiment.recover_steps),
+        schedule=schedule(optimizer, experiment.recover_steps),
         folder=run.folder / "recover" / name.replace("/", "-"),
         params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
         label=name,
-        context=run.params,
+        frozen=run.params,
     )
     tokens = experiment.recover_steps * experiment.batch * experiment.length
     return {**_measured(run, state.params, found.cfg), "tokens": tokens}

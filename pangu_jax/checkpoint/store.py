@@ -271,6 +271,29 @@ class Store:
                 )
 
 
+class Nowhere:
+    """The checkpoints of a run that keeps none; as a `Store` that holds nothing."""
+
+    def __enter__(self) -> "Nowhere":
+        """Gives itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Does nothing."""
+
+    def latest(self) -> None:
+        """There is none."""
+
+    def save(self, step: int, params: Any, rest: Any) -> None:
+        """Keeps nothing."""
+
+    def wait(self) -> None:
+        """Nothing is being written."""
+
+    def abandon(self) -> None:
+        """Nothing is left behind."""
+
+
 class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """A checkpoint while it is written: before it gets its name, it gets its files' digests.
 

@@ -23,7 +23,7 @@ from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.loop import LoopConfig, Stopped, train
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,12 @@ def main(options: Options) -> None:
                 cfg=LoopConfig(
                     options.steps, seed=options.seed, checkpoint_every=options.checkpoint_every
                 ),
-                optimizer=options.optimizer,
+                optimizer=make_optimizer(options.optimizer, options.steps),
+                schedule=schedule(options.optimizer, options.steps),
                 folder=claim,
                 params=student,
                 label="distill",
-                context=teacher,
+                frozen=teacher,
             )
         except Stopped as stop:
             print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)

@@ -32,7 +32,7 @@ from pangu_jax.sharding.mesh import make_mesh, parse_mesh
 from pangu_jax.sharding.rules import preset as rules_preset
 from pangu_jax.train.language import language_loss
 from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.profile import Profiler
 from pangu_jax.train.stop import Stopped
 
@@ -176,7 +176,8 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
                 process_count=shares,
             ),
             cfg=loop,
-            optimizer=options.optimizer,
+            optimizer=make_optimizer(options.optimizer, options.steps),
+            schedule=schedule(options.optimizer, options.steps),
             folder=place,
             params=params,
             evaluate=evaluate if testing else None,

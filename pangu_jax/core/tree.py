@@ -27,6 +27,40 @@ def select(tree: Any, pattern: str) -> dict[str, Any]:
     return {name: leaf for name, leaf in flatten(tree).items() if re.fullmatch(pattern, name)}
 
 
+def split(tree: Any, pattern: str | None) -> tuple[Any, Any]:
+    """The leaves whose whole path matches, and the others; each tree has None for the rest.
+
+    None is no leaf, so what maps over such a tree, or makes zeros for it, sees its own part alone.
+    Without a pattern every leaf matches.
+
+    Raises:
+      InputError: no leaf matches, or the pattern is no regular expression.
+    """
+    if pattern is None:
+        return tree, jax.tree.map(lambda _: None, tree)
+    try:
+        found = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{pattern!r} is no regular expression: {error}") from error
+    chosen = map_named(lambda name, _: found.fullmatch(name) is not None, tree)
+    if not any(jax.tree.leaves(chosen)):
+        names = ", ".join(list(flatten(tree))[:3])
+        raise InputError(f"{pattern!r} matches no parameter's whole path; there are {names}, ...")
+    return (
+        jax.tree.map(lambda taken, x: x if taken else None, chosen, tree),
+        jax.tree.map(lambda taken, x: None if taken else x, chosen, tree),
+    )
+
+
+def join(tree: Any, others: Any) -> Any:
+    """The tree that `split` took apart."""
+    return jax.tree.map(lambda a, b: b if a is None else a, tree, others, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree.map` whose function gets the leaf's path first."""
     return jax.tree_util.tree_map_with_path(

@@ -28,8 +28,7 @@ def distill_loss(
     """KL to the teacher's predictions plus the language-modelling loss.
 
     Args:
-      teacher_cfg: the teacher, whose parameters are the `context` of `train.loop.train`; they get
-        no gradient.
+      teacher_cfg: the teacher, whose parameters are what the loss gets as `frozen`.
       cfg: the student, of the same vocabulary.
       kl_weight: of KL(teacher || student).
       lm_weight: of the cross-entropy with the text.
@@ -40,7 +39,8 @@ def distill_loss(
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      loss(params, batch, key) -> (sum, tokens, {"nats", "kl"[, "hidden"]}), sums over tokens.
+      loss(params, teacher, batch, key) -> (sum, tokens, {"nats", "kl"[, "hidden"]}), all sums over
+      tokens.
 
     Raises:
       InputError: different vocabularies, negative weights, or widths that do not match.
@@ -58,8 +58,7 @@ def distill_loss(
         )
     channels = None if hidden is None else np.asarray(hidden)
 
-    def loss(params, batch, key):
-        teacher = batch["context"]
+    def loss(params, teacher, batch, key):
         inputs = {"positions": batch["positions"], "segments": batch["segments"]}
         out = decoder.apply(params, batch["tokens"], cfg=cfg, key=key, how=how, **inputs)
         theirs = decoder.apply(teacher, batch["tokens"], cfg=teacher_cfg, how=how, **inputs)

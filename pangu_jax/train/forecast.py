@@ -1,9 +1,13 @@
 """Trains a forecaster from several seeds at once, each with its own shuffle and early stop."""
 
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import time
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from pangu_jax.checkpoint import store
+from pangu_jax.core.claim import SETTINGS, has_run
+from pangu_jax.core.config import save_config, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import materialise
 from pangu_jax.losses.forecast import squared_error, window_errors, windows
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.nn.how import HOW, How
+from pangu_jax.train.best import StopRule
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.step import Loss
+from pangu_jax.train.stop import Stopped
 
 CHUNK = 64  # steps that run without returning to Python
 
@@ -53,8 +64,9 @@ class Fit:
       params: the best parameters, every leaf with a leading axis of seeds.
       curves: for each seed, {"train", "validation"} a mean squared error per epoch.
       best_epoch: for each seed, counted from 1.
-      step_s: seconds a step of all seeds together, after compilation; the median over chunks.
-      seconds: in all.
+      step_s: seconds a step of all seeds together, after compilation; the median over chunks. 0
+        where nothing was left to train.
+      seconds: in all, since the training was begun or gone on with.
       cut: whether `stop` ended the training before it would have ended itself.
     """
 
@@ -71,36 +83,75 @@ def learning_rate(cfg: FitConfig, epoch: int) -> float:
     return cfg.learning_rate * 0.5 ** max(epoch - 2, 0)
 
 
-def make_step(model: TimeProConfig, *, how: How = HOW) -> Callable[..., tuple[Any, jax.Array]]:
-    """One step of Adam for one seed: `state, loss = step(state, series, starts, key, rate)`.
+@lru_cache(maxsize=8)
+def schedule(cfg: FitConfig, epoch_steps: int) -> optax.Schedule:
+    """The rate by step, for epochs of so many steps."""
+    rates = np.array([learning_rate(cfg, epoch + 1) for epoch in range(cfg.epochs)], np.float32)
+    return lambda step: jnp.asarray(rates)[step // epoch_steps]
 
-    The state is the pair of parameters and Adam's moments (`init` makes it).
+
+@lru_cache(maxsize=8)
+def adam(cfg: FitConfig, epoch_steps: int) -> optax.GradientTransformation:
+    """Adam under that schedule."""
+    return optax.adam(schedule(cfg, epoch_steps), eps=1e-8)
+
+
+@lru_cache(maxsize=8)
+def forecast_loss(model: TimeProConfig, *, how: How = HOW) -> Loss:
+    """The mean squared error of windows of one series.
+
+    Returns:
+      loss(params, series, batch, key) -> (sum over windows, windows, {}); the series is [rows, V],
+      the batch has "starts", the first rows of its windows, int32 [B], and what dropout's key is
+      made from: "draw", uint32 [2], the key of the epoch, and "place", int32 [2], the step at
+      which its chunk begins and the step within. So what is drawn depends on the seed and the step
+      alone.
     """
-    adam = optax.scale_by_adam(eps=1e-8)
 
-    def loss(params, seen, wanted, key):
-        return squared_error(timepro.apply(params, seen, cfg=model, key=key, how=how), wanted)
+    def loss(params, series, batch, key):
+        key = jax.random.wrap_key_data(batch["draw"])
+        for number in batch["place"]:
+            key = jax.random.fold_in(key, number)
+        seen, wanted = windows(
+            series, batch["starts"], look_back=model.look_back, horizon=model.horizon
+        )
+        forecast = timepro.apply(params, seen, cfg=model, key=key, how=how)
+        count = batch["starts"].shape[0]
+        return squared_error(forecast, wanted) * count, jnp.float32(count), {}
 
-    def step(state, series, starts, key, rate):
-        params, moments = state
-        seen, wanted = windows(series, starts, look_back=model.look_back, horizon=model.horizon)
-        value, grads = jax.value_and_grad(loss)(params, seen, wanted, key)
-        updates, moments = adam.update(grads, moments)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-        return (params, moments), value
-
-    return step
+    return loss
 
 
-def init(model: TimeProConfig, seed: int) -> tuple[Any, Any]:
-    """The state that a seed starts from."""
-    params = materialise(timepro.spec(model), key=jax.random.key(seed))
-    return params, optax.scale_by_adam(eps=1e-8).init(params)
+def initial(model: TimeProConfig, seeds: Sequence[int]) -> Any:
+    """The parameters that seeds start from; stacked where there are several."""
+    drawn = [materialise(timepro.spec(model), key=jax.random.key(seed)) for seed in seeds]
+    return drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *drawn)
+
+
+def batches(
+    starts: np.ndarray, seeds: Sequence[int], *, batch: int, step: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches from a step on, without end; each epoch is shuffled anew, for each seed on its own.
+
+    Args:
+      starts: int32, first rows of the windows.
+      seeds: several give every leaf a leading axis of them.
+      batch: windows a step; windows of an epoch that do not fill one are left out.
+      step: where to begin.
+    """
+    epoch_steps = len(starts) // batch
+    for epoch in itertools.count(step // epoch_steps + 1):
+        of_seeds = [_epoch(starts, seed, epoch, batch) for seed in seeds]
+        for i in range(step - (epoch - 1) * epoch_steps, epoch_steps):
+            place = np.array([i // CHUNK * CHUNK, i % CHUNK], np.int32)
+            rows = [{"starts": o[i], "draw": draw, "place": place} for o, draw in of_seeds]
+            yield rows[0] if len(rows) == 1 else jax.tree.map(lambda *x: np.stack(x), *rows)
+        step = epoch * epoch_steps
 
 
 def fit(
     series: np.ndarray,
-    train: np.ndarray,
+    train_starts: np.ndarray,
     validation: np.ndarray,
     *,
     model: TimeProConfig,
@@ -109,6 +160,7 @@ def fit(
     how: How = HOW,
     progress: Callable[[int, int, str], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    folder: str | Path | None = None,
 ) -> Fit:
     """Trains until every seed has stopped.
 
@@ -117,7 +169,7 @@ def fit(
 
     Args:
       series: float32 [rows, V], scaled.
-      train: int32, first rows of the training windows.
+      train_starts: int32, first rows of the training windows.
       validation: int32, first rows of the validation windows.
       model: the model.
       cfg: the training.
@@ -125,93 +177,140 @@ def fit(
       how: implementations.
       progress: called with steps done, steps at most, and a line about the last epoch.
       stop: asked after every epoch; True ends the training there.
+      folder: where metrics and checkpoints go, a run of its own, which goes on where it was
+        stopped; None keeps nothing.
 
     Raises:
-      InputError: fewer windows than a batch, or a loss that is not finite.
+      InputError: fewer windows than a batch, a loss that is not finite, or a folder that holds
+        another run.
+      Stopped: SIGTERM or SIGINT came; the step was finished and, in a folder, saved.
     """
-    if len(train) < cfg.batch:
+    seeds = tuple(seeds)
+    if len(train_starts) < cfg.batch:
         raise InputError(
-            f"there are {len(train)} training windows, a batch needs {cfg.batch}: give more rows, "
-            "a shorter horizon, or a smaller batch"
+            f"there are {len(train_starts)} training windows, a batch needs {cfg.batch}: give more "
+            "rows, a shorter horizon, or a smaller batch"
         )
     began = time.perf_counter()
-    # One seed runs without the extra axis: on a CPU that is the faster form.
-    alone = len(seeds) == 1
-    states = [init(model, seed) for seed in seeds]
-    state = states[0] if alone else jax.tree.map(lambda *x: jnp.stack(x), *states)
-    run, check = _make_chunk(model, how, alone), _make_check(model, how, alone)
-    table, at = jnp.asarray(series), jnp.asarray(validation)
-    steps = len(train) // cfg.batch
-    best, best_error = jax.tree.map(jnp.copy, state[0]), np.full(len(seeds), np.inf)
-    waited, best_epoch = np.zeros(len(seeds), int), np.zeros(len(seeds), int)
-    curves: list[list[dict[str, float]]] = [[] for _ in seeds]
-    times, line, cut = [], "", False
-    for epoch in range(1, cfg.epochs + 1):
-        order = _order(train, seeds, epoch, steps, cfg.batch)
-        losses = []
-        for first in range(0, steps, CHUNK):
-            part = order[first : first + CHUNK]
-            count = len(part)
-            if count < CHUNK:
-                part = np.concatenate([part, np.repeat(part[-1:], CHUNK - count, 0)])
-            start = time.perf_counter()
-            key = _keys(seeds, epoch, first, alone)
-            rate = jnp.float32(learning_rate(cfg, epoch))
-            state, total = run(state, table, jnp.asarray(part), key, rate, jnp.int32(count))
-            losses.append(np.atleast_1d(np.asarray(total)))
-            times.append((time.perf_counter() - start) / count)
-            if progress is not None:
-                done = (epoch - 1) * steps + first + count
-                progress(done, cfg.epochs * steps, line)
-        error = np.atleast_1d(np.asarray(check(state[0], table, at), np.float64))
-        loss = np.sum(losses, 0) / steps
-        _refuse_nonfinite(loss, error, epoch)
-        running = waited < cfg.patience
-        better = running & (error <= best_error)
-        best = _pick(better, state[0], best, alone)
-        best_error = np.where(better, error, best_error)
-        best_epoch = np.where(better, epoch, best_epoch)
-        waited = np.where(better, 0, waited + 1)
-        for i in np.flatnonzero(running):
-            curves[i].append({"train": float(loss[i]), "validation": float(error[i])})
-        line = f"validation {error.mean():.4f}"
-        if (waited >= cfg.patience).all():
-            break
-        if stop is not None and epoch < cfg.epochs and stop():
-            cut = True
-            break
-    if alone:
+    steps = len(train_starts) // cfg.batch
+    watch = _Watch(cfg, len(seeds), steps, progress)
+    check, at = _make_check(model, how, len(seeds)), jnp.asarray(validation)
+    table = jnp.asarray(series)
+
+    def stream(step: int) -> Iterator[dict[str, np.ndarray]]:
+        watch.begin()
+        return batches(train_starts, seeds, batch=cfg.batch, step=step)
+
+    with contextlib.ExitStack() as held:
+        place = None
+        if folder is not None:
+            place = held.enter_context(store.claim(folder))
+            _settle(folder, model, cfg, seeds, (series, train_starts, validation))
+        cut = False
+        try:
+            state = train(
+                forecast_loss(model, how=how),
+                timepro.spec(model),
+                stream,
+                cfg=LoopConfig(
+                    cfg.epochs * steps,
+                    seed=seeds,
+                    checkpoint_every=steps,
+                    keep=1,
+                    evaluate_every=steps,
+                    chunk=CHUNK,
+                ),
+                optimizer=adam(cfg, steps),
+                schedule=schedule(cfg, steps),
+                frozen=table,
+                folder=place,
+                params=initial(model, seeds),
+                evaluate=lambda params: {"mse": np.asarray(check(params, table, at)).tolist()},
+                rule=StopRule("mse", cfg.patience),
+                enough=stop,
+                unit="windows",
+                label=None,
+                tell=watch.tell,
+            )
+        except Stopped as stopped:
+            if stopped.status:
+                raise
+            state, cut = stopped.state, True
+    best = state.best.params
+    if len(seeds) == 1:
         best = jax.tree.map(lambda x: x[None], best)
+    best_epoch = np.atleast_1d(np.asarray(state.best.step)) // steps
     seconds = time.perf_counter() - began
-    step_s = float(np.median(times[1:] or times))
-    return Fit(best, curves, best_epoch.tolist(), step_s, seconds, cut)
+    return Fit(best, watch.curves(), best_epoch.tolist(), watch.step_s(), seconds, cut)
+
+
+class _Watch:
+    """What the lines of metrics say: errors of every epoch, and the time of a step."""
+
+    def __init__(self, cfg: FitConfig, seeds: int, steps: int, progress: Callable | None):
+        self._cfg, self._steps, self._progress = cfg, steps, progress
+        self._train = np.zeros((cfg.epochs, seeds))
+        self._validation: list[np.ndarray] = []
+        self._text, self._times, self._last = "", [], None
+
+    def begin(self) -> None:
+        """Training begins: lines that come from now on are new."""
+        self._last = time.perf_counter()
+
+    def tell(self, line: dict[str, Any]) -> None:
+        """Takes a line."""
+        epoch, i = divmod(line["step"] - 1, self._steps)
+        if "eval_mse" in line:
+            self._validation.append(np.atleast_1d(line["eval_mse"]))
+            self._text = f"validation {self._validation[-1].mean():.4f}"
+            self._last = None if self._last is None else time.perf_counter()
+            return
+        self._train[epoch] += np.atleast_1d(line["loss"]) / self._steps
+        if self._last is None:
+            return
+        if i % CHUNK == 0:  # the lines of a chunk come at once, when it has ended
+            now = time.perf_counter()
+            self._times.append((now - self._last) / min(CHUNK, self._steps - i))
+            self._last = now
+        if self._progress is not None:
+            self._progress(line["step"], self._cfg.epochs * self._steps, self._text)
+
+    def curves(self) -> list[list[dict[str, float]]]:
+        """For each seed the errors of the epochs until its patience was over."""
+        return [self._curve(i) for i in range(self._train.shape[1])]
+
+    def _curve(self, seed: int) -> list[dict[str, float]]:
+        curve, best, waited = [], np.inf, 0
+        for loss, error in zip(self._train[:, seed], self._validation, strict=False):
+            curve.append({"train": float(loss), "validation": float(error[seed])})
+            waited = 0 if error[seed] <= best else waited + 1
+            best = min(best, error[seed])
+            if waited >= self._cfg.patience:
+                break
+        return curve
+
+    def step_s(self) -> float:
+        """Seconds a step, the first chunk's apart, which is compiled."""
+        return float(np.median(self._times[1:] or self._times or [0.0]))
+
+
+def _settle(folder, model, cfg, seeds, arrays) -> None:
+    """Says what the run in a claimed folder is of, or checks that it is the same."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    wanted = {
+        "model": to_json(model),
+        "training": to_json(cfg),
+        "seeds": list(seeds),
+        "data": digest.hexdigest(),
+    }
+    if not has_run(folder, wanted):
+        save_config(wanted, Path(folder) / SETTINGS)
 
 
 @lru_cache(maxsize=8)
-def _make_chunk(model, how, alone):
-    """Several steps in one call; how many is an argument, so there is one compilation."""
-    step = make_step(model, how=how)
-    if not alone:
-        step = jax.vmap(step, in_axes=(0, None, 0, 0, None))
-
-    @partial(jax.jit, donate_argnums=0)
-    def run(state, series, order, keys, rate, count):
-        def body(i, carry):
-            state, total = carry
-            # One key a seed and chunk; the step's number makes it new.
-            fold = partial(jax.random.fold_in, data=i)
-            key = fold(keys) if alone else jax.vmap(fold)(keys)
-            state, loss = step(state, series, order[i], key, rate)
-            return state, total + loss
-
-        total = jnp.zeros(order.shape[1:-1], jnp.float32)
-        return jax.lax.fori_loop(0, count, body, (state, total))
-
-    return run
-
-
-@lru_cache(maxsize=8)
-def _make_check(model, how, alone):
+def _make_check(model, how, seeds):
     def error(params, series, starts):
         squared, _ = window_errors(
             lambda x: timepro.apply(params, x, cfg=model, how=how),
@@ -223,39 +322,12 @@ def _make_check(model, how, alone):
         )
         return squared.mean()
 
-    return jax.jit(error if alone else jax.vmap(error, in_axes=(0, None, None)))
+    return jax.jit(error if seeds == 1 else jax.vmap(error, in_axes=(0, None, None)))
 
 
-def _order(train, seeds, epoch, steps, batch):
-    """First rows of the windows of every step: [steps, B], or [steps, seeds, B]."""
-    drawn = []
-    for seed in seeds:
-        order = np.random.default_rng([seed, epoch]).permutation(train)[: steps * batch]
-        drawn.append(order.reshape(steps, batch))
-    return drawn[0] if len(seeds) == 1 else np.stack(drawn, 1)
-
-
-def _keys(seeds, epoch, first, alone):
-    keys = [
-        jax.random.fold_in(jax.random.fold_in(jax.random.key(seed + 2**16), epoch), first)
-        for seed in seeds
-    ]
-    return keys[0] if alone else jnp.stack(keys)
-
-
-def _pick(better, new, old, alone):
-    """New parameters for the seeds that got better."""
-    if alone:
-        # A copy, as the state is given up to the next chunk.
-        return jax.tree.map(jnp.copy, new) if better[0] else old
-    flags = jnp.asarray(better)
-
-    def choose(a, b):
-        return jnp.where(flags.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return jax.tree.map(choose, new, old)
-
-
-def _refuse_nonfinite(loss, error, epoch):
-    if not (np.isfinite(loss).all() and np.isfinite(error).all()):
-        raise InputError(f"the loss is not finite in epoch {epoch}; a lower learning rate may help")
+def _epoch(starts, seed, epoch, batch) -> tuple[np.ndarray, np.ndarray]:
+    """First rows of the windows of every step, [steps, B], and the key that dropout draws with."""
+    steps = len(starts) // batch
+    order = np.random.default_rng([seed, epoch]).permutation(starts)[: steps * batch]
+    key = jax.random.fold_in(jax.random.key(seed + 2**16), epoch)
+    return order.reshape(steps, batch), np.asarray(jax.random.key_data(key))

@@ -13,7 +13,7 @@ from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.step import Loss
 
 
@@ -34,11 +34,12 @@ def language_loss(
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      loss(params, batch, key) -> (sum in nats, tokens, {"nats", "aux"}); the batch has tokens,
-      labels, weights, segments and positions, each [B, T].
+      loss(params, None, batch, key) -> (sum in nats, tokens, {"nats", "aux"}); the batch has
+      tokens, labels, weights, segments and positions, each [B, T].
     """
 
-    def loss(params, batch, key):
+    def loss(params, frozen, batch, key):
+        del frozen
         out = decoder.apply(
             params,
             batch["tokens"],
@@ -110,7 +111,8 @@ def train_language(
         decoder.spec(cfg),
         batches,
         cfg=loop,
-        optimizer=optimizer,
+        optimizer=make_optimizer(optimizer, loop.steps),
+        schedule=schedule(optimizer, loop.steps),
         folder=folder,
         label=label,
     )

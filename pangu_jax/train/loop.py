@@ -2,27 +2,37 @@
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from pangu_jax.checkpoint.store import Store, template
+from pangu_jax.checkpoint.store import Nowhere, Store, template
 from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
 from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
+from pangu_jax.train import best as bests
+from pangu_jax.train.best import StopRule
 from pangu_jax.train.metrics import MetricLog, ProgressLine
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.profile import Profiler
-from pangu_jax.train.step import Loss, TrainState, abstract_state, init_state, make_step
-from pangu_jax.train.stop import Stopped, stop_requests
+from pangu_jax.train.step import (
+    Loss,
+    TrainState,
+    WholeLoss,
+    abstract_state,
+    init_state,
+    make_step,
+    with_seeds,
+)
+from pangu_jax.train.stop import Stopped, StopRequest, stop_requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,112 +42,161 @@ class LoopConfig:
     Attributes:
       steps: optimiser steps.
       accumulate: microbatches a step.
-      seed: of initial values and of the keys that losses get.
+      seed: of initial values and of the keys that losses get. Several train as many models at once:
+        then all leaves of parameters and batches have a leading axis of them.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep: latest checkpoints kept.
       evaluate_every: steps between evaluations; 0 for none before the end.
+      chunk: steps that run without returning to Python; signals wait for their end.
     """
 
     steps: int
     accumulate: int = 1
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
     checkpoint_every: int = 500
     keep: int = 2
     evaluate_every: int = 0
+    chunk: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "accumulate", "checkpoint_every", "keep"):
+        for name in ("steps", "accumulate", "checkpoint_every", "keep", "chunk"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed == ():
+            raise InputError("seed must name at least one seed")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds; one runs without an axis of them, which is faster on a CPU."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of a run with its own loss and data.
+
+    Attributes:
+      steps: how long it is.
+      loss: see `step.make_step`.
+      batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
+      optimizer: None goes on with that of the stage before, and with its state; otherwise its state
+        begins anew.
+      schedule: the learning rate by the optimiser's step, for metrics.
+      frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
+        where there are none. They live where the caller put them.
+    """
+
+    steps: int
+    loss: Loss | WholeLoss
+    batches: Callable[[int], Iterator[Any]]
+    optimizer: optax.GradientTransformation | None = None
+    schedule: optax.Schedule | None = None
+    frozen: Any = None
 
 
 def train(
-    loss: Loss,
+    loss: Loss | WholeLoss,
     spec: Any,
     batches: Callable[[int], Iterator[Any]],
     *,
     cfg: LoopConfig,
-    optimizer: OptimizerConfig,
-    folder: str | Path | Claim,
-    params: Any = None,
-    evaluate: Callable[[Any], dict[str, float]] | None = None,
-    label: str = "train",
-    layout: Layout | None = None,
-    profile: Profiler | None = None,
-    context: Any = None,
+    optimizer: optax.GradientTransformation,
+    folder: str | Path | Claim | None,
+    schedule: optax.Schedule | None = None,
+    frozen: Any = None,
+    **options: Any,
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
-    The same run in one piece or in several ends in the same bits: the state is saved whole, and
-    `batches` is entered at the step where it goes on.
+    A run of one stage; see `train_stages` for the other options, the result and what it raises.
 
     Args:
-      loss: `loss(params, batch, key) -> (sum, weight, {name: sum})`.
+      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `WholeLoss`.
       spec: tree of `Spec` of the parameters.
       batches: `batches(step)` gives the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
-      optimizer: AdamW and its schedule.
+      optimizer: what turns gradients into updates, such as `optimizer.make_optimizer` makes.
       folder: the run's folder, or the claim of it that the caller holds: metrics.jsonl and
-        checkpoints/ go there.
-      params: parameters to start from; None draws them. Not used where a checkpoint is found.
+        checkpoints/ go there. None keeps nothing.
+      schedule: the learning rate by step, for metrics.
+      frozen: arrays that the loss reads and nobody trains; see `Stage`.
+      **options: those of `train_stages`.
+    """
+    stage = Stage(cfg.steps, loss, batches, optimizer, schedule, frozen)
+    return train_stages([stage], spec, cfg=cfg, folder=folder, **options)
+
+
+def train_stages(
+    stages: Sequence[Stage],
+    spec: Any,
+    *,
+    cfg: LoopConfig,
+    folder: str | Path | Claim | None,
+    params: Any = None,
+    trainable: str | None = None,
+    evaluate: Callable[[Any], dict[str, Any]] | None = None,
+    rule: StopRule | None = None,
+    enough: Callable[[], bool] | None = None,
+    unit: str = "tokens",
+    label: str | None = "train",
+    tell: Callable[[dict[str, Any]], None] | None = None,
+    layout: Layout | None = None,
+    profile: Profiler | None = None,
+) -> TrainState:
+    """Trains one stage after the other, from the last checkpoint in `folder`, or from the start.
+
+    The same run in one piece or in several ends in the same bits: the state is saved whole, and a
+    stage's batches are entered at the step where it goes on.
+
+    Args:
+      stages: together of `cfg.steps` steps.
+      spec: tree of `Spec` of the parameters.
+      cfg: length and checkpoints.
+      folder: as in `train`.
+      params: parameters to start from, those of several seeds stacked; None draws them. Not used
+        where a checkpoint is found.
+      trainable: a regular expression that the whole paths of trained leaves match; None trains all.
       evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
-        returns goes to metrics.jsonl under "eval_" names.
-      label: what the progress line says.
+        returns, numbers or for several seeds a list of them, goes to metrics.jsonl under "eval_"
+        names.
+      rule: when to stop for want of better evaluations; the best parameters are the state's `best`.
+      enough: asked after every evaluation; True stops the run there, as a signal would.
+      unit: what the loss's weight counts, in the plural.
+      label: what the progress line says; None shows none.
+      tell: called with every line of metrics, those from before the run was stopped first.
       layout: where arrays live; None is the default device.
-      profile: traces some of the steps.
-      context: see `step.make_step`.
+      profile: traces some of the first steps.
 
     Returns:
       The state after the last step.
 
     Raises:
-      InputError: the loss is not finite (names the step), or something cannot be written.
-      Stopped: SIGTERM or SIGINT came; the step was finished and saved.
+      InputError: the loss is not finite (names the step), the run in the folder is of other stages,
+        or something cannot be written.
+      Stopped: SIGTERM or SIGINT came, or there was enough; the step was finished and saved.
     """
-    tx = make_optimizer(optimizer, cfg.steps)
-    step = make_step(
-        loss,
-        tx,
-        accumulate=cfg.accumulate,
-        schedule=schedule(optimizer, cfg.steps),
-        context=context,
-    )
-    if profile is not None:
-        step = profile.watch(step)
-    init_key, key = jax.random.split(jax.random.key(cfg.seed))
-    with Store(folder, keep=cfg.keep) as store, stop_requests() as stop, _together(store):
+    plan = _plan(stages, cfg, trainable, layout)
+    init_key, key = _keys(cfg)
+    place = Nowhere() if folder is None else Store(folder, keep=cfg.keep)
+    with place as store, stop_requests() as stop, _together(store):
         latest = store.latest()
         if latest is None:
-            state = init_state(spec, tx, key=init_key, params=params, layout=layout)
+            state = plan.start(0, spec, init_key, params)
+            if rule is not None:
+                state = state.replace(best=bests.begin(state.params, len(cfg.seeds)))
         else:
-            state = _restore(store, latest, spec, tx, layout)
+            state = _restore(store, latest, spec, plan, rule is not None)
         first = int(state.step)
-        path = store.folder.parent / "metrics.jsonl"
-        log = MetricLog(path, start_step=first, writes=first_process())
-        line = ProgressLine(label, cfg.steps, first, shows=first_process())
-        stream = batches(first) if first < cfg.steps else iter(())
-        pending = None  # the metrics of the step before, fetched while the next one runs
+        path = None if isinstance(store, Nowhere) else store.folder.parent / "metrics.jsonl"
+        shows = first_process()
+        log = MetricLog(path, start_step=first, writes=shows, tell=tell)
+        line = ProgressLine(
+            label or "", cfg.steps, first, unit=unit, shows=shows and label is not None
+        )
+        run = _Run(plan, spec, key, store, stop, log, line, unit, evaluate, rule, enough, profile)
         try:
-            for number in range(first + 1, cfg.steps + 1):
-                state, metrics = step(state, _place(next(stream), layout), key)
-                if pending is not None:
-                    _report(number - 1, pending, log, line, store)
-                pending = metrics
-                # Asked once a step: a signal that comes later is for the next.
-                last, stopping = number == cfg.steps, stop.reached(number)
-                saves = last or stopping or number % cfg.checkpoint_every == 0
-                evaluates = last or (cfg.evaluate_every and number % cfg.evaluate_every == 0)
-                if saves or evaluates:
-                    _report(number, pending, log, line, store)
-                    pending = None
-                if evaluate is not None and evaluates:
-                    scores = evaluate(state.params)
-                    log.write(number, {f"eval_{n}": v for n, v in scores.items()})
-                if saves:
-                    _save(store, number, state)
-                if stopping and not last:
-                    store.wait()
-                    raise Stopped(number, 128 + stop.signal)
+            for index in range(plan.stage_of(first), len(stages)):
+                state = _run_stage(run, index, state)
             store.wait()
         finally:
             if profile is not None:
@@ -147,8 +206,171 @@ def train(
     return state
 
 
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Stages that begin and end at steps of the run, each with the optimiser that it uses."""
+
+    stages: tuple[Stage, ...]
+    ends: tuple[int, ...]
+    cfg: LoopConfig
+    trainable: str | None
+    layout: Layout | None
+
+    def stage_of(self, step: int) -> int:
+        """Which stage a state of so many steps is of; one at a stage's end is still of it."""
+        return next(i for i, end in enumerate(self.ends) if step <= end)
+
+    def boundary(self, number: int, end: int) -> int:
+        """The next step at which something is done beside training, the stage's end at most."""
+        every = [n for n in (self.cfg.checkpoint_every, self.cfg.evaluate_every) if n]
+        return min(end, *(number - number % n + n for n in every))
+
+    def due(self, number: int) -> tuple[bool, bool]:
+        """Whether to evaluate and whether to save after a step, the last one apart."""
+        last, every = number == self.cfg.steps, self.cfg.evaluate_every
+        evaluates = last or bool(every and number % every == 0)
+        return evaluates, number % self.cfg.checkpoint_every == 0
+
+    def told(self, index: int) -> dict[str, np.ndarray]:
+        """What a checkpoint says of where in the plan it is, where there are several stages."""
+        return {"stage": np.asarray(index + 1, np.int32)} if len(self.stages) > 1 else {}
+
+    def optimizer(self, index: int) -> optax.GradientTransformation:
+        """What a stage trains with."""
+        given = (s.optimizer for s in self.stages[index::-1] if s.optimizer is not None)
+        return next(given)
+
+    def start(self, index: int, spec: Any, key: jax.Array, params: Any) -> TrainState:
+        """A state for a stage, as of step 0."""
+        optimizer = self.optimizer(index)
+        more = {"layout": self.layout, "trainable": self.trainable}
+        return init_state(spec, optimizer, key=key, params=params, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same while a run runs."""
+
+    plan: _Plan
+    spec: Any
+    key: jax.Array
+    store: Store | Nowhere
+    stop: StopRequest
+    log: MetricLog
+    line: ProgressLine
+    unit: str
+    evaluate: Callable[[Any], dict[str, Any]] | None
+    rule: StopRule | None
+    enough: Callable[[], bool] | None
+    profile: Profiler | None
+
+
+def _plan(stages: Sequence[Stage], cfg: LoopConfig, trainable, layout) -> _Plan:
+    if not stages or any(stage.steps < 1 for stage in stages):
+        raise InputError("a run needs stages of at least one step each")
+    ends = tuple(itertools.accumulate(stage.steps for stage in stages))
+    if ends[-1] != cfg.steps:
+        raise InputError(f"the stages have {ends[-1]} steps together, the run {cfg.steps}")
+    if stages[0].optimizer is None:
+        raise InputError("the first stage needs an optimizer")
+    if layout is not None and len(cfg.seeds) > 1:
+        raise InputError("several seeds are trained on one device: give one seed, or no layout")
+    return _Plan(tuple(stages), ends, cfg, trainable, layout)
+
+
+def _keys(cfg: LoopConfig) -> tuple[jax.Array, jax.Array]:
+    """Keys of the initial values and of the losses; arrays of them for several seeds."""
+    pairs = [jax.random.split(jax.random.key(seed)) for seed in cfg.seeds]
+    if len(pairs) == 1:
+        return pairs[0][0], pairs[0][1]
+    both = jnp.stack(pairs, 1)
+    return both[0], both[1]
+
+
+def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
+    """The steps of a stage that are left."""
+    plan, stage, end = run.plan, run.plan.stages[index], run.plan.ends[index]
+    begin, number = end - stage.steps, int(state.step)
+    if number == end or _is_over(run, state):
+        return state
+    if number == begin and index and stage.optimizer is not None:
+        fresh = plan.start(index, run.spec, run.key, state.params)
+        state = state.replace(opt_state=fresh.opt_state)
+    step = _make_step(run, index)
+    stream = stage.batches(number - begin)
+    pending = None  # the metrics of the steps before, fetched while the next ones run
+    while number < end:
+        count = min(plan.boundary(number, end) - number, plan.cfg.chunk)
+        state, metrics = step(state, *_inputs(run, stream, count, stage.frozen))
+        if pending is not None:
+            _report(run, *pending)
+        pending, number = (number, count, metrics), number + count
+        # Asked once a call: a signal that comes later is for the next.
+        stopping = run.stop.reached(number)
+        evaluates, saves = plan.due(number)
+        if evaluates or saves or stopping or number == end:
+            _report(run, *pending)
+            pending = None
+        if evaluates and run.evaluate is not None:
+            state = _evaluated(run, state, number)
+        over = number == plan.cfg.steps or _is_over(run, state)
+        enough = evaluates and not over and run.enough is not None and run.enough()
+        if saves or over or stopping or enough:
+            _save(run.store, number, state, plan.told(index))
+        if over:
+            break
+        if stopping or enough:
+            run.store.wait()
+            raise Stopped(number, 128 + run.stop.signal if stopping else 0, state)
+    return state
+
+
+def _make_step(run: _Run, index: int) -> Callable:
+    plan, stage = run.plan, run.plan.stages[index]
+    step = make_step(
+        stage.loss,
+        plan.optimizer(index),
+        accumulate=plan.cfg.accumulate,
+        schedule=stage.schedule,
+        trainable=plan.trainable,
+        seeds=len(plan.cfg.seeds),
+        chunk=plan.cfg.chunk,
+    )
+    return step if run.profile is None or index else run.profile.watch(step)
+
+
+def _inputs(run: _Run, stream: Iterator[Any], count: int, frozen: Any) -> tuple:
+    """The arguments of a call that takes so many steps, after the state."""
+    chunk, layout = run.plan.cfg.chunk, run.plan.layout
+    if chunk == 1:
+        return _place(next(stream), layout), run.key, frozen
+    taken = [next(stream) for _ in range(count)]
+    taken += [taken[-1]] * (chunk - count)
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *taken)
+    return _place(stacked, layout, leading=1), run.key, frozen, np.int32(count)
+
+
+def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
+    """Measures, writes it down, and keeps the parameters that a stop rule prefers."""
+    scores = run.evaluate(state.params)
+    run.log.write(number, {f"eval_{name}": value for name, value in scores.items()})
+    if run.rule is None:
+        return state
+    score = scores[run.rule.metric]
+    if not np.isfinite(score).all():
+        raise InputError(
+            f"the evaluated {run.rule.metric} is not finite at step {number}: {score}; "
+            f"{_kept(run.store)}"
+        )
+    return state.replace(best=bests.judge(state.best, state.params, score, number, run.rule))
+
+
+def _is_over(run: _Run, state: TrainState) -> bool:
+    return run.rule is not None and bests.is_over(state.best, run.rule)
+
+
 @contextlib.contextmanager
-def _together(store: Store) -> Iterator[None]:
+def _together(store: Store | Nowhere) -> Iterator[None]:
     """Says what it means when what several processes do together fails.
 
     Raises:
@@ -169,12 +391,12 @@ def _together(store: Store) -> Iterator[None]:
         ) from error
 
 
-def _save(store: Store, number: int, state: TrainState) -> None:
+def _save(store: Store | Nowhere, number: int, state: TrainState, told: dict[str, Any]) -> None:
     # The loss and gradient that led here were finite; the update may still have overflowed.
     if not _finite(state.params):
         kept = _kept(store)
         raise InputError(f"the parameters are not finite after step {number}; {kept}")
-    store.save(number, state.params, _rest(state))
+    store.save(number, state.params, _rest(state) | told)
 
 
 @jax.jit
@@ -182,23 +404,44 @@ def _finite(params: Any) -> jax.Array:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
-def _kept(store: Store) -> str:
+def _kept(store: Store | Nowhere) -> str:
     kept = store.latest()
     return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+    """What a checkpoint holds beside the parameters."""
+    rest = {"step": state.step, "opt_state": state.opt_state}
+    return rest if state.best is None else {**rest, "best": state.best}
 
 
-def _restore(store: Store, step: int, spec: Any, tx: Any, layout: Layout | None) -> TrainState:
-    state = abstract_state(spec, tx, layout=layout)
-    params = template(abstract(spec), spec, layout)
-    params, rest = store.restore(step, params, _on_device(_rest(state), layout))
+def _restore(store: Store, step: int, spec: Any, plan: _Plan, keeps_best: bool) -> TrainState:
+    if step > plan.cfg.steps:
+        raise InputError(
+            f"{store.folder} holds step {step}, the run has {plan.cfg.steps} steps alone"
+        )
+    seeds, layout, index = len(plan.cfg.seeds), plan.layout, plan.stage_of(step)
+    state = abstract_state(
+        spec,
+        plan.optimizer(index),
+        layout=layout,
+        trainable=plan.trainable,
+        seeds=seeds,
+        keeps_best=keeps_best,
+    )
+    stacked = with_seeds(spec, seeds)
+    params = template(abstract(stacked), stacked, layout)
+    told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plan.told(index))
+    params, rest = store.restore(step, params, _on_device(_rest(state) | told, layout))
     where = str(store.folder / str(step))
     check_all_finite(params, where)
     check_all_finite(rest, where)
-    return TrainState(rest["step"], params, rest["opt_state"])
+    if told and rest["stage"] != index + 1:
+        raise InputError(
+            f"{where} is of stage {int(rest['stage'])}, by the run's stages step {step} is of "
+            f"stage {index + 1}"
+        )
+    return TrainState(rest["step"], params, rest["opt_state"], rest.get("best"))
 
 
 def _on_device(shapes: Any, layout: Layout | None) -> Any:
@@ -208,27 +451,43 @@ def _on_device(shapes: Any, layout: Layout | None) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
 
 
-def _place(batch: Any, layout: Layout | None) -> Any:
+def _place(batch: Any, layout: Layout | None, leading: int = 0) -> Any:
+    """The batch on its devices; the dimension that is split comes after the leading ones."""
     if layout is None:
         return jax.tree.map(jnp.asarray, batch)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(
-            batch_sharding(np.shape(x), layout), np.asarray(x)
-        ),
-        batch,
+
+    def put(x: Any) -> jax.Array:
+        where = batch_sharding(np.shape(x)[leading:], layout)
+        spec = jax.sharding.PartitionSpec(*[None] * leading, *where.spec)
+        where = jax.sharding.NamedSharding(layout.mesh, spec)
+        return jax.make_array_from_process_local_data(where, np.asarray(x))
+
+    return jax.tree.map(put, batch)
+
+
+def _report(run: _Run, before: int, count: int, metrics: dict[str, jax.Array]) -> None:
+    """Writes and shows the metrics of the steps after `before`."""
+    found = jax.device_get(metrics)
+    if run.plan.cfg.chunk == 1:
+        found = {name: value[None] for name, value in found.items()}
+    rows = [{name: value[i].tolist() for name, value in found.items()} for i in range(count)]
+    for number, row in enumerate(rows, start=before + 1):
+        _refuse_nonfinite(run, number, row)
+    loss, weight = np.mean(rows[-1]["loss"]), sum(np.sum(row["weight"]) for row in rows)
+    speed = round(run.line.update(before + count, float(loss), float(weight)), 1)
+    index = run.plan.stage_of(before + count)
+    stage = {"stage": index + 1} if len(run.plan.stages) > 1 else {}
+    for number, row in enumerate(rows, start=before + 1):
+        run.log.write(number, {**row, **stage, f"{run.unit}_per_s": speed})
+
+
+def _refuse_nonfinite(run: _Run, number: int, row: dict[str, Any]) -> None:
+    loss, norm = row["loss"], row["grad_norm"]
+    if np.isfinite(loss).all() and np.isfinite(norm).all():
+        return
+    run.store.wait()  # what is being written is of an earlier step, and good
+    what = "gradient" if np.isfinite(loss).all() else "loss"
+    raise InputError(
+        f"the {what} is not finite at step {number}: loss {loss}, gradient norm {norm}; "
+        f"{_kept(run.store)}"
     )
-
-
-def _report(
-    number: int, metrics: dict[str, jax.Array], log: MetricLog, line: ProgressLine, store: Store
-) -> None:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]) or not math.isfinite(values["grad_norm"]):
-        store.wait()  # what is being written is of an earlier step, and good
-        what = "gradient" if math.isfinite(values["loss"]) else "loss"
-        raise InputError(
-            f"the {what} is not finite at step {number}: loss {values['loss']}, gradient norm "
-            f"{values['grad_norm']}; {_kept(store)}"
-        )
-    speed = line.update(number, values["loss"], values["weight"])
-    log.write(number, {**values, "tokens_per_s": round(speed, 1)})

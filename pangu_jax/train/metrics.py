@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,25 +26,35 @@ from pangu_jax.core.files import atomic_write
 class MetricLog:
     """A file of one JSON object a line, continued after the step that a run resumes from."""
 
-    def __init__(self, path: str | Path, *, start_step: int, writes: bool = True):
+    def __init__(
+        self,
+        path: str | Path | None,
+        *,
+        start_step: int,
+        writes: bool = True,
+        tell: Callable[[dict[str, Any]], None] | None = None,
+    ):
         """Opens the file, dropping lines of steps after `start_step` that a stop left behind.
 
         Args:
-          path: the file.
+          path: the file; None for none.
           start_step: what is kept.
           writes: False where another process of the run writes it.
+          tell: called with every line, those that were kept first.
 
         Raises:
           InputError: the file cannot be written.
         """
-        self._path = Path(path)
-        if not writes:
+        self._path, self._tell = Path(path or os.devnull), tell or (lambda line: None)
+        if path is None or not writes:
             self._file = open(os.devnull, "wb", buffering=0)  # noqa: SIM115  closed by `close`
             return
         kept = [line for line in _lines(self._path) if line["step"] <= start_step]
         with atomic_write(self._path) as file:  # a kill in between must not lose the lines
             file.writelines(json.dumps(line) + "\n" for line in kept)
         self._file = self._open()
+        for line in kept:
+            self._tell(line)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Adds one line.
@@ -51,11 +62,12 @@ class MetricLog:
         Raises:
           InputError: it cannot be written (full disk).
         """
-        line = json.dumps({"step": step, **values}) + "\n"
+        line = {"step": step, **values}
         try:
-            self._file.write(line.encode())
+            self._file.write((json.dumps(line) + "\n").encode())
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+        self._tell(line)
 
     def close(self) -> None:
         """Closes the file."""
@@ -78,7 +90,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine:
-    """A bar with loss, tokens a second and time left; plain lines where there is no terminal."""
+    """A bar with loss, speed and time left; plain lines where there is no terminal."""
 
     def __init__(
         self,
@@ -86,25 +98,35 @@ class ProgressLine:
         steps: int,
         start_step: int = 0,
         *,
+        unit: str = "tokens",
         every_s: float = 10.0,
         shows: bool = True,
     ):
-        """Starts the clock and, on a terminal, the bar."""
+        """Starts the clock and, on a terminal, the bar.
+
+        Args:
+          label: what the line begins with.
+          steps: of the run.
+          start_step: where it goes on.
+          unit: what is counted, in the plural.
+          every_s: seconds between plain lines.
+          shows: False for the speed alone.
+        """
         self._steps, self._every, self._label, self._shows = steps, every_s, label, shows
         self._begin = self._last = time.monotonic()
-        self._start_step, self._tokens = start_step, 0.0
+        self._start_step, self._unit, self._counted = start_step, unit, 0.0
         console = Console(file=sys.stderr)
         self._bar = _bar(console) if shows and console.is_terminal else None
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task(label, total=steps, completed=start_step, text="")
 
-    def update(self, step: int, loss: float, tokens: float) -> float:
-        """Shows a step; returns tokens a second since the start."""
-        self._tokens += tokens
+    def update(self, step: int, loss: float, counted: float) -> float:
+        """Shows a step in which so much was counted; returns units a second since the start."""
+        self._counted += counted
         now = time.monotonic()
-        speed = self._tokens / max(now - self._begin, 1e-9)
-        text = f"loss {loss:.3f}  {speed:,.0f} tok/s"
+        speed = self._counted / max(now - self._begin, 1e-9)
+        text = f"loss {loss:.3f}  {speed:,.0f} {self._unit}/s"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif self._shows and (now - self._last > self._every or step == self._steps):

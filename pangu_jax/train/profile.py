@@ -41,14 +41,14 @@ class Profiler:
     def watch(self, step: Callable) -> Callable:
         """The same jitted step, compiled ahead so that its parts and its memory can be named."""
 
-        def watched(state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
+        def watched(state: Any, *rest: Any) -> tuple[Any, Any]:
             if not self._done:
-                self._compiled = step.lower(state, batch, key).compile()
+                self._compiled = step.lower(state, *rest).compile()
                 self._held = _bytes_held(state)
             if self._done == SKIPPED:
                 jax.block_until_ready(state)
                 self._start()
-            out = self._compiled(state, batch, key)
+            out = self._compiled(state, *rest)
             self._done += 1
             if self._tracing and self._done == SKIPPED + self.steps:
                 jax.block_until_ready(out)

@@ -1,6 +1,8 @@
 """One optimiser step: gradients of a summed loss, divided once."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,26 +12,53 @@ from einops import rearrange
 from flax import struct
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import abstract
+from pangu_jax.core.spec import abstract, is_spec
+from pangu_jax.core.tree import join, split
 from pangu_jax.sharding.layout import Layout, init, shardings
+from pangu_jax.train.best import Best, begin
 
-# loss(params, batch, key) -> (sum, weight, {name: sum})
-Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+# loss(params, frozen, batch, key) -> (sum, weight, {name: sum})
+Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeLoss:
+    """A loss that does not add up over microbatches, as every row is compared with every other.
+
+    Accumulating then caches gradients instead: microbatches are embedded one by one, all embeddings
+    are compared at once, and backward embeds each microbatch again. So the gradient is that of the
+    whole batch, in the memory of one microbatch and all embeddings.
+
+    Attributes:
+      embed: `embed(params, frozen, batch, key)` gives a tree of arrays, one row for each of the
+        batch; rows do not see each other.
+      compare: `compare(embeddings, frozen, batch) -> (sum, weight, {name: sum})`, of the whole
+        batch.
+
+    Source: arXiv 2101.06983, section 3.2.
+    """
+
+    embed: Callable[[Any, Any, Any, jax.Array], Any]
+    compare: Callable[[Any, Any, Any], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]
 
 
 @struct.dataclass
 class TrainState:
     """Everything a run goes on from.
 
+    Where several seeds are trained, all leaves but `step` have a leading axis of them.
+
     Attributes:
       step: int32 scalar, steps done.
-      params: the parameters.
-      opt_state: the optimiser's state.
+      params: the parameters, trained or not.
+      opt_state: the optimiser's state, of the trained ones.
+      best: the best parameters so far, where a stop rule keeps them.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    best: Best | None = None
 
 
 def init_state(
@@ -39,109 +68,202 @@ def init_state(
     key: jax.Array,
     params: Any = None,
     layout: Layout | None = None,
+    trainable: str | None = None,
 ) -> TrainState:
     """A state at step 0, split as `layout` says.
 
     Args:
       spec: tree of `Spec`.
       optimizer: whose state is made.
-      key: for initial values.
-      params: parameters to start from; None draws them.
+      key: for initial values; an array of keys, one a seed, for several.
+      params: parameters to start from, those of several seeds stacked; None draws them.
       layout: where arrays live; None is one device.
+      trainable: see `make_step`.
     """
+    seeds = key.size
     if params is None:
-        params = init(spec, key=key, layout=layout)
-    where = None if layout is None else _like_params(optimizer, spec, layout)
-    opt_state = jax.jit(optimizer.init, out_shardings=where)(params)
-    return TrainState(jnp.int32(0), params, opt_state)
+        params = _drawn(spec, key, layout)
+    where = None if layout is None else _like_params(optimizer, spec, layout, trainable)
+    start = jax.jit(_initialiser(optimizer, trainable, seeds), out_shardings=where)
+    return TrainState(jnp.int32(0), params, start(params))
 
 
 def abstract_state(
-    spec: Any, optimizer: optax.GradientTransformation, *, layout: Layout | None = None
+    spec: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    layout: Layout | None = None,
+    trainable: str | None = None,
+    seeds: int = 1,
+    keeps_best: bool = False,
 ) -> TrainState:
     """The state's shapes, types and shardings without its values: the template to restore into."""
-    params = abstract(spec)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state)
+    params = abstract(with_seeds(spec, seeds))
+    opt_state = jax.eval_shape(_initialiser(optimizer, trainable, seeds), params)
+    best = jax.eval_shape(lambda p: begin(p, seeds), params) if keeps_best else None
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, best)
     if layout is None:
         return state
+    whole = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
     where = TrainState(
-        jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec()),
+        whole,
         shardings(spec, layout),
-        _like_params(optimizer, spec, layout),
+        _like_params(optimizer, spec, layout, trainable),
+        Best(shardings(spec, layout), whole, whole, whole) if keeps_best else None,
     )
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, where
     )
 
 
+def with_seeds(spec: Any, seeds: int) -> Any:
+    """The spec of so many models: a leading axis where there are several."""
+    if seeds == 1:
+        return spec
+    return jax.tree.map(
+        lambda s: dataclasses.replace(s, shape=(seeds, *s.shape), axes=(None, *s.axes)),
+        spec,
+        is_leaf=is_spec,
+    )
+
+
+@lru_cache(maxsize=8)
 def make_step(
-    loss: Loss,
+    loss: Loss | WholeLoss,
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
     schedule: optax.Schedule | None = None,
-    context: Any = None,
-) -> Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step: `state, metrics = step(state, batch, key)`; the old state is given up.
+    trainable: str | None = None,
+    seeds: int = 1,
+    chunk: int = 1,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted step: `state, metrics = step(state, batch, key[, frozen])`; the old state is gone.
 
     The batch is cut into `accumulate` microbatches whose loss sums, weights and gradients add up;
     one division by the summed weight at the end makes every token count the same however they are
-    spread over microbatches. Metrics that the loss names are sums and are divided alike.
+    spread over microbatches. Metrics that the loss names are sums and are divided alike. Trainings
+    of the same loss and optimiser share a compilation.
+
+    `frozen` holds arrays that the loss reads and nobody trains, such as a teacher's parameters.
+    They are arguments of the compiled step, where arrays that a loss closes over would be copied
+    into the program.
 
     Args:
-      loss: `loss(params, batch, key) -> (sum, weight, {name: sum})`.
+      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `WholeLoss`.
       optimizer: what turns gradients into updates.
       accumulate: number of microbatches; it divides every leaf's first dimension.
       schedule: reported as learning_rate, if given.
-      context: arrays that the loss reads and nobody trains, such as a teacher's parameters: it
-        finds them in the batch under "context". They are arguments of the compiled step, where
-        arrays that a loss closes over would be copied into the program.
+      trainable: a regular expression that the whole paths of trained leaves match; the others get
+        neither gradients nor moments. None trains all.
+      seeds: how many models are trained at once. With several, the state, the keys and every leaf
+        of the batch have a leading axis of them, and so have the metrics.
+      chunk: how many steps one call takes at most. With more than one it is
+        `step(state, batches, key, frozen, count)`: the batches have a leading axis of `chunk`, of
+        which the first `count` are taken, and the metrics one of `chunk`.
 
     Returns:
-      The step. Its metrics are float32 scalars: loss, weight, grad_norm, and those of the loss.
+      The step. Its metrics are float32: loss, weight, grad_norm, and those of the loss.
     """
+    gradients = _gradients(loss, accumulate)
 
-    def total(params, batch, key, context):
-        batch = batch if context is None else {**batch, "context": context}
-        value, weight, metrics = loss(params, batch, key)
-        return value, {"weight": weight, **metrics}
-
-    grad = jax.value_and_grad(total, has_aux=True)
-
-    def gradients(params, batch, key, context):
-        if accumulate == 1:
-            return grad(params, batch, key, context)
-        micro = jax.tree.map(lambda x: _cut(x, accumulate), batch)
-
-        def add(sums, inputs):
-            return jax.tree.map(jnp.add, sums, grad(params, *inputs, context)), None
-
-        keys = jax.random.split(key, accumulate)
-        first = jax.tree.map(lambda x: x[0], (micro, keys))
-        shapes = jax.eval_shape(lambda p, x: grad(p, *x, context), params, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (micro, keys))[0]
-
-    def step(state: TrainState, batch: Any, key: jax.Array, context: Any = None):
-        key = jax.random.fold_in(key, state.step)
-        (value, sums), grads = gradients(state.params, batch, key, context)
+    def update(number, params, opt_state, batch, key, frozen):
+        key = jax.random.fold_in(key, number)
+        part, rest = split(params, trainable)
+        (value, sums), grads = gradients(part, rest, frozen, batch, key)
         weight = sums.pop("weight")
         by = 1 / jnp.maximum(weight, 1e-9)
         grads = jax.tree.map(lambda g: g * by.astype(g.dtype), grads)
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            updates, opt_state = optimizer.update(grads, opt_state, part)
+            part = optax.apply_updates(part, updates)
         metrics = {"loss": value * by, **{name: x * by for name, x in sums.items()}}
         metrics |= {"weight": weight, "grad_norm": optax.tree.norm(grads)}
+        return join(part, rest), opt_state, metrics
+
+    if seeds > 1:
+        update = jax.vmap(update, in_axes=(None, 0, 0, 0, 0, None))
+
+    def step(state: TrainState, batch: Any, key: jax.Array, frozen: Any = None):
+        found = update(state.step, state.params, state.opt_state, batch, key, frozen)
+        params, opt_state, metrics = found
         if schedule is not None:
             metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, metrics
 
-    compiled = jax.jit(step, donate_argnums=0)
-    if context is None:
-        return compiled
-    return lambda state, batch, key: compiled(state, batch, key, context)
+    return jax.jit(step if chunk == 1 else _repeated(step, chunk), donate_argnums=0)
+
+
+def _gradients(loss: Loss | WholeLoss, accumulate: int) -> Callable:
+    """`gradients(part, rest, frozen, batch, key) -> ((sum, sums), grads of part)`."""
+    whole = isinstance(loss, WholeLoss)
+    summed = _cached(loss, accumulate) if whole else loss
+
+    def total(part, rest, frozen, batch, key):
+        value, weight, metrics = summed(join(part, rest), frozen, batch, key)
+        return value, {"weight": weight, **metrics}
+
+    grad = jax.value_and_grad(total, has_aux=True)
+    if accumulate == 1 or whole:
+        return grad
+
+    def gradients(part, rest, frozen, batch, key):
+        micro = _micro(batch, key, accumulate)
+
+        def add(sums, inputs):
+            return jax.tree.map(jnp.add, sums, grad(part, rest, frozen, *inputs)), None
+
+        first = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(lambda p, x: grad(p, rest, frozen, *x), part, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, micro)[0]
+
+    return gradients
+
+
+def _cached(loss: WholeLoss, accumulate: int) -> Loss:
+    """The loss as a function of parameters; backward holds one microbatch at a time."""
+
+    def summed(params, frozen, batch, key):
+        if accumulate == 1:
+            return loss.compare(loss.embed(params, frozen, batch, key), frozen, batch)
+
+        @jax.checkpoint
+        def embed(inputs):
+            return loss.embed(params, frozen, *inputs)
+
+        rows = jax.lax.map(embed, _micro(batch, key, accumulate))
+        rows = jax.tree.map(lambda x: rearrange(x, "part b ... -> (part b) ..."), rows)
+        return loss.compare(rows, frozen, batch)
+
+    return summed
+
+
+def _repeated(step: Callable, chunk: int) -> Callable:
+    """Several steps in one call; how many is an argument, so there is one compilation."""
+    inner = jax.jit(step)  # traced once, for the shapes of its metrics and for the loop
+
+    def run(state: TrainState, batches: Any, key: jax.Array, frozen: Any, count: jax.Array):
+        def take(i):
+            return inner(state, jax.tree.map(lambda x: x[i], batches), key, frozen)
+
+        shapes = jax.eval_shape(take, 0)[1]
+        seen = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), shapes)
+
+        def body(i, carry):
+            state, seen = carry
+            state, found = inner(state, jax.tree.map(lambda x: x[i], batches), key, frozen)
+            return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), seen, found)
+
+        return jax.lax.fori_loop(0, count, body, (state, seen))
+
+    return run
+
+
+def _micro(batch: Any, key: jax.Array, parts: int) -> tuple[Any, jax.Array]:
+    """Microbatches and their keys, with a leading axis of them."""
+    return jax.tree.map(lambda x: _cut(x, parts), batch), jax.random.split(key, parts)
 
 
 def _cut(x: Any, parts: int) -> Any:
@@ -150,14 +272,29 @@ def _cut(x: Any, parts: int) -> Any:
     return rearrange(x, "(part b) ... -> part b ...", part=parts)
 
 
-def _like_params(optimizer, spec, layout) -> Any:
+def _drawn(spec: Any, key: jax.Array, layout: Layout | None) -> Any:
+    if key.size == 1:
+        return init(spec, key=key, layout=layout)
+    return jax.vmap(lambda one: init(spec, key=one))(key)
+
+
+def _initialiser(optimizer, trainable: str | None, seeds: int) -> Callable[[Any], Any]:
+    """From parameters to the optimiser's state of the trained ones."""
+
+    def start(params):
+        return optimizer.init(split(params, trainable)[0])
+
+    return start if seeds == 1 else jax.vmap(start)
+
+
+def _like_params(optimizer, spec, layout, trainable) -> Any:
     """Shardings of the optimiser's state: moments as their parameters, the rest whole."""
     whole = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
-    opt_state = jax.eval_shape(optimizer.init, abstract(spec))
+    opt_state = jax.eval_shape(_initialiser(optimizer, trainable, 1), abstract(spec))
     return optax.tree.map_params(
         optimizer,
         lambda _, s: s,
         opt_state,
-        shardings(spec, layout),
+        split(shardings(spec, layout), trainable)[0],
         transform_non_params=lambda _: whole,
     )

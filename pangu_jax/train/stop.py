@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -15,13 +16,15 @@ class Stopped(Exception):
 
     Attributes:
       step: the last step, which is saved.
-      status: what a command should exit with: 128 and the signal's number.
+      status: what a command should exit with: 128 and the signal's number, or 0 where no signal
+        asked but the caller's own rule.
+      state: the training state at that step.
     """
 
-    def __init__(self, step: int, status: int = 128 + signal.SIGTERM):
-        """Of the step, and the exit status."""
+    def __init__(self, step: int, status: int = 128 + signal.SIGTERM, state: Any = None):
+        """Of the step, the exit status and the state."""
         super().__init__(step)
-        self.step, self.status = step, status
+        self.step, self.status, self.state = step, status, state
 
 
 class StopRequest:

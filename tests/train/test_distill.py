@@ -38,9 +38,9 @@ def given(monkeypatch):
     student, teacher = draw(6), draw(8)
     numbers = rng.integers(0, 11, (2, 5)).astype(np.int32)
     weights = np.array([[1, 1, 0, 1, 1], [1, 1, 1, 0, 0]], np.float32)
-    batch = {"context": teacher, "tokens": numbers, "labels": numbers[:, ::-1], "weights": weights,
+    batch = {"tokens": numbers, "labels": numbers[:, ::-1], "weights": weights,
              "positions": numbers, "segments": numbers}  # fmt: skip
-    return student, batch, jax.random.key(0)
+    return student, teacher, batch, jax.random.key(0)
 
 
 def log_softmax(x):
@@ -49,18 +49,16 @@ def log_softmax(x):
 
 
 def test_the_parts_are_weighed_softened_and_compared_on_the_channels_that_are_left(given):
-    student, batch, key = given
+    student, teacher, batch, key = given
     options = {"kl_weight": 0.5, "lm_weight": 3.0, "hidden_weight": 7.0, "temperature": 2.0}
     loss = jax.jit(distill_loss(TEACHER, STUDENT, hidden=KEPT, chunk=3, **options))
-    total, weight, metrics = loss(student, batch, key)
-    mine, theirs = (
-        x["hidden"].astype(float) @ x["head"]["kernel"] for x in (student, batch["context"])
-    )
+    total, weight, metrics = loss(student, teacher, batch, key)
+    mine, theirs = (x["hidden"].astype(float) @ x["head"]["kernel"] for x in (student, teacher))
     on = batch["weights"].astype(bool)
     nats = -np.take_along_axis(log_softmax(mine), batch["labels"][..., None], -1)[on].sum()
     q, p = log_softmax(mine / 2)[on], log_softmax(theirs / 2)[on]
     kl = 4 * (np.exp(p) * (p - q)).sum()
-    a, b = student["hidden"][on], batch["context"]["hidden"][on][:, KEPT]
+    a, b = student["hidden"][on], teacher["hidden"][on][:, KEPT]
     match = on.sum() * ((a - b) ** 2).mean() / (b**2).mean()
     assert float(weight) == 7
     for name, want in {"nats": nats, "kl": kl, "hidden": match}.items():
@@ -69,16 +67,13 @@ def test_the_parts_are_weighed_softened_and_compared_on_the_channels_that_are_le
 
 
 def test_the_teacher_gets_no_gradient_and_the_student_all_of_it(given):
-    student, batch, key = given
+    student, teacher, batch, key = given
     loss = distill_loss(TEACHER, STUDENT, hidden=KEPT, hidden_weight=1.0)
 
     def value(student, hidden):
-        teacher = {**batch["context"], "hidden": hidden}
-        return loss(student, {**batch, "context": teacher}, key)[0]
+        return loss(student, {**teacher, "hidden": hidden}, batch, key)[0]
 
-    mine, theirs = jax.jit(jax.grad(value, (0, 1)))(
-        student, jnp.asarray(batch["context"]["hidden"])
-    )
+    mine, theirs = jax.jit(jax.grad(value, (0, 1)))(student, jnp.asarray(teacher["hidden"]))
     assert not theirs.any()
     assert all(leaf.any() for leaf in jax.tree.leaves(mine))
 

@@ -70,7 +70,7 @@ def of_documents(params):
 
 def test_packed_rows_give_the_nats_of_their_documents(params):
     loss = jax.jit(language_loss(CFG, aux_weight=0.0, chunk=3))
-    total, weight, metrics = loss(params, packed(), jax.random.key(0))
+    total, weight, metrics = loss(params, None, packed(), jax.random.key(0))
     assert float(weight) == 11
     np.testing.assert_allclose(metrics["nats"], of_documents(params), rtol=1e-5)
     np.testing.assert_allclose(total, metrics["nats"], rtol=1e-6)
@@ -79,10 +79,10 @@ def test_packed_rows_give_the_nats_of_their_documents(params):
 def test_the_auxiliary_loss_is_weighed_by_tokens_and_blind_to_padding(params):
     loss = jax.jit(language_loss(CFG, aux_weight=0.5))
     batch = packed()
-    total, weight, metrics = loss(params, batch, jax.random.key(0))
+    total, weight, metrics = loss(params, None, batch, jax.random.key(0))
     np.testing.assert_allclose(total, metrics["nats"] + 0.5 * metrics["aux"], rtol=1e-6)
     changed = {**batch, "tokens": np.where(batch["segments"] > 0, batch["tokens"], 3)}
-    again = loss(params, changed, jax.random.key(0))
+    again = loss(params, None, changed, jax.random.key(0))
     np.testing.assert_allclose(again[0], total, rtol=1e-6)
     # At least 1 by the inequality of means, and near it for random routing.
     assert 0.9 < float(metrics["aux"] / weight) < 4
@@ -105,7 +105,7 @@ def test_the_auxiliary_loss_is_the_mean_over_routed_layers_however_they_are_stac
 def test_a_dense_model_has_no_auxiliary_loss(params):
     dense = decoder.DecoderConfig(16, 8, CFG.layers[:1])
     own = {**params, "runs": params["runs"][:1]}
-    total, _, metrics = jax.jit(language_loss(dense))(own, packed(), jax.random.key(0))
+    total, _, metrics = jax.jit(language_loss(dense))(own, None, packed(), jax.random.key(0))
     assert set(metrics) == {"nats"} and float(total) == float(metrics["nats"])
 
 

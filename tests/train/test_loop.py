@@ -24,7 +24,7 @@ from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.train import loop
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.metrics import MetricLog, read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.stop import Stopped
 
 SPEC = {
@@ -34,8 +34,8 @@ SPEC = {
 TEXT = [Document(str(i), f"text {i} of {i * i}. " * 5) for i in range(20)]
 
 
-def loss(params, batch, key):
-    del key
+def loss(params, frozen, batch, key):
+    del frozen, key
     logits = params["embed"]["table"][batch["tokens"]] @ params["head"]["kernel"]
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     # A row may ask for trouble: its loss becomes what it names.
@@ -57,8 +57,17 @@ def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, **rest):
             yield batch
 
     cfg = LoopConfig(steps, checkpoint_every=every, keep=keep)
-    optimizer = OptimizerConfig(learning_rate=rate, schedule="constant", warmup_fraction=0)
-    return train(loss, SPEC, stream, cfg=cfg, optimizer=optimizer, folder=folder, **rest)
+    settings = OptimizerConfig(learning_rate=rate, schedule="constant", warmup_fraction=0)
+    return train(
+        loss,
+        SPEC,
+        stream,
+        cfg=cfg,
+        optimizer=make_optimizer(settings, steps),
+        schedule=schedule(settings, steps),
+        folder=folder,
+        **rest,
+    )
 
 
 def steps_in(folder):
@@ -107,7 +116,10 @@ def test_initial_values_and_losses_are_drawn_with_different_keys(tmp_path, monke
 
     def make(*arguments, **options):
         step = make_step(*arguments, **options)
-        return lambda state, batch, key: (keys.append(key), step(state, batch, key))[1]
+        return lambda state, batch, key, frozen: (
+            keys.append(key),
+            step(state, batch, key, frozen),
+        )[1]
 
     monkeypatch.setattr(loop, "init_state", init)
     monkeypatch.setattr(loop, "make_step", make)

@@ -10,7 +10,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.metrics import MetricLog, ProgressLine, read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 
 def test_a_run_learns_and_is_evaluated_when_it_was_told(tmp_path):
@@ -18,8 +18,8 @@ def test_a_run_learns_and_is_evaluated_when_it_was_told(tmp_path):
     target = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     calls = []
 
-    def loss(params, batch, key):
-        del key
+    def loss(params, frozen, batch, key):
+        del frozen, key
         error = batch["x"] @ (params["kernel"] - target)
         return (error**2).sum(), np.float32(error.size), {}
 
@@ -31,12 +31,14 @@ def test_a_run_learns_and_is_evaluated_when_it_was_told(tmp_path):
         calls.append(params["kernel"].shape)
         return {"score": 1.5}
 
+    settings = OptimizerConfig(learning_rate=0.1)
     train(
         loss,
         spec,
         batches,
         cfg=LoopConfig(9, evaluate_every=4),
-        optimizer=OptimizerConfig(learning_rate=0.1),
+        optimizer=make_optimizer(settings, 9),
+        schedule=schedule(settings, 9),
         folder=tmp_path,
         evaluate=evaluate,
     )
@@ -103,4 +105,4 @@ def test_a_bar_is_shown_on_a_terminal_by_the_process_that_shows(monkeypatch, sho
     line = ProgressLine("x", 2, shows=shows)
     line.update(1, 0.5, 100)
     line.close()
-    assert ("tok/s" in terminal.file.getvalue()) == shows
+    assert ("tokens/s" in terminal.file.getvalue()) == shows

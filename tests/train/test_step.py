@@ -25,9 +25,9 @@ CONFIG = OptimizerConfig(learning_rate=0.05, clip_norm=0.5, weight_decay=0.2)
 STEPS = 6
 
 
-def loss(params, batch, key):
+def loss(params, frozen, batch, key):
     """Weighted squared error; rows of weight 0 are padding."""
-    del key
+    del frozen, key
     error = (batch["x"] * params["norm"]["scale"]) @ params["dense"]["kernel"] - batch["y"]
     total = (batch["w"] * (error**2).sum(-1)).sum()
     return total, batch["w"].sum(), {"error": total}
@@ -132,7 +132,7 @@ def test_all_steps_share_a_compilation(accumulate, traces):
 
 
 def test_every_microbatch_of_every_step_has_its_own_key():
-    def drawn(params, batch, key):
+    def drawn(params, frozen, batch, key):
         draw = jax.random.uniform(key)
         metrics = {str(i): batch["place"][0, i] * draw for i in range(4)}
         return params["norm"]["scale"].sum(), jnp.float32(0.25), metrics

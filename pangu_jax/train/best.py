@@ -1,0 +1,92 @@
+"""When to stop: evaluations that get no better; the best parameters are kept meanwhile."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from pangu_jax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class StopRule:
+    """Ends a run after so many evaluations in a row without a better one.
+
+    Attributes:
+      metric: the name among those that `evaluate` returns; less is better.
+      patience: evaluations. Of several seeds each has its own: one whose patience is over keeps
+        its best parameters while the others go on, and the run ends with the last.
+    """
+
+    metric: str
+    patience: int
+
+    def __post_init__(self):
+        if self.patience < 1:
+            raise InputError(f"patience must be at least 1, got {self.patience}")
+
+
+@struct.dataclass
+class Best:
+    """The best so far; all with a leading axis of seeds where there are several.
+
+    Attributes:
+      params: the parameters at the best evaluation.
+      score: float32, what it measured; the largest number before the first.
+      step: int32, when that was.
+      waited: int32, evaluations since.
+    """
+
+    params: Any
+    score: jax.Array
+    step: jax.Array
+    waited: jax.Array
+
+
+def begin(params: Any, seeds: int = 1) -> Best:
+    """Before the first evaluation."""
+    shape = () if seeds == 1 else (seeds,)
+    zeros = np.zeros(shape, np.int32)
+    score = jnp.full(shape, np.finfo(np.float32).max, jnp.float32)
+    # A copy, as the state's own parameters are given up with every step.
+    return Best(jax.tree.map(jnp.copy, params), score, jnp.asarray(zeros), jnp.asarray(zeros))
+
+
+def judge(best: Best, params: Any, score: Any, step: int, rule: StopRule) -> Best:
+    """What is best after an evaluation; seeds whose patience is over stay as they are.
+
+    Args:
+      best: what was best before it.
+      params: the parameters that were evaluated; they are copied where they are better.
+      score: what was measured, a number or, for several seeds, one each.
+      step: steps done.
+      rule: the rule.
+    """
+    score = np.asarray(score, np.float32).reshape(best.score.shape)
+    waited, before = np.asarray(best.waited), np.asarray(best.score)
+    running = waited < rule.patience
+    better = running & (score <= before)
+    return Best(
+        _pick(better, params, best.params),
+        jnp.asarray(np.where(better, score, before)),
+        jnp.asarray(np.where(better, step, best.step).astype(np.int32)),
+        jnp.asarray(np.where(better, 0, waited + running).astype(np.int32)),
+    )
+
+
+def is_over(best: Best, rule: StopRule) -> bool:
+    """Whether every seed's patience is over."""
+    return bool((np.asarray(best.waited) >= rule.patience).all())
+
+
+def _pick(better: np.ndarray, new: Any, old: Any) -> Any:
+    if not better.shape:
+        return jax.tree.map(jnp.copy, new) if better else old
+
+    def choose(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
