@@ -1,10 +1,11 @@
 """Kills training again and again, and checks that nothing is lost.
 
     python tools/kill_training.py --kills 1000 [--inside 250] [--seed 0] [--out report.json]
+    python tools/kill_training.py --kills 1000 --subject forecaster
 
-Trains a bigram model, with the library's own loop, optimiser, batches and store, in a child process
-that is ended by SIGKILL: at a random moment of its start or of its training, or, now and then, at
-one after a checkpoint began to be written.
+Trains a bigram model, or two seeds of a forecaster with its stop rule, with the library's own loop,
+optimiser, batches and store, in a child process that is ended by SIGKILL: at a random moment of its
+start or of its training, or, now and then, at one after a checkpoint began to be written.
 After every kill each checkpoint folder there is must be readable, whole and finite. The next child
 goes on where the last one ended; when a run has come to its end, its parameters, optimiser state
 and metrics are compared, bit for bit, with those of a run that nobody disturbed, and another run
@@ -15,6 +16,8 @@ life costs about a second. Exits with 1, and says why, at the first thing lost.
 """
 
 import argparse
+import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -25,6 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -33,17 +37,20 @@ import jax
 import numpy as np
 import optax
 
-from pangu_jax.checkpoint.store import CHECKPOINTS, DISCARDED, UNFINISHED, Store, template
-from pangu_jax.core.spec import Normal, Spec, abstract
+from pangu_jax.checkpoint.store import CHECKPOINTS, DISCARDED, UNFINISHED, Store
+from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.data.packing import PackedTokens, tokenise
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.models import timepro
+from pangu_jax.train import forecast
+from pangu_jax.train.forecast import fit
 from pangu_jax.train.loop import LoopConfig, _on_device, _rest, train
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
-from pangu_jax.train.step import abstract_state
+from pangu_jax.train.step import TrainState, abstract_state
 
 WIDTH = 16
 SPEC = {
@@ -52,6 +59,8 @@ SPEC = {
 }
 OPTIMIZER = OptimizerConfig(learning_rate=4e-3)
 EVERY = 2  # steps between checkpoints
+MODEL = timepro.TimeProConfig(look_back=8, horizon=2, layers=1, patch=8, stride=8)
+SEEDS = (1, 2)
 
 
 def loss(params, frozen, batch, key):
@@ -62,7 +71,8 @@ def loss(params, frozen, batch, key):
     return (nats * batch["weights"]).sum(), batch["weights"].sum(), {}
 
 
-def train_to_end(folder: Path, steps: int) -> None:
+def train_bigram(folder: Path, steps: int) -> None:
+    """Trains so many steps, or what is left of them."""
     text = [Document(str(i), f"document {i} of {i * i} " * 4) for i in range(40)]
     source = PackedTokens(tokenise(text, ByteTokenizer()), 32)
     train(
@@ -75,14 +85,52 @@ def train_to_end(folder: Path, steps: int) -> None:
     )
 
 
-def digests(folder: Path, steps: int) -> dict[int, str]:
+def train_forecaster(folder: Path, steps: int) -> None:
+    """The same, in epochs of as many steps as lie between checkpoints."""
+    rows = EVERY * 4 + MODEL.look_back + MODEL.horizon - 1
+    series = np.sin(np.arange(2 * rows)[:, None] / (3, 5)).astype(np.float32)
+    starts = np.arange(EVERY * 4, dtype=np.int32)
+    with_rule = fitting(steps)
+    fit(series, starts, starts + rows, model=MODEL, cfg=with_rule, seeds=SEEDS, folder=folder)
+
+
+def fitting(steps: int) -> forecast.FitConfig:
+    """A training that takes all its steps."""
+    epochs = steps // EVERY
+    return forecast.FitConfig(batch=4, learning_rate=1e-3, epochs=epochs, patience=epochs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is trained, and the template of its state."""
+
+    train: Callable[[Path, int], None]
+    state: Callable[[int], TrainState]
+
+
+SUBJECTS = {
+    "bigram": Subject(
+        train_bigram, lambda steps: abstract_state(SPEC, make_optimizer(OPTIMIZER, steps))
+    ),
+    "forecaster": Subject(
+        train_forecaster,
+        lambda steps: abstract_state(
+            timepro.spec(MODEL),
+            forecast.adam(fitting(steps), EVERY),
+            seeds=len(SEEDS),
+            keeps_best=True,
+        ),
+    ),
+}
+
+
+def digests(folder: Path, subject: Subject, steps: int) -> dict[int, str]:
     """A hash of every leaf of every checkpoint there is; raises where one cannot be read."""
-    tx = make_optimizer(OPTIMIZER, steps)
+    state = subject.state(steps)
+    params, rest = _on_device((state.params, _rest(state)), None)
     found = {}
     with Store(folder, writes=False) as store:
         for step in store.steps():
-            params = template(abstract(SPEC), SPEC, None)
-            rest = _on_device(_rest(abstract_state(SPEC, tx)), None)
             trees = store.restore(step, params, rest)
             digest = hashlib.sha256()
             for name, leaf in flatten(trees).items():
@@ -119,10 +167,10 @@ def quiet(function, *arguments) -> None:
 class Reader:
     """A child that reads checkpoints on request, so that the parent never starts jax's threads."""
 
-    def __init__(self, steps: int):
+    def __init__(self, subject: Subject, steps: int):
         asked, ask = os.pipe()
         answer, answered = os.pipe()
-        fork(self._serve, (asked, answered), (ask, answer), steps)
+        fork(self._serve, (asked, answered), (ask, answer), subject, steps)
         os.close(asked), os.close(answered)
         self._ask, self._answer = os.fdopen(ask, "w"), os.fdopen(answer)
 
@@ -138,14 +186,14 @@ class Reader:
         return {int(step): digest for step, digest in found.items()}
 
     @staticmethod
-    def _serve(mine: tuple[int, int], other: tuple[int, int], steps: int) -> None:
+    def _serve(mine: tuple[int, int], other: tuple[int, int], subject, steps: int) -> None:
         for end in other:  # or the questions would never end
             os.close(end)
         asked, answered = mine
         with os.fdopen(asked) as questions, os.fdopen(answered, "w") as answers:
             for line in questions:
                 try:
-                    found = digests(Path(line.strip()), steps)
+                    found = digests(Path(line.strip()), subject, steps)
                 except Exception as error:
                     found = f"{type(error).__name__}: {error}"
                 print(json.dumps(found), file=answers, flush=True)
@@ -182,7 +230,9 @@ def newest(folder: Path) -> int:
     return max((int(p.name) for p in places if p.name.isdecimal()), default=0)
 
 
-def one_life(folder: Path, steps: int, inside: bool, draw: random.Random, pace: Pace) -> dict:
+def one_life(
+    folder: Path, train: Callable[[], None], inside: bool, draw: random.Random, pace: Pace
+) -> dict:
     """Starts a child and kills it; says what it was doing. A child that ends by itself is not.
 
     One of four moments that need not be inside a save is in the start; the others come a random
@@ -196,7 +246,7 @@ def one_life(folder: Path, steps: int, inside: bool, draw: random.Random, pace: 
         return metrics.exists() and metrics.stat().st_ino != before
 
     begin = time.monotonic()
-    child = fork(quiet, train_to_end, folder, steps)
+    child = fork(quiet, train)
     if not inside and draw.random() < 0.25:
         wait_until(child, lambda: False, draw.uniform(0, pace.start))
     elif wait_until(child, trains):
@@ -229,7 +279,7 @@ def compare(reader: Reader, folder: Path, reference: Path, steps: int) -> None:
     if found.get(steps) != wanted[steps]:
         raise SystemExit(f"LOST: the final state in {folder} differs from the undisturbed run's")
     rows = [
-        [{k: v for k, v in row.items() if k != "tokens_per_s"} for row in read_metrics(path)]
+        [{k: v for k, v in row.items() if not k.endswith("_per_s")} for row in read_metrics(path)]
         for path in (folder / "metrics.jsonl", reference / "metrics.jsonl")
     ]
     if rows[0] != rows[1]:
@@ -238,6 +288,7 @@ def compare(reader: Reader, folder: Path, reference: Path, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--subject", choices=SUBJECTS, default="bigram")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--inside", type=int, help="how many at least are to hit a save")
     parser.add_argument("--steps", type=int, default=160, help="of a run")
@@ -250,13 +301,15 @@ def main() -> None:
     jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     reference, folder = root / "reference", root / "run"
-    os.waitpid(fork(quiet, train_to_end, reference, options.steps), 0)
-    reader = Reader(options.steps)
+    subject = SUBJECTS[options.subject]
+    os.waitpid(fork(quiet, subject.train, reference, options.steps), 0)
+    reader = Reader(subject, options.steps)
+    train = functools.partial(subject.train, folder, options.steps)
     told = dict.fromkeys(("kills", "inside_a_save", "discarding", "folders_read", "runs"), 0)
     while told["kills"] < options.kills:
         # Spread evenly, and more of them while too few have hit.
         wanted = inside * (told["kills"] + 1) > told["inside_a_save"] * options.kills
-        life = one_life(folder, options.steps, wanted, draw, pace)
+        life = one_life(folder, train, wanted, draw, pace)
         told["folders_read"] += len(reader.digests(folder))
         if life["killed"]:
             told["kills"] += 1
@@ -268,7 +321,7 @@ def main() -> None:
             compare(reader, folder, reference, options.steps)
             told["runs"] += 1
             shutil.rmtree(folder)
-    os.waitpid(fork(quiet, train_to_end, folder, options.steps), 0)
+    os.waitpid(fork(quiet, train), 0)
     compare(reader, folder, reference, options.steps)
     told["runs"] += 1
     shutil.rmtree(root)
@@ -279,7 +332,9 @@ def main() -> None:
 
 def report(told: dict, options: argparse.Namespace, begin: float) -> None:
     seconds = round(time.monotonic() - begin)
-    text = json.dumps({**told, "steps_a_run": options.steps, "seconds": seconds})
+    text = json.dumps(
+        {"subject": options.subject, **told, "steps_a_run": options.steps, "seconds": seconds}
+    )
     print(text, flush=True)
     if options.out:
         Path(options.out).write_text(text + "\n")

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from functools import lru_cache
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -45,9 +46,9 @@ def windows_of(name: str, series: np.ndarray, horizon: int, look_back: int = LOO
 
 
 def run_cell(
-    cell: tuple[str, int, str], experiment: Experiment, folder: str, progress, stop
+    cell: tuple[str, int, str], experiment: Experiment, folder: str, run: Path, progress, stop
 ) -> dict:
-    """Trains or fits what the cell asks for and measures it on every test window."""
+    """Trains, in the run's folder, or fits what the cell asks for; measures every test window."""
     name, horizon, variant = cell
     series = scaled(name, folder)
     began = time.perf_counter()
@@ -57,7 +58,7 @@ def run_cell(
     elif variant == "tuned":
         result = tuned_cell(name, series, horizon)
     else:
-        result = _model(cell, experiment, series, at, progress, stop)
+        result = _model(cell, experiment, series, at, run, progress, stop)
     return {
         "data": name,
         "horizon": horizon,
@@ -80,7 +81,7 @@ def _baselines(series, at, horizon) -> dict:
     }
 
 
-def _model(cell, experiment, series, at, progress, stop) -> dict:
+def _model(cell, experiment, series, at, run, progress, stop) -> dict:
     name, horizon, variant = cell
     model, training = SETTINGS[name, horizon]
     model = dataclasses.replace(model, state=variant == "full")
@@ -96,6 +97,7 @@ def _model(cell, experiment, series, at, progress, stop) -> dict:
         seeds=experiment.seeds,
         progress=progress,
         stop=stop,
+        folder=run,
     )
     one = [jax.tree.map(lambda x, i=i: x[i], fitted.params) for i in range(len(experiment.seeds))]
     scores = [score(params, series, at.test, cfg=model) for params in one]

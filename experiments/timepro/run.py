@@ -13,7 +13,8 @@ what came before, at linear cost.
 Expected on ETTh1-96: test MSE 0.375, MAE 0.398, over all 2785 windows.
 
 Every cell (data set, horizon, variant) is one file below runs/<name>/cells/; a run that was stopped
-goes on with the cells that are missing. results.json and report.md are made from those files after
+goes on with the cells that are missing, and with their training, which is kept in training/<cell>/
+meanwhile. results.json and report.md are made from those files after
 every cell. Not reproduced: the paper's memory and speed figures, which are of another GPU; and what
 ECL and Solar give, unless their files are brought along.
 """
@@ -22,6 +23,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,12 +34,16 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 from config import PRESETS  # noqa: E402
 
+from pangu_jax.checkpoint.store import discard  # noqa: E402
 from pangu_jax.core.cells import claim_run  # noqa: E402
 from pangu_jax.core.claim import SETTINGS, has_run  # noqa: E402
 from pangu_jax.core.config import read_json, save_config, to_json  # noqa: E402
 from pangu_jax.core.errors import InputError  # noqa: E402
 from pangu_jax.core.files import atomic_write  # noqa: E402
+from pangu_jax.train.stop import Stopped  # noqa: E402
 
+# What workers exit with that have nothing to report, or were told to stop.
+STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 MEASURING = 25  # seconds kept for measuring what was trained when time is up
 
 
@@ -54,7 +60,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seconds",
         type=float,
         help="after so long everything has ended; trainings are cut at the end of an epoch, "
-        "measured, marked, and done again the next time",
+        "measured, marked, and gone on with the next time",
     )
     parser.add_argument("--report", action="store_true", help="only write the report again")
     parser.add_argument("--no-report", action="store_true", help="only run cells (no matplotlib)")
@@ -116,9 +122,12 @@ def _work(cells, experiment, options, folder: Path, began: float | None = None) 
             claim.unlink(missing_ok=True)
             return
         _say(f"{name} begins")
-        result = run_cell(cell, experiment, options.data, _progress(name), stop)
+        training = folder / "training" / name
+        result = run_cell(cell, experiment, options.data, training, _progress(name), stop)
         with atomic_write(path) as file:
             json.dump(result, file, indent=1)
+        if training.exists() and not result.get("cut"):
+            discard(training)
         claim.unlink(missing_ok=True)
         _say(f"{name} is done: {_short(result)}, {result['seconds']:.0f} s")
         collect(folder)
@@ -157,7 +166,7 @@ def _share(options, folder: Path, began: float) -> None:
             worker.wait()
         for left in (folder / "cells").glob("*.claim"):
             left.unlink(missing_ok=True)
-    failed = [worker.returncode for worker in running if worker.returncode not in (0, -15)]
+    failed = [worker.returncode for worker in running if worker.returncode not in STOPPED]
     if failed:
         _say(f"{len(failed)} of {len(running)} workers failed; their message is above")
 
@@ -208,5 +217,8 @@ if __name__ == "__main__":
         main(parse())
     except InputError as error:
         sys.exit(f"run.py: {error}")
+    except Stopped as stop:
+        _say(f"stopped at step {stop}; the same command goes on from there")
+        sys.exit(stop.status)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on with the cells that are missing")

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from pangu_jax.core.claim import Claim
+from pangu_jax.core.claim import SETTINGS, Claim
 from pangu_jax.core.config import read_json, save_config
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
@@ -45,6 +45,26 @@ def claim(folder: str | Path) -> Claim:
       InputError: it cannot be made, or another process trains there.
     """
     return Claim(folder, "training in")
+
+
+def discard(folder: str | Path) -> None:
+    """Removes the checkpoints and the settings of a run that has served its purpose.
+
+    Its metrics stay. A kill in between leaves the run whole, or one that begins anew.
+
+    Raises:
+      InputError: they cannot be removed, or another process trains there.
+    """
+    with claim(folder) as held:
+        old = held.folder / f".{CHECKPOINTS}{DISCARDED}"
+        try:
+            shutil.rmtree(old, ignore_errors=True)
+            if (held.folder / CHECKPOINTS).exists():
+                (held.folder / CHECKPOINTS).rename(old)
+            (held.folder / SETTINGS).unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove the run in {folder}: {error.strerror}") from error
+        shutil.rmtree(old, ignore_errors=True)
 
 
 class Store:

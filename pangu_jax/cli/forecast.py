@@ -1,5 +1,7 @@
 """Forecasts many series at once: trains on a CSV file, evaluates, predicts.
 
+While it trains, OUT/training holds the run; the same command goes on where one was stopped.
+
 The same from Python:
 
     from pangu_jax.cli import forecast
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, load, save
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
@@ -38,8 +41,11 @@ from pangu_jax.eval.predict import (
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 from pangu_jax.train.forecast import fit as train_seeds
+from pangu_jax.train.stop import Stopped
 
 __all__ = ["CsvFormat", "Forecaster", "evaluate", "fit", "load", "predict", "read_csv", "save"]
+
+TRAINING = "training"
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,7 @@ def fit(
     seeds: Sequence[int] = (0,),
     coverage: float = 0.9,
     progress=None,
+    folder: str | Path | None = None,
 ) -> Forecaster:
     """Trains a forecaster on a series.
 
@@ -142,9 +149,11 @@ def fit(
       coverage: what share of the truth the intervals are to cover; they are calibrated on the
         validation part, tracked through the test part, and what they cover of it is measured.
       progress: called with steps done, steps at most, and a line of text.
+      folder: where metrics and checkpoints go, to go on from; None keeps nothing.
 
     Raises:
-      InputError: unusable data, too few rows, sizes out of range.
+      InputError: unusable data, too few rows, sizes out of range, another run in the folder.
+      Stopped: a signal came while there was a folder; the training is saved.
     """
     where = "the series" if isinstance(data, Series) else str(data)
     series = data if isinstance(data, Series) else read_csv(data)
@@ -164,6 +173,7 @@ def fit(
         cfg=training,
         seeds=seeds,
         progress=progress,
+        folder=folder,
     )
     description = ForecasterConfig(
         cfg, series.names, scaler.mean, scaler.deviation, series.step.count, series.step.unit,
@@ -278,20 +288,27 @@ def _train(options: Train) -> None:
                             strict=True):  # fmt: skip
         if np.ptp(column) == 0:
             _say(f"note: {name} does not change in the training rows; it is kept, unscaled")
-    with progress() as show:
-        found = fit(
-            series,
-            horizon=options.horizon,
-            model=model,
-            training=training,
-            seeds=range(options.seeds),
-            coverage=options.coverage,
-            progress=lambda done, total, text: show("training, step", done, total, text),
-        )
+    run = Path(options.out) / TRAINING
+    try:
+        with progress() as show:
+            found = fit(
+                series,
+                horizon=options.horizon,
+                model=model,
+                training=training,
+                seeds=range(options.seeds),
+                coverage=options.coverage,
+                progress=lambda done, total, text: show("training, step", done, total, text),
+                folder=run,
+            )
+    except Stopped as stop:
+        _say(f"stopped at step {stop}; the same command goes on from there")
+        sys.exit(stop.status)
     found = dataclasses.replace(
         found, cfg=dataclasses.replace(found.cfg, trained_on=Path(options.csv).name)
     )
     save(found, options.out)
+    store.discard(run)
     _print_scores(found, evaluate(found, series, where=options.csv))
     command = ["pangu-jax", "forecast", "predict", "--model", options.out, "--csv", options.csv]
     print(f"{options.out} holds the forecaster; try: "

@@ -19,14 +19,13 @@ from pangu_jax.checkpoint import store
 from pangu_jax.core.claim import SETTINGS, has_run
 from pangu_jax.core.config import save_config, to_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import materialise
 from pangu_jax.losses.forecast import squared_error, window_errors, windows
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.best import StopRule
 from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.step import Loss
+from pangu_jax.train.step import Loss, draw
 from pangu_jax.train.stop import Stopped
 
 CHUNK = 64  # steps that run without returning to Python
@@ -124,8 +123,7 @@ def forecast_loss(model: TimeProConfig, *, how: How = HOW) -> Loss:
 
 def initial(model: TimeProConfig, seeds: Sequence[int]) -> Any:
     """The parameters that seeds start from; stacked where there are several."""
-    drawn = [materialise(timepro.spec(model), key=jax.random.key(seed)) for seed in seeds]
-    return drawn[0] if len(drawn) == 1 else jax.tree.map(lambda *x: jnp.stack(x), *drawn)
+    return draw(timepro.spec(model), jnp.stack([jax.random.key(seed) for seed in seeds]))
 
 
 def batches(
@@ -144,7 +142,7 @@ def batches(
         of_seeds = [_epoch(starts, seed, epoch, batch) for seed in seeds]
         for i in range(step - (epoch - 1) * epoch_steps, epoch_steps):
             place = np.array([i // CHUNK * CHUNK, i % CHUNK], np.int32)
-            rows = [{"starts": o[i], "draw": draw, "place": place} for o, draw in of_seeds]
+            rows = [{"starts": o[i], "draw": key, "place": place} for o, key in of_seeds]
             yield rows[0] if len(rows) == 1 else jax.tree.map(lambda *x: np.stack(x), *rows)
         step = epoch * epoch_steps
 
@@ -183,7 +181,7 @@ def fit(
     Raises:
       InputError: fewer windows than a batch, a loss that is not finite, or a folder that holds
         another run.
-      Stopped: SIGTERM or SIGINT came; the step was finished and, in a folder, saved.
+      Stopped: SIGTERM or SIGINT came while a folder was given; the step was finished and saved.
     """
     seeds = tuple(seeds)
     if len(train_starts) < cfg.batch:

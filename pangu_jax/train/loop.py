@@ -117,7 +117,7 @@ def train(
       cfg: length and checkpoints.
       optimizer: what turns gradients into updates, such as `optimizer.make_optimizer` makes.
       folder: the run's folder, or the claim of it that the caller holds: metrics.jsonl and
-        checkpoints/ go there. None keeps nothing.
+        checkpoints/ go there. None keeps nothing, and leaves signals alone.
       schedule: the learning rate by step, for metrics.
       frozen: arrays that the loss reads and nobody trains; see `Stage`.
       **options: those of `train_stages`.
@@ -178,7 +178,8 @@ def train_stages(
     plan = _plan(stages, cfg, trainable, layout)
     init_key, key = _keys(cfg)
     place = Nowhere() if folder is None else Store(folder, keep=cfg.keep)
-    with place as store, stop_requests() as stop, _together(store):
+    listens = stop_requests() if folder is not None else contextlib.nullcontext(StopRequest())
+    with place as store, listens as stop, _together(store):
         latest = store.latest()
         if latest is None:
             state = plan.start(0, spec, init_key, params)

@@ -82,10 +82,17 @@ def init_state(
     """
     seeds = key.size
     if params is None:
-        params = _drawn(spec, key, layout)
+        params = draw(spec, key, layout)
     where = None if layout is None else _like_params(optimizer, spec, layout, trainable)
     start = jax.jit(_initialiser(optimizer, trainable, seeds), out_shardings=where)
     return TrainState(jnp.int32(0), params, start(params))
+
+
+def draw(spec: Any, key: jax.Array, layout: Layout | None = None) -> Any:
+    """Initial values; of several keys with a leading axis of them, each as it is alone."""
+    if key.size == 1:
+        return init(spec, key=key.reshape(()), layout=layout)
+    return jax.vmap(lambda one: init(spec, key=one))(key)
 
 
 def abstract_state(
@@ -270,12 +277,6 @@ def _cut(x: Any, parts: int) -> Any:
     if x.shape[0] % parts:
         raise InputError(f"accumulate {parts} must divide the batch of {x.shape[0]}")
     return rearrange(x, "(part b) ... -> part b ...", part=parts)
-
-
-def _drawn(spec: Any, key: jax.Array, layout: Layout | None) -> Any:
-    if key.size == 1:
-        return init(spec, key=key, layout=layout)
-    return jax.vmap(lambda one: init(spec, key=one))(key)
 
 
 def _initialiser(optimizer, trainable: str | None, seeds: int) -> Callable[[Any], Any]:

@@ -1,9 +1,12 @@
 """`pangu-jax forecast` as a user meets it: train, evaluate, predict elsewhere, bad input."""
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 
@@ -21,6 +24,7 @@ from pangu_jax.eval.intervals import conformal
 from pangu_jax.eval.predict import residuals, scaler_of
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
+from pangu_jax.train.metrics import read_metrics
 
 RNG = np.random.default_rng(0)
 SIZES = ["--look-back", 16, "--patch", 8, "--stride", 8, "--layers", 1, "--batch", 8]
@@ -66,6 +70,29 @@ def trained(tmp_path_factory):
     code = call("train", "--csv", path, *model, *options)
     assert code == 0
     return folder
+
+
+def test_a_training_that_was_stopped_goes_on(trained, tmp_path, monkeypatch, capsys):
+    options = ["--epochs", 4, "--learning-rate", 3e-3, "--seeds", 2, "--coverage", 0.8]
+    given = ["train", "--csv", trained / "load.csv", "--horizon", 4, "--out", tmp_path, *SIZES]
+
+    @contextlib.contextmanager
+    def interrupting():
+        yield lambda what, done, *_: done == 21 and os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(forecast, "progress", interrupting)
+    assert call(*given, *options) == 128 + signal.SIGTERM
+    assert "stopped at step 54; the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "forecaster.json").exists()
+    assert call(*given, "--epochs", 2) == 2
+    assert "holds a run with another seeds: [0, 1], not [0]" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert call(*given, *options) == 0
+    same_weights(forecaster.load(tmp_path), forecaster.load(trained / "model"))
+    # What is left says how it went, and is in nobody's way.
+    assert {path.name for path in (tmp_path / "training").iterdir()} == {"metrics.jsonl"}
+    lines = read_metrics(tmp_path / "training" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 73))
 
 
 def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):

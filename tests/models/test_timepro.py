@@ -24,7 +24,8 @@ from pangu_jax.nn import norm, ssm
 from pangu_jax.nn.how import HOW
 from pangu_jax.ops.deform_sample import deform_sample
 from pangu_jax.ops.selective_scan import selective_states
-from pangu_jax.train.forecast import init, make_step
+from pangu_jax.train.forecast import FitConfig, adam, forecast_loss, initial
+from pangu_jax.train.step import abstract_state, init_state, make_step
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=8, stride=8, dropout=0.0)
@@ -171,17 +172,17 @@ def test_parameter_counts_are_those_of_the_used_tensors():
 
 
 def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
-    state = init(SMALL, 0)
+    params = initial(SMALL, (0,))
     series = jnp.asarray(np.random.default_rng(0).normal(size=(60, 3)), jnp.float32)
     seen = series[None, :16]
     bare = TimeProConfig(**{**SMALL.__dict__, "state": False})
     kept = {"skip", "in", "norm"}
-    quiet = {**state[0], "blocks": [dict(b) for b in state[0]["blocks"]]}
+    quiet = {**params, "blocks": [dict(b) for b in params["blocks"]]}
     for b in quiet["blocks"]:
         for way in ("forward", "backward"):
             b[way] = {k: v for k, v in b[way].items() if k in kept}
     check(timepro.spec(bare), quiet)
-    with_states = jax.jit(lambda p: timepro.apply(p, seen, cfg=SMALL))(state[0])
+    with_states = jax.jit(lambda p: timepro.apply(p, seen, cfg=SMALL))(params)
     without = jax.jit(lambda p: timepro.apply(p, seen, cfg=bare))(quiet)
     np.testing.assert_allclose(with_states, without, atol=1e-6)
     shut = ssm.mixer_spec(SMALL.mixer)["offset_mask"]
@@ -191,12 +192,15 @@ def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
         return jnp.mean((timepro.apply(params, seen, cfg=SMALL) - series[None, 16:20]) ** 2)
 
     grad = jax.jit(jax.grad(loss))
-    mixer = grad(state[0])["blocks"][0]["forward"]
+    mixer = grad(params)["blocks"][0]["forward"]
     assert not jnp.any(mixer["rate_log"])
     assert jnp.any(mixer["offset_mask"]["kernel"])
-    step = jax.jit(make_step(SMALL))
-    (params, _), _ = step(state, series, jnp.arange(4), jax.random.key(0), jnp.float32(1e-3))
-    assert jnp.any(grad(params)["blocks"][0]["forward"]["rate_log"])
+    optimizer = adam(FitConfig(learning_rate=1e-3), 100)
+    state = init_state(timepro.spec(SMALL), optimizer, key=jax.random.key(0), params=params)
+    step = make_step(forecast_loss(SMALL), optimizer)
+    batch = {"starts": np.arange(4), "draw": np.uint32([0, 0]), "place": np.int32([0, 0])}
+    state, _ = step(state, batch, jax.random.key(0), series)
+    assert jnp.any(grad(state.params)["blocks"][0]["forward"]["rate_log"])
 
 
 def test_dropout_draws_for_every_window_series_patch_and_channel(awake):
@@ -280,13 +284,12 @@ def test_layer_norm_is_the_formula():
 def temporaries(variates):
     """Bytes of a compiled training step at the settings of Electricity, which is not run."""
     model = TimeProConfig(96, 96, 2, 32, 8, 4)
-    state = jax.eval_shape(lambda: init(model, 0))
-    step = jax.jit(make_step(model), donate_argnums=0)
+    optimizer = adam(FitConfig(), 100)
+    state = abstract_state(timepro.spec(model), optimizer)
+    step = make_step(forecast_loss(model), optimizer)
     series = jax.ShapeDtypeStruct((1000, variates), jnp.float32)
-    starts = jax.ShapeDtypeStruct((16,), jnp.int32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
-    compiled = step.lower(state, series, starts, key, rate).compile()
+    batch = {"starts": np.arange(16), "draw": np.uint32([0, 0]), "place": np.int32([0, 0])}
+    compiled = step.lower(state, batch, jax.random.key(0), series).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

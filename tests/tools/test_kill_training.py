@@ -12,11 +12,18 @@ TOOL = Path(__file__).parents[2] / "tools" / "kill_training.py"
 
 
 @pytest.mark.parametrize(
-    ("kills", "inside", "steps"), [(5, 2, 16), pytest.param(20, 5, 120, marks=pytest.mark.slow)]
+    ("subject", "kills", "inside", "steps"),
+    [
+        ("bigram", 5, 2, 16),
+        ("forecaster", 3, 1, 8),
+        pytest.param("bigram", 20, 5, 120, marks=pytest.mark.slow),
+        pytest.param("forecaster", 20, 5, 120, marks=pytest.mark.slow),
+    ],
 )
-def test_nothing_is_lost_when_training_is_killed(kills, inside, steps, tmp_path):
+def test_nothing_is_lost_when_training_is_killed(subject, kills, inside, steps, tmp_path):
     report = tmp_path / "report.json"
     options = [
+        f"--subject={subject}",
         f"--kills={kills}",
         f"--inside={inside}",
         f"--steps={steps}",

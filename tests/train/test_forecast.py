@@ -1,18 +1,36 @@
 """Training forecasters: seeds, keys, schedule, early stop, best parameters, no later rows."""
 
+import itertools
+import os
+import signal
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import Spec, materialise
 from pangu_jax.core.tree import flatten
 from pangu_jax.data.windows import Borders, Scaler, parts
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train import forecast
-from pangu_jax.train.forecast import FitConfig, fit, init, learning_rate, make_step
+from pangu_jax.train.forecast import (
+    FitConfig,
+    adam,
+    batches,
+    fit,
+    forecast_loss,
+    initial,
+    learning_rate,
+    schedule,
+)
+from pangu_jax.train.metrics import read_metrics
+from pangu_jax.train.step import init_state, make_step
+from pangu_jax.train.stop import Stopped
 
 MODEL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=16, stride=8)
 FIT = FitConfig(batch=8, learning_rate=1e-3, epochs=3)
@@ -58,47 +76,43 @@ def test_seeds_trained_together_are_those_trained_alone(at_most):
 
 @pytest.mark.parametrize("seeds", [(3,), (3, 5)])
 def test_every_step_has_its_own_key_and_every_epoch_its_own_order(seeds, monkeypatch):
-    """A step that trains nothing and writes down what it is given."""
-    steps, batch = 5, 2
-
-    def init(model, seed):
-        return (jnp.zeros(2 * steps), jnp.zeros((2 * steps, batch), jnp.int32)), jnp.int32(0)
-
-    def step(state, series, starts, key, rate):
-        (draws, seen), number = state
-        draw = jax.random.uniform(key)
-        draws, seen = draws.at[number].set(draw), seen.at[number].set(starts)
-        return ((draws, seen), number + 1), draw
-
-    monkeypatch.setattr(forecast, "init", init)
-    monkeypatch.setattr(forecast, "make_step", lambda *_, **__: step)
-    monkeypatch.setattr(forecast, "_make_chunk", forecast._make_chunk.__wrapped__)
-    monkeypatch.setattr(forecast, "_make_check", lambda *_: lambda *_: np.zeros(len(seeds)))
+    """A model that forecasts what it draws, of a series of zeros."""
     monkeypatch.setattr(forecast, "CHUNK", 2)
-    train, cfg = np.arange(7, 18, dtype=np.int32), FitConfig(batch=batch, epochs=2)
-    done = fit(np.zeros((30, 1)), train, train[:1], model=MODEL, cfg=cfg, seeds=seeds)
-    draws, seen = map(np.asarray, done.params)
-    assert draws.all() and len(np.unique(draws)) == draws.size
-    # And the loss of an epoch is the mean over its steps.
-    losses = [[epoch["train"] for epoch in curve] for curve in done.curves]
-    np.testing.assert_allclose(losses, draws.reshape(len(seeds), 2, steps).mean(-1), rtol=1e-6)
-    orders = [tuple(epoch.ravel()) for one in seen for epoch in np.split(one, 2)]
+    monkeypatch.setattr(timepro, "apply", lambda *_, key, **__: jax.random.uniform(key))
+    loss, steps, starts = forecast_loss(MODEL), 5, np.arange(7, 18, dtype=np.int32)
+    taken = list(itertools.islice(batches(starts, seeds, batch=2), 2 * steps))
+    chex.assert_trees_all_equal(next(batches(starts, seeds, batch=2, step=7)), taken[7])
+    if len(seeds) == 1:
+        taken = [jax.tree.map(lambda x: x[None], batch) for batch in taken]
+    series, orders, draws = jnp.zeros((40, 1)), [], []
+    for i in range(len(seeds)):
+        own = [jax.tree.map(lambda x, i=i: x[i], batch) for batch in taken]
+        draws += [float(loss(None, series, batch, None)[0]) for batch in own]
+        seen = [tuple(batch["starts"].tolist()) for batch in own]
+        orders += [sum(seen[:steps], ()), sum(seen[steps:], ())]
+    assert all(draws) and len(set(draws)) == len(draws) == 2 * steps * len(seeds)
     assert len(set(orders)) == len(orders)
     for order in orders:  # one window is left over: a batch needs two
-        assert len(set(order)) == 10 and set(order) < set(train)
+        assert len(set(order)) == 10 and set(order) < set(starts.tolist())
 
 
 def test_the_rate_halves_from_the_third_epoch_on():
     cfg = FitConfig(learning_rate=8.0)
     assert [learning_rate(cfg, e) for e in range(1, 6)] == [8, 8, 4, 2, 1]
+    assert [float(schedule(cfg, 3)(jnp.int32(step))) for step in (0, 5, 6, 9)] == [8, 8, 4, 2]
 
 
 def test_a_step_is_adam_as_written_in_its_paper():
-    state = init(MODEL, 0)
     series = jnp.asarray(waves(), jnp.float32)
-    at, key = jnp.arange(8), jax.random.key(1)
-    before = flatten(state[0])
-    step = jax.jit(make_step(MODEL))
+    at, cfg = jnp.arange(8), FitConfig(learning_rate=1e-3)
+    batch = {"starts": at, "draw": np.uint32([1, 2]), "place": np.int32([8, 3])}
+    key = jax.random.wrap_key_data(batch["draw"])
+    key = jax.random.fold_in(jax.random.fold_in(key, 8), 3)
+    optimizer = adam(cfg, 100)
+    spec = timepro.spec(MODEL)
+    state = init_state(spec, optimizer, key=jax.random.key(0), params=initial(MODEL, (0,)))
+    before = flatten(jax.device_get(state.params))
+    chex.assert_trees_all_close(before, flatten(materialise(spec, key=jax.random.key(0))))
 
     def loss(params):
         rows = at[:, None] + jnp.arange(20)
@@ -106,11 +120,12 @@ def test_a_step_is_adam_as_written_in_its_paper():
         out = timepro.apply(params, both[:, :16], cfg=MODEL, key=key)
         return jnp.mean((out - both[:, 16:]) ** 2)
 
-    total, grad = jax.jit(jax.value_and_grad(loss))(state[0])
+    total, grad = jax.jit(jax.value_and_grad(loss))(state.params)
     grad = flatten(grad)
-    (params, _), value = step(state, series, at, key, jnp.float32(1e-3))
-    assert value == pytest.approx(float(total), rel=1e-5)
-    for name, after in flatten(params).items():
+    state, metrics = make_step(forecast_loss(MODEL), optimizer)(state, batch, key, series)
+    assert float(metrics["loss"]) == pytest.approx(float(total), rel=1e-5)
+    assert float(metrics["weight"]) == 8
+    for name, after in flatten(state.params).items():
         g = np.asarray(grad[name], np.float64)
         want = before[name] - 1e-3 * g / (np.abs(g) + 1e-8)  # both moments, corrected, at step 1
         # The root of a tiny squared gradient loses digits in float32.
@@ -134,22 +149,73 @@ def test_it_stops_after_patience_and_keeps_the_best():
     assert np.mean((out - series[rows][:, 16:]) ** 2) == pytest.approx(min(errors), rel=1e-4)
 
 
-def test_a_seed_that_has_stopped_stays_where_it_was(monkeypatch):
+@pytest.fixture
+def counting(monkeypatch):
+    """A model of one number that counts its steps, compiled in no time."""
+
+    def loss(params, series, batch, key):
+        return -params["steps"], jnp.float32(1), {}
+
+    monkeypatch.setattr(timepro, "spec", lambda _: {"steps": Spec((), ())})
+    monkeypatch.setattr(forecast, "forecast_loss", lambda *_, **__: loss)
+    monkeypatch.setattr(forecast, "adam", lambda *_: optax.sgd(1.0))
+
+
+STARTS = np.arange(16, dtype=np.int32)
+
+
+def test_a_seed_that_has_stopped_stays_where_it_was(counting, monkeypatch):
     """The first would get better once more after its patience is over; the second goes on."""
     errors = iter([(1, 5), (2, 4), (3, 6), (0.5, 3), (0.5, 4), (0.5, 4), (0, 0)])
-
-    def step(state, series, starts, key, rate):
-        return (state[0] + 1, state[1]), jnp.float32(0)  # counts its steps
-
-    monkeypatch.setattr(forecast, "init", lambda *_: (jnp.int32(0), jnp.int32(0)))
-    monkeypatch.setattr(forecast, "make_step", lambda *_, **__: step)
-    monkeypatch.setattr(forecast, "_make_chunk", forecast._make_chunk.__wrapped__)
     monkeypatch.setattr(forecast, "_make_check", lambda *_: lambda *_: np.array(next(errors)))
-    train, cfg = np.arange(8, dtype=np.int32), FitConfig(batch=8, epochs=9, patience=2)
-    done = fit(np.zeros((30, 1)), train, train, model=MODEL, cfg=cfg, seeds=(0, 1))
-    assert done.best_epoch == [1, 4] == done.params.tolist()
+    cfg = FitConfig(batch=8, epochs=9, patience=2)
+    done = fit(np.zeros((30, 1)), STARTS, STARTS, model=MODEL, cfg=cfg, seeds=(0, 1))
+    assert done.best_epoch == [1, 4] and done.params["steps"].tolist() == [2, 8]
     seen = [[epoch["validation"] for epoch in curve] for curve in done.curves]
     assert seen == [[1, 2, 3], [5, 4, 6, 3, 4, 4]]
+    # The loss of an epoch is the mean over its steps: less one with each.
+    assert [epoch["train"] for epoch in done.curves[0]] == [-0.5, -2.5, -4.5]
+
+
+def test_a_training_goes_on_where_it_was_stopped(counting, monkeypatch, tmp_path):
+    errors = dict(enumerate([(4, 4), (3, 5), (2, 6), (7, 1), (8, 8), (9, 9)], start=1))
+    cfg, asked = FitConfig(batch=8, epochs=6, patience=2), []
+
+    def check(params, *_):
+        return np.array(errors[int(params["steps"].max()) // 2])
+
+    def run(folder, **options):
+        found = np.zeros((30, 1)), STARTS, STARTS
+        return fit(*found, model=MODEL, cfg=cfg, seeds=(0, 1), folder=folder, **options)
+
+    monkeypatch.setattr(forecast, "_make_check", lambda *_: check)
+    whole = run(tmp_path / "whole")
+    part = run(tmp_path / "parts", stop=lambda: asked.append(1) or len(asked) == 2)
+    assert part.cut and not whole.cut and [len(curve) for curve in part.curves] == [2, 2]
+
+    def interrupt(done, *_):
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as stop:
+        run(tmp_path / "parts", progress=interrupt)
+    assert stop.value.status == 128 + signal.SIGTERM
+    for _ in range(2):  # the second has nothing left to do
+        last = run(tmp_path / "parts")
+        chex.assert_trees_all_equal(last.params, whole.params)
+        assert (last.curves, last.best_epoch) == (whole.curves, whole.best_epoch)
+    lines = [
+        [{k: v for k, v in line.items() if not k.endswith("_per_s")} for line in read_metrics(path)]
+        for path in sorted(tmp_path.glob("*/metrics.jsonl"))
+    ]
+    assert lines[0] == lines[1] and "windows_per_s" in read_metrics(path_of(tmp_path))[0]
+    with pytest.raises(InputError, match="holds a run with another data"):
+        fit(np.ones((30, 1)), STARTS, STARTS, model=MODEL, cfg=cfg, seeds=(0, 1),
+            folder=tmp_path / "parts")  # fmt: skip
+
+
+def path_of(folder):
+    return folder / "parts" / "metrics.jsonl"
 
 
 def test_nothing_after_the_training_part_reaches_the_weights():
@@ -173,7 +239,7 @@ def test_stop_ends_at_an_epoch_and_says_so():
 def test_what_cannot_be_trained_is_refused():
     with pytest.raises(InputError, match="101 training windows, a batch needs 500"):
         trained(waves(), cfg=FitConfig(batch=500))
-    with pytest.raises(InputError, match="not finite in epoch 1"):
+    with pytest.raises(InputError, match="loss is not finite at step 1: loss nan"):
         trained(waves() * np.nan)
     with pytest.raises(InputError, match="patience must be at least 1"):
         FitConfig(patience=0)

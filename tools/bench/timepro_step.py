@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.train.forecast import init, make_step
+from pangu_jax.train.forecast import FitConfig, adam, forecast_loss
+from pangu_jax.train.step import init_state, make_step
 
 VARIATES, BATCH = 7, 16
 
@@ -151,14 +153,17 @@ def torch_round(cfg, series, starts):
 
 def jax_round(cfg, series, starts, how=HOW):
     """A function that runs one step of ours."""
-    step = jax.jit(make_step(cfg, how=how), donate_argnums=0)
-    table, at, key = jnp.asarray(series), jnp.asarray(starts), jax.random.key(0)
-    rate, box = jnp.float32(7e-5), [init(cfg, 0)]
+    optimizer = adam(FitConfig(learning_rate=7e-5), 1000)
+    step = make_step(forecast_loss(cfg, how=how), optimizer)
+    table, key = jnp.asarray(series), jax.random.key(0)
+    batch = {"starts": starts, "draw": np.uint32([0, 0]), "place": np.int32([0, 0])}
+    batch = jax.tree.map(jnp.asarray, batch)
+    box = [init_state(timepro.spec(cfg), optimizer, key=key)]
 
     def run():
-        box[0], loss = step(box[0], table, at, key, rate)
+        box[0], metrics = step(box[0], batch, key, table)
         jax.block_until_ready(box[0])
-        return float(loss)
+        return float(metrics["loss"])
 
     return run
 
