@@ -22,7 +22,8 @@ from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.train import loop
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.best import StopRule
+from pangu_jax.train.loop import LoopConfig, Stage, train, train_stages
 from pangu_jax.train.metrics import MetricLog, read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.stop import Stopped
@@ -323,3 +324,111 @@ def test_states_are_restored_to_where_the_layout_or_the_device_is():
     assert loop._on_device(shapes, layout=object()) is shapes  # they say themselves
     (found,) = jax.tree.leaves(loop._on_device(shapes, None))
     assert found.sharding.device_set == {jax.devices()[0]}
+
+
+def other(params, frozen, batch, key):
+    """Of another stage: pulls at what the frozen arrays say, and draws."""
+    wanted = frozen["table"] + 0.1 * jax.random.normal(key, frozen["table"].shape)
+    error = ((params["embed"]["table"] - wanted) ** 2).sum()
+    return error * batch["rows"].sum(), batch["rows"].sum(), {"error": error}
+
+
+def staged(folder, at=None, stages=3, **rest):
+    def rows(first):
+        def stream(step):
+            for number in range(step, 100):
+                if at and first + number + 1 in at:
+                    at[first + number + 1]()
+                yield {"rows": np.full(4, 1.0 + number, np.float32)}
+
+        return stream
+
+    frozen = {"table": jnp.ones((264, 8))}
+    plan = [
+        Stage(3, other, rows(0), optax.adam(0.1), frozen=frozen),
+        Stage(3, other, rows(3), frozen={"table": -frozen["table"]}),
+        Stage(2, other, rows(6), optax.sgd(0.1, momentum=0.9), frozen=frozen),
+    ][-stages:]
+    cfg = LoopConfig(sum(stage.steps for stage in plan), checkpoint_every=2)
+    return train_stages(plan, SPEC, cfg=cfg, folder=folder, unit="rows", **rest)
+
+
+def test_stages_go_on_where_they_were_stopped_with_the_same_bits(tmp_path):
+    whole = staged(tmp_path / "whole")
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2, 3, 3]
+    # Every stage's batches begin anew; the second stage keeps its optimiser's state.
+    assert [line["weight"] for line in lines] == [4, 8, 12, 4, 8, 12, 4, 8]
+    assert len(jax.tree.leaves(whole.opt_state)) == 2 and "rows_per_s" in lines[0]
+    stopped = []
+    for step in (3, 4, 6, 7):
+        with pytest.raises(Stopped) as stop:
+            staged(tmp_path / "parts", at={step: signals(signal.SIGTERM)})
+        stopped.append(stop.value.step)
+    assert stopped == [3, 4, 6, 7]
+    chex.assert_trees_all_equal(staged(tmp_path / "parts"), whole)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_stages_that_are_no_run_are_refused(tmp_path):
+    with pytest.raises(InputError, match="the first stage needs an optimizer"):
+        staged(None, stages=2)
+    with pytest.raises(InputError, match="at least one step each"):
+        train_stages([], SPEC, cfg=LoopConfig(5), folder=None)
+    with pytest.raises(InputError, match="have 4 steps together, the run 5"):
+        train_stages([Stage(4, other, iter, optax.sgd(1.0))], SPEC, cfg=LoopConfig(5), folder=None)
+    with pytest.raises(Stopped):
+        staged(tmp_path, at={4: signals(signal.SIGTERM)})
+    rows = [Stage(n, other, iter, optax.adam(0.1)) for n in (5, 3)]
+    with pytest.raises(InputError, match=r"checkpoints/4 is of stage 2, .* step 4 is of stage 1"):
+        train_stages(rows, SPEC, cfg=LoopConfig(8), folder=tmp_path)
+    with pytest.raises(InputError, match="holds step 4, the run has 2 steps"):
+        staged(tmp_path, stages=1)
+
+
+@pytest.mark.parametrize("seed", [5, (5, 6)])
+def test_a_stop_rule_keeps_the_best_and_goes_on_with_it(tmp_path, seed):
+    """The fourth evaluation is the last for want of better ones."""
+    scores, several = iter((3.0, 1.0, 2.0, 1.5)), seed != 5
+
+    def evaluate(params):
+        score = next(scores)
+        return {"score": [score, 9.0 - score] if several else score}
+
+    def rows(at):
+        def stream(step):
+            for number in range(step + 1, 100):
+                if number == at:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield {"rows": np.ones((2, 4) if several else 4, np.float32)}
+
+        return stream
+
+    def run(at=0):
+        return train(
+            other,
+            SPEC,
+            rows(at),
+            cfg=LoopConfig(20, seed=seed, evaluate_every=2, chunk=2),
+            optimizer=optax.sgd(0.01),
+            frozen={"table": jnp.ones((264, 8))},
+            folder=tmp_path,
+            evaluate=evaluate,
+            rule=StopRule("score", 2),
+        )
+
+    with pytest.raises(Stopped):
+        run(at=5)
+    state = run()
+    # Of two seeds the second is best at first, and is over earlier; both end the run.
+    assert int(state.step) == 8
+    assert state.best.step.tolist() == ([4, 2] if several else 4)
+    assert state.best.score.tolist() == ([1.0, 6.0] if several else 1.0)
+    chex.assert_trees_all_equal(run(), state)  # nothing is left to do
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(state.best.params, state.params)
+
+
+def test_a_score_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(InputError, match=r"evaluated score is not finite at step 2: nan; no check"):
+        run(tmp_path, steps=2, evaluate=lambda _: {"score": np.nan}, rule=StopRule("score", 1))

@@ -131,6 +131,70 @@ def test_all_steps_share_a_compilation(accumulate, traces):
         state, _ = step(state, batch(number), jax.random.key(number))
 
 
+def test_what_is_not_trained_stays_and_has_no_moments():
+    optimizer = make_optimizer(CONFIG, STEPS)
+    kernel = {"key": jax.random.key(0), "trainable": "dense/.*"}
+    state = init_state(SPEC, optimizer, **kernel)
+    before = jax.device_get(state.params)
+    assert not [x for x in jax.tree.leaves(state.opt_state) if x.shape == (4,)]
+    template = abstract_state(SPEC, optimizer, trainable="dense/.*")
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, template)
+    step = make_step(loss, optimizer, trainable="dense/.*")
+    data = batch(0)
+
+    def of_kernel(kernel):
+        total, weight, _ = loss({**before, "dense": {"kernel": kernel}}, None, data, None)
+        return total / weight
+
+    norm = np.linalg.norm(jax.grad(of_kernel)(before["dense"]["kernel"]))
+    for number in range(3):
+        state, metrics = step(state, batch(number), jax.random.key(1))
+        if not number:
+            assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+    chex.assert_trees_all_equal(state.params["norm"], before["norm"])
+    assert (state.params["dense"]["kernel"] != before["dense"]["kernel"]).all()
+    for wrong, words in (("kernel", "matches no parameter's whole path"), ("(", "no regular")):
+        with pytest.raises(InputError, match=words):
+            init_state(SPEC, optimizer, key=jax.random.key(0), trainable=wrong)
+
+
+def test_seeds_at_once_are_those_alone():
+    optimizer, keys = make_optimizer(CONFIG, STEPS), jax.random.split(jax.random.key(3), 2)
+    step = make_step(loss, optimizer, seeds=2)
+    state, alone = init_state(SPEC, optimizer, key=keys), []
+    template = abstract_state(SPEC, optimizer, seeds=2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, template)
+    for i in range(2):
+        one = init_state(SPEC, optimizer, key=keys[i])
+        for number in range(3):
+            one, metrics = make_step(loss, optimizer)(one, batch(10 * i + number), keys[i])
+        alone.append((one.params, metrics))
+    for number in range(3):
+        both = jax.tree.map(lambda *x: np.stack(x), batch(number), batch(10 + number))
+        state, metrics = step(state, both, keys)
+    assert int(state.step) == 3
+    stacked = jax.tree.map(lambda *x: np.stack(x), *alone)
+    chex.assert_trees_all_close((state.params, metrics), stacked, rtol=1e-5, atol=1e-6)
+
+
+def test_several_steps_in_a_call_have_the_bits_of_single_ones():
+    key, several = jax.random.key(1), make_step(loss, make_optimizer(CONFIG, STEPS), chunk=4)
+    rows = [batch(number) for number in (0, 1, 2, 2)]
+    stacked = jax.tree.map(lambda *x: np.stack(x), *rows)
+    state, found = several(start(), stacked, key, None, np.int32(3))
+    parts, seen = start(), []
+    for count in (1, 2):  # the same batches, cut at another place
+        more = jax.tree.map(lambda *x: np.stack([*x, x[0]]), *rows[len(seen) : len(seen) + 3])
+        parts, metrics = several(parts, more, key, None, np.int32(count))
+        seen += np.asarray(metrics["loss"])[:count].tolist()
+    chex.assert_trees_all_equal(state, parts)
+    assert np.asarray(found["loss"])[:3].tolist() == seen and not found["loss"][3]
+    one = start()
+    for data in rows[:3]:
+        one, _ = make_step(loss, make_optimizer(CONFIG, STEPS))(one, data, key)
+    chex.assert_trees_all_close(state, one, rtol=1e-6, atol=1e-7)
+
+
 def test_every_microbatch_of_every_step_has_its_own_key():
     def drawn(params, frozen, batch, key):
         draw = jax.random.uniform(key)

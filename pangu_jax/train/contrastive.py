@@ -1,0 +1,69 @@
+"""The contrastive loss as the training step wants it: pairs are embedded, and compared at once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.losses.contrastive import info_nce
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.train.step import WholeLoss
+
+
+def contrastive_loss(
+    embed: Callable[[Any, Any, jax.Array], jax.Array],
+    *,
+    temperature: float = 0.05,
+    symmetric: bool = False,
+    layout: Layout | None = None,
+) -> WholeLoss:
+    """InfoNCE over the whole batch, however many microbatches and devices it is embedded in.
+
+    Args:
+      embed: `embed(params, inputs, key) -> [B, D]`, a row for each of the inputs', which do not see
+        each other.
+      temperature: what similarities are divided by.
+      symmetric: whether documents look for their queries, too.
+      layout: where arrays live; None is one device.
+
+    Returns:
+      The loss. Its batch has "queries" and "documents", inputs of `embed` of B rows each, and, if
+      wanted, "negatives", those of as many hard ones: inputs with leading axes [B, n] (every query
+      meets all of the batch's); and "weights", float [B], 0 for padding. It counts pairs and names
+      "accuracy", the share of queries whose own document is nearest.
+
+    Raises:
+      InputError: the temperature is not above 0.
+    """
+    if not temperature > 0:
+        raise InputError(f"temperature must be above 0, got {temperature}")
+
+    def rows(params, frozen, batch, key):
+        del frozen
+        keys = jax.random.split(key, 3)
+        found = {
+            name: embed(params, batch[name], key)
+            for name, key in zip(("queries", "documents"), keys[:2], strict=True)
+        }
+        if "negatives" in batch:
+            many = jax.tree.leaves(batch["negatives"])[0].shape[:2]
+            flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch["negatives"])
+            vectors = embed(params, flat, keys[2])
+            found["negatives"] = vectors.reshape(*many, vectors.shape[-1])
+        return found
+
+    def compare(found, frozen, batch):
+        del frozen
+        nats, weight, right = info_nce(
+            found["queries"],
+            found["documents"],
+            found.get("negatives"),
+            batch.get("weights"),
+            temperature=temperature,
+            symmetric=symmetric,
+            layout=layout,
+        )
+        return nats, weight, {"accuracy": right}
+
+    return WholeLoss(rows, compare)
