@@ -86,7 +86,7 @@ def learning_rate(cfg: FitConfig, epoch: int) -> float:
 def schedule(cfg: FitConfig, epoch_steps: int) -> optax.Schedule:
     """The rate by step, for epochs of so many steps."""
     rates = np.array([learning_rate(cfg, epoch + 1) for epoch in range(cfg.epochs)], np.float32)
-    return lambda step: jnp.asarray(rates)[step // epoch_steps]
+    return lambda step: jnp.asarray(rates)[jnp.asarray(step) // epoch_steps]
 
 
 @lru_cache(maxsize=8)

@@ -176,6 +176,8 @@ def train_stages(
       Stopped: SIGTERM or SIGINT came, or there was enough; the step was finished and saved.
     """
     plan = _plan(stages, cfg, trainable, layout)
+    if rule is not None and evaluate is None:
+        raise InputError(f"the stop rule wants {rule.metric}, but nothing is evaluated")
     init_key, key = _keys(cfg)
     place = Nowhere() if folder is None else Store(folder, keep=cfg.keep)
     listens = stop_requests() if folder is not None else contextlib.nullcontext(StopRequest())
@@ -312,7 +314,7 @@ def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
         if evaluates or saves or stopping or number == end:
             _report(run, *pending)
             pending = None
-        if evaluates and run.evaluate is not None:
+        if evaluates:
             state = _evaluated(run, state, number)
         over = number == plan.cfg.steps or _is_over(run, state)
         enough = evaluates and not over and run.enough is not None and run.enough()
@@ -353,10 +355,16 @@ def _inputs(run: _Run, stream: Iterator[Any], count: int, frozen: Any) -> tuple:
 
 def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
     """Measures, writes it down, and keeps the parameters that a stop rule prefers."""
+    if run.evaluate is None:
+        return state
     scores = run.evaluate(state.params)
     run.log.write(number, {f"eval_{name}": value for name, value in scores.items()})
     if run.rule is None:
         return state
+    if run.rule.metric not in scores:
+        raise InputError(
+            f"the stop rule wants {run.rule.metric}, evaluated are {', '.join(scores)}"
+        )
     score = scores[run.rule.metric]
     if not np.isfinite(score).all():
         raise InputError(

@@ -289,3 +289,23 @@ def test_a_kind_that_is_not_known_is_named_with_its_file(kind, folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), "kind": kind}))
     with pytest.raises(InputError, match=r"model\.json names the kind of model .*; known: decoder"):
         store.restore_params(folder)
+
+
+def test_a_run_that_served_its_purpose_leaves_its_metrics(tmp_path, monkeypatch):
+    def fill():
+        (tmp_path / store.CHECKPOINTS / "3").mkdir(parents=True)
+        for name in ("config.json", "metrics.jsonl", "checkpoints/3/part"):
+            (tmp_path / name).write_text("{}")
+
+    fill()
+    # Killed before the settings are gone: what is left is a run that begins anew.
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError):
+        broken.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(RuntimeError))
+        store.discard(tmp_path)
+    assert not (tmp_path / store.CHECKPOINTS).exists() and (tmp_path / "config.json").exists()
+    fill()
+    with store.claim(tmp_path), pytest.raises(InputError, match="another process is training in"):
+        store.discard(tmp_path)
+    store.discard(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    store.discard(tmp_path)

@@ -11,9 +11,11 @@ from pangu_jax.core.tree import (
     check_all_finite,
     check_finite,
     flatten,
+    join,
     map_named,
     path_name,
     select,
+    split,
 )
 
 
@@ -85,3 +87,18 @@ def test_values_that_are_not_finite_are_refused_by_name(value):
     for bad in (np.array([1, value]), jnp.array([[value, 0]], jnp.bfloat16)):
         with pytest.raises(InputError, match="x: b/2 holds NaN or infinity"):
             check_all_finite({**good, "b": [*good["b"], bad]}, "x")
+
+
+def test_a_tree_that_is_split_by_paths_is_joined_again():
+    tree = {"a": {"kernel": 1, "bias": 2}, "runs": [{"kernel": 3}, (4, {"kernel": 5})]}
+    chosen, others = split(tree, ".*/kernel")
+    assert flatten(chosen) == {"a/kernel": 1, "runs/0/kernel": 3, "runs/1/1/kernel": 5}
+    assert flatten(others) == {"a/bias": 2, "runs/1/0": 4}
+    assert join(chosen, others) == join(others, chosen) == tree
+    everything, nothing = split(tree, None)
+    assert everything == tree and not jax.tree.leaves(nothing)
+    assert join(everything, nothing) == tree
+    with pytest.raises(InputError, match=r"'kernel' matches no .*; there are a/bias, a/kernel, "):
+        split(tree, "kernel")
+    with pytest.raises(InputError, match=r"'\(' is no regular expression"):
+        split(tree, "(")

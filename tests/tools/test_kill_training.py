@@ -15,7 +15,6 @@ TOOL = Path(__file__).parents[2] / "tools" / "kill_training.py"
     ("subject", "kills", "inside", "steps"),
     [
         ("bigram", 5, 2, 16),
-        ("forecaster", 3, 1, 8),
         pytest.param("bigram", 20, 5, 120, marks=pytest.mark.slow),
         pytest.param("forecaster", 20, 5, 120, marks=pytest.mark.slow),
     ],

@@ -429,6 +429,10 @@ def test_a_stop_rule_keeps_the_best_and_goes_on_with_it(tmp_path, seed):
         chex.assert_trees_all_equal(state.best.params, state.params)
 
 
-def test_a_score_that_is_not_finite_ends_the_run(tmp_path):
+def test_a_score_that_is_not_there_or_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(InputError, match="wants score, but nothing is evaluated"):
+        run(tmp_path, rule=StopRule("score", 1))
+    with pytest.raises(InputError, match="wants score, evaluated are a, b"):
+        run(tmp_path, steps=2, evaluate=lambda _: {"a": 1, "b": 2}, rule=StopRule("score", 1))
     with pytest.raises(InputError, match=r"evaluated score is not finite at step 2: nan; no check"):
         run(tmp_path, steps=2, evaluate=lambda _: {"score": np.nan}, rule=StopRule("score", 1))
