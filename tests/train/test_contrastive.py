@@ -57,7 +57,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(accumulate):
     want = trained(1, pairs())
     chex.assert_trees_all_close(trained(accumulate, pairs()), want, rtol=1e-5, atol=1e-5)
     with pytest.raises(InputError, match="accumulate 3 must divide the batch of 8"):
-        trained(3, batch)
+        trained(3, pairs())
 
 
 def test_a_microbatch_embeds_alike_forward_and_backward():
