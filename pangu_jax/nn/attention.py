@@ -15,6 +15,7 @@ from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.nn.norm import rms_norm, rms_norm_spec
 from pangu_jax.nn.rotary import rotate
 from pangu_jax.ops.attention import attention as attend
+from pangu_jax.ops.cache_write import cache_write
 from pangu_jax.sharding.layout import constrain
 
 HEADS = ("kv_heads", "q_per_kv", "head_dim")
@@ -139,7 +140,7 @@ def attention(
       eps: of the per-head norms, where there are any.
       source: another sequence to attend to, whose keys are not rotated; None is `x` itself.
       cache: where to write the T new keys and values, and what to attend over.
-      how: its layout, and the implementation of "attention".
+      how: its layout, and the implementations of "attention" and "cache_write".
 
     Returns:
       [B, T, D] in the type of `x`, and the cache with its new rows (None without a cache).
@@ -174,7 +175,8 @@ def mix(
         key = rotate(key, *rotation) if source is None else key
     query = constrain(query, ("batch", "length", *HEADS), how.layout)
     if cache is not None:
-        cache, key, value = append(cache, key, value)
+        write = how.implementation("cache_write")
+        cache, key, value = append(cache, key, value, impl=write)
     mixed = attend(
         query,
         key.astype(x.dtype),
@@ -190,17 +192,17 @@ def mix(
 
 
 def append(
-    cache: LayerCache, key: jax.Array, value: jax.Array
+    cache: LayerCache, key: jax.Array, value: jax.Array, *, impl: str | None = None
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
     """Writes T new rows of one layer at `cache.start`.
 
-    Only the new rows are written, so a donated cache is updated in place. With a slot for each row
-    of the batch, the one new token of each is written by a mask over the slots: no scatter.
+    Only the new rows are written, so a donated cache is updated in place.
 
     Args:
       cache: the layer's place in the cache.
       key: [B, T, K, C], cast to the cache's type.
       value: [B, T, K, C].
+      impl: of "cache_write", where each row of the batch has its own slot.
 
     Returns:
       The new cache, and the layer's keys and values [B, S, K, C].
@@ -211,23 +213,16 @@ def append(
     if jnp.ndim(cache.start):
         if key.shape[1] != 1:
             raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
-        return _append_by_mask(cache, key, value)
+        at = (cache.layer, cache.start)
+        run, keys = cache_write(cache.key, key[:, 0], *at, impl=impl)
+        cache = cache._replace(key=run)
+        run, values = cache_write(cache.value, value[:, 0], *at, impl=impl)
+        return cache._replace(value=run), keys, values
     at = (cache.layer, 0, cache.start, 0, 0)
     keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
     values = jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at)
     pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
     return cache._replace(key=keys, value=values), pick(keys), pick(values)
-
-
-def _append_by_mask(cache, key, value):
-    slots = jnp.arange(cache.key.shape[2], dtype=jnp.int32)
-    new = (slots == cache.start[:, None])[..., None, None]  # [B, S, 1, 1]
-    wrote, layers = [], []
-    for run, row in ((cache.key, key), (cache.value, value)):
-        layer = jax.lax.dynamic_index_in_dim(run, cache.layer, keepdims=False)
-        layers.append(jnp.where(new, row.astype(run.dtype), layer))
-        wrote.append(jax.lax.dynamic_update_index_in_dim(run, layers[-1], cache.layer, axis=0))
-    return cache._replace(key=wrote[0], value=wrote[1]), *layers
 
 
 def cache_spec(cfg: AttentionConfig, layers: int, batch: int, length: int, dtype: Any) -> dict:
