@@ -138,7 +138,7 @@ def test_rows_may_each_be_drawn_in_their_own_way(keep):
     for row, way in enumerate(ways):
         one = slice(row, row + 1)
         alone = jax.jit(draw, static_argnames="cfg")(logits[one], cfg=way, key=keys[one])
-        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x: x[one], together), alone)
+        jax.tree.map(lambda x, y, r=row: np.testing.assert_array_equal(x[r], y[0]), together, alone)
         token, probs = int(together.ids[row]), distribution(logits[row], way)
         plain = distribution(logits[row], SamplingConfig(1.0))
         assert together.log_probs[row] == pytest.approx(np.log(plain[token]), abs=1e-4)
