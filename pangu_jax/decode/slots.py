@@ -23,7 +23,7 @@ from pangu_jax.decode.sample import Draw, Sampling, draw
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
-from pangu_jax.nn.stack import split
+from pangu_jax.nn.stack import split, split_late
 from pangu_jax.sharding.layout import constrain
 
 _CACHE = ("batch", "length", "kv_heads", "head_dim")
@@ -265,9 +265,8 @@ def _take_over(whole, rows, slot):
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:
     """One more token for every active slot; the others are computed too, and are not heeded."""
-    # Static slices of the runs: inside the loop, where XLA reads them in place instead of keeping
-    # a second copy of the parameters.
-    layers = split(params["runs"])
+    # Split here, inside the loop: outside it, slices are a second copy of the parameters.
+    layers = split_late(params["runs"])
     logits, caches = decoder.step(
         params, layers, slots.token, slots.length, slots.caches, cfg=cfg, how=how
     )

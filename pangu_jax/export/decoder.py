@@ -59,15 +59,15 @@ def prefill(
     caches = []
     for layer in cfg.layers:
         heads = layer.attention
-        empty = jnp.zeros((1, *tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
-        caches.append(LayerCache(empty, empty, 0, 0))
+        empty = jnp.zeros((*tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
+        caches.append(LayerCache(empty, empty, None, 0))
     x, caches = transformer.unrolled(
         params["layers"], x, positions, lambda _: None, caches, cfg=cfg, how=how
     )
     last = (length - 1)[:, None, None]
     hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
     hidden = transformer.final_norm(params, hidden, cfg=cfg)
-    caches = [{"key": cache.key[0], "value": cache.value[0]} for cache in caches]
+    caches = [{"key": cache.key, "value": cache.value} for cache in caches]
     return {
         "logits": decoder.logits(params, hidden, cfg=cfg)[:, 0],
         **_named(caches, slots - tokens.shape[1]),

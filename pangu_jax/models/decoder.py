@@ -120,7 +120,7 @@ def apply(
 
 def step(
     params: dict[str, Any],
-    layers: Sequence[dict[str, Any]],
+    layers: Sequence[Any],
     token: jax.Array,
     position: jax.Array,
     caches: Sequence[dict[str, jax.Array]],
@@ -135,7 +135,7 @@ def step(
 
     Args:
       params: tree of `spec(cfg)`; its "runs" are not looked at.
-      layers: a tree of `nn.block.block_spec` a layer.
+      layers: see `transformer.unrolled`.
       token: int32 [B].
       position: int32 [B], how many tokens each row has so far: the slot that is written.
       caches: {"key": [B, S, K, C], "value": the same} of each layer.
@@ -146,14 +146,14 @@ def step(
       Scores of the next token, float32 [B, V], and the caches with the new rows.
     """
     x = embed(params, token[:, None], cfg=cfg, how=how)
-    places = [LayerCache(c["key"][None], c["value"][None], 0, position) for c in caches]
+    places = [LayerCache(c["key"], c["value"], None, position) for c in caches]
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]
     x, places = transformer.unrolled(
         layers, x, at, lambda heads: near(at, slots, heads.window), places, cfg=cfg, how=how
     )
     hidden = transformer.final_norm(params, x, cfg=cfg)
-    found = [{"key": place.key[0], "value": place.value[0]} for place in places]
+    found = [{"key": place.key, "value": place.value} for place in places]
     return logits(params, hidden, cfg=cfg, how=how)[:, 0], found
 
 

@@ -83,18 +83,19 @@ class Source(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's place in its run's key-value cache.
+    """One layer's key-value cache, by itself or as a place in its run's.
 
     Attributes:
-      key: [L, B, S, K, C], the whole run's keys; only the new rows of one layer are written.
-      value: [L, B, S, K, C].
-      layer: int32 scalar, which of the L layers.
-      start: int32 scalar, the first slot to write; or int32 [B], the slot of each row's one token.
+      key: [B, S, K, C]; or [L, B, S, K, C], the whole run's, of which one layer is written.
+      value: the same.
+      layer: int32 scalar, which of the L layers; None for a layer by itself.
+      start: int32 scalar, the first slot to write; or, for a layer by itself, int32 [B], the slot
+        of each row's one token.
     """
 
     key: jax.Array
     value: jax.Array
-    layer: jax.Array
+    layer: jax.Array | None
     start: jax.Array
 
 
@@ -210,19 +211,23 @@ def append(
     Raises:
       InputError: a slot for each row, but more than one new token a row.
     """
-    if jnp.ndim(cache.start):
-        if key.shape[1] != 1:
-            raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
-        at = (cache.layer, cache.start)
-        run, keys = cache_write(cache.key, key[:, 0], *at, impl=impl)
-        cache = cache._replace(key=run)
-        run, values = cache_write(cache.value, value[:, 0], *at, impl=impl)
-        return cache._replace(value=run), keys, values
-    at = (cache.layer, 0, cache.start, 0, 0)
-    keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
-    values = jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at)
-    pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
-    return cache._replace(key=keys, value=values), pick(keys), pick(values)
+    if cache.layer is not None:
+        at = (cache.layer, 0, cache.start, 0, 0)
+        keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
+        new = value[None].astype(cache.value.dtype)
+        values = jax.lax.dynamic_update_slice(cache.value, new, at)
+        pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
+        return cache._replace(key=keys, value=values), pick(keys), pick(values)
+    if jnp.ndim(cache.start) and key.shape[1] != 1:
+        raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
+
+    def write(whole, rows):
+        if jnp.ndim(cache.start):
+            return cache_write(whole, rows[:, 0], cache.start, impl=impl)
+        return jax.lax.dynamic_update_slice(whole, rows.astype(whole.dtype), (0, cache.start, 0, 0))
+
+    cache = cache._replace(key=write(cache.key, key), value=write(cache.value, value))
+    return cache, cache.key, cache.value
 
 
 def cache_spec(cfg: AttentionConfig, layers: int, batch: int, length: int, dtype: Any) -> dict:

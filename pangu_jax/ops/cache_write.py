@@ -19,19 +19,18 @@ EXAMPLES = {"any shape": ()}
 
 
 def cache_write(
-    run: jax.Array, rows: jax.Array, layer: jax.Array, slots: jax.Array, *, impl: str | None = None
-) -> tuple[jax.Array, jax.Array]:
+    cache: jax.Array, rows: jax.Array, slots: jax.Array, *, impl: str | None = None
+) -> jax.Array:
     """Writes one new row for each row of the batch.
 
     Args:
-      run: [L, B, S, K, C], keys or values.
+      cache: [B, S, K, C], a layer's keys or values.
       rows: [B, K, C], cast to the cache's type.
-      layer: int32 scalar, which of the L layers.
       slots: int32 [B], at least 0; nothing is written for one that is S or more.
       impl: "scatter", "mask", or None to choose by platform.
 
     Returns:
-      The run's new cache, and the layer's part of it, [B, S, K, C].
+      The new cache.
 
     Raises:
       InputError: an unknown `impl`.
@@ -39,7 +38,7 @@ def cache_write(
     name = impl or choose(target())
     if name not in IMPLEMENTATIONS:
         raise InputError(f"impl is {name!r}; cache_write has {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[name](run, rows.astype(run.dtype), layer, slots)
+    return IMPLEMENTATIONS[name](cache, rows.astype(cache.dtype), slots)
 
 
 def choose(platform: str) -> str:
@@ -47,19 +46,15 @@ def choose(platform: str) -> str:
     return "scatter"
 
 
-def _scatter(run, rows, layer, slots):
-    batch = jnp.arange(run.shape[1], dtype=jnp.int32)
-    at = run.at[layer, batch, slots]
-    run = at.set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
-    return run, jax.lax.dynamic_index_in_dim(run, layer, keepdims=False)
+def _scatter(cache, rows, slots):
+    at = cache.at[jnp.arange(cache.shape[0], dtype=jnp.int32), slots]
+    return at.set(rows, mode="drop", unique_indices=True, indices_are_sorted=True)
 
 
-def _mask(run, rows, layer, slots):
-    every = jnp.arange(run.shape[2], dtype=jnp.int32)
+def _mask(cache, rows, slots):
+    every = jnp.arange(cache.shape[1], dtype=jnp.int32)
     new = (every == slots[:, None])[..., None, None]  # [B, S, 1, 1]
-    old = jax.lax.dynamic_index_in_dim(run, layer, keepdims=False)
-    wrote = jnp.where(new, rows[:, None], old)
-    return jax.lax.dynamic_update_index_in_dim(run, wrote, layer, axis=0), wrote
+    return jnp.where(new, rows[:, None], cache)
 
 
 IMPLEMENTATIONS = {"scatter": _scatter, "mask": _mask}

@@ -177,7 +177,7 @@ def test_a_slot_is_free_at_once_when_a_request_ends():
 
 def test_the_caches_are_updated_in_place():
     """No step needs memory for another cache, nor for the parameters again."""
-    cfg = dataclasses.replace(CFG, layers=(LayerConfig(HEADS, mlp=MlpConfig(24)),) * 3)
+    cfg = dataclasses.replace(CFG, layers=(LayerConfig(HEADS, mlp=MlpConfig(2000)),) * 8)
     params = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), decoder.spec(cfg), is_leaf=is_spec
     )
@@ -199,11 +199,11 @@ def test_the_caches_are_updated_in_place():
     inputs = jax.ShapeDtypeStruct((16,), jnp.int32)
     admit = slots.admit.lower(params, here, number, inputs, number, ask, number, **options)
     size = sum(x.size * 4 for x in jax.tree.leaves(here.caches))
-    one = 4 * 4096 * 2 * 4 * 4  # a layer's keys of all slots
+    weights = sum(x.size * 4 for x in jax.tree.leaves(params["runs"]))
     for program in (step, admit):
         memory = program.compile().memory_analysis()
         assert memory.alias_size_in_bytes >= size
-        assert memory.temp_size_in_bytes < 2.5 * one < size / 2
+        assert memory.temp_size_in_bytes < (size + weights) / 6 < weights < size
 
 
 def test_embeddings_are_prompts_too():
