@@ -153,7 +153,8 @@ def bundle(
     if slots < max(profiles):
         raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
     # Graphs hold no scatter, whoever chose the other operators.
-    how = dataclasses.replace(how, impl={"cache_write": cache_write.EXPORT, **how.impl})
+    impl = {"cache_write": cache_write.EXPORT, **(how.impl or {})}
+    how = dataclasses.replace(how, impl=impl)
     options = {"cfg": cfg, "how": how}
     usual = {"cfg": cfg, "how": dataclasses.replace(how, impl=None)}
     tree = by_layer(params)

@@ -6,7 +6,8 @@
 A case is a number of slots B and a form of the step; each runs in a process of its own, so that
 peak memory is the case's. Forms:
 
-    engine     `decode.slots`: layers unrolled, slices of the runs in the program, one row a slot written
+    engine     `decode.slots`: layers unrolled, slices of the runs in the program, one row a slot
+               written
     mask       the same, the row written by a mask over the whole cache
     split      the same, but layers split beforehand: a second copy of the parameters while the
                stacked ones are held
