@@ -111,7 +111,7 @@ def _read(
 ) -> list[tuple[int, dict[str, Any], list[int]]]:
     """(line, record, ids) of each prompt."""
     prompts = []
-    for line, record in records(str(options.prompts), field=options.field):
+    for line, _, record in records(str(options.prompts), options.field):
         text = tokenizer.encode(record[options.field])
         ids = [*head(tokenizer, empty=not text), *text]
         try:
