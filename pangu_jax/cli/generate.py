@@ -1,18 +1,20 @@
-"""Continues a prompt with a trained model, as the tokens come."""
+"""Continues a prompt with a trained model, as the tokens come; or all prompts of a file."""
 
 import sys
 import time
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.generate_file import answer_file, check_file, head, note_length
 from pangu_jax.cli.progress import working
 from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 
 
@@ -22,10 +24,18 @@ class Options:
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, or a folder in the Hugging Face layout."""
-    prompt: str = ""
-    """The text to continue; empty starts a new document."""
+    prompt: str | None = None
+    """The text to continue; empty or None starts a new document."""
+    prompts: str | None = None
+    """A .jsonl file with a prompt a record, in place of --prompt; .gz too."""
+    out: str | None = None
+    """With --prompts: the .jsonl file of the answers; one that is there is gone on with."""
+    field: str = "prompt"
+    """With --prompts: the key of the prompt in its record."""
+    batch: int = 32
+    """With --prompts: how many are answered at once."""
     max_new: int = 200
-    """Most tokens to generate."""
+    """Most tokens to generate, for each prompt."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
     """Of the drawing; matters only with a temperature."""
@@ -36,17 +46,27 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Prints the prompt and its continuation; the speed goes to stderr."""
+    """Prints the prompt and its continuation, or writes the answers; the speed goes to stderr."""
+    check_file(options)
     with working(f"reading {options.checkpoint}"):
         params, cfg, found = open_checkpoint(
             options.checkpoint, kind="decoder", by="`pangu-jax generate`", dtype=options.dtype
         )
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
-    text = tokenizer.encode(options.prompt)
-    prompt = [*_begin(tokenizer, empty=not text), *text]
+    if options.prompts is not None:
+        answer_file(options, params, cfg, tokenizer)
+    else:
+        _show(options, params, cfg, tokenizer)
+
+
+def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenizer) -> None:
+    text = tokenizer.encode(options.prompt or "")
+    prompt = [*head(tokenizer, empty=not text), *text]
+    if not text and not tokenizer.begin:
+        name = tokenizer.token(tokenizer.boundary)
+        print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)
     check_vocabulary(prompt, tokenizer, cfg.vocab)
-    if len(prompt) + options.max_new > cfg.max_length:
-        print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
+    note_length(len(prompt) + options.max_new, cfg)
     decoder, count, start = StreamDecoder(tokenizer), 0, None
     for token in text:
         print(decoder.push(token), end="", flush=True)
@@ -70,12 +90,3 @@ def main(options: Options) -> None:
     if start is not None and count > 1:
         speed = (count - 1) / max(time.perf_counter() - start, 1e-9)
         print(f"{count} tokens, {speed:.0f} tokens/s", file=sys.stderr)
-
-
-def _begin(tokenizer: Tokenizer, empty: bool) -> tuple[int, ...]:
-    """What precedes the prompt; an empty one needs at least one token to go on from."""
-    if tokenizer.begin or not empty:
-        return tokenizer.begin
-    name = tokenizer.token(tokenizer.boundary)
-    print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)
-    return (tokenizer.boundary,)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.text import json_lines
+from pangu_jax.data.text import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +33,10 @@ def questions(path: str | Path) -> list[Question]:
     Raises:
       InputError: the file cannot be read, or a line is of another form; names it.
     """
-    found = []
-    for where, record in json_lines(path):
-        text, label = (record.get(name) for name in ("instruction", "label"))
-        if not isinstance(text, str) or not isinstance(label, str):
-            raise InputError(f"{where} has no instruction and label, which must be texts")
-        found.append(_question(text.strip(), label.strip(), where))
-    if not found:
-        raise InputError(f"{path} holds no question")
-    return found
+    return [
+        _question(record["instruction"].strip(), record["label"].strip(), where)
+        for _, where, record in records(path, "instruction", "label")
+    ]
 
 
 def _question(text: str, label: str, where: str) -> Question:

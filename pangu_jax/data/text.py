@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from pangu_jax.core.config import parse_json
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import regular
 from pangu_jax.data.records import is_prepared, read_texts
 
 ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
@@ -95,17 +96,30 @@ def lines(path: str | Path, *, field: str = "text") -> Iterator[Document]:
                 yield Document(f"{document.name}:{number}", line.removesuffix("\r"))
 
 
-def json_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a file of JSON lines, possibly .gz, and how errors name each.
+def records(path: str | Path, *fields: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The objects of a .jsonl or .jsonl.gz file: the line of each, what errors call it, and it.
+
+    Args:
+      path: the file.
+      fields: keys under which each must have a text.
 
     Raises:
-      InputError: it cannot be read, or a line is no object; names it.
+      InputError: there is no such file, it has no object, or a line is not a JSON object with a
+        text under those keys; the message names the line.
     """
-    for _, where, line in _lines(Path(path)):
-        value = parse_json(line, where)
-        if not isinstance(value, dict):
-            raise InputError(f"{where} must be an object, got {value!r:.60}")
-        yield where, value
+    if not str(path).lower().endswith((".jsonl", ".jsonl.gz")):
+        raise InputError(f"{path} is no .jsonl or .jsonl.gz file, with one object a line")
+    found = False
+    for number, where, line in _lines(regular(path)):
+        record = parse_json(line, where)
+        if not isinstance(record, dict):
+            raise InputError(f"{where} must be an object, got {record!r:.60}")
+        for field in fields:
+            _text_of(record, field, where)
+        found = True
+        yield number, where, record
+    if not found:
+        raise InputError(f"{path} is empty")
 
 
 def stdlib() -> Iterator[Document]:
@@ -268,10 +282,15 @@ def _field(line: str, field: str, where: str) -> str:
         value = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}") from error
-    if not isinstance(value, dict) or not isinstance(value.get(field), str):
-        raise InputError(f"{where} has no text under the key {field!r}")
+    text = _text_of(value, field, where)
     try:
-        value[field].encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half a character: "\\ud83d"
         raise InputError(f"{where} holds half a surrogate pair, which is no text") from error
+    return text
+
+
+def _text_of(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, dict) or not isinstance(value.get(field), str):
+        raise InputError(f"{where} has no text under the key {field!r}")
     return value[field]

@@ -1,10 +1,14 @@
-"""From scores to a token: greedy, temperature, top-k, top-p."""
+"""From scores to a token: greedy, temperature, top-k, top-p; each row as it asks."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 
 from pangu_jax.core.errors import InputError
 
@@ -32,54 +36,129 @@ class SamplingConfig:
             raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
 
 
-def adjusted_logits(logits: jax.Array, cfg: SamplingConfig) -> jax.Array:
+@struct.dataclass
+class Sampling:
+    """A `SamplingConfig` a row, as arrays: another setting is no other program.
+
+    Attributes:
+      temperature: float32 [B].
+      top_k: int32 [B].
+      top_p: float32 [B].
+    """
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+
+
+@struct.dataclass
+class Draw:
+    """One token a row.
+
+    Attributes:
+      ids: int32 [B].
+      log_probs: float32 [B], under the softmax of the scores themselves.
+      sampled_log_probs: float32 [B], under the distribution that was drawn from; 0 for greedy.
+    """
+
+    ids: Any
+    log_probs: Any
+    sampled_log_probs: Any
+
+
+def rows_of(configs: Sequence[SamplingConfig]) -> Sampling:
+    """The settings of B rows as arrays."""
+    most, real = np.iinfo(np.int32).max, np.finfo(np.float32)
+    tiny = float(real.tiny)  # what is above 0 stays so in float32
+    heats = [c.temperature and min(max(c.temperature, tiny), float(real.max)) for c in configs]
+    return Sampling(
+        np.array(heats, np.float32),
+        np.array([min(c.top_k, most) for c in configs], np.int32),
+        np.array([max(c.top_p, tiny) for c in configs], np.float32),
+    )
+
+
+def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Array:
     """Scores whose softmax is the distribution that `sample` draws from.
 
     Temperature comes first, then top-k, then top-p on what top-k left. Equal scores: the lower
-    token id goes first. Unless temperature is 0, the best score of a row becomes 0.
+    token id goes first. Unless temperature is 0, the best score of a row becomes 0. What a row gets
+    does not depend on the settings of the others.
 
     Args:
       logits: [B, V].
-      cfg: how to draw.
+      cfg: how to draw, one for all rows or one a row.
 
     Returns:
       float32 [B, V]; tokens that cannot be drawn are -inf. With temperature 0 all but the best.
     """
+    cfg = _rows(cfg, logits)
     logits = logits.astype(jnp.float32)
-    vocab = logits.shape[-1]
-    if cfg.temperature == 0:
-        best = jax.nn.one_hot(jnp.argmax(logits, -1), vocab, dtype=bool)
-        return jnp.where(best, logits, -jnp.inf)
+    greedy = cfg.temperature == 0
+    cuts = ((cfg.top_k > 0) | (cfg.top_p < 1)) & ~greedy
     # The best at 0, so that a small temperature overflows to -inf and nothing becomes a NaN.
-    logits = (logits - logits.max(-1, keepdims=True)) / max(cfg.temperature, 1e-30)
-    if cfg.top_k in (0, vocab) and cfg.top_p == 1:
-        return logits
+    heat = jnp.where(greedy, 1.0, jnp.maximum(cfg.temperature, 1e-30))[:, None]
+    hot = (logits - logits.max(-1, keepdims=True)) / heat
+    # Sorting takes longer than all else, so it is done only where somebody asks for a cut.
+    hot = jax.lax.cond(cuts.any(), _cut, lambda hot, _: hot, hot, cfg)
+    best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1, keepdims=True)
+    return jnp.where(greedy[:, None], jnp.where(best, logits, -jnp.inf), hot)
+
+
+def _cut(logits: jax.Array, cfg: Sampling) -> jax.Array:
+    """-inf for what top-k and top-p leave out."""
+    vocab = logits.shape[-1]
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
-    keep = jnp.ones_like(ranked, bool)
-    if cfg.top_k:
-        keep = keep & (jnp.arange(vocab) < cfg.top_k)
-    if cfg.top_p < 1:
-        probs = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
-        # A token stays while those before it have not reached top_p: the best one always does.
-        keep = keep & (jnp.cumsum(probs, axis=-1) - probs < cfg.top_p)
-    ranked = jnp.where(keep, ranked, -jnp.inf)
-    back = jnp.argsort(order, axis=-1)
-    return jnp.take_along_axis(ranked, back, axis=-1)
+    rank, k, p = jnp.arange(vocab), cfg.top_k[:, None], cfg.top_p[:, None]
+    keep = (k == 0) | (rank < k)
+    probs = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
+    # A token stays while those before it have not reached top_p: the best one always does.
+    keep = keep & ((p >= 1) | (jnp.cumsum(probs, axis=-1) - probs < p))
+    # The last one that stays says of every token whether it does.
+    last = jnp.where(keep, rank, 0).max(-1, keepdims=True)
+    score, token = (jnp.take_along_axis(x, last, axis=-1) for x in (ranked, order))
+    stays = (logits > score) | ((logits == score) & (rank <= token))
+    return jnp.where(stays, logits, -jnp.inf)
 
 
-def sample(logits: jax.Array, cfg: SamplingConfig, *, key: jax.Array) -> jax.Array:
-    """Draws one token a row.
+def draw(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array) -> Draw:
+    """Draws one token a row, and says how likely it was.
 
     Args:
       logits: [B, V].
-      cfg: how to draw.
+      cfg: how to draw, one for all rows or one a row.
       key: one PRNG key a row, [B]; a row's token does not depend on the other rows.
-
-    Returns:
-      int32 [B].
     """
-    if cfg.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    cfg = _rows(cfg, logits)
+    logits = logits.astype(jnp.float32)
+    ids, sampled = jax.lax.cond((cfg.temperature > 0).any(), _draw, _best, logits, cfg, key)
+    return Draw(ids, _log_prob(logits, ids), sampled)
+
+
+def sample(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array) -> jax.Array:
+    """The ids of `draw`: int32 [B]."""
+    return draw(logits, cfg, key=key).ids
+
+
+def _draw(logits, cfg, key):
     adjusted = adjusted_logits(logits, cfg)
-    return jax.vmap(jax.random.categorical)(key, adjusted).astype(jnp.int32)
+    drawn = jax.vmap(jax.random.categorical)(key, adjusted)
+    # The best token itself: scores that are no numbers leave nothing to draw from.
+    ids = jnp.where(cfg.temperature == 0, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
+    return ids, _log_prob(adjusted, ids)
+
+
+def _best(logits, cfg, key):
+    return jnp.argmax(logits, -1).astype(jnp.int32), jnp.zeros(logits.shape[0], jnp.float32)
+
+
+def _log_prob(logits, ids):
+    score = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+    return score - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _rows(cfg: SamplingConfig | Sampling, logits: jax.Array) -> Sampling:
+    if isinstance(cfg, SamplingConfig):
+        cfg = jax.tree.map(jnp.asarray, rows_of([cfg] * logits.shape[0]))
+    return cfg

@@ -21,7 +21,7 @@ from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import LayerCache
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.stack import split
-from pangu_jax.ops.attention import near
+from pangu_jax.ops import cache_write
 
 
 def by_layer(params: dict[str, Any]) -> dict[str, Any]:
@@ -59,14 +59,19 @@ def prefill(
     caches = []
     for layer in cfg.layers:
         heads = layer.attention
-        empty = jnp.zeros((1, *tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
-        caches.append(LayerCache(empty, empty, 0, 0))
+        empty = jnp.zeros((*tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
+        caches.append(LayerCache(empty, empty, None, 0))
     x, caches = transformer.unrolled(
         params["layers"], x, positions, lambda _: None, caches, cfg=cfg, how=how
     )
     last = (length - 1)[:, None, None]
     hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
-    return _results(params, hidden, caches, slots - tokens.shape[1], cfg)
+    hidden = transformer.final_norm(params, hidden, cfg=cfg)
+    caches = [{"key": cache.key, "value": cache.value} for cache in caches]
+    return {
+        "logits": decoder.logits(params, hidden, cfg=cfg)[:, 0],
+        **_named(caches, slots - tokens.shape[1]),
+    }
 
 
 def step(
@@ -91,35 +96,24 @@ def step(
     Returns:
       "logits": float32 [B, V] for the next token; "key_i", "value_i": the caches with the new row.
     """
-    x = decoder.embed(params, token[:, None], cfg=cfg, how=how)
     caches = [
-        LayerCache(cache[f"past_key_{i}"][None], cache[f"past_value_{i}"][None], 0, position)
+        {"key": cache[f"past_key_{i}"], "value": cache[f"past_value_{i}"]}
         for i in range(len(cfg.layers))
     ]
-    position = position[:, None]
-
-    slots = jnp.arange(caches[0].key.shape[2], dtype=jnp.int32)[None]
-    x, caches = transformer.unrolled(
-        params["layers"],
-        x,
-        position,
-        lambda heads: near(position, slots, heads.window),
-        caches,
-        cfg=cfg,
-        how=how,
+    logits, caches = decoder.step(
+        params, params["layers"], token, position, caches, cfg=cfg, how=how
     )
-    return _results(params, x, caches, 0, cfg)
+    return {"logits": logits, **_named(caches)}
 
 
-def _results(params, x, caches, room, cfg) -> dict[str, jax.Array]:
-    """Logits after the one token of each row, and the caches with `room` more slots."""
-    hidden = transformer.final_norm(params, x, cfg=cfg)
-    results = {"logits": decoder.logits(params, hidden, cfg=cfg)[:, 0]}
-    for i, cache in enumerate(caches):
-        for name, rows in (("key", cache.key[0]), ("value", cache.value[0])):
-            padded = jnp.pad(rows, ((0, 0), (0, room), (0, 0), (0, 0))) if room else rows
-            results[f"{name}_{i}"] = padded
-    return results
+def _named(caches, room: int = 0) -> dict[str, jax.Array]:
+    """Caches by name, "key_i" and "value_i" of layer i, with `room` more slots."""
+    wide = ((0, 0), (0, room), (0, 0), (0, 0))
+    return {
+        f"{name}_{i}": jnp.pad(rows, wide) if room else rows
+        for i, cache in enumerate(caches)
+        for name, rows in cache.items()
+    }
 
 
 def default_slots(cfg: DecoderConfig, profiles: Sequence[int]) -> int:
@@ -158,6 +152,9 @@ def bundle(
     slots = default_slots(cfg, profiles) if slots is None else slots
     if slots < max(profiles):
         raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
+    # Graphs hold no scatter, whoever chose the other operators.
+    impl = {"cache_write": cache_write.EXPORT, **(how.impl or {})}
+    how = dataclasses.replace(how, impl=impl)
     options = {"cfg": cfg, "how": how}
     usual = {"cfg": cfg, "how": dataclasses.replace(how, impl=None)}
     tree = by_layer(params)

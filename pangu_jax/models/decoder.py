@@ -12,6 +12,7 @@ by one.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,9 +23,11 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec, count
 from pangu_jax.models import transformer
 from pangu_jax.models.transformer import Cache, Output
+from pangu_jax.nn.attention import LayerCache
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.rotary import RopeConfig
+from pangu_jax.ops.attention import near
 from pangu_jax.ops.soft_cap import soft_cap
 from pangu_jax.sharding.layout import constrain
 
@@ -113,6 +116,45 @@ def apply(
         key=key,
         how=how,
     )
+
+
+def step(
+    params: dict[str, Any],
+    layers: Sequence[Any],
+    token: jax.Array,
+    position: jax.Array,
+    caches: Sequence[dict[str, jax.Array]],
+    *,
+    cfg: DecoderConfig,
+    how: How = HOW,
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+    """Reads one more token of every row, each row at its own position; layers one by one.
+
+    Token i of a row is in slot i of its caches. A token sees what is not behind it, so what other
+    texts left further on in a row does not matter, unless it is not finite.
+
+    Args:
+      params: tree of `spec(cfg)`; its "runs" are not looked at.
+      layers: see `transformer.unrolled`.
+      token: int32 [B].
+      position: int32 [B], how many tokens each row has so far: the slot that is written.
+      caches: {"key": [B, S, K, C], "value": the same} of each layer.
+      cfg: the model.
+      how: layout, implementations, and the type of the activations.
+
+    Returns:
+      Scores of the next token, float32 [B, V], and the caches with the new rows.
+    """
+    x = embed(params, token[:, None], cfg=cfg, how=how)
+    places = [LayerCache(c["key"], c["value"], None, position) for c in caches]
+    at = position[:, None]
+    slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]
+    x, places = transformer.unrolled(
+        layers, x, at, lambda heads: near(at, slots, heads.window), places, cfg=cfg, how=how
+    )
+    hidden = transformer.final_norm(params, x, cfg=cfg)
+    found = [{"key": place.key, "value": place.value} for place in places]
+    return logits(params, hidden, cfg=cfg, how=how)[:, 0], found
 
 
 def embed(

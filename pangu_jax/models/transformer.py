@@ -282,7 +282,8 @@ def unrolled(
     """The layers written out one by one, each with its own parameters and cache.
 
     Args:
-      layers: a tree of `nn.block.block_spec` a layer.
+      layers: a tree of `nn.block.block_spec` a layer, or a function of the layer's input that gives
+        one (see `nn.stack.split_late`).
       x: [B, T, D], embeddings.
       positions: int32 [B, T].
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
@@ -296,7 +297,7 @@ def unrolled(
     turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
     found = []
     for weights, layer, cache in zip(layers, cfg.layers, caches, strict=True):
-        heads = layer.attention
+        heads, weights = layer.attention, weights(x) if callable(weights) else weights
         turn = turns(heads.head_dim) if heads.rotary else None
         x, cache, _ = block(
             weights, x, turn, sees(heads), cfg=layer, eps=cfg.norm_eps, cache=cache, how=how

@@ -15,6 +15,7 @@ from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.nn.norm import rms_norm, rms_norm_spec
 from pangu_jax.nn.rotary import rotate
 from pangu_jax.ops.attention import attention as attend
+from pangu_jax.ops.cache_write import cache_write
 from pangu_jax.sharding.layout import constrain
 
 HEADS = ("kv_heads", "q_per_kv", "head_dim")
@@ -82,18 +83,19 @@ class Source(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's place in its run's key-value cache.
+    """One layer's key-value cache, by itself or as a place in its run's.
 
     Attributes:
-      key: [L, B, S, K, C], the whole run's keys; only the new rows of one layer are written.
-      value: [L, B, S, K, C].
-      layer: int32 scalar, which of the L layers.
-      start: int32 scalar, the first slot to write; or int32 [B], the slot of each row's one token.
+      key: [B, S, K, C]; or [L, B, S, K, C], the whole run's, of which one layer is written.
+      value: the same.
+      layer: int32 scalar, which of the L layers; None for a layer by itself.
+      start: int32 scalar, the first slot to write; or, for a layer by itself, int32 [B], the slot
+        of each row's one token.
     """
 
     key: jax.Array
     value: jax.Array
-    layer: jax.Array
+    layer: jax.Array | None
     start: jax.Array
 
 
@@ -139,7 +141,7 @@ def attention(
       eps: of the per-head norms, where there are any.
       source: another sequence to attend to, whose keys are not rotated; None is `x` itself.
       cache: where to write the T new keys and values, and what to attend over.
-      how: its layout, and the implementation of "attention".
+      how: its layout, and the implementations of "attention" and "cache_write".
 
     Returns:
       [B, T, D] in the type of `x`, and the cache with its new rows (None without a cache).
@@ -174,7 +176,8 @@ def mix(
         key = rotate(key, *rotation) if source is None else key
     query = constrain(query, ("batch", "length", *HEADS), how.layout)
     if cache is not None:
-        cache, key, value = append(cache, key, value)
+        write = how.implementation("cache_write")
+        cache, key, value = append(cache, key, value, impl=write)
     mixed = attend(
         query,
         key.astype(x.dtype),
@@ -190,17 +193,17 @@ def mix(
 
 
 def append(
-    cache: LayerCache, key: jax.Array, value: jax.Array
+    cache: LayerCache, key: jax.Array, value: jax.Array, *, impl: str | None = None
 ) -> tuple[LayerCache, jax.Array, jax.Array]:
     """Writes T new rows of one layer at `cache.start`.
 
-    Only the new rows are written, so a donated cache is updated in place. With a slot for each row
-    of the batch, the one new token of each is written by a mask over the slots: no scatter.
+    Only the new rows are written, so a donated cache is updated in place.
 
     Args:
       cache: the layer's place in the cache.
       key: [B, T, K, C], cast to the cache's type.
       value: [B, T, K, C].
+      impl: of "cache_write", where each row of the batch has its own slot.
 
     Returns:
       The new cache, and the layer's keys and values [B, S, K, C].
@@ -208,26 +211,23 @@ def append(
     Raises:
       InputError: a slot for each row, but more than one new token a row.
     """
-    if jnp.ndim(cache.start):
-        if key.shape[1] != 1:
-            raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
-        return _append_by_mask(cache, key, value)
-    at = (cache.layer, 0, cache.start, 0, 0)
-    keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
-    values = jax.lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at)
-    pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
-    return cache._replace(key=keys, value=values), pick(keys), pick(values)
+    if cache.layer is not None:
+        at = (cache.layer, 0, cache.start, 0, 0)
+        keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
+        new = value[None].astype(cache.value.dtype)
+        values = jax.lax.dynamic_update_slice(cache.value, new, at)
+        pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
+        return cache._replace(key=keys, value=values), pick(keys), pick(values)
+    if jnp.ndim(cache.start) and key.shape[1] != 1:
+        raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
 
+    def write(whole, rows):
+        if jnp.ndim(cache.start):
+            return cache_write(whole, rows[:, 0], cache.start, impl=impl)
+        return jax.lax.dynamic_update_slice(whole, rows.astype(whole.dtype), (0, cache.start, 0, 0))
 
-def _append_by_mask(cache, key, value):
-    slots = jnp.arange(cache.key.shape[2], dtype=jnp.int32)
-    new = (slots == cache.start[:, None])[..., None, None]  # [B, S, 1, 1]
-    wrote, layers = [], []
-    for run, row in ((cache.key, key), (cache.value, value)):
-        layer = jax.lax.dynamic_index_in_dim(run, cache.layer, keepdims=False)
-        layers.append(jnp.where(new, row.astype(run.dtype), layer))
-        wrote.append(jax.lax.dynamic_update_index_in_dim(run, layers[-1], cache.layer, axis=0))
-    return cache._replace(key=wrote[0], value=wrote[1]), *layers
+    cache = cache._replace(key=write(cache.key, key), value=write(cache.value, value))
+    return cache, cache.key, cache.value
 
 
 def cache_spec(cfg: AttentionConfig, layers: int, batch: int, length: int, dtype: Any) -> dict:

@@ -10,12 +10,13 @@ from flax.core import FrozenDict
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.nn.stack import REMAT
-from pangu_jax.ops import attention, deform_sample, expert_mlp, selective_scan
+from pangu_jax.ops import attention, cache_write, deform_sample, expert_mlp, selective_scan
 from pangu_jax.sharding.layout import Layout
 
 # The operators that a forward pass may be told about, and their implementations.
 OPERATORS = {
     "attention": attention.IMPLEMENTATIONS,
+    "cache_write": cache_write.IMPLEMENTATIONS,
     "deform_sample": deform_sample.IMPLEMENTATIONS,
     "expert_mlp": expert_mlp.IMPLEMENTATIONS,
     "selective_scan": selective_scan.IMPLEMENTATIONS,

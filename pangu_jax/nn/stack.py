@@ -1,12 +1,14 @@
 """Runs: stretches of layers of equal shape, stored with a leading layers axis."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 
 Config = TypeVar("Config")
 
@@ -35,6 +37,27 @@ def split(runs: Sequence[Any]) -> list[Any]:
         jax.tree.map(lambda x, i=i: x[i], run)
         for run in runs
         for i in range(jax.tree.leaves(run)[0].shape[0])
+    ]
+
+
+def split_late(runs: Sequence[Any]) -> list[Callable[[jax.Array], Any]]:
+    """The layers one by one, for use inside jit: functions of what a layer reads, which slice.
+
+    XLA's CPU backend copies slices, and would copy all of them first: the parameters would be held
+    twice. There a slice's index waits for the layer before. Elsewhere slices are read in place.
+    """
+
+    def layer(run, index, x):
+        if target() != "cpu":
+            return jax.tree.map(lambda leaf: leaf[index], run)
+        never = (x.reshape(-1)[0] > jnp.inf).astype(jnp.int32)  # 0, which the compiler can't know
+        at = index + never
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at, 0, False), run)
+
+    return [
+        partial(layer, run, index)
+        for run in runs
+        for index in range(jax.tree.leaves(run)[0].shape[0])
     ]
 
 

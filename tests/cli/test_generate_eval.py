@@ -76,6 +76,88 @@ def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, c
     assert "made for 64 tokens" in capsys.readouterr().err
 
 
+PROMPTS = [{"q": "abc", "id": 7}, {"q": ""}, {"q": "£ hé"}, {"q": "abc"}, {"q": "h" * 20}]
+
+
+def asked(folder, records=PROMPTS):
+    """A file of prompts, with a blank line before the last: lines 1 to 4, and 6."""
+    path = folder / "prompts.jsonl"
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    path.write_text("\n".join([*lines[:-1], "", lines[-1]]))
+    return path
+
+
+def answers_in(path):
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    return {answer["line"]: answer for answer in found}
+
+
+def test_the_prompts_of_a_file_are_answered_line_by_line(run_folder, tmp_path, capsys):
+    out = tmp_path / "answers.jsonl"
+    options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, "--batch", 2]
+    options += ["--max-new", 9, "--tokenizer", "bytes"]
+    assert call("generate", run_folder, *options) == 0
+    assert "answers    5 in " in capsys.readouterr().out
+    found, (params, _, _) = answers_in(out), open_checkpoint(run_folder)
+    assert sorted(found) == [1, 2, 3, 4, 6]
+    for line, record in zip((1, 2, 3, 4, 6), PROMPTS, strict=True):
+        prompt = [256, *record["q"].encode()]
+        want = generate(params, [prompt], cfg=CFG, max_new=9, stop_ids=[256]).rows()[0]
+        assert found[line]["record"] == record
+        assert found[line]["answer"] == ByteTokenizer().decode(want)
+        assert found[line]["tokens"] == 9
+        assert found[line]["end"] == "length"
+    assert found[1]["by"]["max_new"] == 9
+
+
+def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
+    """Those that are there are kept, and the others are what they would have been."""
+    out = tmp_path / "answers.jsonl"
+    options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, "--batch", 2]
+    options += ["--max-new", 9, "--temperature", 3]
+    assert call("generate", run_folder, *options) == 0
+    whole, text = answers_in(out), out.read_bytes()
+    assert whole[1]["answer"] != whole[4]["answer"]  # each line has a key of its own
+    lines = text.splitlines(keepends=True)
+    for left in (lines[3] + lines[1] + lines[0][:30], b"", text):
+        out.write_bytes(left)
+        capsys.readouterr()
+        assert call("generate", run_folder, *options) == 0
+        assert answers_in(out) == whole
+        assert out.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
+    assert "5 of them were there" in capsys.readouterr().out
+    for changes in (["--temperature", 2], ["--max-new", 8], ["--seed", 1]):
+        assert call("generate", run_folder, *options, *changes) == 2
+        name = changes[0][2:].replace("-", "_")
+        assert f"line 1 was made with {name} " in capsys.readouterr().err
+    asked(tmp_path, PROMPTS[1:])
+    assert call("generate", run_folder, *options) == 2
+    assert "answers no prompt of these" in capsys.readouterr().err
+    assert out.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", "a", "--prompts", "FILE", "--out", "OUT"], "--prompt or --prompts, not both"),
+        (["--prompts", "FILE"], "--prompts needs --out"),
+        (["--out", "OUT"], "--out is for the answers to --prompts"),
+        (["--prompts", "FILE", "--out", "answers.txt"], "written as .jsonl"),
+        (["--prompts", "FILE", "--out", "OUT", "--batch", 0], "batch must be at least 1"),
+        (["--prompts", "FILE", "--out", "OUT", "--max-new", 0], "max_new must be at least 1"),
+        (["--prompts", "FILE", "--out", "OUT"], "prompts.jsonl line 1 has no text under"),
+        (["--prompts", "none.jsonl", "--out", "OUT"], "cannot read none.jsonl"),
+    ],
+)
+def test_files_that_do_not_go_together_are_refused(run_folder, tmp_path, capsys, options, words):
+    names = {"FILE": asked(tmp_path), "OUT": tmp_path / "out.jsonl"}
+    assert call("generate", run_folder, *(names.get(x, x) for x in options)) == 2
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_eval_prints_the_measurement_and_its_protocol(run_folder, tmp_path, capsys):
     texts = ["abc hfe", "dead beef cafe"]
     path = tmp_path / "text.jsonl"

@@ -16,6 +16,7 @@ from pangu_jax.data.text import (
     held_out,
     lines,
     packages,
+    records,
     split_documents,
     stdlib,
     take,
@@ -230,3 +231,32 @@ def test_texts_are_lines_and_records_stay_whole(tmp_path):
     ]
     with pytest.raises(InputError, match="holds no text: every document is empty"):
         list(lines(tmp_path / "c.txt"))
+
+
+def test_records_are_whole_with_the_numbers_of_their_lines(tmp_path):
+    raw = b"\xef\xbb\xbf" + jsonl("a", field="q") + b"\n" + b'{"q": "", "more": [1]}'
+    for name, content in (("a.jsonl", raw), ("b.jsonl.gz", gzip.compress(raw))):
+        (tmp_path / name).write_bytes(content)
+        found = [(n, record) for n, _, record in records(tmp_path / name, "q")]
+        assert found == [(1, {"id": 3, "q": "a"}), (3, {"q": "", "more": [1]})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", b'{"q": "a"}', "a.txt is no .jsonl"),
+        ("a.jsonl", b"\n", "a.jsonl is empty"),
+        ("a.jsonl", b'{"q": "a"}\n{"q": 1}', "a.jsonl line 2 has no text under the key 'q'"),
+        ("a.jsonl", b'\n["q"]', "a.jsonl line 2 must be an object"),
+        ("a.jsonl", b'{"q": "a", "x": NaN}', "a.jsonl line 1 holds the number NaN"),
+        ("a.jsonl", b'{"q": "a"', "a.jsonl line 1 is not JSON"),
+        ("a.jsonl", b"\xff", "a.jsonl line 1 is not UTF-8"),
+        ("a.jsonl.gz", b"no gzip", "cannot read .*a.jsonl.gz"),
+        ("b/a.jsonl", b"", "cannot read .*missing.jsonl"),
+    ],
+)
+def test_records_that_are_none_are_named_by_line(tmp_path, name, content, words):
+    write(tmp_path, {name: content})
+    path = tmp_path / name if "/" not in name else tmp_path / "missing.jsonl"
+    with pytest.raises(InputError, match=words):
+        list(records(path, "q"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.decode.sample import SamplingConfig, adjusted_logits, sample
+from pangu_jax.decode.sample import SamplingConfig, adjusted_logits, draw, rows_of, sample
 
 CONFIGS = [
     SamplingConfig(0.0),
@@ -127,3 +127,27 @@ def test_a_row_does_not_depend_on_the_others():
 def test_impossible_options_are_refused_by_name(options, name):
     with pytest.raises(InputError, match=name):
         SamplingConfig(**options)
+
+
+@pytest.mark.parametrize("keep", [range(12), [0, 1, 2, 11], [0, 11]])
+def test_rows_may_each_be_drawn_in_their_own_way(keep):
+    """As each is drawn alone; scores of what was drawn too, whoever else asks for a cut."""
+    logits, ways = rows()[[0, 1, 2, 3] * 3][list(keep)], [CONFIGS[i] for i in keep]
+    keys = jax.random.split(jax.random.key(3), len(logits))
+    together = jax.jit(draw)(logits, jax.tree.map(jnp.asarray, rows_of(ways)), key=keys)
+    for row, way in enumerate(ways):
+        one = slice(row, row + 1)
+        alone = jax.jit(draw, static_argnames="cfg")(logits[one], cfg=way, key=keys[one])
+        jax.tree.map(lambda x, y, r=row: np.testing.assert_array_equal(x[r], y[0]), together, alone)
+        token, probs = int(together.ids[row]), distribution(logits[row], way)
+        plain = distribution(logits[row], SamplingConfig(1.0))
+        assert together.log_probs[row] == pytest.approx(np.log(plain[token]), abs=1e-4)
+        assert together.sampled_log_probs[row] == pytest.approx(np.log(probs[token]), abs=1e-4)
+
+
+def test_settings_beyond_float32_and_int32_are_the_nearest_there():
+    found = rows_of([SamplingConfig(1e-60, 2**40, 1e-60), SamplingConfig(1e60)])
+    assert (found.temperature > 0).all()
+    assert np.isfinite(found.temperature).all()
+    assert found.top_k.tolist() == [2**31 - 1, 0]
+    assert found.top_p[0] > 0

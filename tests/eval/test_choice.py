@@ -84,7 +84,7 @@ def test_questions_of_three_sets_are_read(tmp_path):
         ({"instruction": "Is it?", "label": "A"}, "neither choices nor a label of True or False"),
         ({"instruction": "It. Answer Choices:\nA. one\nB. two", "label": "C"}, "label 'C'"),
         ({"instruction": "It. Answer Choices:\nA. one", "label": "A"}, "has the choices"),
-        ({"instruction": 3, "label": "A"}, "must be texts"),
+        ({"instruction": 3, "label": "A"}, "has no text under the key"),
         ([1], "must be an object"),
     ],
 )
@@ -98,7 +98,7 @@ def test_other_lines_are_refused_by_their_number(row, words, tmp_path):
 
 def test_nothing_to_ask_is_refused(tmp_path):
     (tmp_path / "none.jsonl").write_text("")
-    with pytest.raises(InputError, match="holds no question"):
+    with pytest.raises(InputError, match="is empty"):
         questions(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="there is no question"):
         choice_accuracy(model(), [], cfg=CFG, tokenizer=ByteTokenizer())

@@ -1,0 +1,185 @@
+"""The part of `pangu-jax generate` that answers the prompts of a file, and can be stopped."""
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import jax
+
+from pangu_jax.cli.progress import progress
+from pangu_jax.core.config import check_size, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.journal import Journal
+from pangu_jax.data.text import records
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
+from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import How
+
+
+class Options(Protocol):
+    """What is asked for; see `cli.generate`."""
+
+    checkpoint: str
+    prompt: str | None
+    prompts: str | None
+    out: str | None
+    field: str
+    batch: int
+    max_new: int
+    sampling: SamplingConfig
+    seed: int
+    tokenizer: str | None
+    dtype: Any
+
+
+def check_file(options: Options) -> None:
+    """Nothing, if what is said of a prompt and of files goes together.
+
+    Raises:
+      InputError: says what does not.
+    """
+    if options.prompts is None:
+        if options.out is not None:
+            raise InputError("--out is for the answers to --prompts; a --prompt's are printed")
+        return
+    if options.prompt is not None:
+        raise InputError("give --prompt or --prompts, not both")
+    if options.out is None:
+        raise InputError("--prompts needs --out, the .jsonl file to write the answers to")
+    if not options.out.lower().endswith(".jsonl"):
+        raise InputError(f"--out is {options.out!r}; answers are written as .jsonl")
+    check_size("batch", options.batch)
+    check_new(options.max_new)
+
+
+def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenizer) -> None:
+    """Writes a line for each prompt that has none yet, as soon as it is answered.
+
+    A line is {"line": of the prompt, "record": the whole record, "answer": text, "tokens": how
+    many, "end": "stop" or "length", "by": what else decides the answer}. A prompt's key comes from
+    its line, so an answer does not depend on what was answered before.
+
+    Raises:
+      InputError: a prompt that is none, or answers to other prompts or by other settings.
+    """
+    prompts = _read(options, cfg, tokenizer)
+    found = {line: record for line, record, _ in prompts}
+    by = _settings(options)
+    with Journal(str(options.out), head='{"line"') as journal:
+        done = _done(journal, found, by)
+        rest = [prompt for prompt in prompts if prompt[0] not in done]
+        began, tokens = time.perf_counter(), 0
+        with progress() as show:
+            answered = _answers(options, params, cfg, tokenizer, prompts, rest)
+            for number, (line, answer) in enumerate(answered, len(done) + 1):
+                ids = answer.ids[: -1 if answer.end == "stop" else None].tolist()
+                journal.add(
+                    {
+                        "line": line,
+                        "record": found[line],
+                        "answer": tokenizer.decode(ids),
+                        "tokens": len(answer.ids),
+                        "end": answer.end,
+                        "by": by,
+                    }
+                )
+                tokens += len(answer.ids)
+                show("answering, prompts", number, len(prompts))
+    there = f", {len(done):,} of them were there" if done else ""
+    print(f"answers    {len(prompts):,} in {options.out}{there}")
+    if tokens:
+        speed = tokens / max(time.perf_counter() - began, 1e-9)
+        print(f"{tokens:,} tokens, {speed:.0f} tokens/s with compiling", file=sys.stderr)
+
+
+def head(tokenizer: Tokenizer, empty: bool) -> tuple[int, ...]:
+    """What precedes the prompt; an empty one needs at least one token to go on from."""
+    return tokenizer.begin or ((tokenizer.boundary,) if empty else ())
+
+
+def note_length(tokens: int, cfg: DecoderConfig) -> None:
+    """Says so where a text may become longer than what the model was made for."""
+    if tokens > cfg.max_length:
+        print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
+
+
+def _read(
+    options: Options, cfg: DecoderConfig, tokenizer: Tokenizer
+) -> list[tuple[int, dict[str, Any], list[int]]]:
+    """(line, record, ids) of each prompt."""
+    prompts = []
+    for line, _, record in records(str(options.prompts), options.field):
+        text = tokenizer.encode(record[options.field])
+        ids = [*head(tokenizer, empty=not text), *text]
+        try:
+            check_vocabulary(ids, tokenizer, cfg.vocab)
+        except InputError as error:
+            raise InputError(f"{options.prompts} line {line}: {error}") from error
+        prompts.append((line, record, ids))
+    note_length(max(len(ids) for _, _, ids in prompts) + options.max_new, cfg)
+    return prompts
+
+
+def _settings(options: Options) -> dict[str, Any]:
+    return {
+        "checkpoint": options.checkpoint,
+        "tokenizer": options.tokenizer,
+        "field": options.field,
+        "max_new": options.max_new,
+        **to_json(options.sampling),
+        "seed": options.seed,
+        "dtype": options.dtype,
+    }
+
+
+def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, Any]) -> set[int]:
+    """The lines that have an answer."""
+    done: set[int] = set()
+    for number, answer in enumerate(journal.found, 1):
+        where = f"{journal.path} line {number}"
+        line = answer.get("line")
+        if not isinstance(line, int) or prompts.get(line) != answer.get("record") or line in done:
+            raise InputError(
+                f"{where} answers no prompt of these, or one twice; choose another --out"
+            )
+        there = answer.get("by")
+        for name, value in by.items():
+            if not isinstance(there, dict) or there.get(name) != value:
+                was = there.get(name) if isinstance(there, dict) else None
+                raise InputError(
+                    f"{where} was made with {name} {was!r:.80}, not {value!r:.80}; choose another "
+                    "--out"
+                )
+        done.add(line)
+    return done
+
+
+def _answers(
+    options: Options,
+    params: Any,
+    cfg: DecoderConfig,
+    tokenizer: Tokenizer,
+    prompts: list,
+    rest: list,
+) -> Iterator[tuple[int, Answer]]:
+    """The answers to the rest of the prompts; the slots are those of all of them."""
+    if not rest:
+        return
+    stops, key = tokenizer.eos_ids, jax.random.key(options.seed)
+    engine = Engine(
+        params,
+        cfg=cfg,
+        slots=min(options.batch, len(prompts)),
+        length=round_up(max(len(ids) for _, _, ids in prompts)) + round_up(options.max_new),
+        stops=max(8, len(stops)),
+        how=How(dtype=options.dtype),
+    )
+    requests = (
+        Request(ids, options.max_new, options.sampling, stops, jax.random.fold_in(key, line))
+        for line, _, ids in rest
+    )
+    for place, answer in answers(engine, requests):
+        yield rest[place][0], answer

@@ -1,0 +1,385 @@
+"""Many requests on a few slots: each is admitted when a slot is free, and gets what it gets alone.
+
+    engine = Engine(params, cfg=cfg, slots=8, length=1024)
+    number = engine.submit(Request(ids, max_new=100, stop_ids=(2,)))
+    while engine.busy:
+        for piece in engine.advance():
+            ...
+
+`answers` does that for requests that need not be shown while they are made. The state and its
+functions are in `slots`; nothing here is traced, and nothing there is traced again once a prompt of
+a similar length was seen.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
+from pangu_jax.decode import slots as device
+from pangu_jax.decode.sample import SamplingConfig, rows_of
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import HOW, How
+
+End = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt, and how it is continued.
+
+    Attributes:
+      inputs: ids, at least one; or embeddings [T, D], what `decoder.embed` gives for ids.
+      max_new: most tokens to draw.
+      sampling: how they are drawn.
+      stop_ids: the answer ends with the first of these.
+      key: token n is drawn with fold_in(key, n); None is `jax.random.key(0)`.
+    """
+
+    inputs: Sequence[int] | np.ndarray | jax.Array
+    max_new: int
+    sampling: SamplingConfig = SamplingConfig()
+    stop_ids: Sequence[int] = ()
+    key: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """The next tokens of a request, one at least.
+
+    Attributes:
+      request: its number.
+      ids: int32 [N].
+      log_probs: float32 [N], under the model.
+      sampled_log_probs: float32 [N], under the distribution drawn from: after temperature, top-k
+        and top-p; 0 for greedy.
+      versions: int32 [N], of the weights that made each token.
+      end: why the request ends with this piece; None if it goes on.
+    """
+
+    request: int
+    ids: np.ndarray
+    log_probs: np.ndarray
+    sampled_log_probs: np.ndarray
+    versions: np.ndarray
+    end: End | None
+
+
+@dataclasses.dataclass(eq=False)
+class _Text:
+    """A request in a slot."""
+
+    number: int
+    stops: frozenset[int]
+    left: int  # tokens that have not been asked of the device yet
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What was asked of the device: a result to come, how many tokens a slot, and whose."""
+
+    made: device.Made
+    count: int
+    texts: list[_Text | None]
+
+
+class Engine:
+    """Slots on a device, the requests in them, and those that wait.
+
+    Attributes:
+      params: the weights, to be changed by `update` only.
+      version: how often they were changed.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        cfg: DecoderConfig,
+        slots: int,
+        length: int,
+        stops: int = 8,
+        burst: int = 32,
+        key: jax.Array | None = None,
+        how: How = HOW,
+    ):
+        """Empty slots.
+
+        Args:
+          params: tree of `decoder.spec(cfg)`.
+          cfg: the model.
+          slots: requests that decode at once.
+          length: tokens of a prompt and its answer together that a slot has room for.
+          stops: most stop ids of a request.
+          burst: most tokens that are drawn for a slot before the host looks at them.
+          key: a key such as requests bring, where they bring another kind than jax's usual one.
+          how: layout, implementations, and the type of activations and caches.
+
+        Raises:
+          InputError: a number that makes no sense.
+        """
+        sizes = {"slots": slots, "length": length, "stops": stops, "burst": burst}
+        for name, value in sizes.items():
+            check_size(f"the engine's {name}", value)
+        self.params, self.version = params, 0
+        self._cfg, self._how, self._burst = cfg, how, burst
+        self._length, self._stops = length, stops
+        self._key = _typed(jax.random.key(0) if key is None else key)
+        kind = jnp.dtype(how.dtype or params["embed"]["table"].dtype)
+        sizes = {"slots": slots, "length": length, "stops": stops}
+        self._state = device.init(self._key, cfg=cfg, kind=kind, how=how, **sizes)
+        self._texts: list[_Text | None] = [None] * slots
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._asked: deque[_Asked] = deque()
+        self._next = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or goes on."""
+        return bool(self._waiting) or any(self._texts)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def free(self) -> int:
+        """How many slots have no request."""
+        return self._texts.count(None)
+
+    def submit(self, request: Request) -> int:
+        """Lets a request wait for a slot; returns its number.
+
+        Raises:
+          InputError: it cannot be answered by this engine; says why.
+        """
+        check_prompt("the prompt", request.inputs, self._cfg)
+        check_new(request.max_new)
+        needed = len(request.inputs) + request.max_new
+        if needed > self._length:
+            raise InputError(
+                f"a prompt of {len(request.inputs)} tokens and {request.max_new} new ones need "
+                f"{needed}; the engine's slots have room for {self._length}"
+            )
+        if len(request.stop_ids) > self._stops:
+            raise InputError(
+                f"a request has {len(request.stop_ids)} stop ids; the engine takes {self._stops}"
+            )
+        if request.key is not None and _typed(request.key).dtype != self._key.dtype:
+            raise InputError(
+                f"a request's key is of {request.key.dtype}, the engine's are of {self._key.dtype}"
+            )
+        number, self._next = self._next, self._next + 1
+        self._waiting.append((number, request))
+        return number
+
+    def cancel(self, number: int) -> bool:
+        """Ends a request, whose slot is free at once; whether it was still there."""
+        for waiting in self._waiting:
+            if waiting[0] == number:
+                self._waiting.remove(waiting)
+                return True
+        for slot, text in enumerate(self._texts):
+            if text is not None and text.number == number:
+                self._texts[slot] = None
+                self._state = device.retire(self._state, np.int32(slot))
+                return True
+        return False
+
+    def update(self, params: Any) -> int:
+        """Other weights of the same shapes, from the next token on; returns their version.
+
+        Requests that go on keep what the older weights made of their earlier tokens.
+        """
+        self.params, self.version = params, self.version + 1
+        return self.version
+
+    def advance(self) -> list[Piece]:
+        """Fills free slots, draws tokens, and gives those that are known.
+
+        Where nobody waits, the next tokens are asked for before these are looked at.
+        """
+        pieces: list[Piece] = []
+        while self.busy and not pieces:
+            for slot, text in enumerate(self._texts):
+                if text is None and self._waiting:
+                    self._admit(slot)
+            stepped = self._step()
+            # Somebody who waits gets a slot as soon as it is seen that one is free.
+            keep = 1 if stepped and not self._waiting else 0
+            while len(self._asked) > keep:
+                pieces += self._look(self._asked.popleft())
+        return pieces
+
+    def _admit(self, slot: int) -> None:
+        number, request = self._waiting.popleft()
+        text = _Text(number, frozenset(map(int, request.stop_ids)), request.max_new - 1)
+        ask = device.Ask(
+            limit=np.int32(request.max_new),
+            stops=device.padded(request.stop_ids, self._stops),
+            key=self._key if request.key is None else _typed(request.key),
+            sampling=jax.tree.map(lambda x: x[0], rows_of([request.sampling])),
+        )
+        self._state, made = device.admit(
+            self.params,
+            self._state,
+            np.int32(slot),
+            _padded(request.inputs, self._length),
+            np.int32(len(request.inputs)),
+            ask,
+            np.int32(self.version),
+            cfg=self._cfg,
+            how=self._how,
+        )
+        self._texts[slot] = text
+        self._asked.append(_Asked(made, 1, [text]))
+
+    def _step(self) -> bool:
+        """Asks for more tokens; whether some may come."""
+        count = min(self._burst, max((text.left for text in self._texts if text), default=0))
+        if not count:
+            return False
+        self._state, made = device.step(
+            self.params,
+            self._state,
+            np.int32(count),
+            np.bool_(len(self._waiting) > 0),
+            np.int32(self.version),
+            most=self._burst,
+            cfg=self._cfg,
+            how=self._how,
+        )
+        self._asked.append(_Asked(made, count, list(self._texts)))
+        for text in self._texts:
+            if text is not None:
+                text.left -= count
+        return True
+
+    def _look(self, asked: _Asked) -> Iterator[Piece]:
+        """What a result holds for those who are still there."""
+        made = jax.device_get(asked.made)
+        for row, text in enumerate(asked.texts):
+            if text is None or text not in self._texts:
+                continue
+            count = int(made.count[row])
+            text.left += asked.count - count  # the device ended early, as a slot was wanted
+            if not count:
+                continue
+            ids, *scores = (x[:count, row] for x in jax.tree.leaves(made.draws))
+            end: End | None = None
+            if not made.active[row]:
+                end = "stop" if int(ids[-1]) in text.stops else "length"
+                self._texts[self._texts.index(text)] = None
+            versions = np.full(count, made.version, np.int32)
+            yield Piece(text.number, ids, *scores, versions, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """All tokens of a request; the attributes of a `Piece`."""
+
+    ids: np.ndarray
+    log_probs: np.ndarray
+    sampled_log_probs: np.ndarray
+    versions: np.ndarray
+    end: End
+
+
+def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
+    """The answers to requests, in the order in which they end.
+
+    Args:
+      engine: without requests of others.
+      requests: read as slots become free, so that there may be more than memory holds.
+
+    Yields:
+      The request's place among the requests, and its answer.
+
+    Raises:
+      InputError: see `Engine.submit`.
+    """
+    source, places, parts = enumerate(iter(requests)), {}, {}
+    more = True
+    while True:
+        # One that waits is enough to say that a slot is wanted, and there may be many free ones.
+        while more and engine.waiting <= engine.free:
+            found = next(source, None)
+            more = found is not None
+            if found is not None:
+                number = engine.submit(found[1])
+                places[number], parts[number] = found[0], []
+        if not engine.busy:
+            return
+        for piece in engine.advance():
+            parts[piece.request].append(piece)
+            if piece.end is not None:
+                yield places.pop(piece.request), join(parts.pop(piece.request))
+
+
+def join(pieces: Sequence[Piece]) -> Answer:
+    """The pieces of a request that has ended, as one."""
+    names = ("ids", "log_probs", "sampled_log_probs", "versions")
+    arrays = [np.concatenate([getattr(piece, name) for piece in pieces]) for name in names]
+    return Answer(*arrays, pieces[-1].end)
+
+
+def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
+    """Nothing, if a model can read a prompt.
+
+    Args:
+      name: how the error names it.
+      inputs: see `Request`.
+      cfg: the model.
+
+    Raises:
+      InputError: it is empty, has an id outside the vocabulary, or embeddings of another width or
+        that are not finite.
+    """
+    if not len(inputs):
+        raise InputError(f"{name} is empty")
+    if np.ndim(inputs) == 2:
+        if inputs.shape[1] != cfg.width:
+            raise InputError(
+                f"{name} has embeddings of width {inputs.shape[1]}, the model's are {cfg.width}"
+            )
+        if not np.isfinite(np.asarray(inputs, np.float32)).all():
+            raise InputError(f"{name} has embeddings that are not finite")
+        return
+    wrong = [i for i in inputs if not 0 <= i < cfg.vocab]
+    if wrong:
+        raise InputError(f"{name} has the id {wrong[0]}, the vocabulary ends at {cfg.vocab - 1}")
+
+
+def check_new(max_new: int) -> None:
+    """Nothing, if so many tokens can be drawn.
+
+    Raises:
+      InputError: there are none.
+    """
+    check_size("max_new", max_new)
+
+
+def round_up(length: int) -> int:
+    """The next of 16, 32, 64, ..., 512, then multiples of 512: so there are few programs."""
+    if length > 512:
+        return -(-length // 512) * 512
+    return max(16, 1 << (length - 1).bit_length())
+
+
+def _padded(inputs: Any, most: int) -> np.ndarray | jax.Array:
+    """A prompt with zeros behind it, of a length that others have too."""
+    room = min(round_up(len(inputs)), most) - len(inputs)
+    if np.ndim(inputs) == 2:
+        return jnp.pad(jnp.asarray(inputs), ((0, room), (0, 0)))
+    return np.pad(np.asarray(inputs, np.int32), (0, room))
+
+
+def _typed(key: jax.Array) -> jax.Array:
+    return key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
