@@ -29,6 +29,7 @@ from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 
 HELP = "/new starts over, /quit ends; so does the end of the input"
@@ -79,6 +80,7 @@ def main(options: Options) -> None:
         params, cfg, found = open_checkpoint(
             options.checkpoint, kind="decoder", by="`pangu-jax chat`", dtype=options.dtype
         )
+        params = by_layer(params, donate=True)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     template = _template(options, tokenizer)
     model = _Model(params, cfg, tokenizer, template)

@@ -15,6 +15,7 @@ from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer, check_vocabulary,
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 
 
@@ -52,6 +53,7 @@ def main(options: Options) -> None:
         params, cfg, found = open_checkpoint(
             options.checkpoint, kind="decoder", by="`pangu-jax generate`", dtype=options.dtype
         )
+        params = by_layer(params, donate=True)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     if options.prompts is not None:
         answer_file(options, params, cfg, tokenizer)

@@ -25,6 +25,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.decode import slots as device
 from pangu_jax.decode.sample import SamplingConfig, rows_of
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
 End = Literal["stop", "length"]
@@ -93,7 +94,7 @@ class Engine:
     """Slots on a device, the requests in them, and those that wait.
 
     Attributes:
-      params: the weights, to be changed by `update` only.
+      params: the weights, layer by layer (`transformer.by_layer`), to be changed by `update` only.
       version: how often they were changed.
     """
 
@@ -112,7 +113,8 @@ class Engine:
         """Empty slots.
 
         Args:
-          params: tree of `decoder.spec(cfg)`.
+          params: tree of `decoder.spec(cfg)`, of whose layers the engine makes a copy; or of
+            `transformer.by_layer`, which are used as they are.
           cfg: the model.
           slots: requests that decode at once.
           length: tokens of a prompt and its answer together that a slot has room for.
@@ -127,7 +129,7 @@ class Engine:
         sizes = {"slots": slots, "length": length, "stops": stops, "burst": burst}
         for name, value in sizes.items():
             check_size(f"the engine's {name}", value)
-        self.params, self.version = params, 0
+        self.params, self.version = by_layer(params), 0
         self._cfg, self._how, self._burst = cfg, how, burst
         self._length, self._stops = length, stops
         self._key = _typed(jax.random.key(0) if key is None else key)
@@ -198,7 +200,7 @@ class Engine:
 
         Requests that go on keep what the older weights made of their earlier tokens.
         """
-        self.params, self.version = params, self.version + 1
+        self.params, self.version = by_layer(params), self.version + 1
         return self.version
 
     def advance(self) -> list[Piece]:

@@ -56,7 +56,8 @@ def generate(
     rounded up to a few sizes, so that calls of similar lengths share a compilation.
 
     Args:
-      params: tree of `decoder.spec(cfg)`.
+      params: tree of `decoder.spec(cfg)`; or of `transformer.by_layer`, which saves every call a
+        copy of the layers.
       prompts: ids of each row, at least one each.
       cfg: the model.
       max_new: most tokens to generate for a row.

@@ -20,10 +20,9 @@ import numpy as np
 from flax import struct
 
 from pangu_jax.decode.sample import Draw, Sampling, draw
-from pangu_jax.models import decoder, transformer
+from pangu_jax.models import decoder
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
-from pangu_jax.nn.stack import split, split_late
 from pangu_jax.sharding.layout import constrain
 
 _CACHE = ("batch", "length", "kv_heads", "head_dim")
@@ -140,7 +139,7 @@ def admit(
     """Reads a prompt into a slot and draws its first token.
 
     Args:
-      params: tree of `decoder.spec(cfg)`.
+      params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
       slot: int32 scalar, which slot; whatever it did is over.
       inputs: int32 [T], ids, or [T, D], what `decoder.embed` would give for ids; padded behind
@@ -154,9 +153,8 @@ def admit(
     Returns:
       The new state, and the first token as [1, 1].
     """
-    logits, runs = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
-    layers = split(runs)  # caches of one prompt: small, and slices of them are what is written
-    caches = jax.tree.map(lambda whole, rows: _take_over(whole, rows, slot), slots.caches, layers)
+    logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
+    caches = jax.tree.map(lambda whole, rows: _take_over(whole, rows, slot), slots.caches, read)
     row = jax.tree.map(lambda x: x[None], (ask.key, ask.sampling))
     first = _draw(logits, row[0], jnp.zeros(1, jnp.int32), row[1])
     goes_on = ~((first.ids[0] == ask.stops).any() | (ask.limit <= 1))
@@ -191,7 +189,7 @@ def step(
     """Draws up to `count` tokens for every active slot, in one dispatch.
 
     Args:
-      params: tree of `decoder.spec(cfg)`.
+      params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
       count: int32 scalar, at most `most`.
       wake: bool scalar, whether to return as soon as a text ends, as somebody waits for the slot.
@@ -238,38 +236,21 @@ def padded(stop_ids: Sequence[int], room: int) -> np.ndarray:
 
 
 def _read(params, inputs, length, kind, cfg, how):
-    """Scores of the token after a prompt, [1, V], and the prompt's caches, run by run."""
-    size = inputs.shape[0]
-    positions = jnp.arange(size, dtype=jnp.int32)[None]
-    options = {
-        "cfg": cfg,
-        "positions": positions,
-        "segments": (positions < length).astype(jnp.int32),
-        "cache": transformer.init_cache(cfg, 1, size, kind),
-        "how": how,
-    }
-    if inputs.ndim == 1:
-        out = decoder.apply(params, inputs[None], **options)
-    else:
-        out = transformer.apply(params, inputs[None].astype(kind), **options)
-    last = jax.lax.dynamic_index_in_dim(out.hidden, length - 1, axis=1, keepdims=False)
-    return decoder.logits(params, last, cfg=cfg, how=how), out.cache.runs
+    """Scores of the token after a prompt, [1, V], and the prompt's cache of each layer."""
+    inputs = inputs[None] if inputs.ndim == 1 else inputs[None].astype(kind)
+    return decoder.prefill(params, inputs, length[None], cfg=cfg, how=how)
 
 
 def _take_over(whole, rows, slot):
     """The cache [B, S, K, C] with all rows of a slot replaced, by [1, T, K, C] and zeros."""
     room = whole.shape[1] - rows.shape[1]
-    rows = jnp.pad(rows, ((0, 0), (0, room), (0, 0), (0, 0)))
+    rows = jnp.pad(rows.astype(whole.dtype), ((0, 0), (0, room), (0, 0), (0, 0)))
     return jax.lax.dynamic_update_slice(whole, rows, (slot, 0, 0, 0))
 
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:
     """One more token for every active slot; the others are computed too, and are not heeded."""
-    # Split here, inside the loop: outside it, slices are a second copy of the parameters.
-    layers = split_late(params["runs"])
-    logits, caches = decoder.step(
-        params, layers, slots.token, slots.length, slots.caches, cfg=cfg, how=how
-    )
+    logits, caches = decoder.step(params, slots.token, slots.length, slots.caches, cfg=cfg, how=how)
     active = slots.active
     heat = jnp.where(active, slots.sampling.temperature, 0.0)
     new = _draw(logits, slots.keys, slots.made, slots.sampling.replace(temperature=heat))

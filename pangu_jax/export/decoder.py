@@ -18,17 +18,8 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.export.program import Bundle, Program, check_profiles
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
-from pangu_jax.nn.attention import LayerCache
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.nn.stack import split
 from pangu_jax.ops import cache_write
-
-
-def by_layer(params: dict[str, Any]) -> dict[str, Any]:
-    """The tree with "layers", one tree a layer, in place of "runs"; views where numpy allows."""
-    on_host = jax.tree.map(np.asarray, params["runs"])
-    rest = {name: branch for name, branch in params.items() if name != "runs"}
-    return {**jax.tree.map(np.asarray, rest), "layers": split(on_host)}
 
 
 def prefill(
@@ -43,7 +34,7 @@ def prefill(
     """Reads prompts.
 
     Args:
-      params: tree of `by_layer`.
+      params: tree of `transformer.by_layer`.
       tokens: int32 [B, T], padded on the right with any ids.
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
@@ -54,24 +45,8 @@ def prefill(
       "logits": float32 [B, V] for the token after each row's last; "key_i", "value_i" of layer i:
       [B, S, K, C].
     """
-    x = decoder.embed(params, tokens, cfg=cfg, how=how)
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    caches = []
-    for layer in cfg.layers:
-        heads = layer.attention
-        empty = jnp.zeros((*tokens.shape, heads.kv_heads, heads.head_dim), x.dtype)
-        caches.append(LayerCache(empty, empty, None, 0))
-    x, caches = transformer.unrolled(
-        params["layers"], x, positions, lambda _: None, caches, cfg=cfg, how=how
-    )
-    last = (length - 1)[:, None, None]
-    hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
-    hidden = transformer.final_norm(params, hidden, cfg=cfg)
-    caches = [{"key": cache.key, "value": cache.value} for cache in caches]
-    return {
-        "logits": decoder.logits(params, hidden, cfg=cfg)[:, 0],
-        **_named(caches, slots - tokens.shape[1]),
-    }
+    logits, caches = decoder.prefill(params, tokens, length, cfg=cfg, how=how)
+    return {"logits": logits, **_named(caches, slots - tokens.shape[1])}
 
 
 def step(
@@ -86,7 +61,7 @@ def step(
     """Reads one more token of every row.
 
     Args:
-      params: tree of `by_layer`.
+      params: tree of `transformer.by_layer`.
       token: int32 [B].
       position: int32 [B], how many tokens each row has so far: the slot that is written.
       cfg: the model.
@@ -100,9 +75,7 @@ def step(
         {"key": cache[f"past_key_{i}"], "value": cache[f"past_value_{i}"]}
         for i in range(len(cfg.layers))
     ]
-    logits, caches = decoder.step(
-        params, params["layers"], token, position, caches, cfg=cfg, how=how
-    )
+    logits, caches = decoder.step(params, token, position, caches, cfg=cfg, how=how)
     return {"logits": logits, **_named(caches)}
 
 
@@ -157,7 +130,9 @@ def bundle(
     how = dataclasses.replace(how, impl=impl)
     options = {"cfg": cfg, "how": how}
     usual = {"cfg": cfg, "how": dataclasses.replace(how, impl=None)}
-    tree = by_layer(params)
+    tree = transformer.by_layer(
+        jax.tree.map(np.asarray, params)
+    )  # views, where they are on the host
     kind = how.dtype or jnp.dtype(tree["embed"]["table"].dtype)
     caches = {
         f"past_{part}_{i}": jax.ShapeDtypeStruct(

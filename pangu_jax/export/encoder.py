@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pangu_jax.export.decoder import by_layer
 from pangu_jax.export.program import Bundle, Program, check_profiles
 from pangu_jax.models import encoder, transformer
 from pangu_jax.models.encoder import EncoderConfig
@@ -30,7 +29,7 @@ def vectors(
     """What `models.encoder.embed` gives.
 
     Args:
-      params: tree of `by_layer`.
+      params: tree of `transformer.by_layer`.
       tokens: int32 [B, T], with the special tokens; any ids where not valid.
       valid: bool [B, T].
       cfg: the model, with its pooling.
@@ -55,7 +54,7 @@ def scores(
     """What `models.encoder.classify` gives: "scores", float32 [B, C]; arguments as in `vectors`.
 
     Args:
-      params: tree of `by_layer`.
+      params: tree of `transformer.by_layer`.
       tokens: see `vectors`.
       valid: see `vectors`.
       token_types: int32 [B, T], which text of a pair each token is of.
@@ -134,7 +133,7 @@ def bundle(
     }
     unused = () if name == "scores" else ("pooler", "classifier")
     used = {branch: tree for branch, tree in params.items() if branch not in unused}
-    return Bundle(by_layer(used), tuple(programs), facts)
+    return Bundle(transformer.by_layer(jax.tree.map(np.asarray, used)), tuple(programs), facts)
 
 
 def _sample(

@@ -7,7 +7,8 @@ Parameters: those of `transformer`, and
 
 `apply` gives hidden states; `logits` is separate, so that training never holds [B, T, V]. `embed`
 and `head_kernel` are public because pruning, probing and layer-wise calibration walk the layers one
-by one.
+by one. `prefill` and `step` decode, on parameters that `transformer.by_layer` has taken apart: so a
+layer's weights are read in place, where slices of stacked ones are copied with every token.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec, count
 from pangu_jax.models import transformer
-from pangu_jax.models.transformer import Cache, Output
+from pangu_jax.models.transformer import Cache, Output, final_norm
 from pangu_jax.nn.attention import LayerCache
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import HOW, How
@@ -118,9 +119,47 @@ def apply(
     )
 
 
+def prefill(
+    params: dict[str, Any],
+    inputs: jax.Array,
+    length: jax.Array,
+    *,
+    cfg: DecoderConfig,
+    how: How = HOW,
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+    """Reads prompts; layers one by one.
+
+    Args:
+      params: tree of `transformer.by_layer`.
+      inputs: int32 [B, T], ids, or [B, T, D], what `embed` gives for them; padded on the right with
+        anything.
+      length: int32 [B], tokens of each row, 1 to T.
+      cfg: the model.
+      how: layout, implementations, and the type of the activations.
+
+    Returns:
+      Scores of the token after each row's last, float32 [B, V], and the caches of each layer:
+      {"key": [B, T, K, C], "value": the same}, of which a row's first `length` are of its tokens.
+    """
+    x = embed(params, inputs, cfg=cfg, how=how) if inputs.ndim == 2 else inputs
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    places = []
+    for layer in cfg.layers:
+        heads = layer.attention
+        empty = jnp.zeros((*x.shape[:2], heads.kv_heads, heads.head_dim), x.dtype)
+        places.append(LayerCache(empty, empty, None, 0))
+    # No mask: what is behind a row's end is later than all of it.
+    x, places = transformer.unrolled(
+        params["layers"], x, positions, lambda _: None, places, cfg=cfg, how=how
+    )
+    last = (length - 1)[:, None, None]
+    hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
+    hidden = final_norm(params, hidden, cfg=cfg)
+    return logits(params, hidden, cfg=cfg, how=how)[:, 0], _caches(places)
+
+
 def step(
     params: dict[str, Any],
-    layers: Sequence[Any],
     token: jax.Array,
     position: jax.Array,
     caches: Sequence[dict[str, jax.Array]],
@@ -134,8 +173,7 @@ def step(
     texts left further on in a row does not matter, unless it is not finite.
 
     Args:
-      params: tree of `spec(cfg)`; its "runs" are not looked at.
-      layers: see `transformer.unrolled`.
+      params: tree of `transformer.by_layer`.
       token: int32 [B].
       position: int32 [B], how many tokens each row has so far: the slot that is written.
       caches: {"key": [B, S, K, C], "value": the same} of each layer.
@@ -150,11 +188,20 @@ def step(
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]
     x, places = transformer.unrolled(
-        layers, x, at, lambda heads: near(at, slots, heads.window), places, cfg=cfg, how=how
+        params["layers"],
+        x,
+        at,
+        lambda heads: near(at, slots, heads.window),
+        places,
+        cfg=cfg,
+        how=how,
     )
-    hidden = transformer.final_norm(params, x, cfg=cfg)
-    found = [{"key": place.key, "value": place.value} for place in places]
-    return logits(params, hidden, cfg=cfg, how=how)[:, 0], found
+    hidden = final_norm(params, x, cfg=cfg)
+    return logits(params, hidden, cfg=cfg, how=how)[:, 0], _caches(places)
+
+
+def _caches(places) -> list[dict[str, jax.Array]]:
+    return [{"key": place.key, "value": place.value} for place in places]
 
 
 def embed(

@@ -28,7 +28,7 @@ from pangu_jax.nn.moe import RouterStats
 from pangu_jax.nn.norm import norm, norm_spec
 from pangu_jax.nn.rotary import RopeConfig, rotation
 from pangu_jax.nn.stack import run_lengths as _run_lengths
-from pangu_jax.nn.stack import scan_layers
+from pangu_jax.nn.stack import scan_layers, split
 from pangu_jax.ops.attention import visible
 from pangu_jax.sharding.layout import constrain
 
@@ -269,6 +269,19 @@ def apply_run(
     return x, cache, stats
 
 
+def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
+    """The parameters with "layers", one tree a layer, in place of "runs".
+
+    Args:
+      params: tree of `spec(cfg)`; one that has "layers" is given back.
+      donate: see `nn.stack.split`; without it the layers are held twice while `params` are.
+    """
+    if "layers" in params:
+        return params
+    rest = {name: branch for name, branch in params.items() if name != "runs"}
+    return {**rest, "layers": split(params["runs"], donate=donate)}
+
+
 def unrolled(
     layers: Sequence[Any],
     x: jax.Array,
@@ -282,8 +295,7 @@ def unrolled(
     """The layers written out one by one, each with its own parameters and cache.
 
     Args:
-      layers: a tree of `nn.block.block_spec` a layer, or a function of the layer's input that gives
-        one (see `nn.stack.split_late`).
+      layers: a tree of `nn.block.block_spec` a layer.
       x: [B, T, D], embeddings.
       positions: int32 [B, T].
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
@@ -297,7 +309,7 @@ def unrolled(
     turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
     found = []
     for weights, layer, cache in zip(layers, cfg.layers, caches, strict=True):
-        heads, weights = layer.attention, weights(x) if callable(weights) else weights
+        heads = layer.attention
         turn = turns(heads.head_dim) if heads.rotary else None
         x, cache, _ = block(
             weights, x, turn, sees(heads), cfg=layer, eps=cfg.norm_eps, cache=cache, how=how

@@ -1,14 +1,12 @@
 """Runs: stretches of layers of equal shape, stored with a leading layers axis."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.platform import target
 
 Config = TypeVar("Config")
 
@@ -31,34 +29,30 @@ def run_lengths(layers: Sequence[Config]) -> list[tuple[Config, int]]:
     return runs
 
 
-def split(runs: Sequence[Any]) -> list[Any]:
-    """The layers one by one: stacked trees to a list of trees without the layers axis."""
-    return [
-        jax.tree.map(lambda x, i=i: x[i], run)
-        for run in runs
-        for i in range(jax.tree.leaves(run)[0].shape[0])
-    ]
+def split(runs: Sequence[Any], *, donate: bool = False) -> list[Any]:
+    """The layers one by one: stacked trees to a list of trees without the layers axis.
 
-
-def split_late(runs: Sequence[Any]) -> list[Callable[[jax.Array], Any]]:
-    """The layers one by one, for use inside jit: functions of what a layer reads, which slice.
-
-    XLA's CPU backend copies slices, and would copy all of them first: the parameters would be held
-    twice. There a slice's index waits for the layer before. Elsewhere slices are read in place.
+    Args:
+      runs: stacked trees; arrays of numpy give views.
+      donate: deletes each stacked array once its layers are there, so that hardly more than one of
+        them is ever held twice; not under jit.
     """
+    layers: list[Any] = []
+    for run in runs:
+        leaves, tree = jax.tree.flatten(run)
+        parts = [_rows(leaf, donate) for leaf in leaves]
+        layers += [jax.tree.unflatten(tree, row) for row in zip(*parts, strict=True)]
+    return layers
 
-    def layer(run, index, x):
-        if target() != "cpu":
-            return jax.tree.map(lambda leaf: leaf[index], run)
-        never = (x.reshape(-1)[0] > jnp.inf).astype(jnp.int32)  # 0, which the compiler can't know
-        at = index + never
-        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at, 0, False), run)
 
-    return [
-        partial(layer, run, index)
-        for run in runs
-        for index in range(jax.tree.leaves(run)[0].shape[0])
-    ]
+def _rows(leaf: Any, donate: bool) -> list[Any]:
+    if not isinstance(leaf, jax.Array):
+        return list(leaf)
+    rows = list(jnp.unstack(leaf))
+    if donate:
+        jax.block_until_ready(rows)
+        leaf.delete()
+    return rows
 
 
 def join(layers: Sequence[Any], lengths: Sequence[int]) -> list[Any]:

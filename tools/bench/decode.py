@@ -6,12 +6,10 @@
 A case is a number of slots B and a form of the step; each runs in a process of its own, so that
 peak memory is the case's. Forms:
 
-    engine     `decode.slots`: layers unrolled, slices of the runs in the program, one row a slot
-               written
-    mask       the same, the row written by a mask over the whole cache
-    split      the same, but layers split beforehand: a second copy of the parameters while the
-               stacked ones are held
-    scanned    layers in `lax.scan`, as training has them: what the engine's form is compared with
+    engine     `decode.slots`: layers unrolled, each with arrays of its own
+    mask       the same, the new rows of the cache written by a mask over all of it
+    sliced     layers unrolled, but slices of stacked weights
+    scanned    layers in `lax.scan`, as training has them
 
 Prints a line a case: tokens/s (all slots together, prompts not counted), seconds to compile the
 step, bytes of parameters and caches, the step's own temporary memory, and the device's peak where
@@ -33,7 +31,6 @@ from pangu_jax.core.spec import nbytes
 from pangu_jax.decode import slots as device
 from pangu_jax.decode.sample import SamplingConfig, rows_of
 from pangu_jax.models import decoder, transformer
-from pangu_jax.nn import stack
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
@@ -41,7 +38,7 @@ from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.rotary import RopeConfig
 from pangu_jax.sharding.layout import init
 
-FORMS = ("engine", "mask", "split", "scanned")
+FORMS = ("engine", "mask", "sliced", "scanned")
 
 
 def shape(tiny):
@@ -71,12 +68,13 @@ def started(cfg, rows, length, prompt, new, kind, sampling):
 
 
 @partial(jax.jit, static_argnames=("burst", "cfg", "how"), donate_argnames="state")
-def split_step(params, layers, state, *, burst, cfg, how):
-    """Greedy, with a tree a layer as argument."""
+def sliced_step(params, state, *, burst, cfg, how):
+    """Greedy, with the layers' weights cut out of the stacked ones in the loop."""
 
     def body(_, state):
+        apart = transformer.by_layer(params)
         logits, caches = decoder.step(
-            params, layers, state.token, state.length, state.caches, cfg=cfg, how=how
+            apart, state.token, state.length, state.caches, cfg=cfg, how=how
         )
         token = jnp.argmax(logits, -1).astype(jnp.int32)
         return state.replace(caches=caches, token=token, length=state.length + 1)
@@ -113,14 +111,13 @@ def case(options, rows, form):
     )
     static = {"burst": options.burst, "cfg": cfg, "how": how}
     if form in ("engine", "mask"):
+        params = transformer.by_layer(params, donate=True)
         more = (jnp.int32(options.burst), jnp.bool_(False), jnp.int32(0))
         lowered = device.step.lower(params, state, *more, most=options.burst, cfg=cfg, how=how)
         run = lambda program, state: program(params, state, *more)[0]  # noqa: E731
-    elif form == "split":
-        layers = stack.split(params["runs"])
-        rest = {name: tree for name, tree in params.items() if name != "runs"}
-        lowered = split_step.lower(rest, layers, state, **static)
-        run = lambda program, state: program(rest, layers, state)  # noqa: E731
+    elif form == "sliced":
+        lowered = sliced_step.lower(params, state, **static)
+        run = lambda program, state: program(params, state)  # noqa: E731
     else:
         token = state.token
         del state
