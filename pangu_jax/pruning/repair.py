@@ -112,8 +112,9 @@ def fit(
         else:
             ridge = None
         both = moments.merge(sums, held, donate=donate)
-        if solves:
-            levels = (ridge, *(r for r in RIDGES if chosen and r > ridge))
+        if ridge is not None:
+            least = ridge
+            levels = (least, *(r for r in RIDGES if chosen and r > least))
             new, shift, ridge = _solve(both, kernel, kept, dropped, method, levels)
         else:
             new, shift = _refit(both, kernel, jnp.asarray(keep), method=method)

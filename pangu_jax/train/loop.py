@@ -338,6 +338,7 @@ def _make_step(run: _Run, index: int) -> Callable:
         trainable=plan.trainable,
         seeds=len(plan.cfg.seeds),
         chunk=plan.cfg.chunk,
+        layout=plan.layout,
     )
     return step if run.profile is None or index else run.profile.watch(step)
 

@@ -18,7 +18,7 @@ from pangu_jax.decode import engine as engines
 from pangu_jax.decode import slots
 from pangu_jax.decode.engine import Engine, Request, answers, join
 from pangu_jax.decode.sample import SamplingConfig, adjusted_logits
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
@@ -176,11 +176,12 @@ def test_a_slot_is_free_at_once_when_a_request_ends():
 
 
 def test_the_caches_are_updated_in_place():
-    """No step needs memory for another cache, nor for the parameters again."""
+    """Nothing needs memory for another cache, nor for the parameters again."""
     cfg = dataclasses.replace(CFG, layers=(LayerConfig(HEADS, mlp=MlpConfig(2000)),) * 8)
-    params = jax.tree.map(
+    stacked = jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), decoder.spec(cfg), is_leaf=is_spec
     )
+    params = jax.eval_shape(transformer.by_layer, stacked)
     here = jax.eval_shape(
         lambda key: slots.init(
             key, cfg=cfg, slots=4, length=4096, stops=8, kind=jnp.dtype("f4"), how=How()
@@ -199,7 +200,7 @@ def test_the_caches_are_updated_in_place():
     inputs = jax.ShapeDtypeStruct((16,), jnp.int32)
     admit = slots.admit.lower(params, here, number, inputs, number, ask, number, **options)
     size = sum(x.size * 4 for x in jax.tree.leaves(here.caches))
-    weights = sum(x.size * 4 for x in jax.tree.leaves(params["runs"]))
+    weights = sum(x.size * 4 for x in jax.tree.leaves(stacked["runs"]))
     for program in (step, admit):
         memory = program.compile().memory_analysis()
         assert memory.alias_size_in_bytes >= size

@@ -174,7 +174,7 @@ def test_the_loop_ends_when_every_row_has_stopped():
 
 
 def test_similar_calls_share_a_compilation(at_most):
-    """moge.md 6, test 23: the forward pass is traced twice, for prefill and for the loop."""
+    """moge.md 6, test 23: a program to read prompts of a size, one for the loop."""
     options = {"cfg": DENSE, "sampling": HOT}
 
     def lengths(longest, max_new, seed):
@@ -182,13 +182,16 @@ def test_similar_calls_share_a_compilation(at_most):
         options["stop_ids"] = range(seed)
         return generate(model(DENSE), prompts, **options, max_new=max_new, key=key).ids.shape
 
-    at_most(2, decoder, "apply")
+    at_most(1, decoder, "prefill")
+    at_most(1, decoder, "step")
     assert lengths(3, 17, 0) == (2, 17)
-    at_most(0, decoder, "apply")
+    at_most(0, decoder, "prefill")
+    at_most(0, decoder, "step")
     assert [lengths(9, 32, 1), lengths(16, 20, 2)] == [(2, 32), (2, 20)]
     with pytest.raises(AssertionError, match="traced > 0 times"):
         lengths(17, 20, 0)  # a longer prompt: one more size
-    at_most(2, decoder, "apply")
+    at_most(1, decoder, "prefill")
+    at_most(1, decoder, "step")
     for length in (1, 16):
         assert len(list(stream(model(DENSE), [1] * length, **options, max_new=10))) == 10
 
@@ -203,14 +206,14 @@ def test_parameters_split_over_devices_give_the_same_text():
 
 
 def test_bfloat16_is_the_type_of_activations_and_cache(monkeypatch):
-    kinds, forward = set(), decoder.apply
+    kinds, forward = set(), transformer.unrolled
 
-    def seen(params, tokens, *, cache, **options):
-        out = forward(params, tokens, cache=cache, **options)
-        kinds.update({cache.runs[0]["key"].dtype, out.hidden.dtype})
-        return out
+    def seen(*arguments, **options):
+        x, places = forward(*arguments, **options)
+        kinds.update({x.dtype, *(place.key.dtype for place in places)})
+        return x, places
 
-    monkeypatch.setattr(decoder, "apply", seen)
+    monkeypatch.setattr(transformer, "unrolled", seen)
     generate(model(DENSE), [[1, 2]], cfg=DENSE, max_new=3, how=How(dtype=jnp.bfloat16))
     assert kinds == {jnp.dtype(jnp.bfloat16)}
 
