@@ -67,7 +67,12 @@ def build(served: Served) -> Starlette:
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
         Route("/v1/completions", endpoints.text, methods=["POST"]),
     ]
-    handlers = {Refusal: _refuse, HTTPException: _no_route, Exception: _fault}
+    handlers = {
+        Refusal: _refuse,
+        HTTPException: _no_route,
+        ClientDisconnect: _unheard,
+        Exception: _fault,
+    }
     return Starlette(routes=routes, exception_handlers=handlers)
 
 
@@ -402,6 +407,10 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     status = error.status_code
     refusal = Refusal(said.get(status, error.detail), status=status, headers=error.headers)
     return await _refuse(request, refusal)
+
+
+async def _unheard(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody is there to read it
 
 
 async def _fault(request: Request, error: Exception) -> Response:

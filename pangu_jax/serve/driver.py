@@ -75,6 +75,7 @@ class Driver:
       length: tokens that a prompt and its answer may have together.
       most: jobs that may be open: in slots, and waiting.
       failure: what ended the thread, where nobody asked it to end.
+      failed: called in the engine's thread when it ends so; to be set by who wants to know.
       free: slots without a job, as of the engine's last turn.
       waiting: jobs without a slot, as of then.
     """
@@ -90,7 +91,6 @@ class Driver:
         burst: int = 4,
         stops: int = 8,
         how: How = HOW,
-        failed: Callable[[], None] = lambda: None,
     ):
         """Not started yet.
 
@@ -103,7 +103,6 @@ class Driver:
           burst: most tokens that are drawn before new jobs and cancels are looked at.
           stops: most stop ids of a job.
           how: layout, implementations, type of activations and caches.
-          failed: called in the engine's thread when it ends by a fault.
 
         Raises:
           InputError: a number that makes no sense.
@@ -119,7 +118,8 @@ class Driver:
         self.failure: BaseException | None = None
         self.free, self.waiting = slots, 0
         self._make = lambda: Engine(params, cfg=cfg, how=how, **sizes)
-        self.failed, self._burst = failed, burst
+        self.failed: Callable[[], None] = lambda: None
+        self._burst = burst
         self._changed = threading.Condition()
         self._inbox: deque[tuple[str, Any]] = deque()
         self._open, self._ended = 0, None

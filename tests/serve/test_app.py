@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import random
+import socket
 import threading
 import time
 import types
@@ -185,7 +186,9 @@ def test_an_answer_ends_before_a_stop_string(here):
 def test_defaults_are_openais(here):
     found = here.client.completions.create(model="tiny", prompt="on", temperature=0)
     assert found.usage.completion_tokens <= 16
-    seeds = [here.client.completions.create(model="tiny", prompt="on").choices[0].text for _ in "ab"]
+    seeds = [
+        here.client.completions.create(model="tiny", prompt="on").choices[0].text for _ in "ab"
+    ]
     assert seeds[0] != seeds[1]
     best = here.client.completions.create(model="tiny", prompt="on", temperature=0, logprobs=1)
     scores = best.choices[0].logprobs
@@ -291,9 +294,7 @@ def filled(path, body):
 
 
 @pytest.mark.parametrize(("path", "body", "status", "param", "words"), WRONG)
-def test_what_cannot_be_answered_is_refused_in_openais_form(
-    here, path, body, status, param, words
-):
+def test_what_cannot_be_answered_is_refused_in_openais_form(here, path, body, status, param, words):
     found = ask(here.served, path, filled(path, body))
     error = found.json()["error"]
     assert (found.status_code, error["param"]) == (status, param), error
@@ -350,7 +351,7 @@ def slow(monkeypatch):
     return found
 
 
-def test_who_goes_away_frees_slots_and_places_in_the_queue(here, slow):
+def test_who_goes_away_frees_slots_and_places_in_the_queue(here, slow, caplog):
     with here.client.completions.create(**LONG, n=6, stream=True) as stream:
         next(iter(stream))
     idle(here.driver)
@@ -359,6 +360,19 @@ def test_who_goes_away_frees_slots_and_places_in_the_queue(here, slow):
         httpx.post(here.url + "/completions", json=LONG, timeout=0.15)
     idle(here.driver)
     assert slow == [True] * 7
+    with socket.create_connection(httpx.URL(here.url).netloc.decode().split(":")) as half:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n")
+        half.sendall(b"Content-Type: application/json\r\n\r\n{")
+    time.sleep(0.1)
+    assert not caplog.records  # it is no fault of the server's
+
+
+def test_a_stop_string_frees_the_slot(here, slow):
+    begin = here.client.completions.create(**{**LONG, "max_tokens": 5}).choices[0].text
+    found = here.client.completions.create(**LONG, stop=begin[-1])
+    assert begin.startswith(found.choices[0].text) and found.usage.completion_tokens < 12
+    idle(here.driver)
+    assert slow == [True]
 
 
 def test_a_full_queue_asks_to_come_again(here, slow, monkeypatch):
