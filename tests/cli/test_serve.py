@@ -19,13 +19,13 @@ from pangu_jax.serve.server import Server
 
 def test_a_signal_lets_open_requests_end_and_the_process_ends_well(tiny_run):
     command = [sys.executable, "-m", "pangu_jax.cli.main", "serve", str(tiny_run), "--port=0"]
-    options = ["--slots=1", "--length=1500", "--burst=1", "--name=tiny"]
+    options = ["--slots=1", "--length=700", "--burst=1", "--name=tiny"]
     pipe = subprocess.PIPE
     with subprocess.Popen([*command, *options], stdout=pipe, stderr=pipe, text=True) as process:
         try:
             said = process.stdout.readline()
             assert said.startswith("serving tiny on http://127.0.0.1:"), process.stderr.read()
-            body = {"model": "tiny", "prompt": "on", "max_tokens": 1400, "temperature": 0}
+            body = {"model": "tiny", "prompt": "on", "max_tokens": 600, "temperature": 0}
             url = said.split()[-1] + "/completions"
             with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as response:
                 lines = response.iter_lines()
