@@ -13,10 +13,8 @@ import tyro
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import read_json
-from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.chat import (
-    TEMPLATES,
     Reply,
     Template,
     opens_thinking,
@@ -24,7 +22,7 @@ from pangu_jax.data.chat import (
     render,
     stop_ids,
 )
-from pangu_jax.data.chat_own import find_template
+from pangu_jax.data.chat_own import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
@@ -82,7 +80,7 @@ def main(options: Options) -> None:
         )
         params = by_layer(params, donate=True)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
-    template = _template(options, tokenizer)
+    template = choose_template(options.template, options.checkpoint, tokenizer)
     model = _Model(params, cfg, tokenizer, template)
     key = jax.random.key(options.seed)
     for number, text in enumerate(_said(options)):
@@ -96,15 +94,6 @@ def main(options: Options) -> None:
         if options.history is not None:
             with atomic_write(options.history) as file:
                 json.dump(messages, file, ensure_ascii=False, indent=1)
-
-
-def _template(options: Options, tokenizer: Tokenizer) -> Template:
-    if options.template == "auto":
-        return find_template(options.checkpoint, tokenizer)
-    if options.template not in TEMPLATES:
-        known = ", ".join(("auto", *TEMPLATES))
-        raise InputError(f"unknown chat template {options.template!r}; known: {known}")
-    return TEMPLATES[options.template]
 
 
 def _system(options: Options) -> list[dict[str, str]]:

@@ -9,9 +9,15 @@ import jax
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.generate_file import answer_file, check_file, head, note_length
+from pangu_jax.cli.generate_file import answer_file, check_file, note_length
 from pangu_jax.cli.progress import working
-from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer, check_vocabulary, load_tokenizer
+from pangu_jax.data.tokenizer import (
+    StreamDecoder,
+    Tokenizer,
+    check_vocabulary,
+    load_tokenizer,
+    text_prompt,
+)
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
@@ -63,7 +69,7 @@ def main(options: Options) -> None:
 
 def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenizer) -> None:
     text = tokenizer.encode(options.prompt or "")
-    prompt = [*head(tokenizer, empty=not text), *text]
+    prompt = text_prompt(options.prompt or "", tokenizer)
     if not text and not tokenizer.begin:
         name = tokenizer.token(tokenizer.boundary)
         print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)

@@ -12,7 +12,7 @@ from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
 from pangu_jax.data.text import records
-from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
@@ -95,11 +95,6 @@ def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: To
         print(f"{tokens:,} tokens, {speed:.0f} tokens/s with compiling", file=sys.stderr)
 
 
-def head(tokenizer: Tokenizer, empty: bool) -> tuple[int, ...]:
-    """What precedes the prompt; an empty one needs at least one token to go on from."""
-    return tokenizer.begin or ((tokenizer.boundary,) if empty else ())
-
-
 def note_length(tokens: int, cfg: DecoderConfig) -> None:
     """Says so where a text may become longer than what the model was made for."""
     if tokens > cfg.max_length:
@@ -112,8 +107,7 @@ def _read(
     """(line, record, ids) of each prompt."""
     prompts = []
     for line, _, record in records(str(options.prompts), options.field):
-        text = tokenizer.encode(record[options.field])
-        ids = [*head(tokenizer, empty=not text), *text]
+        ids = text_prompt(record[options.field], tokenizer)
         try:
             check_vocabulary(ids, tokenizer, cfg.vocab)
         except InputError as error:

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
     "chat": ("pangu_jax.cli.chat", "talk with a trained model"),
+    "serve": ("pangu_jax.cli.serve", "answer requests in OpenAI's form over HTTP"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
     "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),

@@ -152,7 +152,7 @@ class Reply:
                 break
             yield from self._give(before)
             self._held, self._inside = after, not self._inside
-        keep = 0 if final or not self._tags else _begun(self._held, self._tags[self._inside])
+        keep = 0 if final or not self._tags else begun(self._held, self._tags[self._inside])
         ready = self._held[: len(self._held) - keep]
         self._held = self._held[len(ready) :]
         yield from self._give(ready)
@@ -167,7 +167,7 @@ class Reply:
         yield self._inside, text
 
 
-def _begun(text: str, tag: str) -> int:
+def begun(text: str, tag: str) -> int:
     """How many last characters of the text may be the beginning of the tag."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 

@@ -27,6 +27,25 @@ MEMORY = 2**29  # bytes of its address space, jinja2 and Python included
 LONGEST = 2**23  # characters of a dialogue
 
 
+def choose_template(name: str, folder: str | Path, tokenizer: Tokenizer) -> Template:
+    """The template that an option names, in `TEMPLATES`; "auto" takes the checkpoint's own.
+
+    Args:
+      name: what the option says.
+      folder: of the checkpoint.
+      tokenizer: of the checkpoint.
+
+    Raises:
+      InputError: an unknown name, or see `find_template`.
+    """
+    if name == "auto":
+        return find_template(folder, tokenizer)
+    if name not in TEMPLATES:
+        known = ", ".join(("auto", *TEMPLATES))
+        raise InputError(f"unknown chat template {name!r}; known: {known}")
+    return TEMPLATES[name]
+
+
 def find_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
     """The template for a checkpoint: its own, or the one whose tokens its tokeniser has.
 

@@ -170,6 +170,15 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
     )
 
 
+def text_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text to go on from, and of what precedes it.
+
+    An empty one needs at least one token to go on from, which is the boundary.
+    """
+    ids = tokenizer.encode(text)
+    return [*(tokenizer.begin or (() if ids else (tokenizer.boundary,))), *ids]
+
+
 def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, vocab: int) -> None:
     """Raises InputError where a text's ids hold one that a model of `vocab` ids lacks."""
     largest = int(np.max(ids, initial=0))

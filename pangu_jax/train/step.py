@@ -17,7 +17,7 @@ from pangu_jax.core.tree import join, split
 from pangu_jax.sharding.layout import Layout, init, shardings
 from pangu_jax.train.best import Best, begin
 
-SMALL = 2**16  # elements of a leaf that is quickly copied
+SMALL = 2**20  # elements of a leaf that is quickly copied
 
 # loss(params, frozen, batch, key) -> (sum, weight, {name: sum})
 Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]]

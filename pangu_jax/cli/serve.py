@@ -1,0 +1,140 @@
+"""Answers requests in OpenAI's form over HTTP, many at once, with a trained model.
+
+What a request leaves out is as OpenAI has it: temperature 1, top-p 1, no top-k. Of a checkpoint's
+generation_config.json only the begin and end of text are heeded.
+"""
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.generate_file import note_length
+from pangu_jax.cli.progress import working
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.chat import Template, stop_ids
+from pangu_jax.data.chat_own import choose_template
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.nn.how import How
+
+KEY = "PANGU_JAX_API_KEY"
+LONGEST = 4096  # tokens that a slot has room for, unless --length says
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is served, and where."""
+
+    checkpoint: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout."""
+    host: str = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 is all of this machine's."""
+    port: int = 8000
+    """0 takes a free one, and prints it."""
+    name: str | None = None
+    """What clients call the model; None is the folder's name."""
+    slots: int = 8
+    """How many answers are made at once."""
+    length: int | None = None
+    """Tokens of a prompt and its answer together; None is what the model was made for, up to
+    4096."""
+    queue: int = 64
+    """How many answers may wait for a slot; beyond that clients are told to try again."""
+    burst: int = 4
+    """Tokens that are drawn before new requests are looked at."""
+    template: str = "auto"
+    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    drain: float = 30.0
+    """Seconds that open requests have to end after SIGTERM or SIGINT."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters, activations and cache."""
+
+
+def main(options: Options) -> None:
+    """Serves until it is told to stop; prints where."""
+    missing = [n for n in ("pydantic", "starlette", "uvicorn") if not importlib.util.find_spec(n)]
+    if missing:
+        raise InputError(f"serving needs {', '.join(missing)}: pip install 'pangu-jax[serve]'")
+    from pangu_jax.serve.app import Served, build
+    from pangu_jax.serve.driver import Driver
+    from pangu_jax.serve.server import Server, bound
+
+    key, name = _key(), options.name or Path(options.checkpoint).resolve().name
+    if not 0 <= options.drain < 1e6:
+        raise InputError(f"--drain must be 0 or more seconds, got {options.drain}")
+    with bound(options.host, options.port) as listener:  # before what takes long
+        with working(f"reading {options.checkpoint}"):
+            params, cfg, found = open_checkpoint(
+                options.checkpoint, kind="decoder", by="`pangu-jax serve`", dtype=options.dtype
+            )
+        tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
+        template = _template(options, tokenizer)
+        length = min(cfg.max_length, LONGEST) if options.length is None else options.length
+        driver = Driver(
+            params,
+            cfg=cfg,
+            slots=options.slots,
+            length=length,
+            queue=options.queue,
+            burst=options.burst,
+            stops=max(8, _stops(tokenizer, template)),
+            how=How(dtype=options.dtype),
+        )
+        note_length(length, cfg)
+        with working("compiling"):
+            driver.start()
+        app = build(Served(driver, tokenizer, template, name, key))
+        place = _place(options.host, listener.getsockname()[1])
+        said = f"serving {name} on http://{place}/v1"
+        ready = lambda: print(said, flush=True)  # noqa: E731
+        server = Server(app, drain=options.drain, end=driver.end, ready=ready)
+        driver.failed = server.stop
+        if not driver.alive:  # it failed in between
+            server.stop()
+        _warn(options.host, key)
+        server.run(sockets=[listener])
+        driver.end("the server has ended")
+        driver.join(timeout=10)
+    if driver.failure is not None:
+        raise driver.failure
+
+
+def _key() -> str | None:
+    key = os.environ.get(KEY)
+    if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key != ""):
+        raise InputError(f"{KEY} must be printable ASCII without spaces around it, and not empty")
+    return key
+
+
+def _template(options: Options, tokenizer: Tokenizer) -> Template | str:
+    """The template; or why there is none, which chats are told: a base model has completions."""
+    try:
+        return choose_template(options.template, options.checkpoint, tokenizer)
+    except InputError as error:
+        if options.template != "auto":
+            raise
+        print(f"note: no chat, only completions: {error}", file=sys.stderr)
+        return str(error)
+
+
+def _stops(tokenizer: Tokenizer, template: Template | str) -> int:
+    return len(tokenizer.eos_ids if isinstance(template, str) else stop_ids(tokenizer, template))
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _warn(host: str, key: str | None) -> None:
+    if key is None and host not in ("127.0.0.1", "::1", "localhost"):
+        print(
+            f"warning: everybody who can reach {host} can use this model; {KEY} asks for a key",
+            file=sys.stderr,
+        )

@@ -1,0 +1,417 @@
+"""The routes: what is asked becomes jobs of the driver, and their pieces become answers."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import json
+import secrets
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.chat import Reply, Template, opens_thinking, prompt_ids, render, stop_ids
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
+from pangu_jax.decode.engine import Piece
+from pangu_jax.serve.driver import SEEDS, Busy, Driver, Ended, Job
+from pangu_jax.serve.form import Form
+from pangu_jax.serve.protocol import Ask, ChatAsk, Refusal, TextAsk, chat_ask, text_ask
+from pangu_jax.serve.text import Continuation, Decoded, Part, Writer
+
+LARGEST = 2**22  # bytes of a body
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What answers.
+
+    Attributes:
+      driver: started.
+      tokenizer: of the model.
+      template: how dialogues are written, or a sentence that says why that is not known.
+      name: of the model.
+      key: what clients must show; None lets everybody in.
+    """
+
+    driver: Driver
+    tokenizer: Tokenizer
+    template: Template | str
+    name: str
+    key: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+    """Ids to go on from, what stops the answer, and what makes its text."""
+
+    ids: list[int]
+    stop_ids: tuple[int, ...]
+    decoded: Callable[[], Decoded]
+
+
+def build(served: Served) -> Starlette:
+    """The ASGI application over an engine that runs."""
+    endpoints = _Endpoints(served)
+    routes = [
+        Route("/health", endpoints.health),
+        Route("/v1/models", endpoints.models),
+        Route("/v1/models/{name:path}", endpoints.model),
+        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        Route("/v1/completions", endpoints.text, methods=["POST"]),
+    ]
+    handlers = {
+        Refusal: _refuse,
+        HTTPException: _no_route,
+        ClientDisconnect: _unheard,
+        Exception: _fault,
+    }
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class _Endpoints:
+    def __init__(self, served: Served):
+        self._served, self._driver, self._tokenizer = served, served.driver, served.tokenizer
+        self._writing = threading.Lock()  # a checkpoint's template is one process
+
+    async def health(self, request: Request) -> Response:
+        driver = self._driver
+        state = {"slots": driver.slots, "free": driver.free, "waiting": driver.waiting}
+        status = "ok" if driver.alive else "failed" if driver.failure else "ending"
+        return JSONResponse({"status": status, **state}, 200 if driver.alive else 503)
+
+    async def models(self, request: Request) -> Response:
+        self._admit(request)
+        return JSONResponse({"object": "list", "data": [self._described()]})
+
+    async def model(self, request: Request) -> Response:
+        self._admit(request)
+        self._check_name(request.path_params["name"])
+        return JSONResponse(self._described())
+
+    async def chat(self, request: Request) -> Response:
+        ask = chat_ask(await self._body(request))
+        self._check_name(ask.model)
+        form = Form(self._served.name, chat=True, scores=ask.logprobs)
+        prompt = await asyncio.to_thread(self._dialogue, ask)
+        return await self._answer(request, ask, form, [prompt], ask.limit)
+
+    async def text(self, request: Request) -> Response:
+        ask = text_ask(await self._body(request))
+        self._check_name(ask.model)
+        scores = ask.logprobs is not None
+        form = Form(self._served.name, chat=False, scores=scores, best=bool(ask.logprobs))
+        if len(ask.prompt) > self._driver.most:
+            raise self._too_many(len(ask.prompt))
+        prompts = await asyncio.to_thread(self._prompts, ask)
+        room = min(self._driver.length - len(prompt.ids) for prompt in prompts)
+        limit = max(1, min(16, room)) if ask.max_tokens is None else ask.max_tokens
+        return await self._answer(request, ask, form, prompts, limit)
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "id": self._served.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "pangu-jax",
+            "max_model_len": self._driver.length,
+        }
+
+    def _admit(self, request: Request) -> None:
+        """Raises Refusal for who does not show the key."""
+        if self._served.key is None:
+            return
+        shown = request.headers.get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(shown, b"Bearer " + self._served.key.encode()):
+            raise Refusal(
+                "the header Authorization must be Bearer and the server's key",
+                status=401,
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _check_name(self, name: str) -> None:
+        if name != self._served.name:
+            raise Refusal(
+                f"there is no model {name!r} here; the one that there is is {self._served.name!r}",
+                "model",
+                status=404,
+                code="model_not_found",
+            )
+
+    async def _body(self, request: Request) -> bytes:
+        self._admit(request)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # which no page of another site may send unasked
+            raise Refusal("the header Content-Type must be application/json", status=415)
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > LARGEST:
+                raise Refusal(f"the body has more than {LARGEST:,} bytes", status=413)
+        return bytes(body)
+
+    def _dialogue(self, ask: ChatAsk) -> _Prompt:
+        template = self._served.template
+        if isinstance(template, str):
+            raise Refusal(template, "messages")
+        messages = [{"role": m.role, "content": m.content} for m in ask.messages]
+        for message in messages:
+            if message["role"] == "developer":  # OpenAI's later name
+                message["role"] = "system"
+        with _blaming("messages"):
+            with self._writing:
+                text = render(messages, template)
+            ids = prompt_ids(text, self._tokenizer, template)
+            check_vocabulary(ids, self._tokenizer, self._driver.cfg.vocab)
+        inside = opens_thinking(text, template)
+        decoded = lambda: Reply(self._tokenizer, template.thinking, inside=inside)  # noqa: E731
+        return _Prompt(ids, stop_ids(self._tokenizer, template), decoded)
+
+    def _prompts(self, ask: TextAsk) -> list[_Prompt]:
+        return [self._prompt(prompt) for prompt in ask.prompt]
+
+    def _prompt(self, given: str | list[int]) -> _Prompt:
+        tokenizer = self._tokenizer
+        with _blaming("prompt"):
+            if isinstance(given, str):
+                ids = text_prompt(given, tokenizer)
+                check_vocabulary(ids, tokenizer, self._driver.cfg.vocab)
+            else:
+                ids = given
+                self._driver.check("prompt", ids)
+        return _Prompt(ids, tokenizer.eos_ids, lambda: Continuation(tokenizer, ids))
+
+    async def _answer(
+        self, request: Request, ask: Ask, form: Form, prompts: list[_Prompt], limit: int | None
+    ) -> Response:
+        limits = [self._limit(prompt.ids, limit) for prompt in prompts]
+        if len(prompts) * ask.n > self._driver.most:
+            raise self._too_many(len(prompts) * ask.n)
+        answering = _Answering(self._driver, ask, prompts, limits)
+        if ask.stream:
+            return _Stream(answering, form, ask)
+        with contextlib.closing(answering):
+            whole = await _while_there(request.receive, answering.whole())
+        if whole is None:
+            raise ClientDisconnect
+        return JSONResponse(form.whole(whole, answering.usage))
+
+    def _limit(self, ids: list[int], limit: int | None) -> int:
+        """Most new tokens after a prompt."""
+        most = self._driver.length
+        needed = len(ids) + (1 if limit is None else limit)
+        if needed > most:
+            asked = "an answer" if limit is None else f"an answer of up to {limit} tokens"
+            raise Refusal(
+                f"a prompt of {len(ids)} tokens and {asked} need room for {needed}; this server "
+                f"has room for {most} tokens of both",
+                "max_tokens" if len(ids) < most else None,
+                code="context_length_exceeded",
+            )
+        return most - len(ids) if limit is None else limit
+
+    def _too_many(self, answers: int) -> Refusal:
+        return Refusal(
+            f"{answers} answers are asked for; this server takes {self._driver.most} at once", "n"
+        )
+
+
+class _Answering:
+    """The answers that one request asks for, as they come; made where the event loop runs."""
+
+    def __init__(self, driver: Driver, ask: Ask, prompts: Sequence[_Prompt], limits: Sequence[int]):
+        """Submits the jobs.
+
+        Raises:
+          Refusal: the driver takes them not now, or not any more.
+        """
+        self._driver, self._loop = driver, asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+        seed = secrets.randbelow(SEEDS) if ask.seed is None else ask.seed % SEEDS
+        each = [(p, limit) for p, limit in zip(prompts, limits, strict=True) for _ in range(ask.n)]
+        self._writers = [Writer(prompt.decoded(), ask.stop) for prompt, _ in each]
+        self._jobs: dict[int, Job] = {
+            index: Job(
+                prompt.ids, limit, ask.sampling, prompt.stop_ids, seed, index, self._giver(index)
+            )
+            for index, (prompt, limit) in enumerate(each)
+        }
+        self._read, self._made = sum(len(prompt.ids) for prompt in prompts), 0
+        try:
+            driver.submit(list(self._jobs.values()))
+        except Busy as error:
+            raise Refusal(
+                f"{driver.most} answers are being made or wait already; try again",
+                status=429,
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            ) from error
+        except Ended as error:
+            raise _refusal(error) from error
+
+    @property
+    def size(self) -> int:
+        """How many answers there are."""
+        return len(self._writers)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens that were read and drawn so far."""
+        read, made = self._read, self._made
+        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+    async def parts(self) -> AsyncIterator[tuple[int, Part]]:
+        """(which answer, what comes next in it), until all have ended.
+
+        Raises:
+          Refusal: no more will come.
+        """
+        while self._jobs:
+            index, piece = await self._pieces.get()
+            if index not in self._jobs:
+                continue  # what came after a stop string
+            if isinstance(piece, Exception):
+                raise _refusal(piece)
+            try:
+                part = self._writers[index].push(piece)
+            except ArithmeticError as error:
+                raise _refusal(error) from error
+            self._made += part.count
+            if part.end is not None:
+                job = self._jobs.pop(index)
+                if piece.end is None:
+                    self._driver.cancel([job])
+            yield index, part
+
+    async def whole(self) -> list[Part]:
+        """All answers.
+
+        Raises:
+          Refusal: see `parts`.
+        """
+        answers = [Part() for _ in range(self.size)]
+        async for index, part in self.parts():
+            answers[index].add(part)
+        return answers
+
+    def close(self) -> None:
+        """Ends what has not ended."""
+        if self._jobs:
+            self._driver.cancel(list(self._jobs.values()))
+            self._jobs.clear()
+
+    def _giver(self, index: int) -> Callable[[Piece | Exception], None]:
+        def give(piece: Piece | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody listens
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
+
+        return give
+
+
+class _Stream(Response):
+    """Server-sent events: a chunk as soon as there is something to say."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answering: _Answering, form: Form, ask: Ask):
+        super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._answering, self._form = answering, form
+        self._usage = ask.stream_options is not None and ask.stream_options.include_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with contextlib.closing(self._answering):
+            await _while_there(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        head = {"status": 200, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
+        try:
+            async for event in self._events():
+                await send(_event(event))
+            await send(_event("[DONE]"))
+        except Refusal as error:
+            await send(_event(error.body))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _events(self) -> AsyncIterator[dict[str, Any]]:
+        form, answering = self._form, self._answering
+        more = {"usage": None} if self._usage else {}
+        if form.chat:
+            for index in range(answering.size):
+                yield {**form.begin(index), **more}
+        async for index, part in answering.parts():
+            if part.text or part.thought or part.tokens or part.end:
+                yield {**form.chunk(index, part), **more}
+        if self._usage:
+            yield form.last(answering.usage)
+
+
+def _event(what: dict[str, Any] | str) -> dict[str, Any]:
+    text = what if isinstance(what, str) else json.dumps(what, ensure_ascii=False, allow_nan=False)
+    body = f"data: {text}\n\n".encode()
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+_Result = TypeVar("_Result")
+
+
+async def _while_there(receive: Receive, work: Awaitable[_Result]) -> _Result | None:
+    """What the work gives; None where the client goes away first, and the work is cancelled."""
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return None if tasks[0].cancelled() else tasks[0].result()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.contextmanager
+def _blaming(param: str):
+    try:
+        yield
+    except InputError as error:
+        raise Refusal(error, param) from error
+
+
+def _refusal(error: Exception) -> Refusal:
+    """Why an answer that was begun does not come."""
+    if isinstance(error, InputError):
+        return Refusal(error)
+    failed = not isinstance(error, Ended) or error.failed
+    return Refusal(error, status=500 if failed else 503)
+
+
+async def _refuse(request: Request, error: Refusal) -> Response:
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def _no_route(request: Request, error: HTTPException) -> Response:
+    path = request.url.path
+    said = {404: f"there is no {path}", 405: f"{path} does not take {request.method}"}
+    status = error.status_code
+    refusal = Refusal(said.get(status, error.detail), status=status, headers=error.headers)
+    return await _refuse(request, refusal)
+
+
+async def _unheard(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody is there to read it
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    return await _refuse(request, Refusal("the server has a fault; see its log", status=500))
