@@ -20,6 +20,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import Template, stop_ids
 from pangu_jax.data.chat_own import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 
 KEY = "PANGU_JAX_API_KEY"
@@ -47,6 +48,9 @@ class Options:
     """How many answers may wait for a slot; beyond that clients are told to try again."""
     burst: int = 4
     """Tokens that are drawn before new requests are looked at."""
+    warm: int = 16
+    """Prompts of up to so many tokens are compiled for before anybody is served; others wait while
+    a longer one is compiled for."""
     template: str = "auto"
     """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
     drain: float = 30.0
@@ -74,6 +78,7 @@ def main(options: Options) -> None:
             params, cfg, found = open_checkpoint(
                 options.checkpoint, kind="decoder", by="`pangu-jax serve`", dtype=options.dtype
             )
+            params = by_layer(params, donate=True)
         tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
         template = _template(options, tokenizer)
         length = min(cfg.max_length, LONGEST) if options.length is None else options.length
@@ -84,6 +89,7 @@ def main(options: Options) -> None:
             length=length,
             queue=options.queue,
             burst=options.burst,
+            warm=options.warm,
             stops=max(8, _stops(tokenizer, template)),
             how=How(dtype=options.dtype),
         )

@@ -15,7 +15,7 @@ import numpy as np
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.decode.engine import Engine, Piece, Request, check_prompt
+from pangu_jax.decode.engine import Engine, Piece, Request, check_prompt, round_up
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
@@ -89,18 +89,20 @@ class Driver:
         length: int,
         queue: int,
         burst: int = 4,
+        warm: int = 16,
         stops: int = 8,
         how: How = HOW,
     ):
         """Not started yet.
 
         Args:
-          params: tree of `decoder.spec(cfg)`.
+          params: see `decode.engine.Engine`.
           cfg: the model.
           slots: see above.
           length: see above.
           queue: jobs that may wait for a slot.
           burst: most tokens that are drawn before new jobs and cancels are looked at.
+          warm: tokens of the longest prompt that `start` compiles for.
           stops: most stop ids of a job.
           how: layout, implementations, type of activations and caches.
 
@@ -108,7 +110,7 @@ class Driver:
           InputError: a number that makes no sense.
         """
         sizes = {"slots": slots, "length": length, "burst": burst, "stops": stops}
-        for name, value in sizes.items():
+        for name, value in {**sizes, "warm": warm}.items():
             check_size(name, value)
         if length < 2:
             raise InputError("length must be 2 or more: a token of a prompt and one of an answer")
@@ -119,7 +121,7 @@ class Driver:
         self.free, self.waiting = slots, 0
         self._make = lambda: Engine(params, cfg=cfg, how=how, **sizes)
         self.failed: Callable[[], None] = lambda: None
-        self._burst = burst
+        self._burst, self._longest = burst, min(warm, length - 1)
         self._changed = threading.Condition()
         self._inbox: deque[tuple[str, Any]] = deque()
         self._open, self._ended = 0, None
@@ -128,7 +130,7 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Returns when the programs of a short request are compiled.
+        """Returns when the programs of requests up to `warm` are compiled.
 
         Raises:
           BaseException: whatever making or trying the engine raised.
@@ -189,7 +191,7 @@ class Driver:
     def _run(self) -> None:
         try:
             engine = self._make()
-            _try(engine, min(self.length - 1, 4 * self._burst))
+            _try(engine, min(self.length - 1, 4 * self._burst), self._longest)
             self._warm.set()
             while self._heed(engine):
                 for piece in engine.advance():
@@ -259,11 +261,16 @@ class Driver:
         self._jobs.clear()
 
 
-def _try(engine: Engine, most: int) -> None:
-    """Compiles what a short request and a cancelled one run through: nobody then waits for it."""
+def _try(engine: Engine, most: int, longest: int) -> None:
+    """Compiles what requests and cancelled ones run through: nobody then waits for it."""
     number = engine.submit(Request([0], most, key=_key(0, 0)))
     engine.advance()
     engine.cancel(number)
+    lengths = {min(n, longest) for n in map(round_up, range(1, longest + 1))}
+    for length in sorted(lengths):
+        engine.submit(Request([0] * length, 1, key=_key(0, 0)))
+        while engine.busy:
+            engine.advance()
 
 
 def _key(seed: int, row: int) -> jax.Array:
