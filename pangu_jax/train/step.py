@@ -12,6 +12,7 @@ from einops import rearrange
 from flax import struct
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 from pangu_jax.core.spec import abstract, is_spec
 from pangu_jax.core.tree import join, split
 from pangu_jax.sharding.layout import Layout, init, shardings
@@ -209,13 +210,15 @@ def make_step(
 def _norm(grads: Any, layout: Layout | None) -> jax.Array:
     """The norm of all gradients together.
 
-    On one device small leaves are joined first: a GPU takes longer to start a sum for each leaf of
-    a forecaster than to do all of Adam. Leaves that are split over devices would be gathered.
+    On one GPU small leaves are joined first: it takes longer to start a sum for each leaf of a
+    forecaster than to do all of Adam. A CPU would copy them; split over devices they would be
+    gathered.
     """
     leaves = jax.tree.leaves(grads)
-    small = [x.reshape(-1) for x in leaves if x.size <= SMALL and layout is None]
-    if len(small) > 1:
-        leaves = [x for x in leaves if x.size > SMALL] + [jnp.concatenate(small)]
+    if layout is None and target() == "gpu":
+        small = [x.reshape(-1) for x in leaves if x.size <= SMALL]
+        leaves = [x for x in leaves if x.size > SMALL]
+        leaves += [jnp.concatenate(small)] if small else []
     return optax.tree.norm(leaves)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import targeting
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
+from pangu_jax.train import step as steps
 from pangu_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
 from pangu_jax.train.step import abstract_state, init_state, make_step
 
@@ -129,6 +131,24 @@ def test_all_steps_share_a_compilation(accumulate, traces):
     state = start()
     for number in range(3):
         state, _ = step(state, batch(number), jax.random.key(number))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_the_norm_is_that_of_all_gradients_wherever_it_is_computed(platform, monkeypatch):
+    """Some leaves are larger than what is joined, some are not; or all are, or there is one."""
+    grads = {
+        "a": np.arange(12.0).reshape(3, 4),
+        "b": np.ones(2),
+        "c": np.float64(3),
+        "d": -np.ones(5),
+    }
+    for small in (0, 4, 100):
+        monkeypatch.setattr(steps, "SMALL", small)
+        with targeting(platform):
+            for tree in (grads, {"c": grads["c"]}):
+                want = np.sqrt(sum((x**2).sum() for x in tree.values()))
+                found = steps._norm(jax.tree.map(jnp.asarray, tree), None)
+                np.testing.assert_allclose(found, want, rtol=1e-6)
 
 
 def test_what_is_not_trained_stays_and_has_no_moments():
