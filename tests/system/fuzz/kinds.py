@@ -16,14 +16,15 @@ import sentencepiece
 from array_record.python import array_record_module as array_record
 
 from pangu_jax.checkpoint import forecaster, gguf_file, hf, store, verify
-from pangu_jax.cli import chat
+from pangu_jax.cli import chat, generate_file
 from pangu_jax.core.cells import open_results, save_results
+from pangu_jax.core.journal import Journal
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.data import chat_own
 from pangu_jax.data.chat import render
 from pangu_jax.data.series import CsvFormat, read_csv
-from pangu_jax.data.text import documents
+from pangu_jax.data.text import documents, records
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_gguf import tokenizer_files
 from pangu_jax.export import artefact, program, run, stablehlo
@@ -283,6 +284,32 @@ def read_texts(folder: Path) -> str:
 
 
 KINDS["texts"] = Kind(texts, read_texts, ("*",), change.by_ending)
+
+
+def prompts(folder: Path) -> None:
+    (folder / "a.jsonl").write_text(LINES)
+
+
+def read_prompts(folder: Path) -> str:
+    return repr([(line, record) for line, _, record in records(folder / "a.jsonl", "text")])
+
+
+def answers(folder: Path) -> None:
+    with Journal(folder / "a.jsonl", head='{"line"') as journal:
+        for line in range(1, 6):
+            journal.add(
+                {"line": line, "record": {"text": str(line)}, "answer": "é", "by": {"k": 1}}
+            )
+
+
+def read_answers(folder: Path) -> str:
+    found = {line: {"text": str(line)} for line in range(1, 6)}
+    with Journal(folder / "a.jsonl", head='{"line"') as journal:
+        return repr((generate_file._done(journal, found, {"k": 1}), journal.found))
+
+
+KINDS["prompts"] = Kind(prompts, read_prompts, ("a.jsonl",), change.by_ending)
+KINDS["answers"] = Kind(answers, read_answers, ("a.jsonl",), change.by_ending)
 
 
 def metrics(folder: Path) -> None:
