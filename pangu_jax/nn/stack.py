@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pangu_jax.core.errors import InputError
 
@@ -48,11 +49,17 @@ def split(runs: Sequence[Any], *, donate: bool = False) -> list[Any]:
 def _rows(leaf: Any, donate: bool) -> list[Any]:
     if not isinstance(leaf, jax.Array):
         return list(leaf)
-    rows = list(jnp.unstack(leaf))
+    # An index that is an argument: one small program for all layers of a leaf.
+    rows = [_row(leaf, np.int32(index)) for index in range(leaf.shape[0])]
     if donate:
         jax.block_until_ready(rows)
         leaf.delete()
     return rows
+
+
+@jax.jit
+def _row(leaf: jax.Array, index: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
 
 
 def join(layers: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
