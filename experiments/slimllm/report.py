@@ -67,15 +67,17 @@ def _cells(target, method, repair, experiment, results) -> list[dict]:
 def _table(target: str, experiment: Experiment, results: dict[str, Any]) -> str:
     dense = results["dense"]
     names = [t for t in ("own", "other") if t in dense]
-    head = " | ".join(f"{t}, {n}" for t in names for n in experiment.eval_lengths)
+    asked = [name for name in dense if name.endswith("_accuracy")]
+    heads = [f"{t}, {n}" for t in names for n in experiment.eval_lengths]
+    head = " | ".join(heads + [_question_set(name, dense) for name in asked])
     rows = []
     for method, repair in experiment.methods:
         cells = _cells(target, method, repair, experiment, results)
-        numbers = " | ".join(
-            _spread([c[t][i] for c in cells])
-            for t in names
-            for i in range(len(experiment.eval_lengths))
-        )
+        columns = [
+            [c[t][i] for c in cells] for t in names for i in range(len(experiment.eval_lengths))
+        ]
+        columns += [[c[name] for c in cells] for name in asked]
+        numbers = " | ".join(map(_spread, columns))
         one = cells[0]
         rows.append(
             f"| {method} + {repair} | {numbers} | {np.mean([c['cut'] for c in cells]):.4f} "
@@ -84,7 +86,7 @@ def _table(target: str, experiment: Experiment, results: dict[str, Any]) -> str:
             f"| {dense['flops'] / one['flops']:.2f} "
             f"| {one['dense_prefill_ms'] / one['prefill_ms']:.2f} |"
         )
-    line = "|---" * (6 + len(names) * len(experiment.eval_lengths)) + "|"
+    line = "|---" * (6 + len(heads) + len(asked)) + "|"
     return (
         f"\n## {target}\n\n| method + repair | {head} | error cut | error repaired | parameters "
         f"| FLOP ratio | prefill speed-up |\n{line}\n" + "\n".join(rows)
@@ -118,6 +120,13 @@ def _recovery(experiment: Experiment, results: dict[str, Any]) -> str:
                 f"| {cell['tokens']:,} |"
             )
     return "\n".join(rows)
+
+
+def _question_set(name: str, dense: dict[str, Any]) -> str:
+    """The head of a column of accuracies, with what guessing and the dense model give."""
+    name = name.removesuffix("_accuracy")
+    chance, score = dense[f"{name}_chance"], dense[f"{name}_accuracy"]
+    return f"{name} accuracy (chance {chance:.3f}, dense {score:.3f})"
 
 
 def _numbers(cell: dict[str, Any]) -> str:
