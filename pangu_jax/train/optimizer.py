@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import optax
 
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import map_named
 
@@ -40,6 +41,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        check_choices(self, "optimizer")
         for name in ("warmup_fraction", "decay_fraction", "end_fraction", "b1", "b2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"optimizer {name} must be in [0, 1], got {getattr(self, name)}")
