@@ -8,11 +8,9 @@ files.
 
 import asyncio
 import json
-import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from pangu_jax.checkpoint.hush import Hush
 from pangu_jax.core.claim import SETTINGS, Claim
 from pangu_jax.core.config import read_json, save_config
 from pangu_jax.core.digest import sha256
@@ -88,17 +87,21 @@ class Store:
         Raises:
           InputError: the folder cannot be made, or another process is writing there.
         """
-        # The library reports every save at INFO, and errors that we report ourselves.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        _silence_the_rest()
         run = folder.folder if isinstance(folder, Claim) else Path(folder).absolute()
         self.folder = run / CHECKPOINTS
         self._abandoned = False
         self._claims: list[Claim] = []
         if writes and jax.process_index() == 0:
             own = [] if isinstance(folder, Claim) else [claim(run)]
-            self._claims = [*own, Claim(self.folder, "training in")]
+            try:
+                self._claims = [*own, Claim(self.folder, "training in")]
+            except InputError:
+                for held in own:
+                    held.close()
+                raise
             self._tidy()
+        self._failed = False
+        self._hush = Hush()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=False,
@@ -109,6 +112,7 @@ class Store:
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except Exception as error:  # it reads every checkpoint's description, and checks no types
+            self._failed = True
             self._give_up()
             raise InputError(
                 f"cannot read {self._undescribed()}: a checkpoint's description is damaged"
@@ -221,12 +225,14 @@ class Store:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds; none is ours to fix
+            self._failed = True
             raise InputError(f"cannot read {self.folder / str(step)}: {_reason(error)}") from error
         return found["params"], found["rest"] if rest is not None else None
 
     def _give_up(self) -> None:
         for held in reversed(self._claims):
             held.close()
+        self._hush.close(failed=self._failed)
 
     def _undescribed(self) -> Path:
         """The file in which the library describes a checkpoint, of the first that is damaged."""
@@ -245,6 +251,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def _failure(self, error: Exception, step: int | None = None) -> InputError:
+        self._failed = True
         what = "save" if step is None else f"save step {step}"
         kept = self.latest()
         rest = "no earlier checkpoint is there" if kept is None else f"step {kept} is kept"
@@ -279,6 +286,7 @@ class Store:
             with ocp.StandardCheckpointer() as reader:
                 stored = _stored_shapes(reader.metadata(place))
         except Exception as error:
+            self._failed = True
             raise InputError(f"cannot read {place}: it is damaged or incomplete") from error
         if not stored:
             raise InputError(f"cannot read {place}: it is damaged or incomplete")
@@ -349,27 +357,6 @@ def _reason(error: BaseException) -> str:
         return _reason(error.__cause__)
     text = text.split(" See full TensorStore details")[0]  # pages of them
     return text.splitlines()[0][:300] if text else repr(error)
-
-
-def _silence_the_rest() -> None:
-    """Drops the complaints of reads and writes that end after one of them failed.
-
-    Each would print a traceback of its own, from the event loop that the library has closed by
-    then or from the coroutines it left, where the one failure is reported in a sentence.
-    """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    before = sys.unraisablehook
-    if getattr(before, "quiet", False):
-        return
-
-    def hook(found: Any) -> None:
-        code = getattr(found.object, "cr_code", None)
-        ours = code is None or "orbax" not in code.co_filename
-        if ours and str(found.exc_value) != "Event loop is closed":
-            before(found)
-
-    hook.quiet = True
-    sys.unraisablehook = hook
 
 
 def _stored_shapes(metadata: Any) -> dict[str, tuple[int, ...]]:

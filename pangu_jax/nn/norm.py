@@ -14,7 +14,7 @@ NormKind = Literal["rms", "zero_centered_rms", "layer"]
 
 
 def norm_spec(kind: NormKind, width: int, axis: str = "embed") -> dict[str, Spec]:
-    """Spec of one norm of a kind over a dimension of `width`; InputError where there is no such kind."""
+    """Spec of one norm of a kind over a dimension of `width`; an unknown kind is refused."""
     check_choice("the kind of a norm", kind, typing.get_args(NormKind))
     if kind == "zero_centered_rms":
         return {"scale": Spec((width,), (axis,), zeros)}
