@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
@@ -183,6 +182,8 @@ def compress(
             inner, windows, cfg=inner_cfg, batch=sweep_cfg.batch, how=how
         )
     if plan is None or recipe.repair != "none":
+        from threadpoolctl import threadpool_limits  # here, as it sets an environment variable
+
         # LAPACK's threads spin while they wait for one another. Beside other work they wait long:
         # more than there are cores for then take many times what one alone does.
         with threadpool_limits(max(1, (os.cpu_count() or 1) // 2), user_api="blas"):
