@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from pangu_jax.checkpoint.hush import Hush
-from pangu_jax.core.claim import SETTINGS, Claim
+from pangu_jax.core.claim import SETTINGS, Claim, open_run
 from pangu_jax.core.config import read_json, save_config
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
@@ -44,6 +44,30 @@ def claim(folder: str | Path) -> Claim:
       InputError: it cannot be made, or another process trains there.
     """
     return Claim(folder, "training in")
+
+
+def begin(
+    cfg: Any, folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()
+) -> Claim:
+    """Opens a run that trains a model (`core.claim.open_run`), and keeps the model's description.
+
+    Args:
+      cfg: the model, as a new run is given it.
+      folder: the run's folder; made if missing.
+      settings: JSON values and configs, by the names that errors use.
+      free: names whose values may differ when it goes on.
+
+    Raises:
+      InputError: as `open_run`.
+    """
+    held = open_run(folder, settings, free=free, doing="training in")
+    try:
+        if not (held.folder / MODEL).exists():
+            save_model(cfg, held.folder)
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def discard(folder: str | Path) -> None:

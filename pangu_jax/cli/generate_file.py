@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from pangu_jax.cli.progress import progress
+from pangu_jax.core.claim import check_same
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
@@ -118,7 +119,7 @@ def _read(
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    return {
+    return {  # as reading gives them back
         "checkpoint": options.checkpoint,
         "tokenizer": options.tokenizer,
         "field": options.field,
@@ -139,14 +140,7 @@ def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, An
             raise InputError(
                 f"{where} answers no prompt of these, or one twice; choose another --out"
             )
-        there = answer.get("by")
-        for name, value in by.items():
-            if not isinstance(there, dict) or there.get(name) != value:
-                was = there.get(name) if isinstance(there, dict) else None
-                raise InputError(
-                    f"{where} was made with {name} {was!r:.80}, not {value!r:.80}; choose another "
-                    "--out"
-                )
+        check_same(answer.get("by"), by, where, "an answer")
         done.add(line)
     return done
 

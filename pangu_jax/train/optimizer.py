@@ -15,7 +15,7 @@ class OptimizerConfig:
     """AdamW and its schedule.
 
     Attributes:
-      learning_rate: at the top of the schedule.
+      learning_rate: at the top of the schedule; the default is for small models from scratch.
       schedule: cosine (falls over all steps), wsd (warm-up, stable, linear decay at the end), or
         constant.
       warmup_fraction: share of the steps over which the rate rises linearly from 0.
@@ -29,7 +29,7 @@ class OptimizerConfig:
       clip_norm: largest global norm of a gradient; 0 for no clipping.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 4e-3
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_fraction: float = 0.05
     decay_fraction: float = 0.2
