@@ -119,7 +119,7 @@ def _read(
 
 
 def _settings(options: Options) -> dict[str, Any]:
-    return {  # as reading gives them back
+    return {
         "checkpoint": options.checkpoint,
         "tokenizer": options.tokenizer,
         "field": options.field,
@@ -140,7 +140,8 @@ def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, An
             raise InputError(
                 f"{where} answers no prompt of these, or one twice; choose another --out"
             )
-        check_same(answer.get("by"), by, where, "an answer")
+        made = answer.get("by")
+        check_same(made if isinstance(made, dict) else {}, by, f"{where} holds an answer")
         done.add(line)
     return done
 

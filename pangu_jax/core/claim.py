@@ -157,7 +157,10 @@ def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[st
     """
     path = Path(folder) / SETTINGS
     if path.exists():
-        check_same(read_json(path, finite=False), settings, str(folder), "a run", free=free)
+        found = read_json(path, finite=False)
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds no JSON object")
+        check_same(found, settings, f"{folder} holds a run", free=free)
         return True
     others = [p.name for p in Path(folder).glob("[!.]*") if p.name not in LEFT]
     if others:
@@ -168,30 +171,25 @@ def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[st
 
 
 def check_same(
-    found: Any, settings: dict[str, Any], where: str, what: str, *, free: Collection[str] = ()
+    found: dict[str, Any], settings: dict[str, Any], what: str, *, free: Collection[str] = ()
 ) -> None:
     """Nothing, if something was made with these settings.
 
     Args:
       found: its settings, as they were read.
       settings: JSON values by name.
-      where: how errors name the place.
-      what: how they name what is there, such as "a run".
+      what: how errors name it, such as "FOLDER holds a run".
       free: names whose values may differ.
 
     Raises:
       InputError: a setting differs, or is none of these; names the first.
     """
-    if not isinstance(found, dict):
-        raise InputError(f"{where} holds {what} whose settings are no JSON object")
     for name in sorted(found.keys() - settings.keys() - set(free)):
         raise InputError(
-            f"{where} holds {what} with the setting {name!r}, which is none of this command's: "
-            f"another command or a newer version made it; {OTHERWISE}"
+            f"{what} with the setting {name!r}, which is none of this command's: another command "
+            f"or a newer version made it; {OTHERWISE}"
         )
     for name in sorted(settings.keys() - set(free)):
         if found.get(name) != settings[name]:
             there, here = (json.dumps(x.get(name))[:80] for x in (found, settings))
-            raise InputError(
-                f"{where} holds {what} with another {name}: {there}, not {here}; {OTHERWISE}"
-            )
+            raise InputError(f"{what} with another {name}: {there}, not {here}; {OTHERWISE}")

@@ -80,12 +80,13 @@ def remat(body: Callable, policy: str | None) -> Callable:
 
 
 def check_remat(policy: str | None) -> None:
-    """Nothing, if there is such a policy.
+    """Nothing, if there is such a policy, or none.
 
     Raises:
       InputError: an unknown one.
     """
-    check_choice("the remat policy", policy, (None, *REMAT))
+    if policy is not None:
+        check_choice("the remat policy", policy, REMAT)
 
 
 def scan_layers(body: Callable, carry: Any, params: Any, *, policy: str | None = None) -> tuple:

@@ -346,3 +346,16 @@ def test_a_run_that_served_its_purpose_leaves_its_metrics(tmp_path, monkeypatch)
     store.discard(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     store.discard(tmp_path)
+
+
+def test_a_run_that_is_begun_has_its_settings_and_its_model(tmp_path):
+    with store.begin(CFG, tmp_path, {"seed": 1, "every": 5}, free=("every",)) as held:
+        assert held.holds() and store.load_model(tmp_path) == CFG
+    (tmp_path / store.MODEL).unlink()  # killed between the two
+    store.begin(CFG, tmp_path, {"seed": 1, "every": 6}, free=("every",)).close()
+    assert store.load_model(tmp_path) == CFG
+    refused = ({"seed": 2, "every": 5}, "another seed: 1, not 2"), ({"seed": 1}, "setting 'every'")
+    for settings, words in refused:
+        with pytest.raises(InputError, match=words):
+            store.begin(CFG, tmp_path, settings)
+    store.claim(tmp_path).close()  # which a refusal gives up

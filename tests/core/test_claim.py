@@ -74,7 +74,7 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"setting 'b', which is none of .* or a newer version"):
         has_run(tmp_path, {"a": 1})
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="a run whose settings are no JSON object"):
+    with pytest.raises(InputError, match="holds no JSON object"):
         has_run(tmp_path, {"a": 1})
 
 

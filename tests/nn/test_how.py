@@ -25,7 +25,7 @@ from pangu_jax.nn.how import HOW, OPERATORS, How
         ({"impl": {"attention": ["cudnn"]}}, "impl of attention must be one of reference"),
         ({"impl": "cudnn"}, "an implementation by operator, got 'cudnn'; known operators: att"),
         ({"layout": "fsdp"}, "layout must be a Layout or None, got 'fsdp'"),
-        ({"remat": "some"}, "remat policy must be one of None, full, dots, got 'some'"),
+        ({"remat": "some"}, "remat policy must be one of full, dots, got 'some'"),
         ({"dtype": "float33"}, "'float33' is not a type of numbers"),
         ({"dtype": "int32"}, "must be of a float type, got int32"),
     ],
