@@ -31,8 +31,12 @@ HANDS = {
     "export": (stablehlo.export,),
     "forecast": (TimeProConfig, FitConfig),
 }
-# Where None leaves it to the command, which looks at the rest of what it is given.
-CHOSEN = {("prune", "allocation"), ("prune", "seed"), ("export", "tolerance")}
+# Where None leaves it to the command, which looks at the rest of what it is given; and a list of
+# names that is a text there.
+CHOSEN = {
+    *(("prune", "allocation"), ("prune", "seed"), ("export", "tolerance")),
+    ("export", "platforms"),
+}
 # Where what a command does wants another configuration than the type's own default.
 OWN = {
     ("distill", "optimizer"): distill.OPTIMIZER,
