@@ -36,6 +36,7 @@ from config import PRESETS, STARTS, Experiment
 from report import write_report
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.stopping import script
 from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
@@ -54,7 +55,7 @@ from pangu_jax.pruning.compress import Recipe, compress
 from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 
@@ -237,11 +238,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"run.py: {error}")
-    except Stopped as stop:
-        sys.exit(f"stopped at step {stop}; the same command goes on from there")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last cell")
+    script(main)

@@ -6,6 +6,7 @@ from pangu_jax.models import presets as models
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.train.language import AUX_WEIGHT
 from pangu_jax.train.optimizer import OptimizerConfig
 
 
@@ -40,8 +41,8 @@ class Experiment:
     steps: int = 1000
     batch: int = 4
     length: int = 256
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=4e-3)
-    aux_weight: float = 0.01
+    optimizer: OptimizerConfig = OptimizerConfig()
+    aux_weight: float = AUX_WEIGHT
     seeds: tuple[int, ...] = (0,)
     dtype: str = "float32"
     remat: str | None = None

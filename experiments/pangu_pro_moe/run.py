@@ -34,6 +34,7 @@ import tyro
 from config import PRESETS, Experiment
 from report import write_report
 
+from pangu_jax.cli.stopping import script
 from pangu_jax.core.cells import compute, open_results, save_results
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
@@ -55,7 +56,6 @@ from pangu_jax.nn.how import How
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
-from pangu_jax.train.stop import Stopped
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,6 @@ def _control(text: Text) -> dict:
 def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
     """Trains one model and measures it."""
     source = PackedTokens(text.training, experiment.length)
-    if text.tokenizer.name != "bytes":
-        with atomic_write(folder / "tokenizer.json", "wb") as file:
-            file.write(Path(text.tokenizer.name).read_bytes())
     how = How(remat=experiment.remat, dtype=experiment.dtype)
     began = time.monotonic()
     params = train_language(
@@ -183,6 +180,9 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         how=how,
     )
     seconds = time.monotonic() - began
+    if text.tokenizer.name != "bytes":
+        with atomic_write(folder / "tokenizer.json", "wb") as file:
+            file.write(Path(text.tokenizer.name).read_bytes())
     log = read_metrics(folder / "metrics.jsonl")
     _say(f"measuring {folder.name}")
     score = measure(
@@ -285,11 +285,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except InputError as error:
-        sys.exit(f"run.py: {error}")
-    except Stopped as stop:
-        sys.exit(f"stopped at step {stop}; the same command goes on from there")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    script(lambda: main(tyro.cli(Options, description=__doc__)))

@@ -35,12 +35,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 from config import PRESETS  # noqa: E402
 
 from pangu_jax.checkpoint.store import discard  # noqa: E402
-from pangu_jax.core.cells import claim_run  # noqa: E402
-from pangu_jax.core.claim import SETTINGS, has_run  # noqa: E402
-from pangu_jax.core.config import read_json, save_config, to_json  # noqa: E402
+from pangu_jax.cli.stopping import script  # noqa: E402
+from pangu_jax.core.cells import hold_run  # noqa: E402
+from pangu_jax.core.config import read_json, to_json  # noqa: E402
 from pangu_jax.core.errors import InputError  # noqa: E402
 from pangu_jax.core.files import atomic_write  # noqa: E402
-from pangu_jax.train.stop import Stopped  # noqa: E402
 
 # What workers exit with that have nothing to report, or were told to stop.
 STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
@@ -82,11 +81,11 @@ def main(options: argparse.Namespace) -> None:
     ]
     if not cells:
         raise InputError("no cell of the preset is of those data sets, horizons and variants")
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
     if options.worker:
         _work(cells, experiment, options, folder)
         return
-    _claim_folder(folder, experiment)
+    hold_run(folder, to_json(dataclasses.replace(experiment, cells=())))
+    (folder / "cells").mkdir(exist_ok=True)
     for left in (folder / "cells").glob("*.claim"):  # of a run that was stopped
         left.unlink(missing_ok=True)
     if not options.report:
@@ -182,14 +181,6 @@ def collect(folder: Path) -> dict:
     return results
 
 
-def _claim_folder(folder: Path, experiment) -> None:
-    """The folder's cells are of the same seeds, epochs and windows."""
-    claim_run(folder)
-    wanted = json.loads(json.dumps(to_json(dataclasses.replace(experiment, cells=()))))
-    if not has_run(folder, wanted):
-        save_config(wanted, folder / SETTINGS)
-
-
 def _short(result: dict) -> str:
     if "linear" in result:
         return f"linear {result['linear']['mse']:.4f}, repeat {result['repeat']['mse']:.4f}"
@@ -213,12 +204,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse())
-    except InputError as error:
-        sys.exit(f"run.py: {error}")
-    except Stopped as stop:
-        _say(f"stopped at step {stop}; the same command goes on from there")
-        sys.exit(stop.status)
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on with the cells that are missing")
+    script(lambda: main(parse()))

@@ -15,7 +15,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from pangu_jax.core.claim import Claim
-from pangu_jax.core.config import from_json, parse_json, to_json
+from pangu_jax.core.config import check_choices, from_json, parse_json, to_json
 from pangu_jax.core.digest import seal
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write, regular
@@ -68,6 +68,7 @@ class ForecasterConfig:
     tracked_to: str = ""
 
     def __post_init__(self):
+        check_choices(self)
         if not len(self.names) == len(self.mean) == len(self.deviation) > 0:
             raise InputError("names, mean and deviation must be of one length, at least 1")
         if not self.seeds:

@@ -8,12 +8,10 @@ files.
 
 import asyncio
 import json
-import logging
 import os
 import re
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from pangu_jax.core.claim import SETTINGS, Claim
+from pangu_jax.checkpoint.hush import Hush
+from pangu_jax.core.claim import SETTINGS, Claim, open_run
 from pangu_jax.core.config import read_json, save_config
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
@@ -45,6 +44,30 @@ def claim(folder: str | Path) -> Claim:
       InputError: it cannot be made, or another process trains there.
     """
     return Claim(folder, "training in")
+
+
+def begin(
+    cfg: Any, folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()
+) -> Claim:
+    """Opens a run that trains a model (`core.claim.open_run`), and keeps the model's description.
+
+    Args:
+      cfg: the model, as a new run is given it.
+      folder: the run's folder; made if missing.
+      settings: JSON values and configs, by the names that errors use.
+      free: names whose values may differ when it goes on.
+
+    Raises:
+      InputError: as `open_run`.
+    """
+    held = open_run(folder, settings, free=free, doing="training in")
+    try:
+        if not (held.folder / MODEL).exists():
+            save_model(cfg, held.folder)
+    except BaseException:
+        held.close()
+        raise
+    return held
 
 
 def discard(folder: str | Path) -> None:
@@ -88,17 +111,21 @@ class Store:
         Raises:
           InputError: the folder cannot be made, or another process is writing there.
         """
-        # The library reports every save at INFO, and errors that we report ourselves.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        _silence_the_rest()
         run = folder.folder if isinstance(folder, Claim) else Path(folder).absolute()
         self.folder = run / CHECKPOINTS
         self._abandoned = False
         self._claims: list[Claim] = []
         if writes and jax.process_index() == 0:
             own = [] if isinstance(folder, Claim) else [claim(run)]
-            self._claims = [*own, Claim(self.folder, "training in")]
+            try:
+                self._claims = [*own, Claim(self.folder, "training in")]
+            except InputError:
+                for held in own:
+                    held.close()
+                raise
             self._tidy()
+        self._failed = False
+        self._hush = Hush()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=False,
@@ -109,6 +136,7 @@ class Store:
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except Exception as error:  # it reads every checkpoint's description, and checks no types
+            self._failed = True
             self._give_up()
             raise InputError(
                 f"cannot read {self._undescribed()}: a checkpoint's description is damaged"
@@ -221,12 +249,14 @@ class Store:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds; none is ours to fix
+            self._failed = True
             raise InputError(f"cannot read {self.folder / str(step)}: {_reason(error)}") from error
         return found["params"], found["rest"] if rest is not None else None
 
     def _give_up(self) -> None:
         for held in reversed(self._claims):
             held.close()
+        self._hush.close(failed=self._failed)
 
     def _undescribed(self) -> Path:
         """The file in which the library describes a checkpoint, of the first that is damaged."""
@@ -245,6 +275,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def _failure(self, error: Exception, step: int | None = None) -> InputError:
+        self._failed = True
         what = "save" if step is None else f"save step {step}"
         kept = self.latest()
         rest = "no earlier checkpoint is there" if kept is None else f"step {kept} is kept"
@@ -279,6 +310,7 @@ class Store:
             with ocp.StandardCheckpointer() as reader:
                 stored = _stored_shapes(reader.metadata(place))
         except Exception as error:
+            self._failed = True
             raise InputError(f"cannot read {place}: it is damaged or incomplete") from error
         if not stored:
             raise InputError(f"cannot read {place}: it is damaged or incomplete")
@@ -349,27 +381,6 @@ def _reason(error: BaseException) -> str:
         return _reason(error.__cause__)
     text = text.split(" See full TensorStore details")[0]  # pages of them
     return text.splitlines()[0][:300] if text else repr(error)
-
-
-def _silence_the_rest() -> None:
-    """Drops the complaints of reads and writes that end after one of them failed.
-
-    Each would print a traceback of its own, from the event loop that the library has closed by
-    then or from the coroutines it left, where the one failure is reported in a sentence.
-    """
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    before = sys.unraisablehook
-    if getattr(before, "quiet", False):
-        return
-
-    def hook(found: Any) -> None:
-        code = getattr(found.object, "cr_code", None)
-        ours = code is None or "orbax" not in code.co_filename
-        if ours and str(found.exc_value) != "Event loop is closed":
-            before(found)
-
-    hook.quiet = True
-    sys.unraisablehook = hook
 
 
 def _stored_shapes(metadata: Any) -> dict[str, tuple[int, ...]]:

@@ -10,8 +10,8 @@ import tyro
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import working
-from pangu_jax.core.claim import SETTINGS, has_run
-from pangu_jax.core.config import save_config, to_json
+from pangu_jax.cli.stopping import stoppable
+from pangu_jax.core.config import to_json
 from pangu_jax.data.packing import PackedTokens, fingerprint, tokenise
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import documents
@@ -21,8 +21,15 @@ from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.how import How
 from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
-from pangu_jax.train.distill import distill_loss
-from pangu_jax.train.loop import LoopConfig, Stopped, train
+from pangu_jax.train.distill import (
+    HIDDEN_WEIGHT,
+    KL_WEIGHT,
+    LM_WEIGHT,
+    OPTIMIZER,
+    TEMPERATURE,
+    distill_loss,
+)
+from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 
@@ -44,17 +51,15 @@ class Options:
     """Windows a step."""
     length: int = 256
     """Tokens a window."""
-    kl_weight: float = 1.0
+    kl_weight: float = KL_WEIGHT
     """Weight of KL(teacher || student)."""
-    lm_weight: float = 1.0
+    lm_weight: float = LM_WEIGHT
     """Weight of the language-modelling loss."""
-    hidden_weight: float = 0.0
+    hidden_weight: float = HIDDEN_WEIGHT
     """Weight of matching the last hidden states."""
-    temperature: float = 1.0
+    temperature: float = TEMPERATURE
     """Softens both predictions in the KL."""
-    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig(
-        learning_rate=3e-4
-    )
+    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OPTIMIZER
     field: str = "text"
     """The key of the text in .jsonl lines."""
     tokenizer: str | None = None
@@ -65,8 +70,12 @@ class Options:
     """What the backward pass recomputes."""
     seed: int = 0
     """Of the order of windows."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
+
+
+# What may be otherwise when a run goes on: it changes no result.
+FREE = ("out", "checkpoint_every")
 
 
 def main(options: Options) -> None:
@@ -92,11 +101,8 @@ def main(options: Options) -> None:
     )
     source = PackedTokens(tokens, options.length)
     wanted = {**to_json(options), "out": "", "text": fingerprint(tokens)}
-    with store.claim(folder) as claim:
-        if not has_run(folder, wanted):
-            store.save_model(cfg, folder)
-            save_config(wanted, folder / SETTINGS)
-        try:
+    with store.begin(cfg, folder, wanted, free=FREE) as claim:
+        with stoppable():
             state = train(
                 loss,
                 decoder.spec(cfg),
@@ -113,9 +119,6 @@ def main(options: Options) -> None:
                 label="distill",
                 frozen=teacher,
             )
-        except Stopped as stop:
-            print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
-            return
         if (folder / "model").exists():
             print(f"{folder / 'model'} is there already", file=sys.stderr)
             return

@@ -22,6 +22,7 @@ import numpy as np
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, load, save
 from pangu_jax.cli.progress import progress
+from pangu_jax.cli.stopping import stoppable
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import CsvFormat, Series, read_csv, write_csv
 from pangu_jax.data.windows import Scaler, borders, parts
@@ -41,7 +42,6 @@ from pangu_jax.eval.predict import (
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 from pangu_jax.train.forecast import fit as train_seeds
-from pangu_jax.train.stop import Stopped
 
 __all__ = ["CsvFormat", "Forecaster", "evaluate", "fit", "load", "predict", "read_csv", "save"]
 
@@ -58,25 +58,25 @@ class Train:
     """Steps to forecast."""
     out: str
     """The folder of the forecaster; all that predict needs."""
-    look_back: int = 96
+    look_back: int = TimeProConfig.look_back
     """Steps that a forecast is made from."""
-    layers: int = 2
+    layers: int = TimeProConfig.layers
     """Blocks of the model."""
-    channels: int = 16
+    channels: int = TimeProConfig.channels
     """Channels of a patch, a multiple of 16."""
-    patch: int = 12
+    patch: int = TimeProConfig.patch
     """Steps of a patch."""
-    stride: int = 6
+    stride: int = TimeProConfig.stride
     """Steps between patches."""
     seeds: int = 1
     """How many models are trained; their forecasts are averaged."""
-    batch: int = 16
+    batch: int = FitConfig.batch
     """Windows a step."""
-    learning_rate: float = 1e-4
+    learning_rate: float = FitConfig.learning_rate
     """Of Adam; halves with every epoch from the third on."""
-    epochs: int = 10
+    epochs: int = FitConfig.epochs
     """At most."""
-    patience: int = 3
+    patience: int = FitConfig.patience
     """Epochs without a better validation error before it stops."""
     coverage: float = 0.9
     """What share of the truth the intervals are to cover."""
@@ -132,7 +132,7 @@ def fit(
     *,
     horizon: int,
     model: TimeProConfig | None = None,
-    training: FitConfig = FitConfig(batch=16, learning_rate=1e-4),
+    training: FitConfig = FitConfig(),
     seeds: Sequence[int] = (0,),
     coverage: float = 0.9,
     progress=None,
@@ -289,21 +289,17 @@ def _train(options: Train) -> None:
         if np.ptp(column) == 0:
             _say(f"note: {name} does not change in the training rows; it is kept, unscaled")
     run = Path(options.out) / TRAINING
-    try:
-        with progress() as show:
-            found = fit(
-                series,
-                horizon=options.horizon,
-                model=model,
-                training=training,
-                seeds=range(options.seeds),
-                coverage=options.coverage,
-                progress=lambda done, total, text: show("training, step", done, total, text),
-                folder=run,
-            )
-    except Stopped as stop:
-        _say(f"stopped at step {stop}; the same command goes on from there")
-        sys.exit(stop.status)
+    with stoppable(), progress() as show:
+        found = fit(
+            series,
+            horizon=options.horizon,
+            model=model,
+            training=training,
+            seeds=range(options.seeds),
+            coverage=options.coverage,
+            progress=lambda done, total, text: show("training, step", done, total, text),
+            folder=run,
+        )
     found = dataclasses.replace(
         found, cfg=dataclasses.replace(found.cfg, trained_on=Path(options.csv).name)
     )

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 
 from pangu_jax.cli.progress import progress
+from pangu_jax.core.claim import check_same
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
@@ -139,14 +140,8 @@ def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, An
             raise InputError(
                 f"{where} answers no prompt of these, or one twice; choose another --out"
             )
-        there = answer.get("by")
-        for name, value in by.items():
-            if not isinstance(there, dict) or there.get(name) != value:
-                was = there.get(name) if isinstance(there, dict) else None
-                raise InputError(
-                    f"{where} was made with {name} {was!r:.80}, not {value!r:.80}; choose another "
-                    "--out"
-                )
+        made = answer.get("by")
+        check_same(made if isinstance(made, dict) else {}, by, f"{where} holds an answer")
         done.add(line)
     return done
 

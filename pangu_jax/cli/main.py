@@ -11,8 +11,8 @@ import pangu_jax
 from pangu_jax.core.errors import InputError
 
 # name: (module, what it does). To add a command, write a module with a frozen dataclass `Options`,
-# whose docstrings become the help, and `main(options)`, and name it here. It is imported when it
-# is run, so that --help is instant; a module that is not there is not offered.
+# whose docstrings become the help, and `main(options)`, and name it here, in one word or two. It is
+# imported when it is run, so that --help is instant; a module that is not there is not offered.
 COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": ("pangu_jax.cli.serve", "answer requests in OpenAI's form over HTTP"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
     "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
+    "prune check": ("pangu_jax.cli.prune_check", "verify what a pruned folder promises"),
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
@@ -30,6 +31,7 @@ COMMANDS = {
     "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
     "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from files at hand"),
 }
+WIDTH = max(map(len, COMMANDS))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,16 +63,18 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(f"pangu-jax {pangu_jax.__version__}")
         return 0
-    if arguments[0] not in COMMANDS:
-        raise InputError(f"there is no command {arguments[0]!r}; known: {', '.join(COMMANDS)}")
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name = " ".join(arguments[:words])
+    if name not in COMMANDS:
+        raise InputError(f"there is no command {name!r}; known: {', '.join(COMMANDS)}")
     import tyro
 
-    module = importlib.import_module(COMMANDS[arguments[0]][0])
+    module = importlib.import_module(COMMANDS[name][0])
     try:
         options = tyro.cli(
             module.Options,
-            prog=f"pangu-jax {arguments[0]}",
-            args=arguments[1:],
+            prog=f"pangu-jax {name}",
+            args=arguments[words:],
             description=module.__doc__,
             config=(tyro.conf.OmitArgPrefixes,),
         )
@@ -95,7 +99,7 @@ def _plain_notes() -> Iterator[None]:
 
 def _usage() -> str:
     lines = ["usage: pangu-jax COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:{WIDTH}} {text}" for name, (_, text) in COMMANDS.items()]
     lines += ["", "pangu-jax COMMAND --help shows a command's options; --version the version."]
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
     pangu-jax prune CHECKPOINT OUT --target params=0.8 --calib TEXT
 
-`pangu-jax prune check OUT [--source CHECKPOINT]` re-loads OUT and verifies what was promised.
+`pangu-jax prune check OUT` re-loads OUT and verifies what was promised; see its --help.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Options:
     """What to prune, to what size, and how."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder or a folder in the Hugging Face layout; or the word check."""
+    """A run folder or a folder in the Hugging Face layout; one that is called check is ./check."""
     out: Annotated[str, tyro.conf.Positional]
     """A new folder for the pruned checkpoint, plan.json and report.md."""
     target: str | None = None
@@ -68,19 +68,19 @@ class Options:
     """Takes random windows of the text; None takes its first ones."""
     free: tuple[Literal["groups", "ffn", "hidden"], ...] = ()
     """Axes that a params or flops target cuts; empty is the method's own."""
-    ridge: float | None = None
+    ridge: float | None = Recipe.ridge
     """Strength of the ridge repair; None chooses it on held-out windows."""
     propagate: Literal["pruned", "dense"] = "pruned"
     """Whether scores and repairs see the layers before as pruned."""
     norm: Literal["none", "l2", "dim", "calibrated"] = "l2"
     """How norm gains are re-initialised when hidden channels go."""
-    clap: bool = True
+    clap: bool = Recipe.clap
     """Whether removed layers hand their best KV groups to the layer before."""
-    alpha: float = 10.0
+    alpha: float = Recipe.alpha
     """Unevenness of the cosine allocation."""
-    pruned_layers: int | None = None
+    pruned_layers: int | None = Recipe.pruned_layers
     """How many layers the cosine allocation prunes; None is all."""
-    keep_lowest: float = 0.0
+    keep_lowest: float = Recipe.keep_lowest
     """Share of the least important channels kept (0.01 in SlimLLM's released code)."""
     multiple: int | None = None
     """FFN and hidden widths are multiples of it, where the model's own are (128 suits Ascend); None
@@ -91,7 +91,7 @@ class Options:
     """Replay this plan.json instead of choosing; --calib then only serves the repair."""
     eval_windows: int = 40
     """Windows after the calibration ones on which perplexity is measured; 0 for none."""
-    batch: int = 8
+    batch: int = stats.SweepConfig.batch
     """Windows computed at once."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
@@ -99,8 +99,6 @@ class Options:
     """The key of the text in .jsonl lines."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of parameters and activations; None keeps the checkpoint's."""
-    source: str | None = None
-    """With check: the original checkpoint, to replay the plan on."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,6 @@ class Text:
 
 def main(options: Options) -> None:
     """Prunes, repairs, writes, loads back, compares, reports."""
-    if options.checkpoint == "check" and not Path("check").exists():
-        prune_check.check(options.out, options.source, sys.stdout)
-        return
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")

@@ -1,12 +1,18 @@
-"""`pangu-jax prune check`: what a pruned folder promises, verified from its files."""
+"""Re-loads what `pangu-jax prune` wrote and verifies from its files what it promises.
 
+Exits with 2, and says what, where something does not hold.
+"""
+
+import sys
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -23,6 +29,21 @@ from pangu_jax.pruning.prune import prune
 RECORD = "check.safetensors"
 # Projections that a repair rewrites; every other leaf must be a slice of the original.
 REFITTED = ("attention/out/", "mlp/down/")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to verify, and against what."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """What `pangu-jax prune` wrote."""
+    source: str | None = None
+    """The original checkpoint: the plan is replayed on it, and what no repair touches compared."""
+
+
+def main(options: Options) -> None:
+    """Verifies a pruned folder and prints what holds."""
+    check(options.folder, options.source, sys.stdout)
 
 
 @partial(jax.jit, static_argnames="cfg")

@@ -13,8 +13,9 @@ import tyro
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import working
-from pangu_jax.core.claim import SETTINGS, has_run
-from pangu_jax.core.config import save_config, to_json
+from pangu_jax.cli.stopping import stoppable
+from pangu_jax.core.claim import Claim
+from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
@@ -30,11 +31,10 @@ from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_p
 from pangu_jax.sharding.layout import Layout, whole
 from pangu_jax.sharding.mesh import make_mesh, parse_mesh
 from pangu_jax.sharding.rules import preset as rules_preset
-from pangu_jax.train.language import language_loss
+from pangu_jax.train.language import AUX_WEIGHT, language_loss
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.profile import Profiler
-from pangu_jax.train.stop import Stopped
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,10 @@ class Options:
     """Windows a step."""
     length: int = 256
     """Tokens a window."""
-    accumulate: int = 1
+    accumulate: int = LoopConfig.accumulate
     """Microbatches that a batch is cut into."""
-    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig(
-        learning_rate=4e-3
-    )
-    aux_weight: float = 0.01
+    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig()
+    aux_weight: float = AUX_WEIGHT
     """Weight of the auxiliary loss that keeps experts evenly used."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the activations; parameters are float32."""
@@ -84,9 +82,9 @@ class Options:
     """What is split over the mesh: ddp, fsdp, tensor, expert, joined with +."""
     seed: int = 0
     """Of initial values and of the order of windows."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
-    evaluate_every: int = 0
+    evaluate_every: int = LoopConfig.evaluate_every
     """Steps between measurements on held-out text; 0 measures at the end."""
     profile: bool = False
     """Trace a few steps into the run's folder profile/ and say where time and memory go."""
@@ -145,9 +143,10 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
     share, shares = batch_share(layout, options.batch)
     text = fingerprint(training)
     check_equal(text, "other text, or another tokenizer,")
-    place = claims.enter_context(store.claim(folder)) if first_process() else folder
+    place: Path | Claim = folder
     if first_process():
-        _begin(folder, options, cfg, text)
+        wanted = {**to_json(options), "out": "", "text": text}
+        place = claims.enter_context(store.begin(cfg, folder, wanted, free=FREE))
         _keep_tokenizer(tokenizer, folder)
         _announce(options, cfg, training, layout)
 
@@ -163,7 +162,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
         )
         return {"bits_per_byte": result.bits_per_byte, "perplexity": result.perplexity}
 
-    try:
+    with stoppable():
         state = train(
             language_loss(cfg, aux_weight=options.aux_weight, how=how),
             decoder.spec(cfg),
@@ -184,10 +183,6 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
             layout=layout,
             profile=Profiler(folder / "profile", tell=_say) if options.profile else None,
         )
-    except Stopped as stop:
-        if first_process():
-            print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
-        sys.exit(stop.status)
     if testing:
         scores = evaluate(state.params)
         if first_process():
@@ -233,14 +228,6 @@ def _tokens(options: Options, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | No
         raise InputError(f"all documents of {options.data} fall to the held-out part; lower it")
     with working("reading the text"):
         return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None
-
-
-def _begin(folder: Path, options: Options, cfg: decoder.DecoderConfig, text: str) -> None:
-    """Checks that the run in the claimed folder is the same one; a new one is given its files."""
-    wanted = {**to_json(options), "out": "", "text": text}
-    if not has_run(folder, wanted, free=FREE):
-        store.save_model(cfg, folder)
-        save_config(wanted, folder / SETTINGS)
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pangu_jax.core.claim import SETTINGS, Claim, has_run
-from pangu_jax.core.config import read_json, save_config, to_json
+from pangu_jax.core.claim import Claim, begin_run, open_run
+from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 
@@ -35,11 +35,7 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
       InputError: the folder holds a run of other settings, another process computes there, or it
         cannot be read or written.
     """
-    claim_run(folder)
-    wanted = json.loads(json.dumps(to_json(settings)))  # as reading gives them back
-    if not has_run(folder, wanted):
-        save_config(wanted, Path(folder) / SETTINGS)
-        return {}
+    hold_run(folder, settings)
     path = Path(folder) / RESULTS
     found = read_json(path, finite=False) if path.exists() else {}
     if not isinstance(found, dict):
@@ -47,18 +43,23 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def claim_run(folder: str | Path) -> None:
-    """Claims the folder of a run until this process ends; again does nothing.
+def hold_run(folder: str | Path, settings: dict[str, Any]) -> None:
+    """Opens a run (`core.claim.open_run`) until this process ends; again, only compares.
+
+    Args:
+      folder: of the run; made if missing.
+      settings: JSON values and configs, by the names that errors use.
 
     Raises:
-      InputError: another process has claimed it, or it cannot be made.
+      InputError: as `open_run`.
     """
     path = Path(folder).absolute()
+    if path in _claims and _claims[path].holds():
+        begin_run(path, settings)
+        return
     if path in _claims:
-        if _claims[path].holds():
-            return
         _claims.pop(path).close()  # that folder is gone
-    _claims[path] = Claim(path, "computing in")
+    _claims[path] = open_run(path, settings)
 
 
 def save_results(folder: str | Path, results: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""A folder that one process at a time may fill: a run, a forecaster, what a command writes."""
+"""A folder that one process at a time may fill: a run, a forecaster, what a command writes.
+
+`open_run` has the rules by which a run is begun, gone on with, or refused.
+"""
 
 import contextlib
 import fcntl
@@ -9,10 +12,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from pangu_jax.core.config import read_json
+from pangu_jax.core.config import read_json, save_config, to_json
 from pangu_jax.core.errors import InputError
 
 SETTINGS = "config.json"
+LEFT = ("metrics.jsonl",)  # of a run that served its purpose, where another may begin
+OTHERWISE = "choose another --out or delete it"
 PATIENCE_S = 60.0  # of those who wait; what they wait for takes seconds
 
 
@@ -96,6 +101,49 @@ def _is_named(lock: int, folder: Path) -> bool:
         return False
 
 
+def open_run(
+    folder: str | Path,
+    settings: dict[str, Any],
+    *,
+    free: Collection[str] = (),
+    doing: str = "computing in",
+) -> Claim:
+    """Claims the folder of a run, which is begun there or gone on with.
+
+    The rules are the same for everything that keeps a run in a folder:
+
+    - One process holds it, from before anything in it is looked at until it ends.
+    - Its settings are the first that is written, as config.json. Who goes on must have the same,
+      but for what changes no result.
+    - A folder whose settings have a name that is none of these is of another command or of a newer
+      version, and one that holds files but no settings is something else: both are let be.
+
+    Args:
+      folder: of the run; made if missing.
+      settings: JSON values and configs, by the names that errors use.
+      free: names whose values may differ.
+      doing: as in `Claim`.
+
+    Raises:
+      InputError: another process has claimed the folder, it holds something else or a run of other
+        settings, or it cannot be read or written.
+    """
+    claim = Claim(folder, doing)
+    try:
+        begin_run(folder, settings, free=free)
+    except BaseException:
+        claim.close()
+        raise
+    return claim
+
+
+def begin_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> None:
+    """The part of `open_run` that comes after the claim; the arguments are its."""
+    wanted = json.loads(json.dumps(to_json(settings)))  # as reading gives them back
+    if not has_run(folder, wanted, free=free):
+        save_config(wanted, Path(folder) / SETTINGS)
+
+
 def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> bool:
     """Whether the folder, claimed before, holds a run of these settings; False where it has none.
 
@@ -105,19 +153,43 @@ def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[st
       free: names whose values may differ.
 
     Raises:
-      InputError: it holds a run of other settings; names the first that differs.
+      InputError: it holds a run of other settings, or something else; names what.
     """
     path = Path(folder) / SETTINGS
-    if not path.exists():
-        return False
-    found = read_json(path, finite=False)
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object")
+    if path.exists():
+        found = read_json(path, finite=False)
+        if not isinstance(found, dict):
+            raise InputError(f"{path} holds no JSON object")
+        check_same(found, settings, f"{folder} holds a run", free=free)
+        return True
+    others = [p.name for p in Path(folder).glob("[!.]*") if p.name not in LEFT]
+    if others:
+        raise InputError(
+            f"{folder} holds {min(others)} but no run, which would have {SETTINGS}; {OTHERWISE}"
+        )
+    return False
+
+
+def check_same(
+    found: dict[str, Any], settings: dict[str, Any], what: str, *, free: Collection[str] = ()
+) -> None:
+    """Nothing, if something was made with these settings.
+
+    Args:
+      found: its settings, as they were read.
+      settings: JSON values by name.
+      what: how errors name it, such as "FOLDER holds a run".
+      free: names whose values may differ.
+
+    Raises:
+      InputError: a setting differs, or is none of these; names the first.
+    """
+    for name in sorted(found.keys() - settings.keys() - set(free)):
+        raise InputError(
+            f"{what} with the setting {name!r}, which is none of this command's: another command "
+            f"or a newer version made it; {OTHERWISE}"
+        )
     for name in sorted(settings.keys() - set(free)):
         if found.get(name) != settings[name]:
             there, here = (json.dumps(x.get(name))[:80] for x in (found, settings))
-            raise InputError(
-                f"{folder} holds a run with another {name}: {there}, not {here}; choose another "
-                "--out or delete it"
-            )
-    return True
+            raise InputError(f"{what} with another {name}: {there}, not {here}; {OTHERWISE}")

@@ -6,6 +6,8 @@ import math
 import re
 import types
 import typing
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write, regular
 
 T = TypeVar("T")
+_UNIONS = (typing.Union, types.UnionType)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -137,11 +140,68 @@ def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) 
         raise InputError(f"{name} must be at most {most:,}, got {value!s:.40}")
 
 
+def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
+    """Nothing, if a value is one of those that are known.
+
+    Args:
+      name: how the error names it.
+      value: what was given.
+      known: what there is; of equal values of other types (True is 1) none is meant.
+
+    Raises:
+      InputError: it is none of them.
+    """
+    known = tuple(known)
+    if not _is_choice(value, known):
+        raise InputError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r:.60}")
+
+
+def check_choices(config: Any, of: str = "") -> None:
+    """Nothing, if each field of a dataclass whose type is a `Literal` holds one of its values.
+
+    The type is all there is to keep: it says what a reader, a type checker, the command line and
+    this accept. To be called first in `__post_init__`. A field may also be None, or a tuple of such
+    values, where its type says so.
+
+    Args:
+      config: the dataclass.
+      of: whose fields they are, for the error, such as "optimizer".
+
+    Raises:
+      InputError: one of them holds something else.
+    """
+    for name, known, many, optional in _choices(type(config)):
+        value = getattr(config, name)
+        if value is None and optional:
+            continue
+        for one in value if many and isinstance(value, tuple) else (value,):
+            check_choice(f"{of} {name}".lstrip(), one, known)
+
+
+@cache
+def _choices(cls: type) -> tuple[tuple[str, tuple, bool, bool], ...]:
+    """(field, what it may be, whether it is a tuple of these, whether it may be None)."""
+    found = []
+    for name, kind in typing.get_type_hints(cls).items():
+        parts = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
+        for part in parts:
+            arguments = typing.get_args(part)
+            many = typing.get_origin(part) is tuple and arguments[1:] == (...,)
+            inner = arguments[0] if many else part
+            if typing.get_origin(inner) is typing.Literal:
+                found.append((name, typing.get_args(inner), many, type(None) in parts))
+    return tuple(found)
+
+
+def _is_choice(value: Any, known: tuple) -> bool:
+    return any(type(choice) is type(value) and choice == value for choice in known)
+
+
 def _build(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, value, where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return _build_union(arguments, value, where)
     if origin is tuple:
         return _build_tuple(arguments, value, where)
@@ -149,8 +209,7 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         _expect(isinstance(value, dict), where, value, "an object")
         return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is typing.Literal:
-        known = [choice for choice in arguments if type(choice) is type(value)]  # True is not 1
-        _expect(value in known, where, value, "one of " + ", ".join(map(repr, arguments)))
+        check_choice(where, value, arguments)
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

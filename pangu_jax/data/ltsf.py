@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.windows import Rule
 
@@ -41,6 +42,9 @@ class Benchmark:
     sha256: str = ""
     dated: bool = True
     url: str = ""
+
+    def __post_init__(self):
+        check_choices(self, "a benchmark's")
 
 
 _ETT = "https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/"

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.stamp import DAY, END, Stamps, at_clock, in_zone, show, skipped
 
@@ -41,6 +42,7 @@ class TimeStep:
     day: int = 0
 
     def __post_init__(self):
+        check_choices(self, "a time step's")
         if self.count < 1:
             raise InputError(f"a time step must be at least 1, got {self.count}")
         if not 0 <= self.day <= 31:

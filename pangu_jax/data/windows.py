@@ -1,10 +1,12 @@
 """Training, validation and test parts of a series, its scaling, and every window in them."""
 
 import dataclasses
+import typing
 from typing import Literal
 
 import numpy as np
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 
 Rule = Literal["hourly", "quarter", "ratio"]
@@ -40,8 +42,9 @@ def borders(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> Bo
       where: how the error names the series.
 
     Raises:
-      InputError: too few rows.
+      InputError: too few rows, or no such rule.
     """
+    check_choice("the rule of borders", rule, typing.get_args(Rule))
     if rule == "ratio":
         train, test = int(rows * 0.7), int(rows * 0.2)
         if train < 1 or test < 1:

@@ -115,18 +115,37 @@ def measure(
     return Perplexity(nats, predicted, size, length, stride, tokens.head)
 
 
-def measure_windows(params: Any, windows: np.ndarray, **options: Any) -> Perplexity:
+def measure_windows(
+    params: Any,
+    windows: np.ndarray,
+    *,
+    cfg: decoder.DecoderConfig,
+    batch: int = 8,
+    how: How = HOW,
+    progress: Callable[[int, int], None] | None = None,
+) -> Perplexity:
     """Likelihood of windows that are all of one length, each on its own.
 
     Args:
       params: as in `measure`.
       windows: int32 [N, T], what `data.calibration.cut_windows` gave.
-      options: further arguments of `measure`, such as `cfg`; `length` is T.
+      cfg: as in `measure`, as is all that follows.
+      batch: windows computed at once.
+      how: layout, implementations, type of activations.
+      progress: called with windows done and in all.
 
     Raises:
       InputError: as in `measure`.
     """
-    return measure(params, as_documents(windows), length=windows.shape[1], **options)
+    return measure(
+        params,
+        as_documents(windows),
+        cfg=cfg,
+        length=windows.shape[1],
+        batch=batch,
+        how=how,
+        progress=progress,
+    )
 
 
 def _windows(

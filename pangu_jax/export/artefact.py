@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pangu_jax.core import files
-from pangu_jax.core.config import from_json, read_json, to_json
+from pangu_jax.core.config import check_choices, from_json, read_json, to_json
 from pangu_jax.core.digest import seal, sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import regular
@@ -86,6 +86,9 @@ class Artefact:
     tolerance: float = 2e-5
     facts: dict[str, int | str | tuple[int, ...]] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_choices(self, "an artefact's")
 
     def program(self, name: str | None) -> Compiled:
         """The program of that name; None is the only one.

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.core.config import check_size
+from pangu_jax.core.config import check_choices, check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.models import transformer
@@ -66,6 +66,7 @@ class EncoderConfig:
     prefix: str = ""
 
     def __post_init__(self):
+        check_choices(self, "encoder")
         for name in ("vocab", "max_length", "token_types"):
             check_size(f"encoder {name}", getattr(self, name))
         check_size("encoder classes", self.classes, least=0)

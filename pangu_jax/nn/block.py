@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.nn.attention import AttentionConfig, LayerCache, Source, attention_spec, mix
 from pangu_jax.nn.how import HOW, How
@@ -52,6 +53,7 @@ class LayerConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
+        check_choices(self, "a layer's")
         if (self.mlp is None) == (self.moe is None):
             raise InputError("a layer needs exactly one of mlp and moe")
         if not 0 <= self.dropout < 1:

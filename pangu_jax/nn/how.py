@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.nn.stack import REMAT
+from pangu_jax.nn.stack import check_remat
 from pangu_jax.ops import attention, cache_write, deform_sample, expert_mlp, selective_scan
 from pangu_jax.sharding.layout import Layout
 
@@ -46,17 +47,17 @@ class How:
     dtype: Any = None
 
     def __post_init__(self):
-        for operator, name in (self.impl or {}).items():
-            if operator not in OPERATORS:
-                known = ", ".join(OPERATORS)
-                raise InputError(f"impl names the operator {operator!r}; known: {known}")
-            if name not in OPERATORS[operator]:
-                known = ", ".join(OPERATORS[operator])
-                raise InputError(f"impl is {name!r} for {operator}; it must be one of {known}")
-        if self.remat is not None and self.remat not in REMAT:
+        if self.layout is not None and not isinstance(self.layout, Layout):
+            raise InputError(f"layout must be a Layout or None, got {self.layout!r:.60}")
+        if not isinstance(self.impl, Mapping | None):
             raise InputError(
-                f"unknown remat policy {self.remat!r}; known: none, {', '.join(REMAT)}"
+                f"impl must give an implementation by operator, got {self.impl!r:.60}; known "
+                f"operators: {', '.join(OPERATORS)}"
             )
+        for operator, name in (self.impl or {}).items():
+            check_choice("an operator in impl", operator, OPERATORS)
+            check_choice(f"impl of {operator}", name, OPERATORS[operator])
+        check_remat(self.remat)
         object.__setattr__(self, "impl", FrozenDict(self.impl or {}))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", _float(self.dtype))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import jax
 
-from pangu_jax.core.config import check_size
+from pangu_jax.core.config import check_choices, check_size
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.sharding.layout import constrain
@@ -39,6 +39,7 @@ class MlpConfig:
     gated: bool = True
 
     def __post_init__(self):
+        check_choices(self, "mlp")
         check_size("mlp width", self.width)
 
 

@@ -1,10 +1,12 @@
 """Normalisation over the last dimension."""
 
+import typing
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.spec import Spec, ones, zeros
 
 # RMSNorm; the same with gains that are stored less 1, so that they start at 0 (Gemma); LayerNorm.
@@ -12,7 +14,8 @@ NormKind = Literal["rms", "zero_centered_rms", "layer"]
 
 
 def norm_spec(kind: NormKind, width: int, axis: str = "embed") -> dict[str, Spec]:
-    """Spec of one norm of a kind over a dimension of `width`."""
+    """Spec of one norm of a kind over a dimension of `width`; an unknown kind is refused."""
+    check_choice("the kind of a norm", kind, typing.get_args(NormKind))
     if kind == "zero_centered_rms":
         return {"scale": Spec((width,), (axis,), zeros)}
     return rms_norm_spec(width, axis) if kind == "rms" else layer_norm_spec(width, axis)

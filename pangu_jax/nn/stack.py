@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pangu_jax.core.errors import InputError
+from pangu_jax.core.config import check_choice
 
 Config = TypeVar("Config")
 
@@ -82,11 +82,18 @@ def remat(body: Callable, policy: str | None) -> Callable:
     Raises:
       InputError: an unknown policy.
     """
-    if policy is None:
-        return body
-    if policy not in REMAT:
-        raise InputError(f"unknown remat policy {policy!r}; known: none, {', '.join(REMAT)}")
-    return jax.checkpoint(body, policy=REMAT[policy])
+    check_remat(policy)
+    return body if policy is None else jax.checkpoint(body, policy=REMAT[policy])
+
+
+def check_remat(policy: str | None) -> None:
+    """Nothing, if there is such a policy, or none.
+
+    Raises:
+      InputError: an unknown one.
+    """
+    if policy is not None:
+        check_choice("the remat policy", policy, REMAT)
 
 
 def scan_layers(body: Callable, carry: Any, params: Any, *, policy: str | None = None) -> tuple:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
 from pangu_jax.ops.soft_cap import soft_cap
@@ -64,9 +65,8 @@ def attention(
     Source: arXiv 1706.03762, section 3.2.1; windows arXiv 2310.06825, section 2; soft-caps arXiv
     2408.00118, section 2.
     """
-    name = impl or choose(target(), query, softcap)
-    if name not in IMPLEMENTATIONS:
-        raise InputError(f"impl is {name!r}; attention has {', '.join(IMPLEMENTATIONS)}")
+    name = choose(target(), query, softcap) if impl is None else impl
+    check_choice("impl of attention", name, IMPLEMENTATIONS)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return IMPLEMENTATIONS[name](query, key, value, mask, causal, window, scale, softcap)
 

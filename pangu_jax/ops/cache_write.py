@@ -9,7 +9,7 @@
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.core.errors import InputError
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.platform import target
 
 EXPORT = "mask"  # the form that lowers everywhere, from any machine
@@ -35,9 +35,8 @@ def cache_write(
     Raises:
       InputError: an unknown `impl`.
     """
-    name = impl or choose(target())
-    if name not in IMPLEMENTATIONS:
-        raise InputError(f"impl is {name!r}; cache_write has {', '.join(IMPLEMENTATIONS)}")
+    name = choose(target()) if impl is None else impl
+    check_choice("impl of cache_write", name, IMPLEMENTATIONS)
     return IMPLEMENTATIONS[name](cache, rows.astype(cache.dtype), slots)
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
 
@@ -73,9 +74,8 @@ def deform_sample(
             f"offset_mask has shape {offset_mask.shape}, expected {values.shape[:-1]} with at "
             f"least {3 * TAPS * groups} numbers for {groups} groups"
         )
-    name = impl or choose(target(), values.shape)
-    if name not in IMPLEMENTATIONS:
-        raise InputError(f"unknown impl {name!r}; known: {', '.join(IMPLEMENTATIONS)}")
+    name = choose(target(), values.shape) if impl is None else impl
+    check_choice("impl of deform_sample", name, IMPLEMENTATIONS)
     dtype = jnp.promote_types(values.dtype, jnp.float32)
     rows, columns, masks = _places(offset_mask.astype(dtype), groups, scale)
     table = rearrange(values.astype(dtype), "b p v (g c) -> b g (p v) c", g=groups)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
 from pangu_jax.ops.expert_block import block
@@ -79,7 +80,7 @@ def expert_mlp(
       InputError: an unknown `impl`, or arrays whose shapes do not fit together.
     """
     _check(x, ids, weights, gate, up, down, impl)
-    name = impl or choose(target(), x.shape[0], ids.shape[2], gate.shape[1])
+    name = choose(target(), x.shape[0], ids.shape[2], gate.shape[1]) if impl is None else impl
     return IMPLEMENTATIONS[name](x, ids, weights, gate, up, down).astype(x.dtype)
 
 
@@ -101,8 +102,8 @@ def choose(platform: str, tokens: int, k: int, experts: int) -> str:
 
 
 def _check(x, ids, weights, gate, up, down, impl):
-    if impl is not None and impl not in IMPLEMENTATIONS:
-        raise InputError(f"impl is {impl!r}; expert_mlp has {', '.join(IMPLEMENTATIONS)}")
+    if impl is not None:
+        check_choice("impl of expert_mlp", impl, IMPLEMENTATIONS)
     groups, size, _, hidden = gate.shape
     into = (groups, size, x.shape[1], hidden)
     pairs = (x.shape[0], groups, *ids.shape[2:])

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
 from pangu_jax.ops import kernel_scan
@@ -77,11 +78,11 @@ def selective_scan(
     """
     arrays = {"u": u, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "state": state}
     _check(arrays, lengths)
-    if impl is not None and impl not in IMPLEMENTATIONS:
-        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+    if impl is not None:
+        check_choice("impl of selective_scan", impl, IMPLEMENTATIONS)
     kind = u.dtype
     u, dt, A, B, C, D, dt_bias, state = _prepare(u, dt, A, B, C, D, dt_bias, state)
-    name = impl or choose(platform(), (*u.shape, A.shape[1]), u.dtype)
+    name = choose(platform(), (*u.shape, A.shape[1]), u.dtype) if impl is None else impl
     if lengths is not None:
         valid = jnp.arange(u.shape[1])[None, :, None] < lengths[:, None, None]
         u, B, C = (jnp.where(valid, x, 0) for x in (u, B, C))
@@ -122,9 +123,8 @@ def selective_states(
       InputError: shapes that don't fit, or an implementation that doesn't exist.
     """
     _check({"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "state": state}, None)
-    if impl is not None and impl not in FORMS:
-        raise InputError(f"impl is {impl!r}; it must be one of {', '.join(FORMS)}")
-    name = impl or "associative"
+    name = "associative" if impl is None else impl
+    check_choice("impl of selective_states", name, FORMS)
     u, dt, A, B, dt_bias, state = _prepare(u, dt, A, B, None, None, dt_bias, state, states=True)
     return _states(u, dt, A, B, dt_bias, state, softplus, FORMS[name])
 

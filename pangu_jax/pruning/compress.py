@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
@@ -87,17 +87,13 @@ class Recipe:
             ("propagate", ("pruned", "dense")),
             ("norm", plans.NORMS),
         ):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
+            check_choice(name, getattr(self, name), known)
         if not 0 <= self.keep_lowest < 1:
             raise InputError(f"keep_lowest must be in [0, 1), got {self.keep_lowest}")
         if self.ridge is not None and self.ridge < 0:
             raise InputError(f"ridge must not be negative, got {self.ridge}")
         for name in self.free:
-            if name not in ("groups", "ffn", "hidden"):
-                raise InputError(f"free axes are groups, ffn and hidden, got {name!r}")
+            check_choice("a free axis", name, ("groups", "ffn", "hidden"))
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -186,6 +182,8 @@ def compress(
             inner, windows, cfg=inner_cfg, batch=sweep_cfg.batch, how=how
         )
     if plan is None or recipe.repair != "none":
+        from threadpoolctl import threadpool_limits  # here, as it sets an environment variable
+
         # LAPACK's threads spin while they wait for one another. Beside other work they wait long:
         # more than there are cores for then take many times what one alone does.
         with threadpool_limits(max(1, (os.cpu_count() or 1) // 2), user_api="blas"):

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.pruning import moments
 from pangu_jax.pruning.stats import LayerStats
@@ -49,8 +50,7 @@ def check_method(method: str) -> str:
     Raises:
       InputError: an unknown one.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     return method
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.core.config import load_config, save_config
+from pangu_jax.core.config import check_choice, load_config, save_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models.decoder import DecoderConfig
@@ -89,8 +89,7 @@ class Plan:
     hidden_scores: tuple[float, ...] = ()
 
     def __post_init__(self):
-        if self.norm not in NORMS:
-            raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        check_choice("norm", self.norm, NORMS)
         if not self.layers:
             raise InputError("a plan must keep at least one layer")
         _ascending(self.hidden, self.width, "hidden")

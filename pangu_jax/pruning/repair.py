@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.pruning import least_squares, moments
 from pangu_jax.pruning.moments import Moments
@@ -66,8 +67,7 @@ def check_method(method: str) -> str:
     Raises:
       InputError: an unknown one.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown repair {method!r}; known: {', '.join(METHODS)}")
+    check_choice("repair", method, METHODS)
     return method
 
 

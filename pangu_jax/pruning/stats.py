@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
@@ -112,8 +113,7 @@ class SweepConfig:
             raise InputError(f"calibration batch must be at least 1, got {self.batch}")
         if not 0 <= self.held_out < 1:
             raise InputError(f"held_out must be in [0, 1), got {self.held_out}")
-        if self.moments not in ("float32", "float64"):
-            raise InputError(f"moments must be float32 or float64, got {self.moments!r}")
+        check_choice("moments", self.moments, ("float32", "float64"))
 
 
 def moments_type(cfg: DecoderConfig) -> str:

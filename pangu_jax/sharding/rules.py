@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.mesh import AXES
 
@@ -16,10 +17,19 @@ class Rules:
     Within one array the dimensions are looked at in order, and a mesh axis that an earlier
     dimension took is passed over: so a rule for `q_per_kv` serves where the mesh does not divide
     `kv_heads`, and one for `expert` where there is only one group.
+
+    Raises:
+      InputError: a mesh axis that there is not.
     """
 
     params: Table
     activations: Table
+
+    def __post_init__(self):
+        for table in (self.params, self.activations):
+            for axis, names in table.items():
+                for name in names:
+                    check_choice(f"what the rules split {axis} over", name, AXES)
 
     def __hash__(self) -> int:
         """Of the tables' items, so that a layout can be a static argument of `jax.jit`."""

@@ -10,18 +10,22 @@ from pangu_jax.losses.distill import hidden_match, logit_kl
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
+from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.step import Loss
+
+OPTIMIZER = OptimizerConfig(learning_rate=3e-4)  # a student has learned already
+KL_WEIGHT, LM_WEIGHT, HIDDEN_WEIGHT, TEMPERATURE = 1.0, 1.0, 0.0, 1.0
 
 
 def distill_loss(
     teacher_cfg: decoder.DecoderConfig,
     cfg: decoder.DecoderConfig,
     *,
-    kl_weight: float = 1.0,
-    lm_weight: float = 1.0,
-    hidden_weight: float = 0.0,
+    kl_weight: float = KL_WEIGHT,
+    lm_weight: float = LM_WEIGHT,
+    hidden_weight: float = HIDDEN_WEIGHT,
     hidden: Sequence[int] | None = None,
-    temperature: float = 1.0,
+    temperature: float = TEMPERATURE,
     chunk: int = 1024,
     how: How = HOW,
 ) -> Loss:

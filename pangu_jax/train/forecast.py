@@ -15,9 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pangu_jax.checkpoint import store
-from pangu_jax.core.claim import SETTINGS, has_run
-from pangu_jax.core.config import save_config, to_json
+from pangu_jax.core.claim import open_run
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.forecast import squared_error, window_errors, windows
 from pangu_jax.models import timepro
@@ -42,8 +40,8 @@ class FitConfig:
       patience: epochs without a better validation error before a seed stops.
     """
 
-    batch: int = 32
-    learning_rate: float = 5e-5
+    batch: int = 16
+    learning_rate: float = 1e-4
     epochs: int = 10
     patience: int = 3
 
@@ -202,8 +200,8 @@ def fit(
     with contextlib.ExitStack() as held:
         place = None
         if folder is not None:
-            place = held.enter_context(store.claim(folder))
-            _settle(folder, model, cfg, seeds, (series, train_starts, validation))
+            settings = _settings(model, cfg, seeds, (series, train_starts, validation))
+            place = held.enter_context(open_run(folder, settings, doing="training in"))
         cut = False
         try:
             state = train(
@@ -292,19 +290,12 @@ class _Watch:
         return float(np.median(self._times[1:] or self._times or [0.0]))
 
 
-def _settle(folder, model, cfg, seeds, arrays) -> None:
-    """Says what the run in a claimed folder is of, or checks that it is the same."""
+def _settings(model, cfg, seeds, arrays) -> dict[str, Any]:
+    """What a run is of."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
-    wanted = {
-        "model": to_json(model),
-        "training": to_json(cfg),
-        "seeds": list(seeds),
-        "data": digest.hexdigest(),
-    }
-    if not has_run(folder, wanted):
-        save_config(wanted, Path(folder) / SETTINGS)
+    return {"model": model, "training": cfg, "seeds": seeds, "data": digest.hexdigest()}
 
 
 @lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """The loss of language modelling, as the training step wants it, and a training with it."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,20 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.checkpoint import store
+from pangu_jax.core.claim import Claim
 from pangu_jax.losses.balance import balance
 from pangu_jax.losses.language import cross_entropy
-from pangu_jax.models import decoder, transformer
+from pangu_jax.models import decoder, registry, transformer
 from pangu_jax.nn.how import HOW, How
+from pangu_jax.sharding.launch import first_process
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 from pangu_jax.train.step import Loss
+
+AUX_WEIGHT = 0.01
+CHUNK = 1024
 
 
 def language_loss(
     cfg: decoder.DecoderConfig,
     *,
-    aux_weight: float = 0.001,
-    chunk: int = 1024,
+    aux_weight: float = AUX_WEIGHT,
+    chunk: int = CHUNK,
     how: How = HOW,
 ) -> Loss:
     """Next-token cross-entropy plus the experts' auxiliary loss.
@@ -83,37 +89,57 @@ def train_language(
     folder: str | Path,
     *,
     loop: LoopConfig,
-    optimizer: OptimizerConfig,
+    optimizer: OptimizerConfig = OptimizerConfig(),
+    aux_weight: float = AUX_WEIGHT,
+    chunk: int = CHUNK,
+    how: How = HOW,
     label: str = "train",
-    **options: Any,
 ) -> Any:
     """Trains a model from scratch, or goes on from the last checkpoint in `folder`.
 
     Args:
       cfg: the model; kept in the folder, which commands then take as a checkpoint.
-      batches: as in `loop.train`.
-      folder: the run's folder.
+      batches: as in `loop.train`; where several processes train, each one's own rows
+        (`sharding.launch.batch_share`).
+      folder: the run's folder; a run of another model or of other settings is refused.
       loop: length and checkpoints.
       optimizer: AdamW and its schedule.
+      aux_weight: as in `language_loss`.
+      chunk: as in `language_loss`.
+      how: as in `language_loss`; parameters, optimiser state and batches are laid out by its
+        layout, too.
       label: what the progress line says.
-      options: further arguments of `language_loss`.
 
     Returns:
       The parameters after the last step.
 
     Raises:
-      InputError: as in `loop.train`.
+      InputError: as in `loop.train` and `store.begin`.
       Stopped: as in `loop.train`.
     """
-    store.save_model(cfg, folder)
-    state = train(
-        language_loss(cfg, **options),
-        decoder.spec(cfg),
-        batches,
-        cfg=loop,
-        optimizer=make_optimizer(optimizer, loop.steps),
-        schedule=schedule(optimizer, loop.steps),
-        folder=folder,
-        label=label,
-    )
+    # Without what changes no result, but for rounding.
+    settings = {
+        "model": registry.to_json(cfg),
+        "steps": loop.steps,
+        "accumulate": loop.accumulate,
+        "seed": loop.seed,
+        "optimizer": optimizer,
+        "aux_weight": aux_weight,
+        "dtype": None if how.dtype is None else str(how.dtype),
+    }
+    with contextlib.ExitStack() as held:
+        place: str | Path | Claim = folder
+        if first_process():
+            place = held.enter_context(store.begin(cfg, folder, settings))
+        state = train(
+            language_loss(cfg, aux_weight=aux_weight, chunk=chunk, how=how),
+            decoder.spec(cfg),
+            batches,
+            cfg=loop,
+            optimizer=make_optimizer(optimizer, loop.steps),
+            schedule=schedule(optimizer, loop.steps),
+            folder=place,
+            label=label,
+            layout=how.layout,
+        )
     return state.params

@@ -104,11 +104,20 @@ def train(
     folder: str | Path | Claim | None,
     schedule: optax.Schedule | None = None,
     frozen: Any = None,
-    **options: Any,
+    params: Any = None,
+    trainable: str | None = None,
+    evaluate: Callable[[Any], dict[str, Any]] | None = None,
+    rule: StopRule | None = None,
+    enough: Callable[[], bool] | None = None,
+    unit: str = "tokens",
+    label: str | None = "train",
+    tell: Callable[[dict[str, Any]], None] | None = None,
+    layout: Layout | None = None,
+    profile: Profiler | None = None,
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
-    A run of one stage; see `train_stages` for the other options, the result and what it raises.
+    A run of one stage; see `train_stages` for the result and what it raises.
 
     Args:
       loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `WholeLoss`.
@@ -120,10 +129,34 @@ def train(
         checkpoints/ go there. None keeps nothing, and leaves signals alone.
       schedule: the learning rate by step, for metrics.
       frozen: arrays that the loss reads and nobody trains; see `Stage`.
-      **options: those of `train_stages`.
+      params: as in `train_stages`, and so is all that follows: where to start from.
+      trainable: which leaves are trained.
+      evaluate: what is measured on the way.
+      rule: when to stop for want of better evaluations.
+      enough: whether to stop after an evaluation.
+      unit: what the loss's weight counts.
+      label: what the progress line says.
+      tell: is called with every line of metrics.
+      layout: where arrays live.
+      profile: traces some steps.
     """
     stage = Stage(cfg.steps, loss, batches, optimizer, schedule, frozen)
-    return train_stages([stage], spec, cfg=cfg, folder=folder, **options)
+    return train_stages(
+        [stage],
+        spec,
+        cfg=cfg,
+        folder=folder,
+        params=params,
+        trainable=trainable,
+        evaluate=evaluate,
+        rule=rule,
+        enough=enough,
+        unit=unit,
+        label=label,
+        tell=tell,
+        layout=layout,
+        profile=profile,
+    )
 
 
 def train_stages(

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import optax
 
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import map_named
 
@@ -14,7 +15,7 @@ class OptimizerConfig:
     """AdamW and its schedule.
 
     Attributes:
-      learning_rate: at the top of the schedule.
+      learning_rate: at the top of the schedule; the default is for small models from scratch.
       schedule: cosine (falls over all steps), wsd (warm-up, stable, linear decay at the end), or
         constant.
       warmup_fraction: share of the steps over which the rate rises linearly from 0.
@@ -28,7 +29,7 @@ class OptimizerConfig:
       clip_norm: largest global norm of a gradient; 0 for no clipping.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 4e-3
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_fraction: float = 0.05
     decay_fraction: float = 0.2
@@ -40,6 +41,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        check_choices(self, "optimizer")
         for name in ("warmup_fraction", "decay_fraction", "end_fraction", "b1", "b2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"optimizer {name} must be in [0, 1], got {getattr(self, name)}")

@@ -1,9 +1,11 @@
 """The store of training checkpoints: whole or not at all, under another sharding, of this model."""
 
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.hush import Hush
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import flatten
@@ -250,12 +253,46 @@ def test_a_folder_that_was_lost_while_a_save_began_is_said(tmp_path):
         checkpoints.wait()
 
 
-def test_complaints_are_hushed_once_however_often_it_is_asked(monkeypatch):
-    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
-    store._silence_the_rest()
-    first = sys.unraisablehook
-    store._silence_the_rest()
-    assert sys.unraisablehook is first is not sys.__unraisablehook__
+def hooks():
+    return sys.unraisablehook, [logging.getLogger(name).level for name in ("absl", "asyncio")]
+
+
+def test_a_store_leaves_hooks_and_loggers_as_they_were(folder, monkeypatch):
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    before = hooks()
+    with store.Store(folder), store.Store(folder, writes=False):
+        assert hooks()[1] == [logging.CRITICAL] * 2 and hooks()[0] is not before[0]
+    assert hooks() == before
+    with pytest.raises(InputError, match="another process"), store.Store(folder):
+        store.Store(folder)
+    assert hooks() == before
+    # Reads that are under way when one fails complain when they end: until then the hook stays.
+    for file in (folder / store.CHECKPOINTS / "3" / "params" / "d").iterdir():
+        file.write_bytes(b"")
+    (folder / store.CHECKPOINTS / "3" / store.DIGESTS).unlink()
+    with pytest.raises(InputError, match="cannot read"):
+        store.restore_params(folder)
+    assert hooks()[1] == before[1] and not complaints
+    store.restore_params(folder, step=2)
+    assert hooks() == before
+
+
+def test_complaints_of_others_are_passed_on(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    first, second = Hush(), Hush()
+    other = SimpleNamespace(object=None, exc_value=ValueError("mine"))
+    sys.unraisablehook(other)
+    sys.unraisablehook(SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed")))
+    assert heard == [other]
+    chained = sys.unraisablehook  # as one holds who has put a hook of his own before it
+    for hush in (first, first, second):
+        assert sys.unraisablehook is chained
+        hush.close()
+    assert sys.unraisablehook == heard.append
+    chained(other)
+    assert heard == [other, other]
 
 
 def test_a_run_of_another_kind_of_model_opens_by_what_its_file_says(tmp_path):
@@ -309,3 +346,16 @@ def test_a_run_that_served_its_purpose_leaves_its_metrics(tmp_path, monkeypatch)
     store.discard(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
     store.discard(tmp_path)
+
+
+def test_a_run_that_is_begun_has_its_settings_and_its_model(tmp_path):
+    with store.begin(CFG, tmp_path, {"seed": 1, "every": 5}, free=("every",)) as held:
+        assert held.holds() and store.load_model(tmp_path) == CFG
+    (tmp_path / store.MODEL).unlink()  # killed between the two
+    store.begin(CFG, tmp_path, {"seed": 1, "every": 6}, free=("every",)).close()
+    assert store.load_model(tmp_path) == CFG
+    refused = ({"seed": 2, "every": 5}, "another seed: 1, not 2"), ({"seed": 1}, "setting 'every'")
+    for settings, words in refused:
+        with pytest.raises(InputError, match=words):
+            store.begin(CFG, tmp_path, settings)
+    store.claim(tmp_path).close()  # which a refusal gives up

@@ -129,7 +129,7 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
     for changes in (["--temperature", 2], ["--max-new", 8], ["--seed", 1]):
         assert call("generate", run_folder, *options, *changes) == 2
         name = changes[0][2:].replace("-", "_")
-        assert f"line 1 was made with {name} " in capsys.readouterr().err
+        assert f"line 1 holds an answer with another {name}: " in capsys.readouterr().err
     asked(tmp_path, PROMPTS[1:])
     assert call("generate", run_folder, *options) == 2
     assert "answers no prompt of these" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_help_lists_each_command_with_its_line(capsys):
     assert run("--help") == 0
     out, err = capsys.readouterr()
     for name, (_, text) in frame.COMMANDS.items():
-        assert f"  {name:10} {text}\n" in out
+        assert f"  {name:{frame.WIDTH}} {text}\n" in out
     assert err == ""
     assert run() == 2
     assert capsys.readouterr().out == out
@@ -165,7 +165,7 @@ def test_each_command_keeps_the_contract(name, capsys):
     assert module.__doc__ and callable(module.main)
     for options in typing.get_args(module.Options) or (module.Options,):  # one, or subcommands
         assert options.__dataclass_params__.frozen
-    assert run(name, "--help") == 0
+    assert run(*name.split(), "--help") == 0
     assert f"usage: pangu-jax {name}" in capsys.readouterr().out
 
 

@@ -201,3 +201,15 @@ def test_weights_that_are_no_numbers_and_tokens_that_do_not_fit(model, text, tmp
         "gives 'boundary' the id 256, the model's vocabulary ends at 99" in capsys.readouterr().err
     )
     assert not (tmp_path / "new").exists()
+
+
+def test_check_is_a_command_with_help_of_its_own(tmp_path, capsys):
+    assert call("prune", "check", "--help") == 0
+    said = capsys.readouterr().out
+    assert "usage: pangu-jax prune check" in said and "--source" in said and "--calib" not in said
+    assert call("prune", "check") == call("prune", "check", tmp_path, "--target", "ffn=0.5") == 2
+    capsys.readouterr()
+    assert call("prune", "check", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("pangu-jax: ") and str(tmp_path) in err
+    assert call("prune", tmp_path, tmp_path / "out", "--source", tmp_path) == 2  # check's alone

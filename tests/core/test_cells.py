@@ -54,6 +54,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
     for changed in ({"model": Config((1,))}, {"data": "text"}, {"more": 1}):
         with pytest.raises(InputError, match=f"holds a run with another {next(iter(changed))}"):
             open_results(tmp_path, {**SETTINGS, **changed})
+    with pytest.raises(InputError, match="'rates', which is none of this command's"):
+        open_results(tmp_path, {"model": Config(), "data": None})
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(InputError, match=r"results\.json is not JSON"):
         open_results(tmp_path, SETTINGS)

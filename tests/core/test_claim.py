@@ -1,5 +1,6 @@
 """A folder that one process at a time may fill."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import threading
 
 import pytest
 
-from pangu_jax.core.claim import Claim, has_run
+from pangu_jax.core.claim import Claim, has_run, open_run
 from pangu_jax.core.errors import InputError
 
 
@@ -66,9 +67,34 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text('{"a": 1, "b": [2]}')
     assert has_run(tmp_path, {"a": 1, "b": [2]})
     assert has_run(tmp_path, {"a": 2, "b": [2]}, free=("a",))
+    assert has_run(tmp_path, {"b": [2]}, free=("a",))
     with pytest.raises(InputError, match=r"with another b: \[2\], not \[3\]"):
         has_run(tmp_path, {"a": 1, "b": [3]})
-    assert has_run(tmp_path, {"a": 1, "c": None})  # it began before there was a c
+    assert has_run(tmp_path, {"a": 1, "b": [2], "c": None})  # it began before there was a c
+    with pytest.raises(InputError, match=r"setting 'b', which is none of .* or a newer version"):
+        has_run(tmp_path, {"a": 1})
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="holds no JSON object"):
         has_run(tmp_path, {"a": 1})
+
+
+def test_a_run_is_begun_gone_on_with_or_refused_by_the_same_rules(tmp_path):
+    with open_run(tmp_path / "run", {"sizes": (1, 2)}) as claim:
+        assert claim.holds()
+        assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"sizes": [1, 2]}
+        with pytest.raises(InputError, match="another process is computing in"):
+            open_run(tmp_path / "run", {"sizes": (1, 2)})
+    with pytest.raises(InputError, match="with another sizes"):
+        open_run(tmp_path / "run", {"sizes": (1,)})
+    with open_run(tmp_path / "run", {"sizes": (1, 2)}):  # a refusal gives the folder up
+        pass
+
+
+def test_a_folder_of_something_else_is_let_be(tmp_path):
+    for left in ("metrics.jsonl", ".config.json.0a1b2c3d"):
+        (tmp_path / left).touch()
+    assert not has_run(tmp_path, {"a": 1})  # of a run that has ended, or was killed at its start
+    (tmp_path / "model.json").touch()
+    with pytest.raises(InputError, match=r"holds model\.json but no run, .* choose another --out"):
+        open_run(tmp_path, {"a": 1})
+    assert not (tmp_path / "config.json").exists()

@@ -13,9 +13,19 @@ from pangu_jax.nn.how import HOW, OPERATORS, How
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"impl": {"atention": "cudnn"}}, "operator 'atention'; known: attention, "),
-        ({"impl": {"attention": "flash"}}, "'flash' for attention; it must be one of reference"),
-        ({"remat": "some"}, "unknown remat policy 'some'; known: none, full, dots"),
+        (
+            {"impl": {"atention": "cudnn"}},
+            "an operator in impl must be one of attention, .*, got 'atention'",
+        ),
+        (
+            {"impl": {"attention": "flash"}},
+            "impl of attention must be one of reference, cudnn, got 'flash'",
+        ),
+        ({"impl": {"attention": ""}}, "impl of attention must be one of reference, cudnn, got ''"),
+        ({"impl": {"attention": ["cudnn"]}}, "impl of attention must be one of reference"),
+        ({"impl": "cudnn"}, "an implementation by operator, got 'cudnn'; known operators: att"),
+        ({"layout": "fsdp"}, "layout must be a Layout or None, got 'fsdp'"),
+        ({"remat": "some"}, "remat policy must be one of full, dots, got 'some'"),
         ({"dtype": "float33"}, "'float33' is not a type of numbers"),
         ({"dtype": "int32"}, "must be of a float type, got int32"),
     ],

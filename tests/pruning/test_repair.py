@@ -179,5 +179,5 @@ def test_nothing_dropped_changes_nothing_and_dead_units_do_no_harm():
         assert report.repaired < 1e-18
         new, _, _ = fitted(np.zeros_like(x), kernel, bias, method)
         assert np.isfinite(new).all()
-    with pytest.raises(InputError, match="unknown repair"):
+    with pytest.raises(InputError, match="repair must be one of"):
         fitted(x, kernel, bias, "glue")

@@ -17,7 +17,7 @@ from pangu_jax.sharding.layout import (
     whole,
 )
 from pangu_jax.sharding.mesh import make_mesh
-from pangu_jax.sharding.rules import preset
+from pangu_jax.sharding.rules import Rules, preset
 
 
 def layout(rules, **sizes):
@@ -36,6 +36,12 @@ def test_presets_join_and_split_the_batch_over_all_their_axes():
     assert rules.params["group"] == ("expert",)
     with pytest.raises(InputError, match="unknown sharding rules 'zero'"):
         preset("fsdp+zero")
+
+
+@pytest.mark.parametrize("names", ["fsdp", ("fsdp", "tensr")])
+def test_rules_refuse_a_mesh_axis_that_there_is_not(names):
+    with pytest.raises(InputError, match="split embed over must be one of data, fsdp, tensor, exp"):
+        Rules({"embed": names}, {})
 
 
 def test_layouts_are_hashable_so_that_jit_takes_them_as_static():

@@ -1,6 +1,9 @@
 """The loss of language modelling: padding and document boundaries count for nothing."""
 
+import dataclasses
 import itertools
+from functools import partial
+from unittest.mock import MagicMock
 
 import chex
 import jax
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
@@ -24,6 +28,7 @@ from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 from pangu_jax.train.step import init_state, make_step
+from pangu_jax.train.stop import Stopped
 
 HEADS = AttentionConfig(2, 1, 4)
 ROUTED = LayerConfig(HEADS, moe=MoEConfig(8, 4, 1, 4, router_scale=True))
@@ -126,7 +131,7 @@ def test_one_step_of_routed_layers_is_the_same_on_every_layout(sizes):
     routed = LayerConfig(AttentionConfig(4, 2, 4), moe=MoEConfig(16, 8, 1, 8, router_scale=True))
     cfg = decoder.DecoderConfig(16, 8, (routed, routed))
     # Gradients of the size of rounding, which Adam would blow up, count little beside this eps.
-    settings = OptimizerConfig(eps=1e-4, warmup_fraction=0)
+    settings = OptimizerConfig(learning_rate=3e-4, eps=1e-4, warmup_fraction=0)
     batch = {name: np.tile(x, (7, 1))[:13] for name, x in packed().items()}
     found = {}
     for place in (None, Layout(make_mesh(**sizes), preset("expert+tensor"))):
@@ -161,3 +166,37 @@ def test_a_training_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
         chex.assert_trees_all_equal(first, other)
     losses = [x["loss"] for x in read_metrics(tmp_path / "metrics.jsonl") if "loss" in x]
     assert len(losses) == 4 and losses[-1] < losses[0]
+
+
+def test_a_layout_reaches_the_state_and_the_batches_too(tmp_path, monkeypatch):
+    place, seen = Layout(make_mesh(fsdp=2, devices=jax.devices()[:2]), preset("fsdp")), {}
+
+    def train(loss, spec, batches, **given):
+        seen.update(given)
+        raise Stopped(0)
+
+    monkeypatch.setattr("pangu_jax.train.language.train", train)
+    cfg = decoder.DecoderConfig(16, 8, CFG.layers[:1])
+    with pytest.raises(Stopped):
+        train_language(cfg, itertools.repeat, tmp_path, loop=LoopConfig(4), how=How(place))
+    assert seen["layout"] is place
+
+
+def test_a_training_is_not_gone_on_with_by_other_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("pangu_jax.train.language.train", lambda *_, **__: MagicMock())
+    cfg, loop = decoder.DecoderConfig(16, 8, CFG.layers[:1]), LoopConfig(4)
+    run = partial(train_language, cfg, itertools.repeat, tmp_path)
+    run(loop=loop)
+    run(loop=dataclasses.replace(loop, checkpoint_every=7), how=How(remat="full"))
+    for name, changes in {
+        "steps": {"loop": LoopConfig(5)},
+        "optimizer": {"loop": loop, "optimizer": OptimizerConfig(b2=0.9)},
+        "aux_weight": {"loop": loop, "aux_weight": 0.5},
+        "dtype": {"loop": loop, "how": How(dtype="bfloat16")},
+    }.items():
+        with pytest.raises(InputError, match=f"a run with another {name}"):
+            run(**changes)
+    with pytest.raises(InputError, match="a run with another model"):
+        train_language(CFG, itertools.repeat, tmp_path, loop=loop)
+    with pytest.raises(TypeError, match="layuot"):
+        run(loop=loop, layuot=None)

@@ -1,0 +1,80 @@
+"""A command's defaults are those of the library: what is left out means the same in both."""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+
+import pytest
+
+from pangu_jax.cli.main import COMMANDS
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.eval.embedding import embed
+from pangu_jax.eval.perplexity import measure
+from pangu_jax.export import stablehlo
+from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.pruning.compress import Recipe
+from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.serve.driver import Driver
+from pangu_jax.train import distill, language
+from pangu_jax.train.forecast import FitConfig
+from pangu_jax.train.loop import LoopConfig
+
+# What a command hands its options to, by their names; other names that are alike mean other things.
+HANDS = {
+    "train": (LoopConfig, language.language_loss, language.train_language),
+    "distill": (LoopConfig, distill.distill_loss),
+    "prune": (Recipe, SweepConfig),
+    "eval": (measure,),
+    "embed": (embed,),
+    "serve": (Driver,),
+    "export": (stablehlo.export,),
+    "forecast": (TimeProConfig, FitConfig),
+}
+# Where None leaves it to the command, which looks at the rest of what it is given; and a list of
+# names that is a text there.
+CHOSEN = {
+    *(("prune", "allocation"), ("prune", "seed"), ("export", "tolerance")),
+    ("export", "platforms"),
+}
+# Where what a command does wants another configuration than the type's own default.
+OWN = {
+    ("distill", "optimizer"): distill.OPTIMIZER,
+    ("chat", "sampling"): SamplingConfig(temperature=0.6, top_k=50, top_p=0.95),
+}
+
+
+def defaults(thing):
+    if dataclasses.is_dataclass(thing):
+        found = {f.name: f.default for f in dataclasses.fields(thing)}
+    else:
+        found = {n: p.default for n, p in inspect.signature(thing).parameters.items()}
+    missing = (dataclasses.MISSING, inspect.Parameter.empty)
+    return {name: value for name, value in found.items() if value not in missing}
+
+
+def given(command):
+    kinds = importlib.import_module(COMMANDS[command][0]).Options
+    return [defaults(options) for options in typing.get_args(kinds) or (kinds,)]
+
+
+@pytest.mark.parametrize("command", HANDS)
+def test_what_a_command_shares_with_the_library_has_one_default(command):
+    for theirs in map(defaults, HANDS[command]):
+        shared = [
+            (name, ours[name])
+            for ours in given(command)
+            for name in ours.keys() & theirs.keys()
+            if (command, name) not in CHOSEN
+        ]
+        assert shared
+        for name, value in shared:
+            assert value == theirs[name], name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_configuration_inside_a_command_s_options_is_the_library_s(command):
+    for ours in given(command):
+        for name, value in ours.items():
+            if dataclasses.is_dataclass(value):
+                assert value == OWN.get((command, name), type(value)()), name
