@@ -29,9 +29,9 @@ FOLDERS = ("", "Task1", "Task2_&_3", "Task4")
 _NAME = re.compile(r"(?P<stem>(?P<domain>.+)_(?P<task>Task1|Task2_&_3|512|1024))\.csv(\.gz|\.xz)?")
 # What pandas, by which the released code reads, takes for a missing text.
 MISSING = frozenset(
-    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a"
-    "|nan|null".split("|")
-)
+    ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+     "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
+)  # fmt: skip
 
 Text = str | None
 

@@ -1,4 +1,4 @@
-"""MultiConIR's files: both layouts, packed or not, as a stream, and one sentence for what is wrong."""
+"""MultiConIR's files: both layouts, packed or not, as a stream, and what is wrong in a sentence."""
 
 import csv
 import gzip
@@ -109,7 +109,7 @@ def test_each_fault_is_one_sentence(tmp_path, name, content, said):
 
 
 def test_other_folders(tmp_path):
-    with pytest.raises(InputError, match="there is no folder .*none"):
+    with pytest.raises(InputError, match=r"there is no folder .*none"):
         find_parts(tmp_path / "none")
     write(tmp_path / "A_Task1.csv", TASK1)
     write(tmp_path / "Task1" / "A_Task1.csv.gz", TASK1)
