@@ -7,9 +7,11 @@ Source: arXiv 2503.08046; EIT-NLP/MultiConIR, evaluation.
 """
 
 import csv
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,11 +19,32 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.csv_file import csv_rows, of_length
 from pangu_jax.data.multiconir import CONDITIONS, Graded, Growing, Text
+from pangu_jax.eval import retrieval
 from pangu_jax.eval.lexical import Scorer
-from pangu_jax.eval.retrieval import EASY, RANKED
+from pangu_jax.eval.retrieval import (
+    EASY,
+    GROWING,
+    NEIGHBOURS,
+    RANKED,
+    SECOND,
+    STEPS,
+    Protocol,
+    Statistic,
+    estimate,
+    flips,
+    wins,
+)
 
 Table = dict[str, np.ndarray]
 INDEX = "Index"
+
+# The single figure of each task.
+STATISTICS: dict[int, Statistic] = {
+    1: retrieval.mean_rate,
+    2: retrieval.mean_rate,
+    3: retrieval.pooled_rate,
+    4: retrieval.mean_rate,
+}
 
 
 def score_growing(rows: Sequence[Growing], scorer: Scorer, *, pairs_only: bool) -> Table:
@@ -36,7 +59,7 @@ def score_growing(rows: Sequence[Growing], scorer: Scorer, *, pairs_only: bool) 
     """
     found = []
     for place, row in enumerate(rows):
-        easy = [rows[(place + i) % len(rows)].positive for i in range(1, EASY + 1)]
+        easy = [rows[(place + i) % len(rows)].positive for i in range(1, NEIGHBOURS + 1)]
         line = {}
         for i in range(CONDITIONS):
             documents = {"Positive": row.positive, "HN1": row.negatives[i]}
@@ -79,6 +102,56 @@ def oracle_graded(rows: int) -> Table:
     return {name: np.full(rows, float(CONDITIONS - k)) for k, name in enumerate(RANKED)}
 
 
+def outcomes(
+    task: int, table: Table, protocol: Protocol, *, listed: Table | None = None
+) -> np.ndarray:
+    """What is compared in a task, float64 [n, 10]: wins, and in task 3 flips.
+
+    Args:
+      task: 1 to 4.
+      table: the scores; in task 3 those of the query in one sentence.
+      protocol: what is made of missing scores.
+      listed: in task 3 the scores of the listed query.
+    """
+    if task == 1:
+        return wins(table, GROWING, protocol)
+    found = wins(table, STEPS, protocol)
+    if task != 3:
+        return found
+    if listed is None:
+        raise ValueError("task 3 compares with task 2")
+    return flips(wins(listed, STEPS, protocol), found)
+
+
+def figures(
+    task: int, table: Table, protocol: Protocol, *, listed: Table | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """The figures of a task on one domain as JSON values; what cannot be told is None.
+
+    The arguments are those of `outcomes`, and the seed of the intervals.
+    """
+    found = outcomes(task, table, protocol, listed=listed)
+    there = ~np.isnan(found)
+    pairs = GROWING if task == 1 else STEPS
+    by_column = retrieval.rates(np.nansum(found, axis=0), there.sum(0))
+    compared = sum(a in table and b in table for a, b in pairs) * len(found)
+    values = {
+        "rows": len(found),
+        "left_out": int(compared - there.sum()),
+        "flip_rate" if task == 3 else "win_rate": by_column.tolist(),
+        "mean": dataclasses.asdict(estimate([found], STATISTICS[task], seed=seed)),
+        "ties": retrieval.ties(table, pairs).tolist(),
+    }
+    if task != 3:
+        values["average_difference"] = retrieval.gaps(table, pairs).tolist()
+    if task == 1:
+        values["decline"] = dataclasses.asdict(estimate([found], retrieval.decline, seed=seed))
+        second = estimate([wins(table, SECOND, protocol)], retrieval.mean_rate, seed=seed)
+        easy = estimate([wins(table, EASY, protocol)], retrieval.mean_rate, seed=seed)
+        values |= {"second": dataclasses.asdict(second), "easy": dataclasses.asdict(easy)}
+    return _jsonable(values)
+
+
 def texts(row: Growing | Graded) -> Iterator[tuple[Text, bool]]:
     """The texts of a row, and whether each is a query."""
     if isinstance(row, Growing):
@@ -118,6 +191,15 @@ def read_scores(path: str | Path) -> Table:
     table = dict(zip(header, np.array(found).T, strict=True))
     table.pop(INDEX, None)
     return table
+
+
+def _jsonable(value: Any) -> Any:
+    """With None for NaN."""
+    if isinstance(value, dict):
+        return {name: _jsonable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _number(path: Path, row: int, name: str, text: str) -> float:

@@ -23,12 +23,17 @@ Scores = Mapping[str, np.ndarray]
 Pairs = Sequence[tuple[str, str]]
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-EASY = 7  # positives of other rows that dense models score too
+NEIGHBOURS = 7  # rows whose positives are easy negatives, which dense models score too
 DRAWS, COVERAGE = 2000, 0.95
 
 # What is compared: the better document's column, and the worse one's.
 GROWING = tuple((f"Query{i}_Positive", f"Query{i}_HN1") for i in range(1, CONDITIONS + 1))
 SECOND = tuple((f"Query{i}_Positive", f"Query{i}_HN2") for i in range(1, CONDITIONS + 1))
+EASY = tuple(
+    (f"Query{i}_Positive", f"Query{i}_EN{j}")
+    for i in range(1, CONDITIONS + 1)
+    for j in range(1, NEIGHBOURS + 1)
+)
 RANKED = ("Query10_Positive", *(f"Query10_HN{i}" for i in range(1, CONDITIONS + 1)))
 STEPS = tuple(itertools.pairwise(RANKED))
 
@@ -133,6 +138,11 @@ def decline(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return found[..., 0] - found[..., -1]
 
 
+def rate(place: int) -> Statistic:
+    """The share of one column, [...]."""
+    return lambda sums, counts: rates(sums, counts)[..., place]
+
+
 def resample(rows: int, *, seed: int, draws: int = DRAWS) -> np.ndarray:
     """How often each row is drawn in each resampled set of as many rows: float64 [draws, rows].
 
@@ -201,6 +211,19 @@ def compare(
     extreme = np.abs(_average(exchanged)) >= abs(value) - 1e-12
     p = (1 + extreme.sum()) / (1 + draws) if np.isfinite(value) else np.nan
     return Difference(float(value), *_middle(_average(drawn)), float(p))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """p-values made greater so that of many tests none errs more often than one would: float64 [n].
+
+    Source: Holm 1979; a NaN is no test.
+    """
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values)[: int(np.sum(~np.isnan(values)))]
+    found = np.full(len(values), np.nan)
+    steps = values[order] * (len(order) - np.arange(len(order)))
+    found[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return found
 
 
 def _figure(outcomes: np.ndarray, statistic: Statistic, weights: np.ndarray | None = None):
