@@ -115,9 +115,21 @@ def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[st
         raise InputError(f"{path} holds no JSON object")
     for name in sorted(settings.keys() - set(free)):
         if found.get(name) != settings[name]:
-            there, here = (json.dumps(x.get(name))[:80] for x in (found, settings))
+            which, *values = _difference(name, found.get(name), settings[name])
+            there, here = (json.dumps(value)[:80] for value in values)
             raise InputError(
-                f"{folder} holds a run with another {name}: {there}, not {here}; choose another "
+                f"{folder} holds a run with another {which}: {there}, not {here}; choose another "
                 "--out or delete it"
             )
     return True
+
+
+def _difference(name: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
+    """What differs first, as deep as both are objects: its name with dots, and both values."""
+    while isinstance(found, dict) and isinstance(wanted, dict):
+        inner = next(
+            key for key in sorted({*found, *wanted})
+            if (key in found, found.get(key)) != (key in wanted, wanted.get(key))
+        )  # fmt: skip
+        name, found, wanted = f"{name}.{inner}", found.get(inner), wanted.get(inner)
+    return name, found, wanted

@@ -41,7 +41,8 @@ def embed_distinct(
       InputError: a file cannot be written or read, or is not the one that the run wrote.
     """
     order = sorted(set(texts), key=lambda text: (len(text), text))
-    found = []
+    found, tell = [], progress or (lambda done, total: None)
+    tell(0, len(order))
     for number, first in enumerate(range(0, len(order), CHUNK)):
         chunk, cell = order[first : first + CHUNK], f"vectors/{name}/{number:04}"
         path = Path(folder) / f"{cell}.npy"
@@ -56,8 +57,7 @@ def embed_distinct(
 
         compute(folder, results, cell, make)
         found.append(_read(path, results[cell]["sha256"]))
-        if progress is not None:
-            progress(first + len(chunk), len(order))
+        tell(first + len(chunk), len(order))
     if not found:
         raise InputError("there is no text to embed")
     return {text: place for place, text in enumerate(order)}, np.concatenate(found)

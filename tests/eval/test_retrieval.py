@@ -224,6 +224,18 @@ def test_exchanging_by_a_plain_loop():
     assert found.p == pytest.approx(extreme / 16, abs=0.02)
 
 
+def test_columns_alone_and_many_tests():
+    outcomes = wins(punched(growing()), GROWING, "collection")
+    means = np.array([np.nanmean(x) if (~np.isnan(x)).any() else NAN for x in outcomes.T])
+    found = [figure(outcomes, retrieval.rate(place)) for place in range(10)]
+    np.testing.assert_allclose(found, means)
+    # By hand: times 3, 2, 1 from the least on, never falling, at most 1; NaN is no test.
+    found = retrieval.holm([0.4, 0.01, NAN, 0.015, 0.9])
+    np.testing.assert_allclose(found, [0.8, 0.04, NAN, 0.045, 0.9])
+    np.testing.assert_allclose(retrieval.holm([0.03, 0.02, 0.6]), [0.06, 0.06, 0.6])
+    assert retrieval.holm([0.7, 0.8]).tolist() == [1, 1] and not len(retrieval.holm([]))
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
