@@ -1,8 +1,6 @@
 """Measures whether a model still ranks right when queries have many conditions (MultiConIR)."""
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,22 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.embed import configured
-from pangu_jax.cli.multiconir_report import compare_runs, load_table, write_report
+from pangu_jax.cli.multiconir_model import BM25, Model, bm25_model, encoder_model
+from pangu_jax.cli.multiconir_report import PLACES, compare_runs, load_table, write_report
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
-from pangu_jax.core.config import check_size, to_json
+from pangu_jax.core.config import check_size
 from pangu_jax.core.digest import seal, sha256
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.tree import content_hash
-from pangu_jax.data import multiconir as data
-from pangu_jax.data.multiconir import Part, find_parts, read_rows
-from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.eval import lexical, retrieval
-from pangu_jax.eval.embedding import embed
-from pangu_jax.eval.embedding_cache import embed_distinct
-from pangu_jax.eval.lexical import Collection, Scorer
+from pangu_jax.data.multiconir import Part, content_hash, find_parts, read_rows
+from pangu_jax.eval import lexical, position, retrieval
+from pangu_jax.eval.lexical import Scorer
 from pangu_jax.eval.multiconir import (
     Table,
     figures,
@@ -33,14 +25,11 @@ from pangu_jax.eval.multiconir import (
     oracle_growing,
     score_graded,
     score_growing,
-    texts,
     write_scores,
 )
 from pangu_jax.eval.retrieval import Protocol
 from pangu_jax.models.encoder import Pooling
-from pangu_jax.nn.how import How
 
-BM25 = "bm25"
 FLOORS: dict[str, Scorer | None] = {
     "length": lexical.length,
     "overlap": lexical.overlap,
@@ -69,6 +58,9 @@ class Options:
     """How many rows of each file; None is all."""
     seed: int = 0
     """Of the intervals and tests."""
+    orders: int | None = None
+    """Also measures which condition moves the score, by its place in the query as it is and in so
+    many random orders; None leaves that out."""
     query_prefix: str | None = None
     """What is put before every query; None is what the folder says."""
     document_prefix: str | None = None
@@ -86,40 +78,47 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What is measured.
+class Run:
+    """What every cell works on.
 
     Attributes:
-      about: what decides its scores, as JSON values.
-      pairs_only: see `score_growing`.
-      prepare: of a run's folder and results, a domain, its parts and progress, gives what gives
-        the scorer of a part and its rows.
+      folder: of the run.
+      results: its cells.
+      options: what was asked for.
+      model: what is measured.
     """
 
-    about: dict[str, Any]
-    pairs_only: bool
-    prepare: Callable[..., Callable[[Part, Sequence], Scorer]]
+    folder: Path
+    results: dict[str, Any]
+    options: Options
+    model: Model
+
+
+Cell = tuple[str, Part, int]  # scorer, or what is studied; part; task
 
 
 def main(options: Options) -> None:
     """Writes scores, results.json and report.md, and prints the single figures; or compares."""
     check_size("seed", options.seed, least=0)
     if options.compare is not None:
-        _check(options, refused=("model", "data", "rows"), needed=("out",), by="--compare")
+        _check(options, refused=("model", "data", "rows", "orders"), needed=("out",),
+               by="--compare")  # fmt: skip
         print(compare_runs(*options.compare, str(options.out), seed=options.seed))
         return
     _check(options, needed=("model", "data", "out"), by="a run")
     if options.rows is not None:
         check_size("rows", options.rows)
+    if options.orders is not None:
+        check_size("orders", options.orders)
     parts = find_parts(str(options.data))
-    model = _bm25(options) if options.model == BM25 else _encoder(options)
+    model = bm25_model(options) if options.model == BM25 else encoder_model(options)
     settings = _settings(options, model, parts)
     folder = Path(str(options.out))
     results = open_results(folder, settings)
     hashes = {name: seal(settings[name]) for name in ("model", "data", "protocol")}
     compute(folder, results, "hashes", lambda: hashes)
     with progress() as show:
-        _measure(folder, results, options, model, parts, show)
+        _measure(Run(folder, results, options, model), parts, show)
     print(write_report(folder, settings, results))
 
 
@@ -131,7 +130,7 @@ def _check(options: Options, *, needed: tuple = (), refused: tuple = (), by: str
 
 def _settings(options: Options, model: Model, parts: list[Part]) -> dict[str, Any]:
     with working("reading the data"):
-        hashes = {part.stem: data.content_hash(part) for part in parts}
+        hashes = {part.stem: content_hash(part) for part in parts}
     protocol = {
         "name": options.protocol,
         "comparison": "strictly greater; a tie is no win",
@@ -140,54 +139,61 @@ def _settings(options: Options, model: Model, parts: list[Part]) -> dict[str, An
         "intervals": f"{retrieval.COVERAGE:.0%}, {retrieval.DRAWS} resamples of rows",
         "seed": options.seed,
     }
-    return {"model": model.about, "data": hashes, "protocol": protocol}
+    settings = {"model": model.about, "data": hashes, "protocol": protocol}
+    return {**settings, "orders": options.orders}
 
 
-def _measure(
-    folder: Path,
-    results: dict[str, Any],
-    options: Options,
-    model: Model,
-    parts: list[Part],
-    show: Show,
-) -> None:
+def _measure(run: Run, parts: list[Part], show: Show) -> None:
     """Fills the cells that are not there, domain by domain, so that texts of one are held."""
-    cells = [(who, part, task) for part in parts for who in ("model", *FLOORS)
-             for task in _tasks(part)]  # fmt: skip
+    cells = [cell for part in parts for cell in _cells(part, run.options)]
     for domain in sorted({part.domain for part in parts}):
         wanted = [cell for cell in cells if cell[1].domain == domain]
-        if all(_name(*cell) in results for cell in wanted):
+        if all(_name(*cell) in run.results for cell in wanted):
             continue
-        rows = {part: _rows(part, options) for part in parts if part.domain == domain}
-        scorer_of = model.prepare(folder, results, domain, rows, show)
+        rows = {part: _rows(part, run.options) for part in parts if part.domain == domain}
+        more = [query for part in rows if part.task == 1 and run.options.orders
+                for row, orders in zip(rows[part], _orders(rows[part], run), strict=True)
+                for query in position.queries(row, orders)]  # fmt: skip
+        scorer_of = run.model.prepare(run.folder, run.results, domain, rows, more, show)
         for part, group in itertools.groupby(wanted, key=lambda cell: cell[1]):
             scorer = scorer_of(part, rows[part])
-            for who, _, task in group:
-                make = partial(
-                    _cell, folder, results, (who, part, task), rows[part], scorer, options, model
-                )
-                compute(folder, results, _name(who, part, task), make)
-                show("scoring, cells", sum(_name(*cell) in results for cell in cells), len(cells))
+            for cell in group:
+                fill = _study if cell[0] == PLACES else _score
+                make = partial(fill, run, cell, rows[part], scorer)
+                compute(run.folder, run.results, _name(*cell), make)
+                done = sum(_name(*cell) in run.results for cell in cells)
+                show("scoring, cells", done, len(cells))
 
 
-def _cell(
-    folder: Path,
-    results: dict[str, Any],
-    cell: tuple[str, Part, int],
-    rows: list,
-    scorer: Scorer,
-    options: Options,
-    model: Model,
-) -> dict[str, Any]:
+def _cells(part: Part, options: Options) -> list[Cell]:
+    tasks = (2, 3) if part.task == 2 else (part.task,)
+    found = [(who, part, task) for who in ("model", *FLOORS) for task in tasks]
+    return found + ([(PLACES, part, 1)] if options.orders and part.task == 1 else [])
+
+
+def _score(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
     """Writes the scores of a scorer in a task, and gives their figures."""
     who, part, task = cell
-    table = _table(who, task, rows, scorer, pairs_only=model.pairs_only)
-    file = f"scores/{who}/{part.stem}_task{task}_results.csv"
-    write_scores(folder / file, table)
-    listed = load_table(folder, results, _name(who, part, 2)) if task == 3 else None
-    found = figures(task, table, options.protocol, listed=listed, seed=options.seed)
-    about = {"task": task, "domain": part.domain, "length": part.length}
-    return {**about, "file": file, "sha256": sha256(folder / file), **found}
+    table = _table(who, task, rows, scorer, pairs_only=run.model.pairs_only)
+    about = _write(run, f"scores/{who}/{part.stem}_task{task}_results.csv", table)
+    listed = load_table(run.folder, run.results, _name(who, part, 2)) if task == 3 else None
+    found = figures(task, table, run.options.protocol, listed=listed, seed=run.options.seed)
+    return {"task": task, "domain": part.domain, "length": part.length, **about, **found}
+
+
+def _study(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
+    """Writes the scores of broken conditions, and gives what each place is worth."""
+    _, part, _ = cell
+    orders = _orders(rows, run)
+    table = position.score_positions(rows, scorer, orders)
+    about = _write(run, f"scores/{PLACES}/{part.stem}.csv", table)
+    found = position.figures(table, orders.shape[1], seed=run.options.seed)
+    return {"domain": part.domain, **about, **found}
+
+
+def _write(run: Run, file: str, table: Table) -> dict[str, Any]:
+    write_scores(run.folder / file, table)
+    return {"file": file, "sha256": sha256(run.folder / file)}
 
 
 def _table(who: str, task: int, rows: list, scorer: Scorer, *, pairs_only: bool) -> Table:
@@ -199,8 +205,8 @@ def _table(who: str, task: int, rows: list, scorer: Scorer, *, pairs_only: bool)
     return score_graded(rows, floor or scorer, natural=task == 3)
 
 
-def _tasks(part: Part) -> tuple[int, ...]:
-    return (2, 3) if part.task == 2 else (part.task,)
+def _orders(rows: list, run: Run) -> np.ndarray:
+    return position.draw_orders(len(rows), run.options.orders or 0, seed=run.options.seed)
 
 
 def _name(who: str, part: Part, task: int) -> str:
@@ -210,74 +216,3 @@ def _name(who: str, part: Part, task: int) -> str:
 def _rows(part: Part, options: Options) -> list:
     rows = read_rows(part, missing=options.protocol == "collection")
     return list(itertools.islice(rows, options.rows))
-
-
-def _bm25(options: Options) -> Model:
-    """BM25 as the protocol has it."""
-    for name in ("query_prefix", "document_prefix", "pooling", "max_length", "tokenizer"):
-        if getattr(options, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is for encoders; bm25 reads words")
-    alone = options.protocol == "official"
-    about = {
-        "name": BM25,
-        "by": "rank_bm25, k1 1.5, b 0.75",
-        "words": "lower case, split at white space" if alone else r"lower case, \w+",
-        "frequencies": "of the documents that are compared" if alone else "of the part's positives",
-    }
-    if not alone:
-        about["weight"] = "log(1 + (N - df + 0.5) / (df + 0.5))"
-
-    def scorer(part: Part, rows: Sequence) -> Scorer:
-        if alone:
-            return lexical.fresh_bm25
-        first = (row.positive if part.task == 1 else row.documents[0] for row in rows)
-        return Collection(text for text in first if text is not None).scores
-
-    return Model(about, alone, lambda *_: scorer)
-
-
-def _encoder(options: Options) -> Model:
-    """An encoder: the cosine of a query's and a document's vector, times 100, in float32."""
-    path = str(options.model)
-    with working(f"reading {path}"):
-        params, cfg, found = open_checkpoint(
-            path, kind="encoder", by=f"`pangu-jax multiconir --model` ({BM25!r} aside)"
-        )
-    cfg, _ = configured(cfg, path, options.pooling)
-    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=path)
-    prefixes = [cfg.prefix if prefix is None else prefix
-                for prefix in (options.document_prefix, options.query_prefix)]  # fmt: skip
-    cfg = dataclasses.replace(cfg, prefix="", normalise=True)
-    about = {
-        "name": Path(path).resolve().name,
-        "parameters": content_hash(params),
-        "config": to_json(cfg),
-        "tokenizer": tokenizer.digest,
-        "document_prefix": prefixes[0],
-        "query_prefix": prefixes[1],
-        "max_length": options.max_length or cfg.text_length or cfg.max_length,
-        "dtype": options.dtype,
-        "score": "cosine times 100",
-    }
-    how = How(dtype=options.dtype)
-    compute_vectors = partial(
-        *(embed, params), cfg=cfg, tokenizer=tokenizer, batch=options.batch,
-        max_length=options.max_length, how=how,
-    )  # fmt: skip
-
-    def prepare(folder: Path, results: dict, domain: str, rows: dict[Part, list], show: Show):
-        wanted = (prefixes[query] + text for part in rows.values() for row in part
-                  for text, query in texts(row) if text is not None)  # fmt: skip
-        places, vectors = embed_distinct(
-            *(folder, results, domain, wanted, compute_vectors),
-            progress=partial(show, f"embedding {domain}, texts"),
-        )
-
-        def scores(query: str, documents: Sequence[str]) -> np.ndarray:
-            at = [places[prefixes[0] + text] for text in documents]
-            one = vectors[places[prefixes[1] + query]].astype(np.float64)
-            return (100 * (vectors[at] * one).sum(1)).astype(np.float32).astype(np.float64)
-
-        return lambda part, rows: scores
-
-    return Model(about, False, prepare)

@@ -16,7 +16,7 @@ import hashlib
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,11 @@ MISSING = frozenset(
     ["", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
      "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 )  # fmt: skip
+
+_LIST = re.compile(
+    "(.*?)" + "".join(rf"(?<!\S){i}\. (.*?)" for i in range(1, CONDITIONS + 1)), re.DOTALL
+)
+_CONDITION = re.compile(r"(.*?)([;,.\s]*)", re.DOTALL)
 
 Text = str | None
 
@@ -142,6 +147,30 @@ def read_rows(part: Part, *, missing: bool = False) -> Iterator[Growing | Graded
         yield make(texts)
     if not number:
         raise InputError(f"{part.path} has a header and no rows")
+
+
+def reordered(query: str, order: Sequence[int]) -> str | None:
+    """A query that lists ten conditions, "1. such; 2. such.", with them in another order.
+
+    What stands before them, the numbers and what stands between them stay where they are.
+
+    Args:
+      query: the query.
+      order: from 0, which condition comes first, second and so on.
+
+    Returns:
+      None where the query is no such list.
+    """
+    found = _LIST.fullmatch(query)
+    if found is None:
+        return None
+    head, *conditions = found.groups()
+    parts = [_CONDITION.fullmatch(condition) for condition in conditions]
+    texts, ends = ([part[i] for part in parts if part is not None] for i in (1, 2))
+    return head + "".join(
+        f"{number}. {texts[place]}{end}"
+        for number, (place, end) in enumerate(zip(order, ends, strict=True), 1)
+    )
 
 
 def content_hash(part: Part) -> str:

@@ -66,11 +66,11 @@ def score_growing(rows: Sequence[Growing], scorer: Scorer, *, pairs_only: bool) 
             if not pairs_only:
                 documents |= {} if row.others is None else {"HN2": row.others[i]}
                 documents |= {f"EN{j}": text for j, text in enumerate(easy, 1)}
-            scores = _scored(scorer, row.queries[i], list(documents.values()))
+            scores = scored(scorer, row.queries[i], list(documents.values()))
             names = [f"Query{i + 1}_{name}" for name in documents]
             line |= dict(zip(names, scores, strict=True))
         found.append(line)
-    return _columns(found)
+    return columns(found)
 
 
 def score_graded(rows: Iterable[Graded], scorer: Scorer, *, natural: bool = False) -> Table:
@@ -83,18 +83,18 @@ def score_graded(rows: Iterable[Graded], scorer: Scorer, *, natural: bool = Fals
     """
     found = []
     for row in rows:
-        scores = _scored(scorer, row.natural if natural else row.query, row.documents)
+        scores = scored(scorer, row.natural if natural else row.query, row.documents)
         found.append(dict(zip(RANKED, scores, strict=True)))
-    return _columns(found)
+    return columns(found)
 
 
 def oracle_growing(rows: int) -> Table:
     """What one gives in task 1 who counts the conditions that are met."""
-    columns = {}
+    found = {}
     for i in range(1, CONDITIONS + 1):
-        columns[f"Query{i}_Positive"] = np.full(rows, float(i))
-        columns[f"Query{i}_HN1"] = np.full(rows, i - 1.0)
-    return columns
+        found[f"Query{i}_Positive"] = np.full(rows, float(i))
+        found[f"Query{i}_HN1"] = np.full(rows, i - 1.0)
+    return found
 
 
 def oracle_graded(rows: int) -> Table:
@@ -149,7 +149,7 @@ def figures(
         second = estimate([wins(table, SECOND, protocol)], retrieval.mean_rate, seed=seed)
         easy = estimate([wins(table, EASY, protocol)], retrieval.mean_rate, seed=seed)
         values |= {"second": dataclasses.asdict(second), "easy": dataclasses.asdict(easy)}
-    return _jsonable(values)
+    return jsonable(values)
 
 
 def texts(row: Growing | Graded) -> Iterator[tuple[Text, bool]]:
@@ -160,6 +160,20 @@ def texts(row: Growing | Graded) -> Iterator[tuple[Text, bool]]:
     else:
         yield from ((query, True) for query in (row.query, row.natural))
         yield from ((text, False) for text in row.documents)
+
+
+def scored(scorer: Scorer, query: Text, documents: Sequence[Text]) -> np.ndarray:
+    """The documents' scores, NaN for what has no text; the scorer sees the rest."""
+    found = np.full(len(documents), np.nan)
+    there = [i for i, text in enumerate(documents) if text is not None]
+    if query is not None and there:
+        found[there] = scorer(query, [str(documents[i]) for i in there])
+    return found
+
+
+def columns(lines: list[dict[str, float]]) -> Table:
+    """The table of rows that have the same names."""
+    return {name: np.array([line[name] for line in lines]) for name in lines[0]}
 
 
 def write_scores(path: str | Path, table: Table) -> None:
@@ -193,12 +207,12 @@ def read_scores(path: str | Path) -> Table:
     return table
 
 
-def _jsonable(value: Any) -> Any:
-    """With None for NaN."""
+def jsonable(value: Any) -> Any:
+    """JSON values with None for NaN."""
     if isinstance(value, dict):
-        return {name: _jsonable(item) for name, item in value.items()}
+        return {name: jsonable(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -209,16 +223,3 @@ def _number(path: Path, row: int, name: str, text: str) -> float:
         raise InputError(
             f"{path} row {row}: {text!r:.40} in column {name!r} is no number"
         ) from None
-
-
-def _scored(scorer: Scorer, query: Text, documents: Sequence[Text]) -> np.ndarray:
-    """NaN for what has no text; the scorer sees the rest."""
-    found = np.full(len(documents), np.nan)
-    there = [i for i, text in enumerate(documents) if text is not None]
-    if query is not None and there:
-        found[there] = scorer(query, [str(documents[i]) for i in there])
-    return found
-
-
-def _columns(lines: list[dict[str, float]]) -> Table:
-    return {name: np.array([line[name] for line in lines]) for name in lines[0]}

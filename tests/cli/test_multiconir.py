@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.cli import multiconir as command
+from pangu_jax.cli import multiconir_model as command
 from pangu_jax.cli.main import main
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding_cache
