@@ -9,7 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from pangu_jax.cli.multiconir_model import BM25, Model, bm25_model, encoder_model
-from pangu_jax.cli.multiconir_report import PLACES, compare_runs, load_table, write_report
+from pangu_jax.cli.multiconir_report import (
+    PLACES,
+    check_results,
+    compare_runs,
+    load_table,
+    write_report,
+)
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import check_size
@@ -115,6 +121,7 @@ def main(options: Options) -> None:
     settings = _settings(options, model, parts)
     folder = Path(str(options.out))
     results = open_results(folder, settings)
+    check_results(folder, results)
     hashes = {name: seal(settings[name]) for name in ("model", "data", "protocol")}
     compute(folder, results, "hashes", lambda: hashes)
     with progress() as show:

@@ -11,13 +11,13 @@ import numpy as np
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.embed import configured
 from pangu_jax.cli.progress import Show, working
-from pangu_jax.core.config import to_json
+from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data.multiconir import Part
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import lexical
-from pangu_jax.eval.embedding import embed
+from pangu_jax.eval.embedding import cut_length, embed
 from pangu_jax.eval.embedding_cache import embed_distinct
 from pangu_jax.eval.lexical import Collection, Scorer
 from pangu_jax.eval.multiconir import texts
@@ -97,6 +97,7 @@ def encoder_model(options: Options) -> Model:
     Raises:
       InputError: the folder holds none, or nobody says how it pools.
     """
+    check_size("batch", options.batch)
     path = str(options.model)
     with working(f"reading {path}"):
         params, cfg, found = open_checkpoint(
@@ -116,7 +117,7 @@ def encoder_model(options: Options) -> Model:
         "tokenizer": tokenizer.digest,
         "document_prefix": document,
         "query_prefix": query,
-        "max_length": options.max_length or cfg.text_length or cfg.max_length,
+        "max_length": cut_length(cfg, options.max_length),
         "dtype": options.dtype,
         "score": "cosine times 100",
     }

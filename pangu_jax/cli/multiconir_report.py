@@ -23,6 +23,15 @@ PLACES = "places"
 
 Key = tuple[int, int | None]  # task, and the length of task 4
 
+NOTHING = object()  # is of no type that a cell has
+HASHES = {"model": str, "data": str, "protocol": str}
+VECTORS = {"texts": int, "cut": int, "length": int, "sha256": str}
+PLACED = {"file": str, "sha256": str, "domain": str, "orders": int, "given": dict, "shuffled": dict}
+SCORED = {
+    "file": str, "sha256": str, "domain": str, "task": int, "length": int | None, "mean": dict,
+    "ties": list, "left_out": int,
+}  # fmt: skip
+
 TITLES = {
     1: "Task 1, one to ten conditions: win rate of the positive over its hard negative",
     2: "Task 2, documents that meet ten to no conditions: win rate of each over the next",
@@ -40,6 +49,23 @@ def load_table(folder: Path, results: dict[str, Any], name: str) -> Table:
     cell = results[name]
     check_file(folder / cell["file"], cell["sha256"])
     return read_scores(folder / cell["file"])
+
+
+def check_results(folder: Path, results: dict[str, Any]) -> None:
+    """Nothing, if the cells of a results.json have what this command writes.
+
+    Raises:
+      InputError: names the cell that has not.
+    """
+    for name, cell in results.items():
+        kind = name.split("/")[0]
+        wanted = {"hashes": HASHES, "vectors": VECTORS, PLACES: PLACED}.get(kind, SCORED)
+        for key, types in wanted.items():
+            if not isinstance(cell, dict) or not isinstance(cell.get(key, NOTHING), types):
+                raise InputError(
+                    f"{folder / RESULTS}: {name!r:.80} has no {key!r} as `pangu-jax multiconir` "
+                    "writes it; begin the run anew"
+                )
 
 
 def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> str:
@@ -100,8 +126,11 @@ def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
 def _open(folder: Path) -> tuple[dict, dict, dict[Key, dict[str, np.ndarray]]]:
     """Settings, results and the model's outcomes of a run that has ended."""
     settings, results = (read_json(folder / name, finite=False) for name in (SETTINGS, RESULTS))
-    if not {"model", "data", "protocol"} <= settings.keys() or "hashes" not in results:
+    parts = ("model", "data", "protocol")
+    known = isinstance(settings, dict) and all(isinstance(settings.get(x), dict) for x in parts)
+    if not known or not isinstance(results, dict) or "hashes" not in results:
         raise InputError(f"{folder} is no run of `pangu-jax multiconir`")
+    check_results(folder, results)
     stems = {name.split("/")[1] for name in results if name.startswith("model/")}
     if stems != settings["data"].keys() or not (folder / "report.md").is_file():
         raise InputError(f"{folder} has not ended; run its command again, which goes on")

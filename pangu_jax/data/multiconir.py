@@ -33,10 +33,8 @@ MISSING = frozenset(
      "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"]
 )  # fmt: skip
 
-_LIST = re.compile(
-    "(.*?)" + "".join(rf"(?<!\S){i}\. (.*?)" for i in range(1, CONDITIONS + 1)), re.DOTALL
-)
-_CONDITION = re.compile(r"(.*?)([;,.\s]*)", re.DOTALL)
+_NUMBERS = [re.compile(rf"(?<!\S){i}\. ") for i in range(1, CONDITIONS + 1)]
+_BETWEEN = ";,. \t\r\n"  # what may stand between conditions
 
 Text = str | None
 
@@ -141,8 +139,8 @@ def read_rows(part: Part, *, missing: bool = False) -> Iterator[Growing | Graded
         if not missing and None in texts.values():
             name = next(name for name, text in texts.items() if text is None)
             raise InputError(
-                f"{part.path} row {number}: column {name!r} is {row[places[name]]!r}, a missing "
-                "text, at which the released code stops; the protocol collection leaves it out"
+                f"{part.path} row {number}: column {name!r} is {row[places[name]]!r:.20}, which is "
+                "no text; only the protocol collection takes such a row, and leaves the text out"
             )
         yield make(texts)
     if not number:
@@ -161,12 +159,16 @@ def reordered(query: str, order: Sequence[int]) -> str | None:
     Returns:
       None where the query is no such list.
     """
-    found = _LIST.fullmatch(query)
-    if found is None:
-        return None
-    head, *conditions = found.groups()
-    parts = [_CONDITION.fullmatch(condition) for condition in conditions]
-    texts, ends = ([part[i] for part in parts if part is not None] for i in (1, 2))
+    pieces, at = [], 0
+    for number in _NUMBERS:
+        found = number.search(query, at)
+        if found is None:
+            return None
+        pieces.append(query[at : found.start()])
+        at = found.end()
+    head, *conditions = [*pieces, query[at:]]
+    texts = [condition.rstrip(_BETWEEN) for condition in conditions]
+    ends = [x.removeprefix(text) for x, text in zip(conditions, texts, strict=True)]
     return head + "".join(
         f"{number}. {texts[place]}{end}"
         for number, (place, end) in enumerate(zip(order, ends, strict=True), 1)

@@ -252,6 +252,51 @@ def test_two_runs_side_by_side(data, tmp_path, capsys):
     assert "official has not ended; run its command again" in capsys.readouterr().err
 
 
+def test_where_a_model_looks(runs, tmp_path, capsys):
+    run, seen = runs
+    words = ["--model", "bm25", "--data", tmp_path / "data", "--orders", 2]
+    assert call(*words, "--protocol", "official", "--out", tmp_path / "bm25") == 2
+    assert "--orders needs scores that do not depend on" in capsys.readouterr().err
+    for name in ("Legal Document_Task1.csv", "Movies_Task1.csv.xz"):
+        frame = pd.read_csv(tmp_path / "data" / name)
+        listed = [f"{i}. {x}" for i, x in enumerate("abcdefghij", 1)]
+        frame["Query10"] = "u " + "; ".join(listed) + "."
+        frame.loc[1, "Query10"] = "no list"
+        frame.to_csv(tmp_path / "data" / name, index=False)
+    assert run("run", "--orders", 2) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    cell = results["places/Movies_Task1/task1"]
+    scores = pd.read_csv(tmp_path / "run" / cell["file"])
+    drop = scores["Order0_Positive"] - scores["Order0_Broken4"]
+    assert cell["given"]["drop"][3] == pytest.approx(drop.mean())
+    assert cell["given"]["left_out"] == 0 and cell["shuffled"]["left_out"] == 1
+    shares = [share["value"] for share in cell["given"]["share"]]
+    assert sum(shares) == pytest.approx(1) and len(set(shares)) == 10
+    assert "| Movies | 2 drawn | " in (tmp_path / "run" / "report.md").read_text()
+    assert any("u 1. " in text for chunk in seen for text in chunk)
+    assert call(*words, "--out", tmp_path / "run") == 2
+    assert "holds a run with another model." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("model/Movies_512/task4", {}), ("model/Movies_512/task4", None), ("hashes", {"model": 3}),
+     ("model/Movies_512/task4", {"file": 1})],
+)  # fmt: skip
+def test_results_that_are_none_of_ours(name, change, data, tmp_path, capsys):
+    words = ["--model", "bm25", "--data", data, "--out", tmp_path / "run", "--rows", 1]
+    assert call(*words) == 0
+    path = tmp_path / "run" / "results.json"
+    results = json.loads(path.read_text())
+    results[name] = change if not change else {**results[name], **change}
+    path.write_text(json.dumps(results))
+    capsys.readouterr()
+    for again in (words, ["--compare", tmp_path / "run", tmp_path / "run", "--out", "x.png"]):
+        assert call(*again) == 2
+        error = capsys.readouterr().err
+        assert f"results.json: '{name}' has no '" in error and error.count("\n") == 1
+
+
 def test_missing_texts(data, tmp_path, capsys):
     path = data / "Legal Document_Task2_&_3.csv"
     frame = pd.read_csv(path)
@@ -290,6 +335,14 @@ def test_what_cannot_be_done_is_one_sentence(words, said, data, tmp_path, capsys
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_encoder_cannot_do_leaves_no_run(encoder_folder, data, tmp_path, capsys):
+    words = ["--model", encoder_folder, "--data", data, "--out", tmp_path / "out"]
+    for more, said in ((["--max-length", 99], "cannot be cut to 99 tokens: the model takes 24"),
+                       (["--batch", 0], "batch must be at least 1")):  # fmt: skip
+        assert call(*words, *more) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_another_kind_of_model(tiny_run, data, tmp_path, capsys):

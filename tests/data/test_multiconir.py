@@ -78,7 +78,7 @@ def test_what_is_missing_is_what_pandas_takes_for_it(tmp_path):
     (part,) = find_parts(tmp_path)
     found = [row.documents[3] is None for row in read_rows(part, missing=True)]
     assert found == pd.read_csv(path)["HN3"].isna().tolist() and sum(found) == len(texts) - 4
-    with pytest.raises(InputError, match=r"_&_3.csv row 1: column 'HN3' is '', a missing text"):
+    with pytest.raises(InputError, match=r"_&_3.csv row 1: column 'HN3' is '', which is no text"):
         list(read_rows(part))
 
 

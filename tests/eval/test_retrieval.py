@@ -193,6 +193,8 @@ def test_paired_differences():
     assert back.value == -found.value and back.p < 0.01
     same = compare([first], [first], retrieval.mean_rate)
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+    sure = compare([np.ones((50, 10))], [np.zeros((50, 10))], retrieval.mean_rate, draws=99)
+    assert (sure.value, sure.p) == (1, 0.01)
     holes = np.where(draw.random(second.shape) < 0.5, NAN, second)
     left = ~np.isnan(holes)
     want = [np.nanmean(np.where(left, x, NAN), 0).mean() for x in (first, second)]
