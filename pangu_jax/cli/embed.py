@@ -87,7 +87,8 @@ def configured(
     if pooling is None and cfg.pooling is None:
         raise InputError(
             f"{checkpoint} does not say how hidden states make a vector (modules.json of "
-            "sentence-transformers would); give --pooling cls, mean, last or max"
+            "sentence-transformers would); give --pooling cls, mean, weighted, last "
+            "or max"
         )
     changes = {"pooling": pooling, "prefix": prefix}
     changes = {name: value for name, value in changes.items() if value is not None}

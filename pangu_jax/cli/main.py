@@ -28,6 +28,7 @@ COMMANDS = {
     "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
     "embed": ("pangu_jax.cli.embed", "write one vector a text, by an encoder"),
+    "multiconir": ("pangu_jax.cli.multiconir", "measure retrieval by many conditions at once"),
     "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
     "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from files at hand"),
 }

@@ -191,5 +191,17 @@ def check_same(
         )
     for name in sorted(settings.keys() - set(free)):
         if found.get(name) != settings[name]:
-            there, here = (json.dumps(x.get(name))[:80] for x in (found, settings))
-            raise InputError(f"{what} with another {name}: {there}, not {here}; {OTHERWISE}")
+            which, *values = _difference(name, found.get(name), settings[name])
+            there, here = (json.dumps(value)[:80] for value in values)
+            raise InputError(f"{what} with another {which}: {there}, not {here}; {OTHERWISE}")
+
+
+def _difference(name: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
+    """What differs first, as deep as both are objects: its name with dots, and both values."""
+    while isinstance(found, dict) and isinstance(wanted, dict):
+        inner = next(
+            key for key in sorted({*found, *wanted})
+            if (key in found, found.get(key)) != (key in wanted, wanted.get(key))
+        )  # fmt: skip
+        name, found, wanted = f"{name}.{inner}", found.get(inner), wanted.get(inner)
+    return name, found, wanted

@@ -1,5 +1,6 @@
 """Names for the leaves of a pytree."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -66,6 +67,16 @@ def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
     )
+
+
+def content_hash(tree: Any) -> str:
+    """SHA-256 of a tree's arrays, their paths, types and shapes, as hexadecimal digits."""
+    found = hashlib.sha256()
+    for name, leaf in sorted(flatten(tree).items()):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.reshape(-1).view(np.uint8))
+    return found.hexdigest()
 
 
 def check_finite(name: str, array: Any) -> None:

@@ -1,19 +1,15 @@
 """CSV files as tables: a header, a column of times, and numbers."""
 
-import csv
 import dataclasses
-import gzip
 import itertools
 import math
 import re
-import zlib
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.csv_file import csv_rows, of_length
 from pangu_jax.data.stamp import Stamps, check_format, find_zone, in_zone, parse_time, read_clock
 
 TIME_NAMES = ("date", "time", "datetime", "timestamp", "ds")
@@ -88,45 +84,16 @@ def read_table(path: Path, layout: CsvFormat) -> Table:
       InputError: no such file, no rows, a column that is missing or has no name, a row of another
         length, an unreadable time or number.
     """
-    rows = _rows(path, layout.delimiter.replace(r"\t", "\t"))
-    header = [name.strip() for name in next(rows, (0, []))[1]]
-    if not header:
-        raise InputError(f"{path} is empty")
-    if any("\0" in name for name in header):
-        raise InputError(f"{path} holds NUL characters, so it is not UTF-8 text; is it UTF-16?")
-    for name, count in Counter(header).items():
-        if count > 1 and name:
-            raise InputError(f"{path} has two columns named {name!r}")
+    header, rows = csv_rows(path, layout.delimiter.replace(r"\t", "\t"))
+    rows = (found for found in rows if any(field.strip() for field in found[1]))
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} has a header and no rows")
-    rows = _of_length(path, len(header), itertools.chain([first], rows))
+    rows = of_length(path, len(header), itertools.chain([first], rows))
     first = next(rows)
     time = _time_column(path, header, first[1], layout)
     read = _wide if layout.id is None else _long
     return read(path, header, time, itertools.chain([first], rows), layout)
-
-
-def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and fields, blank lines left out."""
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
-            for row in reader:
-                if row and any(field.strip() for field in row):
-                    yield reader.line_num, row
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text") from error
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-
-
-def _of_length(path, length, rows):
-    for line, row in rows:
-        if len(row) != length:
-            raise InputError(f"{path} line {line} has {len(row)} fields, the header has {length}")
-        yield line, row
 
 
 def _wide(path, header, time, rows, layout) -> Table:

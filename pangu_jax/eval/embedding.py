@@ -97,17 +97,27 @@ def classify(
     return found
 
 
+def cut_length(cfg: EncoderConfig, max_length: int | None = None) -> int:
+    """How many tokens a text is cut to: so many, or what the model says.
+
+    Raises:
+      InputError: the model does not take so many.
+    """
+    length = max_length if max_length is not None else cfg.text_length or cfg.max_length
+    if not 1 <= length <= cfg.max_length:
+        raise InputError(
+            f"texts cannot be cut to {length} tokens: the model takes {cfg.max_length}"
+        )
+    return length
+
+
 def _read(
     texts: Texts, cfg: EncoderConfig, tokenizer: Tokenizer, max_length: int | None
 ) -> tuple[int, list[Marked]]:
     """The length that texts are cut to, and their ids, which the model has."""
     if not len(texts):
         raise InputError("there is no text to embed")
-    length = max_length if max_length is not None else cfg.text_length or cfg.max_length
-    if not 1 <= length <= cfg.max_length:
-        raise InputError(
-            f"texts cannot be cut to {length} tokens: the model takes {cfg.max_length}"
-        )
+    length = cut_length(cfg, max_length)
     inputs = list(mark(tokenizer, texts, length))
     largest = max(max(item.ids) for item in inputs)
     check_vocabulary([largest], tokenizer, cfg.vocab)

@@ -30,7 +30,7 @@ from pangu_jax.nn.mlp import Activation, MlpConfig
 from pangu_jax.nn.norm import layer_norm, layer_norm_spec
 from pangu_jax.nn.rotary import RopeConfig
 
-Pooling = Literal["cls", "mean", "last", "max"]
+Pooling = Literal["cls", "mean", "weighted", "last", "max"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,16 +234,21 @@ def pool(hidden: jax.Array, valid: jax.Array, kind: Pooling) -> jax.Array:
     Args:
       hidden: [B, T, D].
       valid: bool [B, T], false for padding, wherever in the row that is.
-      kind: "cls" is the first real token, "last" the last; "mean" and "max" are over all of them.
+      kind: "cls" is the first real token, "last" the last; "mean" and "max" are over all of them;
+        "weighted" is the mean with weights 1, 2, 3 and so on, so that later tokens count more.
 
     Returns:
       float32 [B, D]; of a row that is all padding finite, and of no meaning.
 
-    Source: arXiv 1908.10084, section 3; padding as in the sentence-transformers release.
+    Source: arXiv 1908.10084, section 3, weights arXiv 2202.08904; padding as in the
+      sentence-transformers release.
     """
     x, real = hidden.astype(jnp.float32), valid[..., None]
     if kind == "mean":
         return jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
+    if kind == "weighted":
+        weight = jnp.where(valid, jnp.cumsum(valid, axis=1), 0).astype(jnp.float32)[..., None]
+        return (jnp.where(real, x, 0) * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
     if kind == "max":
         return jnp.where(real, x, jnp.finfo(jnp.float32).min).max(1)
     slots = jnp.arange(x.shape[1], dtype=jnp.int32)
@@ -290,7 +295,9 @@ def check_pooling(cfg: EncoderConfig) -> Pooling:
       InputError: nobody said what it is.
     """
     if cfg.pooling is None:
-        raise InputError("the encoder's pooling is not known; it must be cls, mean, last or max")
+        raise InputError(
+            "the encoder's pooling is not known; it must be cls, mean, weighted, last or max"
+        )
     return cfg.pooling
 
 

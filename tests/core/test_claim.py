@@ -73,6 +73,11 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
     assert has_run(tmp_path, {"a": 1, "b": [2], "c": None})  # it began before there was a c
     with pytest.raises(InputError, match=r"setting 'b', which is none of .* or a newer version"):
         has_run(tmp_path, {"a": 1})
+    (tmp_path / "config.json").write_text('{"a": {"b": {"c": 1, "d": 2}, "e": 3}}')
+    with pytest.raises(InputError, match=r"with another a\.b\.d: 2, not 5; choose"):
+        has_run(tmp_path, {"a": {"b": {"c": 1, "d": 5}, "e": 4}})
+    with pytest.raises(InputError, match=r"with another a\.f: null, not null"):
+        has_run(tmp_path, {"a": {"b": {"c": 1, "d": 2}, "e": 3, "f": None}})
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="holds no JSON object"):
         has_run(tmp_path, {"a": 1})

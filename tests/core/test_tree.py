@@ -10,6 +10,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import (
     check_all_finite,
     check_finite,
+    content_hash,
     flatten,
     join,
     map_named,
@@ -102,3 +103,15 @@ def test_a_tree_that_is_split_by_paths_is_joined_again():
         split(tree, "kernel")
     with pytest.raises(InputError, match=r"'\(' is no regular expression"):
         split(tree, "(")
+
+
+def test_a_tree_is_known_by_its_content():
+    tree = {"a": np.arange(6, dtype=np.int32).reshape(2, 3), "b": [jnp.ones(2, jnp.bfloat16)]}
+    known = content_hash(tree)
+    assert len(known) == 64
+    same = {"b": [np.asarray(tree["b"][0])], "a": np.asfortranarray(tree["a"])}
+    assert content_hash(same) == known
+    for other in ({"a": tree["a"] + 1}, {"a": tree["a"].reshape(3, 2)}, {"c": np.float32(0)},
+                  {"a": tree["a"].astype(np.uint32)},
+                  {"b": [jnp.zeros(2, jnp.bfloat16)]}):  # fmt: skip
+        assert content_hash({**tree, **other}) != known

@@ -40,7 +40,7 @@ def call(*words):
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("pooling", ["cls", "mean", "last", "max"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "last", "max"])
 def test_onnx_gives_the_models_vectors_and_is_atc_clean(pooling, model, tmp_path):
     params, cfg = model
     cfg = dataclasses.replace(cfg, pooling=pooling, normalise=pooling == "max")

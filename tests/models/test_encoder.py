@@ -146,6 +146,8 @@ RIGHT, LEFT = np.array([[1, 1, 0], [1, 0, 0]], bool), np.array([[0, 1, 1], [0, 0
     [
         ("mean", RIGHT, [[-2, -3], [-7, -8]]),
         ("mean", LEFT, [[-4, -5], [-11, -12]]),
+        ("weighted", RIGHT, [[-7 / 3, -10 / 3], [-7, -8]]),
+        ("weighted", LEFT, [[-13 / 3, -16 / 3], [-11, -12]]),
         ("max", RIGHT, [[-1, -2], [-7, -8]]),
         ("max", LEFT, [[-3, -4], [-11, -12]]),
         ("cls", RIGHT, [[-1, -2], [-7, -8]]),
@@ -160,7 +162,7 @@ def test_pooling_counts_no_padding(kind, valid, want):
     for dtype in (jnp.float32, jnp.bfloat16):
         found = encoder.pool(jnp.asarray(hidden, dtype), jnp.asarray(valid), kind)
         assert found.dtype == jnp.float32
-        np.testing.assert_array_equal(found, want)
+        np.testing.assert_allclose(found, want, rtol=1e-6)
     nothing = encoder.pool(jnp.asarray(HIDDEN), jnp.zeros((2, 3), bool), kind)
     assert np.isfinite(nothing).all()
 
@@ -201,7 +203,7 @@ def test_what_cannot_be_asked():
     plain = encoder.EncoderConfig(11, 8, (LAYER,), 4)
     with pytest.raises(InputError, match="rows of 7 tokens, the encoder has 4 positions"):
         encoder.apply(params(), TOKENS, cfg=plain)
-    with pytest.raises(InputError, match="pooling is not known; it must be cls, mean, last or max"):
+    with pytest.raises(InputError, match="pooling is not known; it must be cls, mean, weighted"):
         encoder.vectors(jnp.zeros((1, 1, 8)), None, cfg=plain)
     with pytest.raises(InputError, match="the encoder has no classes"):
         encoder.classify(params(), TOKENS, cfg=plain)

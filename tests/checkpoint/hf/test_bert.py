@@ -117,7 +117,7 @@ def test_what_is_written_is_what_was_read(with_source, classifier, encoder_folde
 
 def test_another_pooling_and_prefix_are_written_too(encoder_folder, tmp_path):
     params, cfg = hf.load(encoder_folder)
-    for pooling in ("cls", "mean", "last", "max"):
+    for pooling in ("cls", "mean", "weighted", "last", "max"):
         asked = dataclasses.replace(cfg, pooling=pooling, normalise=False, prefix="q: ")
         hf.save(params, asked, tmp_path / pooling, family="bert", source=encoder_folder)
         assert hf.read_config(tmp_path / pooling)[0] == asked
@@ -190,8 +190,8 @@ MEAN = {"pooling_mode_mean_tokens": True}
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False}, "asks for nothing"),
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": 1}, "must be true or false, got 1"),
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False,
-                                   "pooling_mode_weightedmean_tokens": True},
-         "asks for pooling_mode_weightedmean_tokens; cls, mean, max and last are supported"),
+                                   "pooling_mode_mean_sqrt_len_tokens": True},
+         "asks for pooling_mode_mean_sqrt_len_tokens; cls, mean, max, weightedmean and lasttoken"),
         ("1_Pooling/config.json", {"pooling_mode": "mean_sqrt_len_tokens"}, "asks for mean_sqrt"),
         ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}, "asks for cls, mean; exactly"),
         ("1_Pooling/config.json", {**MEAN, "word_embedding_dimension": 33}, "pools states of 33"),
@@ -220,6 +220,7 @@ def test_what_sentence_transformers_asks_for_beyond_us(name, value, said, encode
         ("1_Pooling/config.json", {"pooling_mode_mean_tokens": False,
                                    "pooling_mode_lasttoken": True}, {"pooling": "last"}),
         ("1_Pooling/config.json", {"pooling_mode": "cls"}, {"pooling": "cls"}),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, {"pooling": "weighted"}),
         ("modules.json", [module("Transformer")], {"pooling": None, "normalise": False}),
         ("modules.json", [module("Transformer"), module("Pooling", "1_Pooling")],
          {"pooling": "mean", "normalise": False}),

@@ -24,9 +24,11 @@ _FLAGS = {
     "pooling_mode_max_tokens": "max",
     "pooling_mode_lasttoken": "last",
     "pooling_mode_mean_sqrt_len_tokens": None,
-    "pooling_mode_weightedmean_tokens": None,
+    "pooling_mode_weightedmean_tokens": "weighted",
 }
-_NAMES = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+_NAMES = {
+    "cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last", "weightedmean": "weighted",
+}  # fmt: skip
 
 
 def complete(cfg: EncoderConfig, beside: Beside) -> EncoderConfig:
@@ -126,7 +128,9 @@ def _pooling(where: str, config: dict[str, Any], width: int) -> Any:
         raise InputError(f"{where} asks for {names}; exactly one way of pooling is supported")
     name, kind = found[0]
     if kind is None:
-        raise InputError(f"{where} asks for {name}; cls, mean, max and last are supported")
+        raise InputError(
+            f"{where} asks for {name}; cls, mean, max, weightedmean and lasttoken are supported"
+        )
     return kind
 
 

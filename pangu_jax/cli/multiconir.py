@@ -1,0 +1,225 @@
+"""Measures whether a model still ranks right when queries have many conditions (MultiConIR)."""
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pangu_jax.cli.multiconir_model import BM25, Model, bm25_model, encoder_model
+from pangu_jax.cli.multiconir_report import (
+    PLACES,
+    check_results,
+    compare_runs,
+    load_table,
+    write_report,
+)
+from pangu_jax.cli.progress import Show, progress, working
+from pangu_jax.core.cells import compute, open_results
+from pangu_jax.core.config import check_size
+from pangu_jax.core.digest import seal, sha256
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.multiconir import Part, content_hash, find_parts, read_rows
+from pangu_jax.eval import lexical, position, retrieval
+from pangu_jax.eval.lexical import Scorer
+from pangu_jax.eval.multiconir import (
+    Table,
+    figures,
+    oracle_graded,
+    oracle_growing,
+    score_graded,
+    score_growing,
+    write_scores,
+)
+from pangu_jax.eval.retrieval import Protocol
+from pangu_jax.models.encoder import Pooling
+
+FLOORS: dict[str, Scorer | None] = {
+    "length": lexical.length,
+    "overlap": lexical.overlap,
+    "constant": lexical.constant,
+    "oracle": None,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which model on which files, and how; or which two runs to compare."""
+
+    model: str | None = None
+    """"bm25", or a folder that holds an encoder: a run of ours or in the Hugging Face layout."""
+    data: str | None = None
+    """MultiConIR's folder, or one with its .csv files, possibly .gz or .xz."""
+    out: str | None = None
+    """The run folder, which goes on where it was stopped; with --compare the picture to draw."""
+    protocol: Protocol = "collection"
+    """"official" does as the released code, faults included: BM25 indexes just the documents that
+    are compared, and a missing text ends it; "collection" gives BM25 the statistics of all
+    positives, and leaves out what has a missing text."""
+    compare: tuple[str, str] | None = None
+    """Two run folders: the first's figures less the second's, on the same rows."""
+    rows: int | None = None
+    """How many rows of each file; None is all."""
+    seed: int = 0
+    """Of the intervals and tests."""
+    orders: int | None = None
+    """Also measures which condition moves the score, by its place in the query as it is and in so
+    many random orders; None leaves that out."""
+    query_prefix: str | None = None
+    """What is put before every query; None is what the folder says."""
+    document_prefix: str | None = None
+    """What is put before every document; None is what the folder says."""
+    pooling: Pooling | None = None
+    """Which hidden states make a vector; None is what the folder says."""
+    batch: int = 32
+    """Texts computed at once."""
+    max_length: int | None = None
+    """Tokens that a text is cut to, special ones among them; None is what the folder says."""
+    tokenizer: str | None = None
+    """A tokenizer.json; None takes the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every cell works on.
+
+    Attributes:
+      folder: of the run.
+      results: its cells.
+      options: what was asked for.
+      model: what is measured.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+    options: Options
+    model: Model
+
+
+Cell = tuple[str, Part, int]  # scorer, or what is studied; part; task
+
+
+def main(options: Options) -> None:
+    """Writes scores, results.json and report.md, and prints the single figures; or compares."""
+    check_size("seed", options.seed, least=0)
+    if options.compare is not None:
+        _check(options, refused=("model", "data", "rows", "orders"), needed=("out",),
+               by="--compare")  # fmt: skip
+        print(compare_runs(*options.compare, str(options.out), seed=options.seed))
+        return
+    _check(options, needed=("model", "data", "out"), by="a run")
+    if options.rows is not None:
+        check_size("rows", options.rows)
+    if options.orders is not None:
+        check_size("orders", options.orders)
+    parts = find_parts(str(options.data))
+    model = bm25_model(options) if options.model == BM25 else encoder_model(options)
+    settings = _settings(options, model, parts)
+    folder = Path(str(options.out))
+    results = open_results(folder, settings)
+    check_results(folder, results)
+    hashes = {name: seal(settings[name]) for name in ("model", "data", "protocol")}
+    compute(folder, results, "hashes", lambda: hashes)
+    with progress() as show:
+        _measure(Run(folder, results, options, model), parts, show)
+    print(write_report(folder, settings, results))
+
+
+def _check(options: Options, *, needed: tuple = (), refused: tuple = (), by: str) -> None:
+    for name in (*needed, *refused):
+        if (getattr(options, name) is None) == (name in needed):
+            raise InputError(f"{by} {'needs' if name in needed else 'takes no'} --{name}")
+
+
+def _settings(options: Options, model: Model, parts: list[Part]) -> dict[str, Any]:
+    with working("reading the data"):
+        hashes = {part.stem: content_hash(part) for part in parts}
+    protocol = {
+        "name": options.protocol,
+        "comparison": "strictly greater; a tie is no win",
+        "missing texts": "refused" if options.protocol == "official" else "left out",
+        "rows": options.rows,
+        "intervals": f"{retrieval.COVERAGE:.0%}, {retrieval.DRAWS} resamples of rows",
+        "seed": options.seed,
+    }
+    settings = {"model": model.about, "data": hashes, "protocol": protocol}
+    return {**settings, "orders": options.orders}
+
+
+def _measure(run: Run, parts: list[Part], show: Show) -> None:
+    """Fills the cells that are not there, domain by domain, so that texts of one are held."""
+    cells = [cell for part in parts for cell in _cells(part, run.options)]
+    for domain in sorted({part.domain for part in parts}):
+        wanted = [cell for cell in cells if cell[1].domain == domain]
+        if all(_name(*cell) in run.results for cell in wanted):
+            continue
+        rows = {part: _rows(part, run.options) for part in parts if part.domain == domain}
+        more = [query for part in rows if part.task == 1 and run.options.orders
+                for row, orders in zip(rows[part], _orders(rows[part], run), strict=True)
+                for query in position.queries(row, orders)]  # fmt: skip
+        scorer_of = run.model.prepare(run.folder, run.results, domain, rows, more, show)
+        for part, group in itertools.groupby(wanted, key=lambda cell: cell[1]):
+            scorer = scorer_of(part, rows[part])
+            for cell in group:
+                fill = _study if cell[0] == PLACES else _score
+                make = partial(fill, run, cell, rows[part], scorer)
+                compute(run.folder, run.results, _name(*cell), make)
+                done = sum(_name(*cell) in run.results for cell in cells)
+                show("scoring, cells", done, len(cells))
+
+
+def _cells(part: Part, options: Options) -> list[Cell]:
+    tasks = (2, 3) if part.task == 2 else (part.task,)
+    found = [(who, part, task) for who in ("model", *FLOORS) for task in tasks]
+    return found + ([(PLACES, part, 1)] if options.orders and part.task == 1 else [])
+
+
+def _score(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
+    """Writes the scores of a scorer in a task, and gives their figures."""
+    who, part, task = cell
+    table = _table(who, task, rows, scorer, pairs_only=run.model.pairs_only)
+    about = _write(run, f"scores/{who}/{part.stem}_task{task}_results.csv", table)
+    listed = load_table(run.folder, run.results, _name(who, part, 2)) if task == 3 else None
+    found = figures(task, table, run.options.protocol, listed=listed, seed=run.options.seed)
+    return {"task": task, "domain": part.domain, "length": part.length, **about, **found}
+
+
+def _study(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
+    """Writes the scores of broken conditions, and gives what each place is worth."""
+    _, part, _ = cell
+    orders = _orders(rows, run)
+    table = position.score_positions(rows, scorer, orders)
+    about = _write(run, f"scores/{PLACES}/{part.stem}.csv", table)
+    found = position.figures(table, orders.shape[1], seed=run.options.seed)
+    return {"domain": part.domain, **about, **found}
+
+
+def _write(run: Run, file: str, table: Table) -> dict[str, Any]:
+    write_scores(run.folder / file, table)
+    return {"file": file, "sha256": sha256(run.folder / file)}
+
+
+def _table(who: str, task: int, rows: list, scorer: Scorer, *, pairs_only: bool) -> Table:
+    if who == "oracle":
+        return oracle_growing(len(rows)) if task == 1 else oracle_graded(len(rows))
+    floor = FLOORS.get(who)
+    if task == 1:
+        return score_growing(rows, floor or scorer, pairs_only=pairs_only or floor is not None)
+    return score_graded(rows, floor or scorer, natural=task == 3)
+
+
+def _orders(rows: list, run: Run) -> np.ndarray:
+    return position.draw_orders(len(rows), run.options.orders or 0, seed=run.options.seed)
+
+
+def _name(who: str, part: Part, task: int) -> str:
+    return f"{who}/{part.stem}/task{task}"
+
+
+def _rows(part: Part, options: Options) -> list:
+    rows = read_rows(part, missing=options.protocol == "collection")
+    return list(itertools.islice(rows, options.rows))

@@ -1,0 +1,82 @@
+"""Vectors of many texts, each computed once, in files of a run that may be stopped."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.cells import compute
+from pangu_jax.core.digest import sha256
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.eval.embedding import Embeddings
+
+CHUNK = 1024  # texts a file; a run that is stopped loses no more
+
+
+def embed_distinct(
+    folder: str | Path,
+    results: dict[str, Any],
+    name: str,
+    texts: Iterable[str],
+    embed: Callable[[Sequence[str]], Embeddings],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, int], np.ndarray]:
+    """The place of each different text, and the vectors, float32 [N, D].
+
+    Texts are taken by length, a file of vectors at a time, so that what is computed together does
+    not depend on where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
+    many of its texts were cut, to how many tokens.
+
+    Args:
+      folder: of the run.
+      results: what `core.cells.open_results` gave.
+      name: of this set of texts, which are always the same in a run.
+      texts: the texts; each is embedded once, however often it comes.
+      embed: gives the vectors of some of them.
+      progress: called with texts done and texts in all.
+
+    Raises:
+      InputError: a file cannot be written or read, or is not the one that the run wrote.
+    """
+    order = sorted(set(texts), key=lambda text: (len(text), text))
+    found, tell = [], progress or (lambda done, total: None)
+    tell(0, len(order))
+    for number, first in enumerate(range(0, len(order), CHUNK)):
+        chunk, cell = order[first : first + CHUNK], f"vectors/{name}/{number:04}"
+        path = Path(folder) / f"{cell}.npy"
+
+        def make(chunk=chunk, path=path) -> dict[str, Any]:
+            made = embed(chunk)
+            with atomic_write(path, "wb") as file:
+                np.save(file, made.vectors)
+            return {
+                "texts": len(chunk), "cut": made.cut, "length": made.length, "sha256": sha256(path),
+            }  # fmt: skip
+
+        compute(folder, results, cell, make)
+        found.append(_read(path, results[cell]["sha256"]))
+        tell(first + len(chunk), len(order))
+    if not found:
+        raise InputError("there is no text to embed")
+    return {text: place for place, text in enumerate(order)}, np.concatenate(found)
+
+
+def _read(path: Path, digest: str) -> np.ndarray:
+    check_file(path, digest)
+    return np.load(path, allow_pickle=False)
+
+
+def check_file(path: Path, digest: str) -> None:
+    """Nothing, if a file is the one that a run wrote.
+
+    Raises:
+      InputError: it is missing, cannot be read, or is another.
+    """
+    try:
+        same = sha256(path) == digest
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}, which the run wrote") from error
+    if not same:
+        raise InputError(f"{path} is not the file that the run wrote; begin the run anew")

@@ -1,0 +1,104 @@
+"""Scores of documents by their words alone: BM25 in two forms, and floors.
+
+All are functions of a query and of documents, and give float64, one score a document.
+
+BM25 is rank_bm25's (k1 1.5, b 0.75). `fresh_bm25` indexes just the documents that are compared,
+as MultiConIR's released code does. With two of them the inverse document frequency of every word
+that tells them apart is log(1.5 / 1.5) = 0, and words of both get a negative one, so that scores
+are ties or follow the lengths. `Collection` takes the frequencies from a collection instead.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+
+Scorer = Callable[[str, Sequence[str]], np.ndarray]
+
+
+def split_words(text: str) -> list[str]:
+    """Lower case, cut at white space; punctuation stays on its word, as in the released code."""
+    return text.lower().split()
+
+
+def words(text: str) -> list[str]:
+    r"""Lower case, runs of letters, digits and underscores."""
+    return re.findall(r"\w+", text.lower())
+
+
+def fresh_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
+    """Okapi BM25 over an index of these documents alone.
+
+    Raises:
+      InputError: rank_bm25 is not installed, or no document has a word.
+    """
+    return _index(documents, split_words).get_scores(split_words(query))
+
+
+class Collection:
+    """BM25 with the frequencies of a collection, which the scored documents need not be in.
+
+    A word's weight is log(1 + (N - df + 0.5) / (df + 0.5)), which is never negative and is as
+    Lucene has it; a word that the collection lacks has df 0.
+    """
+
+    def __init__(self, documents: Iterable[str]):
+        """Counts words in the documents of the collection, which are read once."""
+        self._size, self._total = 0, 0
+        self._frequency: Counter[str] = Counter()
+        for document in documents:
+            found = words(document)
+            self._size += 1
+            self._total += len(found)
+            self._frequency.update(set(found))
+        if not self._total:
+            raise InputError("the collection has no words")
+
+    def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
+        """The documents' scores.
+
+        Raises:
+          InputError: rank_bm25 is not installed.
+        """
+        if not any(words(document) for document in documents):
+            return np.zeros(len(documents))
+        index = _index(documents, words)
+        index.avgdl = self._total / self._size
+        index.idf = {word: self.weight(word) for word in index.idf}
+        return index.get_scores(words(query))
+
+    def weight(self, word: str) -> float:
+        """The inverse document frequency of a word."""
+        found = self._frequency[word]
+        return math.log(1 + (self._size - found + 0.5) / (found + 0.5))
+
+
+def overlap(query: str, documents: Sequence[str]) -> np.ndarray:
+    """The share of the query's different words that a document has."""
+    wanted = set(words(query))
+    return np.array([len(wanted & set(words(d))) / max(len(wanted), 1) for d in documents])
+
+
+def length(query: str, documents: Sequence[str]) -> np.ndarray:
+    """How many words a document has, whatever is asked."""
+    return np.array([len(words(document)) for document in documents], np.float64)
+
+
+def constant(query: str, documents: Sequence[str]) -> np.ndarray:
+    """The same for every document."""
+    return np.zeros(len(documents))
+
+
+def _index(documents: Sequence[str], cut: Callable[[str], list[str]]):
+    try:
+        from rank_bm25 import BM25Okapi
+    except ImportError as error:
+        raise InputError("BM25 needs rank_bm25: pip install 'pangu-jax[retrieval]'") from error
+    found = [cut(document) for document in documents]
+    if not any(found):
+        raise InputError("BM25 needs a document that has a word")
+    return BM25Okapi(found)
