@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": ("pangu_jax.cli.serve", "answer requests in OpenAI's form over HTTP"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
     "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
+    "merge": ("pangu_jax.cli.merge", "merge checkpoints of one origin into one"),
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),

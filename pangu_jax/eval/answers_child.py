@@ -17,9 +17,7 @@ import logging
 import re
 import resource
 import time
-
-import math_verify
-import sympy
+from typing import Any
 
 # Plain forms that the library reads as something else, or not at all.
 REWRITTEN = (
@@ -52,6 +50,8 @@ def plain(text: str) -> str:
 
 def parsed(text: str) -> list:
     """What a text is as an expression; nothing where it is none."""
+    import math_verify  # here, as importing it sets a variable
+
     # Formulas only: else the library takes the last number of what it cannot read. The process has
     # bounds of its own: with the library's alarms an error would look like "wrong".
     found = math_verify.parse(
@@ -60,17 +60,23 @@ def parsed(text: str) -> list:
         parsing_timeout=None,
     )
     # Whether i is the unit depends on the formula's look; of equal ones either may be.
-    return [with_unit(x) if isinstance(x, sympy.Expr) else x for x in found]
+    return [with_unit(x) for x in found]
 
 
-def with_unit(expression: sympy.Expr) -> sympy.Expr:
-    """The same with the imaginary unit for a symbol i."""
+def with_unit(expression: Any) -> Any:
+    """The same with the imaginary unit for a symbol i; what is no expression, as it is."""
+    import sympy
+
+    if not isinstance(expression, sympy.Expr):
+        return expression
     units = [symbol for symbol in expression.free_symbols if symbol.name == "i"]
     return expression.subs(dict.fromkeys(units, sympy.I))
 
 
 def equal(gold: str, answer: str) -> bool | None:
     """Whether two texts are the same expression. Per cent signs may be left out."""
+    import math_verify
+
     wanted, found = parsed(gold), parsed(answer)
     if not wanted:
         return None

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import warnings
 from pathlib import Path
 
 from pangu_jax.core.errors import InputError
@@ -72,23 +73,25 @@ def mbpp(path: str | Path) -> list[CodeTask]:
 
 def _beside(prompt: str, name: str, where: str) -> str:
     """The statements of a prompt but for the function of that name."""
-    try:
-        tree = ast.parse(f"{prompt}\n    pass\n")
-    except SyntaxError as error:
-        raise InputError(f"{where}: the prompt is no Python: {error}") from error
-    kept = [x for x in tree.body if not (isinstance(x, ast.FunctionDef) and x.name == name)]
+    body = _parsed(f"{prompt}\n    pass\n", f"{where}: the prompt")
+    kept = [x for x in body if not (isinstance(x, ast.FunctionDef) and x.name == name)]
     return ast.unparse(ast.Module(kept, []))
 
 
 def _defined(code: str, where: str) -> tuple[str, ...]:
     """The functions, classes and variables of a piece of Python, at its top level."""
-    try:
-        body = ast.parse(code).body
-    except SyntaxError as error:
-        raise InputError(f"{where}: the code is no Python: {error}") from error
+    body = _parsed(code, f"{where}: the code")
     found = {x.name for x in body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
     for node in body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
             names = (x for x in ast.walk(node) if isinstance(x, ast.Name))
             found |= {x.id for x in names if isinstance(x.ctx, ast.Store)}
     return tuple(sorted(found))
+
+
+def _parsed(code: str, what: str) -> list[ast.stmt]:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of escapes that are none, say
+            return ast.parse(code).body
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{what} is no Python: {error}") from error

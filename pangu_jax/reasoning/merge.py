@@ -6,6 +6,7 @@ expert's.
 """
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -109,7 +110,8 @@ def merge(trees: Sequence[Any], recipe: Recipe, *, base: Any = None, spec: Any =
     def leaf(path: str, *arrays: Any) -> np.ndarray:
         own = tuple(map(id, arrays))
         if own not in done:
-            stacked = sum(axis in STACKED for axis in axes.get(path, ()))
+            # Leading ones: a router's kernel has experts among its outputs.
+            stacked = len(list(itertools.takewhile(STACKED.__contains__, axes.get(path, ()))))
             done[own] = _leaf(recipe, [np.asarray(a) for a in arrays], base, path, stacked)
         return done[own]
 
@@ -148,7 +150,12 @@ def same_shapes(one: Any, other: Any, first: str, second: str) -> None:
 
 
 def merge_tensors(
-    tensors: Sequence[np.ndarray], recipe: Recipe, *, base: np.ndarray | None, name: str
+    tensors: Sequence[np.ndarray],
+    recipe: Recipe,
+    *,
+    base: np.ndarray | None,
+    name: str,
+    dtype: Any = None,
 ) -> np.ndarray:
     """One tensor of several.
 
@@ -157,9 +164,7 @@ def merge_tensors(
       recipe: how; it has been checked.
       base: what they come from, for `FROM_BASE`.
       name: of the tensor, by which DARE draws what it drops, and by which errors call it.
-
-    Returns:
-      A tensor of the type of the base, or else of the first.
+      dtype: of the result; None is that of the base, or else of the first.
 
     Raises:
       InputError: the values are beyond that type.
@@ -171,13 +176,14 @@ def merge_tensors(
     if base is None:
         merged = _between(wide, recipe)
     elif recipe.scale == 0:
-        return base
+        merged = base
     else:
         merged = _from_base(np.asarray(base, np.float32), wide, recipe, name)
+    dtype = np.dtype(like.dtype if dtype is None else dtype)
     with np.errstate(over="ignore"):
-        found = merged.astype(like.dtype)
+        found = merged.astype(dtype)
     if not np.isfinite(np.asarray(found, np.float32)).all():
-        raise InputError(f"{name} has values beyond the range of {like.dtype} after merging")
+        raise InputError(f"{name} has values beyond the range of {dtype} after merging")
     return found
 
 

@@ -105,14 +105,16 @@ def run(
       limits: what it may take.
 
     Raises:
-      InputError: it is not allowed, this system has no sandbox, `tests` is empty or no Python.
+      InputError: it is not allowed, this system has no sandbox, `tests` is empty, or they are no
+        Python or their setup fails.
     """
     if not allow:
-        raise InputError("code that a model wrote is run only with --allow-code-execution")
+        raise InputError(
+            "code that a model wrote is run only where that is allowed: by --allow-code-execution, "
+            "or allow=True"
+        )
     if not tests:
         raise InputError("there is no test to judge the code by")
-    for text in (setup, *tests):
-        _check(text)
     task = {"source": source, "tests": list(tests), "names": list(names), "setup": setup}
     with contextlib.ExitStack() as open_now:
         found, printed, late = _run(task, limits, open_now)
@@ -173,16 +175,19 @@ def _started(
     """One of the two in its sandbox, until the block ends; then nothing of it is left."""
     numbers = [file.fileno() for file in others]
     command = [*_shut_in(backend(), limits), *_python(part, limits, backend()), *map(str, numbers)]
-    process = subprocess.Popen(
-        command,
-        stdin=source,
-        stdout=target,
-        stderr=subprocess.DEVNULL,
-        pass_fds=numbers,
-        env=_ENVIRONMENT,
-        cwd="/",
-        start_new_session=True,
-    )
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=source,
+            stdout=target,
+            stderr=subprocess.DEVNULL,
+            pass_fds=numbers,
+            env=_ENVIRONMENT,
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise InputError(f"cannot start a sandbox: {error}") from error
     try:
         yield
     finally:
@@ -236,14 +241,9 @@ def _verdict(found: bytes, output: str, late: bool, total: int) -> Verdict:
         values = json.loads(found)
     except ValueError:
         return Verdict(0, total, True, "the tests took too much", output)
+    if "wrong" in values:
+        raise InputError(f"the tests cannot be run: {values['wrong']}")
     return Verdict(values["passed"], total, values["loaded"], values["error"], output)
-
-
-def _check(text: str) -> None:
-    try:
-        compile(text, "<tests>", "exec")
-    except (SyntaxError, ValueError) as error:
-        raise InputError(f"the tests are no Python: {error}") from error
 
 
 def _shut_in(name: str, limits: Limits) -> list[str]:
@@ -251,7 +251,9 @@ def _shut_in(name: str, limits: Limits) -> list[str]:
     links, folders = _places()
     if name == "unshare":  # the script mounts what there is
         spaces = ("--mount", "--pid", "--net", "--ipc", "--uts")
-        return [_which(name), "--user", "--map-root-user", *spaces, "--fork", "--kill-child", "--"]
+        # Both go with whoever started them, as by bubblewrap's --die-with-parent.
+        dying = [_which("setpriv"), "--pdeathsig", "KILL", "--", _which(name), "--kill-child"]
+        return [*dying, "--user", "--map-root-user", *spaces, "--fork", "--"]
     words = [_which(name), "--unshare-user", "--uid", "65534", "--gid", "65534", "--unshare-pid"]
     words += ["--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
     words += ["--die-with-parent", "--cap-drop", "ALL", "--hostname", "sandbox"]
@@ -259,18 +261,8 @@ def _shut_in(name: str, limits: Limits) -> list[str]:
         words += ["--dev-bind" if folder in _DEVICES else "--ro-bind", folder, folder]
     for link, target in links:
         words += ["--symlink", target, link]
-    return [
-        *words,
-        "--size",
-        str(limits.space),
-        "--tmpfs",
-        "/tmp",
-        "--remount-ro",
-        "/",
-        "--chdir",
-        "/tmp",
-        "--",
-    ]
+    words += ["--size", str(limits.space), "--tmpfs", "/tmp", "--chdir", "/tmp"]
+    return [*words, "--remount-ro", "/", "--"]
 
 
 def _python(part: str, limits: Limits, name: str) -> list[str]:

@@ -292,8 +292,13 @@ def tester(line, task):
         raise raised(name, text)
 
     names = {"__name__": "tester"}
-    exec(compile(task["setup"], "<setup>", "exec"), names)
-    for name in mentioned(task["tests"]) & sys.stdlib_module_names - set(names):
+    try:
+        used = mentioned(task["tests"])
+        tests = [compile(test, "<tests>", "exec") for test in task["tests"]]
+        exec(compile(task["setup"], "<setup>", "exec"), names)
+    except Exception as error:
+        return {"wrong": explained(error)}
+    for name in used & sys.stdlib_module_names - set(names):
         names[name] = importlib.import_module(name)  # some tests leave that to the code
     try:
         ask("load", task["source"])
@@ -305,9 +310,9 @@ def tester(line, task):
     except (Exception, Ended) as error:
         return {"loaded": False, "passed": 0, "error": explained(error)}
     passed, first = 0, None
-    for test in task["tests"]:
+    for test in tests:
         try:
-            exec(compile(test, "<tests>", "exec"), names)
+            exec(test, names)
             passed += 1
         except Exception as error:
             first = first or explained(error)
@@ -366,4 +371,5 @@ def main():
     os._exit(0)
 
 
-main()
+if __name__ == "__main__":
+    main()

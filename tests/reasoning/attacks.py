@@ -134,7 +134,7 @@ import socket; socket.sethostname("x"); return True
 import time; time.clock_settime(time.CLOCK_REALTIME, 0); return True
 import resource; resource.setrlimit(resource.RLIMIT_CPU, (10**6, 10**6)); return True
 import resource; resource.setrlimit(resource.RLIMIT_AS, (2**50, 2**50)); return True
-import resource; resource.prlimit(2, resource.RLIMIT_CPU); return True
+import os; return os.pidfd_open(1) >= 0
 import ctypes; return ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0
 import ctypes; return ctypes.CDLL(None).mount(b"x", b"/tmp", b"tmpfs", 0, None) == 0
 import ctypes; return ctypes.CDLL(None).mount(None, b"/usr", None, 0x1020, None) == 0

@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def hold(programs, test, tmp_path, monkeypatch):
         begin = time.monotonic()
         found = judged(source, [test], limits=limits)
         assert (found.passed, found.right) == (0, False), program
-        assert time.monotonic() - begin < 8, program
+        assert time.monotonic() - begin < 30, program  # on a machine that is busy
         assert len(found.output) <= sandbox.SHOWN
         assert not [p for p in psutil.process_iter() if str(limits.memory) in _words(p)], program
         assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "secret"]
@@ -131,6 +133,28 @@ def test_a_drawn_part_of_attacks_scores_nothing(_by, name, step, tmp_path, monke
     hold(programs[::step], test, tmp_path, monkeypatch)
 
 
+KILLED = """
+import sys
+from pangu_jax.reasoning import sandbox
+sandbox.backend = lambda: sys.argv[1]
+sandbox.run("def answer(x):\\n    import time; time.sleep(1000)", ["answer(3)"], names=["answer"],
+            allow=True, limits=sandbox.Limits(seconds=1000, memory=int(sys.argv[2])))
+"""
+
+
+def test_nothing_outlives_whoever_runs_it(_by):
+    memory = str(2**30 + 4096 * secrets.randbelow(2**16))
+    command = [sys.executable, "-c", KILLED, sandbox.backend(), memory]
+    with subprocess.Popen(command) as judge:
+        for wanted in (True, False):
+            end = time.monotonic() + 60
+            while any(f'"AS": {memory}' in _words(p) for p in psutil.process_iter()) is not wanted:
+                assert time.monotonic() < end, wanted
+                time.sleep(0.05)
+            time.sleep(0.5)  # until it is shut in
+            judge.kill()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["FORGERIES", "HARMS", "WASTES"])
 def test_attacks_score_nothing_end_in_time_and_leave_nothing(_by, name, tmp_path, monkeypatch):
@@ -161,10 +185,11 @@ def test_references_of_mbpp_pass_but_the_one_that_lacks_a_name(_by, data_dir):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allow": False}, "only with --allow-code-execution"),
+        ({"allow": False}, "only where that is allowed: by --allow-code-execution"),
         ({"tests": ()}, "there is no test"),
-        ({"tests": ("a b",)}, "the tests are no Python"),
-        ({"setup": "def"}, "the tests are no Python"),
+        ({"tests": ("a b",)}, "the tests cannot be run: SyntaxError"),
+        ({"setup": "def"}, "the tests cannot be run: SyntaxError"),
+        ({"setup": "import nowhere"}, "the tests cannot be run: ModuleNotFoundError"),
     ],
 )
 def test_what_cannot_be_run_is_one_sentence(options, message):
