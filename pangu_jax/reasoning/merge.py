@@ -212,10 +212,10 @@ def mean(arrays: Sequence[np.ndarray], *, weights: Sequence[float] | None = None
 
     Source: arXiv 2203.05482; mergekit's "linear".
     """
-    weights = np.ones(len(arrays)) if weights is None else np.asarray(weights, np.float64)
+    each = np.ones(len(arrays)) if weights is None else np.asarray(weights, np.float64)
     # Wide sums, so that the order of the arrays changes nothing.
-    total = sum(w * np.asarray(x, np.float64) for w, x in zip(weights, arrays, strict=True))
-    return total / weights.sum()
+    total = sum(w * np.asarray(x, np.float64) for w, x in zip(each, arrays, strict=True))
+    return total / each.sum()
 
 
 def delta(
@@ -233,9 +233,9 @@ def delta(
     iterations of Pangu Embedded (arXiv 2505.22375) as we read it: a scale below 1 pulls back
     towards the earlier model.
     """
-    weights = _shares(len(arrays), weights)
+    shares = _shares(len(arrays), weights)
     base = np.asarray(base, np.float64)
-    return base + scale * sum(w * (x - base) for w, x in zip(weights, arrays, strict=True))
+    return base + scale * sum(w * (x - base) for w, x in zip(shares, arrays, strict=True))
 
 
 def slerp(a: np.ndarray, b: np.ndarray, *, t: float) -> np.ndarray:
@@ -275,13 +275,13 @@ def ties(
     Source: arXiv 2306.01708; mergekit's "ties", whose sign is that of the weighted sum, plus for a
     sum of 0.
     """
-    weights = np.ones(len(arrays), np.float32) if weights is None else np.float32(weights)
-    weights = weights.reshape(-1, *[1] * base.ndim)
+    each = np.ones(len(arrays)) if weights is None else np.asarray(weights)
+    each = each.astype(np.float32).reshape(-1, *[1] * base.ndim)
     # In float32 as there: which values are the largest, and the sign of a sum, depend on it.
-    changes = weights * np.stack([_trimmed(x - base, density) for x in arrays])
+    changes = each * np.stack([_trimmed(x - base, density) for x in arrays])
     sign = np.where(changes.sum(0) >= 0, 1, -1)
     chosen = np.sign(changes) == sign
-    weight = (weights * chosen).sum(0)
+    weight = (each * chosen).sum(0)
     merged = (changes * chosen).sum(0) / np.where(weight == 0, 1, weight)
     return base + np.float32(scale) * merged
 

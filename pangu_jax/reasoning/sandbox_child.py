@@ -266,8 +266,6 @@ class Remote:
     def __bool__(self):
         raise TypeError("a value that is not plain is neither true nor false")
 
-    __hash__ = None
-
 
 def sent(value):
     """What a value that is not plain is to the candidate: one of its own, or nothing."""
