@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.checkpoint import gguf_file, hf
-from pangu_jax.checkpoint.hf import FAMILIES, read_keys
+from pangu_jax.checkpoint.hf import read_keys
 from pangu_jax.checkpoint.open import holds, open_checkpoint
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     params, cfg, found = _open(options.checkpoint, kind)
     source = found if found != "bytes" else None
     own = hf.read_config(source)[1] if source and _has_config(source) else None
-    names = [options.family or own] if options.family or own else _families(cfg)
+    names = [options.family or own] if options.family or own else hf.families_of(cfg)
     files = companions(found, options.checkpoint)
     _write(params, cfg, options, names, source if own else None, files)
     if own and "auto_map" in read_keys(source):
@@ -99,15 +99,6 @@ def _open(checkpoint: str, kind: str):
     return *hf.view(checkpoint), checkpoint
 
 
-def _families(cfg) -> list[str]:
-    """Those of the model's kind."""
-    kind = registry.kind_of(cfg).name
-    found = [family.name for family in FAMILIES.values() if family.kind == kind]
-    if not found:
-        raise InputError(f"no family of the Hugging Face layout is of the kind {kind}")
-    return found
-
-
 def _has_config(folder: str) -> bool:
     """Whether the folder's config.json is a model's; a run folder's is that of the run."""
     try:
@@ -121,26 +112,16 @@ def _write(
     params, cfg, options: Options, names: list[str], source: str | None, files: dict[str, bytes]
 ) -> None:
     """Saves as the first of the families that can express the model, and says which."""
-    reasons = []
-    for name in names:
-        try:
-            with progress() as show:
-                hf.save(
-                    params,
-                    cfg,
-                    options.out,
-                    family=name,
-                    dtype=options.dtype,
-                    max_shard_bytes=options.max_shard_gb * 1e9,
-                    source=source,
-                    companions=files,
-                    progress=lambda done, total: show("writing, bytes", done, total),
-                )
-        except InputError as error:
-            if len(names) == 1 or "cannot express" not in str(error):
-                raise
-            reasons.append(str(error))
-        else:
-            print(f"{options.out} holds {count(registry.spec(cfg)):,} parameters as {name}")
-            return
-    raise InputError(f"no family can express {options.checkpoint}: {'; '.join(reasons)}")
+    with progress() as show:
+        name = hf.save_first(
+            params,
+            cfg,
+            options.out,
+            families=names,
+            dtype=options.dtype,
+            max_shard_bytes=options.max_shard_gb * 1e9,
+            source=source,
+            companions=files,
+            progress=lambda done, total: show("writing, bytes", done, total),
+        )
+    print(f"{options.out} holds {count(registry.spec(cfg)):,} parameters as {name}")

@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
     "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
     "prune check": ("pangu_jax.cli.prune_check", "verify what a pruned folder promises"),
+    "merge": ("pangu_jax.cli.merge", "merge checkpoints of one origin into one"),
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),

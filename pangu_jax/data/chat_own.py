@@ -1,18 +1,11 @@
 """Chat templates that come with a checkpoint: programs, run where they can do no harm."""
 
-import contextlib
-import importlib.util
-import json
-import os
-import selectors
-import subprocess
 import sys
-import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pangu_jax.core.child import Child
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import TEMPLATES, Message, Template
 from pangu_jax.data.tokenizer import RUN, Tokenizer
@@ -22,7 +15,6 @@ FILE = "chat_template.jinja"
 SCRIPT = Path(__file__).with_name("chat_child.py")
 SECONDS = 4  # of the processor for one rendering, a second more or less
 CLOCK_SECONDS = 30  # until it must be there
-START_SECONDS = 60  # until the process is there
 MEMORY = 2**29  # bytes of its address space, jinja2 and Python included
 LONGEST = 2**23  # characters of a dialogue
 
@@ -86,14 +78,14 @@ def own_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
     source, where, names = _source(Path(folder))
     if source is None:
         return None
-    child = _Child(source, where)
-    child.ask(None)
+    program = _Program(source, where)
+    program.ask(None)
     known = TEMPLATES.values()
     pairs = [t.thinking for t in known if t.thinking is not None]
     found = [p for p in pairs if all(tokenizer.find(tag) is not None for tag in p)]
     found += [p for p in pairs if p[0] in source]
     return Template(
-        _writer(child, names),
+        _writer(program, names),
         roles=("system", "user", "assistant", "tool", "function", "ipython"),
         modes=next((t.modes for t in known if t.stops[0] in source), {}),
         stops=tuple(stop for t in known for stop in t.stops if stop in source),
@@ -127,21 +119,22 @@ def _source(folder: Path) -> tuple[str | None, str, dict[str, str]]:
     return source, where, names
 
 
-def _writer(child: "_Child", names: dict[str, str]) -> Callable[[Sequence[Message], bool], str]:
+def _writer(program: "_Program", names: dict[str, str]) -> Callable[[Sequence[Message], bool], str]:
     def write(turns: Sequence[Message], add_generation_prompt: bool) -> str:
         given = {"messages": turns, "add_generation_prompt": add_generation_prompt}
-        return child.ask({**names, **given, "tools": None, "documents": None})
+        return program.ask({**names, **given, "tools": None, "documents": None})
 
     return write
 
 
-class _Child:
-    """A process that renders one template, kept from one rendering to the next."""
+class _Program:
+    """A template and the process that renders it, kept from one rendering to the next."""
 
     def __init__(self, source: str, where: str):
         self._source, self._where = source, where
-        self._process: subprocess.Popen | None = None
-        self._end = lambda: None
+        # JSON may write a character in twelve bytes.
+        longest = 12 * LONGEST + 1000
+        self._child = Child(SCRIPT, (MEMORY, LONGEST), ("jinja2", "markupsafe"), longest=longest)
 
     def ask(self, values: dict[str, Any] | None) -> str:
         """The template's text with these values; None compiles it only.
@@ -149,14 +142,16 @@ class _Child:
         Raises:
           InputError: it is no template, cannot write this, or did what it may not.
         """
-        if self._process is None:
-            self._start()
         request = {"source": self._source, "values": values, "seconds": SECONDS}
         try:
-            found = self._exchange(json.dumps(request), CLOCK_SECONDS)
+            found = self._child.ask(request, CLOCK_SECONDS)
         except TimeoutError as error:
             raise InputError(
                 f"{self._where} ran for too long or took too much memory and was stopped"
+            ) from error
+        except OSError as error:
+            raise InputError(
+                f"cannot start {sys.executable or 'Python'} to run {self._where}: {error}"
             ) from error
         if "text" in found:
             return found["text"]
@@ -166,56 +161,3 @@ class _Child:
             "render": "cannot write this dialogue",
         }
         raise InputError(f"{self._where} {what[found['kind']]}: {found['error']}")
-
-    def _start(self) -> None:
-        # Isolated, so that no folder or variable of the user's decides what it imports.
-        places = [importlib.util.find_spec(name).origin for name in ("jinja2", "markupsafe")]
-        folders = dict.fromkeys(str(Path(place).parents[1]) for place in places)
-        command = [sys.executable, "-I", str(SCRIPT), str(MEMORY), str(LONGEST), *folders]
-        pipe = subprocess.PIPE
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
-            )
-            self._end = weakref.finalize(self, _kill, self._process)
-            self._exchange(None, START_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise InputError(
-                f"cannot start {sys.executable or 'Python'} to run {self._where}: {error}"
-            ) from error
-
-    def _exchange(self, request: str | None, seconds: float) -> dict[str, str]:
-        """Sends a line and reads one; a process that gives none in time is ended."""
-        try:
-            if request is not None:
-                self._process.stdin.write(request.encode() + b"\n")
-                self._process.stdin.flush()
-            return json.loads(_line(self._process.stdout.fileno(), seconds))
-        except (OSError, ValueError) as error:
-            self._process = None
-            self._end()
-            raise TimeoutError("it gave no answer") from error
-
-
-def _line(pipe: int, seconds: float) -> bytes:
-    """The next line, or what there is of it when the time is over, the pipe ends or it is long."""
-    end, found = time.monotonic() + seconds, bytearray()
-    with selectors.DefaultSelector() as ready:
-        ready.register(pipe, selectors.EVENT_READ)
-        # JSON may write a character in twelve bytes.
-        while not found.endswith(b"\n") and len(found) < 12 * LONGEST + 1000:
-            if not ready.select(max(0.0, end - time.monotonic())):
-                break
-            part = os.read(pipe, 2**16)
-            if not part:
-                break
-            found += part
-    return bytes(found)
-
-
-def _kill(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what was not sent has no reader any more
-            pipe.close()

@@ -2,13 +2,15 @@
 
 from pangu_jax.checkpoint.hf.config import CONFIG, read_config, read_keys, write_keys
 from pangu_jax.checkpoint.hf.families.registry import FAMILIES, named
-from pangu_jax.checkpoint.hf.opened import place, read_part, survey, view
+from pangu_jax.checkpoint.hf.opened import Lazy, place, read_part, survey, view
 from pangu_jax.checkpoint.hf.reader import load
-from pangu_jax.checkpoint.hf.writer import save
+from pangu_jax.checkpoint.hf.writer import families_of, save, save_first
 
 __all__ = [
     "CONFIG",
     "FAMILIES",
+    "Lazy",
+    "families_of",
     "load",
     "named",
     "place",
@@ -16,6 +18,7 @@ __all__ = [
     "read_keys",
     "read_part",
     "save",
+    "save_first",
     "survey",
     "view",
     "write_keys",

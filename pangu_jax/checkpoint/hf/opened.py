@@ -1,5 +1,6 @@
 """A checkpoint of another library whose configuration and tensors have been brought together."""
 
+import abc
 import dataclasses
 import logging
 import os
@@ -52,8 +53,26 @@ class TensorFile(Protocol):
         ...
 
 
+class Lazy(abc.ABC):
+    """A leaf of the parameters whose parts are made when they are asked for.
+
+    Attributes:
+      shape: of the leaf.
+    """
+
+    shape: tuple[int, ...]
+
+    @abc.abstractmethod
+    def at(self, index: tuple[int, ...]) -> np.ndarray:
+        """What lies at leading indices; its values are finite."""
+
+    @abc.abstractmethod
+    def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
+        """The type of what lies there."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class Leaf(Lazy):
     """A leaf of the parameters that stays in its file until a part of it is asked for.
 
     Attributes:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 from pangu_jax.checkpoint import archive
 from pangu_jax.checkpoint.archive import DTYPES, Planned
 from pangu_jax.checkpoint.hf.config import CONFIG, check_written, write_keys
-from pangu_jax.checkpoint.hf.families.registry import named
-from pangu_jax.checkpoint.hf.opened import Leaf
+from pangu_jax.checkpoint.hf.families.registry import FAMILIES, named
+from pangu_jax.checkpoint.hf.opened import Lazy
 from pangu_jax.checkpoint.hf.tensors import Piece, narrowed, pieces
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
@@ -58,7 +58,7 @@ def save(
     Host memory holds one tensor at a time.
 
     Args:
-      params: tree of the model's spec, any float type; or what `view` gives.
+      params: tree of the model's spec, any float type; or of `Lazy` leaves, such as `view` gives.
       cfg: the model, of the family's kind.
       folder: must not exist, or be empty.
       family: the name of one of `FAMILIES`.
@@ -98,6 +98,49 @@ def save(
         check_written(cfg, temporary, folder)
 
 
+def save_first(
+    params: dict[str, Any], cfg: Any, folder: str | Path, *, families: Sequence[str], **options: Any
+) -> str:
+    """Writes as the first of the families that can express the model.
+
+    Args:
+      params: as in `save`.
+      cfg: the model.
+      folder: must not exist, or be empty.
+      families: at least one name.
+      options: further arguments of `save`.
+
+    Returns:
+      The name of that family.
+
+    Raises:
+      InputError: none can, or see `save`.
+    """
+    reasons = []
+    for name in families:
+        try:
+            save(params, cfg, folder, family=name, **options)
+            return name
+        except InputError as error:
+            if len(families) == 1 or "cannot express" not in str(error):
+                raise
+            reasons.append(str(error))
+    raise InputError(f"no family can express the model: {'; '.join(reasons)}")
+
+
+def families_of(cfg: Any) -> list[str]:
+    """The families of a model's kind.
+
+    Raises:
+      InputError: there is none.
+    """
+    kind = registry.kind_of(cfg).name
+    found = [family.name for family in FAMILIES.values() if family.kind == kind]
+    if not found:
+        raise InputError(f"no family of the Hugging Face layout is of the kind {kind}")
+    return found
+
+
 def _plan(leaves: dict[str, Any], places: dict[str, list[Piece]], dtype: Any) -> dict[str, Planned]:
     """What is to be written, in the order of the tensors' names, numbers by value."""
     found = {}
@@ -130,7 +173,7 @@ def _counted(
 
 def _saved_dtype(path: str, leaf: Any, piece: Piece, dtype: Any) -> np.dtype:
     if dtype is None:
-        dtype = leaf.dtype_at(piece.at) if isinstance(leaf, Leaf) else leaf.dtype
+        dtype = leaf.dtype_at(piece.at) if isinstance(leaf, Lazy) else leaf.dtype
     if np.dtype(dtype) not in DTYPES.values():
         raise InputError(
             f"{path} of type {np.dtype(dtype)} cannot be saved; float32, float16, bfloat16 can"
@@ -151,7 +194,7 @@ def _shards(tensors: dict[str, Planned], limit: float) -> list[dict[str, Planned
 
 
 def _tensor(leaf: Any, piece: Piece, dtype: np.dtype) -> np.ndarray:
-    if isinstance(leaf, Leaf):
+    if isinstance(leaf, Lazy):
         array = leaf.at(piece.at)
     else:
         array = np.asarray(leaf[piece.at])

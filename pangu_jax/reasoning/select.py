@@ -1,0 +1,92 @@
+"""Which questions the next iteration trains on: those of a difficulty that suits the student."""
+
+import dataclasses
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """How often a student solved each of N questions.
+
+    The counts are kept, not their ratio alone: of 8 answers and of 800 the same ratio does not say
+    the same.
+
+    Attributes:
+      right: int [N], answers that were right.
+      tried: int [N], answers that could be judged, at least one.
+    """
+
+    right: np.ndarray
+    tried: np.ndarray
+
+    def __post_init__(self):
+        """Raises InputError for counts that are none."""
+        right, tried = self.right, self.tried
+        if right.shape != tried.shape or right.ndim != 1:
+            shapes = f"{right.shape} and {tried.shape}"
+            raise InputError(f"right and tried must be of one length, got {shapes}")
+        wrong = np.flatnonzero((tried < 1) | (right < 0) | (right > tried))
+        if len(wrong):
+            i = wrong[0]
+            raise InputError(f"question {i} has {right[i]} right answers of {tried[i]}")
+
+    @property
+    def complexity(self) -> np.ndarray:
+        """1 - the share of right answers, float64 [N]: 0 is mastered, 1 is out of reach."""
+        return 1 - self.right / self.tried
+
+    @property
+    def error(self) -> np.ndarray:
+        """The standard error of `complexity`, float64 [N], as if its value were the true one."""
+        return np.sqrt(self.complexity * (1 - self.complexity) / self.tried)
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What is kept: exp(-(complexity - mu)^2 / (2 sigma^2)) of the questions.
+
+    Attributes:
+      mu: the complexity of which all are kept.
+      sigma: how fast that falls off.
+      hard: largest share that is kept of those that no answer solved.
+    """
+
+    mu: float = 0.5
+    sigma: float = 0.2
+    hard: float = 0.1
+
+    def __post_init__(self):
+        """Raises InputError for shares that are none."""
+        if not 0 <= self.mu <= 1 or not 0 <= self.hard <= 1:
+            raise InputError(f"mu and hard must be from 0 to 1, got {self.mu} and {self.hard}")
+        if not self.sigma > 0:
+            raise InputError(f"sigma must be above 0, got {self.sigma}")
+
+    def chance(self, complexity: np.ndarray) -> np.ndarray:
+        """With which probability each is kept, float64 [N]; never what is mastered."""
+        kept = np.exp(-((complexity - self.mu) ** 2) / (2 * self.sigma**2))
+        kept = np.where(complexity == 1, np.minimum(kept, self.hard), kept)
+        return np.where(complexity == 0, 0.0, kept)
+
+
+def select(passes: Passes, selection: Selection = Selection(), *, seed: int) -> np.ndarray:
+    """Which of the questions to train on.
+
+    They must be measured anew in each iteration, with the student that it begins with.
+
+    Args:
+      passes: of that student.
+      selection: what is kept.
+      seed: of the draw; a question's part in it depends on its place only.
+
+    Returns:
+      bool [N].
+
+    Source: arXiv 2505.22375 for selection by the complexity that a question has for the model at
+    hand; the curve and its values are our reading of it.
+    """
+    chance = selection.chance(passes.complexity)
+    return np.random.default_rng(seed).random(len(chance)) < chance
