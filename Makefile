@@ -48,4 +48,4 @@ wheel: ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## remove environments and build results; runs/ stays
-	rm -rf .venv* dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv* .jax_cache dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis

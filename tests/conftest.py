@@ -16,6 +16,12 @@ import chex
 import jax
 import pytest
 
+# Programs are compiled once for all workers, and kept for the next run. Not for the processes that
+# tests start: some are killed while they write.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

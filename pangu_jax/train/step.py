@@ -275,15 +275,22 @@ def _repeated(step: Callable, chunk: int) -> Callable:
         def take(i):
             return inner(state, jax.tree.map(lambda x: x[i], batches), key, frozen)
 
+        # In one array: on a GPU a write takes as long as a matrix product of a small model.
         shapes = jax.eval_shape(take, 0)[1]
-        seen = jax.tree.map(lambda x: jnp.zeros((chunk, *x.shape), x.dtype), shapes)
+        seeds = shapes["loss"].shape
+        seen = jnp.zeros((chunk, len(shapes), *seeds), jnp.float32)
 
         def body(i, carry):
             state, seen = carry
             state, found = inner(state, jax.tree.map(lambda x: x[i], batches), key, frozen)
-            return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), seen, found)
+            row = [jnp.broadcast_to(found[name], seeds) for name in shapes]
+            return state, seen.at[i].set(jnp.stack(row))
 
-        return jax.lax.fori_loop(0, count, body, (state, seen))
+        state, seen = jax.lax.fori_loop(0, count, body, (state, seen))
+        alike = {name: x.shape == seeds for name, x in shapes.items()}  # the learning rate is not
+        return state, {
+            name: seen[:, i] if alike[name] else seen[:, i, 0] for i, name in enumerate(shapes)
+        }
 
     return run
 

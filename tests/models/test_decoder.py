@@ -165,7 +165,8 @@ LAYOUTS = {
     "expert+tensor, wide": {"expert": 2, "tensor": 4},
     "tensor, all": {"tensor": 8},
 }
-SLOW = {"fsdp", "tensor", "expert+tensor, wide", "tensor, all"}
+# Every axis is in one of the others, which hold two each.
+SLOW = {"ddp", "fsdp", "tensor", "expert", "fsdp+expert", "expert+tensor, wide", "tensor, all"}
 
 
 def layout(name):

@@ -92,10 +92,10 @@ def worst(got, want):
     return max(errors)
 
 
-SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in (7, 128))
+SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 9, 127, 128))
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 8, 9, 127, 129, 1000, *SLOW])
+@pytest.mark.parametrize("tokens", [1, 8, 129, 1000, *SLOW])
 def test_values_and_all_gradients_equal_a_loop_over_pairs(tokens):
     dy = np.random.default_rng(0).normal(size=(tokens, D)).astype(np.float32)
     run = jax.jit(lambda *a: {n: with_gradients(f, dy)(*a) for n, f in FORMS.items()})
@@ -244,7 +244,7 @@ def test_the_rule_reads_platform_and_shape():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"impl": "fast"}, "impl is 'fast'"),
+        ({"impl": "fast"}, "impl of expert_mlp must be one of"),
         ({"weights": np.ones((3, G, 1), np.float32)}, "weights is"),
         ({"down": np.ones((G, SIZE, D, F), np.float32)}, "down is"),
         ({"ids": np.ones((3, G + 1, K), np.int32)}, "ids is"),

@@ -69,6 +69,7 @@ def test_the_dense_model_measures_as_pinned(stories):
     assert perplexity(params, cfg, windows) == pytest.approx(5.2698, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_score_beats_magnitude_and_repairs_help_on_three_draws(stories):
     for draw in range(3):
         found = {

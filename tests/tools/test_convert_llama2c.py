@@ -300,6 +300,7 @@ def test_dense_perplexity(data_dir, stories, story_text):
     assert found == pytest.approx((5.9383, 5.2698), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_dense_perplexity_of_the_first_60000_characters(stories, story_text):
     """One document, windows of the model's 512 tokens that predict 256 new ones each."""
     params, cfg, where = open_checkpoint(stories)

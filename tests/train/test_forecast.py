@@ -60,6 +60,7 @@ def one(done, i):
     return jax.tree.map(lambda x: x[i], done.params)
 
 
+@pytest.mark.slow
 def test_seeds_trained_together_are_those_trained_alone(at_most):
     # A step and a validation, of two seeds and of one: all epochs share them, and both lone seeds.
     at_most(4, timepro, "apply")
