@@ -152,19 +152,15 @@ def _described(cfg: Any) -> dict[str, Any]:
         **shapes,
         "tied": cfg.tied,
         "active": decoder.count_active(cfg),
-        "cache_bytes_per_token": {name: _cache_bytes(cfg, name) for name in MEMORY},
+        "cache_bytes_per_token": {
+            name: decoder.cache_bytes(cfg, jnp.dtype(name).itemsize) for name in MEMORY
+        },
     }
 
 
 def _layer(layer: LayerConfig) -> dict[str, Any]:
     parts = {"attention": layer.attention, "mlp": layer.mlp, "moe": layer.moe}
     return {n: None if part is None else dataclasses.asdict(part) for n, part in parts.items()}
-
-
-def _cache_bytes(cfg: DecoderConfig, dtype: str) -> int:
-    """Bytes of keys and values that one more token of context takes, over all layers."""
-    runs = transformer.cache_spec(cfg, 1, 1, jnp.dtype(dtype)).runs
-    return sum(nbytes(leaf) for run in runs for leaf in run.values())
 
 
 def _tensors(stored: dict[str, archive.Stored]) -> dict[str, Any]:

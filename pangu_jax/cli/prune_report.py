@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 
 from pangu_jax.core.files import atomic_write
-from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.decoder import DecoderConfig, cache_bytes
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.compress import Result
 
@@ -34,7 +34,9 @@ def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
             axes.flops(result.cfg, length),
         ),
         _row(
-            "KV cache bytes a token (16 bit)", axes.cache_bytes(cfg), axes.cache_bytes(result.cfg)
+            "KV cache bytes a token (16 bit)",
+            cache_bytes(cfg),
+            cache_bytes(result.cfg),
         ),
     ]
     if facts["before"] is not None:

@@ -23,7 +23,7 @@ from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec, count
 from pangu_jax.models import transformer
-from pangu_jax.models.transformer import Cache, Output, final_norm
+from pangu_jax.models.transformer import Output, final_norm
 from pangu_jax.nn.attention import LayerCache
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import HOW, How
@@ -88,7 +88,6 @@ def apply(
     cfg: DecoderConfig,
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
-    cache: Cache | None = None,
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
@@ -100,12 +99,11 @@ def apply(
       cfg: the model.
       positions: int32 [B, T], or None.
       segments: int32 [B, T], or None.
-      cache: earlier tokens, or None.
       key: for dropout; None drops nothing.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      Hidden states [B, T, D], the new cache, and router statistics.
+      Hidden states [B, T, D], and router statistics.
     """
     return transformer.apply(
         params,
@@ -113,7 +111,6 @@ def apply(
         cfg=cfg,
         positions=positions,
         segments=segments,
-        cache=cache,
         key=key,
         how=how,
     )
@@ -147,7 +144,7 @@ def prefill(
     for layer in cfg.layers:
         heads = layer.attention
         empty = jnp.zeros((*x.shape[:2], heads.kv_heads, heads.head_dim), x.dtype)
-        places.append(LayerCache(empty, empty, None, 0))
+        places.append(LayerCache(empty, empty, 0))
     # No mask: what is behind a row's end is later than all of it.
     x, places = transformer.unrolled(
         params["layers"], x, positions, lambda _: None, places, cfg=cfg, how=how
@@ -184,7 +181,7 @@ def step(
       Scores of the next token, float32 [B, V], and the caches with the new rows.
     """
     x = embed(params, token[:, None], cfg=cfg, how=how)
-    places = [LayerCache(c["key"], c["value"], None, position) for c in caches]
+    places = [LayerCache(c["key"], c["value"], position) for c in caches]
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]
     x, places = transformer.unrolled(
@@ -238,3 +235,8 @@ def count_active(cfg: DecoderConfig) -> int:
             unused = layer.moe.experts - layer.moe.groups * layer.moe.top_k
             idle += unused * 3 * cfg.width * layer.moe.width
     return count(spec(cfg)) - idle
+
+
+def cache_bytes(cfg: DecoderConfig, item: int = 2) -> int:
+    """Bytes of keys and values that one token adds to the cache, of `item` bytes a number."""
+    return sum(2 * item * x.attention.kv_heads * x.attention.head_dim for x in cfg.layers)

@@ -19,9 +19,8 @@ from flax import struct
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Spec, materialise, stack
+from pangu_jax.core.spec import stack
 from pangu_jax.nn.attention import AttentionConfig, LayerCache
-from pangu_jax.nn.attention import cache_spec as layer_cache_spec
 from pangu_jax.nn.block import LayerConfig, block, block_spec
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.moe import RouterStats
@@ -57,34 +56,15 @@ class TransformerConfig(Protocol):
 
 
 @struct.dataclass
-class Cache:
-    """Keys and values of the tokens seen so far, in slots that all rows fill in step.
-
-    Attributes:
-      runs: one {"key": [L, B, S, K, C], "value": the same} a run.
-      positions: int32 [B, S], position of the token in each slot.
-      segments: int32 [B, S], its segment; 0 for padding and for slots not yet written.
-      length: int32 scalar, number of slots written.
-    """
-
-    runs: list[dict[str, Any]]
-    positions: Any
-    segments: Any
-    length: Any
-
-
-@struct.dataclass
 class Output:
     """What a forward pass gives.
 
     Attributes:
       hidden: [B, T, D] after the final norm.
-      cache: the cache with T more slots, or None.
       router: for each run, None or the `RouterStats` stacked over its layers.
     """
 
     hidden: jax.Array
-    cache: Cache | None
     router: list[RouterStats | None]
 
 
@@ -121,20 +101,6 @@ def spec(cfg: TransformerConfig) -> dict[str, Any]:
     return tree if last.norm_place == "post" else {**tree, "norm": norm_spec(last.norm, cfg.width)}
 
 
-def cache_spec(cfg: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-    """The spec tree of a cache of `length` slots for `batch` rows."""
-    slots = Spec((batch, length), ("batch", "length"), dtype=jnp.int32)
-    runs = [
-        layer_cache_spec(layer.attention, n, batch, length, dtype) for layer, n in run_lengths(cfg)
-    ]
-    return Cache(runs, slots, slots, Spec((), (), dtype=jnp.int32))
-
-
-def init_cache(cfg: TransformerConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-    """An empty cache of `length` slots for `batch` rows."""
-    return materialise(cache_spec(cfg, batch, length, dtype), key=jax.random.key(0))
-
-
 def apply(
     params: dict[str, Any],
     x: jax.Array,
@@ -142,7 +108,6 @@ def apply(
     cfg: TransformerConfig,
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
-    cache: Cache | None = None,
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
@@ -156,44 +121,34 @@ def apply(
       params: tree of `spec(cfg)`, any float type; other branches are left alone.
       x: [B, T, D], embeddings, whose type the activations have.
       cfg: the model.
-      positions: int32 [B, T]; None counts from 0, or from `cache.length` with a cache.
+      positions: int32 [B, T]; None counts from 0.
       segments: int32 [B, T], the document of each token; 0 is padding, which nobody attends to
         and which router statistics leave out. None is one document a row.
-      cache: earlier tokens; T slots are written at `cache.length`, which must not exceed the
-        cache's length less T (slots are clamped, not checked, under jit).
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 
     Returns:
-      Hidden states [B, T, D], the new cache, and router statistics.
+      Hidden states [B, T, D], and router statistics.
     """
     x = constrain(x, ("batch", "length", "embed"), how.layout)
-    plain = positions is None and segments is None and cache is None
-    start = 0 if cache is None else cache.length
+    plain = positions is None and segments is None
     if positions is None:
-        positions = jnp.broadcast_to(start + jnp.arange(x.shape[1]), x.shape[:2])
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
     valid = None if segments is None else segments > 0
     if segments is None:
         segments = jnp.ones(x.shape[:2], jnp.int32)
-    if cache is not None:
-        cache = _enter(cache, positions, segments)
     if not any(layer.dropout for layer in cfg.layers):
         key = None
-    source = Cache([], positions, segments, None) if cache is None else cache
 
     @_once_each
     def sees(causal, window):
-        return visible(
-            *(segments, positions, source.segments, source.positions),
-            causal=causal,
-            window=window,
-        )
+        return visible(segments, positions, segments, positions, causal=causal, window=window)
 
     turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
-    runs, router, first = [], [], 0
+    router, first = [], 0
     for index, (layer, number) in enumerate(run_lengths(cfg)):
         heads = layer.attention
-        x, run, stats = apply_run(
+        x, stats = apply_run(
             params["runs"][index],
             x,
             turns(heads.head_dim) if heads.rotary else None,
@@ -201,17 +156,12 @@ def apply(
             valid,
             layer=layer,
             eps=cfg.norm_eps,
-            cache=None if cache is None else cache.runs[index],
-            start=start,
             key=None if key is None else jax.random.fold_in(key, first),
             how=how,
         )
-        runs.append(run)
         router.append(stats)
         first += number
-    if cache is not None:
-        cache = cache.replace(runs=runs, length=start + x.shape[1])
-    return Output(final_norm(params, x, cfg=cfg), cache, router)
+    return Output(final_norm(params, x, cfg=cfg), router)
 
 
 def apply_run(
@@ -223,35 +173,29 @@ def apply_run(
     *,
     layer: LayerConfig,
     eps: float,
-    cache: dict[str, Any] | None = None,
-    start: Any = 0,
     key: jax.Array | None = None,
     how: How = HOW,
-) -> tuple[jax.Array, dict[str, Any] | None, RouterStats | None]:
+) -> tuple[jax.Array, RouterStats | None]:
     """One run of equal layers, with `lax.scan`.
 
     Args:
       params: the run's stacked parameters.
       x: [B, T, D].
       rotation: cosines and sines, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, S], or None for what the layer says of one document a row.
+      mask: bool [B, T, T], or None for what the layer says of one document a row.
       valid: bool [B, T], false for padding, or None.
       layer: the configuration of the run's layers.
       eps: of the norms.
-      cache: the run's keys and values [L, B, S, K, C], or None.
-      start: first slot to write in the cache.
       key: for dropout, or None.
       how: layout, implementations, and what backward recomputes.
 
     Returns:
-      [B, T, D], the run's cache, and statistics stacked over the layers (None for dense ones).
+      [B, T, D], and statistics stacked over the layers (None for dense ones).
     """
 
-    def body(carry, inputs):
-        x, cache = carry
+    def body(x, inputs):
         weights, index = inputs
-        slot = None if cache is None else LayerCache(cache["key"], cache["value"], index, start)
-        x, slot, stats = block(
+        x, _, stats = block(
             weights,
             x,
             rotation,
@@ -259,14 +203,12 @@ def apply_run(
             valid,
             cfg=layer,
             eps=eps,
-            cache=slot,
             key=None if key is None else jax.random.fold_in(key, index),
             how=how,
         )
-        return (x, None if slot is None else {"key": slot.key, "value": slot.value}), stats
+        return x, stats
 
-    (x, cache), stats = scan_layers(body, (x, cache), params, policy=how.remat)
-    return x, cache, stats
+    return scan_layers(body, x, params, policy=how.remat)
 
 
 def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
@@ -335,11 +277,3 @@ def _once_each(function: Callable) -> Callable:
         return found[arguments]
 
     return look_up
-
-
-def _enter(cache: Cache, positions: jax.Array, segments: jax.Array) -> Cache:
-    at = (0, cache.length)
-    return cache.replace(
-        positions=jax.lax.dynamic_update_slice(cache.positions, positions, at),
-        segments=jax.lax.dynamic_update_slice(cache.segments, segments, at),
-    )

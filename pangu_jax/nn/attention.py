@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Spec
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.nn.norm import rms_norm, rms_norm_spec
@@ -83,19 +82,16 @@ class Source(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's key-value cache, by itself or as a place in its run's.
+    """One layer's key-value cache, and where it is written.
 
     Attributes:
-      key: [B, S, K, C]; or [L, B, S, K, C], the whole run's, of which one layer is written.
+      key: [B, S, K, C].
       value: the same.
-      layer: int32 scalar, which of the L layers; None for a layer by itself.
-      start: int32 scalar, the first slot to write; or, for a layer by itself, int32 [B], the slot
-        of each row's one token.
+      start: int32 scalar, the first slot to write; or int32 [B], the slot of each row's one token.
     """
 
     key: jax.Array
     value: jax.Array
-    layer: jax.Array | None
     start: jax.Array
 
 
@@ -176,8 +172,8 @@ def mix(
         key = rotate(key, *rotation) if source is None else key
     query = constrain(query, ("batch", "length", *HEADS), how.layout)
     if cache is not None:
-        write = how.implementation("cache_write")
-        cache, key, value = append(cache, key, value, impl=write)
+        cache = append(cache, key, value, impl=how.implementation("cache_write"))
+        key, value = cache.key, cache.value
     mixed = attend(
         query,
         key.astype(x.dtype),
@@ -194,30 +190,23 @@ def mix(
 
 def append(
     cache: LayerCache, key: jax.Array, value: jax.Array, *, impl: str | None = None
-) -> tuple[LayerCache, jax.Array, jax.Array]:
-    """Writes T new rows of one layer at `cache.start`.
+) -> LayerCache:
+    """Writes T new rows at `cache.start`.
 
     Only the new rows are written, so a donated cache is updated in place.
 
     Args:
-      cache: the layer's place in the cache.
+      cache: the layer's.
       key: [B, T, K, C], cast to the cache's type.
       value: [B, T, K, C].
       impl: of "cache_write", where each row of the batch has its own slot.
 
     Returns:
-      The new cache, and the layer's keys and values [B, S, K, C].
+      The new cache.
 
     Raises:
       InputError: a slot for each row, but more than one new token a row.
     """
-    if cache.layer is not None:
-        at = (cache.layer, 0, cache.start, 0, 0)
-        keys = jax.lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at)
-        new = value[None].astype(cache.value.dtype)
-        values = jax.lax.dynamic_update_slice(cache.value, new, at)
-        pick = lambda x: jax.lax.dynamic_index_in_dim(x, cache.layer, keepdims=False)  # noqa: E731
-        return cache._replace(key=keys, value=values), pick(keys), pick(values)
     if jnp.ndim(cache.start) and key.shape[1] != 1:
         raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")
 
@@ -226,12 +215,4 @@ def append(
             return cache_write(whole, rows[:, 0], cache.start, impl=impl)
         return jax.lax.dynamic_update_slice(whole, rows.astype(whole.dtype), (0, cache.start, 0, 0))
 
-    cache = cache._replace(key=write(cache.key, key), value=write(cache.value, value))
-    return cache, cache.key, cache.value
-
-
-def cache_spec(cfg: AttentionConfig, layers: int, batch: int, length: int, dtype: Any) -> dict:
-    """Spec of the key-value cache of a run of `layers` equal layers."""
-    shape = (layers, batch, length, cfg.kv_heads, cfg.head_dim)
-    axes = ("layers", "batch", "length", "kv_heads", "head_dim")
-    return {name: Spec(shape, axes, dtype=dtype) for name in ("key", "value")}
+    return cache._replace(key=write(cache.key, key), value=write(cache.value, value))

@@ -100,7 +100,7 @@ def block(
       valid: bool [B, T], false for padding, which router statistics leave out; None for none.
       cfg: the layer's configuration; sizes are read from the arrays.
       eps: of the norms.
-      cache: the layer's place in the key-value cache, or None.
+      cache: the layer's keys and values, or None.
       key: for dropout; None drops nothing.
       how: layout and implementations.
 

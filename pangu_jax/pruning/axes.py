@@ -116,8 +116,3 @@ def flops(cfg: DecoderConfig, length: int) -> float:
         a = layer.attention
         total += 2.0 * length * a.kv_heads * a.q_per_kv * a.head_dim
     return total
-
-
-def cache_bytes(cfg: DecoderConfig, item: int = 2) -> int:
-    """Bytes of keys and values that one token adds to the cache."""
-    return sum(2 * item * x.attention.kv_heads * x.attention.head_dim for x in cfg.layers)

@@ -70,7 +70,7 @@ def test_splitting_and_joining_runs_changes_nothing():
     for layer, weights in zip(MIXED.layers, layers, strict=True):
         one = jax.tree.map(lambda a: a[None], weights)
         turn = rotation(jnp.broadcast_to(jnp.arange(5), (2, 5)), 4, MIXED.rope)
-        h, _, _ = transformer.apply_run(one, h, turn, None, layer=layer, eps=MIXED.norm_eps)
+        h, _ = transformer.apply_run(one, h, turn, None, layer=layer, eps=MIXED.norm_eps)
     h = transformer.final_norm(params, h, cfg=MIXED)
     np.testing.assert_allclose(h, want, atol=1e-5)
 

@@ -1,6 +1,7 @@
 """Layers on embeddings: dropout's keys, windows through segments and a cache, what is refused."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
-from pangu_jax.models import transformer
+from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
@@ -63,12 +64,16 @@ def test_a_window_counts_positions_within_segments_and_in_a_cache(window):
     segments = jnp.repeat(jnp.array([1, 2]), 7)[None]
     found = transformer.apply(params, packed, cfg=cfg, positions=positions, segments=segments)
     np.testing.assert_allclose(found.hidden.reshape(2, 7, 8), alone, atol=1e-5)
-    cache, rows = transformer.init_cache(cfg, 2, 9), []
-    for part in (slice(0, 4), slice(4, 5), slice(5, 7)):
-        out = transformer.apply(params, x[:, part], cfg=cfg, cache=cache)
-        cache = out.cache
-        rows.append(out.hidden)
-    np.testing.assert_allclose(jnp.concatenate(rows, 1), alone, atol=1e-5)
+    # As a decoder whose embeddings are x, and whose scores are the hidden states.
+    ids = jnp.arange(14, dtype=jnp.int32).reshape(2, 7)
+    whole = transformer.by_layer(params) | {
+        "embed": {"table": x.reshape(14, 8)}, "head": {"kernel": jnp.eye(8)}
+    }  # fmt: skip
+    caches = [{n: jnp.zeros((2, 9, 2, 4)) for n in ("key", "value")} for _ in cfg.layers]
+    step = jax.jit(partial(decoder.step, cfg=cfg))
+    for i in range(7):
+        scores, caches = step(whole, ids[:, i], jnp.full(2, i, jnp.int32), caches)
+        np.testing.assert_allclose(scores, alone[:, i], atol=1e-5)
     far = x.at[:, 0].add(1.0)  # what no layer sees any more changes nothing
     moved = transformer.apply(params, far, cfg=cfg).hidden - alone
     assert (np.abs(np.asarray(moved)).max((0, 2)) > 1e-6).all()  # the second layer sees all

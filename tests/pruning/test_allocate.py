@@ -54,7 +54,7 @@ def test_flops_are_counted_and_met(model):
     # By hand: q, k, v, o, gate, up, down, the head, and scores over half the context.
     layer = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48) + 2 * 100 * 32
     assert axes.flops(cfg, 100) == 3 * layer + 2 * 32 * 24
-    assert axes.cache_bytes(cfg) == 3 * 2 * 2 * 16
+    assert decoder.cache_bytes(cfg) == 3 * 2 * 2 * 16
     small = shrink(cfg, Target(flops=0.7), free=FREE, limits=Limits(length=100))
     ratio = axes.flops(small, 100) / axes.flops(cfg, 100)
     assert 0.7 - 3 * 6 * 32 / axes.flops(cfg, 100) < ratio <= 0.7

@@ -1,4 +1,4 @@
-"""Times decoding: Qwen3-1.7B's shape, random weights, the engine beside layers in a scan.
+"""Times decoding: Qwen3-1.7B's shape, random weights, the engine beside slices of stacked weights.
 
     python tools/bench/decode.py --out decode.jsonl
     python tools/bench/decode.py --tiny
@@ -9,7 +9,6 @@ peak memory is the case's. Forms:
     engine     `decode.slots`: layers unrolled, each with arrays of its own
     mask       the same, the new rows of the cache written by a mask over all of it
     sliced     layers unrolled, but slices of stacked weights
-    scanned    layers in `lax.scan`, as training has them
 
 Prints a line a case: tokens/s (all slots together, prompts not counted), seconds to compile the
 step, bytes of parameters and caches, the step's own temporary memory, and the device's peak where
@@ -38,7 +37,7 @@ from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.rotary import RopeConfig
 from pangu_jax.sharding.layout import init
 
-FORMS = ("engine", "mask", "sliced", "scanned")
+FORMS = ("engine", "mask", "sliced")
 
 
 def shape(tiny):
@@ -82,22 +81,6 @@ def sliced_step(params, state, *, burst, cfg, how):
     return jax.lax.fori_loop(0, burst, body, state)
 
 
-@partial(jax.jit, static_argnames=("burst", "cfg", "how"), donate_argnames="state")
-def scanned_step(params, state, *, burst, cfg, how):
-    """Greedy, with `lax.scan` over the layers, rows in step."""
-
-    def body(_, state):
-        token, cache = state
-        positions = jnp.broadcast_to(cache.length, (token.shape[0], 1))
-        out = decoder.apply(
-            params, token[:, None], cfg=cfg, positions=positions, cache=cache, how=how
-        )
-        logits = decoder.logits(params, out.hidden[:, -1], cfg=cfg, how=how)
-        return jnp.argmax(logits, -1).astype(jnp.int32), out.cache
-
-    return jax.lax.fori_loop(0, burst, body, state)
-
-
 def case(options, rows, form):
     """One line of results."""
     cfg = shape(options.tiny)
@@ -115,16 +98,8 @@ def case(options, rows, form):
         more = (jnp.int32(options.burst), jnp.bool_(False), jnp.int32(0))
         lowered = device.step.lower(params, state, *more, most=options.burst, cfg=cfg, how=how)
         run = lambda program, state: program(params, state, *more)[0]  # noqa: E731
-    elif form == "sliced":
-        lowered = sliced_step.lower(params, state, **static)
-        run = lambda program, state: program(params, state)  # noqa: E731
     else:
-        token = state.token
-        del state
-        cache = transformer.init_cache(cfg, rows, length, kind)
-        cache = cache.replace(length=jnp.int32(options.prompt), segments=cache.segments + 1)
-        state = (token, cache)
-        lowered = scanned_step.lower(params, state, **static)
+        lowered = sliced_step.lower(params, state, **static)
         run = lambda program, state: program(params, state)  # noqa: E731
     began = time.perf_counter()
     program = lowered.compile()

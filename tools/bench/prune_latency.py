@@ -4,9 +4,10 @@
     python tools/bench/prune_latency.py --shape tiny --length 64           a smoke test on a CPU
 
 Random bfloat16 weights, so only shapes matter: nothing is pruned, models of the pruned shapes are
-made. Dense and pruned alternate. For prefill the ratio is in FLOPs, for decoding (one token against
-a cache) in bytes of weights and cache. Target: (speed-up - 1) >= 0.85 (ratio - 1). Compile times
-and shapes are printed. `--multiple` rounds widths as `pangu-jax prune --multiple` does.
+made, with layers apart as the decoding engine has them. Dense and pruned alternate. For prefill the
+ratio is in FLOPs, for decoding (one token against a cache) in bytes of weights and cache. Target:
+(speed-up - 1) >= 0.85 (ratio - 1). Compile times and shapes are printed. `--multiple` rounds widths
+as `pangu-jax prune --multiple` does.
 """
 
 import argparse
@@ -26,34 +27,37 @@ from pangu_jax.pruning.allocate import Limits, parse, shrink
 
 def prepare(cfg, options):
     """A model's compiled prefill and decoding step, and what each costs."""
-    params = jax.block_until_ready(weights(cfg, jnp.bfloat16))
+    params = transformer.by_layer(weights(cfg, jnp.bfloat16), donate=True)
     tokens = jnp.zeros((options.batch, options.length), jnp.int32)
 
-    def prefill(params, tokens):
-        hidden = decoder.apply(params, tokens, cfg=cfg).hidden
-        return decoder.logits(params, hidden[:, -1:], cfg=cfg)
+    def prefill(layers, tokens):
+        full = jnp.full(options.batch, options.length, jnp.int32)
+        return decoder.prefill(layers, tokens, full, cfg=cfg)
 
-    def step(params, cache, token):
-        # The cache's length is put back, so that every call does the same work.
-        out = decoder.apply(params, token, cfg=cfg, cache=cache)
-        return decoder.logits(params, out.hidden, cfg=cfg), out.cache.replace(length=cache.length)
+    def step(layers, caches, token):
+        # The position stays, so that every call does the same work.
+        at = jnp.full(options.decode_batch, options.length, jnp.int32)
+        return decoder.step(layers, token, at, caches, cfg=cfg)
 
     began = time.perf_counter()
     prefill = jax.jit(prefill).lower(params, tokens).compile()
     compiled = time.perf_counter() - began
     rows = options.decode_batch
-    cache = transformer.init_cache(cfg, rows, options.length + 8, jnp.bfloat16)
-    cache = cache.replace(length=jnp.int32(options.length))
-    token = jnp.zeros((rows, 1), jnp.int32)
-    step = jax.jit(step, donate_argnums=1).lower(params, cache, token).compile()
+    shape = lambda heads: (rows, options.length + 8, heads.kv_heads, heads.head_dim)  # noqa: E731
+    caches = [
+        {name: jnp.zeros(shape(layer.attention), jnp.bfloat16) for name in ("key", "value")}
+        for layer in cfg.layers
+    ]
+    token = jnp.zeros(rows, jnp.int32)
+    step = jax.jit(step, donate_argnums=1).lower(params, caches, token).compile()
     bytes_read = nbytes(params) - (0 if cfg.tied else nbytes(params["embed"]))
-    bytes_read += rows * options.length * axes.cache_bytes(cfg)
+    bytes_read += rows * options.length * decoder.cache_bytes(cfg)
     return {
         "cfg": cfg,
         "params": params,
         "prefill": lambda: prefill(params, tokens),
         "step": step,
-        "cache": cache,
+        "caches": caches,
         "token": token,
         "compile_s": compiled,
         "flops": axes.flops(cfg, options.length),
@@ -76,15 +80,15 @@ def time_decode(model, repeats):
     """Seconds a token of a chain of `repeats` steps, the least of three."""
     times = []
     for _ in range(3):
-        cache = model["cache"]
-        _, cache = model["step"](model["params"], cache, model["token"])
-        jax.block_until_ready(cache)
+        caches = model["caches"]
+        _, caches = model["step"](model["params"], caches, model["token"])
+        jax.block_until_ready(caches)
         began = time.perf_counter()
         for _ in range(repeats):
-            _, cache = model["step"](model["params"], cache, model["token"])
-        jax.block_until_ready(cache)
+            _, caches = model["step"](model["params"], caches, model["token"])
+        jax.block_until_ready(caches)
         times.append((time.perf_counter() - began) / repeats)
-        model["cache"] = cache
+        model["caches"] = caches
     return min(times)
 
 
