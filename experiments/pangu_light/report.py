@@ -97,7 +97,7 @@ def _dense_absorption(dense: dict[str, Any]) -> str:
 
 def _plot(folder: Path, experiment: Experiment, results: dict[str, Any]) -> None:
     each = experiment.batch * experiment.length
-    with plot.figure(folder, "recovery", figsize=(7, 4)) as panel:
+    with plot.figure(folder, "recovery") as panel:
         for i, name in enumerate(experiment.starts):
             for seed in experiment.seeds:
                 lines = read_metrics(folder / "recover" / f"{name}-seed{seed}" / "metrics.jsonl")

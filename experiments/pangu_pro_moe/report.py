@@ -164,7 +164,7 @@ def _balance(cells: list[dict], devices: int, tokens: int, what: str) -> float:
 
 
 def _plot_loss(folder: Path, experiment: Experiment) -> None:
-    with plot.figure(folder, "loss", figsize=(7, 4)) as axes:
+    with plot.figure(folder, "loss") as axes:
         for name, label in NAMES.items():
             for seed in experiment.seeds:
                 lines = read_metrics(folder / f"{name}-seed{seed}" / "metrics.jsonl")
@@ -201,7 +201,7 @@ def _plot_load(folder: Path, cells: dict) -> None:
 def _plot_imbalance(folder: Path, cells: dict, uniform: list[dict], experiment: Experiment) -> None:
     sizes = sorted({b["tokens"] for b in cells["moge"][0]["layers"][0]["balance"]})
     styles = dict(zip(experiment.devices, ("o", "s", "^", "d"), strict=False))
-    with plot.figure(folder, "imbalance", figsize=(7, 4)) as axes:
+    with plot.figure(folder, "imbalance") as axes:
         for devices, marker in styles.items():
             for name, label in NAMES.items():
                 values = [_balance(cells[name], devices, size, "score") for size in sizes]

@@ -175,7 +175,7 @@ def _plot_errors(folder: Path, cells) -> None:
 
 
 def _plot_curves(folder: Path, results) -> None:
-    with plot.figure(folder, "curves", figsize=(7, 4)) as axes:
+    with plot.figure(folder, "curves") as axes:
         for name, cell in results.items():
             if "curves" in cell:
                 errors = np.array([e["validation"] for e in cell["curves"][0]])

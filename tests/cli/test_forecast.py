@@ -169,7 +169,9 @@ def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
 
 def test_intervals_are_calibrated_on_values_that_were_there(trained, monkeypatch):
     chosen = []
-    monkeypatch.setattr(forecast, "choose_rate", lambda *given: chosen.append(given) or 0.03)
+    monkeypatch.setattr(
+        "pangu_jax.task.forecast.choose_rate", lambda *given: chosen.append(given) or 0.03
+    )
     filled = np.random.default_rng(1).random((240, 3)) < 0.3
     found, series = refitted(trained, epochs=1, filled=filled)
     starts = np.arange(168 - 16, 192 - 20 + 1)

@@ -4,9 +4,9 @@ import importlib
 import json
 import sys
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
@@ -109,10 +109,9 @@ def test_the_report_says_what_the_branch_brings_and_what_was_cut(modules, tmp_pa
 
 def test_a_bar_that_the_plot_cuts_has_its_number(modules, tmp_path, monkeypatch):
     report, kept = modules["report"], []
-    monkeypatch.setattr(plt, "close", kept.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     errors = {"linear": [0.4], "repeat": [1.3], "full": [0.41, 0.39], "tuned": [0.2]}
     report._plot_errors(tmp_path, {("ETTh1", 96, k): {"mse": v} for k, v in errors.items()})
     monkeypatch.undo()
     (figure,) = kept
     assert {text.get_text() for text in figure.axes[0].texts} == {"3.2", "0.5"}
-    plt.close(figure)
