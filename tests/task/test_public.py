@@ -13,6 +13,7 @@ import pytest
 import pangu_jax as pj
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
+from pangu_jax.task import language
 
 ROOT = Path(__file__).parents[2]
 LIGHT = """
@@ -164,3 +165,20 @@ def test_a_gguf_file_opens_with_its_tokeniser_and_is_not_pruned(tmp_path):
     for call in (pj.prune, pj.export):
         with pytest.raises(pj.InputError, match="is a GGUF file; `pangu-jax convert"):
             call(found, tmp_path / "out", target="onnx")
+
+
+class Pieces:
+    """A tokeniser that, as SentencePiece does, leaves out the space that a text begins with."""
+
+    eos_ids = (9,)
+
+    def decode(self, ids):
+        return "".join(f" w{i}" for i in ids).removeprefix(" ")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "row", "text"),
+    [([1, 2], [3, 9], " w3"), ([1, 2], [3, 4], " w3 w4"), ([], [3], "w3"), ([1], [9], "")],
+)
+def test_a_continuation_is_the_text_after_the_prompt(prompt, row, text):
+    assert language._continuation(prompt, row, Pieces()) == text
