@@ -4,8 +4,7 @@ import dataclasses
 
 from pangu_jax.models import presets as models
 from pangu_jax.models.decoder import DecoderConfig
-from pangu_jax.nn.attention import AttentionConfig
-from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.study.language import LanguageExperiment
 from pangu_jax.train.optimizer import OptimizerConfig
 
 
@@ -36,57 +35,31 @@ STARTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(LanguageExperiment):
     """One comparison of starts for recovery.
 
     Attributes:
-      model: trained from scratch on `data`; None takes --checkpoint.
-      data: text to train on, calibrate on and measure on, each its own documents.
-      held_out: share of the documents that are calibrated and measured on.
-      steps: optimiser steps of the model's training.
-      batch: windows a step.
-      length: tokens a window.
-      optimizer: of the training.
       target: layers, and a share of parameters or of single axes.
       starts: names of `STARTS`.
       seeds: of the recovery's order of windows.
       windows: calibration windows.
       eval_windows: windows measured.
-      recover_steps: distillation steps.
-      recover_rate: their learning rate.
       max_rel_err: layers whose sandwich norms would lose more than this keep them.
-      dtype: type of the activations.
     """
 
-    model: DecoderConfig | None
-    data: str = "stdlib"
-    held_out: float = 0.1
     steps: int = 300
-    batch: int = 8
-    length: int = 128
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     target: str = "layers=3,params=0.55"
     starts: tuple[str, ...] = tuple(STARTS)
     seeds: tuple[int, ...] = (0,)
     windows: int = 32
     eval_windows: int = 100
-    recover_steps: int = 200
-    recover_rate: float = 5e-4
     max_rel_err: float = 0.05
-    dtype: str = "float32"
 
 
-def _sandwich(width, layers, groups, heads, size, ffn, length) -> DecoderConfig:
-    cfg = models.uniform(
-        models.BYTE_VOCAB,
-        width,
-        layers,
-        AttentionConfig(groups, heads, size),
-        mlp=MlpConfig(ffn),
-        max_length=length,
-    )
+def _sandwich(*sizes: int) -> DecoderConfig:
+    cfg = models.byte_model(*sizes)
     layer = dataclasses.replace(cfg.layers[0], norm_place="sandwich")
-    return dataclasses.replace(cfg, layers=(layer,) * layers)
+    return dataclasses.replace(cfg, layers=(layer,) * len(cfg.layers))
 
 
 PRESETS: dict[str, Experiment] = {

@@ -1,19 +1,15 @@
 """The report of a run: one table, three plots, and what they say."""
 
-import platform
 from pathlib import Path
 
 import jax
-import matplotlib
 import numpy as np
-from config import Experiment
 
-from pangu_jax.core.files import atomic_write
+from experiments.pangu_pro_moe.config import Experiment
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.study import plot, report
+from pangu_jax.study.table import deviation, standard_error, table
 from pangu_jax.train.metrics import read_metrics
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 NAMES = {"moge": "MoGE (grouped)", "topk": "ordinary top-k"}
 COLOURS = {"moge": "tab:blue", "topk": "tab:orange"}
@@ -23,16 +19,11 @@ def write_report(
     folder: Path, experiment: Experiment, models: dict[str, DecoderConfig], results: dict
 ) -> Path:
     """Draws the plots and writes report.md; returns its path."""
-    plots = folder / "plots"
-    plots.mkdir(parents=True, exist_ok=True)
     cells = {name: [results[f"{name}-seed{seed}"] for seed in experiment.seeds] for name in models}
-    _plot_loss(plots / "loss.png", folder, experiment)
-    _plot_load(plots / "load.png", cells)
-    _plot_imbalance(plots / "imbalance.png", cells, results["uniform"], experiment)
-    path = folder / "report.md"
-    with atomic_write(path) as file:
-        file.write(_text(experiment, models, cells, results))
-    return path
+    _plot_loss(folder, experiment)
+    _plot_load(folder, cells)
+    _plot_imbalance(folder, cells, results["uniform"], experiment)
+    return report.write(folder, _text(experiment, models, cells, results))
 
 
 def _text(experiment, models, cells, results) -> str:
@@ -40,8 +31,12 @@ def _text(experiment, models, cells, results) -> str:
     control, most = results["byte model"], max(experiment.devices)
     active = moe.groups * moe.top_k
     small = experiment.batch_sizes[min(1, len(experiment.batch_sizes) - 1)]
-    rows = "\n".join(_row(name, cells[name], experiment, small) for name in models)
-    device = jax.devices()[0]
+    head = ("", "parameters", "active a token", "held-out bits per byte", "tokens/s",
+            f"imbalance, {most} devices, batches of {small}", "slowest / mean device")  # fmt: skip
+    rows = [_row(name, cells[name], experiment, small) for name in models]
+    name = f"order-{control['order']} byte model (control)"
+    rows.append([name, "", "", f"{control['bits_per_byte']:.3f}", "", "", ""])
+    platform = jax.devices()[0].platform.upper()
     gap = _mean(cells["moge"], "bits_per_byte") - _mean(cells["topk"], "bits_per_byte")
     slow = _balance(cells["topk"], most, small, "straggler")
     big = experiment.batch_sizes[-1]
@@ -54,11 +49,7 @@ the best {active} of all; the grouped router (MoGE, arXiv 2505.21411) takes the 
 each of {moe.groups} groups. Where each device holds whole groups, every device then computes the
 same number of tokens, whatever the text.
 
-| | parameters | active a token | held-out bits per byte | tokens/s | imbalance, {most} devices, \
-batches of {small} | slowest / mean device |
-|---|---|---|---|---|---|---|
-{rows}
-| order-{control["order"]} byte model (control) | | | {control["bits_per_byte"]:.3f} | | | |
+{table(head, rows)}
 
 Bits per byte: less is better; {control["testing_bytes"]:,} bytes of documents that neither model
 nor control saw; {cells["moge"][0]["protocol"]}. {_spread(experiment)} The control predicts a byte
@@ -66,8 +57,8 @@ from the {control["order"]} before it (Witten-Bell smoothing; the order that pre
 the training documents best from the others) and was fitted to the same
 {control["training_bytes"]:,} training bytes{_beaten(cells, control)}.
 Imbalance is (most - least loaded device) / tokens, the mean over layers and random batches of
-held-out tokens. Devices are counted, not timed: everything ran on one {device.platform.upper()}
-({device.device_kind}, {platform.machine()}, jax {jax.__version__}).
+held-out tokens. Devices are counted, not timed: everything ran on one {platform}
+({report.machine()}).
 
 ## What it buys
 
@@ -104,26 +95,22 @@ that. Mean coefficient of variation of the experts' loads inside groups:
 
 {experiment.steps} steps of {experiment.batch} windows of {experiment.length} tokens, auxiliary loss
 weight {experiment.aux_weight}, learning rate {experiment.optimizer.learning_rate},
-seeds {", ".join(map(str, experiment.seeds))}, text: {experiment.data}. All settings are in
+seeds {report.listed(experiment.seeds)}, text: {experiment.data}. All settings are in
 config.json, all figures in results.json. The whole run took {results["seconds"]:.0f} s.
 """
 
 
-def _row(name: str, cells: list[dict], experiment: Experiment, small: int) -> str:
+def _row(name: str, cells: list[dict], experiment: Experiment, small: int) -> list[str]:
     most = max(experiment.devices)
-    speed = _mean(cells, "tokens_per_s")
-    return (
-        f"| {NAMES[name]} | {cells[0]['parameters']:,} | {cells[0]['active']:,} "
-        f"| {_with_spread(cells, 'bits_per_byte')} | {speed:,.0f} "
-        f"| {_balance(cells, most, small, 'score'):.3f} "
-        f"| {_balance(cells, most, small, 'straggler'):.3f} |"
-    )
-
-
-def _with_spread(cells: list[dict], name: str) -> str:
-    values = [c[name] for c in cells]
-    text = f"{np.mean(values):.3f}"
-    return text if len(values) == 1 else f"{text} ± {np.std(values, ddof=1):.3f}"
+    return [
+        NAMES[name],
+        f"{cells[0]['parameters']:,}",
+        f"{cells[0]['active']:,}",
+        deviation([c["bits_per_byte"] for c in cells]),
+        f"{_mean(cells, 'tokens_per_s'):,.0f}",
+        f"{_balance(cells, most, small, 'score'):.3f}",
+        f"{_balance(cells, most, small, 'straggler'):.3f}",
+    ]
 
 
 def _spread(experiment: Experiment) -> str:
@@ -143,7 +130,7 @@ def _cost(gap: float, cells: dict, experiment: Experiment) -> str:
     text = f"The grouped model needs {abs(gap):.3f} bits per byte {better} than the ordinary one"
     if len(experiment.seeds) > 1:
         values = [[c["bits_per_byte"] for c in cells[n]] for n in ("moge", "topk")]
-        spread = np.sqrt(np.sum([np.var(v, ddof=1) / len(v) for v in values]))
+        spread = standard_error(*values)
         return f"{text} (standard error {spread:.3f} over {len(experiment.seeds)} seeds)."
     return f"{text} (one seed, so its sign means little)."
 
@@ -176,60 +163,52 @@ def _balance(cells: list[dict], devices: int, tokens: int, what: str) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _plot_loss(path: Path, folder: Path, experiment: Experiment) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for name, label in NAMES.items():
-        for seed in experiment.seeds:
-            lines = read_metrics(folder / f"{name}-seed{seed}" / "metrics.jsonl")
-            lines = [x for x in lines if "nats" in x]
-            window = max(1, len(lines) // 50)
-            nats = np.convolve([x["nats"] for x in lines], np.ones(window) / window, "valid")
-            tokens = np.cumsum([x["weight"] for x in lines])[window - 1 :]
-            shown = label if seed == experiment.seeds[0] else None
-            axes.plot(tokens / 1e6, nats / np.log(2), color=COLOURS[name], label=shown, lw=1)
-    axes.set(xlabel="training tokens, millions", ylabel="bits per token (running mean)")
-    axes.set_ylim(top=min(axes.get_ylim()[1], 5))
-    _finish(figure, axes, path)
+def _plot_loss(folder: Path, experiment: Experiment) -> None:
+    with plot.figure(folder, "loss") as axes:
+        for name, label in NAMES.items():
+            for seed in experiment.seeds:
+                lines = read_metrics(folder / f"{name}-seed{seed}" / "metrics.jsonl")
+                lines = [x for x in lines if "nats" in x]
+                window = max(1, len(lines) // 50)
+                nats = np.convolve([x["nats"] for x in lines], np.ones(window) / window, "valid")
+                tokens = np.cumsum([x["weight"] for x in lines])[window - 1 :]
+                shown = label if seed == experiment.seeds[0] else None
+                axes.plot(tokens / 1e6, nats / np.log(2), color=COLOURS[name], label=shown, lw=1)
+        axes.set(xlabel="training tokens, millions", ylabel="bits per token (running mean)")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 5))
+        plot.guide(axes)
 
 
-def _plot_load(path: Path, cells: dict) -> None:
+def _plot_load(folder: Path, cells: dict) -> None:
     layers = len(cells["moge"][0]["layers"])
-    figure, grid = plt.subplots(
-        min(layers, 4), 1, figsize=(8, 1.9 * min(layers, 4) + 0.6), sharex=True, squeeze=False
-    )
-    shown = np.linspace(0, layers - 1, min(layers, 4)).astype(int)
-    for axes, layer in zip(grid[:, 0], shown, strict=True):
-        for offset, (name, label) in zip((-0.2, 0.2), NAMES.items(), strict=True):
-            load = np.asarray(cells[name][0]["layers"][layer]["load"], float)
-            place = np.arange(len(load)) + offset
-            axes.bar(place, load / load.mean(), 0.4, color=COLOURS[name], label=label)
-        axes.axhline(1, color="black", lw=0.6)
-        axes.set_ylabel(f"layer {layer}")
-    grid[0, 0].legend(ncols=2, fontsize=8, loc="upper right")
-    grid[-1, 0].set_xlabel("expert (load relative to the mean)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    rows = min(layers, 4)
+    with plot.figure(
+        folder, "load", rows, 1, figsize=(8, 1.9 * rows + 0.6), sharex=True, squeeze=False
+    ) as grid:
+        for axes, layer in zip(
+            grid[:, 0], np.linspace(0, layers - 1, rows).astype(int), strict=True
+        ):
+            for offset, (name, label) in zip((-0.2, 0.2), NAMES.items(), strict=True):
+                load = np.asarray(cells[name][0]["layers"][layer]["load"], float)
+                place = np.arange(len(load)) + offset
+                axes.bar(place, load / load.mean(), 0.4, color=COLOURS[name], label=label)
+            axes.axhline(1, color="black", lw=0.6)
+            axes.set_ylabel(f"layer {layer}")
+        grid[0, 0].legend(ncols=2, fontsize=8, loc="upper right")
+        grid[-1, 0].set_xlabel("expert (load relative to the mean)")
 
 
-def _plot_imbalance(path: Path, cells: dict, uniform: list[dict], experiment: Experiment) -> None:
-    figure, axes = plt.subplots(figsize=(7, 4))
+def _plot_imbalance(folder: Path, cells: dict, uniform: list[dict], experiment: Experiment) -> None:
     sizes = sorted({b["tokens"] for b in cells["moge"][0]["layers"][0]["balance"]})
     styles = dict(zip(experiment.devices, ("o", "s", "^", "d"), strict=False))
-    for devices, marker in styles.items():
-        for name, label in NAMES.items():
-            values = [_balance(cells[name], devices, size, "score") for size in sizes]
-            text = f"{label}, {devices} devices"
-            axes.plot(sizes, values, color=COLOURS[name], marker=marker, label=text, lw=1)
-        ideal = {b["tokens"]: b["score"] for b in uniform if b["devices"] == devices}
-        axes.plot(sizes, [ideal[s] for s in sizes], ":", color="grey", marker=marker, ms=3, lw=1)
-    axes.set(xscale="log", xlabel="tokens in a batch", ylabel="imbalance score")
-    _finish(figure, axes, path)
-
-
-def _finish(figure, axes, path: Path) -> None:
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with plot.figure(folder, "imbalance") as axes:
+        for devices, marker in styles.items():
+            for name, label in NAMES.items():
+                values = [_balance(cells[name], devices, size, "score") for size in sizes]
+                text = f"{label}, {devices} devices"
+                axes.plot(sizes, values, color=COLOURS[name], marker=marker, label=text, lw=1)
+            ideal = {b["tokens"]: b["score"] for b in uniform if b["devices"] == devices}
+            scores = [ideal[size] for size in sizes]
+            axes.plot(sizes, scores, ":", color="grey", marker=marker, ms=3, lw=1)
+        axes.set(xscale="log", xlabel="tokens in a batch", ylabel="imbalance score")
+        plot.guide(axes)

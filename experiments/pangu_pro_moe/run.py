@@ -21,22 +21,18 @@ on Ascend hardware. The devices of the imbalance score are counted, not timed.
 import dataclasses
 import hashlib
 import os
-import sys
 import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
-import tyro
-from config import PRESETS, Experiment
-from report import write_report
 
+from experiments.pangu_pro_moe.config import PRESETS, Experiment
+from experiments.pangu_pro_moe.report import write_report
 from pangu_jax.cli.stopping import script
-from pangu_jax.core.cells import compute, open_results, save_results
-from pangu_jax.core.config import to_json
+from pangu_jax.core.cells import compute, save_results
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
@@ -53,27 +49,11 @@ from pangu_jax.eval.routing import chosen_experts
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import as_topk
 from pangu_jax.nn.how import How
+from pangu_jax.study import options
+from pangu_jax.study.cells import begin, say
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which preset, on which text."""
-
-    preset: Literal["smoke", "demo", "cpu", "gpu", "paper"] = "demo"
-    """smoke (a minute), demo, cpu (an hour), gpu (one H100), paper (72 B, never run)."""
-    data: str | None = None
-    """A file or folder of .txt or .jsonl, either possibly .gz; None takes the preset's."""
-    tokenizer: str = "bytes"
-    """"bytes", or a Hugging Face tokenizer.json."""
-    steps: int | None = None
-    """Optimiser steps of each model; None takes the preset's."""
-    seeds: tuple[int, ...] = ()
-    """Every model is trained once a seed; empty takes the preset's."""
-    out: str | None = None
-    """The run's folder; None is runs/pangu_pro_moe-<preset>."""
 
 
 @dataclass(frozen=True)
@@ -87,38 +67,39 @@ class Text:
     testing_bytes: list[bytes]
 
 
-def main(options: Options) -> None:
+def main() -> None:
     """Runs every cell that is not done yet, then writes the report."""
-    began = time.monotonic()
-    experiment = PRESETS[options.preset]
-    experiment = dataclasses.replace(
-        experiment,
-        data=options.data or experiment.data,
-        steps=options.steps or experiment.steps,
-        seeds=options.seeds or experiment.seeds,
-    )
+    began, given = time.monotonic(), _options()
+    experiment, folder = options.chosen(given, PRESETS, "pangu_pro_moe")
     _check_memory(experiment)
-    folder = Path(options.out or f"runs/pangu_pro_moe-{options.preset}")
-    text = _read(experiment, options.tokenizer)
+    text = _read(experiment, given.tokenizer)
     models = _models(experiment, text.tokenizer)
-    results = open_results(folder, {**to_json(experiment), "tokenizer": options.tokenizer})
-    _say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
-    compute(folder, results, "byte model", partial(_control, text))
+    cells = begin(folder, experiment, tokenizer=given.tokenizer)
+    say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
+    compute(folder, cells.results, "byte model", partial(_control, text))
     for seed in experiment.seeds:
         for name, cfg in models.items():
-            cell = f"{name}-seed{seed}"
-            compute(
-                folder, results, cell, partial(_cell, experiment, cfg, text, folder / cell, seed)
-            )
-    results["uniform"] = _uniform(experiment)
-    results["seconds"] = results.get("seconds", 0) + time.monotonic() - began
-    save_results(folder, results)
-    report = write_report(folder, experiment, models, results)
-    cell = f"{next(iter(models))}-seed{experiment.seeds[0]}"
-    _say(
-        f"{report} is the report; try: .venv/bin/pangu-jax generate {folder / cell} "
+            part = f"{name}-seed{seed}"
+            make = partial(_cell, experiment, cfg, text, folder / part, seed)
+            compute(folder, cells.results, part, make)
+    cells.results["uniform"] = _uniform(experiment)
+    cells.results["seconds"] = cells.results.get("seconds", 0) + time.monotonic() - began
+    save_results(folder, cells.results)
+    part = f"{next(iter(models))}-seed{experiment.seeds[0]}"
+    say(
+        f"{write_report(folder, experiment, models, cells.results)} is the report; "
+        f"try: .venv/bin/pangu-jax generate {folder / part} "
         f'--prompt "{experiment.prompt.splitlines()[-1]}" --temperature 0.8'
     )
+
+
+def _options():
+    parser = options.parser(__doc__, PRESETS, default="demo")
+    add = parser.add_argument
+    add("--tokenizer", default="bytes", help='"bytes", or a Hugging Face tokenizer.json')
+    add("--steps", type=options.positive, help="of each model; the preset's if left out")
+    add("--seeds", nargs="+", type=int, help="every model is trained once a seed")
+    return parser.parse_args()
 
 
 def _models(experiment: Experiment, tokenizer: Tokenizer) -> dict[str, decoder.DecoderConfig]:
@@ -154,7 +135,7 @@ def _shuffled(found: list[Document]) -> list[Document]:
 
 
 def _control(text: Text) -> dict:
-    _say("fitting the byte model")
+    say("fitting the byte model")
     model = fit_best(text.training_bytes)
     return {
         "order": model.order,
@@ -184,7 +165,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         with atomic_write(folder / "tokenizer.json", "wb") as file:
             file.write(Path(text.tokenizer.name).read_bytes())
     log = read_metrics(folder / "metrics.jsonl")
-    _say(f"measuring {folder.name}")
+    say(f"measuring {folder.name}")
     score = measure(
         params,
         text.testing,
@@ -280,9 +261,5 @@ def _check_memory(experiment: Experiment) -> None:
         )
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    script(lambda: main(tyro.cli(Options, description=__doc__)))
+    script(main)

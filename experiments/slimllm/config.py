@@ -3,9 +3,7 @@
 import dataclasses
 
 from pangu_jax.models import presets as models
-from pangu_jax.models.decoder import DecoderConfig
-from pangu_jax.nn.attention import AttentionConfig
-from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.study.language import LanguageExperiment
 from pangu_jax.train.optimizer import OptimizerConfig
 
 # What each method is in its own paper, then each with the repair that is ours: (method, repair).
@@ -22,18 +20,10 @@ RIDGE = tuple((method, "ridge") for method, _ in OWN)
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
+class Experiment(LanguageExperiment):
     """One comparison of pruning methods on one model.
 
     Attributes:
-      model: trained from scratch on `data`; None takes --checkpoint.
-      data: text to train on, calibrate on and measure on, each its own documents; with a
-        checkpoint, to calibrate and measure on.
-      held_out: share of the documents that are calibrated and measured on, not trained on.
-      steps: optimiser steps of the model's training.
-      batch: windows a training step.
-      length: tokens a training window.
-      optimizer: of the training.
       targets: what is left, one model each, as `pangu-jax prune --target` has it.
       methods: (method, repair) pairs.
       draws: numbers of calibration draws; each takes windows of its own.
@@ -42,19 +32,9 @@ class Experiment:
       eval_windows: windows measured, whatever the length.
       eval_lengths: context lengths of the perplexity.
       recover: how many of the best methods at the last target are recovered.
-      recover_steps: distillation steps of each.
-      recover_rate: learning rate of the distillation.
       latency: (batch, length) of the prefill that is timed.
-      dtype: type of the activations.
     """
 
-    model: DecoderConfig | None
-    data: str = "stdlib"
-    held_out: float = 0.1
-    steps: int = 200
-    batch: int = 8
-    length: int = 128
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
     targets: tuple[str, ...] = ("params=0.8", "params=0.65", "params=0.5")
     methods: tuple[tuple[str, str], ...] = OWN + RIDGE
     draws: int = 3
@@ -63,27 +43,13 @@ class Experiment:
     eval_windows: int = 40
     eval_lengths: tuple[int, ...] = (128, 512)
     recover: int = 3
-    recover_steps: int = 200
-    recover_rate: float = 5e-4
     latency: tuple[int, int] = (4, 256)
-    dtype: str = "float32"
-
-
-def _bytes(width, layers, groups, heads, size, ffn, length) -> DecoderConfig:
-    return models.uniform(
-        models.BYTE_VOCAB,
-        width,
-        layers,
-        AttentionConfig(groups, heads, size),
-        mlp=MlpConfig(ffn),
-        max_length=length,
-    )
 
 
 PRESETS: dict[str, Experiment] = {
     # About a minute on two CPU cores: shows that everything runs.
     "smoke": Experiment(
-        _bytes(64, 3, 4, 2, 8, 128, 256),
+        models.byte_model(64, 3, 4, 2, 8, 128, 256),
         steps=60,
         targets=("params=0.7",),
         methods=(("slimllm", "ridge"), ("slimllm", "affine"), ("magnitude", "none")),
@@ -104,7 +70,7 @@ PRESETS: dict[str, Experiment] = {
     ),
     # One H100: a 99 M byte model of the source of the packages installed there.
     "gpu": Experiment(
-        _bytes(768, 14, 6, 2, 64, 2304, 2048),
+        models.byte_model(768, 14, 6, 2, 64, 2304, 2048),
         data="packages",
         steps=3000,
         batch=32,

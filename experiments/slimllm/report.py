@@ -1,33 +1,24 @@
 """The report of a run: tables by target, two plots, and what they say."""
 
-import platform
 from pathlib import Path
 from typing import Any
 
-import jax
-import matplotlib
 import numpy as np
-from config import Experiment
-
-from pangu_jax.core.files import atomic_write
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.ticker import NullFormatter
+
+from experiments.slimllm.config import Experiment
+from pangu_jax.study import plot, report
+from pangu_jax.study.table import extent, table
 
 
 def write_report(folder: Path, experiment: Experiment, results: dict[str, Any]) -> Path:
-    """Draws the plots and writes report.md; returns its path."""
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    _plot(folder / "plots" / "perplexity.png", experiment, results)
-    path = folder / "report.md"
-    with atomic_write(path) as file:
-        file.write(_text(experiment, results))
-    return path
+    """Draws the plot and writes report.md; returns its path."""
+    _plot(folder, experiment, results)
+    return report.write(folder, _text(experiment, results))
 
 
 def _text(experiment: Experiment, results: dict[str, Any]) -> str:
-    dense, device = results["dense"], jax.devices()[0]
+    dense = results["dense"]
     tables = "\n".join(_table(t, experiment, results) for t in experiment.targets)
     return f"""# Structured pruning, method by method
 
@@ -35,7 +26,7 @@ One model of {dense["parameters"]:,} parameters, pruned without training to seve
 methods; {experiment.draws} calibration draws of {experiment.windows} windows of
 {experiment.window_length} tokens each, disjoint from one another and from the measured text.
 Perplexity (less is better) on the same held-out tokens at context lengths
-{", ".join(map(str, experiment.eval_lengths))}: mean over draws, and the range where there are
+{report.listed(experiment.eval_lengths)}: mean over draws, and the range where there are
 several. Dense: {_numbers(dense)}.
 
 "method + repair": a method with the repair of its own paper, or with our ridge.
@@ -48,13 +39,11 @@ several. Dense: {_numbers(dense)}.
 
 Distilled from the dense model for equal tokens.
 
-| method | before | after | tokens |
-|---|---|---|---|
 {_recovery(experiment, results)}
 
 ## Settings
 
-Machine: {device.device_kind}, {platform.machine()}, jax {jax.__version__}. Text: {experiment.data}.
+Machine: {report.machine()}. Text: {experiment.data}.
 Prefill: the least of ten, batch and length {experiment.latency}. All settings are in config.json,
 all figures in results.json.
 """
@@ -68,8 +57,9 @@ def _table(target: str, experiment: Experiment, results: dict[str, Any]) -> str:
     dense = results["dense"]
     names = [t for t in ("own", "other") if t in dense]
     asked = [name for name in dense if name.endswith("_accuracy")]
-    heads = [f"{t}, {n}" for t in names for n in experiment.eval_lengths]
-    head = " | ".join(heads + [_question_set(name, dense) for name in asked])
+    head = ["method + repair", *(f"{t}, {n}" for t in names for n in experiment.eval_lengths)]
+    head += [_question_set(name, dense) for name in asked]
+    head += ["error cut", "error repaired", "parameters", "FLOP ratio", "prefill speed-up"]
     rows = []
     for method, repair in experiment.methods:
         cells = _cells(target, method, repair, experiment, results)
@@ -77,20 +67,19 @@ def _table(target: str, experiment: Experiment, results: dict[str, Any]) -> str:
             [c[t][i] for c in cells] for t in names for i in range(len(experiment.eval_lengths))
         ]
         columns += [[c[name] for c in cells] for name in asked]
-        numbers = " | ".join(map(_spread, columns))
         one = cells[0]
         rows.append(
-            f"| {method} + {repair} | {numbers} | {np.mean([c['cut'] for c in cells]):.4f} "
-            f"| {np.mean([c['repaired'] for c in cells]):.4f} "
-            f"| {one['parameters'] / dense['parameters']:.3f} "
-            f"| {dense['flops'] / one['flops']:.2f} "
-            f"| {one['dense_prefill_ms'] / one['prefill_ms']:.2f} |"
+            [
+                f"{method} + {repair}",
+                *map(extent, columns),
+                f"{np.mean([c['cut'] for c in cells]):.4f}",
+                f"{np.mean([c['repaired'] for c in cells]):.4f}",
+                f"{one['parameters'] / dense['parameters']:.3f}",
+                f"{dense['flops'] / one['flops']:.2f}",
+                f"{one['dense_prefill_ms'] / one['prefill_ms']:.2f}",
+            ]
         )
-    line = "|---" * (6 + len(heads) + len(asked)) + "|"
-    return (
-        f"\n## {target}\n\n| method + repair | {head} | error cut | error repaired | parameters "
-        f"| FLOP ratio | prefill speed-up |\n{line}\n" + "\n".join(rows)
-    )
+    return f"\n## {target}\n\n{table(head, rows)}"
 
 
 def _verdict(experiment: Experiment, results: dict[str, Any]) -> str:
@@ -115,11 +104,9 @@ def _recovery(experiment: Experiment, results: dict[str, Any]) -> str:
         if name.startswith("recover/"):
             method = name.removeprefix("recover/")
             before = results[f"{experiment.targets[-1]}/{method}/draw0"]
-            rows.append(
-                f"| {method.replace('/', ' + ')} | {_numbers(before)} | {_numbers(cell)} "
-                f"| {cell['tokens']:,} |"
-            )
-    return "\n".join(rows)
+            values = _numbers(before), _numbers(cell), f"{cell['tokens']:,}"
+            rows.append([method.replace("/", " + "), *values])
+    return table(("method", "before", "after", "tokens"), rows)
 
 
 def _question_set(name: str, dense: dict[str, Any]) -> str:
@@ -133,32 +120,21 @@ def _numbers(cell: dict[str, Any]) -> str:
     return ", ".join(f"{x:.3f}" for x in cell["own"])
 
 
-def _spread(values: list[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} ({min(values):.3f}-{max(values):.3f})"
-
-
-def _plot(path: Path, experiment: Experiment, results: dict[str, Any]) -> None:
-    figure, panels = plt.subplots(
-        1,
-        len(experiment.targets),
-        figsize=(3.2 * len(experiment.targets) + 1.5, 4.2),
-        squeeze=False,
-        sharey=True,
-    )
+def _plot(folder: Path, experiment: Experiment, results: dict[str, Any]) -> None:
+    number = len(experiment.targets)
     labels = [f"{m} + {r}" for m, r in experiment.methods]
-    for panel, target in zip(panels[0], experiment.targets, strict=True):
-        for i, (method, repair) in enumerate(experiment.methods):
-            values = [c["own"][-1] for c in _cells(target, method, repair, experiment, results)]
-            colour = "tab:blue" if repair == "ridge" else "tab:orange"
-            panel.plot(values, [i] * len(values), "o", color=colour, alpha=0.7)
-        panel.axvline(results["dense"]["own"][-1], color="grey", lw=0.8, ls=":")
-        panel.set(xscale="log", xlabel="perplexity", title=target)
-        panel.xaxis.set_minor_formatter(NullFormatter())  # labels of minor ticks overlap
-        panel.grid(alpha=0.3)
-    panels[0, 0].set_yticks(range(len(labels)), labels)
-    panels[0, 0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    size = (3.2 * number + 1.5, 4.2)
+    with plot.figure(
+        folder, "perplexity", 1, number, figsize=size, squeeze=False, sharey=True
+    ) as panels:
+        for panel, target in zip(panels[0], experiment.targets, strict=True):
+            for i, (method, repair) in enumerate(experiment.methods):
+                values = [c["own"][-1] for c in _cells(target, method, repair, experiment, results)]
+                colour = "tab:blue" if repair == "ridge" else "tab:orange"
+                panel.plot(values, [i] * len(values), "o", color=colour, alpha=0.7)
+            panel.axvline(results["dense"]["own"][-1], color="grey", lw=0.8, ls=":")
+            panel.set(xscale="log", xlabel="perplexity", title=target)
+            panel.xaxis.set_minor_formatter(NullFormatter())  # labels of minor ticks overlap
+            panel.grid(alpha=0.3)
+        panels[0, 0].set_yticks(range(len(labels)), labels)
+        panels[0, 0].invert_yaxis()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from config import SETTINGS, Experiment
-from tuned import tuned_cell
 
+from experiments.timepro.config import SETTINGS, Experiment
+from experiments.timepro.tuned import tuned_cell
 from pangu_jax.core.config import to_json
 from pangu_jax.core.spec import count
 from pangu_jax.data import ltsf
@@ -26,10 +26,6 @@ from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import fit
 
 LOOK_BACK = 96
-
-
-def name_of(cell: tuple[str, int, str]) -> str:
-    return "-".join(map(str, cell))
 
 
 @lru_cache(maxsize=2)

@@ -11,20 +11,16 @@ epoch. The test windows choose nothing: they show what any rule of stopping coul
 import argparse
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+import jax
+import numpy as np
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from cell import scaled, windows_of  # noqa: E402
-from config import SETTINGS  # noqa: E402
-
-from pangu_jax.core.config import read_json  # noqa: E402
-from pangu_jax.core.files import atomic_write  # noqa: E402
-from pangu_jax.train.forecast import fit  # noqa: E402
+from experiments.timepro.cell import scaled, windows_of
+from experiments.timepro.config import SETTINGS
+from pangu_jax.core.config import read_json
+from pangu_jax.core.files import atomic_write
+from pangu_jax.study.table import deviation
+from pangu_jax.train.forecast import fit
 
 HORIZON, SEEDS, EPOCHS = 720, (0, 1, 2, 3, 4), 10
 
@@ -69,18 +65,14 @@ def report(found: dict) -> None:
         validation, test = np.array(curves["validation"]), np.array(curves["test"])
         print(name)
         for epoch, (one, two) in enumerate(zip(validation.T, test.T, strict=True), start=1):
-            print(f"  epoch {epoch:2}  validation {_with_spread(one)}  test {_with_spread(two)}")
+            print(f"  epoch {epoch:2}  validation {deviation(one, 4)}  test {deviation(two, 4)}")
         chosen = test[np.arange(len(test)), validation.argmin(1)]
         epochs = ", ".join(map(str, validation.argmin(1) + 1))
-        print(f"  chosen by validation (epochs {epochs}): test {_with_spread(chosen)}")
+        print(f"  chosen by validation (epochs {epochs}): test {deviation(chosen, 4)}")
         best = test.min(1)
         print(
-            f"  stopped by hindsight: test {_with_spread(best)}, the luckiest seed {best.min():.4f}"
+            f"  stopped by hindsight: test {deviation(best, 4)}, the luckiest seed {best.min():.4f}"
         )
-
-
-def _with_spread(values: np.ndarray) -> str:
-    return f"{values.mean():.4f} ± {values.std(ddof=1):.4f}"
 
 
 def main() -> None:

@@ -11,18 +11,13 @@ Source: "Conformal PID Control for Time Series Prediction", arXiv 2307.16895, qu
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from pangu_jax.data import ltsf  # noqa: E402
-from pangu_jax.data.windows import Scaler, borders, parts  # noqa: E402
-from pangu_jax.eval.forecast import fit_linear  # noqa: E402
-from pangu_jax.eval.intervals import (  # noqa: E402
+from pangu_jax.data import ltsf
+from pangu_jax.data.windows import Scaler, borders, parts
+from pangu_jax.eval.forecast import fit_linear
+from pangu_jax.eval.intervals import (
     RATES,
     choose_rate,
     conformal,

@@ -21,36 +21,22 @@ ECL and Solar give, unless their files are brought along.
 
 import argparse
 import dataclasses
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
-
-from config import PRESETS  # noqa: E402
-
-from pangu_jax.checkpoint.store import discard  # noqa: E402
-from pangu_jax.cli.stopping import script  # noqa: E402
-from pangu_jax.core.cells import hold_run  # noqa: E402
-from pangu_jax.core.config import read_json, to_json  # noqa: E402
-from pangu_jax.core.errors import InputError  # noqa: E402
-from pangu_jax.core.files import atomic_write  # noqa: E402
-
-# What workers exit with that have nothing to report, or were told to stop.
-STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
-MEASURING = 25  # seconds kept for measuring what was trained when time is up
+from experiments.timepro.config import PRESETS
+from pangu_jax.cli.stopping import script
+from pangu_jax.core.config import to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.study import options as common
+from pangu_jax.study.cells import say
+from pangu_jax.study.workers import begin, collect, is_done, share, work
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="smoke")
+    parser = common.parser(__doc__, PRESETS, data=None)
     parser.add_argument("--data", required=True, help="the folder that holds the data sets' files")
-    parser.add_argument("--out", help="the run's folder; default runs/timepro-<preset>")
     parser.add_argument("--only", nargs="*", help="data sets; default all of the preset")
     parser.add_argument("--variants", nargs="*", help="variants; default all of the preset")
     parser.add_argument("--horizons", nargs="*", type=int, help="default all of the preset")
@@ -70,8 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(options: argparse.Namespace) -> None:
     """Runs every cell that is not done yet, then writes the report."""
     began = time.monotonic()
-    experiment = PRESETS[options.preset]
-    folder = Path(options.out or f"runs/timepro-{options.preset}")
+    experiment, folder = common.chosen(options, PRESETS, "timepro")
     cells = [
         cell
         for cell in experiment.cells
@@ -84,101 +69,34 @@ def main(options: argparse.Namespace) -> None:
     if options.worker:
         _work(cells, experiment, options, folder)
         return
-    hold_run(folder, to_json(dataclasses.replace(experiment, cells=())))
-    (folder / "cells").mkdir(exist_ok=True)
-    for left in (folder / "cells").glob("*.claim"):  # of a run that was stopped
-        left.unlink(missing_ok=True)
+    begin(folder, to_json(dataclasses.replace(experiment, cells=())))
     if not options.report:
         if options.workers == 1:
-            _work(cells, experiment, options, folder, began)
+            _work(cells, experiment, options, folder)
         else:
-            _share(options, folder, began)
+            share(folder, "experiments.timepro.run", options.workers, seconds=options.seconds)
     results = collect(folder)
-    done = sum(_is_done(folder / "cells" / f"{'-'.join(map(str, c))}.json") for c in cells)
-    _say(f"{done} of {len(cells)} cells are done, {time.monotonic() - began:.0f} s")
+    done = sum(is_done(folder, name_of(cell)) for cell in cells)
+    say(f"{done} of {len(cells)} cells are done, {time.monotonic() - began:.0f} s")
     if not options.no_report:
-        from report import write_report
+        from experiments.timepro.report import write_report  # here, as it needs matplotlib
 
-        _say(f"{write_report(folder, experiment, results)} is the report")
-
-
-def _work(cells, experiment, options, folder: Path, began: float | None = None) -> None:
-    """Takes cells that nobody has taken until none is left or time is up."""
-    from cell import name_of, run_cell
-
-    began = time.monotonic() if began is None else began
-
-    def stop() -> bool:
-        left = (options.seconds or float("inf")) - (time.monotonic() - began)
-        return left < MEASURING
-
-    for cell in cells:
-        name = name_of(cell)
-        path, claim = folder / "cells" / f"{name}.json", folder / "cells" / f"{name}.claim"
-        if _is_done(path) or not _take(claim):
-            continue
-        if stop():
-            claim.unlink(missing_ok=True)
-            return
-        _say(f"{name} begins")
-        training = folder / "training" / name
-        result = run_cell(cell, experiment, options.data, training, _progress(name), stop)
-        with atomic_write(path) as file:
-            json.dump(result, file, indent=1)
-        if training.exists() and not result.get("cut"):
-            discard(training)
-        claim.unlink(missing_ok=True)
-        _say(f"{name} is done: {_short(result)}, {result['seconds']:.0f} s")
-        collect(folder)
+        say(f"{write_report(folder, experiment, results)} is the report")
 
 
-def _is_done(path: Path) -> bool:
-    """Whether a cell is there and was not cut short for want of time."""
-    return path.exists() and not read_json(path, finite=False).get("cut")
+def name_of(cell: tuple[str, int, str]) -> str:
+    return "-".join(map(str, cell))
 
 
-def _take(claim: Path) -> bool:
-    try:
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
+def _work(cells, experiment, options, folder: Path) -> None:
+    from experiments.timepro.cell import run_cell
 
+    def make(cell, training: Path, stop):
+        tell = _progress(name_of(cell))
+        return run_cell(cell, experiment, options.data, training, tell, stop)
 
-def _share(options, folder: Path, began: float) -> None:
-    """Runs several workers; each takes the cells that are left. Ends them when time is up."""
-    command = [sys.executable, str(HERE / "run.py"), *sys.argv[1:], "--worker"]
-    share = 0.9 / options.workers
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}"}
-    running = [subprocess.Popen(command, env=environment) for _ in range(options.workers)]
-    try:
-        while any(worker.poll() is None for worker in running):
-            if options.seconds and time.monotonic() - began > options.seconds:
-                _say("time is up; the same command goes on from here")
-                break
-            time.sleep(0.5)
-    finally:
-        for worker in running:
-            if worker.poll() is None:
-                worker.terminate()
-        for worker in running:
-            worker.wait()
-        for left in (folder / "cells").glob("*.claim"):
-            left.unlink(missing_ok=True)
-    failed = [worker.returncode for worker in running if worker.returncode not in STOPPED]
-    if failed:
-        _say(f"{len(failed)} of {len(running)} workers failed; their message is above")
-
-
-def collect(folder: Path) -> dict:
-    """All cells that are done, by name; also writes them to results.json."""
-    results = {
-        path.stem: read_json(path, finite=False)
-        for path in sorted((folder / "cells").glob("*.json"))
-    }
-    with atomic_write(folder / "results.json") as file:
-        json.dump(results, file, indent=1)
-    return results
+    made = {name_of(cell): partial(make, cell) for cell in cells}
+    work(folder, made, shown=_short, seconds=options.seconds)
 
 
 def _short(result: dict) -> str:
@@ -194,13 +112,9 @@ def _progress(name: str):
     def tell(done: int, total: int, text: str) -> None:
         if time.monotonic() - last[0] > 10:
             last[0] = time.monotonic()
-            _say(f"{name} {done}/{total} steps at most  {text}")
+            say(f"{name} {done}/{total} steps at most  {text}")
 
     return tell
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

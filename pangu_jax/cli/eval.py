@@ -1,6 +1,5 @@
 """Measures perplexity and bits per byte of a trained model on text."""
 
-import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -10,11 +9,10 @@ import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import progress, working
-from pangu_jax.data.packing import tokenise
 from pangu_jax.data.text import documents
-from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from pangu_jax.eval.perplexity import measure
+from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.nn.how import How
+from pangu_jax.task.language import as_dict, perplexity
 
 
 @dataclass(frozen=True)
@@ -51,30 +49,22 @@ def main(options: Options) -> None:
         )
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     with progress() as show:
-        tokens = tokenise(
-            documents(options.data, field=options.field),
-            tokenizer,
-            as_prompts=True,
-            progress=lambda done: show("reading, bytes", done),
-        )
-        check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
-        result = measure(
+        result = perplexity(
             params,
-            tokens,
+            documents(options.data, field=options.field),
             cfg=cfg,
+            tokenizer=tokenizer,
+            progress=show,
             length=options.length,
             stride=options.stride,
             batch=options.batch,
             max_tokens=options.max_tokens,
             how=How(dtype=options.dtype),
-            progress=lambda done, total: show("measuring, windows", done, total),
         )
     if options.length > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
     if options.json:
-        values = dataclasses.asdict(result)
-        values |= {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
-        print(json.dumps({**values, "protocol": result.protocol}))
+        print(json.dumps(as_dict(result)))
         return
     print(f"tokens predicted  {result.tokens:,}")
     print(f"bytes             {result.bytes:,}")

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,10 +11,10 @@ import jax
 import tyro
 
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
-from pangu_jax.checkpoint.forecaster import load as load_forecaster
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.embed import configured
 from pangu_jax.cli.progress import working
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_encoder import mark
@@ -27,6 +28,7 @@ from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
 from pangu_jax.models.encoder import EncoderConfig, Pooling
 from pangu_jax.nn.how import How
+from pangu_jax.task.model import Model, as_forecaster, checkpoint_of, expect, load
 
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
 SCRIPT = "compile_ascend.sh"
@@ -72,37 +74,80 @@ class Options:
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
 
+    def __post_init__(self):
+        check_choices(self)
+
 
 def main(options: Options) -> None:
     """Exports, compares with jax, and prints the table; above the tolerance nothing is left."""
-    _check(options)
-    platforms = tuple(p for p in options.platforms.split(",") if p)
-    onnx = options.target != "stablehlo"
-    made = _forecaster if (Path(options.checkpoint) / DESCRIPTION).is_file() else _checkpoint
-    bundle, tokenizer = made(options, platforms)
-    rounded = options.precision == "default" and options.dtype == "float32" and not onnx
-    tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
-    with new_folder(options.out) as folder:
-        with working("exporting and comparing with jax"):
-            artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
-        print(parity.table(rows))
-        parity.require(rows, tolerance)
-        _keep_tokenizer(tokenizer, folder)
-        if options.target == "ascend":
-            _prepare_ascend(options, artefact, folder, offending)
-        save(artefact, folder)
+    artefact, compared = _make(options, print)
     for note in artefact.notes:
         print(f"note: {note}")
-    if not rows:
+    if not compared:
         print(
-            f"not compared: this machine is none of {', '.join(platforms)}; on one that is, run "
-            f"pangu-jax run {options.out} --check"
+            f"not compared: this machine is none of {', '.join(_platforms(options))}; on one that "
+            f"is, run pangu-jax run {options.out} --check"
         )
     if options.target == "ascend":
         _compile(options, artefact)
     count = len(artefact.programs)
     check = " --check" if SAMPLES in artefact.files else ""
     print(f"{options.out} holds {count} programs; try: pangu-jax run {options.out}{check}")
+
+
+def export(
+    model: Model, out: str | Path, *, target: Literal["stablehlo", "onnx", "ascend"], **options: Any
+) -> Artefact:
+    """Compiles a model into a folder that runs without it, as `pangu-jax export` does.
+
+        >>> pj.export(m, "artefact", target="onnx", profiles="128,512").programs
+
+    What is written is compared with jax first. For Ascend the folder holds the script that runs
+    atc; only the command runs it.
+
+    Args:
+      model: a language model, an encoder or a forecaster.
+      out: the folder to write; an artefact that is there is replaced.
+      target: stablehlo runs with jax alone; onnx has opset 17; ascend is onnx and what atc needs.
+      **options: the other options of `Options`, such as `profiles`, `cache` and `dtype`.
+
+    Raises:
+      InputError: the model cannot be exported so, or what was made differs from jax.
+      TypeError: an option that there is not.
+    """
+    expect(model, "decoder", "encoder", "forecaster")
+    path = model.path if model.kind == "forecaster" else checkpoint_of(model)
+    if model.tokenizer is not None:
+        options = {"tokenizer": model.tokenizer.name, **options}
+    return _make(Options(path, target, str(out), **options), lambda _: None, model)[0]
+
+
+def _make(
+    options: Options, say: Callable[[str], None], model: Model | None = None
+) -> tuple[Artefact, bool]:
+    """Writes the artefact of a model, read if there is none; and whether it was compared."""
+    _check(options)
+    platforms, onnx = _platforms(options), options.target != "stablehlo"
+    if model is None and (Path(options.checkpoint) / DESCRIPTION).is_file():
+        model = load(options.checkpoint)
+    made = _forecaster if model is not None and model.kind == "forecaster" else _checkpoint
+    bundle, tokenizer = made(options, platforms, model)
+    rounded = options.precision == "default" and options.dtype == "float32" and not onnx
+    tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
+    with new_folder(options.out) as folder:
+        with working("exporting and comparing with jax"):
+            artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
+        say(parity.table(rows))
+        parity.require(rows, tolerance)
+        _keep_tokenizer(tokenizer, folder)
+        if options.target == "ascend":
+            _prepare_ascend(options, artefact, folder, offending, say)
+        save(artefact, folder)
+    return artefact, bool(rows)
+
+
+def _platforms(options: Options) -> tuple[str, ...]:
+    return tuple(p for p in options.platforms.split(",") if p)
 
 
 def _batch_and_how(options: Options, platforms: tuple[str, ...]) -> tuple[Any, How]:
@@ -116,12 +161,17 @@ def _batch_and_how(options: Options, platforms: tuple[str, ...]) -> tuple[Any, H
     return batch, How(impl=impl, dtype=options.dtype)
 
 
-def _checkpoint(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, Tokenizer | None]:
+def _checkpoint(
+    options: Options, platforms: tuple[str, ...], model: Model | None
+) -> tuple[Bundle, Tokenizer | None]:
     """The programs of a decoder or an encoder, and its tokeniser or None."""
-    with working(f"reading {options.checkpoint}"):
-        params, cfg, found = open_checkpoint(
-            options.checkpoint, kind=("decoder", "encoder"), by="`pangu-jax export`"
-        )
+    if model is None:
+        with working(f"reading {options.checkpoint}"):
+            params, cfg, found = open_checkpoint(
+                options.checkpoint, kind=("decoder", "encoder"), by="`pangu-jax export`"
+            )
+    else:
+        params, cfg, found = model.params, model.cfg, options.checkpoint
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
     params = jax.tree.map(lambda x: x.astype(options.dtype), params)
     tokenizer = _tokenizer(options.tokenizer or found, options.checkpoint)
@@ -169,13 +219,13 @@ def _encoder(
     return replace(bundle, notes=note)
 
 
-def _forecaster(options: Options, platforms: tuple[str, ...]) -> tuple[Bundle, None]:
+def _forecaster(options: Options, platforms: tuple[str, ...], model: Model) -> tuple[Bundle, None]:
     """A forecaster's one program; prompt lengths and caches mean nothing to it."""
     if options.dtype != "float32":
         raise InputError("a forecaster is exported in float32")
-    model = load_forecaster(options.checkpoint)
+    found = as_forecaster(model)
     batch, how = _batch_and_how(options, platforms)
-    return forecaster.bundle(model, batch=batch, how=forecaster.forms(model, how)), None
+    return forecaster.bundle(found, batch=batch, how=forecaster.forms(found, how)), None
 
 
 def _check(options: Options) -> None:
@@ -194,7 +244,7 @@ def _check(options: Options) -> None:
             )
     if options.batch is not None and options.batch < 1:
         raise InputError(f"--batch must be at least 1, got {options.batch}")
-    stablehlo.check_platforms([p for p in options.platforms.split(",") if p])
+    stablehlo.check_platforms(_platforms(options))
     _numbers(options.profiles)
 
 
@@ -274,11 +324,15 @@ def _commands(options: Options, artefact: Artefact) -> list[list[str]]:
 
 
 def _prepare_ascend(
-    options: Options, artefact: Artefact, folder: Path, found: list[Offence]
+    options: Options,
+    artefact: Artefact,
+    folder: Path,
+    found: list[Offence],
+    say: Callable[[str], None],
 ) -> None:
     used = PROFILES[options.operators]
     text = report({p.name: p.operators for p in artefact.programs}, found, used)
-    print(text)
+    say(text)
     (folder / "operators.txt").write_text(text + "\n", encoding="utf-8")
     (folder / "operators.json").write_text(
         json.dumps([o.__dict__ for o in found], indent=1) + "\n", encoding="utf-8"

@@ -10,8 +10,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -21,6 +22,7 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import prune_check, prune_report
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.claim import Claim
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
 from pangu_jax.core.spec import nbytes
@@ -36,6 +38,7 @@ from pangu_jax.pruning import plan as plans
 from pangu_jax.pruning.absorb import absorb
 from pangu_jax.pruning.allocate import Limits, parse
 from pangu_jax.pruning.compress import Recipe, Result, compress, text_hash
+from pangu_jax.task.model import Model, checkpoint_of, expect, load
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ class Options:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of parameters and activations; None keeps the checkpoint's."""
 
+    def __post_init__(self):
+        check_choices(self)
+
 
 @dataclass(frozen=True)
 class Text:
@@ -114,23 +120,75 @@ class Text:
 
 def main(options: Options) -> None:
     """Prunes, repairs, writes, loads back, compares, reports."""
+    written = _claimed(options)
+    out = Path(options.out)
+    print((out / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())
+    hint = "" if (out / "tokenizer.json").is_file() else " --tokenizer bytes"
+    print(f"\n{out} holds the pruned checkpoint as {written}; ", end="")
+    print(f"try: pangu-jax generate {out}{hint}")
+
+
+def prune(
+    model: Model,
+    out: str | Path,
+    *,
+    target: str | None = None,
+    calib: str | None = None,
+    **options: Any,
+) -> Model:
+    """Writes a smaller model that loads elsewhere, as `pangu-jax prune` does; gives it back.
+
+        >>> small = pj.prune(m, "small", target="params=0.8", calib="text.txt")
+
+    Args:
+      model: a language model of a run folder or a Hugging Face folder.
+      out: a new folder for the pruned checkpoint, plan.json and report.md.
+      target: what is left: "params=0.8", "flops=0.7", or axes: "ffn=0.5,groups=0.75,layers=24".
+      calib: calibration text: a file or folder of .txt or .jsonl; "stdlib".
+      **options: the other options of `Options`, such as `method` and `repair`.
+
+    Raises:
+      InputError: the model cannot be pruned so.
+      TypeError: an option that there is not.
+    """
+    expect(model, "decoder")
+    if model.tokenizer is not None:
+        options = {"tokenizer": model.tokenizer.name, **options}
+    checkpoint = checkpoint_of(model)
+    _claimed(Options(checkpoint, str(out), target, calib, **options), model)
+    own = (Path(out) / "tokenizer.json").is_file()
+    return load(out, tokenizer=None if own or model.tokenizer is None else model.tokenizer.name)
+
+
+def _claimed(options: Options, model: Model | None = None) -> str:
+    """Prunes into a folder that nobody else fills; the family that was written."""
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")
     with Claim(out, "pruning into"):  # before minutes of work, which one of two would do in vain
-        _prune(options, out)
+        return _prune(options, out, model)
 
 
-def _prune(options: Options, out: Path) -> None:
+def _opened(options: Options, model: Model | None) -> tuple[Any, Any, str]:
+    """As `open_checkpoint`, of a model that was read before, or not yet."""
+    if model is None:
+        with working(f"reading {options.checkpoint}"):
+            return open_checkpoint(
+                options.checkpoint, kind="decoder", by="`pangu-jax prune`", dtype=options.dtype
+            )
+    params, dtype = model.params, options.dtype
+    if dtype is not None:
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+    return params, model.cfg, options.checkpoint
+
+
+def _prune(options: Options, out: Path, model: Model | None) -> str:
     began = time.monotonic()
     if (options.target is None) == (options.plan is None):
         raise InputError("give either --target (such as params=0.8) or --plan")
     target = None if options.target is None else parse(options.target)
     plan = None if options.plan is None else plans.load(options.plan)
-    with working(f"reading {options.checkpoint}"):
-        params, cfg, where = open_checkpoint(
-            options.checkpoint, kind="decoder", by="`pangu-jax prune`", dtype=options.dtype
-        )
+    params, cfg, where = _opened(options, model)
     family = _family(options.checkpoint)
     recipe = _recipe(options, family)
     check_all_finite(params, options.checkpoint)
@@ -182,10 +240,10 @@ def _prune(options: Options, out: Path) -> None:
         "text": text,
         "length": options.length,
     }
-    _write(out, options, result, cfg, family, calibration, facts, began)
+    return _write(out, options, result, cfg, family, calibration, facts, began)
 
 
-def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> None:
+def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> str:
     """The folder, whole or not at all: checkpoint, loaded back and compared, plan, report."""
     with new_folder(out) as temporary, working("writing, reading back and comparing"):
         # A run folder of ours has a config.json too, which is no Hugging Face one.
@@ -210,10 +268,7 @@ def _write(out, options, result: Result, cfg, family, calibration, facts, began)
             "seconds": time.monotonic() - began,
         }
         prune_report.write(temporary, result, cfg, facts)
-    print((out / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())
-    hint = "" if (out / "tokenizer.json").is_file() else " --tokenizer bytes"
-    print(f"\n{out} holds the pruned checkpoint as {written_family}; ", end="")
-    print(f"try: pangu-jax generate {out}{hint}")
+    return written_family
 
 
 def _reload(folder: Path, result: Result, calibration: np.ndarray) -> float:

@@ -4,24 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 
-from pangu_jax.core.files import atomic_write
 from pangu_jax.models.decoder import DecoderConfig, cache_bytes
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.compress import Result
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from pangu_jax.study import plot, report
 
 
 def write(folder: Path, result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> None:
     """Draws plots/ratios.png and writes report.md into the folder."""
-    (folder / "plots").mkdir(exist_ok=True)
-    _plot(folder / "plots" / "ratios.png", result, cfg)
-    with atomic_write(folder / "report.md") as file:
-        file.write(_text(result, cfg, facts))
+    _plot(folder, result, cfg)
+    report.write(folder, _text(result, cfg, facts))
 
 
 def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
@@ -135,24 +129,18 @@ def _absorbed(found: dict[str, float]) -> str:
     return f"\n## Sandwich norms folded\n\n| norm | relative squared error |\n|---|---|\n{rows}\n"
 
 
-def _plot(path: Path, result: Result, cfg: DecoderConfig) -> None:
+def _plot(folder: Path, result: Result, cfg: DecoderConfig) -> None:
     plan, number = result.plan, len(cfg.layers)
     kept = {part.layer: part for part in plan.layers}
-    figure, panel = plt.subplots(figsize=(7, 3.2))
     place = np.arange(number)
-    for offset, (label, share) in zip(
-        (-0.2, 0.2),
-        {
-            "KV groups": lambda p, s: len(p.heads) / s.groups,
-            "FFN channels": lambda p, s: len(p.channels) / s.ffn,
-        }.items(),
-        strict=True,
-    ):
-        values = [share(kept[i], plan.sizes[i]) if i in kept else 0.0 for i in range(number)]
-        panel.bar(place + offset, values, 0.4, label=label)
-    panel.axhline(1, color="black", lw=0.6)
-    panel.set(xlabel="layer", ylabel="share that stays", ylim=(0, 1.15))
-    panel.legend(fontsize=8, ncols=2, loc="upper right")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    shares = {
+        "KV groups": lambda p, s: len(p.heads) / s.groups,
+        "FFN channels": lambda p, s: len(p.channels) / s.ffn,
+    }
+    with plot.figure(folder, "ratios", figsize=(7, 3.2)) as panel:
+        for offset, (label, share) in zip((-0.2, 0.2), shares.items(), strict=True):
+            values = [share(kept[i], plan.sizes[i]) if i in kept else 0.0 for i in range(number)]
+            panel.bar(place + offset, values, 0.4, label=label)
+        panel.axhline(1, color="black", lw=0.6)
+        panel.set(xlabel="layer", ylabel="share that stays", ylim=(0, 1.15))
+        panel.legend(fontsize=8, ncols=2, loc="upper right")

@@ -48,12 +48,12 @@ def generate(
     sampling: SamplingConfig = SamplingConfig(),
     stop_ids: Sequence[int] = (),
     key: jax.Array | None = None,
+    slots: int | None = None,
     how: How = HOW,
 ) -> Generation:
     """Continues every prompt until a stop token or `max_new` tokens.
 
-    Each prompt has a slot of its own; for more prompts than slots see `engine.answers`. Lengths are
-    rounded up to a few sizes, so that calls of similar lengths share a compilation.
+    Lengths are rounded up to a few sizes, so that calls of similar lengths share a compilation.
 
     Args:
       params: tree of `decoder.spec(cfg)`; or of `transformer.by_layer`, which saves every call a
@@ -65,6 +65,7 @@ def generate(
       stop_ids: a row ends with the first of these.
       key: for drawing; row b uses fold_in(key, b), so that a row's text does not depend on the
         others. None is `jax.random.key(0)`.
+      slots: how many prompts are continued at once; None is all of them.
       how: layout, implementations, and the type of activations and cache.
 
     Raises:
@@ -72,7 +73,8 @@ def generate(
     """
     _check(prompts, max_new, cfg)
     keys = _row_keys(key, len(prompts))
-    engine = _engine(params, prompts, max_new, stop_ids, keys, cfg=cfg, how=how)
+    slots = len(prompts) if slots is None else min(slots, len(prompts))
+    engine = _engine(params, prompts, max_new, stop_ids, keys, slots=slots, cfg=cfg, how=how)
     requests = (
         Request(prompt, max_new, sampling, stop_ids, keys[row])
         for row, prompt in enumerate(prompts)
@@ -102,7 +104,7 @@ def stream(
     """
     _check([prompt], max_new, cfg)
     keys = _row_keys(key, 1)
-    engine = _engine(params, [prompt], max_new, stop_ids, keys, cfg=cfg, how=how, burst=1)
+    engine = _engine(params, [prompt], max_new, stop_ids, keys, slots=1, cfg=cfg, how=how, burst=1)
     engine.submit(Request(prompt, max_new, sampling, stop_ids, keys[0]))
     while engine.busy:
         for piece in engine.advance():
@@ -112,7 +114,6 @@ def stream(
 def _engine(params, prompts, max_new, stop_ids, keys, **options) -> Engine:
     return Engine(
         params,
-        slots=len(prompts),
         length=round_up(max(map(len, prompts))) + round_up(max_new),
         stops=max(8, -(-len(stop_ids) // 8) * 8),  # their number is rarely another program
         key=keys[0],

@@ -33,6 +33,14 @@ def uniform(
     )
 
 
+def byte_model(
+    width: int, layers: int, groups: int, heads: int, size: int, ffn: int, length: int
+) -> DecoderConfig:
+    """A dense byte model: KV groups, query heads a group, the heads' size, and the longest text."""
+    attention = AttentionConfig(groups, heads, size)
+    return uniform(BYTE_VOCAB, width, layers, attention, mlp=MlpConfig(ffn), max_length=length)
+
+
 def pangu_pro_moe() -> DecoderConfig:
     """Pangu Pro MoE: 71,988,781,056 parameters, 16,498,139,136 of them active.
 
@@ -66,14 +74,7 @@ def moge_tiny() -> DecoderConfig:
 
 def dense_tiny() -> DecoderConfig:
     """A dense byte model whose active parameters are about those of `moge_tiny`."""
-    return uniform(
-        BYTE_VOCAB,
-        128,
-        3,
-        AttentionConfig(kv_heads=2, q_per_kv=2, head_dim=32),
-        mlp=MlpConfig(332),
-        max_length=512,
-    )
+    return byte_model(128, 3, groups=2, heads=2, size=32, ffn=332, length=512)
 
 
 def moge_small() -> DecoderConfig:

@@ -17,6 +17,7 @@ import pytest
 from pangu_jax.checkpoint import forecaster
 from pangu_jax.cli import forecast
 from pangu_jax.cli.main import main
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import fit_linear, score_function
@@ -169,7 +170,9 @@ def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
 
 def test_intervals_are_calibrated_on_values_that_were_there(trained, monkeypatch):
     chosen = []
-    monkeypatch.setattr(forecast, "choose_rate", lambda *given: chosen.append(given) or 0.03)
+    monkeypatch.setattr(
+        "pangu_jax.task.forecast.choose_rate", lambda *given: chosen.append(given) or 0.03
+    )
     filled = np.random.default_rng(1).random((240, 3)) < 0.3
     found, series = refitted(trained, epochs=1, filled=filled)
     starts = np.arange(168 - 16, 192 - 20 + 1)
@@ -363,7 +366,7 @@ def test_a_short_file_of_the_same_step_is_known_by_the_model(trained, tmp_path):
         with_step(model, step_count=1, step_unit="weekday"), tmp_path / "b.csv", weekdays
     )
     assert [str(t)[:10] for t in found.times] == ["2024-05-27", "2024-05-28"]
-    with pytest.raises(forecast.InputError, match="every 1 weekday, the model was trained on one "
+    with pytest.raises(InputError, match="every 1 weekday, the model was trained on one "
                        "every 1 d"):  # fmt: skip
         rows_of(with_step(model, step_count=1, step_unit="day"), tmp_path / "b.csv", weekdays)
 
@@ -428,9 +431,7 @@ def test_what_was_filled_in_is_not_measured(trained, tmp_path, capsys):
     assert found["intervals"]["fixed"]["coverage"] == pytest.approx(inside.mean(), abs=1e-6)
     assert found["mae_of"]["load, MW"] == pytest.approx(plain["mae_of"]["load, MW"], rel=0.1)
     gone = dataclasses.replace(series, filled=np.ones(series.values.shape, bool))
-    with pytest.raises(
-        forecast.InputError, match="test part: all values of 'load, MW' were filled"
-    ):
+    with pytest.raises(InputError, match="test part: all values of 'load, MW' were filled"):
         forecast.evaluate(model, gone, where="x.csv")
 
 

@@ -1,33 +1,24 @@
 """The TimePro experiment: published settings, the mixture, resuming, the report."""
 
+import importlib
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
 from pangu_jax.models import timepro
 
-FOLDER = Path(__file__).parents[2] / "experiments" / "timepro"
 MODULES = ("cell", "config", "intervals", "report", "run", "tuned")
 
 
 @pytest.fixture(scope="module")
 def modules():
-    """The experiment's modules, imported as its own script does, and forgotten afterwards."""
-    before = {name: sys.modules.pop(name, None) for name in MODULES}
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: __import__(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
-            if before[name] is not None:
-                sys.modules[name] = before[name]
+    """The experiment's modules by name."""
+    return {name: importlib.import_module(f"experiments.timepro.{name}") for name in MODULES}
 
 
 def test_settings_have_the_published_sizes(modules):
@@ -118,12 +109,9 @@ def test_the_report_says_what_the_branch_brings_and_what_was_cut(modules, tmp_pa
 
 def test_a_bar_that_the_plot_cuts_has_its_number(modules, tmp_path, monkeypatch):
     report, kept = modules["report"], []
-    monkeypatch.setattr(report.plt, "close", kept.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: kept.append(figure))
     errors = {"linear": [0.4], "repeat": [1.3], "full": [0.41, 0.39], "tuned": [0.2]}
-    report._plot_errors(
-        tmp_path / "errors.png", {("ETTh1", 96, k): {"mse": v} for k, v in errors.items()}
-    )
+    report._plot_errors(tmp_path, {("ETTh1", 96, k): {"mse": v} for k, v in errors.items()})
     monkeypatch.undo()
     (figure,) = kept
     assert {text.get_text() for text in figure.axes[0].texts} == {"3.2", "0.5"}
-    report.plt.close(figure)

@@ -1,0 +1,1 @@
+"""The experiment on Pangu Light; `run` says what it does."""

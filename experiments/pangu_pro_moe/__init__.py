@@ -1,0 +1,1 @@
+"""The experiment on Pangu Pro MoE; `run` says what it does."""

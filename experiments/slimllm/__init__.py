@@ -1,0 +1,1 @@
+"""The experiment on SlimLLM; `run` says what it does."""

@@ -1,0 +1,1 @@
+"""The experiment on TimePro; `run` says what it does."""

@@ -1,0 +1,1 @@
+"""What experiments share: options, cells that resume, tables with spread, plots, reports."""

@@ -1,0 +1,73 @@
+"""The cells of an experiment, in one process: what is missing is computed and saved at once.
+
+    cells = begin(folder, experiment, checkpoint=options.checkpoint)
+    for seed in experiment.seeds:
+        cell(cells, f"model/seed{seed}", partial(_train_and_measure, seed))
+
+Several processes that share a table are for `study.workers`.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pangu_jax.core.cells import compute, open_results
+from pangu_jax.core.config import to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """A run that this process holds.
+
+    Attributes:
+      folder: of the run.
+      results: {cell: what it gave}, as results.json has it.
+    """
+
+    folder: Path
+    results: dict[str, Any]
+
+
+def begin(folder: Path, experiment: Any, **settings: Any) -> Cells:
+    """Begins a run or goes on with it, and holds its folder until the process ends.
+
+    Args:
+      folder: of the run; made if missing.
+      experiment: a frozen dataclass, whose fields become the settings in config.json.
+      **settings: others that decide results, as JSON values.
+
+    Raises:
+      InputError: the folder holds a run of other settings, or another process computes there.
+    """
+    return Cells(folder, open_results(folder, {**to_json(experiment), **settings}))
+
+
+def cell(
+    cells: Cells,
+    name: str,
+    make: Callable[[], dict[str, Any]],
+    *,
+    shown: Callable[[dict[str, Any]], str] | None = None,
+) -> dict[str, Any]:
+    """What a cell gave; one that is not there yet is computed, with the "seconds" that it took.
+
+    Args:
+      cells: the run.
+      name: of the cell.
+      make: gives the cell as JSON values.
+      shown: its figures in words, for the line that a computed cell gets; None writes no line.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    if compute(cells.folder, cells.results, name, make, timed=True) and shown is not None:
+        found = cells.results[name]
+        say(f"{name}: {shown(found)} ({found['seconds']:.0f} s)")
+    return cells.results[name]
+
+
+def say(text: str) -> None:
+    """A line about the progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,236 @@
+"""Experiments on one dense language model: it is trained or opened, cut, and recovered.
+
+What is trained on, what calibrates, and what is measured are documents of their own.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.calibration import cut_windows
+from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.pipeline import drawn_batches
+from pangu_jax.data.text import Document, documents, split_documents, take
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.eval.perplexity import measure_windows
+from pangu_jax.models import decoder
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import How
+from pangu_jax.pruning.allocate import Limits, parse
+from pangu_jax.pruning.compress import Recipe, Result, compress
+from pangu_jax.pruning.stats import SweepConfig, moments_type
+from pangu_jax.train.distill import distill_loss
+from pangu_jax.train.language import train_language
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+
+TRAINING = 200_000_000  # characters of text that are trained on at most
+MEASURED = 8  # windows that must be left to measure on, at least
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageExperiment:
+    """What experiments on one dense model have in common; each adds its own fields.
+
+    Attributes:
+      model: trained from scratch on `data`; None takes --checkpoint.
+      data: text to train on, calibrate on and measure on, each its own documents; with a
+        checkpoint, to calibrate and measure on.
+      held_out: share of the documents that are calibrated and measured on, not trained on.
+      steps: optimiser steps of the model's training.
+      batch: windows a training step.
+      length: tokens a training window.
+      optimizer: of the training.
+      recover_steps: distillation steps of a recovery.
+      recover_rate: learning rate of the distillation.
+      dtype: type of the activations.
+    """
+
+    model: DecoderConfig | None
+    data: str = "stdlib"
+    held_out: float = 0.1
+    steps: int = 200
+    batch: int = 8
+    length: int = 128
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3)
+    recover_steps: int = 200
+    recover_rate: float = 5e-4
+    dtype: str = "float32"
+
+    @property
+    def how(self) -> How:
+        """The type of activations, for every call."""
+        return How(dtype=self.dtype)
+
+    @property
+    def recover_tokens(self) -> int:
+        """Tokens that a recovery sees."""
+        return self.recover_steps * self.batch * self.length
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """The dense model, and its text.
+
+    Attributes:
+      experiment: the settings.
+      folder: of the run.
+      params: the dense model.
+      cfg: its configuration.
+      tokenizer: its tokeniser.
+      training: windows to train and recover on.
+      kept: documents that are held out of the training.
+    """
+
+    experiment: Any
+    folder: Path
+    params: Any
+    cfg: DecoderConfig
+    tokenizer: Tokenizer
+    training: PackedTokens
+    kept: list[Document]
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The option that `open_base` reads."""
+    parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
+
+
+def open_base(
+    experiment: LanguageExperiment,
+    folder: Path,
+    options: argparse.Namespace,
+    *,
+    dtype: str | None = None,
+) -> Base:
+    """Opens --checkpoint, or trains the experiment's model in base/, which goes on where it was.
+
+    Args:
+      experiment: the settings.
+      folder: of the run.
+      options: the preset's name and the checkpoint.
+      dtype: type of a checkpoint's parameters; None keeps what is stored.
+
+    Raises:
+      InputError: neither a model nor a checkpoint, or no usable text.
+      Stopped: a signal came; the training is saved.
+    """
+    if experiment.model is None and options.checkpoint is None:
+        raise InputError(f"the preset {options.preset} needs --checkpoint")
+    params, cfg, tokens = None, experiment.model, "bytes"
+    if options.checkpoint is not None:
+        params, cfg, tokens = open_checkpoint(
+            options.checkpoint, kind="decoder", by="this experiment", dtype=dtype
+        )
+    tokenizer = load_tokenizer(tokens)
+    training, kept = split_documents(documents(experiment.data), experiment.held_out, halve=True)
+    source = PackedTokens(tokenise(take(training, TRAINING), tokenizer), experiment.length)
+    if params is None:
+        params = train_language(
+            cfg,
+            lambda step: drawn_batches(source, batch=experiment.batch, start_step=step),
+            folder / "base",
+            loop=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
+            optimizer=experiment.optimizer,
+            label="base",
+            how=experiment.how,
+        )
+    return Base(experiment, folder, params, cfg, tokenizer, source, kept)
+
+
+def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000) -> np.ndarray:
+    """Windows of the held-out text, int32 [N, length].
+
+    Args:
+      base: the model and its text.
+      length: tokens of a window.
+      needed: windows that are not measured, but calibrate.
+      size: characters of text that are enough.
+
+    Raises:
+      InputError: the text does not fill these and some more to measure on.
+    """
+    found = cut_windows(tokenise(take(base.kept, size), base.tokenizer), length)
+    if len(found) < needed + MEASURED:
+        raise InputError(
+            f"the held-out text fills {len(found)} windows of {length} tokens, "
+            f"{needed} are for calibration and more to measure on; give more text"
+        )
+    return found
+
+
+def perplexity(base: Base, params: Any, cfg: DecoderConfig, windows: np.ndarray) -> float:
+    """Of windows int32 [N, T], with the experiment's type of activations."""
+    return measure_windows(params, windows, cfg=cfg, how=base.experiment.how).perplexity
+
+
+def prune(base: Base, windows: np.ndarray, target: str, recipe: Recipe) -> Result:
+    """Prunes the dense model to the very size that the target names, whatever hardware likes."""
+    return compress(
+        base.params,
+        windows,
+        cfg=base.cfg,
+        target=parse(target),
+        recipe=recipe,
+        limits=Limits(multiple=1),
+        sweep_cfg=SweepConfig(moments=moments_type(base.cfg)),
+        how=base.experiment.how,
+    )
+
+
+def recover(
+    base: Base,
+    found: Result,
+    name: str,
+    *,
+    label: str,
+    seed: int = 0,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+) -> Any:
+    """Distils a pruned model from the dense one in recover/NAME; gives its parameters.
+
+    Args:
+      base: the dense model, and the text it was trained on.
+      found: the pruned model.
+      name: of the folder.
+      label: what the lines about the progress begin with.
+      seed: of the order of windows.
+      evaluate: called with the parameters five times on the way; figures go to metrics.jsonl.
+
+    Raises:
+      Stopped: a signal came; the training is saved.
+    """
+    experiment = base.experiment
+    steps, optimizer = (
+        experiment.recover_steps,
+        OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
+    )
+    state = train(
+        distill_loss(base.cfg, found.cfg, how=experiment.how),
+        decoder.spec(found.cfg),
+        lambda step: drawn_batches(
+            base.training, batch=experiment.batch, seed=1 + seed, start_step=step
+        ),
+        cfg=LoopConfig(
+            steps,
+            checkpoint_every=500,
+            keep=1,
+            evaluate_every=max(1, steps // 5) if evaluate else 0,
+        ),
+        optimizer=make_optimizer(optimizer, steps),
+        schedule=schedule(optimizer, steps),
+        folder=base.folder / "recover" / name,
+        params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
+        evaluate=evaluate,
+        label=label,
+        frozen=base.params,
+    )
+    return state.params

@@ -1,0 +1,66 @@
+"""The options that every experiment has: --preset, --data, --out.
+
+parser = options.parser(__doc__, PRESETS)
+parser.add_argument("--seeds", nargs="+", type=int)         # overrides the field of that name
+given = parser.parse_args()
+experiment, folder = options.chosen(given, PRESETS, "my_paper")
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TEXT = "a file or folder of text; the preset's if left out"
+
+
+def parser(
+    doc: str, presets: Mapping[str, Any], *, default: str = "smoke", data: str | None = TEXT
+) -> argparse.ArgumentParser:
+    """A parser that knows the common options; an experiment adds its own.
+
+    It is argparse's, so that an experiment runs where a machine has no command line library.
+
+    Args:
+      doc: the docstring of the experiment, whose first line describes it.
+      presets: the experiments by name.
+      default: the preset that is taken if none is named.
+      data: the help of --data; None leaves --data to the experiment.
+    """
+    found = argparse.ArgumentParser(description=doc.splitlines()[0])
+    found.add_argument("--preset", default=default, choices=presets)
+    if data is not None:
+        found.add_argument("--data", help=data)
+    found.add_argument("--out", help="the run's folder; runs/<experiment>-<preset> if left out")
+    return found
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, as a `type` of argparse.
+
+    Raises:
+      ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
+    return int(text)
+
+
+def chosen(options: argparse.Namespace, presets: Mapping[str, Any], name: str) -> tuple[Any, Path]:
+    """The preset with what the options change of it, and the run's folder.
+
+    Args:
+      options: what the parser gave; each that is not None replaces the field of its name.
+      presets: the experiments, frozen dataclasses, by name.
+      name: of the experiment, for the folder.
+    """
+    experiment = presets[options.preset]
+    given = vars(options)
+    changes = {
+        field.name: tuple(value) if isinstance(value, list) else value
+        for field in dataclasses.fields(experiment)
+        if (value := given.get(field.name)) is not None
+    }
+    folder = Path(options.out or f"runs/{name}-{options.preset}")
+    return dataclasses.replace(experiment, **changes), folder

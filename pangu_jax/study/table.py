@@ -1,0 +1,34 @@
+"""Tables in Markdown, and figures with their spread over seeds or draws."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown: one line of heads, one a row; no line break at the end."""
+    lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def deviation(values: Sequence[float], digits: int = 3) -> str:
+    """The mean ± standard deviation (of the population, ddof 1); of one value itself."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def extent(values: Sequence[float], digits: int = 3) -> str:
+    """The mean and, of several values, (least-greatest)."""
+    mean = f"{np.mean(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f}-{max(values):.{digits}f})"
+
+
+def standard_error(*samples: Sequence[float]) -> float:
+    """Of the sum or difference of the samples' means; each needs two values or more."""
+    return float(np.sqrt(np.sum([np.var(v, ddof=1) / len(v) for v in samples])))

@@ -1,0 +1,153 @@
+"""Cells that several processes share: each is a file of its own, taken by who comes first.
+
+    begin(folder, settings)
+    if given.workers == 1:
+        work(folder, cells, shown=...)                 # {name: function of (folder, stop)}
+    else:
+        share(folder, "experiments.my_paper.run", given.workers)      # each of which calls `work`
+    results = collect(folder)
+
+The run's folder has cells/NAME.json, training/NAME while a cell is not done, and results.json.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_jax.checkpoint.store import discard
+from pangu_jax.core.cells import RESULTS, hold_run
+from pangu_jax.core.config import read_json
+from pangu_jax.core.files import atomic_write
+from pangu_jax.study.cells import say
+
+Stop = Callable[[], bool]
+
+# What workers exit with that have nothing to report, or were told to stop.
+STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
+MEASURING = 25  # seconds kept for measuring what was trained when time is up
+
+
+def begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Begins a run or goes on with it, and holds its folder until this process ends.
+
+    Raises:
+      InputError: the folder holds a run of other settings, or another process computes there.
+    """
+    hold_run(folder, settings)
+    (folder / "cells").mkdir(exist_ok=True)
+    _untake(folder)  # what was taken in a run that was stopped
+
+
+def work(
+    folder: Path,
+    cells: Mapping[str, Callable[[Path, Stop], dict[str, Any]]],
+    *,
+    shown: Callable[[dict[str, Any]], str],
+    seconds: float | None = None,
+) -> None:
+    """Takes cells that nobody has taken until none is left or time is up.
+
+    Args:
+      folder: of the run.
+      cells: what makes each, by name: a function of a folder for its training and of `stop`, which
+        says whether time is up. A cell that was cut short for that has "cut" set, and is made
+        again, from its training on, by the next run. Each has its "seconds".
+      shown: a cell's figures in words.
+      seconds: how long there is; None for no end.
+
+    Raises:
+      InputError: a cell cannot be made or written.
+    """
+    end = time.monotonic() + (float("inf") if seconds is None else seconds)
+
+    def stop() -> bool:
+        return end - time.monotonic() < MEASURING
+
+    for name, make in cells.items():
+        path, claim = folder / "cells" / f"{name}.json", folder / "cells" / f"{name}.claim"
+        if is_done(folder, name) or not _take(claim):
+            continue
+        if stop():
+            claim.unlink(missing_ok=True)
+            return
+        say(f"{name} begins")
+        training = folder / "training" / name
+        result = make(training, stop)
+        with atomic_write(path) as file:
+            json.dump(result, file, indent=1)
+        if training.exists() and not result.get("cut"):
+            discard(training)
+        claim.unlink(missing_ok=True)
+        say(f"{name} is done: {shown(result)}, {result['seconds']:.0f} s")
+        collect(folder)
+
+
+def share(folder: Path, module: str, workers: int, *, seconds: float | None = None) -> None:
+    """Runs this process's command in several workers, with --worker, and ends them in time.
+
+    Args:
+      folder: of the run.
+      module: what the command runs, as `python -m` has it.
+      workers: how many processes; they share the device's memory.
+      seconds: after how long they are told to stop; None for no end.
+    """
+    began = time.monotonic()
+    command = [sys.executable, "-m", module, *sys.argv[1:], "--worker"]
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / workers:.3f}"}
+    running = [subprocess.Popen(command, env=environment) for _ in range(workers)]
+    try:
+        while any(worker.poll() is None for worker in running):
+            if seconds and time.monotonic() - began > seconds:
+                say("time is up; the same command goes on from here")
+                break
+            time.sleep(0.5)
+    finally:
+        for worker in running:
+            if worker.poll() is None:
+                worker.terminate()
+        for worker in running:
+            worker.wait()
+        _untake(folder)
+    failed = [worker.returncode for worker in running if worker.returncode not in STOPPED]
+    if failed:
+        say(f"{len(failed)} of {len(running)} workers failed; their message is above")
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """All cells that are done, by name; also writes them to results.json.
+
+    Raises:
+      InputError: one cannot be read, or the file cannot be written.
+    """
+    results = {
+        path.stem: read_json(path, finite=False)
+        for path in sorted((folder / "cells").glob("*.json"))
+    }
+    with atomic_write(folder / RESULTS) as file:
+        json.dump(results, file, indent=1)
+    return results
+
+
+def is_done(folder: Path, name: str) -> bool:
+    """Whether a cell is there and was not cut short for want of time."""
+    path = folder / "cells" / f"{name}.json"
+    return path.exists() and not read_json(path, finite=False).get("cut")
+
+
+def _take(claim: Path) -> bool:
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _untake(folder: Path) -> None:
+    for left in (folder / "cells").glob("*.claim"):
+        left.unlink(missing_ok=True)

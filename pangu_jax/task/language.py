@@ -1,0 +1,205 @@
+"""Texts and language models: continuing them, measuring on them, vectors of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.packing import tokenise
+from pangu_jax.data.text import Document, documents
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
+from pangu_jax.decode.generate import generate as continue_ids
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.eval.embedding import embed as embed_texts
+from pangu_jax.eval.perplexity import Perplexity, measure
+from pangu_jax.models.encoder import Pooling
+from pangu_jax.nn.how import How
+from pangu_jax.task.model import Model, expect, tokenizer_of
+
+Dtype = Literal["float32", "bfloat16"]
+Show = Callable[..., None]
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    max_new: int = 200,
+    temperature: float = SamplingConfig.temperature,
+    top_k: int = SamplingConfig.top_k,
+    top_p: float = SamplingConfig.top_p,
+    seed: int = 0,
+    batch: int = 32,
+    dtype: Dtype = "float32",
+) -> list[str]:
+    """Continues every prompt; gives the texts that follow them, as `pangu-jax generate` does.
+
+        >>> pj.generate(m, ["Once upon a time", "The"], max_new=20, temperature=0.8)
+
+    Args:
+      model: a language model.
+      prompts: texts; an empty one starts a new document.
+      max_new: most tokens to generate for each.
+      temperature: scores are divided by it; 0 takes the best token.
+      top_k: only so many best tokens; 0 for all.
+      top_p: only the best tokens whose probability reaches it; 1 for all.
+      seed: of the drawing; a prompt's text does not depend on the prompts beside it.
+      batch: how many are answered at once.
+      dtype: type of activations and cache.
+
+    Raises:
+      InputError: another kind of model, one without a tokeniser, or options that make no sense.
+    """
+    expect(model, "decoder")
+    tokenizer, prompts = tokenizer_of(model), _texts(prompts, "prompts")
+    ids = [text_prompt(prompt, tokenizer) for prompt in prompts]
+    for row in ids:
+        check_vocabulary(row, tokenizer, model.cfg.vocab)
+    found = continue_ids(
+        model.params,
+        ids,
+        cfg=model.cfg,
+        max_new=max_new,
+        sampling=SamplingConfig(temperature, top_k, top_p),
+        stop_ids=tokenizer.eos_ids,
+        key=jax.random.key(seed),
+        slots=batch,
+        how=How(dtype=dtype),
+    )
+    return [
+        _continuation(tokenizer.encode(prompt), row, tokenizer)
+        for prompt, row in zip(prompts, found.rows(), strict=True)
+    ]
+
+
+def evaluate_text(
+    model: Model,
+    data: str | Path | Sequence[str],
+    *,
+    length: int = 512,
+    stride: int | None = None,
+    batch: int = 8,
+    max_tokens: int | None = None,
+    field: str = "text",
+    dtype: Dtype = "float32",
+) -> dict[str, Any]:
+    """Perplexity and bits per byte of a language model on text; see `evaluate`."""
+    expect(model, "decoder")
+    if isinstance(data, str | Path):
+        found: Iterable[Document] = documents(data, field=field)
+    else:
+        found = [Document(str(row), text) for row, text in enumerate(_texts(data, "data"))]
+    return as_dict(
+        perplexity(
+            model.params,
+            found,
+            cfg=model.cfg,
+            tokenizer=tokenizer_of(model),
+            length=length,
+            stride=stride,
+            batch=batch,
+            max_tokens=max_tokens,
+            how=How(dtype=dtype),
+        )
+    )
+
+
+def perplexity(
+    params: Any,
+    found: Iterable[Document],
+    *,
+    cfg: Any,
+    tokenizer: Tokenizer,
+    progress: Show = lambda *_: None,
+    **options: Any,
+) -> Perplexity:
+    """Perplexity on documents, each read as a prompt is.
+
+    Args:
+      params: of a language model.
+      found: the documents.
+      cfg: the model.
+      tokenizer: its tokeniser.
+      progress: called with what is done, how much of it, and how much in all where that is known.
+      **options: of `eval.perplexity.measure`.
+
+    Raises:
+      InputError: as `measure`, or ids that the model lacks.
+    """
+    tokens = tokenise(
+        found, tokenizer, as_prompts=True, progress=lambda done: progress("reading, bytes", done)
+    )
+    check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
+    tell = partial(progress, "measuring, windows")
+    return measure(params, tokens, cfg=cfg, progress=tell, **options)
+
+
+def as_dict(found: Perplexity) -> dict[str, Any]:
+    """A measurement as plain values, with what follows from them."""
+    return {
+        **dataclasses.asdict(found),
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "protocol": found.protocol,
+    }
+
+
+def embed(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    pooling: Pooling | None = None,
+    prefix: str | None = None,
+    batch: int = 32,
+    max_length: int | None = None,
+    dtype: Dtype = "float32",
+) -> np.ndarray:
+    """One vector a text, float32 [texts, width], as `pangu-jax embed` writes them.
+
+        >>> vectors = pj.embed(pj.load("all-MiniLM-L6-v2"), ["a question", "a passage"])
+        >>> vectors @ vectors.T
+
+    Args:
+      model: an encoder, such as those of sentence-transformers.
+      texts: the texts.
+      pooling: which hidden states make a vector; None is what the model's folder says.
+      prefix: what is put before every text; None is what the folder says.
+      batch: texts computed at once.
+      max_length: tokens that a text is cut to; None is what the folder says.
+      dtype: type of the activations.
+
+    Raises:
+      InputError: another kind of model, nobody says how to pool, or no tokeniser.
+    """
+    expect(model, "encoder")
+    changes = {"pooling": pooling, "prefix": prefix}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return embed_texts(
+        model.params,
+        _texts(texts, "texts"),
+        cfg=dataclasses.replace(model.cfg, **changes),
+        tokenizer=tokenizer_of(model),
+        batch=batch,
+        max_length=max_length,
+        how=How(dtype=dtype),
+    ).vectors
+
+
+def _texts(given: Any, name: str) -> list[str]:
+    """Texts as a list; a single one would be read letter by letter."""
+    found = [] if isinstance(given, str) else list(given)
+    if isinstance(given, str) or not all(isinstance(text, str) for text in found):
+        raise InputError(f"{name} must be a list of texts, got {given!r:.60}")
+    return found
+
+
+def _continuation(prompt: list[int], row: list[int], tokenizer: Tokenizer) -> str:
+    """The text after the prompt: what ids mean may depend on those before, such as a space."""
+    ids = row[:-1] if row and row[-1] in tokenizer.eos_ids else row
+    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids)

@@ -1,0 +1,73 @@
+"""Cells go on where a run was stopped, in one process and shared between several."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.study import workers
+from pangu_jax.study.cells import begin, cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    steps: int = 5
+
+
+def test_a_cell_is_computed_once_and_said_once(tmp_path, capsys):
+    run = begin(tmp_path, Experiment(), checkpoint=None)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"steps": 5, "checkpoint": None}
+    found = cell(run, "one", lambda: {"x": 1.25}, shown=lambda found: f"{found['x']:.1f}")
+    assert found["x"] == 1.25 and found["seconds"] >= 0
+    assert capsys.readouterr().err == "one: 1.2 (0 s)\n"
+    again = begin(tmp_path, Experiment(), checkpoint=None)
+    assert cell(again, "one", lambda: pytest.fail("is there"), shown=str) == found
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="another steps: 5, not 6"):
+        begin(tmp_path, Experiment(6), checkpoint=None)
+
+
+def shown(found):
+    return f"x {found['x']}"
+
+
+def test_a_cell_is_left_to_who_took_it_and_a_cut_one_is_made_again(tmp_path, capsys):
+    workers.begin(tmp_path, {"steps": 5})
+    made = []
+
+    def make(name, **more):
+        def one(training, stop):
+            made.append((name, stop()))
+            (training / "checkpoints").mkdir(parents=True, exist_ok=True)
+            return {"x": name, "seconds": 0.0, **more}
+
+        return one
+
+    cells = {"a": make("a"), "b": make("b", cut=True), "c": make("c")}
+    (tmp_path / "cells" / "c.claim").touch()
+    workers.work(tmp_path, cells, shown=shown)
+    assert made == [("a", False), ("b", False)]
+    # What is done keeps no training; what was cut goes on from it.
+    assert [path.parent.name for path in (tmp_path / "training").glob("*/*")] == ["b"]
+    assert "a is done: x a, 0 s" in capsys.readouterr().err
+    workers.begin(tmp_path, {"steps": 5})
+    workers.work(tmp_path, {**cells, "b": make("b")}, shown=shown)
+    assert [name for name, _ in made[2:]] == ["b", "c"]
+    assert sorted(workers.collect(tmp_path)) == ["a", "b", "c"]
+    assert workers.is_done(tmp_path, "b") and not list((tmp_path / "cells").glob("*.claim"))
+
+
+def test_nothing_begins_without_time_to_measure_it(tmp_path):
+    workers.begin(tmp_path, {})
+    workers.work(tmp_path, {"a": lambda *_: pytest.fail("too late")}, shown=shown, seconds=1)
+    assert not list((tmp_path / "cells").iterdir())
+
+
+def test_workers_run_the_same_command_and_failures_are_said(tmp_path, capfd, monkeypatch):
+    workers.begin(tmp_path, {})
+    monkeypatch.setattr(sys, "argv", ["run", "--nothing"])
+    workers.share(tmp_path, "json.tool", 1)  # which knows no --worker
+    said = capfd.readouterr().err
+    assert "--nothing" in said and "1 of 1 workers failed" in said
