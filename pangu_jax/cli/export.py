@@ -25,7 +25,8 @@ from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
 from pangu_jax.export.choice import export_forms, implementations
 from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
-from pangu_jax.models.encoder import EncoderConfig, Pooling
+from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import How
 
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")

@@ -137,8 +137,9 @@ def runs(encoder_folder, data, tmp_path, monkeypatch):
     """Runs an encoder, with few texts a file of vectors; gives (run, texts embedded so far)."""
     seen = []
 
-    def counted(params, texts, **options):
-        seen.append(list(texts))
+    def counted(params, texts, *, prefixes, **options):
+        seen.append([prefix + text for prefix, text in zip(prefixes, texts, strict=True)])
+        options["prefixes"] = prefixes
         return embed(params, texts, **options)
 
     monkeypatch.setattr(command, "embed", counted)
@@ -320,7 +321,7 @@ def test_missing_texts(data, tmp_path, capsys):
         (["--model", "none", "--data", "DATA", "--out", "OUT"], "none is no checkpoint"),
         (["--model", "DATA", "--data", "OUT", "--out", "OUT"], "there is no folder"),
         (["--model", "bm25", "--data", "DATA", "--out", "OUT", "--pooling", "cls"],
-         "--pooling is for encoders; bm25 reads words"),
+         "--pooling is for models; bm25 reads words"),
         (["--model", "bm25", "--data", "DATA", "--out", "OUT", "--rows", "0"], "rows must be at"),
         (["--model", "bm25", "--data", "DATA", "--out", "OUT", "--seed", "-1"], "seed must be at"),
         (["--compare", "OUT", "OUT"], "--compare needs --out"),
@@ -345,6 +346,6 @@ def test_what_an_encoder_cannot_do_leaves_no_run(encoder_folder, data, tmp_path,
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_another_kind_of_model(tiny_run, data, tmp_path, capsys):
+def test_another_kind_of_model(data, tmp_path, capsys):
     assert call("--model", tiny_run, "--data", data, "--out", tmp_path / "out") == 2
     assert "holds a decoder; `pangu-jax multiconir" in capsys.readouterr().err
