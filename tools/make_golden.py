@@ -8,8 +8,9 @@ what is left when one KV group a layer and 16 of its FFN channels are silenced, 
 `gradients.npz`, of the mean square of the logits, under the tensors' names. The encoder is one
 file, `bert.npz`: its weights, configuration, inputs and results; so are `reranker.npz`, a BERT with
 one score, and `nv_embed.npz`, a decoder that sees both ways, with latent attention. The tests
-compare pangu_jax with these files and need no torch; `make parity` builds fresh models with the functions
-here. Needs torch and transformers, and never imports pangu_jax: the two sides share no code.
+compare pangu_jax with these files and need no torch; `make parity` builds fresh models with the
+functions here. Needs torch and transformers, and never imports pangu_jax: the two sides share no
+code.
 
 Weights, biases, gains and router factors are all random, so that each of them matters, and logits
 have a standard deviation of at least 0.5. Weights are rounded to the type they are stored in before
@@ -533,8 +534,8 @@ class NvEmbed(nn.Module):
 
 def nv_embed_config():
     """A tiny NV-Embed, with a window that its layers do not have."""
-    own = {"num_latents_value": 6, "num_cross_heads": 3, "cross_dim_head": 5, "latent_dim": 32,
-           "hidden_dim": 32, "output_normalize": True, "model_type": "latent_attention"}  # fmt: skip
+    own = {"num_latents_value": 6, "num_cross_heads": 3, "cross_dim_head": 5, "latent_dim": 32}
+    own |= {"hidden_dim": 32, "output_normalize": True, "model_type": "latent_attention"}
     return {
         "architectures": ["NVEmbedModel"],
         "model_type": "nvembed",

@@ -12,12 +12,12 @@ import tyro
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.checkpoint.forecaster import load as load_forecaster
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.embed import configured
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_encoder import mark
 from pangu_jax.data.tokenizer_save import tokenizer_files
+from pangu_jax.eval.text_encoder import configured
 from pangu_jax.export import decoder, encoder, forecaster, parity, stablehlo
 from pangu_jax.export.artefact import SAMPLES, Artefact, new_folder, save
 from pangu_jax.export.ascend import atc
@@ -157,7 +157,8 @@ def _encoder(
     """Vectors, or scores of a head where the folder says no pooling and no option does."""
     profiles, note = _numbers(options.profiles), ()
     if options.pooling or not cfg.classes:
-        cfg, said = configured(cfg, options.checkpoint, options.pooling)
+        cfg = configured(cfg, options.checkpoint, pooling=options.pooling)
+        said = "--pooling" if options.pooling else options.checkpoint
         note = (f"pooling is {cfg.pooling}{', scaled to length 1' * cfg.normalise}, by {said}",)
     bundle = encoder.bundle(
         params,

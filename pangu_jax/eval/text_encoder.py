@@ -187,7 +187,7 @@ def open_text_encoder(
         cfg = cfg if folder is None else hf.read_pooling(folder, cfg)
     if attention is not None:
         params, cfg = _seeing(params, cfg, path, attention)
-    cfg = _asked(cfg, path, pooling, pool_prefix, prefix)
+    cfg = configured(cfg, path, pooling=pooling, pool_prefix=pool_prefix, prefix=prefix)
     cut_length(cfg, max_length)
     prompts = {} if folder is None else hf.read_prompts(folder)
     read = load_tokenizer(tokenizer or found, checkpoint=path)
@@ -206,14 +206,19 @@ def _seeing(
     raise InputError(f"{path} holds a model whose attention is {own}, not {attention}")
 
 
-def _asked(
+def configured(
     cfg: Config,
     path: str | Path,
-    pooling: Pooling | None,
-    pool_prefix: bool | None,
-    prefix: str | None,
+    *,
+    pooling: Pooling | None = None,
+    pool_prefix: bool | None = None,
+    prefix: str | None = None,
 ) -> Config:
-    """The model with what was asked for in place of what its folder says."""
+    """The model with what was asked for in place of what its folder says.
+
+    Raises:
+      InputError: nobody said how it pools, or an encoder is not to pool its prefix.
+    """
     if pooling is None and cfg.pooling is None:
         raise InputError(
             f"{path} does not say how hidden states make a vector (modules.json of "

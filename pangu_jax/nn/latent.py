@@ -109,7 +109,8 @@ def latent(params: dict[str, Any], x: jax.Array, *, cfg: LatentConfig, how: How 
 def _halves(params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The two maps that one map is: kernel [D, 2, ...], bias [2, ...]."""
     axes = {"kernel": 1, "bias": 0}
-    return tuple(
-        {name: jax.lax.index_in_dim(x, half, axes[name], keepdims=False) for name, x in params.items()}
-        for half in (0, 1)
-    )  # fmt: skip
+
+    def half(number: int) -> dict[str, jax.Array]:
+        return {name: jnp.take(x, number, axis=axes[name]) for name, x in params.items()}
+
+    return half(0), half(1)

@@ -1,4 +1,4 @@
-"""Embedders' checkpoints: torch's results from NV-Embed's tensors, bare decoders, what is refused."""
+"""Embedders' checkpoints: torch's results from NV-Embed's tensors, and decoders without a head."""
 
 import dataclasses
 import json
