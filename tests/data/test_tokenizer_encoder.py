@@ -81,7 +81,8 @@ def test_what_a_decoder_reads(end, tmp_path):
         ([CLS, A, B, SEP], False, 3),
         ([CLS, A, B, C, D, SEP], True, 3),
     ]
-    assert plain(tokenizer, ["c"], 4, "a b d", end) == [([CLS, A, B, SEP], True, 3)]
+    assert plain(tokenizer, ["c"], 4, "a b d ", end) == [([CLS, A, B, SEP], True, 3)]
+    assert plain(tokenizer, [" c"], 9, "a b", end) == [([CLS, A, B, C, SEP], False, 3)]
     assert plain(tokenizer, ["d"], 9, "a b", end) == [([CLS, A, 1, SEP], False, 2)]  # "bd" is both
     assert plain(tokenizer, ["a"] * MANY + ["b"], 3, end=end)[-1] == ([CLS, B, SEP], False, 0)
 

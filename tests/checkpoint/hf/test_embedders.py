@@ -13,10 +13,12 @@ from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.hf.families import bare
+from pangu_jax.core import spec as specs
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import embedder
 from pangu_jax.models.pooling import pooled
+from pangu_jax.nn.latent import LatentConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PREFIX = "weights/"
@@ -100,7 +102,7 @@ OWN = {"num_latents_value": 6, "num_cross_heads": 3, "cross_dim_head": 5, "hidde
         ({"padding_side": "left"}, "padding_side is 'left'"),
         ({"text_config": 3}, "text_config must be an object"),
         ({"latent_attention_config": {**OWN, "latent_dim": 16}}, "latent_dim is 16, the model's"),
-        ({"latent_attention_config": OWN}, "lacks latent_dim"),
+        ({"latent_attention_config": OWN}, "latent_dim is 4096, the model's width 32"),
         ({"latent_attention_config": {**OWN, "latent_dim": 32, "num_cross_heads": 0}},
          "latent heads must be at least 1"),
         ({"latent_attention_config": {**OWN, "latent_dim": 32, "num_latents_value": 7}},
@@ -110,6 +112,17 @@ OWN = {"num_latents_value": 6, "num_cross_heads": 3, "cross_dim_head": 5, "hidde
 def test_what_is_no_nv_embed_is_named(values, said, folder, tmp_path):
     with pytest.raises(InputError, match=said):
         hf.load(changed(folder, tmp_path / "bad", **values))
+
+
+def test_what_released_files_leave_out():
+    """NV-Embed-v2's config.json names the kind of its latent attention, and no size."""
+    text = {"vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336}
+    text |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
+    keys = {"text_config": text, "latent_attention_config": {"model_type": "latent_attention"}}
+    cfg = hf.named("nv-embed").read(keys)
+    assert cfg.latent == LatentConfig(latents=512, heads=8, head_dim=4096, units=16384)
+    assert cfg.normalise and not cfg.pool_prefix and not cfg.causal
+    assert specs.count(embedder.spec(cfg)) == 7_851_016_192
 
 
 @pytest.mark.parametrize("case", ["mistral", "gemma2", "qwen3"])

@@ -12,6 +12,13 @@ from pangu_jax.nn.latent import LatentConfig
 
 PREFIX, LATENT = "embedding_model.", "latent_attention_model."
 _LOOK, _UNITS = (f"{LATENT}cross_attend_blocks.{i}" for i in (0, 1))
+_USUAL = {  # which the released files leave out
+    "num_latents_value": 512,
+    "num_cross_heads": 8,
+    "cross_dim_head": 4096,
+    "hidden_dim": 4096,
+    "latent_dim": 4096,
+}
 _TIMES = 4  # hidden units of the feed-forward part, by the width; no key says so
 
 TENSORS = {
@@ -42,15 +49,17 @@ def read_config(config: dict[str, Any]) -> EmbedderConfig:
             raise InputError(f"{name} is {config[name]!r:.40}; only {known!r} is supported")
     text, own = (read(config, f"{name}_config", dict) for name in ("text", "latent_attention"))
     decoder = mistral.read_config({**text, "sliding_window": None})
+    sizes = {name: read(own, name, int, usual) for name, usual in _USUAL.items()}
     for name in ("hidden_dim", "latent_dim"):
-        if read(own, name, int) != decoder.width:
+        if sizes[name] != decoder.width:
             raise InputError(
-                f"latent_attention_config.{name} is {own[name]}, the model's width {decoder.width}"
+                f"latent_attention_config.{name} is {sizes[name]}, the model's width "
+                f"{decoder.width}"
             )
     latent = LatentConfig(
-        latents=read(own, "num_latents_value", int),
-        heads=read(own, "num_cross_heads", int),
-        head_dim=read(own, "cross_dim_head", int),
+        latents=sizes["num_latents_value"],
+        heads=sizes["num_cross_heads"],
+        head_dim=sizes["cross_dim_head"],
         units=_TIMES * decoder.width,
     )
     return EmbedderConfig(
