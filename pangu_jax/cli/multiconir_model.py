@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pangu_jax.checkpoint.open import open_checkpoint, read_cfg
+from pangu_jax.checkpoint.open import holds, open_checkpoint, read_cfg
 from pangu_jax.cli.progress import Show, working
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
@@ -107,11 +107,12 @@ def neural_model(options: Options) -> Model:
       InputError: the folder holds neither, or an option is not for its kind of model.
     """
     check_size("batch", options.batch)
-    cfg = read_cfg(str(options.model))
+    path = str(options.model)
+    cfg = read_cfg(path) if holds(path) in ("run", "hf") else None
     scores = isinstance(cfg, EncoderConfig) and cfg.classes
     if scores and cfg.pooling is None and options.pooling is None:
         return reranker_model(options)
-    return vector_model(options)
+    return vector_model(options)  # which says what else there is
 
 
 def vector_model(options: Options) -> Model:

@@ -66,6 +66,8 @@ def test_both_ways_has_no_window_and_fewer_runs():
     late = TOKENS.copy()
     late[0, -1] = (late[0, -1] + 1) % 13
     assert (np.abs(run(open_to_all, late, VALID).hidden - want).max(-1)[0] > 1e-4).all()
+    alone = run(open_to_all, TOKENS[1:, :4]).hidden
+    np.testing.assert_allclose(want[1, :4], alone[0], atol=1e-5)
     padded = np.where(VALID, TOKENS, 12)
     np.testing.assert_array_equal(run(open_to_all, padded, VALID).hidden[1, :4], want[1, :4])
 
