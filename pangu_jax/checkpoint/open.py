@@ -54,6 +54,15 @@ def open_checkpoint(
     return params, cfg, str(path)
 
 
+def read_cfg(path: str | Path) -> Any:
+    """The configuration of the model that a run or a Hugging Face folder holds; no tensor is read.
+
+    Raises:
+      InputError: the folder is neither, or cannot be read.
+    """
+    return _read_cfg(Path(path), holds(path))
+
+
 def holds(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
     """Whether a path is a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
 
@@ -78,12 +87,15 @@ def holds(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
 
 def _expect(kinds: tuple[str, ...], by: str, path: Path, place: str) -> None:
     """Raises InputError for another kind of model, before its tensors are read."""
-    found = place
-    if place != "forecaster":
-        cfg = store.load_model(path) if place == "run" else hf.read_config(path)[0]
-        found = registry.kind_of(cfg).name
+    found = place if place == "forecaster" else registry.kind_of(_read_cfg(path, place)).name
     if found not in kinds:
         raise InputError(f"{path} holds {_one(found)}; {by} takes {' or '.join(map(_one, kinds))}")
+
+
+def _read_cfg(path: Path, place: str) -> Any:
+    if place in ("run", "hf"):
+        return store.load_model(path) if place == "run" else hf.read_config(path)[0]
+    raise InputError(f"{path} is neither a run folder nor in the Hugging Face layout")
 
 
 def _one(name: str) -> str:

@@ -42,6 +42,12 @@ class Options:
             "pangu-pro-moe",
             "bert",
             "bert-classifier",
+            "llama-embedder",
+            "mistral-embedder",
+            "gemma2-embedder",
+            "qwen2-embedder",
+            "qwen3-embedder",
+            "nv-embed",
         ]
         | None
     ) = None

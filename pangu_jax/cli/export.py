@@ -12,13 +12,13 @@ import tyro
 
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.embed import configured
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_encoder import mark
 from pangu_jax.data.tokenizer_save import tokenizer_files
+from pangu_jax.eval.text_encoder import configured
 from pangu_jax.export import decoder, encoder, forecaster, parity, stablehlo
 from pangu_jax.export.artefact import SAMPLES, Artefact, new_folder, save
 from pangu_jax.export.ascend import atc
@@ -26,7 +26,8 @@ from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
 from pangu_jax.export.choice import export_forms, implementations
 from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
-from pangu_jax.models.encoder import EncoderConfig, Pooling
+from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import How
 from pangu_jax.task.model import Model, as_forecaster, checkpoint_of, expect, load
 
@@ -206,7 +207,8 @@ def _encoder(
     """Vectors, or scores of a head where the folder says no pooling and no option does."""
     profiles, note = _numbers(options.profiles), ()
     if options.pooling or not cfg.classes:
-        cfg, said = configured(cfg, options.checkpoint, options.pooling)
+        cfg = configured(cfg, options.checkpoint, pooling=options.pooling)
+        said = "--pooling" if options.pooling else options.checkpoint
         note = (f"pooling is {cfg.pooling}{', scaled to length 1' * cfg.normalise}, by {said}",)
     bundle = encoder.bundle(
         params,

@@ -25,6 +25,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
 from pangu_jax.models import decoder, registry, transformer
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.block import LayerConfig
 
@@ -134,7 +135,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 def _described(cfg: Any) -> dict[str, Any]:
     """What is said of a model of each kind."""
-    if not isinstance(cfg, DecoderConfig | EncoderConfig):
+    if not isinstance(cfg, DecoderConfig | EncoderConfig | EmbedderConfig):
         return {"config": to_json(cfg)}
     shapes = {
         "layers": len(cfg.layers),
@@ -145,9 +146,12 @@ def _described(cfg: Any) -> dict[str, Any]:
             {"layers": number, **_layer(layer)} for layer, number in transformer.run_lengths(cfg)
         ],
     }
-    if isinstance(cfg, EncoderConfig):
-        names = ("pooling", "normalise", "text_length", "prefix", "pooler", "classes")
-        return {**shapes, **{name: getattr(cfg, name) for name in names}}
+    if not isinstance(cfg, DecoderConfig):
+        own = ("pooler", "classes") if isinstance(cfg, EncoderConfig) else ("causal", "pool_prefix")
+        names = ("pooling", "normalise", "text_length", "prefix", *own)
+        found = {**shapes, **{name: getattr(cfg, name) for name in names}}
+        latent = getattr(cfg, "latent", None)
+        return found if latent is None else {**found, "latent": dataclasses.asdict(latent)}
     return {
         **shapes,
         "tied": cfg.tied,
@@ -218,6 +222,13 @@ def _shapes(found: dict[str, Any]):
         scaled = ", scaled to length 1" * found["normalise"]
         cut = found["text_length"] or found["max_length"]
         yield "vectors", f"{made}{scaled}, of texts of at most {cut:,} tokens"
+    if "causal" in found:
+        yield "attention", "causal" if found["causal"] else "bidirectional"
+    if "latent" in found:
+        yield (
+            "latent",
+            f"{found['latent']['latents']:,}, looked up by {found['latent']['heads']} heads",
+        )
     if found.get("classes"):
         yield "classes", f"{found['classes']:,}"
 

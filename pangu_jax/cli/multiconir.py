@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pangu_jax.cli.multiconir_model import BM25, Model, bm25_model, encoder_model
+from pangu_jax.cli.multiconir_model import BM25, Model, bm25_model, neural_model
 from pangu_jax.cli.multiconir_report import (
     PLACES,
     check_results,
@@ -34,7 +34,8 @@ from pangu_jax.eval.multiconir import (
     write_scores,
 )
 from pangu_jax.eval.retrieval import Protocol
-from pangu_jax.models.encoder import Pooling
+from pangu_jax.eval.text_encoder import Attention
+from pangu_jax.models.pooling import Pooling
 
 FLOORS: dict[str, Scorer | None] = {
     "length": lexical.length,
@@ -49,7 +50,8 @@ class Options:
     """Which model on which files, and how; or which two runs to compare."""
 
     model: str | None = None
-    """"bm25", or a folder that holds an encoder: a run of ours or in the Hugging Face layout."""
+    """"bm25", or a folder that holds an encoder, a decoder or a reranker: a run of ours or in the
+    Hugging Face layout."""
     data: str | None = None
     """MultiConIR's folder, or one with its .csv files, possibly .gz or .xz."""
     out: str | None = None
@@ -73,6 +75,10 @@ class Options:
     """What is put before every document; None is what the folder says."""
     pooling: Pooling | None = None
     """Which hidden states make a vector; None is what the folder says."""
+    attention: Attention | None = None
+    """For a decoder: whether tokens see no later ones, or all; None is what the folder says."""
+    pool_prefix: bool | None = None
+    """For a decoder: whether the prefix's tokens are pooled too; None is what the folder says."""
     batch: int = 32
     """Texts computed at once."""
     max_length: int | None = None
@@ -117,7 +123,7 @@ def main(options: Options) -> None:
     if options.orders is not None:
         check_size("orders", options.orders)
     parts = find_parts(str(options.data))
-    model = bm25_model(options) if options.model == BM25 else encoder_model(options)
+    model = bm25_model(options) if options.model == BM25 else neural_model(options)
     settings = _settings(options, model, parts)
     folder = Path(str(options.out))
     results = open_results(folder, settings)
@@ -158,10 +164,8 @@ def _measure(run: Run, parts: list[Part], show: Show) -> None:
         if all(_name(*cell) in run.results for cell in wanted):
             continue
         rows = {part: _rows(part, run.options) for part in parts if part.domain == domain}
-        more = [query for part in rows if part.task == 1 and run.options.orders
-                for row, orders in zip(rows[part], _orders(rows[part], run), strict=True)
-                for query in position.queries(row, orders)]  # fmt: skip
-        scorer_of = run.model.prepare(run.folder, run.results, domain, rows, more, show)
+        visit = partial(_visit, run, rows)
+        scorer_of = run.model.prepare(run.folder, run.results, domain, visit, show)
         for part, group in itertools.groupby(wanted, key=lambda cell: cell[1]):
             scorer = scorer_of(part, rows[part])
             for cell in group:
@@ -172,9 +176,21 @@ def _measure(run: Run, parts: list[Part], show: Show) -> None:
                 show("scoring, cells", done, len(cells))
 
 
+def _visit(run: Run, rows: dict[Part, list], scorer: Scorer) -> None:
+    """Has a scorer see all that the model will have to score in these parts."""
+    for part, own in rows.items():
+        for task in _tasks(part):
+            _table("model", task, own, scorer, pairs_only=run.model.pairs_only)
+        if run.options.orders and part.task == 1:
+            position.score_positions(own, scorer, _orders(own, run))
+
+
+def _tasks(part: Part) -> tuple[int, ...]:
+    return (2, 3) if part.task == 2 else (part.task,)
+
+
 def _cells(part: Part, options: Options) -> list[Cell]:
-    tasks = (2, 3) if part.task == 2 else (part.task,)
-    found = [(who, part, task) for who in ("model", *FLOORS) for task in tasks]
+    found = [(who, part, task) for who in ("model", *FLOORS) for task in _tasks(part)]
     return found + ([(PLACES, part, 1)] if options.orders and part.task == 1 else [])
 
 

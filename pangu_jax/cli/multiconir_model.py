@@ -1,4 +1,7 @@
-"""What `pangu-jax multiconir` measures: BM25 or an encoder, as something that scores documents."""
+"""What `pangu-jax multiconir` measures, as something that scores documents.
+
+That is BM25, a model of vectors (an encoder, or a decoder whose states are pooled), or a reranker.
+"""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -8,23 +11,27 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.embed import configured
+from pangu_jax.checkpoint.open import holds, open_checkpoint, read_cfg
 from pangu_jax.cli.progress import Show, working
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data.multiconir import Part
-from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.eval import lexical
-from pangu_jax.eval.embedding import cut_length, embed
+from pangu_jax.eval.embedding import Embeddings, classify, cut_length, embed
 from pangu_jax.eval.embedding_cache import embed_distinct
 from pangu_jax.eval.lexical import Collection, Scorer
-from pangu_jax.eval.multiconir import texts
+from pangu_jax.eval.text_encoder import open_text_encoder
+from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.how import How
 
 BM25 = "bm25"
-_ENCODERS = ("query_prefix", "document_prefix", "pooling", "max_length", "tokenizer")
+_BY = f"`pangu-jax multiconir --model` ({BM25!r} aside)"
+_NEURAL = (
+    "query_prefix", "document_prefix", "pooling", "attention", "pool_prefix", "max_length",
+    "tokenizer",
+)  # fmt: skip
 
 
 class Options(Protocol):
@@ -36,6 +43,8 @@ class Options(Protocol):
     query_prefix: str | None
     document_prefix: str | None
     pooling: Any
+    attention: Any
+    pool_prefix: bool | None
     batch: int
     max_length: int | None
     tokenizer: str | None
@@ -49,8 +58,8 @@ class Model:
     Attributes:
       about: what decides its scores, as JSON values.
       pairs_only: see `eval.multiconir.score_growing`.
-      prepare: of a run's folder and results, a domain, the rows of its parts, more queries than
-        theirs, and progress, gives what gives the scorer of a part and its rows.
+      prepare: of a run's folder and results, a domain, what has a scorer see all that is to be
+        scored in it, and progress, gives what gives the scorer of a part and its rows.
     """
 
     about: dict[str, Any]
@@ -64,9 +73,9 @@ def bm25_model(options: Options) -> Model:
     Raises:
       InputError: an option is for encoders, or orders are to be studied by fresh indexes.
     """
-    for name in _ENCODERS:
+    for name in _NEURAL:
         if getattr(options, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is for encoders; bm25 reads words")
+            raise InputError(f"--{name.replace('_', '-')} is for models; bm25 reads words")
     alone = options.protocol == "official"
     if alone and options.orders is not None:
         raise InputError(
@@ -91,71 +100,171 @@ def bm25_model(options: Options) -> Model:
     return Model(about, alone, lambda *_: scorer)
 
 
-def encoder_model(options: Options) -> Model:
-    """An encoder: the cosine of a query's and a document's vector, times 100, in float32.
+def neural_model(options: Options) -> Model:
+    """A model of vectors, or a reranker: an encoder with classes, unless somebody says it pools.
 
     Raises:
-      InputError: the folder holds none, or nobody says how it pools.
+      InputError: the folder holds neither, or an option is not for its kind of model.
     """
     check_size("batch", options.batch)
     path = str(options.model)
+    cfg = read_cfg(path) if holds(path) in ("run", "hf") else None
+    scores = isinstance(cfg, EncoderConfig) and cfg.classes
+    if scores and cfg.pooling is None and options.pooling is None:
+        return reranker_model(options)
+    return vector_model(options)  # which says what else there is
+
+
+def vector_model(options: Options) -> Model:
+    """The cosine of a query's and a document's vector, times 100, in float32.
+
+    Raises:
+      InputError: the folder holds no such model, or nobody says how it pools.
+    """
+    path = str(options.model)
     with working(f"reading {path}"):
-        params, cfg, found = open_checkpoint(
-            path, kind="encoder", by=f"`pangu-jax multiconir --model` ({BM25!r} aside)"
+        model = open_text_encoder(
+            path,
+            pooling=options.pooling,
+            attention=options.attention,
+            pool_prefix=options.pool_prefix,
+            max_length=options.max_length,
+            tokenizer=options.tokenizer,
+            how=How(dtype=options.dtype),
+            by=_BY,
         )
-    cfg, _ = configured(cfg, path, options.pooling)
-    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=path)
-    query, document = (
-        cfg.prefix if prefix is None else prefix
-        for prefix in (options.query_prefix, options.document_prefix)
-    )
-    cfg = dataclasses.replace(cfg, prefix="", normalise=True)
-    about = {
-        "name": Path(path).resolve().name,
-        "parameters": content_hash(params),
-        "config": to_json(cfg),
-        "tokenizer": tokenizer.digest,
-        "document_prefix": document,
-        "query_prefix": query,
-        "max_length": cut_length(cfg, options.max_length),
-        "dtype": options.dtype,
-        "score": "cosine times 100",
+    cfg = dataclasses.replace(model.cfg, prefix="", normalise=True)
+    prefixes = _prefixes(options, model.cfg)
+    about = _about(options, model.params, cfg, model.tokenizer, prefixes) | {
+        "score": "cosine times 100"
     }
 
-    def vectors(some: Sequence[str]):
+    def vectors(some: Sequence[tuple[str, str]]) -> Embeddings:
         return embed(
+            model.params, [text for _, text in some], cfg=cfg, tokenizer=model.tokenizer,
+            prefixes=[prefix for prefix, _ in some], batch=options.batch,
+            max_length=options.max_length, how=model.how,
+        )  # fmt: skip
+
+    return Model(about, False, partial(_prepare_vectors, vectors, *prefixes))
+
+
+def reranker_model(options: Options) -> Model:
+    """The score that a model gives a query and a document together.
+
+    By the official protocol that is the sigmoid of its logit, times 100; else the logit itself,
+    which is in the same order and has no ties where the sigmoid is all but 0 or 1.
+
+    Raises:
+      InputError: the model gives another number of scores, or an option is for models of vectors.
+    """
+    path, official = str(options.model), options.protocol == "official"
+    for name in ("attention", "pool_prefix"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for decoders; {path} is a reranker")
+    with working(f"reading {path}"):
+        params, cfg, found = open_checkpoint(path, kind="encoder", by=_BY)
+    if cfg.classes != 1:
+        raise InputError(
+            f"{path} scores {cfg.classes} classes; a reranker gives one score for a pair of texts"
+        )
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=path)
+    prefixes = _prefixes(options, cfg)
+    cfg = dataclasses.replace(cfg, prefix="")
+    about = _about(options, params, cfg, tokenizer, prefixes) | {
+        "score": "sigmoid of the logit, times 100" if official else "logit"
+    }
+
+    def logits(some: Sequence[tuple[str, str]]) -> Embeddings:
+        return classify(
             params, some, cfg=cfg, tokenizer=tokenizer, batch=options.batch,
             max_length=options.max_length, how=How(dtype=options.dtype),
         )  # fmt: skip
 
-    return Model(about, False, partial(_prepare, vectors, query, document))
+    return Model(about, official, partial(_prepare_pairs, logits, *prefixes, official))
 
 
-def _prepare(
-    embed_texts: Callable,
+def _prefixes(options: Options, cfg: Any) -> tuple[str, str]:
+    """What is put before queries and before documents."""
+    asked = (options.query_prefix, options.document_prefix)
+    query, document = (cfg.prefix if prefix is None else prefix for prefix in asked)
+    return query, document
+
+
+def _about(
+    options: Options, params: Any, cfg: Any, tokenizer: Tokenizer, prefixes: tuple[str, str]
+) -> dict[str, Any]:
+    """What decides the scores of a model, but for what is made of them."""
+    return {
+        "name": Path(str(options.model)).resolve().name,
+        "parameters": content_hash(params),
+        "config": to_json(cfg),
+        "tokenizer": tokenizer.digest,
+        "document_prefix": prefixes[1],
+        "query_prefix": prefixes[0],
+        "max_length": cut_length(cfg, options.max_length),
+        "dtype": options.dtype,
+    }
+
+
+def _prepare_vectors(
+    vectors_of: Callable,
     query_prefix: str,
     document_prefix: str,
     folder: Path,
     results: dict[str, Any],
     domain: str,
-    rows: dict[Part, list],
-    more: Sequence[str | None],
+    visit: Callable[[Scorer], None],
     show: Show,
 ) -> Callable[[Part, Sequence], Scorer]:
     """Embeds each different text of a domain once."""
-    pairs = [pair for part in rows.values() for row in part for pair in texts(row)]
-    pairs += [(query, True) for query in more]
-    wanted = {
-        (query_prefix if is_query else document_prefix) + text
-        for text, is_query in pairs if text is not None
-    }  # fmt: skip
+    wanted = set()
+
+    def note(query: str, documents: Sequence[str]) -> np.ndarray:
+        wanted.update([(query_prefix, query), *((document_prefix, text) for text in documents)])
+        return np.zeros(len(documents))
+
+    visit(note)
     progress = partial(show, f"embedding {domain}, texts")
-    places, vectors = embed_distinct(folder, results, domain, wanted, embed_texts, progress)
+    places, vectors = embed_distinct(folder, results, domain, wanted, vectors_of, progress)
 
     def scores(query: str, documents: Sequence[str]) -> np.ndarray:
         # Summed in float64, so that equal texts have equal scores wherever they stand.
-        one = vectors[places[query_prefix + query]].astype(np.float64)
-        others = vectors[[places[document_prefix + text] for text in documents]]
+        one = vectors[places[query_prefix, query]].astype(np.float64)
+        others = vectors[[places[document_prefix, text] for text in documents]]
         return (100 * (others * one).sum(1)).astype(np.float32).astype(np.float64)
+
+    return lambda part, rows: scores
+
+
+def _prepare_pairs(
+    logits_of: Callable,
+    query_prefix: str,
+    document_prefix: str,
+    official: bool,
+    folder: Path,
+    results: dict[str, Any],
+    domain: str,
+    visit: Callable[[Scorer], None],
+    show: Show,
+) -> Callable[[Part, Sequence], Scorer]:
+    """Scores each different pair of a domain once."""
+    wanted = set()
+
+    def pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+        return [(query_prefix + query, document_prefix + text) for text in documents]
+
+    def note(query: str, documents: Sequence[str]) -> np.ndarray:
+        wanted.update(pairs(query, documents))
+        return np.zeros(len(documents))
+
+    visit(note)
+    progress = partial(show, f"scoring {domain}, pairs")
+    places, logits = embed_distinct(folder, results, domain, wanted, logits_of, progress)
+
+    def scores(query: str, documents: Sequence[str]) -> np.ndarray:
+        found = logits[[places[pair] for pair in pairs(query, documents)], 0].astype(np.float64)
+        with np.errstate(over="ignore"):
+            return 100 / (1 + np.exp(-found)) if official else found
 
     return lambda part, rows: scores

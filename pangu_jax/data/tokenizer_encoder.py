@@ -1,6 +1,8 @@
-"""What an encoder reads of a text or a pair: ids between special tokens, and which text each is of.
+"""What a model reads that makes vectors of texts: ids with special tokens, cut to a length.
 
-Both are put in by the post-processor of a tokenizer.json, as its makers' own library does it.
+Encoders read texts or pairs, and which text each token is of; `mark` gives both, as the
+post-processor of a tokenizer.json puts them in. `mark_plain` is for decoders, which need no special
+tokens, and may have a prefix that is not pooled.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +12,7 @@ import tokenizers
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer
-from pangu_jax.data.tokenizer_files import encoding
+from pangu_jax.data.tokenizer_files import adds, encoding, puts_behind
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 
@@ -18,17 +20,19 @@ MANY = 256  # texts that are encoded at once
 
 
 class Marked(NamedTuple):
-    """One text, or a pair of texts, as an encoder reads it.
+    """One text, or a pair of texts, as a model reads it.
 
     Attributes:
       ids: with the special tokens.
       types: as many; 0 in the first text, what the template says in the second.
       cut: whether tokens were left out.
+      prefix: how many ids are of the prefix, and of what stands before it.
     """
 
     ids: list[int]
     types: list[int]
     cut: bool
+    prefix: int = 0
 
 
 def mark(tokenizer: Tokenizer, texts: Texts, max_length: int) -> Iterator[Marked]:
@@ -63,6 +67,73 @@ def mark(tokenizer: Tokenizer, texts: Texts, max_length: int) -> Iterator[Marked
             encoded = inner.encode_batch(list(texts[first : first + MANY]))
         for found in encoded:
             yield Marked(found.ids, found.type_ids, bool(found.overflowing))
+
+
+def mark_plain(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    *,
+    prefixes: Sequence[str],
+    end: bool = False,
+) -> Iterator[Marked]:
+    """Texts behind their prefixes, each cut to a length, as a decoder reads them.
+
+    A text begins as a prompt does, and ends with what the post-processor puts there. What is cut
+    is the end of the text, none of these. A text without any token is the boundary of documents.
+
+    Args:
+      tokenizer: one of `load_tokenizer`.
+      texts: strings.
+      max_length: most ids of one.
+      prefixes: one a text, possibly empty. A token that is of both is the text's.
+      end: whether a text ends with the first of the tokens that end one, too, unless it does.
+
+    Raises:
+      InputError: the special tokens leave no room, or the tokeniser has no token for a word.
+    """
+    last = _end(tokenizer)
+    if end and last[-1:] != tokenizer.eos_ids[:1]:
+        last = (*last, *tokenizer.eos_ids[:1])
+    begin = tokenizer.begin
+    room = max_length - len(begin) - len(last)
+    _check_room(max_length, len(begin) + len(last) + 1)
+    for first in range(0, len(texts), MANY):
+        some = slice(first, first + MANY)
+        for prefix, (body, size) in zip(
+            prefixes[some], _bodies(tokenizer, prefixes[some], texts[some]), strict=True
+        ):
+            ids = [*begin, *body[:room], *last] or [tokenizer.boundary]
+            before = len(begin) + min(size, room) if prefix else 0
+            yield Marked(ids, [0] * len(ids), len(body) > room, before)
+
+
+def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that a tokeniser puts behind a text.
+
+    Bytes have none, nor has a run of ours, which begins texts with its own boundary.
+    """
+    if not isinstance(tokenizer, FileTokenizer) or adds(tokenizer.inner) != tokenizer.begin:
+        return ()
+    return puts_behind(tokenizer.inner)
+
+
+def _bodies(
+    tokenizer: Tokenizer, prefixes: Sequence[str], texts: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """The ids of each text behind its prefix, without special tokens; how many are the prefix's."""
+    if not isinstance(tokenizer, FileTokenizer):
+        parts = [
+            [tokenizer.encode(a), tokenizer.encode(b)] for a, b in zip(prefixes, texts, strict=True)
+        ]
+        return [(a + b, len(a)) for a, b in parts]
+    whole = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+    with encoding(tokenizer.name):
+        found = tokenizer.inner.encode_batch(whole, add_special_tokens=False)
+    return [
+        (text.ids, sum(end <= len(prefix) for _, end in text.offsets))
+        for text, prefix in zip(found, prefixes, strict=True)
+    ]
 
 
 def _plain(tokenizer: Tokenizer, texts: Texts, max_length: int, pairs: bool) -> Iterator[Marked]:

@@ -64,14 +64,25 @@ def encoding(name: str) -> Iterator[None]:
 
 def adds(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
     """Ids that the post-processor puts before a text."""
+    return _around(inner)[0]
+
+
+def puts_behind(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """Ids that the post-processor puts behind a text."""
+    return _around(inner)[1]
+
+
+def _around(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids that the post-processor puts before and behind a text."""
     if not inner.num_special_tokens_to_add(False):
-        return ()
-    # A text that becomes a token shows where the text begins.
+        return (), ()
+    # A text that becomes a token shows where the text begins and ends.
     for text in ("a", *inner.get_vocab(with_added_tokens=False)):
         if inner.encode(text, add_special_tokens=False).ids:
             found = inner.encode(text)
-            return tuple(found.ids[: found.sequence_ids.index(0)])
-    return ()
+            first, size = found.sequence_ids.index(0), found.sequence_ids.count(0)
+            return tuple(found.ids[:first]), tuple(found.ids[first + size :])
+    return (), ()
 
 
 def with_prefix(inner: tokenizers.Tokenizer, prefix: Sequence[int]) -> tokenizers.Tokenizer:

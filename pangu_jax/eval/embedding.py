@@ -1,4 +1,4 @@
-"""Vectors of texts by an encoder: batched by length, and given back in the texts' order."""
+"""Vectors of texts, and scores of pairs: batched by length, and given back in the texts' order."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +9,18 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
-from pangu_jax.data.tokenizer_encoder import Marked, Texts, mark
-from pangu_jax.models import encoder
+from pangu_jax.data.tokenizer_encoder import Marked, Texts, mark, mark_plain
+from pangu_jax.models import embedder, encoder
+from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.models.pooling import check_pooling
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.sharding.layout import constrain
 
 SHORTEST = 16  # what rows are padded to at least; each further size is twice as long
+
+
+Config = EncoderConfig | EmbedderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Embeddings:
     """Vectors, and how they were made.
 
     Attributes:
-      vectors: float32 [N, D], in the order of the texts.
+      vectors: float32 [N, D], in the order of the texts; of `classify` the scores, [N, C].
       cut: how many texts were cut.
       length: tokens that a text was cut to.
     """
@@ -37,8 +42,9 @@ def embed(
     params: dict,
     texts: Sequence[str],
     *,
-    cfg: EncoderConfig,
+    cfg: Config,
     tokenizer: Tokenizer,
+    prefixes: Sequence[str] | None = None,
     batch: int = 32,
     max_length: int | None = None,
     how: How = HOW,
@@ -50,10 +56,12 @@ def embed(
     another order.
 
     Args:
-      params: tree of `encoder.spec(cfg)`.
-      texts: the texts; `cfg.prefix` is put before each.
-      cfg: the model.
+      params: tree of `encoder.spec(cfg)` or `embedder.spec(cfg)`.
+      texts: the texts.
+      cfg: the model. Where it does not pool the prefix, a text that has nothing else is pooled
+        with it, as a mean of nothing would say nothing.
       tokenizer: the model's.
+      prefixes: what is put before each text; None is `cfg.prefix` before all.
       batch: rows computed at once.
       max_length: tokens that a text is cut to, special ones among them; None is what `cfg` says.
       how: layout, implementations, and the type of activations.
@@ -61,14 +69,21 @@ def embed(
 
     Raises:
       InputError: there is no text, `cfg` names no pooling, the tokeniser has ids or types
-        that the model lacks or no special tokens, or `batch` or `max_length` make no sense.
+        that the model lacks or (in encoders) no special tokens, or `batch` or `max_length` make no
+        sense.
     """
-    encoder.check_pooling(cfg)
-    length, inputs = _read([cfg.prefix + text for text in texts], cfg, tokenizer, max_length)
-    found = np.zeros((len(inputs), cfg.width), np.float32)
+    check_pooling(cfg)
+    before = [cfg.prefix] * len(texts) if prefixes is None else prefixes
+    length = _length(texts, cfg, max_length)
+    if isinstance(cfg, EncoderConfig):
+        whole = [prefix + text for prefix, text in zip(before, texts, strict=True)]
+        inputs = list(mark(tokenizer, whole, length))
+    else:
+        inputs = list(mark_plain(tokenizer, texts, length, prefixes=before, end=cfg.end))
+    _check(inputs, cfg, tokenizer)
     computed = dataclasses.replace(cfg, text_length=None, prefix="")  # one compilation for all
     rows = partial(_vectors, params, cfg=computed, how=how)
-    _each_batch(rows, inputs, found, length, batch, progress)
+    found = _each_batch(rows, inputs, cfg.width, length, batch, progress)
     return Embeddings(found, sum(item.cut for item in inputs), length)
 
 
@@ -82,8 +97,8 @@ def classify(
     max_length: int | None = None,
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """The classes' scores of each text or pair, not normalised: float32 [N, C].
+) -> Embeddings:
+    """The classes' scores of each text or pair, not normalised: `vectors` is float32 [N, C].
 
     The arguments are those of `embed`; `texts` may be pairs, such as a question and a passage.
 
@@ -91,13 +106,15 @@ def classify(
       InputError: as `embed`, or the model has no classes.
     """
     encoder.check_classes(cfg)
-    length, inputs = _read(texts, cfg, tokenizer, max_length)
-    found = np.zeros((len(inputs), cfg.classes), np.float32)
-    _each_batch(partial(_scores, params, cfg=cfg, how=how), inputs, found, length, batch, progress)
-    return found
+    length = _length(texts, cfg, max_length)
+    inputs = list(mark(tokenizer, texts, length))
+    _check(inputs, cfg, tokenizer)
+    rows = partial(_scores, params, cfg=cfg, how=how)
+    found = _each_batch(rows, inputs, cfg.classes, length, batch, progress)
+    return Embeddings(found, sum(item.cut for item in inputs), length)
 
 
-def cut_length(cfg: EncoderConfig, max_length: int | None = None) -> int:
+def cut_length(cfg: Config, max_length: int | None = None) -> int:
     """How many tokens a text is cut to: so many, or what the model says.
 
     Raises:
@@ -111,48 +128,52 @@ def cut_length(cfg: EncoderConfig, max_length: int | None = None) -> int:
     return length
 
 
-def _read(
-    texts: Texts, cfg: EncoderConfig, tokenizer: Tokenizer, max_length: int | None
-) -> tuple[int, list[Marked]]:
-    """The length that texts are cut to, and their ids, which the model has."""
+def _length(texts: Texts, cfg: Config, max_length: int | None) -> int:
+    """The length that texts, of which there is one, are cut to."""
     if not len(texts):
         raise InputError("there is no text to embed")
-    length = cut_length(cfg, max_length)
-    inputs = list(mark(tokenizer, texts, length))
-    largest = max(max(item.ids) for item in inputs)
-    check_vocabulary([largest], tokenizer, cfg.vocab)
+    return cut_length(cfg, max_length)
+
+
+def _check(inputs: list[Marked], cfg: Config, tokenizer: Tokenizer) -> None:
+    """Nothing, if the model has the ids and types."""
+    check_vocabulary([max(max(item.ids) for item in inputs)], tokenizer, cfg.vocab)
     kinds = 1 + max(max(item.types) for item in inputs)
-    if kinds > cfg.token_types:
+    if isinstance(cfg, EncoderConfig) and kinds > cfg.token_types:
         raise InputError(
             f"the tokenizer {tokenizer.name} gives {kinds} token types, the model has "
             f"{cfg.token_types}"
         )
-    return length, inputs
 
 
 def _each_batch(
     function: Callable,
     inputs: list[Marked],
-    found: np.ndarray,
+    width: int,
     length: int,
     batch: int,
     progress: Callable[[int, int], None] | None,
-) -> None:
-    """Fills `found` with what the function gives for batches of few shapes, longest first."""
+) -> np.ndarray:
+    """What the function gives for batches of few shapes, longest first: float32 [N, width]."""
     if batch < 1:
         raise InputError(f"batch must be at least 1, got {batch}")
+    found = np.zeros((len(inputs), width), np.float32)
     done, batch = 0, min(batch, len(inputs))
     for rows, arrays in _batches(inputs, length, batch):
         found[rows] = np.asarray(function(*arrays))[: len(rows)]
         done += len(rows)
         if progress is not None:
             progress(done, len(inputs))
+    return found
 
 
 def _batches(
     inputs: list[Marked], length: int, batch: int
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
-    """Which texts, and their tokens, validity and types [batch, T]; surplus rows have one token."""
+    """Which texts, and [batch, T] each: tokens, which are real, types, and which are no prefix.
+
+    Surplus rows have one token.
+    """
     order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i].ids))
     for first in range(0, len(order), batch):
         rows = order[first : first + batch]
@@ -160,11 +181,14 @@ def _batches(
         tokens, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         valid = np.zeros(shape, bool)
         valid[:, 0] = True
+        text_only = np.zeros(shape, bool)
         for row, text in enumerate(rows):
             size = len(inputs[text].ids)
             tokens[row, :size], types[row, :size] = inputs[text].ids, inputs[text].types
             valid[row, :size] = True
-        yield rows, (tokens, valid, types)
+            prefix = inputs[text].prefix
+            text_only[row, prefix if prefix < size else 0 : size] = True
+        yield rows, (tokens, valid, types, text_only)
 
 
 def padded(size: int, length: int) -> int:
@@ -176,12 +200,16 @@ def padded(size: int, length: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("cfg", "how"))
-def _vectors(params, tokens, valid, types, *, cfg, how):
-    found = encoder.embed(params, tokens, valid, cfg=cfg, token_types=types, how=how)
+def _vectors(params, tokens, valid, types, text_only, *, cfg, how):
+    if isinstance(cfg, EncoderConfig):
+        found = encoder.embed(params, tokens, valid, cfg=cfg, token_types=types, how=how)
+    else:
+        states = None if cfg.pool_prefix else text_only
+        found = embedder.embed(params, tokens, valid, cfg=cfg, states=states, how=how)
     return constrain(found, (None, None), how.layout)  # whole everywhere
 
 
 @partial(jax.jit, static_argnames=("cfg", "how"))
-def _scores(params, tokens, valid, types, *, cfg, how):
+def _scores(params, tokens, valid, types, _, *, cfg, how):
     found = encoder.classify(params, tokens, valid, cfg=cfg, token_types=types, how=how)
     return constrain(found, (None, None), how.layout)

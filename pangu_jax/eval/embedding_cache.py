@@ -1,8 +1,8 @@
-"""Vectors of many texts, each computed once, in files of a run that may be stopped."""
+"""Vectors of many texts or pairs, each computed once, in files of a run that may be stopped."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.eval.embedding import Embeddings
 
+T = TypeVar("T", str, tuple[str, str])
+
 CHUNK = 1024  # texts a file; a run that is stopped loses no more
 
 
@@ -19,11 +21,11 @@ def embed_distinct(
     folder: str | Path,
     results: dict[str, Any],
     name: str,
-    texts: Iterable[str],
-    embed: Callable[[Sequence[str]], Embeddings],
+    texts: Iterable[T],
+    embed: Callable[[Sequence[T]], Embeddings],
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, int], np.ndarray]:
-    """The place of each different text, and the vectors, float32 [N, D].
+) -> tuple[dict[T, int], np.ndarray]:
+    """The place of each different text or pair, and the vectors, float32 [N, D].
 
     Texts are taken by length, a file of vectors at a time, so that what is computed together does
     not depend on where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
@@ -33,14 +35,14 @@ def embed_distinct(
       folder: of the run.
       results: what `core.cells.open_results` gave.
       name: of this set of texts, which are always the same in a run.
-      texts: the texts; each is embedded once, however often it comes.
+      texts: the texts, or pairs; each is embedded once, however often it comes.
       embed: gives the vectors of some of them.
       progress: called with texts done and texts in all.
 
     Raises:
       InputError: a file cannot be written or read, or is not the one that the run wrote.
     """
-    order = sorted(set(texts), key=lambda text: (len(text), text))
+    order = sorted(set(texts), key=_by_length)
     found, tell = [], progress or (lambda done, total: None)
     tell(0, len(order))
     for number, first in enumerate(range(0, len(order), CHUNK)):
@@ -61,6 +63,11 @@ def embed_distinct(
     if not found:
         raise InputError("there is no text to embed")
     return {text: place for place, text in enumerate(order)}, np.concatenate(found)
+
+
+def _by_length(text: str | tuple[str, str]) -> tuple[int, str, Any]:
+    whole = "".join(text)
+    return len(whole), whole, text
 
 
 def _read(path: Path, digest: str) -> np.ndarray:

@@ -9,7 +9,7 @@ Source: arXiv 2503.08046; EIT-NLP/MultiConIR, evaluation.
 import csv
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,16 +150,6 @@ def figures(
         easy = estimate([wins(table, EASY, protocol)], retrieval.mean_rate, seed=seed)
         values |= {"second": dataclasses.asdict(second), "easy": dataclasses.asdict(easy)}
     return jsonable(values)
-
-
-def texts(row: Growing | Graded) -> Iterator[tuple[Text, bool]]:
-    """The texts of a row, and whether each is a query."""
-    if isinstance(row, Growing):
-        yield from ((query, True) for query in row.queries)
-        yield from ((text, False) for text in (row.positive, *row.negatives, *(row.others or ())))
-    else:
-        yield from ((query, True) for query in (row.query, row.natural))
-        yield from ((text, False) for text in row.documents)
 
 
 def scored(scorer: Scorer, query: Text, documents: Sequence[Text]) -> np.ndarray:

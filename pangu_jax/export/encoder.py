@@ -15,6 +15,7 @@ import numpy as np
 from pangu_jax.export.program import Bundle, Program, check_profiles
 from pangu_jax.models import encoder, transformer
 from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.models.pooling import check_pooling
 from pangu_jax.nn.how import HOW, How
 
 
@@ -101,7 +102,7 @@ def bundle(
     check_profiles(cfg.max_length, profiles)
     name, function = ("vectors", vectors) if cfg.pooling or not cfg.classes else ("scores", scores)
     if name == "vectors":
-        encoder.check_pooling(cfg)
+        check_pooling(cfg)
 
     def bound(how: How) -> Any:
         return lambda params, **inputs: function(params, **inputs, cfg=cfg, how=how)

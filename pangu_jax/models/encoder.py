@@ -12,7 +12,7 @@ Source: arXiv 1810.04805; vectors of texts arXiv 1908.10084.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from pangu_jax.core.config import check_choices, check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.models import transformer
+from pangu_jax.models.pooling import Pooling, pool, pooled
 from pangu_jax.models.transformer import Output
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
@@ -29,8 +30,6 @@ from pangu_jax.nn.linear import linear, linear_spec
 from pangu_jax.nn.mlp import Activation, MlpConfig
 from pangu_jax.nn.norm import layer_norm, layer_norm_spec
 from pangu_jax.nn.rotary import RopeConfig
-
-Pooling = Literal["cls", "mean", "weighted", "last", "max"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,43 +219,8 @@ def vectors(hidden: jax.Array, valid: jax.Array | None, *, cfg: EncoderConfig) -
     Raises:
       InputError: `cfg` names no pooling.
     """
-    kind = check_pooling(cfg)
     valid = jnp.ones(hidden.shape[:2], bool) if valid is None else valid
-    found = pool(hidden, valid, kind)
-    if not cfg.normalise:
-        return found
-    return found / jnp.maximum(jnp.sqrt(jnp.sum(found * found, -1, keepdims=True)), 1e-12)
-
-
-def pool(hidden: jax.Array, valid: jax.Array, kind: Pooling) -> jax.Array:
-    """One vector a row, of its real tokens alone.
-
-    Args:
-      hidden: [B, T, D].
-      valid: bool [B, T], false for padding, wherever in the row that is.
-      kind: "cls" is the first real token, "last" the last; "mean" and "max" are over all of them;
-        "weighted" is the mean with weights 1, 2, 3 and so on, so that later tokens count more.
-
-    Returns:
-      float32 [B, D]; of a row that is all padding finite, and of no meaning.
-
-    Source: arXiv 1908.10084, section 3, weights arXiv 2202.08904; padding as in the
-      sentence-transformers release.
-    """
-    x, real = hidden.astype(jnp.float32), valid[..., None]
-    if kind == "mean":
-        return jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
-    if kind == "weighted":
-        weight = jnp.where(valid, jnp.cumsum(valid, axis=1), 0).astype(jnp.float32)[..., None]
-        return (jnp.where(real, x, 0) * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
-    if kind == "max":
-        return jnp.where(real, x, jnp.finfo(jnp.float32).min).max(1)
-    slots = jnp.arange(x.shape[1], dtype=jnp.int32)
-    if kind == "cls":
-        at = jnp.where(valid, slots, x.shape[1] - 1).min(1)
-    else:
-        at = jnp.where(valid, slots, 0).max(1)
-    return jnp.take_along_axis(x, at[:, None, None], axis=1, mode="clip")[:, 0]
+    return pooled(hidden, valid, cfg=cfg)
 
 
 def classify(
@@ -286,19 +250,6 @@ def scores(params: dict[str, Any], hidden: jax.Array, valid: jax.Array | None) -
     valid = jnp.ones(hidden.shape[:2], bool) if valid is None else valid
     first = jnp.tanh(linear(params["pooler"], pool(hidden, valid, "cls")))
     return linear(params["classifier"], first)
-
-
-def check_pooling(cfg: EncoderConfig) -> Pooling:
-    """The model's pooling.
-
-    Raises:
-      InputError: nobody said what it is.
-    """
-    if cfg.pooling is None:
-        raise InputError(
-            "the encoder's pooling is not known; it must be cls, mean, weighted, last or max"
-        )
-    return cfg.pooling
 
 
 def check_classes(cfg: EncoderConfig) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pangu_jax.core import config
 from pangu_jax.core.errors import InputError
-from pangu_jax.models import decoder, encoder, timepro
+from pangu_jax.models import decoder, embedder, encoder, timepro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,7 @@ KINDS = {
     for kind in (
         Kind("decoder", decoder.DecoderConfig, decoder.spec),
         Kind("encoder", encoder.EncoderConfig, encoder.spec),
+        Kind("embedder", embedder.EmbedderConfig, embedder.spec),
         Kind("timepro", timepro.TimeProConfig, timepro.spec),
     )
 }

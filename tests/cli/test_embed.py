@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding
+from pangu_jax.models.timepro import TimeProConfig
 
 TEXTS = ["a b c", "d", "", "a b c d e f g h i j k l m n o p"]
 
@@ -92,6 +93,40 @@ def test_a_folder_that_does_not_say_how_to_pool(encoder_folder, data, capsys):
     assert "gives 'z' the id 48, the model's vocabulary ends at 47" in capsys.readouterr().err
 
 
-def test_another_kind_of_model(tiny_run, data, capsys):
-    assert call(tiny_run, "--data", data / "texts.txt", "--out", data / "v.npy") == 2
-    assert "holds a decoder; `pangu-jax embed` takes an encoder" in capsys.readouterr().err
+def test_a_decoder_needs_to_be_told_how_to_pool(tiny_run, data, capsys):
+    words = [tiny_run, "--data", data / "texts.txt", "--out", data / "v.npy", "--batch", 4]
+    assert call(*words) == 2
+    assert "tiny0 does not say how hidden states make a vector" in capsys.readouterr().err
+    asked = ["--pooling", "mean", "--attention", "bidirectional", "--prefix", "q: "]
+    assert call(*words, *asked, "--pool-prefix", "False") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "vectors    4 of width 8",
+        "pooling    mean (by --pooling)",
+        "attention  bidirectional",
+        "prefix     'q: ', not pooled",
+        "truncated  0 texts, to 400 tokens",
+    ]
+    found = np.load(data / "v.npy")
+    assert np.isfinite(found).all() and np.abs(found).max(1).min() > 0  # that of "" too
+
+
+def test_another_kind_of_model(data, capsys):
+    (data / "run").mkdir()
+    store.save_model(TimeProConfig(16, 4, 1, 16, 8, 8), data / "run")
+    assert call(data / "run", "--data", data / "texts.txt", "--out", data / "v.npy") == 2
+    said = "holds a timepro; `pangu-jax embed` takes an encoder or an embedder or a decoder"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--attention", "causal"], "holds a model whose attention is bidirectional, not causal"),
+        (["--pool-prefix", "True"], "whether prefixes are pooled is for decoders"),
+    ],
+)
+def test_what_is_for_decoders(more, said, encoder_folder, data, capsys):
+    words = [encoder_folder, "--data", data / "texts.txt", "--out", data / "v.npy", *more]
+    assert call(*words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

@@ -147,6 +147,17 @@ def test_an_encoder_says_how_its_vectors_are_made(encoder_folder, capsys):
     assert "vectors mean, scaled to length 1, of texts of at most 12 tokens" in text
 
 
+def test_an_embedder_says_how_its_vectors_are_made(tmp_path, capsys):
+    with np.load(GOLDEN / "nv_embed.npz") as golden:
+        (tmp_path / "config.json").write_text(str(golden["config"]))
+    found = inspected(tmp_path, capsys)
+    assert (found["kind"], found["causal"], found["latent"]["latents"]) == ("embedder", False, 6)
+    assert call(tmp_path) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "vectors mean, scaled to length 1, of texts of at most 128 tokens" in text
+    assert "attention bidirectional" in text and "latent 6, looked up by 3 heads" in text
+
+
 def test_a_run_of_another_kind_of_model(tmp_path, capsys):
     store.save_model(TIMEPRO, tmp_path)
     (tmp_path / store.CHECKPOINTS / "7").mkdir(parents=True)
@@ -184,5 +195,5 @@ def test_a_kind_that_is_not_known_is_one_sentence(kind, tmp_path, capsys):
     (tmp_path / store.MODEL).write_text(json.dumps({"kind": kind}))
     assert call(tmp_path) == 2
     assert capsys.readouterr().err.endswith(
-        f"model.json names the kind of model {kind!r}; known: decoder, encoder, timepro\n"
+        f"model.json names the kind of model {kind!r}; known: decoder, encoder, embedder, timepro\n"
     )

@@ -3,21 +3,26 @@
 import itertools
 import json
 import lzma
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import hf
+from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli import multiconir_model as command
 from pangu_jax.cli.main import main
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding_cache
-from pangu_jax.eval.embedding import embed
+from pangu_jax.eval.embedding import classify, embed
+from pangu_jax.eval.text_encoder import open_text_encoder
+from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.nn.how import How
 
 TEN = range(1, 11)
 ROWS = 6
+RERANKER = Path(__file__).parents[1] / "golden" / "reranker.npz"
 
 
 def call(*words):
@@ -137,8 +142,9 @@ def runs(encoder_folder, data, tmp_path, monkeypatch):
     """Runs an encoder, with few texts a file of vectors; gives (run, texts embedded so far)."""
     seen = []
 
-    def counted(params, texts, **options):
-        seen.append(list(texts))
+    def counted(params, texts, *, prefixes, **options):
+        seen.append([prefix + text for prefix, text in zip(prefixes, texts, strict=True)])
+        options["prefixes"] = prefixes
         return embed(params, texts, **options)
 
     monkeypatch.setattr(command, "embed", counted)
@@ -320,7 +326,7 @@ def test_missing_texts(data, tmp_path, capsys):
         (["--model", "none", "--data", "DATA", "--out", "OUT"], "none is no checkpoint"),
         (["--model", "DATA", "--data", "OUT", "--out", "OUT"], "there is no folder"),
         (["--model", "bm25", "--data", "DATA", "--out", "OUT", "--pooling", "cls"],
-         "--pooling is for encoders; bm25 reads words"),
+         "--pooling is for models; bm25 reads words"),
         (["--model", "bm25", "--data", "DATA", "--out", "OUT", "--rows", "0"], "rows must be at"),
         (["--model", "bm25", "--data", "DATA", "--out", "OUT", "--seed", "-1"], "seed must be at"),
         (["--compare", "OUT", "OUT"], "--compare needs --out"),
@@ -345,6 +351,106 @@ def test_what_an_encoder_cannot_do_leaves_no_run(encoder_folder, data, tmp_path,
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_another_kind_of_model(tiny_run, data, tmp_path, capsys):
-    assert call("--model", tiny_run, "--data", data, "--out", tmp_path / "out") == 2
-    assert "holds a decoder; `pangu-jax multiconir" in capsys.readouterr().err
+def test_a_decoder_is_measured(tiny_run, data, tmp_path, capsys):
+    """Its prefixes are seen and not pooled, by whichever text they stand before."""
+    words = ["--model", tiny_run, "--data", data, "--out", tmp_path / "out", "--rows", 1]
+    assert call(*words) == 2 and not (tmp_path / "out").exists()
+    assert "give --pooling" in capsys.readouterr().err
+    words += ["--pooling", "mean", "--query-prefix", "find: ", "--pool-prefix", "False"]
+    assert call(*words) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["model"]
+    assert config["config"]["pool_prefix"] is False and config["config"]["pooling"] == "mean"
+    frame = pd.read_csv(data / "Movies_512.csv").head(1)
+    model = open_text_encoder(tiny_run, pooling="mean", pool_prefix=False)
+    query = model.encode(frame["Query10"], prompt="find: ", normalize_embeddings=True)
+    other = model.encode(frame["HN3"], normalize_embeddings=True)
+    scores = pd.read_csv(tmp_path / "out/scores/model/Movies_512_task4_results.csv")
+    np.testing.assert_allclose(scores["Query10_HN3"], 100 * (query * other).sum(1), atol=1e-3)
+    assert call(*words, "--attention", "bidirectional") == 2
+    assert "holds a run with another model.config.causal: true, not" in capsys.readouterr().err
+
+
+@pytest.fixture
+def reranker(encoder_folder, tmp_path):
+    """The encoder's tokeniser with a BERT of one score."""
+    folder = tmp_path / "reranker"
+    folder.mkdir()
+    with np.load(RERANKER) as golden:
+        weights = {n.removeprefix("weights/"): golden[n] for n in golden if "weights/" in n}
+        keys = json.loads(str(golden["config"]))
+    save_file(weights, folder / "model.safetensors")
+    keys["architectures"] = ["BertForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(keys))
+    (folder / "tokenizer.json").write_bytes((encoder_folder / "tokenizer.json").read_bytes())
+    return folder
+
+
+def test_a_reranker_scores_each_pair_once_and_goes_on(
+    reranker, data, tmp_path, monkeypatch, capsys
+):
+    for path in data.glob("Legal*"):
+        path.unlink()
+    seen, stop = [], [99]
+
+    def counted(params, texts, **options):
+        if len(seen) == stop[0]:
+            raise KeyboardInterrupt
+        seen.append(list(texts))
+        return classify(params, texts, **options)
+
+    monkeypatch.setattr(command, "classify", counted)
+    monkeypatch.setattr(embedding_cache, "CHUNK", 60)
+    words = ["--model", reranker, "--data", data, "--rows", 2, "--batch", 60]
+    assert call(*words, "--out", tmp_path / "whole") == 0
+    pairs = [pair for chunk in seen for pair in chunk]
+    assert len(pairs) == len(set(pairs)) and len(seen) > 2
+    assert capsys.readouterr().out.splitlines()[-2].startswith("truncated  70 of 138 ")
+    count, stop[0] = len(seen), 2
+    seen.clear()
+    assert call(*words, "--out", tmp_path / "parts") == 130
+    stop[0] = 99
+    assert call(*words, "--out", tmp_path / "parts") == 0 and len(seen) == count
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            other = tmp_path / "parts" / path.relative_to(tmp_path / "whole")
+            assert path.read_bytes() == other.read_bytes(), path
+    params, cfg = hf.load(reranker, dtype="float32")
+    frame = pd.read_csv(data / "Movies_512.csv").head(2)
+    texts = [*zip(frame["Query10"], frame["HN3"], strict=True)]
+    want = classify(params, texts, cfg=cfg, tokenizer=load_tokenizer(reranker)).vectors[:, 0]
+    file = "scores/model/Movies_512_task4_results.csv"
+    found = pd.read_csv(tmp_path / "whole" / file)
+    np.testing.assert_allclose(found["Query10_HN3"], want, atol=1e-5)
+    seen.clear()
+    assert call(*words, "--protocol", "official", "--out", tmp_path / "official") == 0
+    found = pd.read_csv(tmp_path / "official" / file)
+    np.testing.assert_allclose(found["Query10_HN3"], 100 / (1 + np.exp(-want)), atol=1e-4)
+    assert sum(map(len, seen)) < len(pairs)  # easy negatives are for models of vectors
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "said"),
+    [
+        (3, [], "scores 3 classes; a reranker gives one score for a pair of texts"),
+        (1, ["--attention", "causal"], "--attention is for decoders; "),
+    ],
+)
+def test_what_is_no_reranker(labels, more, said, reranker, data, tmp_path, capsys):
+    keys = json.loads((reranker / "config.json").read_text())
+    keys = {name: value for name, value in keys.items() if name not in ("id2label", "label2id")}
+    (reranker / "config.json").write_text(json.dumps({**keys, "num_labels": labels}))
+    if labels == 3:
+        weights = load_file(reranker / "model.safetensors")
+        for name in ("classifier.weight", "classifier.bias"):
+            weights[name] = np.repeat(weights[name], 3, axis=0)
+        save_file(weights, reranker / "model.safetensors")
+    assert call("--model", reranker, "--data", data, "--out", tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_another_kind_of_model(data, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    store.save_model(TimeProConfig(16, 4, 1, 16, 8, 8), tmp_path / "run")
+    assert call("--model", tmp_path / "run", "--data", data, "--out", tmp_path / "out") == 2
+    assert "holds a timepro; `pangu-jax multiconir" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
-from pangu_jax.data.tokenizer_encoder import MANY, mark
+from pangu_jax.data.tokenizer_encoder import MANY, mark, mark_plain
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e", "##s"]
 CLS, SEP, A, B, C, D, E, S = 2, 3, 4, 5, 6, 7, 8, 9
@@ -34,7 +34,7 @@ def word_pieces(folder, template=True):
 def test_a_text_and_its_special_tokens(tmp_path):
     tokenizer = word_pieces(tmp_path)
     texts = ["A  bs", "", "x", "a b c d e"]
-    assert list(mark(tokenizer, texts, 6)) == [
+    assert [tuple(found[:3]) for found in mark(tokenizer, texts, 6)] == [
         ([CLS, A, B, S, SEP], [0] * 5, False),
         ([CLS, SEP], [0] * 2, False),
         ([CLS, 1, SEP], [0] * 3, False),
@@ -57,14 +57,46 @@ def test_a_text_and_its_special_tokens(tmp_path):
 )
 def test_of_a_pair_the_longer_is_cut(pair, length, ids, types, tmp_path):
     found = next(mark(word_pieces(tmp_path), [pair], length))
-    assert found == (ids, types, length < 9)
+    assert found[:3] == (ids, types, length < 9)
 
 
 def test_bytes_begin_with_their_boundary():
-    assert list(mark(ByteTokenizer(), ["ab", "abc"], 3)) == [
+    assert [tuple(found[:3]) for found in mark(ByteTokenizer(), ["ab", "abc"], 3)] == [
         ([256, 97, 98], [0] * 3, False),
         ([256, 97, 98], [0] * 3, True),
     ]
+
+
+def plain(tokenizer, texts, length, prefix="", end=False):
+    found = [*mark_plain(tokenizer, texts, length, prefixes=[prefix] * len(texts), end=end)]
+    assert all(item.types == [0] * len(item.ids) for item in found)
+    return [(item.ids, item.cut, item.prefix) for item in found]
+
+
+@pytest.mark.parametrize("end", [True, False])  # there is one anyway
+def test_what_a_decoder_reads(end, tmp_path):
+    tokenizer = word_pieces(tmp_path)
+    assert plain(tokenizer, ["c d", "", "c d e"], 6, "a b ", end) == [
+        ([CLS, A, B, C, D, SEP], False, 3),
+        ([CLS, A, B, SEP], False, 3),
+        ([CLS, A, B, C, D, SEP], True, 3),
+    ]
+    assert plain(tokenizer, ["c"], 4, "a b d ", end) == [([CLS, A, B, SEP], True, 3)]
+    assert plain(tokenizer, [" c"], 9, "a b", end) == [([CLS, A, B, C, SEP], False, 3)]
+    assert plain(tokenizer, ["d"], 9, "a b", end) == [([CLS, A, 1, SEP], False, 2)]  # "bd" is both
+    assert plain(tokenizer, ["a"] * MANY + ["b"], 3, end=end)[-1] == ([CLS, B, SEP], False, 0)
+
+
+def test_what_a_decoder_reads_without_special_tokens(tmp_path):
+    tokenizer = word_pieces(tmp_path, template=False)
+    assert tokenizer.begin == ()
+    assert plain(tokenizer, ["a b", ""], 9) == [([A, B], False, 0), ([CLS], False, 0)]
+    assert plain(tokenizer, ["a b", ""], 2, end=True) == [([A, SEP], True, 0), ([SEP], False, 0)]
+    assert plain(tokenizer, ["a b"], 9, "c") == [([1, B], False, 0)]  # "ca" is one word
+    assert plain(ByteTokenizer(), ["c", ""], 3, "ab") == [
+        ([256, 97, 98], True, 3), ([256, 97, 98], False, 3)]  # fmt: skip
+    with pytest.raises(InputError, match=r"cannot be cut to 1 tokens: .* at least 2"):
+        plain(ByteTokenizer(), ["a"], 1)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_pairs_are_scored_with_their_types(model):
     params = {**params, "classifier": {k: v.astype(np.float32) for k, v in head.items()}}
     cfg = dataclasses.replace(cfg, classes=2)
     pairs = [("a b", "c"), ("c", "a b"), ("a", "b c")]
-    found = embedding.classify(params, pairs, cfg=cfg, tokenizer=tokenizer, batch=2)
+    found = embedding.classify(params, pairs, cfg=cfg, tokenizer=tokenizer, batch=2).vectors
     ids = np.array([[2, 4, 5, 3, 6, 3]], np.int32)
     types = np.array([[0, 0, 0, 0, 1, 1]], np.int32)
     want = jax.jit(partial(encoder.classify, cfg=cfg))(params, ids, token_types=types)

@@ -1,11 +1,14 @@
 """Encoders as programs: the model's vectors, whatever is beside a text, on every target."""
 
 import dataclasses
+import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
@@ -18,6 +21,7 @@ from pangu_jax.export.run import open_runner
 from pangu_jax.models import encoder
 from pangu_jax.nn.how import How
 
+RERANKER = Path(__file__).parents[1] / "golden" / "reranker.npz"
 HOW = How(impl=export_forms())
 
 
@@ -101,6 +105,30 @@ def test_what_scores_pairs_is_exported_with_its_types(model):
     want = jax.jit(partial(encoder.classify, cfg=cfg))(params, **sample)
     np.testing.assert_allclose(found, want, atol=1e-5)
     assert bundle.facts["classes"] == 2 and "pooling" not in bundle.facts
+
+
+@pytest.mark.onnx
+def test_a_reranker_is_exported_and_atc_clean(tmp_path, capsys):
+    """By the command, without a tokeniser; one score a pair, as the model gives it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    with np.load(RERANKER) as golden:
+        weights = {n.removeprefix("weights/"): golden[n] for n in golden if "weights/" in n}
+        keys = json.loads(str(golden["config"]))
+        given = {"tokens": golden["tokens"], "valid": golden["valid"] > 0,
+                 "token_types": golden["token_types"]}  # fmt: skip
+        want = golden["scores"]
+    save_file({n: x.astype(np.float32) for n, x in weights.items()}, folder / "model.safetensors")
+    keys["architectures"] = ["BertForSequenceClassification"]
+    (folder / "config.json").write_text(json.dumps(keys))
+    words = ["export", folder, "--profiles", "20"]
+    out = tmp_path / "onnx"
+    assert call(*words, "--target", "onnx", "--batch", 3, "--out", out) == 0
+    found = open_runner(out)[1]("scores_20", given)["scores"]
+    assert np.abs(found - want).max() / np.abs(want).max() <= 1e-5
+    words += ["--target", "ascend", "--soc", "Ascend310P3"]
+    assert call(*words, "--out", tmp_path / "ascend") == 0
+    assert "ATC-clean: every operator is on the list" in capsys.readouterr().out
 
 
 def test_what_cannot_be_exported(model):

@@ -1,6 +1,13 @@
 """Checkpoints in the Hugging Face layout, both ways, one tensor at a time."""
 
-from pangu_jax.checkpoint.hf.config import CONFIG, read_config, read_keys, write_keys
+from pangu_jax.checkpoint.hf.config import (
+    CONFIG,
+    read_config,
+    read_keys,
+    read_pooling,
+    read_prompts,
+    write_keys,
+)
 from pangu_jax.checkpoint.hf.families.registry import FAMILIES, named
 from pangu_jax.checkpoint.hf.opened import Lazy, place, read_part, survey, view
 from pangu_jax.checkpoint.hf.reader import load
@@ -17,6 +24,8 @@ __all__ = [
     "read_config",
     "read_keys",
     "read_part",
+    "read_pooling",
+    "read_prompts",
     "save",
     "save_first",
     "survey",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_jax.checkpoint import archive
+from pangu_jax.checkpoint.hf.families import sentence_transformers
 from pangu_jax.checkpoint.hf.families.config_keys import UNDERSTOOD
 from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.checkpoint.hf.families.registry import named, recognise
@@ -16,6 +17,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import registry
+from pangu_jax.models.embedder import EmbedderConfig
 
 CONFIG = "config.json"
 
@@ -47,6 +49,24 @@ def read_config(folder: str | Path) -> tuple[Any, str]:
     except InputError as error:
         raise InputError(f"{Path(folder) / CONFIG}: {error}") from error
     return family.complete(cfg, partial(_beside, Path(folder))), family.name
+
+
+def read_pooling(folder: str | Path, cfg: EmbedderConfig) -> EmbedderConfig:
+    """An embedder, with what the folder of its decoder says in files of sentence-transformers.
+
+    Raises:
+      InputError: a file is not as that library writes it, or asks for what is not supported.
+    """
+    return sentence_transformers.complete(cfg, partial(_beside, Path(folder)))
+
+
+def read_prompts(folder: str | Path) -> dict[str, str]:
+    """What may be put before texts, by name, as a folder of sentence-transformers says.
+
+    Raises:
+      InputError: the file is not as that library writes it.
+    """
+    return sentence_transformers.prompts(*_beside(Path(folder), sentence_transformers.PROMPTS))
 
 
 def write_keys(

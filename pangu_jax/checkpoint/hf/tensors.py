@@ -142,7 +142,7 @@ def _piece(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -
         stored = shape if inner.endswith("/table") else flat
         return Piece(name, stored, at, shape, tuple(range(len(shape))))
     # Files hold [outputs, inputs], each flat; leaves hold the inputs first, with their structure.
-    count = 3 if inner == "attention/out/kernel" else 1
+    count = 3 if inner.endswith("attention/out/kernel") else 1
     inputs, outputs = shape[:count], shape[count:]
     axes = range(len(shape))
     order = (*axes[len(outputs) :], *axes[: len(outputs)])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -64,6 +65,30 @@ def test_the_numbers_are_torchs(golden, classifier):
     assert np.abs(np.asarray(scores) - golden["scores"]).max() <= 1e-5
     wrong = run(params, golden["tokens"], valid, 1 - golden["token_types"])
     assert np.abs(np.asarray(wrong[1]) - golden["scores"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("labels", [{"num_labels": 1}, {"id2label": {"0": "LABEL_0"}}])
+def test_a_reranker_gives_torchs_score(labels, tmp_path):
+    """A cross-encoder of sentence-transformers: one label, and what that library adds."""
+    with np.load(GOLDEN.parent / "reranker.npz") as arrays:
+        golden = dict(arrays)
+    weights = {n.removeprefix(PREFIX): golden[n] for n in golden if n.startswith(PREFIX)}
+    save_file(weights, tmp_path / "model.safetensors")
+    keys = json.loads(str(golden["config"]))
+    keys = {name: x for name, x in keys.items() if name not in ("id2label", "label2id")}
+    own = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    keys |= {"architectures": ["BertForSequenceClassification"], **labels, **own}
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    params, cfg = hf.load(tmp_path, dtype=jnp.float32)
+    assert cfg.classes == 1
+    if "id2label" in labels:
+        return  # the same model, by another key
+    given = (golden["tokens"], golden["valid"] > 0)
+    run = jax.jit(partial(encoder.classify, cfg=cfg))
+    scores = run(params, *given, token_types=golden["token_types"])
+    assert scores.shape == (3, 1) and np.abs(scores - golden["scores"]).max() <= 1e-5
+    hf.save(params, cfg, tmp_path / "out", family="bert-classifier", source=tmp_path)
+    assert hf.read_config(tmp_path / "out")[0] == cfg
 
 
 def test_a_prefix_may_be_there_or_not(classifier, encoder_folder, tmp_path):

@@ -28,9 +28,10 @@ from pangu_jax.data.text import documents, records
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_gguf import tokenizer_files
 from pangu_jax.export import artefact, program, run, stablehlo
-from pangu_jax.models import decoder, encoder, registry, timepro
+from pangu_jax.models import decoder, embedder, encoder, registry, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.latent import LatentConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning import plan as plans
@@ -141,6 +142,33 @@ def small_encoder(folder: Path) -> None:
 
 
 KINDS["encoder"] = Kind(small_encoder, load_checkpoint, ("**/*.json",), change.any_json)
+
+
+def small_embedder(folder: Path) -> None:
+    """With latent attention, as NV-Embed has."""
+    attention = AttentionConfig(1, 2, 4)
+    layers = (LayerConfig(attention, mlp=MlpConfig(8)),)
+    options = {"pooling": "mean", "normalise": True, "pool_prefix": False, "end": True}
+    cfg = embedder.EmbedderConfig(
+        decoder.DecoderConfig(24, 8, layers, tied=True, max_length=16),
+        causal=False, latent=LatentConfig(3, 2, 4, 32), **options,
+    )  # fmt: skip
+    folder.rmdir()
+    hf.save(random_leaves(embedder.spec(cfg)), cfg, folder, family="nv-embed")
+
+
+def small_bare(folder: Path) -> None:
+    """A decoder without a head, with what sentence-transformers keeps beside it."""
+    layers = (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),)
+    options = {"pooling": "last", "normalise": True, "pool_prefix": False, "prefix": "query: "}
+    plain = decoder.DecoderConfig(24, 8, layers, tied=True, max_length=16)
+    cfg = embedder.EmbedderConfig(plain, causal=False, **options)
+    folder.rmdir()
+    hf.save(random_leaves(embedder.spec(cfg)), cfg, folder, family="llama-embedder")
+
+
+KINDS["embedder"] = Kind(small_embedder, load_checkpoint, ("*.json",), change.any_json)
+KINDS["bare_decoder"] = Kind(small_bare, load_checkpoint, ("**/*.json",), change.any_json)
 KINDS["run"] = Kind(small_run, load_run, ("checkpoints/**/*",), change.by_ending, sealed=True)
 KINDS["run_model"] = Kind(small_run, load_run, ("model.json",), change.any_json)
 KINDS["run_timepro"] = Kind(other_run, load_run, ("model.json",), change.any_json)

@@ -6,7 +6,7 @@ from typing import Any
 
 from pangu_jax.checkpoint.hf.families import sentence_transformers
 from pangu_jax.checkpoint.hf.families.config_keys import read, refuse_given
-from pangu_jax.checkpoint.hf.families.family import Family, linear
+from pangu_jax.checkpoint.hf.families.family import Family, linear, norm
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.encoder import EncoderConfig, bert_layer
@@ -15,23 +15,19 @@ from pangu_jax.nn.mlp import Activation
 PREFIX = "bert."
 
 
-def _norm(leaf: str, tensor: str) -> dict[str, str]:
-    return {f"{leaf}/scale": f"{tensor}.weight", f"{leaf}/bias": f"{tensor}.bias"}
-
-
 TENSORS = {
     "embed/table": "embeddings.word_embeddings.weight",
     "positions/table": "embeddings.position_embeddings.weight",
     "token_types/table": "embeddings.token_type_embeddings.weight",
-    **_norm("embed_norm", "embeddings.LayerNorm"),
+    **norm("embed_norm", "embeddings.LayerNorm"),
     **linear("attention/query", "encoder.layer.{layer}.attention.self.query"),
     **linear("attention/key", "encoder.layer.{layer}.attention.self.key"),
     **linear("attention/value", "encoder.layer.{layer}.attention.self.value"),
     **linear("attention/out", "encoder.layer.{layer}.attention.output.dense"),
-    **_norm("attention_norm", "encoder.layer.{layer}.attention.output.LayerNorm"),
+    **norm("attention_norm", "encoder.layer.{layer}.attention.output.LayerNorm"),
     **linear("mlp/up", "encoder.layer.{layer}.intermediate.dense"),
     **linear("mlp/down", "encoder.layer.{layer}.output.dense"),
-    **_norm("mlp_norm", "encoder.layer.{layer}.output.LayerNorm"),
+    **norm("mlp_norm", "encoder.layer.{layer}.output.LayerNorm"),
     **linear("pooler", "pooler.dense"),
 }
 

@@ -18,6 +18,7 @@ REQUIRED = object()
 
 # Keys that some family reads. On export they are written anew; all others survive as they are.
 UNDERSTOOD = [
+    "add_eos",
     "architectures",
     "attention_bias",
     "attn_logit_softcapping",
@@ -29,8 +30,12 @@ UNDERSTOOD = [
     "hidden_activation",
     "hidden_size",
     "intermediate_size",
+    "is_causal",
+    "is_mask_instruction",
+    "latent_attention_config",
     "layer_norm_eps",
     "layer_types",
+    "mask_type",
     "max_position_embeddings",
     "mlp_bias",
     "mlp_only_layers",
@@ -45,6 +50,7 @@ UNDERSTOOD = [
     "num_labels",
     "num_local_experts",
     "original_max_position_embeddings",
+    "padding_side",
     "partial_rotary_factor",
     "per_layer_config",
     "query_pre_attn_scalar",
@@ -54,6 +60,7 @@ UNDERSTOOD = [
     "rope_theta",
     "shared_expert_intermediate_size",
     "sliding_window",
+    "text_config",
     "tie_word_embeddings",
     "type_vocab_size",
     "use_sliding_window",
@@ -259,6 +266,11 @@ def read_decoder(
       InputError: a key is missing, of the wrong kind or not supported.
     """
     refuse_unsupported(config, kinds)
+    if not read(config, "is_causal", bool, True):
+        raise InputError(
+            "is_causal is false, so it is no decoder; where tokens see both ways, architectures "
+            "must name a model without a head, such as MistralModel"
+        )
     length = read(config, "max_position_embeddings", int, length)
     return DecoderConfig(
         vocab=read(config, "vocab_size", int),

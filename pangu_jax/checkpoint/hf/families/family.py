@@ -54,3 +54,8 @@ class Family:
 def linear(leaf: str, tensor: str) -> dict[str, str]:
     """The two entries of a linear map: kernel to weight, bias to bias."""
     return {f"{leaf}/kernel": f"{tensor}.weight", f"{leaf}/bias": f"{tensor}.bias"}
+
+
+def norm(leaf: str, tensor: str) -> dict[str, str]:
+    """The two entries of a LayerNorm: scale to weight, bias to bias."""
+    return {f"{leaf}/scale": f"{tensor}.weight", f"{leaf}/bias": f"{tensor}.bias"}

@@ -3,10 +3,12 @@
 from typing import Any
 
 from pangu_jax.checkpoint.hf.families import (
+    bare,
     bert,
     gemma2,
     llama,
     mistral,
+    nv_embed,
     pangu_embedded,
     pangu_pro_moe,
     qwen2,
@@ -17,9 +19,16 @@ from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.core.errors import InputError
 
 _MODULES = (llama, mistral, gemma2, qwen2, qwen3, qwen3_moe, pangu_embedded, pangu_pro_moe)
+_BARE = (llama, mistral, gemma2, qwen2, qwen3)
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (*(module.FAMILY for module in _MODULES), bert.FAMILY, bert.CLASSIFIER)
+    for family in (
+        *(module.FAMILY for module in _MODULES),
+        bert.FAMILY,
+        bert.CLASSIFIER,
+        *(bare.bare(module.FAMILY) for module in _BARE),
+        nv_embed.FAMILY,
+    )
 }
 
 _V2 = "its router scores are sigmoids with a correction bias, it has sandwich norms and sink tokens"

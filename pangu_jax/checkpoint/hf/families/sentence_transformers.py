@@ -1,16 +1,19 @@
-"""How a folder of sentence-transformers says what is made of an encoder's hidden states.
+"""How a folder of sentence-transformers says what is made of a model's hidden states.
 
-modules.json lists the steps, each with a folder of its own: the encoder, pooling, and scaling to
+modules.json lists the steps, each with a folder of its own: the model, pooling, and scaling to
 length 1. sentence_bert_config.json says where texts are cut, and
 config_sentence_transformers.json what is put before them.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 from pangu_jax.checkpoint.hf.families.family import Beside
 from pangu_jax.core.errors import InputError
+from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
+
+Model = TypeVar("Model", EncoderConfig, EmbedderConfig)
 
 MODULES, TEXTS = "modules.json", "sentence_bert_config.json"
 PROMPTS, TOKENIZER = "config_sentence_transformers.json", "tokenizer_config.json"
@@ -31,11 +34,11 @@ _NAMES = {
 }  # fmt: skip
 
 
-def complete(cfg: EncoderConfig, beside: Beside) -> EncoderConfig:
-    """The encoder, with its pooling where the folder has a modules.json.
+def complete(cfg: Model, beside: Beside) -> Model:
+    """The model, with its pooling where the folder has a modules.json.
 
     Raises:
-      InputError: a file is not as sentence-transformers writes it, or asks for what the encoder
+      InputError: a file is not as sentence-transformers writes it, or asks for what the model
         does not do; names the file and what it asks for.
     """
     where, modules = beside(MODULES)
@@ -45,17 +48,19 @@ def complete(cfg: EncoderConfig, beside: Beside) -> EncoderConfig:
     if len(steps) < 2:
         return cfg
     where, pooling = beside(f"{steps[1]}/config.json")
+    pooling = _object(where, pooling)
     return dataclasses.replace(
         cfg,
-        pooling=_pooling(where, _object(where, pooling), cfg.width),
+        **_pool_prefix(where, pooling, cfg),
+        pooling=_pooling(where, pooling, cfg.width),
         normalise=len(steps) > 2,
         text_length=_text_length(cfg, beside),
         prefix=_prefix(*beside(PROMPTS)),
     )
 
 
-def files(cfg: EncoderConfig) -> dict[str, Any]:
-    """What `complete` reads, {} for an encoder whose pooling nobody said."""
+def files(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
+    """What `complete` reads, {} for a model whose pooling nobody said."""
     if cfg.pooling is None:
         return {}
     paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalise else 2]
@@ -64,6 +69,8 @@ def files(cfg: EncoderConfig) -> dict[str, Any]:
         for i, (path, step) in enumerate(zip(paths, _STEPS, strict=False))
     ]
     pooling = {name: own == cfg.pooling for name, own in _FLAGS.items()}
+    if isinstance(cfg, EmbedderConfig):
+        pooling["include_prompt"] = cfg.pool_prefix
     found = {
         MODULES: modules,
         f"{POOLING}/config.json": {"word_embedding_dimension": cfg.width, **pooling},
@@ -108,9 +115,6 @@ def _pooling(where: str, config: dict[str, Any], width: int) -> Any:
     size = config.get("word_embedding_dimension", config.get("embedding_dimension", width))
     if size != width:
         raise InputError(f"{where} pools states of {size!r:.20}, config.json says {width}")
-    if config.get("include_prompt", True) is not True:
-        raise InputError(f"{where} has include_prompt {config['include_prompt']!r:.20}; "
-                         "only true is supported")  # fmt: skip
     if "pooling_mode" in config:
         named = config["pooling_mode"]
         modes = named if isinstance(named, list) else [named]
@@ -134,7 +138,19 @@ def _pooling(where: str, config: dict[str, Any], width: int) -> Any:
     return kind
 
 
-def _text_length(cfg: EncoderConfig, beside: Beside) -> int | None:
+def _pool_prefix(where: str, config: dict[str, Any], cfg: Model) -> dict[str, bool]:
+    """Whether the prompt's tokens are pooled too, which is a field of embedders."""
+    found = config.get("include_prompt", True)
+    known = (True, False) if isinstance(cfg, EmbedderConfig) else (True,)
+    if not isinstance(found, bool) or found not in known:
+        raise InputError(
+            f"{where} has include_prompt {found!r:.20}; "
+            f"only {' and '.join(str(x).lower() for x in known)} is supported"
+        )
+    return {"pool_prefix": found} if isinstance(cfg, EmbedderConfig) else {}
+
+
+def _text_length(cfg: Model, beside: Beside) -> int | None:
     """Where texts are cut: as stated, else within what the tokeniser was made for."""
     where, texts = beside(TEXTS)
     texts = {} if texts is None else _object(where, texts)
@@ -156,14 +172,23 @@ def _text_length(cfg: EncoderConfig, beside: Beside) -> int | None:
     return length
 
 
+def prompts(where: str, config: Any) -> dict[str, str]:
+    """What config_sentence_transformers.json, named `where`, puts before texts, by name.
+
+    Raises:
+      InputError: it holds something else.
+    """
+    found = {} if config is None else _object(where, config).get("prompts") or {}
+    if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+        raise InputError(f"{where} has prompts that are no object of texts")
+    return found
+
+
 def _prefix(where: str, config: Any) -> str:
-    if config is None:
-        return ""
-    config = _object(where, config)
-    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    found = prompts(where, config)
+    name = None if config is None else config.get("default_prompt_name")
     if name is None:
         return ""
-    known = isinstance(prompts, dict) and isinstance(name, str)
-    if not known or not isinstance(prompts.get(name), str):
+    if not isinstance(name, str) or name not in found:
         raise InputError(f"{where} has the default_prompt_name {name!r:.40}, but no such prompt")
-    return prompts[name]
+    return found[name]

@@ -1,0 +1,88 @@
+"""One vector a text, of its hidden states: what encoders and embedders share."""
+
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.errors import InputError
+
+Pooling = Literal["cls", "mean", "weighted", "last", "max"]
+
+
+class PoolingConfig(Protocol):
+    """What the configurations of models that make vectors have.
+
+    Attributes:
+      pooling: which hidden states make a text's vector; None where nobody said.
+      normalise: whether such vectors are scaled to length 1.
+    """
+
+    @property
+    def pooling(self) -> Pooling | None: ...  # noqa: D102
+    @property
+    def normalise(self) -> bool: ...  # noqa: D102
+
+
+def check_pooling(cfg: PoolingConfig) -> Pooling:
+    """The model's pooling.
+
+    Raises:
+      InputError: nobody said what it is.
+    """
+    if cfg.pooling is None:
+        raise InputError(
+            "the model's pooling is not known; it must be cls, mean, weighted, last or max"
+        )
+    return cfg.pooling
+
+
+def pooled(hidden: jax.Array, valid: jax.Array, *, cfg: PoolingConfig) -> jax.Array:
+    """The vectors that a model makes of hidden states, by `pool`, and of length 1 if it says so.
+
+    Args:
+      hidden: [B, T, D].
+      valid: bool [B, T], which states are pooled.
+      cfg: the model.
+
+    Returns:
+      float32 [B, D].
+
+    Raises:
+      InputError: `cfg` names no pooling.
+    """
+    found = pool(hidden, valid, check_pooling(cfg))
+    if not cfg.normalise:
+        return found
+    return found / jnp.maximum(jnp.sqrt(jnp.sum(found * found, -1, keepdims=True)), 1e-12)
+
+
+def pool(hidden: jax.Array, valid: jax.Array, kind: Pooling) -> jax.Array:
+    """One vector a row, of its real tokens alone.
+
+    Args:
+      hidden: [B, T, D].
+      valid: bool [B, T], false for padding, wherever in the row that is.
+      kind: "cls" is the first real token, "last" the last; "mean" and "max" are over all of them;
+        "weighted" is the mean with weights 1, 2, 3 and so on, so that later tokens count more.
+
+    Returns:
+      float32 [B, D]; of a row that is all padding finite, and of no meaning.
+
+    Source: arXiv 1908.10084, section 3, weights arXiv 2202.08904; padding as in the
+      sentence-transformers release.
+    """
+    x, real = hidden.astype(jnp.float32), valid[..., None]
+    if kind == "mean":
+        return jnp.where(real, x, 0).sum(1) / jnp.maximum(real.sum(1), 1)
+    if kind == "weighted":
+        weight = jnp.where(valid, jnp.cumsum(valid, axis=1), 0).astype(jnp.float32)[..., None]
+        return (jnp.where(real, x, 0) * weight).sum(1) / jnp.maximum(weight.sum(1), 1)
+    if kind == "max":
+        return jnp.where(real, x, jnp.finfo(jnp.float32).min).max(1)
+    slots = jnp.arange(x.shape[1], dtype=jnp.int32)
+    if kind == "cls":
+        at = jnp.where(valid, slots, x.shape[1] - 1).min(1)
+    else:
+        at = jnp.where(valid, slots, 0).max(1)
+    return jnp.take_along_axis(x, at[:, None, None], axis=1, mode="clip")[:, 0]

@@ -1,0 +1,61 @@
+"""Live against transformers, on fresh decoders: pooling written out there, both kinds of attention.
+
+By `make parity`.
+"""
+
+import dataclasses
+import importlib.util
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.checkpoint import hf
+from pangu_jax.models import embedder
+
+pytestmark = pytest.mark.parity
+TOOL = Path(__file__).parents[2] / "tools" / "make_golden.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    found = importlib.util.spec_from_file_location("make_golden", TOOL)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("case", ["llama2", "mistral", "qwen3"])
+def test_fresh_decoders(case, causal, tool, tmp_path):
+    import torch
+
+    model, dtype = tool.build(case, seed=3)
+    tool.save(case, model, tmp_path, dtype)
+    model, _ = tool.build(case, seed=3)  # saving rounds the rotary frequencies
+    model.config.is_causal = causal
+    if not causal:
+        model.config.sliding_window = None  # as GritLM's own code, which has none then
+    sizes = [24, 9]
+    tokens = tool.sample(model, seed=3)
+    params, cfg = embedder.of_decoder(*hf.load(tmp_path, dtype=jnp.float32))
+    if not causal:
+        params, cfg = embedder.both_ways(params, cfg)
+    valid = np.arange(24) < np.array(sizes)[:, None]
+    states = valid & (np.arange(24) >= 4)
+    for pooling in ("last", "mean", "weighted"):
+        asked = dataclasses.replace(cfg, pooling=pooling, normalise=True)
+        run = jax.jit(partial(embedder.embed, cfg=asked))
+        found = run(params, tokens.numpy().astype(np.int32), valid, states=states)
+        for row, size in enumerate(sizes):  # alone, so without padding
+            with torch.no_grad():
+                hidden = model.model(tokens[row : row + 1, :size]).last_hidden_state[0, 4:]
+            weights = {"last": torch.arange(size - 4) == size - 5, "mean": torch.ones(size - 4),
+                       "weighted": torch.arange(size - 4) + 1.0}[pooling].float()  # fmt: skip
+            want = torch.nn.functional.normalize(weights @ hidden, dim=0)
+            np.testing.assert_allclose(found[row], want, atol=2e-6)
