@@ -6,6 +6,7 @@ import dataclasses
 import pickletools
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,17 @@ class CodeTask:
             whole = False
         return f"{self.before}    pass\n\n{answer}" if whole else self.before + answer
 
-    def judge(self, answer: str, *, allow: bool = False) -> Verdict:
-        """Runs an answer and the tests.
+    def judge(
+        self, answer: str, *, allow: bool = False, tests: Sequence[str] | None = None
+    ) -> Verdict:
+        """Runs an answer and the tests, or some of them.
 
         Raises:
           InputError: see `sandbox.run`.
         """
         return run(
             self.source(answer),
-            self.tests,
+            self.tests if tests is None else tests,
             names=self.names,
             setup=self.setup,
             allow=allow,
