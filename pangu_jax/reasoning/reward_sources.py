@@ -122,7 +122,7 @@ def evaluated(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
     A reply that says neither yes nor no is a failure.
 
     Args:
-      ask: replies to prompts, such as `preference.judge` makes with an engine.
+      ask: replies to prompts, such as `evaluator.asker` makes with an engine.
     """
 
     def source(samples: Sequence[Sample]) -> list[Score]:
