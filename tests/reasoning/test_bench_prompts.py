@@ -30,6 +30,11 @@ def test_a_plain_question_is_cut_before_the_next():
     assert TEXT.found(SUM, " It is 2.\n") == "2"
 
 
+def test_the_token_that_ends_an_answer_is_no_part_of_it():
+    asker = Asker(ByteTokenizer(eos_ids=(ord("!"),)), "plain")
+    assert said(asker, SUM, "2") == ("", "2") and said(asker, SUM, "2!") == ("", "2!")
+
+
 def test_completions_keep_their_indentation_and_end_where_the_function_does():
     assert TEXT.text(BODY) == "def f():\n" == plain(BODY, shots=True)
     thought, text = said(TEXT, BODY, "    return 1\n\ndef g(): pass\n")

@@ -135,7 +135,7 @@ def test_tasks_that_are_not_there_are_named(names, data, message, tmp_path, monk
         find_tasks(names, data)
 
 
-TASK = CodeTask("", (), ("f",), "", "import math\n\ndef f(x):\n    '''Says.'''\n", "")
+TASK = CodeTask("", (), ("f",), "", "import math\n\ndef f(x):\n", "")
 
 
 @pytest.mark.parametrize(
