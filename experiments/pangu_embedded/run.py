@@ -8,12 +8,13 @@ sources beside rules. How they are made is our reading: of the text only a part 
 The data has, for each question, chains of thought of several teachers ({"question", "answer",
 "cot": {name: text}}). Rules tell which are right (`eval.answers`); a question counts that has both.
 Measured on questions that the head was not trained on: how often it scores the right one higher,
-and the same of the shorter one, which needs no model; and how often the evaluator, asked about
-each, says what the rules say. Writes runs/<name>/results.json and prints a table; a run that was
-stopped goes on where it was.
+and the same of the shorter one and of the better teacher's, which take no look at the answer; and
+how often the evaluator, asked about each, says what the rules say. Writes
+runs/<name>/results.json and prints a table; a run that was stopped goes on where it was.
 """
 
 import argparse
+import collections
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -42,13 +43,12 @@ from pangu_jax.reasoning.preference import Pair, features, fit
 from pangu_jax.reasoning.reward import Sample
 from pangu_jax.reasoning.reward_sources import evaluated
 
-
 ASKED = {"alone": False, "with the right answer": True}  # whether the evaluator is told it
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What every cell works on: one pair a question, and the gold answers."""
+    """What every cell works on: one pair a question, their teachers, and the gold answers."""
 
     experiment: Experiment
     checkpoint: str
@@ -56,16 +56,17 @@ class Run:
     cfg: DecoderConfig
     tokenizer: Tokenizer
     pairs: list[Pair]
+    teachers: list[tuple[str, str]]
     gold: list[str]
 
 
 def main() -> None:
     options = _options()
     experiment = PRESETS[options.preset]
-    pairs, gold = read(options.data, experiment.questions)
+    pairs, teachers, gold = read(options.data, experiment.questions)
     params, cfg, found = open_checkpoint(options.checkpoint, kind="decoder", by="this experiment")
     tokenizer = load_tokenizer(found, checkpoint=options.checkpoint)
-    run = Run(experiment, options.checkpoint, params, cfg, tokenizer, pairs, gold)
+    run = Run(experiment, options.checkpoint, params, cfg, tokenizer, pairs, teachers, gold)
     folder = Path(options.out or f"runs/pangu_embedded-{options.preset}")
     settings = {**to_json(experiment), "parameters": content_hash(params)}
     results = open_results(folder, {**settings, "data": sha256(options.data)})
@@ -74,26 +75,29 @@ def main() -> None:
         for seed in experiment.seeds:
             make = partial(_preference, run, sides, seed)
             compute(folder, results, f"preference/{seed}", make, timed=True)
+    for seed in experiment.seeds:
+        compute(folder, results, f"teacher/{seed}", partial(_teacher, run, seed))
     compute(folder, results, "evaluator", partial(_evaluator, run), timed=True)
     print(_table(results, experiment))
 
 
-def read(path: str, most: int | None) -> tuple[list[Pair], list[str]]:
-    """The first right and the first wrong answer to each question that has both, and its gold."""
-    pairs, gold = [], []
+def read(path: str, most: int | None) -> tuple[list[Pair], list[tuple[str, str]], list[str]]:
+    """A right and a wrong answer to each question that has both, whose they are, and the gold."""
+    pairs, teachers, gold = [], [], []
     for _, where, record in records(path, "question"):
         cot, wanted = record.get("cot"), record.get("answer")
         if not isinstance(cot, dict):
             raise InputError(f"{where} has no object under the key 'cot'")
         if not isinstance(wanted, str) or len(pairs) == most:
             continue
-        told = {_right(wanted, text): text for _, text in sorted(cot.items(), reverse=True)}
+        told = {_right(wanted, cot[name]): name for name in sorted(cot, reverse=True)}
         if {True, False} <= told.keys():
-            pairs.append(Pair(record["question"], told[True], told[False]))
+            pairs.append(Pair(record["question"], cot[told[True]], cot[told[False]]))
+            teachers.append((told[True], told[False]))
             gold.append(wanted)
     if len(pairs) < 2:
         raise InputError(f"{path} has {len(pairs)} questions with a right and a wrong answer")
-    return pairs, gold
+    return pairs, teachers, gold
 
 
 def split(run: Run, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +135,17 @@ def _preference(run: Run, sides: tuple[np.ndarray, np.ndarray], seed: int) -> di
         "seen": _shown(model.agreement(sides[0][there], sides[1][there])),
         "the shorter": _shown(wilson((np.array(shorter) + 1) / 2)),
     }
+
+
+def _teacher(run: Run, seed: int) -> dict[str, Any]:
+    """Which teacher's answer it is, without a look at it: who was right more often wins."""
+    there, held = split(run, seed)
+    wins: collections.Counter[str] = collections.Counter()
+    for right, wrong in (run.teachers[i] for i in there):
+        wins[right] += 1
+        wins[wrong] -= 1
+    gaps = [wins[right] - wins[wrong] for right, wrong in (run.teachers[i] for i in held)]
+    return {"held out": _shown(wilson((np.sign(gaps) + 1) / 2))}
 
 
 def _evaluator(run: Run) -> dict[str, Any]:
@@ -173,6 +188,10 @@ def _table(results: dict[str, Any], experiment: Experiment) -> str:
         rows += [
             [f"head, seed {seed}", *_words(cell["held out"])],
             [f"the shorter answer, seed {seed}", *_words(cell["the shorter"])],
+            [
+                f"the better teacher, seed {seed}",
+                *_words(results[f"teacher/{seed}"]["held out"]),
+            ],
         ]
     for name in ASKED:
         cell = results["evaluator"][name]

@@ -1,4 +1,4 @@
-"""The pruning experiments run where a machine has neither grain nor a command line library."""
+"""Experiments without data of their own run where a machine has neither grain nor a command line library."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("name", ["slimllm", "pangu_light"])
+@pytest.mark.parametrize("name", ["slimllm", "pangu_light", "pangu_embedded"])
 def test_it_starts_without_grain_and_tyro(name):
     script = FOLDER / name / "run.py"
     command = [sys.executable, "-c", CODE, script.as_posix()]
