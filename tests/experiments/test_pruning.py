@@ -1,4 +1,4 @@
-"""Experiments without data of their own run where a machine has neither grain nor a command line library."""
+"""Experiments run where a machine has neither grain nor a command line library."""
 
 import subprocess
 import sys
