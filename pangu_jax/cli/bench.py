@@ -19,7 +19,7 @@ from pangu_jax.cli.bench_report import write_report
 from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
-from pangu_jax.core.config import check_choice, check_size, to_json
+from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.digest import seal
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
@@ -137,7 +137,6 @@ def _check(options: Options) -> None:
         check_size("questions", options.questions)
     check_size("seed", options.seed, least=0)
     check_new(options.max_new)
-    check_choice("mode", options.mode, ("plain", "few-shot", "chat", "slow", "fast", "auto"))
     if options.samples > 1 and not options.sampling.temperature:
         raise InputError(
             f"--samples {options.samples} at temperature 0 would be {options.samples} times the "

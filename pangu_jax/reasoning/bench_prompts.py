@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import (
     Reply,
@@ -132,6 +133,9 @@ class Asker:
     mode: Mode
     template: Template | None = None
     system: str | None = None
+
+    def __post_init__(self):
+        check_choices(self)
 
     @property
     def stops(self) -> tuple[int, ...]:
