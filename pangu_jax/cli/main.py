@@ -19,6 +19,7 @@ COMMANDS = {
     "chat": ("pangu_jax.cli.chat", "talk with a trained model"),
     "serve": ("pangu_jax.cli.serve", "answer requests in OpenAI's form over HTTP"),
     "eval": ("pangu_jax.cli.eval", "measure perplexity and bits per byte on text"),
+    "bench": ("pangu_jax.cli.bench", "measure answers to benchmarks: maths, code, choices"),
     "prune": ("pangu_jax.cli.prune", "make a checkpoint smaller: units, heads, layers"),
     "prune check": ("pangu_jax.cli.prune_check", "verify what a pruned folder promises"),
     "merge": ("pangu_jax.cli.merge", "merge checkpoints of one origin into one"),

@@ -19,6 +19,8 @@ _SAID = re.compile(r"\b(?:answer|result)(?:\s+is|\s*[:=])(?:\s*:)?[ \t*]*\n?[ \t
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.M)
 _LETTER = re.compile(r"[\s*$]*(?:\\text\{)?[(\[]?([A-Z])(?![\w'’])")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n`]*\n(.*?)(?:^[ \t]*\1|\Z)", re.M | re.S)
+_BOX = r"\\(?:boxed|fbox)\s*\{"
+_BRACES = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.S)
 LONGEST = 1000  # characters of a number that is read
 
 
@@ -42,13 +44,16 @@ def spoken(text: str, thinking: tuple[str, str] | None) -> str:
 
 def boxed(text: str) -> str | None:
     r"""What the last \\boxed{...} or \\fbox{...} holds that is closed; braces inside are paired."""
-    for found in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
-        depth = 1
-        for part in re.finditer(r"\\.|[{}]", text[found.end() :], re.DOTALL):
-            depth += {"{": 1, "}": -1}.get(part[0], 0)
-            if not depth:
-                return text[found.end() : found.end() + part.start()].strip()
-    return None
+    open_now: list[re.Match | None] = []  # of boxes, and None of other braces
+    last: tuple[int, int] | None = None
+    for part in _BRACES.finditer(text):
+        if part[0].endswith("{") and part[0] != "\\{":
+            open_now.append(part if part[0] != "{" else None)
+        elif part[0] == "}" and open_now:
+            box = open_now.pop()
+            if box is not None and (last is None or box.end() > last[0]):
+                last = box.end(), part.start()
+    return None if last is None else text[slice(*last)].strip()
 
 
 def said(text: str) -> str | None:

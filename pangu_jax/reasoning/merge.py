@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import zlib
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,7 +20,6 @@ from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten, map_named
 
 Method = Literal["mean", "delta", "slerp", "ties", "dare"]
-METHODS = get_args(Method)
 FROM_BASE = ("delta", "ties", "dare")
 STACKED = ("layers", "group", "expert")  # axes whose entries are tensors of their own
 COLLINEAR = 0.9995  # cosine from which slerp is linear, as in mergekit
@@ -31,7 +30,7 @@ class Recipe:
     """How to merge.
 
     Attributes:
-      method: one of `METHODS`.
+      method: one of `Method`.
       scale: how far to go from the base (delta, ties, dare), or from the first to the second
         (slerp); the mean has none.
       density: share of each difference that is kept (ties, dare).
@@ -58,8 +57,6 @@ class Recipe:
             raise InputError(f"scale must be at least 0, for slerp at most 1; got {self.scale:g}")
         if not 0 < self.density <= 1:
             raise InputError(f"density must be above 0 and at most 1, got {self.density:g}")
-        if self.rescale not in ("norm", "density"):
-            raise InputError(f"rescale must be norm or density, got {self.rescale!r}")
         weights = self.weights
         if weights is not None and not (np.isfinite(weights).all() and sum(weights) > 0):
             raise InputError(f"weights must be finite and add up to more than 0, got {weights}")

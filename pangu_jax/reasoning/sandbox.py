@@ -243,7 +243,10 @@ def _verdict(found: bytes, output: str, late: bool, total: int) -> Verdict:
         return Verdict(0, total, True, "the tests took too much", output)
     if "wrong" in values:
         raise InputError(f"the tests cannot be run: {values['wrong']}")
-    return Verdict(values["passed"], total, values["loaded"], values["error"], output)
+    error = values["error"]
+    if error is not None:  # what the code raises may say half a character, which no file can hold
+        error = error.encode("utf-8", "replace").decode()
+    return Verdict(values["passed"], total, values["loaded"], error, output)
 
 
 def _shut_in(name: str, limits: Limits) -> list[str]:

@@ -1,5 +1,7 @@
 """The answer that a text ends in, and numbers, letters and words that are equal."""
 
+import time
+
 import pytest
 
 from pangu_jax.core.errors import InputError
@@ -50,6 +52,13 @@ TAGS = ("<think>", "</think>")
 def test_the_answer_of_a_text(kind, text, want):
     found = extract(text, kind)
     assert (found.lstrip("$") if kind == "number" and found else found) == want
+
+
+@pytest.mark.parametrize("text", ["\\boxed{" * 10000, "\\boxed{{" * 5000 + "}" * 5000])
+def test_what_is_opened_again_and_again_takes_no_longer(text):
+    begin = time.process_time()
+    assert extract(text, "words") is not None
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from pangu_jax.core.config import to_json
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-NAMES = ("slimllm", "pangu_light", "pangu_pro_moe", "timepro")
+NAMES = ("pangu_embedded", "pangu_light", "pangu_pro_moe", "slimllm", "timepro")
 # As scripts: the folder of each stands first in the path, as Python puts it there.
 CODE = """
 import runpy, sys
@@ -35,11 +35,12 @@ def test_each_starts_without_grain_and_tyro():
     assert done.returncode == 0, done.stderr
     for option in ("--preset", "--data", "--out"):
         assert done.stdout.count(f"  {option} ") == len(NAMES), done.stdout
-    assert done.stdout.count("  --checkpoint ") == 2
+    assert done.stdout.count("  --checkpoint ") == 3
 
 
 LANGUAGE = "model data held_out steps batch length optimizer recover_steps recover_rate dtype"
 SETTINGS = {
+    "pangu_embedded": "questions held_out seeds judged max_new batch steps decay dtype",
     "slimllm": f"{LANGUAGE} targets methods draws windows window_length eval_windows eval_lengths "
     "recover latency",
     "pangu_light": f"{LANGUAGE} target starts seeds windows eval_windows max_rel_err",

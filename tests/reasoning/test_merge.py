@@ -180,7 +180,12 @@ def test_layers_and_experts_are_tensors_of_their_own():
         (TREES, {"method": "delta", "scale": float("nan")}, BASE, "scale must be at least 0"),
         (TREES[:2], {"method": "slerp", "scale": 1.5}, None, "for slerp at most 1; got 1.5"),
         (TREES, {"method": "ties", "density": 0.0}, BASE, "density must be above 0"),
-        (TREES, {"method": "best"}, None, "method must be one of mean, delta"),
+        (
+            TREES,
+            {"method": "best"},
+            None,
+            "method must be one of mean, delta, slerp, ties, dare, got 'best'",
+        ),
         ([TREES[0], {**TREES[1], "a": np.ones(2)}], {"method": "mean"}, None, "a has shape"),
         ([TREES[0], {"a": TREES[1]["a"]}], {"method": "mean"}, None, "tree 2 lacks b/c"),
         (

@@ -127,7 +127,11 @@ def test_helpers_of_the_tests_are_not_the_codes(_by):
     assert judged(source, tests, setup="def twice(x): return 2 * x").passed == 1
 
 
-@pytest.mark.parametrize(("name", "step"), [("FORGERIES", 7), ("HARMS", 7)])
+def test_what_an_error_says_is_text_that_can_be_kept():
+    assert judged("raise ValueError('a\\ud800')").error == "ValueError: a?"
+
+
+@pytest.mark.parametrize(("name", "step"), [("FORGERIES", 13), ("HARMS", 13)])
 def test_a_drawn_part_of_attacks_scores_nothing(_by, name, step, tmp_path, monkeypatch):
     programs, test = kind_of(name)
     hold(programs[::step], test, tmp_path, monkeypatch)

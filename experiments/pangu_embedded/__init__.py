@@ -1,0 +1,1 @@
+"""The experiment on Pangu Embedded; `run` says what it does."""

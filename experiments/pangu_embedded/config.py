@@ -1,0 +1,38 @@
+"""Presets: how many questions, and how the head is trained."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One measurement of two judges.
+
+    Attributes:
+      questions: how many that have a right and a wrong answer; None is all.
+      held_out: share of the questions that the head is not trained on.
+      seeds: of the split and of the head's training; the figures of each stand in the report.
+      judged: how many held-out pairs the evaluator is asked about.
+      max_new: tokens of its reply.
+      batch: rows, and replies, at once.
+      steps: optimiser steps of the head.
+      decay: see `preference.fit`.
+      dtype: type of the activations.
+    """
+
+    questions: int | None
+    held_out: float = 0.3
+    seeds: tuple[int, ...] = (0, 1, 2)
+    judged: int = 60
+    max_new: int = 8
+    batch: int = 8
+    steps: int = 300
+    decay: float = 0.1
+    dtype: str = "float32"
+
+
+PRESETS = {
+    "smoke": Experiment(12, judged=2, seeds=(0,), steps=20),
+    "cpu": Experiment(240),
+    "gpu": Experiment(None, judged=400, batch=64, dtype="bfloat16"),
+    "paper": Experiment(None, judged=400, batch=64),
+}

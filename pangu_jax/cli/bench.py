@@ -1,0 +1,273 @@
+"""Measures a model by the answers that it writes: school maths, contests, code, choices."""
+
+import collections
+import dataclasses
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import tyro
+
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.bench_report import write_report
+from pangu_jax.cli.generate_file import note_length
+from pangu_jax.cli.progress import Show, progress, working
+from pangu_jax.core.cells import compute, open_results
+from pangu_jax.core.config import check_size, to_json
+from pangu_jax.core.digest import seal
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.journal import Journal
+from pangu_jax.core.tree import content_hash
+from pangu_jax.data.chat_own import choose_template
+from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.transformer import by_layer
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning import bench
+from pangu_jax.reasoning.bench_prompts import TEXTS, Asker, Mode, Prompt
+from pangu_jax.reasoning.bench_tasks import Task, find_tasks
+
+HEAD = '{"question"'
+KEYS = ("question", "sample", "said", "found", "right", "tokens", "end")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which model, what it is asked, and how."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A run folder, or a folder in the Hugging Face layout."""
+    tasks: str
+    """Names with commas between them, of gsm8k, math500, aime2024, aime2025, amc23, svamp,
+    humaneval, mbpp, gpqa, livecodebench; or files in the form of one of these."""
+    out: str
+    """The run folder, which goes on where it was stopped."""
+    data: str | None = None
+    """The folder that has the files of names."""
+    mode: Mode = "chat"
+    """plain: the question as a text; few-shot: behind worked examples; chat: as a dialogue; slow,
+    fast, auto: likewise, in that think mode, where the template has modes."""
+    samples: int = 1
+    """Answers to each question; more than one need a temperature."""
+    questions: int | None = None
+    """How many of each task, the first; None is all."""
+    max_new: int = 1024
+    """Most tokens of an answer."""
+    sampling: SamplingConfig = SamplingConfig()
+    seed: int = 0
+    """Of the drawing, and of the interval of lengths."""
+    batch: int = 32
+    """Answers that are written at once."""
+    allow_code_execution: bool = False
+    """Run code that the model writes, in a sandbox, where a task is judged so."""
+    template: str = "auto"
+    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    system: str | None = None
+    """What the model is told before the question, in a dialogue."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters, activations and cache."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every task works on.
+
+    Attributes:
+      options: what was asked for.
+      folder: of the run.
+      params: the model's, layer by layer.
+      cfg: the model.
+      asker: how it is asked.
+      tasks: what it is asked.
+      prompts: the same as the model reads it, by the names of tasks.
+    """
+
+    options: Options
+    folder: Path
+    params: Any
+    cfg: DecoderConfig
+    asker: Asker
+    tasks: list[Task]
+    prompts: dict[str, list[Prompt]]
+
+
+def main(options: Options) -> None:
+    """Writes answers, results.json and report.md, and prints the table."""
+    _check(options)
+    with working("reading the questions"):
+        tasks = [
+            _first(task, options.questions) for task in find_tasks(options.tasks, options.data)
+        ]
+    bench.check_judges(tasks, allow_code=options.allow_code_execution)
+    with working(f"reading {options.model}"):
+        params, cfg, found = open_checkpoint(
+            options.model, kind="decoder", by="`pangu-jax bench`", dtype=options.dtype
+        )
+        about = {"name": Path(options.model).resolve().name, "parameters": content_hash(params)}
+        params = by_layer(params, donate=True)
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.model)
+    dialogue = options.mode not in TEXTS
+    template = choose_template(options.template, options.model, tokenizer) if dialogue else None
+    asker = Asker(tokenizer, options.mode, template, options.system)
+    about |= {"config": to_json(cfg), "tokenizer": tokenizer.digest}
+    settings = _settings(options, about, tasks, asker)
+    folder = Path(options.out)
+    results = open_results(folder, settings)
+    compute(folder, results, "hashes", lambda: {name: seal(settings[name]) for name in settings})
+    with working("writing the prompts"):
+        prompts = {task.name: [asker.prompt(item) for item in task.items] for task in tasks}
+    _measure(Run(options, folder, params, cfg, asker, tasks, prompts), results)
+    print(write_report(folder, settings, results))
+
+
+def _check(options: Options) -> None:
+    for name in ("samples", "batch"):
+        check_size(name, getattr(options, name))
+    if options.questions is not None:
+        check_size("questions", options.questions)
+    check_size("seed", options.seed, least=0)
+    check_new(options.max_new)
+    if options.samples > 1 and not options.sampling.temperature:
+        raise InputError(
+            f"--samples {options.samples} at temperature 0 would be {options.samples} times the "
+            "same answer; give --temperature"
+        )
+    if options.system is not None and options.mode in TEXTS:
+        raise InputError(f"--system is for dialogues; the mode {options.mode} is a text")
+
+
+def _first(task: Task, questions: int | None) -> Task:
+    return dataclasses.replace(task, items=task.items[:questions])
+
+
+def _settings(
+    options: Options, about: dict[str, Any], tasks: list[Task], asker: Asker
+) -> dict[str, Any]:
+    """What decides the results; the words of prompts are among it."""
+    protocol = {
+        "mode": options.mode,
+        "prompts": {task.name: asker.described(task.items) for task in tasks},
+        "rules": bench.rules(),
+        "samples": options.samples,
+        "questions": options.questions,
+        "max_new": options.max_new,
+        "sampling": to_json(options.sampling),
+        "seed": options.seed,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "intervals": "95 %; Wilson's of shares, 2,000 resamples of questions for lengths",
+    }
+    return {"model": about, "data": {t.name: t.sha256 for t in tasks}, "protocol": protocol}
+
+
+def _measure(run: Run, results: dict[str, Any]) -> None:
+    """Fills the cells of tasks that are not there."""
+    ask = _asking(run)
+    with progress() as show, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as judges:
+        for task in run.tasks:
+            make = partial(_task, run, task, ask, judges, show)
+            compute(run.folder, results, task.name, make)
+
+
+Place = tuple[int, int]  # question, from 0, and sample
+Ask = Callable[[Task, list[Place]], Iterator[tuple[Place, Answer]]]
+
+
+def _asking(run: Run) -> Ask:
+    """Asks questions of a task; the engine is made when the first is asked, for all of them."""
+    options, asker = run.options, run.asker
+    every = [prompt.ids for found in run.prompts.values() for prompt in found]
+    for ids in every:
+        check_vocabulary(ids, asker.tokenizer, run.cfg.vocab)
+    longest = max(map(len, every))
+    note_length(longest + options.max_new, run.cfg)
+    made: list[Engine] = []
+
+    def engine() -> Engine:
+        if not made:
+            made.append(
+                Engine(
+                    run.params,
+                    cfg=run.cfg,
+                    slots=min(options.batch, len(every) * options.samples),
+                    length=round_up(longest) + round_up(options.max_new),
+                    stops=max(8, len(asker.stops)),
+                    how=How(dtype=options.dtype),
+                )
+            )
+        return made[0]
+
+    def ask(task: Task, places: list[Place]) -> Iterator[tuple[Place, Answer]]:
+        # By the task's name, so that answers are the same whatever else is asked.
+        key = jax.random.fold_in(jax.random.key(options.seed), zlib.crc32(task.name.encode()))
+        requests = (
+            Request(
+                run.prompts[task.name][question].ids,
+                options.max_new,
+                options.sampling,
+                asker.stops,
+                jax.random.fold_in(jax.random.fold_in(key, question), sample),
+            )
+            for question, sample in places
+        )
+        for place, answer in answers(engine(), requests):
+            yield places[place], answer
+
+    return ask
+
+
+def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show) -> dict[str, Any]:
+    """Has all answers to a task written and judged, a line each, and gives its figures."""
+    samples = run.options.samples
+    every = [(question, s) for question in range(len(task.items)) for s in range(samples)]
+    path = run.folder / "answers" / f"{task.name}.jsonl"
+    with Journal(path, head=HEAD) as journal:
+        lines = {_place(line, journal, n): line for n, line in enumerate(journal.found, 1)}
+        if len(lines) < len(journal.found) or not lines.keys() <= set(every):
+            raise InputError(f"{path} holds an answer twice, or one to no question of this run")
+        rest = [place for place in every if place not in lines]
+        waiting: collections.deque[Future] = collections.deque()
+        for place, answer in ask(task, rest) if rest else ():
+            waiting.append(judges.submit(_line, run, task, place, answer))
+            while waiting and (waiting[0].done() or len(waiting) > 4 * run.options.batch):
+                _keep(waiting.popleft().result(), journal, lines)
+            show(f"{task.name}, answers", len(lines), len(every))
+        while waiting:
+            _keep(waiting.popleft().result(), journal, lines)
+            show(f"{task.name}, answers", len(lines), len(every))
+    found = bench.figures(lines.values(), len(task.items), samples, seed=run.options.seed)
+    return {**found, "sha256": seal([lines[place] for place in every])}
+
+
+def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:
+    """What is kept of an answer."""
+    item, inside = task.items[place[0]], run.prompts[task.name][place[0]].inside
+    thought, said = run.asker.read(item, answer.ids.tolist(), inside=inside)
+    found = run.asker.found(item, said)
+    judged = bench.judge(item, found, allow_code=run.options.allow_code_execution)
+    return {
+        **{"question": place[0], "sample": place[1], "thought": thought, "said": said},
+        **{"found": found, "right": judged.right, "why": judged.why},
+        **{"tokens": len(answer.ids), "end": answer.end},
+    }
+
+
+def _keep(line: dict[str, Any], journal: Journal, lines: dict[Place, dict[str, Any]]) -> None:
+    journal.add(line)
+    lines[line["question"], line["sample"]] = line
+
+
+def _place(line: Any, journal: Journal, number: int) -> Place:
+    if not isinstance(line, dict) or not all(key in line for key in KEYS):
+        raise InputError(f"{journal.path} line {number} lacks one of {', '.join(KEYS)}")
+    return line["question"], line["sample"]

@@ -1,0 +1,65 @@
+"""report.md of a bench: one table, and how it was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pangu_jax.core.files import atomic_write
+
+
+def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> str:
+    """Writes report.md, and gives the table for the terminal.
+
+    Args:
+      folder: of the run.
+      settings: of the run.
+      results: its cells.
+    """
+    tasks = list(settings["data"])
+    samples = settings["protocol"]["samples"]
+    shown = table({name: results[name] for name in tasks}, samples)
+    model, protocol = settings["model"], settings["protocol"]
+    prompts = json.dumps(protocol["prompts"], indent=1, ensure_ascii=False)
+    lines = [
+        f"# {model['name']}", "", shown, "",
+        "Intervals cover 95 %, over questions: Wilson's for shares, resampled for lengths. "
+        "An answer that could not be judged is left out of avg and pass, and counted; one without "
+        "an answer of the form that was asked for is wrong. Cut off is what had no end within "
+        f"{protocol['max_new']:,} tokens.", "",
+        f"Mode {protocol['mode']}, {samples} answers a question, temperature "
+        f"{protocol['sampling']['temperature']:g}, top-k {protocol['sampling']['top_k']}, top-p "
+        f"{protocol['sampling']['top_p']:g}, seed {protocol['seed']}, {protocol['dtype']}.", "",
+        *(f"- {name}: {value}" for name, value in results["hashes"].items()), "",
+        "## Prompts", "", "```json", prompts, "```", "",
+    ]  # fmt: skip
+    with atomic_write(folder / "report.md") as file:
+        file.write("\n".join(lines))
+    return f"{shown}\n\nanswers, results.json and report.md are in {folder}"
+
+
+def table(cells: dict[str, dict[str, Any]], samples: int) -> str:
+    """The figures of tasks, a row each, in Markdown."""
+    several = [k for k in next(iter(cells.values()))["pass"] if k != "1"]
+    head = ["task", "questions", f"avg@{samples}", *(f"pass@{k}" for k in several), "tokens"]
+    head += ["no answer", "cut off", "not judged"]
+    rows = [head, ["---"] * len(head)]
+    for name, cell in cells.items():
+        shares = [_share(cell["avg"]), *(_share(cell["pass"][k]) for k in several)]
+        counts = [cell[key] for key in ("format_errors", "cut_off", "not_judged")]
+        of = [f"{count / cell['answers']:.1%}" if count else "0" for count in counts]
+        rows.append([name, f"{cell['questions']:,}", *shares, _length(cell["tokens"]), *of])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "| " + " | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    )
+
+
+def _share(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "-"
+    return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def _length(found: dict[str, Any]) -> str:
+    return f"{found['value']:.0f} [{found['low']:.0f}, {found['high']:.0f}]"

@@ -1,0 +1,385 @@
+"""What an answer is worth: sources by the kind of task, of which none is not zero.
+
+    graded = grade(samples, ROUTES, sources, health)   # of one group: the answers to one prompt
+    health = health.after(graded)
+    ... graded.reward[graded.usable] ...
+
+A source gives a value from 0 to 1, or none where it does not apply, or it fails. What does not
+apply is left out and the other weights make up for it. What failed is counted, and its sample has
+no reward at all: a mistake of ours must not teach the model that it was wrong. Sources are in
+`reward_sources`.
+
+Source: arXiv 2505.22375 for a reward that routes each task to sources of several kinds and adapts
+  to them; how it does so is our reading.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.eval.answers import KINDS
+from pangu_jax.reasoning.code_tasks import CodeTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """An answer, and what it is to be judged by.
+
+    Attributes:
+      question: what was asked.
+      text: all that the model wrote, tags of thinking included.
+      said: what of it is not thinking, which is where the answer is.
+      kind: of the task: one of `answers.KINDS`, or "general", which nothing but judges can tell.
+      gold: the right answer; empty where there is none.
+      code: how code is judged.
+      mode: the think mode that was asked for, if any.
+      inside: whether the prompt opened the span of thinking.
+      tokens: how long the answer is.
+      budget: how long it may be.
+    """
+
+    question: str
+    text: str
+    said: str
+    kind: str = "general"
+    gold: str = ""
+    code: CodeTask | None = None
+    mode: str | None = None
+    inside: bool = False
+    tokens: int = 0
+    budget: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a source makes of a sample.
+
+    Attributes:
+      value: from 0 to 1; None where the source does not apply.
+      evidence: why, in words that may be shown to the model.
+      failed: whether there would be a value, but for an error; the evidence says which.
+    """
+
+    value: float | None
+    evidence: str = ""
+    failed: bool = False
+
+    def __post_init__(self):
+        if self.value is not None and (self.failed or not 0 <= self.value <= 1):
+            raise InputError(f"a source's value must be from 0 to 1, got {self.value}")
+
+
+Source = Callable[[Sequence[Sample]], Sequence[Score]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """Which sources a kind of task has.
+
+    Attributes:
+      tiers: weights of sources; the first tier in which one applies gives the grade, and a later
+        one is asked only where none did.
+      gates: sources that the grade is multiplied by.
+      added: sources that are added to it, times these numbers, which may be negative.
+    """
+
+    tiers: tuple[Mapping[str, float], ...]
+    gates: tuple[str, ...] = ()
+    added: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not self.tiers or not all(tier for tier in self.tiers):
+            raise InputError("a route needs at least one tier, and each tier a source")
+        for tier in self.tiers:
+            for name, weight in tier.items():
+                if not 0 < weight < math.inf:
+                    raise InputError(f"the weight of {name} must be above 0, got {weight}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All sources of the route."""
+        tiers = [name for tier in self.tiers for name in tier]
+        return tuple(dict.fromkeys([*tiers, *self.gates, *self.added]))
+
+
+_JUDGES = {"preference": 0.5, "evaluator": 0.5}
+_ALWAYS: dict[str, Any] = {"gates": ("format",), "added": {"repetition": -0.5, "length": -0.5}}
+ROUTES: dict[str, Route] = {
+    **{kind: Route(({"answer": 1.0}, _JUDGES), **_ALWAYS) for kind in KINDS if kind != "code"},
+    "code": Route(({"code": 1.0},), **_ALWAYS),
+    "general": Route((_JUDGES,), **_ALWAYS),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """What a group is worth.
+
+    Attributes:
+      reward: float64 [N]; NaN where the sample is not usable.
+      usable: bool [N], whether there is a reward: no source failed, and one applied.
+      scores: what each source said of each sample; None where it was not asked.
+    """
+
+    reward: np.ndarray
+    usable: np.ndarray
+    scores: Mapping[str, Sequence[Score | None]]
+
+    @property
+    def failed(self) -> int:
+        """How many samples are masked as a source failed."""
+        rows = zip(*self.scores.values(), strict=True)
+        return sum(any(score is not None and score.failed for score in row) for row in rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a source did in one group.
+
+    Attributes:
+      varied: whether its values differed: only then do they move the policy.
+      asked: for how many samples it was asked.
+      failed: how often it failed.
+    """
+
+    varied: bool
+    asked: int
+    failed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+    """How sources have done in the last groups, and what their weights are by that.
+
+    Attributes:
+      window: how many groups are looked back on.
+      floor: what a weight is multiplied by while its source's values never differ within a group.
+      most_failed: a larger share of failures ends the run.
+      least: answers of a source before that share means something.
+      seen: the last groups of each source, the newest last.
+    """
+
+    window: int = 50
+    floor: float = 0.1
+    most_failed: float = 0.05
+    least: int = 40
+    seen: Mapping[str, tuple[Seen, ...]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.window < 1 or self.least < 1:
+            raise InputError(f"window and least must be at least 1: {self.window}, {self.least}")
+        if not 0 < self.floor <= 1 or not 0 <= self.most_failed <= 1:
+            raise InputError("floor must be above 0 and most_failed at least 0, both up to 1")
+
+    def weight(self, name: str, base: float) -> float:
+        """A source's weight, which is low after a whole window of groups that it did not tell."""
+        groups = self.seen.get(name, ())
+        quiet = len(groups) == self.window and not any(group.varied for group in groups)
+        return base * self.floor if quiet else base
+
+    def after(self, graded: Graded) -> "Health":
+        """What is known with one more group.
+
+        Raises:
+          InputError: a source fails too often; says how it failed last.
+        """
+        seen = dict(self.seen)
+        for name, scores in graded.scores.items():
+            there = [score for score in scores if score is not None]
+            if not there:
+                continue
+            values = {score.value for score in there if score.value is not None}
+            failures = [score for score in there if score.failed]
+            group = Seen(len(values) > 1, len(there), len(failures))
+            seen[name] = (*seen.get(name, ()), group)[-self.window :]
+            self._check(name, seen[name], failures)
+        return dataclasses.replace(self, seen=seen)
+
+    def _check(self, name: str, groups: Sequence[Seen], failures: Sequence[Score]) -> None:
+        asked, failed = (sum(getattr(g, key) for g in groups) for key in ("asked", "failed"))
+        if failures and asked >= self.least and failed > self.most_failed * asked:
+            raise InputError(
+                f"the source {name} failed for {failed} of the last {asked} answers, which is more "
+                f"than {self.most_failed:.0%}; the last time: {failures[-1].evidence}"
+            )
+
+
+def grade(
+    samples: Sequence[Sample],
+    routes: Mapping[str, Route],
+    sources: Mapping[str, Source],
+    health: Health = Health(),
+) -> Graded:
+    """The rewards of a group.
+
+    Args:
+      samples: answers to one prompt.
+      routes: a route for each kind of task among them.
+      sources: by name; a source that a route names and that is not there does not apply, but each
+        route needs one of its tiers.
+      health: what weights adapt to.
+
+    Raises:
+      InputError: a kind without a route, or a route without a source.
+    """
+    _check(samples, routes, sources)
+    scores: dict[str, list[Score | None]] = {name: [None] * len(samples) for name in sources}
+    fixed = {name for route in routes.values() for name in (*route.gates, *route.added)}
+    for name in fixed & sources.keys():
+        of = [i for i, sample in enumerate(samples) if name in _fixed(routes[sample.kind])]
+        _ask(name, sources[name], samples, of, scores[name])
+    depth = max((len(routes[sample.kind].tiers) for sample in samples), default=0)
+    for level in range(depth):
+        for name, source in sources.items():
+            of = [
+                i for i, sample in enumerate(samples)
+                if name in _open_tier(routes[sample.kind], level, scores, i)
+                and scores[name][i] is None
+            ]  # fmt: skip
+            _ask(name, source, samples, of, scores[name])
+    reward = np.array(
+        [_reward(routes[sample.kind], scores, i, health) for i, sample in enumerate(samples)],
+        np.float64,
+    )
+    return Graded(reward, ~np.isnan(reward), scores)
+
+
+def duplicates(units: Sequence[Any], n: int) -> float:
+    """The share of n-grams that were there before; 0 where there are fewer than two."""
+    grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+
+
+def repetition(text: str, n: int = 4, free: float = 0.2) -> float:
+    """How much a text repeats itself, 0 to 1: the share of repeated n-grams of words above `free`.
+
+    A text with hardly a space, such as Chinese, is taken letter by letter, five times as long.
+    """
+    words = text.split()
+    if len(text) > 20 * max(len(words), 1):
+        return max(0.0, duplicates(text, 5 * n) - free) / (1 - free)
+    return max(0.0, duplicates(words, n) - free) / (1 - free)
+
+
+def overlong(tokens: int, budget: int, last: float = 0.2) -> float:
+    """0 up to the last part of a budget, and from there evenly up to 1 at its end."""
+    start = budget * (1 - last)
+    return float(np.clip((tokens - start) / (budget - start), 0, 1))
+
+
+def well_formed(
+    text: str, thinking: tuple[str, str] | None, *, mode: str | None = None, inside: bool = False
+) -> str | None:
+    """What is wrong with the form of an answer; None where nothing is.
+
+    Args:
+      text: all that the model wrote, with its tags.
+      thinking: what opens and closes a span of thinking; None where the model has none.
+      mode: "fast" asks for an empty span, "slow" for one that is not.
+      inside: whether the prompt opened the span.
+    """
+    if thinking is None:
+        return None if text.strip() else "there is no answer"
+    start, end = thinking
+    text = start + text if inside else text
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
+        return "there must be one span of thinking, opened and then closed"
+    before, _, rest = text.partition(start)
+    thought, _, said = rest.partition(end)
+    if before.strip():
+        return "there is text before the thinking"
+    if mode == "fast" and thought.strip():
+        return "there is thinking where none was asked for"
+    if mode == "slow" and not thought.strip():
+        return "there is no thinking where some was asked for"
+    return None if said.strip() else "there is no answer"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Places scores of no fixed scale among the last ones, so that a drift does not matter.
+
+    Attributes:
+      last: the scores that are looked back on.
+      size: how many at most.
+    """
+
+    last: tuple[float, ...] = ()
+    size: int = 1000
+
+    def place(self, score: float) -> float:
+        """The share of the last scores that are lower, ties counted half; 0.5 where none are."""
+        if not self.last:
+            return 0.5
+        found = np.array(self.last)
+        return float(((found < score).sum() + 0.5 * (found == score).sum()) / len(found))
+
+    def after(self, scores: Sequence[float]) -> "Scale":
+        """With further scores."""
+        return dataclasses.replace(self, last=(*self.last, *scores)[-self.size :])
+
+
+def _check(
+    samples: Sequence[Sample], routes: Mapping[str, Route], sources: Mapping[str, Source]
+) -> None:
+    for kind in dict.fromkeys(sample.kind for sample in samples):
+        if kind not in routes:
+            raise InputError(f"there is no route for {kind!r}; known: {', '.join(routes)}")
+        if not any(name in sources for tier in routes[kind].tiers for name in tier):
+            wanted = ", ".join(name for tier in routes[kind].tiers for name in tier)
+            raise InputError(f"the route of {kind!r} needs one of the sources {wanted}")
+
+
+def _fixed(route: Route) -> tuple[str, ...]:
+    return (*route.gates, *route.added)
+
+
+def _open_tier(
+    route: Route, level: int, scores: Mapping[str, Sequence[Score | None]], i: int
+) -> Mapping[str, float]:
+    """The tier of that level, if no earlier one has told."""
+    if level >= len(route.tiers):
+        return {}
+    earlier = [scores[name][i] for tier in route.tiers[:level] for name in tier if name in scores]
+    told = any(score is not None and (score.failed or score.value is not None) for score in earlier)
+    return {} if told else route.tiers[level]
+
+
+def _ask(
+    name: str, source: Source, samples: Sequence[Sample], of: list[int], scores: list[Score | None]
+) -> None:
+    """Asks a source for some samples; whatever it raises is a failure for them all."""
+    if not of:
+        return
+    try:
+        found = list(source([samples[i] for i in of]))
+        if len(found) != len(of):
+            raise ValueError(f"{len(found)} scores for {len(of)} samples")
+    except Exception as error:  # a source is a library, a model or a network
+        found = [Score(None, f"{type(error).__name__}: {error}", failed=True)] * len(of)
+    for i, score in zip(of, found, strict=True):
+        scores[i] = score
+
+
+def _reward(
+    route: Route, scores: Mapping[str, Sequence[Score | None]], i: int, health: Health
+) -> float:
+    """NaN where a source failed or none applied."""
+    said = {name: scores[name][i] for name in route.names if name in scores}
+    there = {name: score for name, score in said.items() if score is not None}
+    if any(score.failed for score in there.values()):
+        return math.nan
+    values = {name: score.value for name, score in there.items() if score.value is not None}
+    for tier in route.tiers:
+        weights = {n: health.weight(n, w) for n, w in tier.items() if n in values}
+        if weights:
+            break
+    else:
+        return math.nan
+    found = sum(w * values[n] for n, w in weights.items()) / sum(weights.values())
+    found *= math.prod(values[name] for name in route.gates if name in values)
+    return found + sum(w * values[name] for name, w in route.added.items() if name in values)

@@ -1,0 +1,174 @@
+"""Sources of rewards: each judges samples by one thing."""
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pangu_jax.eval import answers
+from pangu_jax.reasoning.reward import (
+    Sample,
+    Score,
+    Source,
+    overlong,
+    repetition,
+    well_formed,
+)
+
+COMPILES, RUNS = 0.1, 0.2  # what code is worth that gets so far
+JUDGE = """Question:
+{question}
+
+Answer:
+{answer}
+{gold}
+Is the answer correct? Reply with one word, yes or no."""
+
+
+def each(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
+    """A source that judges samples one by one; what it raises is a failure of that sample alone.
+
+    Args:
+      judge: a function that any thread may call.
+      threads: how many do.
+    """
+
+    def one(sample: Sample) -> Score:
+        try:
+            return judge(sample)
+        except Exception as error:  # whatever a library makes of what a model wrote
+            return Score(None, f"{type(error).__name__}: {error}", failed=True)
+
+    def every(samples: Sequence[Sample]) -> list[Score]:
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            return list(pool.map(one, samples))
+
+    return every
+
+
+def answer(sample: Sample) -> Score:
+    """Whether the answer is the right one, by `answers`.
+
+    It does not apply where there is no right answer that can be read. A comparison that takes too
+    long is a failure.
+    """
+    if sample.kind not in answers.KINDS or sample.kind == "code" or not sample.gold:
+        return Score(None, "there is nothing to compare with")
+    found = answers.extract(sample.said, sample.kind)
+    if found is None:
+        return Score(0.0, "no answer found")
+    right = answers.equal(sample.gold, found, sample.kind)
+    if right is not None:
+        return Score(float(right), f"answered {found[:80]}")
+    if answers.equal(sample.gold, sample.gold, sample.kind) is None:
+        return Score(None, "the right answer cannot be read")
+    return Score(None, f"{found[:80]!r} could not be compared in time", failed=True)
+
+
+def code(*, allow: bool, binary: bool = False, threads: int = 4) -> Source:
+    """Code in stages: compiled, run on the tests that the model may see, then on the others.
+
+    What is no code is worth 0, what compiles 0.1, what passes the tests that are shown 0.2, and the
+    share of the others that pass makes up the rest. Where all tests are shown, or none, there is no
+    second stage. Errors of tests are evidence only where these are shown.
+
+    Args:
+      allow: whether code may be run; see `sandbox.run`.
+      binary: 1 for what passes everything, else 0.
+      threads: sandboxes at once.
+    """
+    return each(functools.partial(_code, allow=allow, binary=binary), threads)
+
+
+def format_of(thinking: tuple[str, str] | None) -> Source:
+    """1 for an answer of the form that was asked for, else 0; see `well_formed`."""
+
+    def judge(sample: Sample) -> Score:
+        wrong = well_formed(sample.text, thinking, mode=sample.mode, inside=sample.inside)
+        return Score(0.0 if wrong else 1.0, wrong or "")
+
+    return each(judge)
+
+
+def repeats(sample: Sample) -> Score:
+    """How much the text repeats itself; see `reward.repetition`."""
+    return Score(repetition(sample.text))
+
+
+def too_long(sample: Sample) -> Score:
+    """How far a fast answer is into the last fifth of its budget; no other has this."""
+    if sample.mode != "fast" or sample.budget is None:
+        return Score(None)
+    return Score(overlong(sample.tokens, sample.budget))
+
+
+def preferred(score: Callable[[Sequence[Sample]], Sequence[float]], place: Callable) -> Source:
+    """How a preference model ranks the answers among earlier ones.
+
+    Args:
+      score: of samples, on whatever scale.
+      place: from a score to a value, such as `reward.Scale.place`.
+    """
+
+    def source(samples: Sequence[Sample]) -> list[Score]:
+        return [Score(place(x), f"scored {x:.3g}") for x in score(samples)]
+
+    return source
+
+
+def evaluated(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
+    """What a language model says when it is asked whether an answer is correct.
+
+    A reply that says neither yes nor no is a failure.
+
+    Args:
+      ask: replies to prompts, such as `evaluator.asker` makes with an engine.
+    """
+
+    def source(samples: Sequence[Sample]) -> list[Score]:
+        return [verdict(reply) for reply in ask([judge_prompt(sample) for sample in samples])]
+
+    return source
+
+
+def judge_prompt(sample: Sample) -> str:
+    """What an evaluator is asked; with the right answer where there is one."""
+    gold = f"\nReference answer:\n{sample.gold}\n" if sample.gold else ""
+    return JUDGE.format(question=sample.question, answer=sample.said.strip(), gold=gold)
+
+
+def verdict(reply: str) -> Score:
+    """The first yes or no of a reply."""
+    found = re.search(r"\b(yes|no)\b", reply, re.I)
+    if found is None:
+        return Score(None, f"the evaluator said {reply[:80]!r}", failed=True)
+    return Score(float(found[1].lower() == "yes"), f"the evaluator said {found[1]}")
+
+
+def _code(sample: Sample, *, allow: bool, binary: bool) -> Score:
+    task = sample.code
+    if task is None:
+        return Score(None, "there is nothing to run")
+    source = answers.extract(sample.said, "code")
+    if source is None:
+        return Score(0.0, "no block of code found")
+    shown, hidden = task.tests[: task.shown], task.tests[task.shown :]
+    first = task.judge(source, allow=allow, tests=shown or hidden)
+    if binary:
+        every = first.right and (
+            not (shown and hidden) or task.judge(source, allow=allow, tests=hidden).right
+        )
+        return Score(float(every))
+    error = first.error or ""
+    if not first.loaded:
+        stops = error.startswith(("SyntaxError", "IndentationError", "TabError"))
+        return Score(0.0 if stops else COMPILES, error)
+    passed = f"{first.passed} of {first.total} tests"
+    told = f"{passed}: {error}" if shown and error else passed
+    if not (shown and hidden):
+        return Score(COMPILES + (1 - COMPILES) * first.passed / first.total, told)
+    if not first.right:
+        return Score(COMPILES, f"of those that are shown {told}")
+    rest = task.judge(source, allow=allow, tests=hidden)
+    share = RUNS + (1 - RUNS) * rest.passed / rest.total
+    return Score(share, f"{rest.passed} of {rest.total} hidden tests")

@@ -1,0 +1,111 @@
+"""`pangu-jax bench` as a user meets it: figures, what is kept, and going on after a stop."""
+
+import json
+
+import pytest
+
+from pangu_jax.cli import bench
+from pangu_jax.cli.main import main
+from pangu_jax.core.journal import Journal
+
+RECORDS = [{"question": f"{'abc' * i}?", "answer": "1", "kind": "number"} for i in range(3)]
+CODE = {"prompt": "Write f.", "code": "def f(): pass", "test": ["f()"]}
+PLAIN = ["--mode", "plain", "--max-new", 6, "--samples", 2, "--temperature", 2, "--batch", 3]
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *map(str, arguments)])
+    return end.value.code
+
+
+@pytest.fixture
+def asked(tiny_run, tmp_path):
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
+    (tmp_path / "more.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
+    (tmp_path / "code.jsonl").write_text(json.dumps(CODE) + "\n")
+    return [tiny_run, "--tasks", f"{tmp_path}/sums.jsonl,{tmp_path}/more.jsonl"]
+
+
+def lines(folder, name="sums"):
+    rows = (folder / "answers" / f"{name}.jsonl").read_text().splitlines()
+    return sorted(map(json.loads, rows), key=lambda x: (x["question"], x["sample"]))
+
+
+def test_a_run_that_is_stopped_anywhere_ends_with_the_same_figures(
+    asked, tmp_path, capsys, monkeypatch
+):
+    assert call(*asked, *PLAIN, "--out", tmp_path / "whole") == 0
+    out = capsys.readouterr().out
+    assert "| sums | 3         | " in out and "pass@2" in out
+    found = lines(tmp_path / "whole")
+    assert [(x["question"], x["sample"]) for x in found] == [
+        (q, s) for q in range(3) for s in (0, 1)
+    ]
+    assert len({x["said"] for x in found}) == 6  # each with a key of its own
+    left, add = [2], Journal.add
+
+    def stopped(journal, line):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        add(journal, line)
+
+    monkeypatch.setattr(Journal, "add", stopped)
+    assert call(*asked, *PLAIN, "--out", tmp_path / "part") == 130
+    monkeypatch.undo()
+    journal = tmp_path / "part" / "answers" / "sums.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9])  # in the middle of a line
+    assert call(*asked, *PLAIN, "--out", tmp_path / "part") == 0
+    assert lines(tmp_path / "part") == found
+    for file in ("results.json", "config.json"):
+        assert (tmp_path / "part" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    # What is done is not done again.
+    monkeypatch.setattr(bench, "Engine", pytest.fail)
+    assert call(*asked, *PLAIN, "--out", tmp_path / "part") == 0
+    report = (tmp_path / "part" / "report.md").read_text()
+    assert "Question: {question}\\nAnswer:" in report
+    assert json.loads((tmp_path / "part" / "results.json").read_text())["hashes"]["data"] in report
+
+
+def test_answers_of_a_task_do_not_depend_on_what_else_is_asked(asked, tmp_path):
+    for name, tasks in (("both", asked[2]), ("one", asked[2].split(",")[0])):
+        assert call(asked[0], "--tasks", tasks, *PLAIN, "--out", tmp_path / name) == 0
+    assert lines(tmp_path / "both") == lines(tmp_path / "one")
+
+
+def test_the_answer_of_a_run_that_cannot_be_gone_on_with_is_one_sentence(asked, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call(*asked, *PLAIN, "--questions", 1, "--out", out) == 0
+    assert call(*asked, *PLAIN, "--questions", 2, "--out", out) == 2
+    assert "another protocol.questions: 1, not 2" in capsys.readouterr().err
+    journal, whole = out / "answers" / "sums.jsonl", (out / "results.json").read_text()
+    rows = journal.read_text().splitlines()
+    for text in (rows[0], rows[0].replace('"question": 0', '"question": 7'), '{"question": 0}'):
+        journal.write_text("\n".join([rows[0], text, ""]))
+        (out / "results.json").write_text(json.dumps({"hashes": json.loads(whole)["hashes"]}))
+        assert call(*asked, *PLAIN, "--questions", 1, "--out", out) == 2
+        assert "holds an answer twice" in (err := capsys.readouterr().err) or "lacks one of" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", 2], "would be 2 times the same answer; give --temperature"),
+        (["--samples", 0], "samples must be"),
+        (["--questions", 0], "questions must be"),
+        (["--mode", "plain", "--system", "x"], "the mode plain is a text"),
+        (["--mode", "chat"], "has no chat template"),
+        (["--mode", "fast", "--template", "chatml"], "the template has no modes"),
+        (["--tasks", "code.jsonl"], "done only with --allow-code-execution"),
+        (["--tasks", "aime2024"], "needs --data"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_sentence_and_nothing_is_written(
+    options, message, asked, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert call(*asked, "--out", tmp_path / "out", *options) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
