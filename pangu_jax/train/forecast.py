@@ -264,10 +264,12 @@ class _Watch:
         self._train[epoch] += np.atleast_1d(line["loss"]) / self._steps
         if self._last is None:
             return
-        if i % CHUNK == 0:  # the lines of a chunk come at once, when it has ended
-            now = time.perf_counter()
-            self._times.append((now - self._last) / min(CHUNK, self._steps - i))
-            self._last = now
+        # The lines of a chunk come at once, when it has ended. What is left of an epoch goes step
+        # by step, which takes longer: it counts where there are no chunks.
+        now, each = time.perf_counter(), CHUNK if self._steps >= CHUNK else 1
+        if i % each == 0 and i + each <= self._steps:
+            self._times.append((now - self._last) / each)
+        self._last = now
         if self._progress is not None:
             self._progress(line["step"], self._cfg.epochs * self._steps, self._text)
 

@@ -47,7 +47,8 @@ class LoopConfig:
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep: latest checkpoints kept.
       evaluate_every: steps between evaluations; 0 for none before the end.
-      chunk: steps that run without returning to Python; signals wait for their end.
+      chunk: steps that run without returning to Python, where nothing else is to be done before
+        their end; signals wait for it. The others run one by one.
     """
 
     steps: int
@@ -332,12 +333,14 @@ def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
     if number == begin and index and stage.optimizer is not None:
         fresh = plan.start(index, run.spec, run.key, state.params)
         state = state.replace(opt_state=fresh.opt_state)
-    step = _make_step(run, index)
+    steps = {count: _make_step(run, index, count) for count in {1, plan.cfg.chunk}}
     stream = stage.batches(number - begin)
     pending = None  # the metrics of the steps before, fetched while the next ones run
     while number < end:
-        count = min(plan.boundary(number, end) - number, plan.cfg.chunk)
-        state, metrics = step(state, *_inputs(run, stream, count, stage.frozen))
+        left = plan.boundary(number, end) - number
+        count = plan.cfg.chunk if left >= plan.cfg.chunk else 1  # two compilations, no more
+        batch = _batch(stream, count, plan.layout)
+        state, metrics = steps[count](state, batch, run.key, stage.frozen)
         if pending is not None:
             _report(run, *pending)
         pending, number = (number, count, metrics), number + count
@@ -361,7 +364,7 @@ def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
     return state
 
 
-def _make_step(run: _Run, index: int) -> Callable:
+def _make_step(run: _Run, index: int, count: int) -> Callable:
     plan, stage = run.plan, run.plan.stages[index]
     step = make_step(
         stage.loss,
@@ -370,21 +373,19 @@ def _make_step(run: _Run, index: int) -> Callable:
         schedule=stage.schedule,
         trainable=plan.trainable,
         seeds=len(plan.cfg.seeds),
-        chunk=plan.cfg.chunk,
+        chunk=count,
         layout=plan.layout,
     )
-    return step if run.profile is None or index else run.profile.watch(step)
+    watches = run.profile is not None and index == 0 and count == plan.cfg.chunk
+    return run.profile.watch(step) if watches else step
 
 
-def _inputs(run: _Run, stream: Iterator[Any], count: int, frozen: Any) -> tuple:
-    """The arguments of a call that takes so many steps, after the state."""
-    chunk, layout = run.plan.cfg.chunk, run.plan.layout
-    if chunk == 1:
-        return _place(next(stream), layout), run.key, frozen
+def _batch(stream: Iterator[Any], count: int, layout: Layout | None) -> Any:
+    """The next batch; of several steps with a leading axis of them."""
+    if count == 1:
+        return _place(next(stream), layout)
     taken = [next(stream) for _ in range(count)]
-    taken += [taken[-1]] * (chunk - count)
-    stacked = jax.tree.map(lambda *rows: np.stack(rows), *taken)
-    return _place(stacked, layout, leading=1), run.key, frozen, np.int32(count)
+    return _place(jax.tree.map(lambda *rows: np.stack(rows), *taken), layout, leading=1)
 
 
 def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
@@ -511,7 +512,7 @@ def _place(batch: Any, layout: Layout | None, leading: int = 0) -> Any:
 def _report(run: _Run, before: int, count: int, metrics: dict[str, jax.Array]) -> None:
     """Writes and shows the metrics of the steps after `before`."""
     found = jax.device_get(metrics)
-    if run.plan.cfg.chunk == 1:
+    if count == 1:
         found = {name: value[None] for name, value in found.items()}
     rows = [{name: value[i].tolist() for name, value in found.items()} for i in range(count)]
     for number, row in enumerate(rows, start=before + 1):

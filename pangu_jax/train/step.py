@@ -169,9 +169,8 @@ def make_step(
         neither gradients nor moments. None trains all.
       seeds: how many models are trained at once. With several, the state, the keys and every leaf
         of the batch have a leading axis of them, and so have the metrics.
-      chunk: how many steps one call takes at most. With more than one it is
-        `step(state, batches, key, frozen, count)`: the batches have a leading axis of `chunk`, of
-        which the first `count` are taken, and the metrics one of `chunk`.
+      chunk: how many steps one call takes. With more than one the batch has a leading axis of
+        them, and so have the metrics.
       layout: where arrays live; None is one device.
 
     Returns:
@@ -204,7 +203,7 @@ def make_step(
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, metrics
 
-    return jax.jit(step if chunk == 1 else _repeated(step, chunk), donate_argnums=0)
+    return jax.jit(step if chunk == 1 else _repeated(step), donate_argnums=0)
 
 
 def _norm(grads: Any, layout: Layout | None) -> jax.Array:
@@ -267,29 +266,29 @@ def _cached(loss: WholeLoss, accumulate: int) -> Loss:
     return summed
 
 
-def _repeated(step: Callable, chunk: int) -> Callable:
-    """Several steps in one call; how many is an argument, so there is one compilation."""
+def _repeated(step: Callable) -> Callable:
+    """Several steps in one call, as many as there are batches.
+
+    Their number is known to the compiler: on a GPU, a loop that ends at an argument asks the device
+    after each step whether it is over, which takes a small model's step as long as its norm and
+    its metrics do.
+    """
     inner = jax.jit(step)  # traced once, for the shapes of its metrics and for the loop
 
-    def run(state: TrainState, batches: Any, key: jax.Array, frozen: Any, count: jax.Array):
-        def take(i):
-            return inner(state, jax.tree.map(lambda x: x[i], batches), key, frozen)
-
-        # In one array: on a GPU a write takes as long as a matrix product of a small model.
-        shapes = jax.eval_shape(take, 0)[1]
+    def run(state: TrainState, batches: Any, key: jax.Array, frozen: Any = None):
+        first = jax.tree.map(lambda x: x[0], batches)
+        shapes = jax.eval_shape(inner, state, first, key, frozen)[1]
         seeds = shapes["loss"].shape
-        seen = jnp.zeros((chunk, len(shapes), *seeds), jnp.float32)
 
-        def body(i, carry):
-            state, seen = carry
-            state, found = inner(state, jax.tree.map(lambda x: x[i], batches), key, frozen)
-            row = [jnp.broadcast_to(found[name], seeds) for name in shapes]
-            return state, seen.at[i].set(jnp.stack(row))
+        def body(state, batch):
+            state, found = inner(state, batch, key, frozen)
+            # In one array: on a GPU a write takes as long as a matrix product of a small model.
+            return state, jnp.stack([jnp.broadcast_to(found[name], seeds) for name in shapes], -1)
 
-        state, seen = jax.lax.fori_loop(0, count, body, (state, seen))
+        state, seen = jax.lax.scan(body, state, batches)
         alike = {name: x.shape == seeds for name, x in shapes.items()}  # the learning rate is not
         return state, {
-            name: seen[:, i] if alike[name] else seen[:, i, 0] for i, name in enumerate(shapes)
+            name: seen[..., i] if alike[name] else seen[:, 0, i] for i, name in enumerate(shapes)
         }
 
     return run
