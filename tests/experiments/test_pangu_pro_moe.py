@@ -14,7 +14,8 @@ RUN = Path(__file__).parents[2] / "experiments" / "pangu_pro_moe" / "run.py"
 def run(*arguments, cwd):
     flags = os.environ["XLA_FLAGS"].split()  # one device, as a user has
     flags = " ".join(f for f in flags if "device_count" not in f)
-    environment = {**os.environ, "XLA_FLAGS": flags}
+    # What the first run compiles serves the second.
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cwd / "jax")}
     return subprocess.run(
         [sys.executable, RUN, *map(str, arguments)],
         cwd=cwd,

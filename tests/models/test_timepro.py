@@ -293,6 +293,7 @@ def temporaries(variates):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_training_at_the_size_of_electricity_stays_within_memory():
     # Growth with the number of series is tested with the sampling, the one part that could differ.
     assert temporaries(321) < 6e9

@@ -92,10 +92,10 @@ def worst(got, want):
     return max(errors)
 
 
-SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 9, 127, 128))
+SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 9, 127, 128, 129))
 
 
-@pytest.mark.parametrize("tokens", [1, 8, 129, 1000, *SLOW])
+@pytest.mark.parametrize("tokens", [1, 8, 1000, *SLOW])
 def test_values_and_all_gradients_equal_a_loop_over_pairs(tokens):
     dy = np.random.default_rng(0).normal(size=(tokens, D)).astype(np.float32)
     run = jax.jit(lambda *a: {n: with_gradients(f, dy)(*a) for n, f in FORMS.items()})

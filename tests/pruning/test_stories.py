@@ -89,6 +89,7 @@ def test_the_score_beats_magnitude_and_repairs_help_on_three_draws(stories):
         assert site.repaired < site.cut
 
 
+@pytest.mark.slow
 def test_shuffled_scores_are_worse(stories):
     """The negative control: the same number of channels, chosen by the same scores, shuffled."""
     params, cfg, windows = stories

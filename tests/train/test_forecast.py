@@ -50,9 +50,9 @@ def trained(values, seeds=(0,), cfg=FIT, **options):
 
 
 @pytest.fixture(autouse=True)
-def _short_chunks(monkeypatch):
-    """Of the twelve steps of an epoch the last chunk has fewer than the first."""
-    monkeypatch.setattr(forecast, "CHUNK", 8)
+def _single_steps(monkeypatch):
+    """An epoch has twelve steps, less than a chunk: there is one program to compile."""
+    monkeypatch.setattr(forecast, "CHUNK", 13)
 
 
 def one(done, i):
@@ -134,7 +134,8 @@ def test_a_step_is_adam_as_written_in_its_paper():
         np.testing.assert_allclose(np.asarray(after)[close], want[close], rtol=1e-3, atol=1e-6)
 
 
-def test_it_stops_after_patience_and_keeps_the_best():
+def test_it_stops_after_patience_and_keeps_the_best(monkeypatch):
+    monkeypatch.setattr(forecast, "CHUNK", 8)  # and four single steps
     # A rate so large that later epochs only get worse.
     cfg = FitConfig(batch=8, learning_rate=0.3, epochs=9, patience=2)
     done = trained(waves(), cfg=cfg)
