@@ -83,7 +83,7 @@ def test_a_training_that_was_stopped_goes_on(trained, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(forecast, "progress", interrupting)
     assert call(*given, *options) == 128 + signal.SIGTERM
-    assert "stopped at step 54; the same command goes on" in capsys.readouterr().err
+    assert "stopped at step 22; the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "forecaster.json").exists()
     assert call(*given, "--epochs", 2) == 2
     assert "holds a run with another seeds: [0, 1], not [0]" in capsys.readouterr().err

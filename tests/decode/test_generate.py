@@ -78,7 +78,8 @@ def test_prefill_and_steps_equal_the_full_forward_at_every_position():
     for row, ids in enumerate(rows):
         given[row, : first[row]] = ids[: first[row]]
     params = transformer.by_layer(model())
-    scores, caches = decoder.prefill(params, jnp.asarray(given), jnp.asarray(first), cfg=CFG)
+    prefill = jax.jit(functools.partial(decoder.prefill, cfg=CFG))
+    scores, caches = prefill(params, jnp.asarray(given), jnp.asarray(first))
     caches = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 12), (0, 0), (0, 0))), caches)
     step = jax.jit(functools.partial(decoder.step, cfg=CFG))
     found = [scores]

@@ -74,6 +74,7 @@ def stdlib_parts():
     return training, testing
 
 
+@pytest.mark.slow
 def test_higher_orders_help_on_real_source():
     """The whole library, 3.11: 4.47, 3.36, 2.49, 2.03 bits at orders 0 to 3."""
     training, testing = stdlib_parts()

@@ -60,6 +60,7 @@ def test_it_ends_with_a_report_of_both_models_and_the_control(finished):
     assert max(b["score"] for layer in ordinary["layers"] for b in layer["balance"]) > 0.1
 
 
+@pytest.mark.slow
 def test_the_same_command_does_only_what_is_missing(finished):
     place, options, _ = finished
     path = place / "out" / "results.json"

@@ -117,7 +117,7 @@ def test_a_pair_stops_at_one_step_and_one_process_goes_on(given, tmp_path):
     assert json.loads((tmp_path / "pair" / "config.json").read_text())["processes"] == 2
 
 
-@pytest.mark.parametrize("killed", [pytest.param(1, marks=pytest.mark.slow), 0])
+@pytest.mark.parametrize("killed", [pytest.param(p, marks=pytest.mark.slow) for p in (1, 0)])
 def test_when_one_process_dies_the_other_ends_and_says_so(given, tmp_path, killed):
     pair = Pair(given, tmp_path / "pair")
     pair.wait_for(12, saved=10)
