@@ -165,7 +165,7 @@ LAYOUTS = {
     "expert+tensor, wide": {"expert": 2, "tensor": 4},
     "tensor, all": {"tensor": 8},
 }
-# The two others have each axis once.
+# Together they have every axis.
 FAST = {"fsdp+tensor", "ddp+expert"}
 
 
