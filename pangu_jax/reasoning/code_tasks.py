@@ -248,5 +248,5 @@ def _parsed(code: str, what: str) -> list[ast.stmt]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of escapes that are none, say
             return ast.parse(code).body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # too deep, too long
         raise InputError(f"{what} is no Python: {error}") from error

@@ -44,6 +44,8 @@ REFUSED = {
     "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "personality": (135, 92),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194),
     "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    # By which a process would leave the group that is killed, or outlive its parent.
+    "setsid": (112, 157), "setpgid": (109, 154), "prctl": (157, 167),
 }  # fmt: skip
 MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}  # column, audit, clone
 

@@ -155,6 +155,7 @@ import ctypes; c = ctypes.CDLL(None); c.prctl(22, 0, 0, 0, 0); return c.syscall(
 
 # Of the processor, of the clock, of memory, of files, of output: what does not end by itself.
 WASTES = r"""
+import ctypes, os, time; ctypes.CDLL(None).prctl(1, 0, 0, 0, 0); os.setsid(); time.sleep(10**9)
 while True: pass
 import time; time.sleep(1000)
 import signal, time¶for s in (1, 2, 3, 13, 14, 15, 24): signal.signal(s, signal.SIG_IGN)¶while True: time.sleep(1)

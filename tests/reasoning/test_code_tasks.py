@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.reasoning import code_tasks
 from pangu_jax.reasoning.code_tasks import humaneval, mbpp
 
 PROMPT = "import math\n\ndef helper(x):\n    return x\n\ndef f(x):\n    '''Says x.'''\n"
@@ -47,3 +48,9 @@ def test_names_of_mbpp_are_those_that_the_reference_defines(tmp_path):
 def test_lines_of_another_form_are_named(read, record, message, tmp_path):
     with pytest.raises(InputError, match=message):
         read(write(tmp_path, record))
+
+
+@pytest.mark.parametrize("code", ["x = " + "not " * 20_000 + "x", "x = x" + " + x" * 20_000])
+def test_code_that_is_too_deep_to_be_read_is_refused(code):
+    with pytest.raises(InputError, match="the answer is no Python"):
+        code_tasks._parsed(code, "the answer")
