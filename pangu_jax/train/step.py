@@ -270,8 +270,7 @@ def _repeated(step: Callable) -> Callable:
     """Several steps in one call, as many as there are batches.
 
     Their number is known to the compiler: on a GPU, a loop that ends at an argument asks the device
-    after each step whether it is over, which takes a small model's step as long as its norm and
-    its metrics do.
+    after each step whether it is over.
     """
     inner = jax.jit(step)  # traced once, for the shapes of its metrics and for the loop
 
@@ -282,7 +281,7 @@ def _repeated(step: Callable) -> Callable:
 
         def body(state, batch):
             state, found = inner(state, batch, key, frozen)
-            # In one array: on a GPU a write takes as long as a matrix product of a small model.
+            # In one array: one write per step, not one per metric.
             return state, jnp.stack([jnp.broadcast_to(found[name], seeds) for name in shapes], -1)
 
         state, seen = jax.lax.scan(body, state, batches)
