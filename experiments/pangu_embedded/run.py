@@ -86,8 +86,8 @@ def read(path: str, most: int | None) -> tuple[list[Pair], list[tuple[str, str]]
     pairs, teachers, gold = [], [], []
     for _, where, record in records(path, "question"):
         cot, wanted = record.get("cot"), record.get("answer")
-        if not isinstance(cot, dict):
-            raise InputError(f"{where} has no object under the key 'cot'")
+        if not isinstance(cot, dict) or not all(isinstance(x, str) for x in cot.values()):
+            raise InputError(f"{where} has no object of texts under the key 'cot'")
         if not isinstance(wanted, str) or len(pairs) == most:
             continue
         told = {_right(wanted, cot[name]): name for name in sorted(cot, reverse=True)}

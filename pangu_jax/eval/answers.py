@@ -13,7 +13,10 @@ from pangu_jax.eval.answers_maths import equal_maths
 # A sign counts where nothing stands before it that it could be subtracted from.
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
-    rf"((?<![\w)\]}}.])[-+\u2212]\s?)?[$€£]?(?<![A-Za-z_])({_DIGITS})(e[-+]?\d+)?", re.I
+    rf"((?<![\w)\]}}.])[-+\u2212])?[$€£]?(?<![A-Za-z_])({_DIGITS})(e[-+]?\d+)?", re.I
+)
+_FRACTION = re.compile(
+    r"[$\s]*([-\u2212]?)\s*(?:\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}|(\d+)\s*/\s*(\d+))[$\s]*"
 )
 _SAID = re.compile(r"\b(?:answer|result)(?:\s+is|\s*[:=])(?:\s*:)?[ \t*]*\n?[ \t*]*", re.I)
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.M)
@@ -79,11 +82,14 @@ def maths(text: str) -> str | None:
 
 
 def number(text: str) -> str | None:
-    """The last number of what is boxed or said to be the answer, else of the whole text.
+    """The first number of what is boxed or said to be the answer, else the last of the whole text.
 
-    Said to be the answer, the first number is it: "the answer is 5 of the 8".
+    In a box it is what follows the last equals sign, or a fraction: "x = 24 cm^2" is 24.
     """
-    for part, which in ((boxed(text), -1), (said(text), 0), (text, -1)):
+    box = (boxed(text) or "").rpartition("=")[2]
+    if whole := _FRACTION.fullmatch(box):
+        return f"{whole[1]}{whole[2] or whole[4]}/{whole[3] or whole[5]}"
+    for part, which in ((box, 0), (said(text), 0), (text, -1)):
         found = [m[0].strip() for m in _NUMBER.finditer(part or "")]
         if found:
             return found[which]

@@ -63,6 +63,8 @@ def choice_accuracy(
     """
     if not questions:
         raise InputError("there is no question")
+    if batch < 1:
+        raise InputError(f"batch must be at least 1, got {batch}")
     rows = [_row(q, choice, tokenizer) for q in questions for choice in q.choices]
     order = np.argsort([len(ids) for ids, _ in rows], kind="stable")
     nats = np.zeros(len(rows))

@@ -1,6 +1,7 @@
 """Whether answers to benchmarks are right, and what a task's answers come to."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 from pangu_jax.core.digest import seal, sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.eval import answers, answers_child, answers_maths, passes
-from pangu_jax.reasoning import sandbox, sandbox_child
+from pangu_jax.reasoning import bench_prompts, bench_tasks, code_tasks, sandbox, sandbox_child
 from pangu_jax.reasoning.bench_tasks import Item, Task
 
-RULES = (answers, answers_maths, answers_child, sandbox, sandbox_child)
+RULES = (
+    *(answers, answers_maths, answers_child, sandbox, sandbox_child),
+    *(bench_prompts, bench_tasks, code_tasks, sys.modules[__name__]),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _plain(path: str | Path) -> Iterator[Item]:
             raise InputError(f"{where} has no text under the key 'question' or 'prompt'")
         worked = "#### " in record["answer"]
         kind = record.get("kind", "number" if worked else "maths")
-        if kind not in KINDS or kind == "code":
+        if not isinstance(kind, str) or kind not in KINDS or kind == "code":
             known = ", ".join(known for known in KINDS if known != "code")
             raise InputError(f"{where} has the kind {kind!r}; known: {known}")
         yield Item(question, kind, record["answer"].rsplit("#### ", 1)[-1].strip())

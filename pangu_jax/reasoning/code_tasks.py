@@ -15,10 +15,23 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.text import records
 from pangu_jax.reasoning.sandbox import Limits, Verdict, run
 
+# What LiveCodeBench's released runner puts before answers: starters use List without an import.
+_MODULES = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
+    "statistics", "itertools", "functools", "operator", "io", "sys", "json",
+)  # fmt: skip
+IMPORTS = "\n".join(
+    (
+        *(f"from {name} import *" for name in (*_MODULES, "builtins", "typing")),
+        *(f"import {name}" for name in _MODULES),
+        "sys.setrecursionlimit(50000)",
+        "",
+    )
+)
 # The answer as a function of what it would read, which gives what it would print.
 PROGRAM = """
 import builtins, contextlib, io, sys
-_PROGRAM = compile({source!r}, "answer.py", "exec")
+_IMPORTS, _PROGRAM = {imports!r}, compile({source!r}, "answer.py", "exec")
 def run(text):
     given = io.TextIOWrapper(io.BytesIO(text.encode()), encoding="utf-8")
     said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
@@ -27,7 +40,9 @@ def run(text):
     before, sys.stdin = sys.stdin, given
     try:
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-            exec(_PROGRAM, {{"__name__": "__main__", "open": opened}})
+            names = {{"__name__": "__main__"}}
+            exec(_IMPORTS, names)
+            exec(_PROGRAM, names | {{"open": opened, "exit": sys.exit, "quit": sys.exit}})
         said.flush()
         return said.buffer.getvalue().decode()
     finally:
@@ -66,6 +81,7 @@ class CodeTask:
       before: what the answer is put behind to be run, such as the head of the function.
       reference: an answer that is known to be right; empty where there is none.
       shown: how many of the tests, the first, the model may see.
+      imports: what is run before an answer that stands by itself.
       program: whether an answer reads and prints texts, instead of defining `names`.
       limits: likewise.
     """
@@ -77,6 +93,7 @@ class CodeTask:
     before: str
     reference: str
     shown: int = 0
+    imports: str = ""
     program: bool = False
     limits: Limits = Limits()
 
@@ -87,9 +104,9 @@ class CodeTask:
         beside that.
         """
         if self.program:
-            return PROGRAM.format(source=answer)
+            return PROGRAM.format(source=answer, imports=self.imports)
         if not self.before:
-            return answer
+            return self.imports + answer
         try:
             whole = set(self.names) <= set(_defined(answer, "the answer"))
         except InputError:  # the body of a function, say
@@ -187,7 +204,7 @@ def _live(record: dict[str, Any], where: str) -> CodeTask:
             raise InputError(f"{where}: metadata has no func_name that is a name")
         tests = [_call(name, case, where) for case in cases]
     names = ("run",) if program else ("Solution",)
-    return CodeTask(text, tuple(tests), names, SAME, "", "", len(public), program, _LIVE)
+    return CodeTask(text, tuple(tests), names, SAME, "", "", len(public), IMPORTS, program, _LIVE)
 
 
 def _call(name: str, case: dict[str, str], where: str) -> str:

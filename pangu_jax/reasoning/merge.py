@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from pangu_jax.core.config import check_choices
+from pangu_jax.core.config import check_choices, check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten, map_named
@@ -51,6 +51,7 @@ class Recipe:
     def __post_init__(self):
         """Raises InputError for what makes no sense."""
         check_choices(self)
+        check_size("seed", self.seed, least=0)
         if self.method == "mean" and self.scale != 1:
             raise InputError("a mean has no scale; method delta goes part of the way from a base")
         if not 0 <= self.scale <= (1 if self.method == "slerp" else float("inf")):

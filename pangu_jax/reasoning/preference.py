@@ -123,7 +123,6 @@ def fit(
     decay: float = 1e-2,
     optimizer: OptimizerConfig = OPTIMIZER,
     seed: int = 0,
-    folder: str | Path | None = None,
 ) -> Preference:
     """Trains a head on pairs.
 
@@ -136,7 +135,6 @@ def fit(
         few and features many.
       optimizer: of the head.
       seed: of the order of pairs.
-      folder: of a run that can be gone on with; None keeps nothing.
 
     Raises:
       InputError: no pairs, or features that do not fit or are not finite.
@@ -160,7 +158,7 @@ def fit(
         lambda step: _batches(sides, min(batch, len(chosen)), seed, step),
         cfg=LoopConfig(steps, seed=seed, checkpoint_every=steps, chunk=min(steps, 20)),
         optimizer=make_optimizer(optimizer, steps),
-        folder=folder,
+        folder=None,
         unit="pairs",
         label=None,
     )
