@@ -5,11 +5,11 @@ import inspect
 import os
 from pathlib import Path
 
-# Before jax is imported anywhere. Tests spend their time compiling, and unoptimised code compiles
-# faster; `.ci/run` sets PANGU_JAX_OPTIMISED for parity and on Python 3.12, to test what users get.
+# Before jax is imported anywhere. Tests spend their time compiling, and unoptimized code compiles
+# faster; `.ci/run` sets PANGU_JAX_OPTIMIZED for parity and on Python 3.12, to test what users get.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + (
-    "" if os.environ.get("PANGU_JAX_OPTIMISED") else " --xla_backend_optimization_level=0"
+    "" if os.environ.get("PANGU_JAX_OPTIMIZED") else " --xla_backend_optimization_level=0"
 )
 
 import chex
@@ -61,7 +61,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory) -> Path:
-    """A folder as sentence-transformers has: a tiny BERT, its tokeniser, the mean at length 1.
+    """A folder as sentence-transformers has: a tiny BERT, its tokenizer, the mean at length 1.
 
     Texts are words of one letter, a to z, which are cut to 12 tokens. Not to be changed.
     """

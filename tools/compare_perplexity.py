@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.progress import progress
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure
@@ -51,7 +51,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     params, cfg = hf.load(options.model)
-    tokens = tokenise(
+    tokens = tokenize(
         [Document(options.text, text)], load_tokenizer(options.model), as_prompts=True
     )
     with progress() as show:

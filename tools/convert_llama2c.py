@@ -4,9 +4,9 @@
 
 Writes config.json, model.safetensors, tokenizer.json, tokenizer_config.json and
 generation_config.json. The file of weights is llama2.c's "version 0": seven int32, then float32.
-Two things are not as they are elsewhere. Rotation turns neighbouring channels there, halves here:
+Two things are not as they are elsewhere. Rotation turns neighboring channels there, halves here:
 the rows of the query and key matrices are reordered, which changes no score. And llama2.c has no
-list of merges: of all neighbouring tokens whose joined text is in the vocabulary it merges the
+list of merges: of all neighboring tokens whose joined text is in the vocabulary it merges the
 pair with the best score, the leftmost of equals. `merges` says why a list can do the same.
 """
 
@@ -142,7 +142,7 @@ def last_merge(
 
 
 def make_tokenizer(pieces: list[tuple[bytes, float]]) -> Tokenizer:
-    """A tokeniser that gives the ids of llama2.c's `encode`, and the text of its `decode`."""
+    """A tokenizer that gives the ids of llama2.c's `encode`, and the text of its `decode`."""
     names = [*SPECIAL, *(text.decode("utf-8") for text, _ in pieces[3:])]
     vocab = {name: number for number, name in enumerate(names)}
     if len(vocab) != len(names):

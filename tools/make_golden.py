@@ -123,7 +123,7 @@ class GroupedExperts(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """Root-mean-square normalisation with gains."""
+    """Root-mean-square normalization with gains."""
 
     def __init__(self, width, eps):
         super().__init__()
@@ -286,11 +286,11 @@ def build(case, seed=0):
             **{**SIZES, **options}, attn_implementation="eager"
         )
         model = getattr(transformers, f"{kind}ForCausalLM")(config)
-    randomise(model, seed, dtype)
+    randomize(model, seed, dtype)
     return model.eval(), dtype
 
 
-def randomise(model, seed, dtype):
+def randomize(model, seed, dtype):
     """Random values everywhere, rounded to `dtype`; gains around 1, matrices keep their scale.
 
     Logits stay small, so that an absolute difference of 1e-5 is above float32 rounding.
@@ -431,7 +431,7 @@ def build_bert(seed=0, **options):
     own = {"max_position_embeddings": 24, "num_labels": 3, "layer_norm_eps": 1e-3}
     config = transformers.BertConfig(**{**sizes, **own, **options})
     model = transformers.BertForSequenceClassification(config)
-    randomise(model, seed, torch.float16)
+    randomize(model, seed, torch.float16)
     return model.eval()
 
 
@@ -551,7 +551,7 @@ def nv_embed_config():
 def make_nv_embed(out, seed):
     """Writes the embedder's file: both states, and vectors without the instruction by each."""
     model, (tokens, valid, types) = NvEmbed(nv_embed_config()), sample_bert(seed)
-    randomise(model, seed, torch.float16)
+    randomize(model, seed, torch.float16)
     states = valid * types  # what is no instruction
     with torch.no_grad():
         hidden, looked = model.eval()(tokens, valid)

@@ -35,8 +35,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mutation.near import Neighbours
-from mutation.results import Results, judgements, read, record, report
+from mutation.nearest_tests import NearestTests
+from mutation.results import Results, judgments, read, record, report
 from mutation.runs import Campaign, Case, Children, Copies, copy_checkout
 from mutation.sites import PACKAGE, ROOMS, Mutant, sample
 
@@ -102,7 +102,7 @@ def run(
 ) -> int:
     """Runs what is not done yet; returns the exit status."""
     done = {result["name"] for result in results.records}
-    near = Neighbours(tree)
+    near = NearestTests(tree)
     cases = [Case(m, near.nearest(m.path, options.files)) for m in mutants if m.name not in done]
     children = Children(ends)
 
@@ -146,7 +146,7 @@ def interrupt(*_) -> None:
 
 def main() -> int:
     began, options = time.monotonic(), arguments()
-    judged = judgements(options.tree)
+    judged = judgments(options.tree)
     if options.report:
         print(report(read(options.report)[1], judged))
         return 0

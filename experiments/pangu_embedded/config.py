@@ -14,7 +14,7 @@ class Experiment:
       judged: how many held-out pairs the evaluator is asked about.
       max_new: tokens of its reply.
       batch: rows, and replies, at once.
-      steps: optimiser steps of the head.
+      steps: optimizer steps of the head.
       decay: see `preference.fit`.
       dtype: type of the activations.
     """

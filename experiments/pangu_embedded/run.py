@@ -27,17 +27,17 @@ from pangu_jax.cli.stopping import script
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
-from pangu_jax.data.chat_own import choose_template
+from pangu_jax.data.chat_template import choose_template
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.eval import answers
-from pangu_jax.eval.passes import Estimate, wilson
+from pangu_jax.eval.pass_at_k import Estimate, wilson
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning.evaluator import agreement, asker
+from pangu_jax.reasoning.llm_judge import agreement, make_asker
 from pangu_jax.reasoning.preference import Pair, features, fit
 from pangu_jax.reasoning.reward import Sample
-from pangu_jax.reasoning.reward_sources import evaluated
+from pangu_jax.reasoning.reward_sources import judged_by_model
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell
 from pangu_jax.study.table import table
@@ -158,7 +158,7 @@ def _evaluator(run: Run) -> dict[str, Any]:
         for text, right in ((p.chosen, True), (p.rejected, False))
         for told in (False, True)
     ]
-    ask = asker(
+    ask = make_asker(
         run.params,
         cfg=run.cfg,
         tokenizer=run.tokenizer,
@@ -167,7 +167,7 @@ def _evaluator(run: Run) -> dict[str, Any]:
         slots=run.experiment.batch,
         how=How(dtype=run.experiment.dtype),
     )
-    scores = evaluated(ask)([sample for sample, _ in asked])
+    scores = judged_by_model(ask)([sample for sample, _ in asked])
     found = {}
     for name, told in ASKED.items():
         of = [i for i, (sample, _) in enumerate(asked) if bool(sample.gold) is told]

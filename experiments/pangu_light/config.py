@@ -10,11 +10,11 @@ from pangu_jax.train.optimizer import OptimizerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """One way to initialise the pruned model; the sizes are those of the target for all.
+    """One way to initialize the pruned model; the sizes are those of the target for all.
 
     Attributes:
       clap: removed layers hand their best KV groups to the layer before.
-      norm: re-initialisation of the RMSNorm gains.
+      norm: re-initialization of the RMSNorm gains.
       repair: of the cut projections.
     """
 

@@ -23,12 +23,12 @@ def _text(experiment: Experiment, results: dict[str, Any]) -> str:
     head = ("start", "KV groups moved", "before recovery",
             f"after {experiment.recover_tokens:,} tokens", "norms folded", "then")  # fmt: skip
     rows = [_row(name, experiment, results) for name in experiment.starts]
-    return f"""# Re-initialising a pruned model
+    return f"""# Re-initializing a pruned model
 
 A model of {dense["parameters"]:,} parameters with sandwich norms, cut to {experiment.target}:
 layers {report.listed(one["layers"])} of it, width {one["width"]}, {one["sizes"]},
 {one["parameters"]:,} parameters, {one["flops"]:.3f} of the FLOPs. Every start has these sizes; they
-differ in how the weights are re-initialised. Perplexity on {experiment.eval_windows} held-out
+differ in how the weights are re-initialized. Perplexity on {experiment.eval_windows} held-out
 windows of {experiment.length} tokens; dense: {dense["perplexity"]:.3f}.
 
 {table(head, rows)}
@@ -42,7 +42,7 @@ windows of {experiment.length} tokens; dense: {dense["perplexity"]:.3f}.
 ## Settings
 
 Machine: {report.machine()}. Text: {experiment.data}.
-Distillation: KL to the dense model plus the language-modelling loss, seeds
+Distillation: KL to the dense model plus the language-modeling loss, seeds
 {report.listed(experiment.seeds)}. All settings are in config.json, all figures in
 results.json.
 """
@@ -109,6 +109,6 @@ def _plot(folder: Path, experiment: Experiment, results: dict[str, Any]) -> None
                 label = name if seed == experiment.seeds[0] else None
                 tokens = np.asarray(steps) * each / 1e6
                 panel.plot(tokens, values, marker="o", ms=3, color=f"C{i}", label=label, lw=1)
-        panel.axhline(results["dense"]["perplexity"], color="grey", ls=":", lw=0.8)
+        panel.axhline(results["dense"]["perplexity"], color="gray", ls=":", lw=0.8)
         panel.set(xlabel="tokens of recovery, millions", ylabel="held-out perplexity", yscale="log")
         plot.guide(panel)

@@ -1,4 +1,4 @@
-"""Pangu Light: how a model that loses layers and width should be re-initialised before recovery.
+"""Pangu Light: how a model that loses layers and width should be re-initialized before recovery.
 
 Source: "Pangu Light: Weight Re-Initialization for Pruning and Accelerating LLMs", arXiv 2505.20155.
 

@@ -20,7 +20,7 @@ class Experiment:
         in a fixed order until they make steps * batch * length bytes, so that a byte model sees
         each byte about once and the control is fitted to the same bytes.
       held_out: share of the documents that are measured, not trained on.
-      steps: optimiser steps of each model.
+      steps: optimizer steps of each model.
       batch: windows a step.
       length: tokens a window.
       optimizer: AdamW and its schedule.

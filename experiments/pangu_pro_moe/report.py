@@ -12,7 +12,7 @@ from pangu_jax.study.table import deviation, standard_error, table
 from pangu_jax.train.metrics import read_metrics
 
 NAMES = {"moge": "MoGE (grouped)", "topk": "ordinary top-k"}
-COLOURS = {"moge": "tab:blue", "topk": "tab:orange"}
+COLORS = {"moge": "tab:blue", "topk": "tab:orange"}
 
 
 def write_report(
@@ -173,7 +173,7 @@ def _plot_loss(folder: Path, experiment: Experiment) -> None:
                 nats = np.convolve([x["nats"] for x in lines], np.ones(window) / window, "valid")
                 tokens = np.cumsum([x["weight"] for x in lines])[window - 1 :]
                 shown = label if seed == experiment.seeds[0] else None
-                axes.plot(tokens / 1e6, nats / np.log(2), color=COLOURS[name], label=shown, lw=1)
+                axes.plot(tokens / 1e6, nats / np.log(2), color=COLORS[name], label=shown, lw=1)
         axes.set(xlabel="training tokens, millions", ylabel="bits per token (running mean)")
         axes.set_ylim(top=min(axes.get_ylim()[1], 5))
         plot.guide(axes)
@@ -191,7 +191,7 @@ def _plot_load(folder: Path, cells: dict) -> None:
             for offset, (name, label) in zip((-0.2, 0.2), NAMES.items(), strict=True):
                 load = np.asarray(cells[name][0]["layers"][layer]["load"], float)
                 place = np.arange(len(load)) + offset
-                axes.bar(place, load / load.mean(), 0.4, color=COLOURS[name], label=label)
+                axes.bar(place, load / load.mean(), 0.4, color=COLORS[name], label=label)
             axes.axhline(1, color="black", lw=0.6)
             axes.set_ylabel(f"layer {layer}")
         grid[0, 0].legend(ncols=2, fontsize=8, loc="upper right")
@@ -206,9 +206,9 @@ def _plot_imbalance(folder: Path, cells: dict, uniform: list[dict], experiment: 
             for name, label in NAMES.items():
                 values = [_balance(cells[name], devices, size, "score") for size in sizes]
                 text = f"{label}, {devices} devices"
-                axes.plot(sizes, values, color=COLOURS[name], marker=marker, label=text, lw=1)
+                axes.plot(sizes, values, color=COLORS[name], marker=marker, label=text, lw=1)
             ideal = {b["tokens"]: b["score"] for b in uniform if b["devices"] == devices}
             scores = [ideal[size] for size in sizes]
-            axes.plot(sizes, scores, ":", color="grey", marker=marker, ms=3, lw=1)
+            axes.plot(sizes, scores, ":", color="gray", marker=marker, ms=3, lw=1)
         axes.set(xscale="log", xlabel="tokens in a batch", ylabel="imbalance score")
         plot.guide(axes)

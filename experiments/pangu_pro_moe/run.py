@@ -36,7 +36,7 @@ from pangu_jax.core.cells import compute, save_results
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
-from pangu_jax.data.packing import PackedTokens, Tokens, tokenise
+from pangu_jax.data.packing import PackedTokens, Tokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document, documents, split_documents, take
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
@@ -122,8 +122,8 @@ def _read(experiment: Experiment, tokenizer_name: str) -> Text:
     testing = take(_shuffled(testing), experiment.evaluate_bytes, in_bytes=True)
     return Text(
         tokenizer,
-        tokenise(training, tokenizer),
-        tokenise(testing, tokenizer),
+        tokenize(training, tokenizer),
+        tokenize(testing, tokenizer),
         [d.text.encode() for d in training],
         [d.text.encode() for d in testing],
     )

@@ -130,9 +130,9 @@ def _plot(folder: Path, experiment: Experiment, results: dict[str, Any]) -> None
         for panel, target in zip(panels[0], experiment.targets, strict=True):
             for i, (method, repair) in enumerate(experiment.methods):
                 values = [c["own"][-1] for c in _cells(target, method, repair, experiment, results)]
-                colour = "tab:blue" if repair == "ridge" else "tab:orange"
-                panel.plot(values, [i] * len(values), "o", color=colour, alpha=0.7)
-            panel.axvline(results["dense"]["own"][-1], color="grey", lw=0.8, ls=":")
+                color = "tab:blue" if repair == "ridge" else "tab:orange"
+                panel.plot(values, [i] * len(values), "o", color=color, alpha=0.7)
+            panel.axvline(results["dense"]["own"][-1], color="gray", lw=0.8, ls=":")
             panel.set(xscale="log", xlabel="perplexity", title=target)
             panel.xaxis.set_minor_formatter(NullFormatter())  # labels of minor ticks overlap
             panel.grid(alpha=0.3)

@@ -34,10 +34,10 @@ from experiments.slimllm.config import PRESETS, Experiment
 from experiments.slimllm.report import write_report
 from pangu_jax.cli.stopping import script
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.choice import Question, questions
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.multiple_choice import Question, questions
+from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import documents
-from pangu_jax.eval.choice import choice_accuracy
+from pangu_jax.eval.multiple_choice import choice_accuracy
 from pangu_jax.models import decoder
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.compress import Recipe
@@ -190,7 +190,7 @@ def _prepare(experiment: Experiment, folder: Path, given) -> Run:
     flat = draws[: len(draws) - needed, 1:].reshape(-1)
     texts = {"own": _measured_windows(flat, draws[0, 0], experiment)}
     if given.other is not None:
-        other = cut_windows(tokenise(documents(given.other), base.tokenizer), 1024)
+        other = cut_windows(tokenize(documents(given.other), base.tokenizer), 1024)
         texts["other"] = _measured_windows(other[:, 1:].reshape(-1), draws[0, 0], experiment)
     calibration = draws[len(draws) - needed :].reshape(experiment.draws, experiment.windows, -1)
     files = [Path(name) for name in given.questions or ()]

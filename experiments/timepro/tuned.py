@@ -50,7 +50,7 @@ def linear_map(kernel: np.ndarray) -> np.ndarray:
 
 
 def mix(gram: np.ndarray, cross: np.ndarray, rounds: int = 20_000) -> np.ndarray:
-    """Weights >= 0 of sum 1 that minimise w.gram.w - 2 w.cross, by exponentiated gradients."""
+    """Weights >= 0 of sum 1 that minimize w.gram.w - 2 w.cross, by exponentiated gradients."""
     weights = np.full(len(cross), 1 / len(cross))
     rate = 1 / np.abs(gram).max()
     for _ in range(rounds):

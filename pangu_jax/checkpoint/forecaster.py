@@ -14,11 +14,11 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from pangu_jax.core.claim import Claim
 from pangu_jax.core.config import check_choices, from_json, parse_json, to_json
-from pangu_jax.core.digest import seal
+from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write, regular
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.spec import check
 from pangu_jax.core.tree import check_all_finite, flatten, map_named
 from pangu_jax.models import timepro
@@ -136,7 +136,7 @@ def save(model: Forecaster, folder: str | Path) -> None:
         with atomic_write(folder / values["arrays"], "wb") as file:
             file.write(data)
         with atomic_write(folder / DESCRIPTION) as file:
-            json.dump({**values, "seal": seal(values)}, file, indent=1)
+            json.dump({**values, "seal": json_digest(values)}, file, indent=1)
             file.write("\n")
         for path in folder.glob("*forecaster*"):  # older arrays, and what killed writers left
             if re.fullmatch(_OURS, path.name) and path.name != values["arrays"]:
@@ -196,7 +196,7 @@ def _description(values: Any, path: Path) -> dict[str, Any]:
     found = values.pop("seal", None)
     if found is None and not {"arrays", "sha256"} & values.keys():
         return values
-    if found != seal(values) or not re.fullmatch(_OURS, str(values.get("arrays"))):
+    if found != json_digest(values) or not re.fullmatch(_OURS, str(values.get("arrays"))):
         raise InputError(f"{path} was changed after the training: its seal does not fit")
     return values
 

@@ -15,10 +15,10 @@ import ml_dtypes
 import numpy as np
 from einops import rearrange
 
-from pangu_jax.checkpoint.archive import Stored
 from pangu_jax.checkpoint.hf.families.config_keys import read, write_scaling
 from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.checkpoint.hf.families.registry import named
+from pangu_jax.checkpoint.safetensors_files import StoredTensor
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import regular
 from pangu_jax.models.decoder import DecoderConfig
@@ -102,7 +102,7 @@ class Gguf:
         # 1e-5 as float32 is 9.999999747378752e-06: the shortest number of that value was meant.
         return float(str(np.float32(value))) if isinstance(value, float) else value
 
-    def survey(self) -> tuple[DecoderConfig, Family, dict[str, Stored]]:
+    def read_headers(self) -> tuple[DecoderConfig, Family, dict[str, StoredTensor]]:
         """The model that the metadata describes, and its tensors under the names of its family.
 
         Raises:
@@ -124,7 +124,7 @@ class Gguf:
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantised(Stored):
+class Quantized(StoredTensor):
     """A tensor of a GGUF file; numbers in blocks are made float32 when it is viewed.
 
     Attributes:
@@ -147,7 +147,7 @@ class Quantised(Stored):
         array = _values(self.data, self.dtype, self.numpy).reshape(self.shape)
         if self.heads is None:
             return array
-        # llama.cpp turns neighbours (2i, 2i + 1), this library and transformers (i, i + C/2).
+        # llama.cpp turns neighbors (2i, 2i + 1), this library and transformers (i, i + C/2).
         return rearrange(array, "(h c two) ... -> (h two c) ...", h=self.heads, two=2)
 
 
@@ -248,7 +248,7 @@ def _scaling(opened: Gguf, start: str, factors: Any, keys: dict[str, Any]) -> di
     raise InputError(f"{ROPE_FACTORS} does not hold the factors of Llama 3's rope scaling")
 
 
-def _stored(opened: Gguf, family: Family, cfg: DecoderConfig) -> dict[str, Stored]:
+def _stored(opened: Gguf, family: Family, cfg: DecoderConfig) -> dict[str, StoredTensor]:
     kinds = {t.tensor_type.name for t in opened.tensors if len(t.shape) > 1}
     whole = len(kinds) > 1 or not kinds <= set(HALVES)
     for tensor in {t.tensor_type: t for t in opened.tensors}.values():
@@ -262,7 +262,7 @@ def _stored(opened: Gguf, family: Family, cfg: DecoderConfig) -> dict[str, Store
         heads = _heads(leaf, cfg.layers[layer].attention) if layer < len(cfg.layers) else None
         if heads and shape[0] % (2 * heads):
             raise InputError(f"{opened.path}: {tensor.name} of {shape} is not of {heads} heads")
-        found[name] = Quantised(
+        found[name] = Quantized(
             file=opened.path,
             dtype=tensor.tensor_type.name,
             shape=shape,

@@ -18,7 +18,7 @@ def open_checkpoint(
     dtype: Any = None,
     layout: Layout | None = None,
 ) -> tuple[Any, Any, str]:
-    """Parameters, configuration, and where the tokeniser is.
+    """Parameters, configuration, and where the tokenizer is.
 
     Args:
       path: a run folder (model.json, checkpoints/) or a Hugging Face folder (config.json,
@@ -31,13 +31,13 @@ def open_checkpoint(
     Returns:
       The parameters, the configuration, and what `data.tokenizer.load_tokenizer` takes: the
       folder, or "bytes" for a run of ours that holds no tokenizer.json. A Hugging Face folder
-      without one gives itself, so that asking for its tokeniser is an error and not bytes.
+      without one gives itself, so that asking for its tokenizer is an error and not bytes.
 
     Raises:
       InputError: the folder is neither, cannot be read, or holds another kind of model.
     """
     path = Path(path)
-    place = holds(path)
+    place = checkpoint_format(path)
     if place == "gguf":
         raise InputError(
             f"{path} is a GGUF file; `pangu-jax convert {path} FOLDER` makes it a checkpoint"
@@ -60,10 +60,10 @@ def read_cfg(path: str | Path) -> Any:
     Raises:
       InputError: the folder is neither, or cannot be read.
     """
-    return _read_cfg(Path(path), holds(path))
+    return _read_cfg(Path(path), checkpoint_format(path))
 
 
-def holds(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
+def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
     """Whether a path is a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
 
     Raises:

@@ -1,7 +1,7 @@
 """Training checkpoints: saved in the background, atomic, restorable under another sharding.
 
 A run folder holds `model.json` (the model's kind and configuration), `tokenizer.json` (or none,
-for bytes), and `checkpoints/<step>/` with the items "params" and "rest" (step and optimiser state),
+for bytes), and `checkpoints/<step>/` with the items "params" and "rest" (step and optimizer state),
 so that generation reads the parameters alone, and `digests.json`, the SHA-256 of each of their
 files.
 """
@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from pangu_jax.checkpoint.hush import Hush
-from pangu_jax.core.claim import SETTINGS, Claim, open_run
+from pangu_jax.checkpoint.quiet_logs import QuietLogs
 from pangu_jax.core.config import read_json, save_config
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import SETTINGS, Claim, open_run
 from pangu_jax.core.spec import abstract, check
 from pangu_jax.core.tree import check_all_finite, flatten
 from pangu_jax.models import registry
@@ -49,7 +49,7 @@ def claim(folder: str | Path) -> Claim:
 def begin(
     cfg: Any, folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()
 ) -> Claim:
-    """Opens a run that trains a model (`core.claim.open_run`), and keeps the model's description.
+    """Opens a run that trains a model (`run_folder.open_run`), and keeps its description.
 
     Args:
       cfg: the model, as a new run is given it.
@@ -125,7 +125,7 @@ class Store:
                 raise
             self._tidy()
         self._failed = False
-        self._hush = Hush()
+        self._hush = QuietLogs()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=False,
@@ -183,7 +183,7 @@ class Store:
         Args:
           step: its number; saving a step again does nothing.
           params: tree of arrays.
-          rest: tree of arrays: step and optimiser state.
+          rest: tree of arrays: step and optimizer state.
 
         Raises:
           InputError: it, or the one before it, cannot be written (full disk, lost folder); earlier
@@ -230,7 +230,7 @@ class Store:
         Args:
           step: which one.
           params: template of the parameters.
-          rest: template of step and optimiser state; None leaves them unread.
+          rest: template of step and optimizer state; None leaves them unread.
 
         Returns:
           The parameters, and the rest or None.
@@ -323,10 +323,10 @@ class Store:
                 )
 
 
-class Nowhere:
+class NullStore:
     """The checkpoints of a run that keeps none; as a `Store` that holds nothing."""
 
-    def __enter__(self) -> "Nowhere":
+    def __enter__(self) -> "NullStore":
         """Gives itself."""
         return self
 
@@ -412,7 +412,7 @@ def restore_params(
     dtype: Any = None,
     layout: Layout | None = None,
 ) -> tuple[Any, Any]:
-    """Parameters and configuration of a run, without its optimiser state.
+    """Parameters and configuration of a run, without its optimizer state.
 
     Args:
       folder: the run's folder.

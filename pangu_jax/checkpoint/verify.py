@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pangu_jax.checkpoint import archive, hf
+from pangu_jax.checkpoint import hf, safetensors_files
 from pangu_jax.core.config import read_json
 from pangu_jax.core.digest import digest
 from pangu_jax.core.errors import InputError
@@ -13,7 +13,7 @@ from pangu_jax.core.errors import InputError
 # Which hash a sum is of, by its hexadecimal digits.
 HASHES = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}
 LISTS = re.compile(r"(md5|sha\d+)sums?(\.txt)?|checksums?(\.txt)?|checklist\.chk", re.IGNORECASE)
-BESIDE = re.compile(r"(.+)\.(md5|sha1|sha256|sha512)(sum)?", re.IGNORECASE)
+SIDECAR = re.compile(r"(.+)\.(md5|sha1|sha256|sha512)(sum)?", re.IGNORECASE)
 
 _LINE = re.compile(r"\\?([0-9a-f]+)(?:\s+\*?(.+))?", re.IGNORECASE)  # as sha256sum writes it
 _TAGGED = re.compile(r"\w+ \((.+)\) = ([0-9a-f]+)", re.IGNORECASE)  # sha256sum --tag, and BSD
@@ -29,10 +29,10 @@ def check_structure(folder: str | Path) -> str:
       InputError: they do not fit, or a value is not finite.
     """
     folder = Path(folder)
-    opened = hf.survey(folder)
-    if not os.path.lexists(folder / archive.SINGLE):
+    opened = hf.read_headers(folder)
+    if not os.path.lexists(folder / safetensors_files.SINGLE):
         _check_index(folder)
-    places = hf.place(opened, folder)
+    places = hf.assign_tensors(opened, folder)
     for piece in (piece for parts in places.values() for piece in parts):
         hf.read_part(opened.stored[piece.tensor], piece)
     number = len({stored.file for stored in opened.stored.values()})
@@ -75,10 +75,10 @@ def check_sums(
             absent.append(name)
             continue
         progress(name)
-        found = _digest(archive.own_file(folder, name), HASHES[len(wanted)])
+        found = _digest(safetensors_files.own_file(folder, name), HASHES[len(wanted)])
         (right if found == wanted else wrong).append(name)
     differ = [f"{name} differs from its {HASHES[len(sums[name])]}" for name in wrong]
-    files = {stored.file.name for stored in archive.find(folder).values()}
+    files = {stored.file.name for stored in safetensors_files.find(folder).values()}
     differ += [f"{name} has no checksum" for name in sorted(files - sums.keys())]
     if differ:
         raise InputError(f"{folder} is not what was published: {', '.join(differ)}")
@@ -94,11 +94,15 @@ def _digest(path: Path, kind: str) -> str:
 
 def _check_index(folder: Path) -> None:
     """Every tensor is in the file that the index says, and the index has every tensor."""
-    weight_map = read_json(archive.own_file(folder, archive.INDEX))["weight_map"]
-    for name, stored in archive.find(folder).items():
+    weight_map = read_json(safetensors_files.own_file(folder, safetensors_files.INDEX))[
+        "weight_map"
+    ]
+    for name, stored in safetensors_files.find(folder).items():
         if weight_map.get(name) != stored.file.name:
             where = weight_map.get(name, "nowhere")
-            raise InputError(f"{stored.file} holds {name}, which {archive.INDEX} has {where}")
+            raise InputError(
+                f"{stored.file} holds {name}, which {safetensors_files.INDEX} has {where}"
+            )
 
 
 def _linked_sums(folder: Path) -> dict[str, str]:
@@ -110,7 +114,7 @@ def _linked_sums(folder: Path) -> dict[str, str]:
 def _written_sums(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(folder.iterdir()):
-        beside = BESIDE.fullmatch(path.name)
+        beside = SIDECAR.fullmatch(path.name)
         if beside is None and not LISTS.fullmatch(path.name):
             continue
         for name, value in _read_sums(path, beside and beside[1]):
@@ -122,7 +126,7 @@ def _written_sums(folder: Path) -> dict[str, str]:
 def _read_sums(path: Path, only: str | None) -> Iterator[tuple[str, str]]:
     """(file, sum) for each line; `only` is what a list of one file may leave out."""
     try:
-        text = archive.own_file(path.parent, path.name).read_text(encoding="utf-8")
+        text = safetensors_files.own_file(path.parent, path.name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     lines = [line.strip() for line in text.splitlines()]

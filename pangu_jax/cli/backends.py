@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 
 from pangu_jax.core.platform import target
-from pangu_jax.export.choice import choices
+from pangu_jax.export.implementations import choices
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import check_size, to_json
-from pangu_jax.core.digest import seal
+from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.tree import content_hash
-from pangu_jax.data.chat_own import choose_template
+from pangu_jax.data.chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up
 from pangu_jax.decode.sample import SamplingConfig
@@ -123,7 +123,9 @@ def main(options: Options) -> None:
     settings = _settings(options, about, tasks, asker)
     folder = Path(options.out)
     results = open_results(folder, settings)
-    compute(folder, results, "hashes", lambda: {name: seal(settings[name]) for name in settings})
+    compute(
+        folder, results, "hashes", lambda: {name: json_digest(settings[name]) for name in settings}
+    )
     with working("writing the prompts"):
         prompts = {task.name: [asker.prompt(item) for item in task.items] for task in tasks}
     _measure(Run(options, folder, params, cfg, asker, tasks, prompts), results)
@@ -246,7 +248,7 @@ def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show
             _keep(waiting.popleft().result(), journal, lines)
             show(f"{task.name}, answers", len(lines), len(every))
     found = bench.figures(lines.values(), len(task.items), samples, seed=run.options.seed)
-    return {**found, "sha256": seal([lines[place] for place in every])}
+    return {**found, "sha256": json_digest([lines[place] for place in every])}
 
 
 def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:

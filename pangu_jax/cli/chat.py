@@ -22,7 +22,7 @@ from pangu_jax.data.chat import (
     render,
     stop_ids,
 )
-from pangu_jax.data.chat_own import choose_template
+from pangu_jax.data.chat_template import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
@@ -31,7 +31,7 @@ from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 
 HELP = "/new starts over, /quit ends; so does the end of the input"
-GREY, PLAIN = "\033[90m", "\033[0m"
+GRAY, PLAIN = "\033[90m", "\033[0m"
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, 
 
 
 def _answer(messages: list, model: _Model, options: Options, key: jax.Array) -> str:
-    """Prints an answer as it comes, the thinking grey; returns it without the thinking."""
+    """Prints an answer as it comes, the thinking gray; returns it without the thinking."""
     stops = stop_ids(model.tokenizer, model.template)
     text, prompt = _prompt(messages, model, options)
     inside = opens_thinking(text, model.template)
@@ -185,5 +185,5 @@ def _show(parts: Iterator[tuple[bool, str]], options: Options) -> None:
         if not thinking:
             print(text, end="", flush=True)
         elif options.thinking:  # kept apart, so that a pipe gets the answers alone
-            grey = (GREY, PLAIN) if sys.stderr.isatty() else ("", "")
-            print(grey[0] + text + grey[1], end="", file=sys.stderr, flush=True)
+            gray = (GRAY, PLAIN) if sys.stderr.isatty() else ("", "")
+            print(gray[0] + text + gray[1], end="", file=sys.stderr, flush=True)

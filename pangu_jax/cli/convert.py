@@ -13,7 +13,7 @@ import tyro
 
 from pangu_jax.checkpoint import gguf_file, hf
 from pangu_jax.checkpoint.hf import read_keys
-from pangu_jax.checkpoint.open import holds, open_checkpoint
+from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
@@ -60,7 +60,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Reads, writes, and says what was written as what."""
-    kind = holds(options.checkpoint)
+    kind = checkpoint_format(options.checkpoint)
     if kind == "gguf":
         _convert_gguf(options)
         return

@@ -12,7 +12,7 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
 from pangu_jax.core.config import to_json
-from pangu_jax.data.packing import PackedTokens, fingerprint, tokenise
+from pangu_jax.data.packing import PackedTokens, fingerprint, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -46,7 +46,7 @@ class Options:
     out: str
     """The run's folder; OUT/model is the recovered checkpoint in the student's layout."""
     steps: int = 500
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch: int = 8
     """Windows a step."""
     length: int = 256
@@ -54,7 +54,7 @@ class Options:
     kl_weight: float = KL_WEIGHT
     """Weight of KL(teacher || student)."""
     lm_weight: float = LM_WEIGHT
-    """Weight of the language-modelling loss."""
+    """Weight of the language-modeling loss."""
     hidden_weight: float = HIDDEN_WEIGHT
     """Weight of matching the last hidden states."""
     temperature: float = TEMPERATURE
@@ -86,7 +86,7 @@ def main(options: Options) -> None:
         student, cfg, _ = open_checkpoint(options.student, **taken, dtype="float32")
     tokenizer = load_tokenizer(options.tokenizer or where)
     with working("reading the text"):
-        tokens = tokenise(documents(options.data, field=options.field), tokenizer)
+        tokens = tokenize(documents(options.data, field=options.field), tokenizer)
     check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     loss = distill_loss(

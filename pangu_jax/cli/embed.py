@@ -81,7 +81,7 @@ def main(options: Options) -> None:
         np.save(file, result.vectors)
     print(f"vectors    {len(texts):,} of width {cfg.width:,}")
     said = options.checkpoint if options.pooling is None else "--pooling"
-    print(f"pooling    {cfg.pooling}{', scaled to length 1' * cfg.normalise} (by {said})")
+    print(f"pooling    {cfg.pooling}{', scaled to length 1' * cfg.normalize} (by {said})")
     if isinstance(cfg, EmbedderConfig):
         print(f"attention  {'causal' if cfg.causal else 'bidirectional'}")
     if cfg.prefix:

@@ -15,15 +15,15 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.encoder_inputs import encode_for_encoder
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pangu_jax.data.tokenizer_encoder import mark
 from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.text_encoder import configured
 from pangu_jax.export import decoder, encoder, forecaster, parity, stablehlo
-from pangu_jax.export.artefact import SAMPLES, Artefact, new_folder, save
+from pangu_jax.export.artifact import SAMPLES, Artifact, new_folder, save
 from pangu_jax.export.ascend import atc
-from pangu_jax.export.ascend.profile import PROFILES, Offence, offences, report
-from pangu_jax.export.choice import export_forms, implementations
+from pangu_jax.export.ascend.profile import PROFILES, Violation, report, violations
+from pangu_jax.export.implementations import export_forms, implementations
 from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
 from pangu_jax.models.encoder import EncoderConfig
@@ -44,7 +44,7 @@ class Options:
     target: Literal["stablehlo", "onnx", "ascend"]
     """stablehlo: runs with jax alone. onnx: opset 17. ascend: onnx, and what atc needs."""
     out: str
-    """The folder to write; an artefact that is there is replaced."""
+    """The folder to write; an artifact that is there is replaced."""
     profiles: str = "128"
     """Lengths of prompts or texts, such as 128,512,2048: a static program each."""
     cache: int | None = None
@@ -52,7 +52,7 @@ class Options:
     batch: int | None = None
     """Rows of a batch; None is 1 for onnx and ascend, and open for stablehlo."""
     platforms: str = "cpu"
-    """For stablehlo: which of cpu,cuda,tpu one artefact serves."""
+    """For stablehlo: which of cpu,cuda,tpu one artifact serves."""
     weights: Literal["beside", "inside"] = "beside"
     """For stablehlo: weights in a file that the programs share, or built into each."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -81,8 +81,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Exports, compares with jax, and prints the table; above the tolerance nothing is left."""
-    artefact, compared = _make(options, print)
-    for note in artefact.notes:
+    artifact, compared = _make(options, print)
+    for note in artifact.notes:
         print(f"note: {note}")
     if not compared:
         print(
@@ -90,25 +90,25 @@ def main(options: Options) -> None:
             f"is, run pangu-jax run {options.out} --check"
         )
     if options.target == "ascend":
-        _compile(options, artefact)
-    count = len(artefact.programs)
-    check = " --check" if SAMPLES in artefact.files else ""
+        _compile(options, artifact)
+    count = len(artifact.programs)
+    check = " --check" if SAMPLES in artifact.files else ""
     print(f"{options.out} holds {count} programs; try: pangu-jax run {options.out}{check}")
 
 
 def export(
     model: Model, out: str | Path, *, target: Literal["stablehlo", "onnx", "ascend"], **options: Any
-) -> Artefact:
+) -> Artifact:
     """Compiles a model into a folder that runs without it, as `pangu-jax export` does.
 
-        >>> pj.export(m, "artefact", target="onnx", profiles="128,512").programs
+        >>> pj.export(m, "artifact", target="onnx", profiles="128,512").programs
 
     What is written is compared with jax first. For Ascend the folder holds the script that runs
     atc; only the command runs it.
 
     Args:
       model: a language model, an encoder or a forecaster.
-      out: the folder to write; an artefact that is there is replaced.
+      out: the folder to write; an artifact that is there is replaced.
       target: stablehlo runs with jax alone; onnx has opset 17; ascend is onnx and what atc needs.
       **options: the other options of `Options`, such as `profiles`, `cache` and `dtype`.
 
@@ -125,8 +125,8 @@ def export(
 
 def _make(
     options: Options, say: Callable[[str], None], model: Model | None = None
-) -> tuple[Artefact, bool]:
-    """Writes the artefact of a model, read if there is none; and whether it was compared."""
+) -> tuple[Artifact, bool]:
+    """Writes the artifact of a model, read if there is none; and whether it was compared."""
     _check(options)
     platforms, onnx = _platforms(options), options.target != "stablehlo"
     if model is None and (Path(options.checkpoint) / DESCRIPTION).is_file():
@@ -137,14 +137,14 @@ def _make(
     tolerance = options.tolerance or parity.TOLERANCES["default" if rounded else options.dtype]
     with new_folder(options.out) as folder:
         with working("exporting and comparing with jax"):
-            artefact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
+            artifact, rows, offending = _export(options, bundle, folder, platforms, tolerance)
         say(parity.table(rows))
         parity.require(rows, tolerance)
         _keep_tokenizer(tokenizer, folder)
         if options.target == "ascend":
-            _prepare_ascend(options, artefact, folder, offending, say)
-        save(artefact, folder)
-    return artefact, bool(rows)
+            _prepare_ascend(options, artifact, folder, offending, say)
+        save(artifact, folder)
+    return artifact, bool(rows)
 
 
 def _platforms(options: Options) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ def _batch_and_how(options: Options, platforms: tuple[str, ...]) -> tuple[Any, H
 def _checkpoint(
     options: Options, platforms: tuple[str, ...], model: Model | None
 ) -> tuple[Bundle, Tokenizer | None]:
-    """The programs of a decoder or an encoder, and its tokeniser or None."""
+    """The programs of a decoder or an encoder, and its tokenizer or None."""
     if model is None:
         with working(f"reading {options.checkpoint}"):
             params, cfg, found = open_checkpoint(
@@ -209,7 +209,7 @@ def _encoder(
     if options.pooling or not cfg.classes:
         cfg = configured(cfg, options.checkpoint, pooling=options.pooling)
         said = "--pooling" if options.pooling else options.checkpoint
-        note = (f"pooling is {cfg.pooling}{', scaled to length 1' * cfg.normalise}, by {said}",)
+        note = (f"pooling is {cfg.pooling}{', scaled to length 1' * cfg.normalize}, by {said}",)
     bundle = encoder.bundle(
         params,
         cfg,
@@ -258,7 +258,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _tokenizer(name: str, checkpoint: str) -> Tokenizer | None:
-    """The tokeniser, if there is one."""
+    """The tokenizer, if there is one."""
     try:
         return load_tokenizer(name, checkpoint=checkpoint)
     except InputError:
@@ -274,14 +274,14 @@ def _prompts(tokenizer: Tokenizer, vocab: int) -> list[list[int]]:
 def _texts(tokenizer: Tokenizer, vocab: int, length: int) -> list[list[int]]:
     """Ids of real text as an encoder reads it, if they fit."""
     try:
-        found = [item.ids for item in mark(tokenizer, PROMPTS, length)]
+        found = [item.ids for item in encode_for_encoder(tokenizer, PROMPTS, length)]
     except InputError:  # such as a length that the special tokens leave no room in
         return []
     return [ids for ids in found if max(ids) < vocab]
 
 
 def _ids(tokenizer: Tokenizer | None, vocab: int) -> dict[str, list[int]]:
-    """What a caller of the programs needs to know of the tokeniser: ids by their use."""
+    """What a caller of the programs needs to know of the tokenizer: ids by their use."""
     if tokenizer is None:
         return {}
     found = {
@@ -294,9 +294,9 @@ def _ids(tokenizer: Tokenizer | None, vocab: int) -> dict[str, list[int]]:
 
 def _export(
     options: Options, bundle: Bundle, folder: Path, platforms: tuple[str, ...], tolerance: float
-) -> tuple[Artefact, list[parity.Row], list[Offence]]:
+) -> tuple[Artifact, list[parity.Row], list[Violation]]:
     if options.target == "stablehlo":
-        artefact, rows = stablehlo.export(
+        artifact, rows = stablehlo.export(
             bundle,
             folder,
             platforms=platforms,
@@ -304,11 +304,11 @@ def _export(
             precision=options.precision,
             tolerance=tolerance,
         )
-        return artefact, rows, []
-    artefact, rows, lowered = onnx_write.export(bundle, folder, tolerance=tolerance)
+        return artifact, rows, []
+    artifact, rows, lowered = onnx_write.export(bundle, folder, tolerance=tolerance)
     used = PROFILES[options.operators]
-    bad = [o for n, made in lowered.items() for o in offences(n, made.graph.nodes, used)]
-    return artefact, rows, bad
+    bad = [o for n, made in lowered.items() for o in violations(n, made.graph.nodes, used)]
+    return artifact, rows, bad
 
 
 def _keep_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
@@ -317,23 +317,23 @@ def _keep_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> None:
         (folder / "tokenizer.json").write_bytes(content)
 
 
-def _commands(options: Options, artefact: Artefact) -> list[list[str]]:
+def _commands(options: Options, artifact: Artifact) -> list[list[str]]:
     assert options.soc is not None
     return [
         atc.atc_command(p, options.soc, precision_mode=options.precision_mode)
-        for p in artefact.programs
+        for p in artifact.programs
     ]
 
 
 def _prepare_ascend(
     options: Options,
-    artefact: Artefact,
+    artifact: Artifact,
     folder: Path,
-    found: list[Offence],
+    found: list[Violation],
     say: Callable[[str], None],
 ) -> None:
     used = PROFILES[options.operators]
-    text = report({p.name: p.operators for p in artefact.programs}, found, used)
+    text = report({p.name: p.operators for p in artifact.programs}, found, used)
     say(text)
     (folder / "operators.txt").write_text(text + "\n", encoding="utf-8")
     (folder / "operators.json").write_text(
@@ -344,13 +344,13 @@ def _prepare_ascend(
             f"{found[0].program} uses {found[0].operator}, from {found[0].origin}, which "
             f"{used.name} does not have; nothing was written"
         )
-    atc.write_script(folder / SCRIPT, _commands(options, artefact))
+    atc.write_script(folder / SCRIPT, _commands(options, artifact))
 
 
-def _compile(options: Options, artefact: Artefact) -> None:
-    for words in _commands(options, artefact):
+def _compile(options: Options, artifact: Artifact) -> None:
+    for words in _commands(options, artifact):
         print(" ".join(words))
-    outcome = atc.run_atc(Path(options.out), _commands(options, artefact), script_name=SCRIPT)
+    outcome = atc.run_atc(Path(options.out), _commands(options, artifact), script_name=SCRIPT)
     print(outcome.message)
     if any(outcome.statuses.values()):
         print("the ONNX programs are good; the failure is atc's", file=sys.stderr)

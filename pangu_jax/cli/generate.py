@@ -71,7 +71,7 @@ def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenize
     text = tokenizer.encode(options.prompt or "")
     prompt = text_prompt(options.prompt or "", tokenizer)
     if not text and not tokenizer.begin:
-        name = tokenizer.token(tokenizer.boundary)
+        name = tokenizer.id_to_token(tokenizer.boundary)
         print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)
     check_vocabulary(prompt, tokenizer, cfg.vocab)
     note_length(len(prompt) + options.max_new, cfg)

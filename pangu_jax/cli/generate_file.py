@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import jax
 
 from pangu_jax.cli.progress import progress
-from pangu_jax.core.claim import check_same
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
+from pangu_jax.core.run_folder import check_same
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up

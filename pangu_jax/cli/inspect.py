@@ -18,8 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pangu_jax.checkpoint import archive, forecaster, gguf_file, hf, store, verify
-from pangu_jax.checkpoint.open import holds
+from pangu_jax.checkpoint import forecaster, gguf_file, hf, safetensors_files, store, verify
+from pangu_jax.checkpoint.open import checkpoint_format
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
@@ -74,7 +74,7 @@ def _print(found: dict[str, Any]) -> None:
 
 def _verify(options: Options) -> list[str]:
     """The files whose checksums are right; says on the way what was found."""
-    kind = holds(options.checkpoint)
+    kind = checkpoint_format(options.checkpoint)
     if kind != "hf":
         raise InputError(
             f"{options.checkpoint} is {OWN[kind]}; --verify is for folders in the Hugging Face "
@@ -107,7 +107,7 @@ def describe(path: str | Path) -> dict[str, Any]:
       InputError: the folder is neither, or its configuration cannot be read.
     """
     path = Path(path)
-    kind = holds(path)
+    kind = checkpoint_format(path)
     if kind == "run":
         cfg, files = store.load_model(path), _steps(path)
         family = "run of pangu-jax train" if isinstance(cfg, DecoderConfig) else "run folder"
@@ -115,11 +115,11 @@ def describe(path: str | Path) -> dict[str, Any]:
         model = forecaster.load(path).cfg
         cfg, family, files = model.model, "forecaster of pangu-jax forecast", _trained(model)
     elif kind == "gguf":
-        opened = hf.survey(gguf_file.open_gguf(path))
+        opened = hf.read_headers(gguf_file.open_gguf(path))
         cfg, family, files = opened.cfg, opened.family.name, _tensors(opened.stored)
     elif any(path.glob("*.safetensors*")):
-        opened = hf.survey(path)
-        cfg, family, files = opened.cfg, opened.family.name, _tensors(archive.find(path))
+        opened = hf.read_headers(path)
+        cfg, family, files = opened.cfg, opened.family.name, _tensors(safetensors_files.find(path))
     else:
         (cfg, family), files = hf.read_config(path), None
     spec = registry.spec(cfg)
@@ -148,7 +148,7 @@ def _described(cfg: Any) -> dict[str, Any]:
     }
     if not isinstance(cfg, DecoderConfig):
         own = ("pooler", "classes") if isinstance(cfg, EncoderConfig) else ("causal", "pool_prefix")
-        names = ("pooling", "normalise", "text_length", "prefix", *own)
+        names = ("pooling", "normalize", "text_length", "prefix", *own)
         found = {**shapes, **{name: getattr(cfg, name) for name in names}}
         latent = getattr(cfg, "latent", None)
         return found if latent is None else {**found, "latent": dataclasses.asdict(latent)}
@@ -167,7 +167,7 @@ def _layer(layer: LayerConfig) -> dict[str, Any]:
     return {n: None if part is None else dataclasses.asdict(part) for n, part in parts.items()}
 
 
-def _tensors(stored: dict[str, archive.Stored]) -> dict[str, Any]:
+def _tensors(stored: dict[str, safetensors_files.StoredTensor]) -> dict[str, Any]:
     types = sorted({tensor.dtype for tensor in stored.values()})
     return {
         "tensors": len(stored),
@@ -219,7 +219,7 @@ def _shapes(found: dict[str, Any]):
         yield "layers", run
     if "pooling" in found:
         made = found["pooling"] or "not said how"
-        scaled = ", scaled to length 1" * found["normalise"]
+        scaled = ", scaled to length 1" * found["normalize"]
         cut = found["text_length"] or found["max_length"]
         yield "vectors", f"{made}{scaled}, of texts of at most {cut:,} tokens"
     if "causal" in found:

@@ -27,7 +27,7 @@ COMMANDS = {
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
-    "run": ("pangu_jax.cli.run", "run or check an exported artefact"),
+    "run": ("pangu_jax.cli.run", "run or check an exported artifact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
     "embed": ("pangu_jax.cli.embed", "write one vector a text, by an encoder"),
     "multiconir": ("pangu_jax.cli.multiconir", "measure retrieval by many conditions at once"),

@@ -19,10 +19,10 @@ from pangu_jax.cli.multiconir_report import (
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import check_size
-from pangu_jax.core.digest import seal, sha256
+from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.multiconir import Part, content_hash, find_parts, read_rows
-from pangu_jax.eval import lexical, position, retrieval
+from pangu_jax.eval import condition_position, lexical, retrieval
 from pangu_jax.eval.lexical import Scorer
 from pangu_jax.eval.multiconir import (
     Table,
@@ -128,7 +128,7 @@ def main(options: Options) -> None:
     folder = Path(str(options.out))
     results = open_results(folder, settings)
     check_results(folder, results)
-    hashes = {name: seal(settings[name]) for name in ("model", "data", "protocol")}
+    hashes = {name: json_digest(settings[name]) for name in ("model", "data", "protocol")}
     compute(folder, results, "hashes", lambda: hashes)
     with progress() as show:
         _measure(Run(folder, results, options, model), parts, show)
@@ -182,7 +182,7 @@ def _visit(run: Run, rows: dict[Part, list], scorer: Scorer) -> None:
         for task in _tasks(part):
             _table("model", task, own, scorer, pairs_only=run.model.pairs_only)
         if run.options.orders and part.task == 1:
-            position.score_positions(own, scorer, _orders(own, run))
+            condition_position.score_positions(own, scorer, _orders(own, run))
 
 
 def _tasks(part: Part) -> tuple[int, ...]:
@@ -208,9 +208,9 @@ def _study(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
     """Writes the scores of broken conditions, and gives what each place is worth."""
     _, part, _ = cell
     orders = _orders(rows, run)
-    table = position.score_positions(rows, scorer, orders)
+    table = condition_position.score_positions(rows, scorer, orders)
     about = _write(run, f"scores/{PLACES}/{part.stem}.csv", table)
-    found = position.figures(table, orders.shape[1], seed=run.options.seed)
+    found = condition_position.figures(table, orders.shape[1], seed=run.options.seed)
     return {"domain": part.domain, **about, **found}
 
 
@@ -229,7 +229,7 @@ def _table(who: str, task: int, rows: list, scorer: Scorer, *, pairs_only: bool)
 
 
 def _orders(rows: list, run: Run) -> np.ndarray:
-    return position.draw_orders(len(rows), run.options.orders or 0, seed=run.options.seed)
+    return condition_position.draw_orders(len(rows), run.options.orders or 0, seed=run.options.seed)
 
 
 def _name(who: str, part: Part, task: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pangu_jax.checkpoint.open import holds, open_checkpoint, read_cfg
+from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint, read_cfg
 from pangu_jax.cli.progress import Show, working
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
@@ -108,7 +108,7 @@ def neural_model(options: Options) -> Model:
     """
     check_size("batch", options.batch)
     path = str(options.model)
-    cfg = read_cfg(path) if holds(path) in ("run", "hf") else None
+    cfg = read_cfg(path) if checkpoint_format(path) in ("run", "hf") else None
     scores = isinstance(cfg, EncoderConfig) and cfg.classes
     if scores and cfg.pooling is None and options.pooling is None:
         return reranker_model(options)
@@ -133,7 +133,7 @@ def vector_model(options: Options) -> Model:
             how=How(dtype=options.dtype),
             by=_BY,
         )
-    cfg = dataclasses.replace(model.cfg, prefix="", normalise=True)
+    cfg = dataclasses.replace(model.cfg, prefix="", normalize=True)
     prefixes = _prefixes(options, model.cfg)
     about = _about(options, model.params, cfg, model.tokenizer, prefixes) | {
         "score": "cosine times 100"

@@ -9,10 +9,10 @@ import matplotlib
 import numpy as np
 
 from pangu_jax.core.cells import RESULTS
-from pangu_jax.core.claim import SETTINGS
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
+from pangu_jax.core.run_folder import SETTINGS
 from pangu_jax.eval import retrieval
 from pangu_jax.eval.embedding_cache import check_file
 from pangu_jax.eval.forecast_plot import FORMATS
@@ -280,13 +280,13 @@ def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
         figure = Figure(figsize=(4.6 * len(keys), 3.6), layout="constrained")
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
-            for name, run, colour in zip(names, (a, b), ("tab:blue", "tab:orange"), strict=True):
+            for name, run, color in zip(names, (a, b), ("tab:blue", "tab:orange"), strict=True):
                 sets = list(run[key].values())
                 found = [estimate(sets, retrieval.rate(i), seed=seed) for i in range(10)]
                 at = np.arange(1, 11)
-                axes.plot(at, [x.value for x in found], "o-", ms=3, color=colour, label=name)
+                axes.plot(at, [x.value for x in found], "o-", ms=3, color=color, label=name)
                 axes.fill_between(at, [x.low for x in found], [x.high for x in found],
-                                  color=colour, alpha=0.2, lw=0)  # fmt: skip
+                                  color=color, alpha=0.2, lw=0)  # fmt: skip
             axes.set_title(_short(key).strip(), fontsize=9)
             axes.set_ylabel("flip rate" if key[0] == 3 else "win rate", fontsize=8)
             label = "conditions" if key[0] == 1 else "step, from the positive down"

@@ -21,14 +21,14 @@ from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import prune_check, prune_report
 from pangu_jax.cli.progress import progress, working
-from pangu_jax.core.claim import Claim
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.spec import nbytes
 from pangu_jax.core.tree import check_all_finite
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.packing import head, tokenise
+from pangu_jax.data.packing import head, tokenize
 from pangu_jax.data.text import documents
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.data.tokenizer_save import companions
@@ -76,7 +76,7 @@ class Options:
     propagate: Literal["pruned", "dense"] = "pruned"
     """Whether scores and repairs see the layers before as pruned."""
     norm: Literal["none", "l2", "dim", "calibrated"] = "l2"
-    """How norm gains are re-initialised when hidden channels go."""
+    """How norm gains are re-initialized when hidden channels go."""
     clap: bool = Recipe.clap
     """Whether removed layers hand their best KV groups to the layer before."""
     alpha: float = Recipe.alpha
@@ -347,7 +347,7 @@ def _text(options: Options, where: str, vocab: int, *, needed: bool) -> Text | N
         return None
     tokenizer = load_tokenizer(options.tokenizer or where, checkpoint=options.checkpoint)
     with working("reading the text"):
-        tokens = tokenise(documents(options.calib, field=options.field), tokenizer)
+        tokens = tokenize(documents(options.calib, field=options.field), tokenizer)
     found = cut_windows(tokens, options.length, tokenizer.begin)
     check_vocabulary(found, tokenizer, vocab)
     if options.windows < 1:

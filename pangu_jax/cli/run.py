@@ -1,4 +1,4 @@
-"""Runs a program of an exported artefact on arrays; needs no model code."""
+"""Runs a program of an exported artifact on arrays; needs no model code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.export import parity
-from pangu_jax.export.artefact import load_npz
+from pangu_jax.export.artifact import load_npz
 from pangu_jax.export.run import check, open_runner
 
 
@@ -19,7 +19,7 @@ from pangu_jax.export.run import check, open_runner
 class Options:
     """What to run on what."""
 
-    artefact: Annotated[str, tyro.conf.Positional]
+    artifact: Annotated[str, tyro.conf.Positional]
     """A folder that `pangu-jax export` wrote."""
     program: str | None = None
     """Which of its programs; may be left out where there is one."""
@@ -28,7 +28,7 @@ class Options:
     out: str | None = None
     """Where to write the results as .npz; None prints what they are."""
     check: bool = False
-    """Run the samples that the artefact keeps, and compare with jax's results at export."""
+    """Run the samples that the artifact keeps, and compare with jax's results at export."""
     provider: str = "CPUExecutionProvider"
     """For ONNX: onnxruntime's provider, such as CANNExecutionProvider."""
 
@@ -36,14 +36,14 @@ class Options:
 def main(options: Options) -> None:
     """Runs a program, or the check; without either, prints the signature."""
     if options.check:
-        with working(f"checking {options.artefact}"):
-            artefact, rows = check(options.artefact, provider=options.provider)
+        with working(f"checking {options.artifact}"):
+            artifact, rows = check(options.artifact, provider=options.provider)
         print(parity.table(rows))
-        parity.require(rows, artefact.tolerance, "the results are not those of the export")
+        parity.require(rows, artifact.tolerance, "the results are not those of the export")
         return
-    artefact, run = open_runner(options.artefact, provider=options.provider)
+    artifact, run = open_runner(options.artifact, provider=options.provider)
     if options.inputs is None:
-        print(_signature(artefact))
+        print(_signature(artifact))
         return
     results = run(options.program, load_npz(options.inputs))
     if options.out is None:
@@ -56,9 +56,9 @@ def main(options: Options) -> None:
         np.savez(file, **results)
 
 
-def _signature(artefact) -> str:
+def _signature(artifact) -> str:
     lines = []
-    for program in artefact.programs:
+    for program in artifact.programs:
         lines.append(program.name)
         for side, tensors in (("in ", program.inputs), ("out", program.outputs)):
             lines += [

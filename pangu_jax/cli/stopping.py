@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.launch import first_process
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 
 @contextlib.contextmanager

@@ -14,12 +14,12 @@ from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
-from pangu_jax.core.claim import Claim
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.spec import count
-from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenise
+from pangu_jax.data.packing import PackedTokens, Tokens, fingerprint, tokenize
 from pangu_jax.data.pipeline import batches, check_batches
 from pangu_jax.data.text import documents, split_documents
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer
@@ -56,7 +56,7 @@ class Options:
     held_out: float = 0.1
     """Share of the documents, by the hash of their name, that is measured and not trained on."""
     steps: int = 1000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch: int = 8
     """Windows a step."""
     length: int = 256
@@ -227,7 +227,7 @@ def _tokens(options: Options, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | No
     if not kept:
         raise InputError(f"all documents of {options.data} fall to the held-out part; lower it")
     with working("reading the text"):
-        return tokenise(kept, tokenizer), tokenise(tested, tokenizer) if tested else None
+        return tokenize(kept, tokenizer), tokenize(tested, tokenizer) if tested else None
 
 
 def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

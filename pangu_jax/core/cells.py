@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pangu_jax.core.claim import Claim, begin_run, open_run
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
+from pangu_jax.core.run_folder import Claim, begin_run, open_run
 
 RESULTS = "results.json"
 
@@ -35,7 +35,7 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
       InputError: the folder holds a run of other settings, another process computes there, or it
         cannot be read or written.
     """
-    hold_run(folder, settings)
+    lock_run(folder, settings)
     path = Path(folder) / RESULTS
     found = read_json(path, finite=False) if path.exists() else {}
     if not isinstance(found, dict):
@@ -43,8 +43,8 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def hold_run(folder: str | Path, settings: dict[str, Any]) -> None:
-    """Opens a run (`core.claim.open_run`) until this process ends; again, only compares.
+def lock_run(folder: str | Path, settings: dict[str, Any]) -> None:
+    """Opens a run (`core.run_folder.open_run`) until this process ends; again, only compares.
 
     Args:
       folder: of the run; made if missing.

@@ -16,6 +16,8 @@ from pangu_jax.core.files import atomic_write, regular
 
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
+# Fields that older files hold under another name; their values are true or false.
+RENAMED_FIELDS = {"normalise": "normalize", "renormalise": "renormalize"}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -32,8 +34,27 @@ def to_json(config: Any) -> Any:
     raise TypeError(f"a config holds no {type(config).__name__}")
 
 
+def up_to_date(value: Any, depth: int = 16) -> Any:
+    """JSON values with the fields of `RENAMED_FIELDS` under the names that they have today.
+
+    Args:
+      value: what `json.loads` gave.
+      depth: how deep configurations may lie in it; what lies deeper is left as it is.
+    """
+    if not depth or not isinstance(value, dict | list):
+        return value
+    if isinstance(value, list):
+        return [up_to_date(item, depth - 1) for item in value]
+    return {
+        RENAMED_FIELDS.get(key, key) if isinstance(item, bool) else key: up_to_date(item, depth - 1)
+        for key, item in value.items()
+    }
+
+
 def from_json(cls: type[T], value: Any, where: str = "config") -> T:
     """Builds the dataclass `cls` from JSON values, checking names and types on the way.
+
+    Fields may have the names that older files give them (`RENAMED_FIELDS`).
 
     Args:
       cls: a dataclass whose fields are dataclasses, tuples, unions with None, or plain values.
@@ -43,7 +64,7 @@ def from_json(cls: type[T], value: Any, where: str = "config") -> T:
     Raises:
       InputError: a field is unknown, missing, of the wrong type, or refused by `cls`.
     """
-    return _build(cls, value, where)
+    return _build(cls, up_to_date(value), where)
 
 
 def load_config(cls: type[T], path: str | Path) -> T:

@@ -25,6 +25,6 @@ def digest(path: str | Path, kind: str) -> str:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
-def seal(values: Any) -> str:
+def json_digest(values: Any) -> str:
     """SHA-256 of JSON values, whatever the order of their names."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

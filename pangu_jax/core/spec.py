@@ -1,6 +1,6 @@
 """Parameter specs: one description of every leaf, read by everything that handles parameters.
 
-A spec tree has the shape of the parameter tree and a `Spec` at each leaf. Initialisation, counting,
+A spec tree has the shape of the parameter tree and a `Spec` at each leaf. Initialization, counting,
 sharding, abstract restoring, pruning and export all read it, so that a model says what its
 parameters are in one place.
 """
@@ -96,7 +96,7 @@ def is_spec(leaf: Any) -> bool:
     return isinstance(leaf, Spec)
 
 
-def materialise(spec: Any, *, key: jax.Array, dtype: Any = None) -> Any:
+def init(spec: Any, *, key: jax.Array, dtype: Any = None) -> Any:
     """Initial values for every leaf of a spec tree.
 
     Each leaf's key comes from `key` and the leaf's path, so a leaf's values do not depend on which

@@ -1,1 +1,1 @@
-"""Documents, tokenisers, packing and batches: numpy and grain, no jax arrays, no device."""
+"""Documents, tokenizers, packing and batches: numpy and grain, no jax arrays, no device."""

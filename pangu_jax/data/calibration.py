@@ -16,9 +16,9 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
     in two windows. What does not fill a window at the end is left out.
 
     Args:
-      tokens: what `data.packing.tokenise` gave; its first id is the boundary.
+      tokens: what `data.packing.tokenize` gave; its first id is the boundary.
       length: tokens of a window, its head included.
-      begin: the tokeniser's `begin`; None is the boundary id.
+      begin: the tokenizer's `begin`; None is the boundary id.
 
     Returns:
       int32 [N, length].

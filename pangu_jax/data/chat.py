@@ -67,12 +67,12 @@ def render(
 
 
 def stop_ids(tokenizer: Tokenizer, template: str | Template) -> tuple[int, ...]:
-    """Ids that end an assistant turn: the tokeniser's own and those of the template's stops.
+    """Ids that end an assistant turn: the tokenizer's own and those of the template's stops.
 
     Raises:
       InputError: an unknown template.
     """
-    own = [tokenizer.find(stop) for stop in _template(template).stops]
+    own = [tokenizer.token_to_id(stop) for stop in _template(template).stops]
     return tuple(dict.fromkeys([*tokenizer.eos_ids, *(i for i in own if i is not None)]))
 
 
@@ -80,7 +80,7 @@ def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> lis
     """Ids of a rendered dialogue: of the text as a whole, as the template meant it.
 
     A checkpoint's own template writes its begin of text where it wants one; the others leave it to
-    the tokeniser.
+    the tokenizer.
 
     Args:
       text: what `render` gave.
@@ -123,7 +123,7 @@ class Reply:
         """
         self._tags = thinking or ()
         # As tokens of their own they are special, and decoding would leave them out.
-        ids = [(tokenizer.find(tag), tag) for tag in self._tags]
+        ids = [(tokenizer.token_to_id(tag), tag) for tag in self._tags]
         self._single = {number: tag for number, tag in ids if number is not None}
         self._decoder = StreamDecoder(tokenizer)
         self._tokenizer = tokenizer
@@ -152,7 +152,11 @@ class Reply:
                 break
             yield from self._give(before)
             self._held, self._inside = after, not self._inside
-        keep = 0 if final or not self._tags else begun(self._held, self._tags[self._inside])
+        keep = (
+            0
+            if final or not self._tags
+            else partial_tag_length(self._held, self._tags[self._inside])
+        )
         ready = self._held[: len(self._held) - keep]
         self._held = self._held[len(ready) :]
         yield from self._give(ready)
@@ -167,7 +171,7 @@ class Reply:
         yield self._inside, text
 
 
-def begun(text: str, tag: str) -> int:
+def partial_tag_length(text: str, tag: str) -> int:
     """How many last characters of the text may be the beginning of the tag."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 

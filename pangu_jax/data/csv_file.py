@@ -56,7 +56,7 @@ def csv_rows(
     return header, lines
 
 
-def of_length(
+def check_fields(
     path: Path, length: int, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[int, list[str]]]:
     """The rows, which have so many fields.

@@ -22,7 +22,7 @@ from typing import Literal
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import regular
-from pangu_jax.data.csv_file import csv_rows, of_length, open_packed
+from pangu_jax.data.csv_file import check_fields, csv_rows, open_packed
 
 CONDITIONS = 10
 FOLDERS = ("", "Task1", "Task2_&_3", "Task4")
@@ -134,7 +134,7 @@ def read_rows(part: Part, *, missing: bool = False) -> Iterator[Growing | Graded
     places = _places(part, header)
     make = _growing if part.task == 1 else _graded
     number = 0
-    for number, (_, row) in enumerate(of_length(part.path, len(header), rows), 1):
+    for number, (_, row) in enumerate(check_fields(part.path, len(header), rows), 1):
         texts = {name: _text(row[place]) for name, place in places.items()}
         if not missing and None in texts.values():
             name = next(name for name, text in texts.items() if text is None)

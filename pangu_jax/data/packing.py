@@ -33,7 +33,7 @@ class Tokens:
     head: str = BOUNDARY
 
 
-def tokenise(
+def tokenize(
     documents: Iterable[Document],
     tokenizer: Tokenizer,
     *,
@@ -46,7 +46,7 @@ def tokenise(
       documents: read once, in order; the result is in memory, 1, 2 or 4 bytes a token.
       tokenizer: its boundary id is put before each document, so that the first token of a
         document is predicted too.
-      as_prompts: each document begins as a prompt does, with the tokeniser's `begin`, if any.
+      as_prompts: each document begins as a prompt does, with the tokenizer's `begin`, if any.
       progress: called with the number of text bytes done after each document.
 
     Raises:
@@ -77,16 +77,16 @@ def cached_tokens(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Tokens:
-    """What `tokenise` gives, mapped from files that a second call finds again.
+    """What `tokenize` gives, mapped from files that a second call finds again.
 
-    The files are named by a hash of the texts and the tokeniser, and appear whole or not at all.
+    The files are named by a hash of the texts and the tokenizer, and appear whole or not at all.
     One document is in memory at a time, and the ids are read from disk as they are used.
 
     Args:
       documents: called once to hash the texts, and again where they must be encoded.
-      tokenizer: as in `tokenise`.
+      tokenizer: as in `tokenize`.
       folder: where the files are kept; made if missing.
-      progress: as in `tokenise`; not called when the files are found.
+      progress: as in `tokenize`; not called when the files are found.
 
     Raises:
       InputError: there is no text at all, or the folder cannot be written.
@@ -108,7 +108,7 @@ def cached_tokens(
 
 
 def fingerprint(tokens: Tokens) -> str:
-    """A hash of the ids and starts: which text and tokeniser a run was made with."""
+    """A hash of the ids and starts: which text and tokenizer a run was made with."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens.ids).view(np.uint8))
     digest.update(np.ascontiguousarray(tokens.starts).view(np.uint8))
     return digest.hexdigest()[:16]
@@ -196,7 +196,7 @@ def _encode(
         if progress is not None:
             progress(size)
     if not starts:
-        raise InputError("there is no text to tokenise")
+        raise InputError("there is no text to tokenize")
     return np.asarray(starts, np.int64), size
 
 

@@ -106,7 +106,7 @@ class Records:
 
 
 def _features(record: bytes) -> Iterator[tuple[str, bytes | int]]:
-    """The features with a single value, bytes or int64, of a serialised tf.train.Example.
+    """The features with a single value, bytes or int64, of a serialized tf.train.Example.
 
     Example has a Features as field 1, which has map entries as field 1: the key as field 1, and as
     field 2 a Feature. Its field 1 is a list of bytes, its values each a field 1; its field 3 a list

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.stamp import DAY, Stamps
 from pangu_jax.data.table import Table
+from pangu_jax.data.timestamp import DAY, Timestamps
 from pangu_jax.data.timestep import describe_gap, find_step
 
 
@@ -21,7 +21,7 @@ class Rows:
       contradicting: how many of their values were other than those that were kept.
     """
 
-    stamps: Stamps
+    stamps: Timestamps
     values: np.ndarray
     repeated: int
     contradicting: int
@@ -49,7 +49,7 @@ def gather(table: Table) -> Rows:
     return Rows(table.stamps[first], values.reshape(-1, width), len(row) - kept, contradicting)
 
 
-def repair(path: str, table: Table) -> tuple[Stamps, np.ndarray, np.ndarray, list[str]]:
+def repair(path: str, table: Table) -> tuple[Timestamps, np.ndarray, np.ndarray, list[str]]:
     """Rows in order, one a time, without gaps or missing values.
 
     Args:
@@ -99,7 +99,7 @@ def _repeated(table: Table, rows: Rows) -> str:
     return text
 
 
-def _fill_gaps(path: str, rows: Rows) -> tuple[Stamps, np.ndarray, np.ndarray]:
+def _fill_gaps(path: str, rows: Rows) -> tuple[Timestamps, np.ndarray, np.ndarray]:
     """Rows of NaN where stamps are missing; and which rows these are."""
     stamps, values, count = rows.stamps, rows.values, len(rows.values)
     if count < 3:
@@ -123,14 +123,14 @@ def _fill_gaps(path: str, rows: Rows) -> tuple[Stamps, np.ndarray, np.ndarray]:
     return _merged(stamps, between, new), whole, new
 
 
-def _merged(there: Stamps, between: Stamps, new: np.ndarray) -> Stamps:
+def _merged(there: Timestamps, between: Timestamps, new: np.ndarray) -> Timestamps:
     def both(old, added):
         found = np.empty(len(new), old.dtype)
         found[~new], found[new] = old, added
         return found
 
     offset = None if there.offset is None else both(there.offset, between.offset)
-    return Stamps(both(there.local, between.local), offset, there.zone)
+    return Timestamps(both(there.local, between.local), offset, there.zone)
 
 
 def _common_rows(path, names, stamps, values) -> tuple[slice, list[str]]:

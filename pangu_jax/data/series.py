@@ -14,8 +14,8 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.repair import gather, repair
-from pangu_jax.data.stamp import Stamps
 from pangu_jax.data.table import CsvFormat, Table, read_table
+from pangu_jax.data.timestamp import Timestamps
 from pangu_jax.data.timestep import TimeStep, infer_step
 
 __all__ = ["CsvFormat", "Series", "read_csv", "write_csv"]
@@ -54,9 +54,9 @@ class Series:
                 )
 
     @property
-    def stamps(self) -> Stamps:
+    def stamps(self) -> Timestamps:
         """The times with their offsets."""
-        return Stamps(self.times, self.offsets, self.zone)
+        return Timestamps(self.times, self.offsets, self.zone)
 
 
 def read_csv(path: str | Path, layout: CsvFormat = CsvFormat()) -> Series:
@@ -88,13 +88,13 @@ def read_csv(path: str | Path, layout: CsvFormat = CsvFormat()) -> Series:
 
 
 def write_csv(
-    path: str | Path, names: list[str], times: np.ndarray | Stamps, values: np.ndarray
+    path: str | Path, names: list[str], times: np.ndarray | Timestamps, values: np.ndarray
 ) -> None:
     """Writes times [rows] and values [rows, columns]; NaN becomes an empty field."""
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["time", *names])
-        for time, row in zip(Stamps.of(times).texts(), values, strict=True):
+        for time, row in zip(Timestamps.of(times).texts(), values, strict=True):
             writer.writerow([time, *map(_written, row)])
 
 
@@ -102,7 +102,7 @@ def _written(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.10g}"
 
 
-def _of_long(path, table: Table) -> tuple[Stamps, np.ndarray]:
+def _of_long(path, table: Table) -> tuple[Timestamps, np.ndarray]:
     rows = gather(table)
     if rows.repeated:
         pairs = np.stack([table.stamps.instants.astype(np.int64), table.column])

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.csv_file import csv_rows, of_length
-from pangu_jax.data.stamp import Stamps, check_format, find_zone, in_zone, parse_time, read_clock
+from pangu_jax.data.csv_file import check_fields, csv_rows
+from pangu_jax.data.timestamp import (
+    Timestamps,
+    check_format,
+    find_zone,
+    in_zone,
+    parse_time,
+    read_clock,
+)
 
 TIME_NAMES = ("date", "time", "datetime", "timestamp", "ds")
 MISSING = ("", "na", "nan", "null", "none")
@@ -32,7 +39,7 @@ class CsvFormat:
       delimiter: between fields; \t is a tab.
       repair: puts rows in order, takes the first value of equal times, cuts the ends that some
         series do not reach, and fills gaps and missing values between on a straight line between
-        their neighbours; each is noted, and errors and intervals leave out what was filled in.
+        their neighbors; each is noted, and errors and intervals leave out what was filled in.
     """
 
     time: str | None = None
@@ -70,7 +77,7 @@ class Table:
     """
 
     names: tuple[str, ...]
-    stamps: Stamps
+    stamps: Timestamps
     values: np.ndarray
     column: np.ndarray | None
     lines: list[int]
@@ -89,7 +96,7 @@ def read_table(path: Path, layout: CsvFormat) -> Table:
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path} has a header and no rows")
-    rows = of_length(path, len(header), itertools.chain([first], rows))
+    rows = check_fields(path, len(header), itertools.chain([first], rows))
     first = next(rows)
     time = _time_column(path, header, first[1], layout)
     read = _wide if layout.id is None else _long
@@ -205,20 +212,20 @@ class _Times:
             "--time-format say which column and how it is written"
         )
 
-    def stamps(self, column: np.ndarray | None = None) -> Stamps:
+    def stamps(self, column: np.ndarray | None = None) -> Timestamps:
         """As stamps; `column` [n] says which of several series a row belongs to."""
         try:
             return self._stamps(column)
         except InputError as error:
             raise InputError(f"{self._path}: {error}") from error
 
-    def _stamps(self, column: np.ndarray | None) -> Stamps:
+    def _stamps(self, column: np.ndarray | None) -> Timestamps:
         local, zone = np.array(self._local, "datetime64[us]"), self._layout.zone
         if self._offset[0] is not None:
-            found = Stamps(local, np.array(self._offset, "timedelta64[us]"))
+            found = Timestamps(local, np.array(self._offset, "timedelta64[us]"))
             return found if zone is None else in_zone(found.instants, zone)
         if zone is None:
-            return Stamps(local)
+            return Timestamps(local)
         if column is None:
             return read_clock(local, zone)
         offset = np.empty(len(local), "timedelta64[us]")
@@ -226,7 +233,7 @@ class _Times:
             np.argsort(column, kind="stable"), np.cumsum(np.bincount(column))[:-1]
         ):
             offset[rows] = read_clock(local[rows], zone).offset
-        return Stamps(local, offset, zone)
+        return Timestamps(local, offset, zone)
 
 
 def _number(path, line, name, text) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.stamp import DAY, END, Stamps, at_clock, in_zone, show, skipped
+from pangu_jax.data.timestamp import DAY, END, Timestamps, at_clock, in_zone, show, skipped
 
 Unit = Literal["us", "s", "day", "weekday", "month"]
 INSTANTS = {"us": 1, "s": 10**6}  # in microseconds, as is the hour
@@ -25,7 +25,7 @@ NAMES = (("h", 3600), ("min", 60), ("s", 1))
 
 @dataclasses.dataclass(frozen=True)
 class TimeStep:
-    """The distance between neighbouring stamps.
+    """The distance between neighboring stamps.
 
     Attributes:
       count: how many units.
@@ -86,9 +86,9 @@ class TimeStep:
         Raises:
           InputError: they go beyond the year 9999.
         """
-        return self.following(Stamps.of(np.array([last])), steps).local
+        return self.following(Timestamps.of(np.array([last])), steps).local
 
-    def following(self, stamps: Stamps, steps: int) -> Stamps:
+    def following(self, stamps: Timestamps, steps: int) -> Timestamps:
         """The `steps` stamps that follow the last.
 
         Raises:
@@ -105,7 +105,7 @@ class TimeStep:
             f"{steps} steps of {self} after {stamps.show(last)} go beyond the year 9999"
         )
 
-    def follow(self, stamps: Stamps, rows: np.ndarray, numbers: np.ndarray) -> Stamps:
+    def follow(self, stamps: Timestamps, rows: np.ndarray, numbers: np.ndarray) -> Timestamps:
         """The stamps that lie `numbers` [n] steps after those of `rows` [n].
 
         Their offsets are those of their zone; without a zone, of the stamp that they follow.
@@ -115,13 +115,13 @@ class TimeStep:
             found = self.at(stamps.instants[rows], numbers)
             if stamps.zone is not None:
                 return in_zone(found, stamps.zone)
-            return Stamps(found if offset is None else found + offset, offset)
+            return Timestamps(found if offset is None else found + offset, offset)
         found = self.at(stamps.local[rows], numbers)
         if stamps.zone is not None:
             return at_clock(found, stamps.zone)
-        return Stamps(found, offset)
+        return Timestamps(found, offset)
 
-    def units(self, stamps: Stamps) -> np.ndarray | None:
+    def units(self, stamps: Timestamps) -> np.ndarray | None:
         """How many units each stamp lies after a fixed time, int64 [n]; None where one has none."""
         if self.unit in INSTANTS:
             since = (stamps.instants - stamps.instants[0]).astype(np.int64)
@@ -142,8 +142,8 @@ class TimeStep:
         )
         return None if (wanted != stamps.local).any() else months.astype(np.int64)
 
-    def fits(self, stamps: Stamps) -> bool:
-        """Whether neighbouring stamps lie this step apart."""
+    def fits(self, stamps: Timestamps) -> bool:
+        """Whether neighboring stamps lie this step apart."""
         found = self.units(stamps)
         return found is not None and bool((np.diff(found) == self.count).all())
 
@@ -159,7 +159,7 @@ class TimeStep:
         return self.count, self.unit, self.month_end
 
 
-def infer_step(times: np.ndarray | Stamps, where: str) -> TimeStep:
+def infer_step(times: np.ndarray | Timestamps, where: str) -> TimeStep:
     """The step of stamps that are whole: no gap, none twice, in order.
 
     Args:
@@ -169,7 +169,7 @@ def infer_step(times: np.ndarray | Stamps, where: str) -> TimeStep:
     Raises:
       InputError: fewer than three stamps, one repeated, out of order, or a gap; says where.
     """
-    stamps = Stamps.of(times)
+    stamps = Timestamps.of(times)
     if len(stamps) < 3:
         raise InputError(f"{where} has {len(stamps)} rows; a time step shows in three or more")
     gaps = np.diff(stamps.instants).astype(np.int64)
@@ -184,7 +184,7 @@ def infer_step(times: np.ndarray | Stamps, where: str) -> TimeStep:
     return step
 
 
-def find_step(stamps: Stamps, where: str) -> TimeStep:
+def find_step(stamps: Timestamps, where: str) -> TimeStep:
     """The step of three or more stamps in order, some of which may be missing.
 
     Of the units that all stamps lie on, the one with the fewest stamps missing, and of these the
@@ -214,7 +214,7 @@ def find_step(stamps: Stamps, where: str) -> TimeStep:
     return step
 
 
-def describe_gap(step: TimeStep, stamps: Stamps, largest: bool = False) -> str:
+def describe_gap(step: TimeStep, stamps: Timestamps, largest: bool = False) -> str:
     """Which stamps are missing between two that are there: at the first gap, or the largest."""
     missing = np.diff(step.units(stamps)) // step.count - 1
     row = int(np.argmax(missing if largest else missing > 0))
@@ -233,7 +233,7 @@ def describe_gap(step: TimeStep, stamps: Stamps, largest: bool = False) -> str:
     )
 
 
-def _candidates(stamps: Stamps) -> tuple[TimeStep, ...]:
+def _candidates(stamps: Timestamps) -> tuple[TimeStep, ...]:
     """One of each unit, the largest first."""
     days = stamps.local.astype("datetime64[D]")
     latest = int((days - days.astype("datetime64[M]").astype("datetime64[D]")).max() / DAY) + 1
@@ -249,7 +249,7 @@ def _most_common(steps: np.ndarray) -> tuple[int, float]:
     return int(values[best]), float(counts[best] / len(steps))
 
 
-def _irregular(stamps: Stamps) -> str:
+def _irregular(stamps: Timestamps) -> str:
     gaps = np.diff(stamps.instants).astype(np.int64)
     usual, share = _most_common(gaps)
     if share < 0.5:
@@ -266,7 +266,7 @@ def _irregular(stamps: Stamps) -> str:
     return text
 
 
-def _refuse_skipped(step: TimeStep, stamps: Stamps, where: str) -> None:
+def _refuse_skipped(step: TimeStep, stamps: Timestamps, where: str) -> None:
     if step.unit in INSTANTS and (never := skipped(stamps)).any():
         time = show(stamps.local[int(np.flatnonzero(never)[0])])
         raise InputError(
@@ -275,7 +275,7 @@ def _refuse_skipped(step: TimeStep, stamps: Stamps, where: str) -> None:
         )
 
 
-def _refuse_weekends(stamps: Stamps, where: str) -> None:
+def _refuse_weekends(stamps: Timestamps, where: str) -> None:
     """A few weekend days among weekdays are no reason to invent all the others."""
     free = ~np.is_busday(stamps.local.astype("datetime64[D]"))
     if 0 < free.sum() < 0.1 * len(stamps):
@@ -285,7 +285,7 @@ def _refuse_weekends(stamps: Stamps, where: str) -> None:
         )
 
 
-def _clock_hint(stamps: Stamps, row: int) -> str:
+def _clock_hint(stamps: Timestamps, row: int) -> str:
     """What may be behind an hour that is there twice, or not at all, after a row."""
     steps = np.diff(stamps.local).astype(np.int64)
     usual = np.median(steps)

@@ -1,4 +1,4 @@
-"""Tokenisers: bytes, any Hugging Face tokenizer.json, or a SentencePiece tokenizer.model."""
+"""Tokenizers: bytes, any Hugging Face tokenizer.json, or a SentencePiece tokenizer.model."""
 
 import dataclasses
 import hashlib
@@ -12,8 +12,8 @@ import tokenizers
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer_files import (
     CONFIG,
-    adds,
     encoding,
+    leading_ids,
     read_object,
     tokenizer_config,
 )
@@ -22,13 +22,13 @@ RUN = "model.json"  # makes a folder a run of ours; checkpoint.store.MODEL, whic
 
 
 class Tokenizer(Protocol):
-    """What the data room, training and generation need of a tokeniser.
+    """What the data room, training and generation need of a tokenizer.
 
     Attributes:
       name: "bytes", or the path of the tokenizer.json or tokenizer.model.
       vocab_size: one more than the largest id.
       boundary: the id that separates documents in training.
-      begin: ids put before a prompt; () where the tokeniser adds none.
+      begin: ids put before a prompt; () where the tokenizer adds none.
       eos_ids: ids after which generation stops.
       digest: a hash of all that decides which ids a text gets.
       open_ids: ids whose text may still change when the next id comes.
@@ -50,11 +50,11 @@ class Tokenizer(Protocol):
         """The text of the ids; special tokens are left out."""
         ...
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """The id of the token of that name, None where there is none."""
         ...
 
-    def token(self, number: int) -> str:
+    def id_to_token(self, number: int) -> str:
         """The name of the token with that id."""
         ...
 
@@ -79,12 +79,12 @@ class ByteTokenizer:
         """The bytes as text; what is not valid UTF-8 becomes the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """None: bytes have no names."""
         del token
         return None
 
-    def token(self, number: int) -> str:
+    def id_to_token(self, number: int) -> str:
         """The byte as Python writes it."""
         return repr(bytes([number]))[2:-1] if number < 256 else "boundary"
 
@@ -115,17 +115,17 @@ class FileTokenizer:
         """The text of the ids; special tokens are left out."""
         return self.inner.decode(list(ids), skip_special_tokens=True)
 
-    def find(self, token: str) -> int | None:
+    def token_to_id(self, token: str) -> int | None:
         """The id of the token of that name."""
         return self.inner.token_to_id(token)
 
-    def token(self, number: int) -> str:
+    def id_to_token(self, number: int) -> str:
         """The name of the token with that id."""
         return self.inner.id_to_token(number) or ""
 
 
 def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) -> Tokenizer:
-    """The tokeniser of that name.
+    """The tokenizer of that name.
 
     A prompt begins with what the tokenizer.json's post-processor puts before a text, or with the
     begin of text where tokenizer_config.json says `add_bos_token: true`; else with nothing. In a
@@ -139,7 +139,7 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
       checkpoint: the folder of the model that it is for; None is where `path` lies.
 
     Raises:
-      InputError: no such file, not a tokeniser, or no token that can mark a boundary.
+      InputError: no such file, not a tokenizer, or no token that can mark a boundary.
     """
     if str(path) == "bytes":
         return ByteTokenizer()
@@ -184,15 +184,15 @@ def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, voca
     largest = int(np.max(ids, initial=0))
     if largest >= vocab:
         raise InputError(
-            f"the tokenizer {tokenizer.name} gives {tokenizer.token(largest)!r} the id {largest}, "
-            f"the model's vocabulary ends at {vocab - 1}"
+            f"the tokenizer {tokenizer.name} gives {tokenizer.id_to_token(largest)!r} "
+            f"the id {largest}, the model's vocabulary ends at {vocab - 1}"
         )
 
 
 class StreamDecoder:
     """Text of ids that arrive one by one; what it has given never changes.
 
-    All that `push` and then `finish` give, joined, is the tokeniser's `decode` of all ids.
+    All that `push` and then `finish` give, joined, is the tokenizer's `decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -227,7 +227,7 @@ class StreamDecoder:
 
 
 def _file(path: Path) -> Path:
-    """The file of the tokeniser."""
+    """The file of the tokenizer."""
     names = ("tokenizer.json", "tokenizer.model") if path.is_dir() else ("",)
     for name in names:
         if (path / name).is_file():
@@ -237,7 +237,7 @@ def _file(path: Path) -> Path:
 
 def _read(file: Path) -> tokenizers.Tokenizer:
     if file.suffix == ".model":
-        from pangu_jax.data.tokenizer_model import from_sentencepiece
+        from pangu_jax.data.tokenizer_sentencepiece import from_sentencepiece
 
         return from_sentencepiece(file, tokenizer_config(file.parent))
     try:
@@ -250,8 +250,8 @@ def _read(file: Path) -> tokenizers.Tokenizer:
 
 
 def _prefix(folder: Path, inner: tokenizers.Tokenizer, begin: int | None) -> tuple[int, ...]:
-    """Ids before a prompt, as the tokeniser's files ask for them."""
-    found = adds(inner)
+    """Ids before a prompt, as the tokenizer's files ask for them."""
+    found = leading_ids(inner)
     config = read_object(folder / CONFIG)
     if not found and config.get("add_bos_token") is True:
         named = _ids(config, "bos", inner) or ([] if begin is None else [begin])
@@ -281,7 +281,7 @@ def _known(tokens: Sequence[str], inner: tokenizers.Tokenizer) -> list[int]:
 
 
 def _ids(values: dict, kind: str, inner: tokenizers.Tokenizer) -> list[int]:
-    """The ids that a file names for "bos" or "eos"; those the tokeniser lacks are left out."""
+    """The ids that a file names for "bos" or "eos"; those the tokenizer lacks are left out."""
     found = values.get(f"{kind}_token_id")
     if found is None:
         token = values.get(f"{kind}_token")

@@ -1,4 +1,4 @@
-"""What the files of a tokeniser say, beside which ids a text gets."""
+"""What the files of a tokenizer say, beside which ids a text gets."""
 
 import contextlib
 import json
@@ -52,7 +52,7 @@ def encoding(name: str) -> Iterator[None]:
     """Says in one sentence what the library raises, such as for words that it has no token for.
 
     Raises:
-      InputError: the tokeniser of that name cannot encode a text.
+      InputError: the tokenizer of that name cannot encode a text.
     """
     try:
         yield
@@ -62,12 +62,12 @@ def encoding(name: str) -> Iterator[None]:
         raise InputError(f"{name} cannot encode a text: {error}") from error
 
 
-def adds(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
+def leading_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
     """Ids that the post-processor puts before a text."""
     return _around(inner)[0]
 
 
-def puts_behind(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
+def trailing_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
     """Ids that the post-processor puts behind a text."""
     return _around(inner)[1]
 
@@ -86,7 +86,7 @@ def _around(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def with_prefix(inner: tokenizers.Tokenizer, prefix: Sequence[int]) -> tokenizers.Tokenizer:
-    """The same tokeniser with a post-processor that puts these ids before a text."""
+    """The same tokenizer with a post-processor that puts these ids before a text."""
     names = [inner.id_to_token(i) for i in prefix]
     single = [{"SpecialToken": {"id": n, "type_id": 0}} for n in names]
     places = [{"Sequence": {"id": x, "type_id": i}} for i, x in enumerate("AB")]

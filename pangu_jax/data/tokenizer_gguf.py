@@ -1,4 +1,4 @@
-"""The tokeniser that a GGUF file's metadata describes, as the files that others read."""
+"""The tokenizer that a GGUF file's metadata describes, as the files that others read."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer_files import CONFIG, json_file, with_prefix
-from pangu_jax.data.tokenizer_model import BPE, BYTE, CONTROL, UNKNOWN, USER, from_proto
 from pangu_jax.data.tokenizer_save import FAST, GENERATION
+from pangu_jax.data.tokenizer_sentencepiece import BPE, BYTE, CONTROL, UNKNOWN, USER, from_proto
 
 PREFIX = "tokenizer.ggml."
 
@@ -47,9 +47,9 @@ CUTS = {
 
 
 def tokenizer_files(fields: Mapping[str, Any], file: Path) -> dict[str, bytes]:
-    """{name: content} of the tokeniser's files for a folder beside the model.
+    """{name: content} of the tokenizer's files for a folder beside the model.
 
-    tokenizer.json gives the ids of the tokeniser that the model was published with, and puts the
+    tokenizer.json gives the ids of the tokenizer that the model was published with, and puts the
     begin of text before a text where the metadata asks for it; tokenizer_config.json has the chat
     template; generation_config.json has the begin and the ends of text.
 
@@ -58,7 +58,7 @@ def tokenizer_files(fields: Mapping[str, Any], file: Path) -> dict[str, bytes]:
       file: where it came from, for messages.
 
     Raises:
-      InputError: a kind of tokeniser that is not read, or metadata that disagrees with itself.
+      InputError: a kind of tokenizer that is not read, or metadata that disagrees with itself.
     """
     tokens = _list(fields, "tokens", str, file)
     if len(set(tokens)) != len(tokens):
@@ -72,7 +72,7 @@ def tokenizer_files(fields: Mapping[str, Any], file: Path) -> dict[str, bytes]:
         inner = _byte_pairs(fields, tokens, kinds, cut, file)
     else:
         raise InputError(
-            f"{file} has a tokeniser of kind {kind!r:.40}, cut {cut!r:.40}, which is not read; "
+            f"{file} has a tokenizer of kind {kind!r:.40}, cut {cut!r:.40}, which is not read; "
             f"llama is, and gpt2 with the cuts {', '.join(CUTS)}"
         )
     named = {name: _id(fields, name, tokens, file) for name in ("bos", "eos", "eot")}

@@ -1,11 +1,11 @@
-"""The files of a tokeniser as they travel to another folder."""
+"""The files of a tokenizer as they travel to another folder."""
 
 from pathlib import Path
 from typing import Any
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
-from pangu_jax.data.tokenizer_files import CONFIG, adds, json_file, read_object, with_prefix
+from pangu_jax.data.tokenizer_files import CONFIG, json_file, leading_ids, read_object, with_prefix
 
 GENERATION = "generation_config.json"
 FAST = "PreTrainedTokenizerFast"  # takes a tokenizer.json as it is
@@ -17,7 +17,7 @@ OLD = ("auto_map", "legacy", "sp_model_kwargs", "add_prefix_space", "added_token
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """{name: content} of a folder from which this library and stock transformers get its ids.
 
-    tokenizer.json puts the tokeniser's `begin` before a text, so that others do so too;
+    tokenizer.json puts the tokenizer's `begin` before a text, so that others do so too;
     tokenizer_config.json names a stock class, and no Python files; the end of text is written down
     where only files that stay behind name it. Bytes have no files.
 
@@ -30,7 +30,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     if not isinstance(tokenizer, FileTokenizer):
         return {}
     file = Path(tokenizer.name)
-    converted, same = file.suffix == ".model", adds(tokenizer.inner) == tokenizer.begin
+    converted, same = file.suffix == ".model", leading_ids(tokenizer.inner) == tokenizer.begin
     if same and not converted:
         content = file.read_bytes()
     elif same:
@@ -45,7 +45,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
 
 def companions(path: str | Path, checkpoint: str | Path) -> dict[str, bytes]:
-    """The files of a checkpoint's tokeniser for a folder that is made from the checkpoint.
+    """The files of a checkpoint's tokenizer for a folder that is made from the checkpoint.
 
     Where it cannot be read, tokenizer_config.json alone, without Python files it might point to.
 
@@ -65,7 +65,7 @@ def _config(tokenizer: FileTokenizer, folder: Path, converted: bool) -> dict[str
     if config.get("tokenizer_class") and not converted and "auto_map" not in config:
         return config
     config = _without(config, *(OLD if converted else ("auto_map",)))
-    named = {f"{n[:3]}_token": tokenizer.token(i) for n, i in _first(tokenizer).items()}
+    named = {f"{n[:3]}_token": tokenizer.id_to_token(i) for n, i in _first(tokenizer).items()}
     return {**named, **config, "tokenizer_class": FAST}
 
 

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.encoder_inputs import EncodedText, Texts, encode_for_decoder, encode_for_encoder
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
-from pangu_jax.data.tokenizer_encoder import Marked, Texts, mark, mark_plain
 from pangu_jax.models import embedder, encoder
 from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
@@ -50,7 +50,7 @@ def embed(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """One vector a text, pooled and normalised as `cfg` says.
+    """One vector a text, pooled and normalized as `cfg` says.
 
     A vector does not depend on which texts it shares a batch with, but for the rounding of sums in
     another order.
@@ -68,7 +68,7 @@ def embed(
       progress: called with texts done and texts in all.
 
     Raises:
-      InputError: there is no text, `cfg` names no pooling, the tokeniser has ids or types
+      InputError: there is no text, `cfg` names no pooling, the tokenizer has ids or types
         that the model lacks or (in encoders) no special tokens, or `batch` or `max_length` make no
         sense.
     """
@@ -77,9 +77,9 @@ def embed(
     length = _length(texts, cfg, max_length)
     if isinstance(cfg, EncoderConfig):
         whole = [prefix + text for prefix, text in zip(before, texts, strict=True)]
-        inputs = list(mark(tokenizer, whole, length))
+        inputs = list(encode_for_encoder(tokenizer, whole, length))
     else:
-        inputs = list(mark_plain(tokenizer, texts, length, prefixes=before, end=cfg.end))
+        inputs = list(encode_for_decoder(tokenizer, texts, length, prefixes=before, end=cfg.end))
     _check(inputs, cfg, tokenizer)
     computed = dataclasses.replace(cfg, text_length=None, prefix="")  # one compilation for all
     rows = partial(_vectors, params, cfg=computed, how=how)
@@ -98,7 +98,7 @@ def classify(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """The classes' scores of each text or pair, not normalised: `vectors` is float32 [N, C].
+    """The classes' scores of each text or pair, not normalized: `vectors` is float32 [N, C].
 
     The arguments are those of `embed`; `texts` may be pairs, such as a question and a passage.
 
@@ -107,7 +107,7 @@ def classify(
     """
     encoder.check_classes(cfg)
     length = _length(texts, cfg, max_length)
-    inputs = list(mark(tokenizer, texts, length))
+    inputs = list(encode_for_encoder(tokenizer, texts, length))
     _check(inputs, cfg, tokenizer)
     rows = partial(_scores, params, cfg=cfg, how=how)
     found = _each_batch(rows, inputs, cfg.classes, length, batch, progress)
@@ -135,7 +135,7 @@ def _length(texts: Texts, cfg: Config, max_length: int | None) -> int:
     return cut_length(cfg, max_length)
 
 
-def _check(inputs: list[Marked], cfg: Config, tokenizer: Tokenizer) -> None:
+def _check(inputs: list[EncodedText], cfg: Config, tokenizer: Tokenizer) -> None:
     """Nothing, if the model has the ids and types."""
     check_vocabulary([max(max(item.ids) for item in inputs)], tokenizer, cfg.vocab)
     kinds = 1 + max(max(item.types) for item in inputs)
@@ -148,7 +148,7 @@ def _check(inputs: list[Marked], cfg: Config, tokenizer: Tokenizer) -> None:
 
 def _each_batch(
     function: Callable,
-    inputs: list[Marked],
+    inputs: list[EncodedText],
     width: int,
     length: int,
     batch: int,
@@ -168,7 +168,7 @@ def _each_batch(
 
 
 def _batches(
-    inputs: list[Marked], length: int, batch: int
+    inputs: list[EncodedText], length: int, batch: int
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
     """Which texts, and [batch, T] each: tokens, which are real, types, and which are no prefix.
 

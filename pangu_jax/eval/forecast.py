@@ -129,9 +129,9 @@ def fit_linear(
     products = lag_products(series, starts, look_back, horizon)
     own, cross = products[:, :look_back], products[:, look_back:]
     # Taking the window's mean off is itself a matrix, so it is applied to the sums of products.
-    centre = np.eye(look_back) - 1 / look_back
-    gram = centre @ own @ centre
-    right = centre @ (cross - own.mean(1, keepdims=True))
+    center = np.eye(look_back) - 1 / look_back
+    gram = center @ own @ center
+    right = center @ (cross - own.mean(1, keepdims=True))
     count = len(starts) * series.shape[1]
     return Linear(np.linalg.solve(gram + ridge * count * np.eye(look_back), right))
 

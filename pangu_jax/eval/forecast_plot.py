@@ -9,7 +9,7 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.series import Series
-from pangu_jax.data.stamp import Stamps, show_offset
+from pangu_jax.data.timestamp import Timestamps, show_offset
 from pangu_jax.eval.predict import Prediction
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -60,7 +60,7 @@ def plot(path: str | Path, series: Series, found: Prediction, *, coverage: float
         file.write(picture.getvalue())
 
 
-def _axis(past: Stamps, coming: Stamps) -> tuple[np.ndarray, np.ndarray]:
+def _axis(past: Timestamps, coming: Timestamps) -> tuple[np.ndarray, np.ndarray]:
     """Times at one offset, the last, so that no hour is drawn over another."""
     offset = np.timedelta64(0, "us") if coming.offset is None else coming.offset[-1]
     return past.instants + offset, coming.instants + offset

@@ -17,14 +17,14 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
-from pangu_jax.data.csv_file import csv_rows, of_length
+from pangu_jax.data.csv_file import check_fields, csv_rows
 from pangu_jax.data.multiconir import CONDITIONS, Graded, Growing, Text
 from pangu_jax.eval import retrieval
 from pangu_jax.eval.lexical import Scorer
 from pangu_jax.eval.retrieval import (
     EASY,
     GROWING,
-    NEIGHBOURS,
+    NEIGHBORS,
     RANKED,
     SECOND,
     STEPS,
@@ -59,7 +59,7 @@ def score_growing(rows: Sequence[Growing], scorer: Scorer, *, pairs_only: bool) 
     """
     found = []
     for place, row in enumerate(rows):
-        easy = [rows[(place + i) % len(rows)].positive for i in range(1, NEIGHBOURS + 1)]
+        easy = [rows[(place + i) % len(rows)].positive for i in range(1, NEIGHBORS + 1)]
         line = {}
         for i in range(CONDITIONS):
             documents = {"Positive": row.positive, "HN1": row.negatives[i]}
@@ -188,7 +188,7 @@ def read_scores(path: str | Path) -> Table:
     path = Path(path)
     header, rows = csv_rows(path, strict=True)
     found: list[list[float]] = []
-    for number, (_, row) in enumerate(of_length(path, len(header), rows), 1):
+    for number, (_, row) in enumerate(check_fields(path, len(header), rows), 1):
         found.append([_number(path, number, *at) for at in zip(header, row, strict=True)])
     if not found:
         raise InputError(f"{path} has a header and no rows")

@@ -81,7 +81,7 @@ def measure(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      tokens: what `data.packing.tokenise` gave.
+      tokens: what `data.packing.tokenize` gave.
       cfg: the model.
       length: inputs of a window.
       stride: new tokens of a window; None is `length` (no overlap, cheapest).

@@ -9,7 +9,7 @@ import numpy as np
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import Series
-from pangu_jax.data.stamp import Stamps, parse_time, show_offset
+from pangu_jax.data.timestamp import Timestamps, parse_time, show_offset
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import forecasts
@@ -45,9 +45,9 @@ class Prediction:
     notes: tuple[str, ...] = ()
 
     @property
-    def stamps(self) -> Stamps:
+    def stamps(self) -> Timestamps:
         """The times with their offsets."""
-        return Stamps(self.times, self.offsets, self.zone)
+        return Timestamps(self.times, self.offsets, self.zone)
 
 
 def step_of(model: Forecaster) -> TimeStep:
@@ -175,7 +175,7 @@ def _newest_widths(
     return half_widths(model, left, present(filled, starts, cfg, values.shape[1]))[-1], notes
 
 
-def tracked_from(model: Forecaster, stamps: Stamps) -> int:
+def tracked_from(model: Forecaster, stamps: Timestamps) -> int:
     """The first row of the first window that was made when the half widths were, or later.
 
     It may lie beyond the series. Of two stamps of which one has no offset local times are compared.
@@ -188,7 +188,7 @@ def tracked_from(model: Forecaster, stamps: Stamps) -> int:
     return max(int(newest) - model.cfg.model.look_back + 1, 0)
 
 
-def _times_and_last(model: Forecaster, stamps: Stamps) -> tuple[np.ndarray, np.datetime64]:
+def _times_and_last(model: Forecaster, stamps: Timestamps) -> tuple[np.ndarray, np.datetime64]:
     """The times of a series, and that up to which the half widths were tracked, comparable."""
     time = parse_time(model.cfg.tracked_to)
     offset, local = time.utcoffset(), np.datetime64(time.replace(tzinfo=None), "us")
@@ -219,7 +219,7 @@ def half_widths(
     return np.concatenate([np.repeat(found[:1], older, 0), found]) if older else found
 
 
-def _times(step: TimeStep, series: Series, steps: int) -> tuple[Stamps, tuple[str, ...]]:
+def _times(step: TimeStep, series: Series, steps: int) -> tuple[Timestamps, tuple[str, ...]]:
     """The stamps that follow those of a series, and a note where their offset is not certain.
 
     A short series may not show all of its step, such as which day of the month it is of: then the

@@ -23,7 +23,7 @@ Scores = Mapping[str, np.ndarray]
 Pairs = Sequence[tuple[str, str]]
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-NEIGHBOURS = 7  # rows whose positives are easy negatives, which dense models score too
+NEIGHBORS = 7  # rows whose positives are easy negatives, which dense models score too
 DRAWS, COVERAGE = 2000, 0.95
 
 # What is compared: the better document's column, and the worse one's.
@@ -32,7 +32,7 @@ SECOND = tuple((f"Query{i}_Positive", f"Query{i}_HN2") for i in range(1, CONDITI
 EASY = tuple(
     (f"Query{i}_Positive", f"Query{i}_EN{j}")
     for i in range(1, CONDITIONS + 1)
-    for j in range(1, NEIGHBOURS + 1)
+    for j in range(1, NEIGHBORS + 1)
 )
 RANKED = ("Query10_Positive", *(f"Query10_HN{i}" for i in range(1, CONDITIONS + 1)))
 STEPS = tuple(itertools.pairwise(RANKED))

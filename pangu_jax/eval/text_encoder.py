@@ -9,7 +9,7 @@ import numpy as np
 from rich.progress import Progress
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.checkpoint.open import holds, open_checkpoint
+from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -101,13 +101,13 @@ class TextEncoder:
         before = self._prompt(prompt_name, prompt, prompt_type)
         if not texts:
             return np.zeros((0, self.cfg.width), np.float32)
-        normalise = self.cfg.normalise or normalize_embeddings
+        normalize = self.cfg.normalize or normalize_embeddings
         with Progress(transient=True, disable=not show_progress_bar) as bar:
             task = bar.add_task("texts", total=len(texts))
             found = embed(
                 self.params,
                 texts,
-                cfg=dataclasses.replace(self.cfg, normalise=normalise),
+                cfg=dataclasses.replace(self.cfg, normalize=normalize),
                 tokenizer=self.tokenizer,
                 prefixes=[before] * len(texts),
                 batch=batch_size,
@@ -181,9 +181,9 @@ def open_text_encoder(
         option is not for its kind of model.
     """
     params, cfg, found = open_checkpoint(path, kind=KINDS, by=by, layout=how.layout)
-    folder = Path(path) if holds(path) == "hf" else None
+    folder = Path(path) if checkpoint_format(path) == "hf" else None
     if isinstance(cfg, DecoderConfig):
-        params, cfg = embedder.of_decoder(params, cfg)
+        params, cfg = embedder.from_decoder(params, cfg)
         cfg = cfg if folder is None else hf.read_pooling(folder, cfg)
     if attention is not None:
         params, cfg = _seeing(params, cfg, path, attention)
@@ -202,7 +202,7 @@ def _seeing(
     if attention == own:
         return params, cfg
     if isinstance(cfg, EmbedderConfig) and attention == "bidirectional":
-        return embedder.both_ways(params, cfg)
+        return embedder.bidirectional(params, cfg)
     raise InputError(f"{path} holds a model whose attention is {own}, not {attention}")
 
 

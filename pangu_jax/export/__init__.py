@@ -1,4 +1,4 @@
-"""Compiled artefacts: StableHLO for CPU, GPU and TPU; ONNX, and from it Ascend; each checked."""
+"""Compiled artifacts: StableHLO for CPU, GPU and TPU; ONNX, and from it Ascend; each checked."""
 
 import importlib
 import sys

@@ -187,7 +187,7 @@ def _after(run: Any, params: Any, sample: Mapping[str, Any]) -> dict[str, np.nda
 
 
 class _Samples:
-    """Inputs to compare on: random ids, and prompts the user or the tokeniser knows."""
+    """Inputs to compare on: random ids, and prompts the user or the tokenizer knows."""
 
     def __init__(self, cfg: DecoderConfig, batch: int, seed: int):
         self.cfg, self.batch, self.rng = cfg, batch, np.random.default_rng(seed)

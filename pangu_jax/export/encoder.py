@@ -130,7 +130,7 @@ def bundle(
         "width": cfg.width,
         "profiles": list(profiles),
         **({"classes": cfg.classes} if name == "scores" else {}),
-        **({"pooling": str(cfg.pooling), "normalised": int(cfg.normalise)} if cfg.pooling else {}),
+        **({"pooling": str(cfg.pooling), "normalized": int(cfg.normalize)} if cfg.pooling else {}),
     }
     unused = () if name == "scores" else ("pooler", "classifier")
     used = {branch: tree for branch, tree in params.items() if branch not in unused}

@@ -1,4 +1,4 @@
-"""How far an artefact's results are from jax's, and whether that is near enough."""
+"""How far an artifact's results are from jax's, and whether that is near enough."""
 
 import dataclasses
 import re
@@ -9,7 +9,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 
-# max|difference| / max|reference| that an artefact may have, by the type it computes in. In float32
+# max|difference| / max|reference| that an artifact may have, by the type it computes in. In float32
 # a language model of 30 layers was seen to differ by 2.1e-5 in a key it caches, on random tokens,
 # and by 3e-6 in its logits: sums in another order. "default" is float32 whose products the platform
 # may round (a GPU to TF32, ten bits). bfloat16 rounds every activation to eight bits: between a CPU
@@ -46,7 +46,7 @@ def compare(
       program: name for the rows.
       sample: name for the rows.
       wanted: jax's results.
-      found: the artefact's.
+      found: the artifact's.
 
     Raises:
       InputError: a result is missing or has another shape.

@@ -38,7 +38,7 @@ class Bundle:
     Attributes:
       params: tree of arrays.
       programs: the functions.
-      facts: what a caller of the artefact needs to know beside the signature: JSON values.
+      facts: what a caller of the artifact needs to know beside the signature: JSON values.
       notes: what the user should be told.
     """
 

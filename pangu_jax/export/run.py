@@ -1,4 +1,4 @@
-"""Runs an artefact of either kind, and checks it against the results it came with."""
+"""Runs an artifact of either kind, and checks it against the results it came with."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.export.artefact import (
+from pangu_jax.export.artifact import (
     SAMPLES,
-    Artefact,
+    Artifact,
     Compiled,
     fit_inputs,
     load,
@@ -22,31 +22,31 @@ Runner = Callable[[str | None, Mapping[str, Any]], dict[str, np.ndarray]]
 
 def open_runner(
     folder: str | Path, *, provider: str = "CPUExecutionProvider"
-) -> tuple[Artefact, Runner]:
-    """The manifest of an artefact, and a function of (program, inputs) that runs it.
+) -> tuple[Artifact, Runner]:
+    """The manifest of an artifact, and a function of (program, inputs) that runs it.
 
     Args:
-      folder: the artefact.
+      folder: the artifact.
       provider: of onnxruntime, for ONNX: "CPUExecutionProvider", "CANNExecutionProvider"...
 
     Raises:
-      InputError: the artefact is damaged, or cannot run here.
+      InputError: the artifact is damaged, or cannot run here.
     """
-    artefact = load(folder)
-    if artefact.target == "stablehlo":
+    artifact = load(folder)
+    if artifact.target == "stablehlo":
         from pangu_jax.export import stablehlo
 
-        return artefact, stablehlo.open_artefact(folder)
-    return artefact, _onnx_runner(artefact, Path(folder), provider)
+        return artifact, stablehlo.open_artifact(folder)
+    return artifact, _onnx_runner(artifact, Path(folder), provider)
 
 
-def _onnx_runner(artefact: Artefact, folder: Path, provider: str) -> Runner:
+def _onnx_runner(artifact: Artifact, folder: Path, provider: str) -> Runner:
     from pangu_jax.export.onnx.write import Session
 
     sessions: dict[str, Session] = {}
 
     def run(name: str | None, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        program = artefact.program(name)
+        program = artifact.program(name)
         fitted = fit_inputs(program, inputs)
         if program.name not in sessions:
             sessions[program.name] = Session(folder / program.file, provider)
@@ -60,20 +60,20 @@ def _onnx_runner(artefact: Artefact, folder: Path, provider: str) -> Runner:
 
 def check(
     folder: str | Path, *, provider: str = "CPUExecutionProvider"
-) -> tuple[Artefact, list[Row]]:
-    """Runs the samples that the artefact keeps and compares with jax's results at export.
+) -> tuple[Artifact, list[Row]]:
+    """Runs the samples that the artifact keeps and compares with jax's results at export.
 
     Raises:
-      InputError: the artefact is damaged, keeps no samples, or cannot run here.
+      InputError: the artifact is damaged, keeps no samples, or cannot run here.
     """
-    artefact, run = open_runner(folder, provider=provider)
+    artifact, run = open_runner(folder, provider=provider)
     rows = []
-    for (program, sample), (inputs, results) in load_samples(artefact, folder).items():
-        _check_results(artefact.program(program), sample, results)
+    for (program, sample), (inputs, results) in load_samples(artifact, folder).items():
+        _check_results(artifact.program(program), sample, results)
         rows += compare(program, sample, results, run(program, inputs))
     if not rows:
         raise InputError(f"{Path(folder) / SAMPLES} holds no samples: nothing can be compared")
-    return artefact, rows
+    return artifact, rows
 
 
 def _check_results(program: Compiled, sample: str, results: Mapping[str, np.ndarray]) -> None:

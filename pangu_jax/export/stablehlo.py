@@ -1,6 +1,6 @@
-"""StableHLO artefacts through jax.export: for CPU, GPU and TPU, batch size open, no model code.
+"""StableHLO artifacts through jax.export: for CPU, GPU and TPU, batch size open, no model code.
 
-An artefact loads with the jax that made it or a newer one. Programs that are exported in float32
+An artifact loads with the jax that made it or a newer one. Programs that are exported in float32
 ask for full precision in every product, so that a GPU or TPU gives what a CPU gives; `precision`
 "default" leaves that to the platform, which is faster and rounds more.
 """
@@ -21,8 +21,8 @@ import pangu_jax
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import targeting
 from pangu_jax.core.tree import flatten
-from pangu_jax.export.artefact import (
-    Artefact,
+from pangu_jax.export.artifact import (
+    Artifact,
     Compiled,
     Tensor,
     fit_inputs,
@@ -70,13 +70,13 @@ def export(
     inside: bool = False,
     precision: str = "highest",
     tolerance: float = 1e-4,
-) -> tuple[Artefact, list[Row]]:
+) -> tuple[Artifact, list[Row]]:
     """Writes the programs of a bundle into a folder.
 
     Args:
       bundle: what to export; the shapes of inputs may have the symbolic batch.
       folder: an empty folder.
-      platforms: of `PLATFORMS`; one artefact serves them all.
+      platforms: of `PLATFORMS`; one artifact serves them all.
       inside: whether weights are constants of the programs, instead of one file beside them.
       precision: of products in float32: "highest" or "default".
       tolerance: written into the manifest; the caller holds the rows to it.
@@ -122,24 +122,24 @@ def export(
         "calling_convention": str(made.calling_convention_version),
         "precision": precision,
     }
-    artefact = Artefact(
+    artifact = Artifact(
         "stablehlo", tuple(compiled), {}, platforms, versions, "" if inside else WEIGHTS,
         tolerance, dict(bundle.facts), tuple(bundle.notes),
     )  # fmt: skip
-    return save(artefact, folder), rows
+    return save(artifact, folder), rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """An artefact ready to run.
+    """An artifact ready to run.
 
     Attributes:
-      artefact: its manifest.
+      artifact: its manifest.
       weights: its parameters on this machine's device.
       programs: the programs by name.
     """
 
-    artefact: Artefact
+    artifact: Artifact
     weights: dict[str, jax.Array]
     programs: dict[str, Any]
 
@@ -153,7 +153,7 @@ class Loaded:
         Raises:
           InputError: no such program, or inputs or weights that don't fit its signature.
         """
-        program = self.artefact.program(name)
+        program = self.artifact.program(name)
         fitted = fit_inputs(program, inputs)
         try:
             results = self.programs[program.name](self.weights, fitted)
@@ -162,31 +162,31 @@ class Loaded:
         return {n: np.asarray(x) for n, x in results.items()}
 
 
-def open_artefact(folder: str | Path) -> Loaded:
-    """Loads an artefact, on whatever device jax has here.
+def open_artifact(folder: str | Path) -> Loaded:
+    """Loads an artifact, on whatever device jax has here.
 
     Raises:
       InputError: it is damaged, made by a newer jax, or for other platforms.
     """
     folder = Path(folder)
-    artefact = load(folder)
-    if artefact.target != "stablehlo":
-        raise InputError(f"{folder} holds {artefact.target} programs, not StableHLO")
-    _check_version(artefact)
-    if here() not in artefact.platforms:
+    artifact = load(folder)
+    if artifact.target != "stablehlo":
+        raise InputError(f"{folder} holds {artifact.target} programs, not StableHLO")
+    _check_version(artifact)
+    if here() not in artifact.platforms:
         raise InputError(
-            f"{folder} was exported for {', '.join(artefact.platforms)}; this machine has {here()}"
+            f"{folder} was exported for {', '.join(artifact.platforms)}; this machine has {here()}"
         )
-    weights = _load_weights(folder / artefact.weights) if artefact.weights else {}
-    programs = {p.name: jax.jit(_read(folder / p.file).call) for p in artefact.programs}
-    return Loaded(artefact, weights, programs)
+    weights = _load_weights(folder / artifact.weights) if artifact.weights else {}
+    programs = {p.name: jax.jit(_read(folder / p.file).call) for p in artifact.programs}
+    return Loaded(artifact, weights, programs)
 
 
-def _check_version(artefact: Artefact) -> None:
-    made, own = artefact.versions.get("jax", "?"), jax.__version__
+def _check_version(artifact: Artifact) -> None:
+    made, own = artifact.versions.get("jax", "?"), jax.__version__
     if _numbers(made) > _numbers(own):
         raise InputError(
-            f"the artefact was exported by jax {made} and this is jax {own}: an artefact loads "
+            f"the artifact was exported by jax {made} and this is jax {own}: an artifact loads "
             "with the same jax or a newer one"
         )
 

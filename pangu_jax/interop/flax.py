@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 from flax import nnx
 
-from pangu_jax.core.spec import Spec, is_spec, materialise
+from pangu_jax.core.spec import Spec, init, is_spec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class NnxAdapter(nnx.Module):
     def __init__(self, adapted: Adapted, *, rngs: nnx.Rngs):
         """Draws the parameters from `rngs.params()`."""
         spec = adapted.spec()
-        values = materialise(spec, key=rngs.params())
+        values = init(spec, key=rngs.params())
         self.function = adapted.function
         # Axis names are logical: flax may split by them once rules are set, not at creation.
         self.params = nnx.data(
@@ -86,4 +86,4 @@ def _boxed(key: jax.Array, spec: Any) -> Any:
     def box(leaf: Spec, x: jax.Array) -> nn.LogicallyPartitioned:
         return nn.LogicallyPartitioned(x, leaf.axes)
 
-    return jax.tree.map(box, spec, materialise(spec, key=key), is_leaf=is_spec)
+    return jax.tree.map(box, spec, init(spec, key=key), is_leaf=is_spec)

@@ -19,7 +19,7 @@ def info_nce(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross-entropy of finding each query's own document among those of the whole batch.
 
-    Vectors are taken as they are: whoever wants cosines normalises them. Under a layout the batch
+    Vectors are taken as they are: whoever wants cosines normalizes them. Under a layout the batch
     is split over the devices, and each still compares its queries with the documents of all.
 
     Args:

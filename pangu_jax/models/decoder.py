@@ -28,7 +28,7 @@ from pangu_jax.nn.attention import LayerCache
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.rotary import RopeConfig
-from pangu_jax.ops.attention import near
+from pangu_jax.ops.attention import within_window
 from pangu_jax.ops.soft_cap import soft_cap
 from pangu_jax.sharding.layout import constrain
 
@@ -188,7 +188,7 @@ def step(
         params["layers"],
         x,
         at,
-        lambda heads: near(at, slots, heads.window),
+        lambda heads: within_window(at, slots, heads.window),
         places,
         cfg=cfg,
         how=how,

@@ -1,7 +1,7 @@
 """Vectors of texts by a decoder: its layers without the head, causal or seeing both ways, pooled.
 
-Parameters: those of the decoder without its head, and {"latent": see `nn.latent`} where latent
-attention precedes the pooling.
+Parameters: those of the decoder without its head, and {"latent": see `nn.latent_attention`} where
+latent attention precedes the pooling.
 
 Source: last-token pooling arXiv 2401.00368; weighted means arXiv 2202.08904; both ways, and means
 without the instruction, arXiv 2402.09906 (GritLM); latent attention arXiv 2405.17428 (NV-Embed).
@@ -21,7 +21,11 @@ from pangu_jax.models.pooling import Pooling, pooled
 from pangu_jax.models.transformer import Output
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.nn.latent import LatentConfig, latent, latent_spec
+from pangu_jax.nn.latent_attention import (
+    LatentAttentionConfig,
+    latent_attention,
+    latent_attention_spec,
+)
 from pangu_jax.nn.rotary import RopeConfig
 
 
@@ -33,10 +37,10 @@ class EmbedderConfig:
       decoder: the decoder, tied, as its head is not used.
       causal: whether tokens see no later ones, as in the decoder; else all see all, without window.
       pooling: which hidden states make a text's vector; None where nobody said.
-      normalise: whether such vectors are scaled to length 1.
+      normalize: whether such vectors are scaled to length 1.
       pool_prefix: whether the prefix's tokens are pooled too, and not just seen.
       latent: the latent attention before the pooling; None is none.
-      end: whether a text ends with the token that ends one, if its tokeniser puts none there.
+      end: whether a text ends with the token that ends one, if its tokenizer puts none there.
       text_length: tokens that a text is cut to before it is embedded; None is `max_length`.
       prefix: what is put before a text that is embedded, such as an instruction.
     """
@@ -44,9 +48,9 @@ class EmbedderConfig:
     decoder: DecoderConfig
     causal: bool = True
     pooling: Pooling | None = None
-    normalise: bool = False
+    normalize: bool = False
     pool_prefix: bool = True
-    latent: LatentConfig | None = None
+    latent: LatentAttentionConfig | None = None
     end: bool = False
     text_length: int | None = None
     prefix: str = ""
@@ -86,10 +90,12 @@ class EmbedderConfig:
     @property
     def layers(self) -> tuple[LayerConfig, ...]:
         """The decoder's layers, which see both ways where the embedder does."""
-        return self.decoder.layers if self.causal else tuple(map(_both_ways, self.decoder.layers))
+        return (
+            self.decoder.layers if self.causal else tuple(map(_bidirectional, self.decoder.layers))
+        )
 
 
-def _both_ways(layer: LayerConfig) -> LayerConfig:
+def _bidirectional(layer: LayerConfig) -> LayerConfig:
     attention = dataclasses.replace(layer.attention, causal=False, window=None)
     return dataclasses.replace(layer, attention=attention)
 
@@ -97,10 +103,16 @@ def _both_ways(layer: LayerConfig) -> LayerConfig:
 def spec(cfg: EmbedderConfig) -> dict[str, Any]:
     """The spec tree of an embedder."""
     tree = {**decoder.spec(cfg.decoder), **transformer.spec(cfg)}
-    return tree if cfg.latent is None else {**tree, "latent": latent_spec(cfg.width, cfg.latent)}
+    return (
+        tree
+        if cfg.latent is None
+        else {**tree, "latent": latent_attention_spec(cfg.width, cfg.latent)}
+    )
 
 
-def of_decoder(params: dict[str, Any], cfg: DecoderConfig) -> tuple[dict[str, Any], EmbedderConfig]:
+def from_decoder(
+    params: dict[str, Any], cfg: DecoderConfig
+) -> tuple[dict[str, Any], EmbedderConfig]:
     """The embedder that a decoder is without its head: parameters and configuration.
 
     Args:
@@ -111,7 +123,9 @@ def of_decoder(params: dict[str, Any], cfg: DecoderConfig) -> tuple[dict[str, An
     return rest, EmbedderConfig(dataclasses.replace(cfg, tied=True))
 
 
-def both_ways(params: dict[str, Any], cfg: EmbedderConfig) -> tuple[dict[str, Any], EmbedderConfig]:
+def bidirectional(
+    params: dict[str, Any], cfg: EmbedderConfig
+) -> tuple[dict[str, Any], EmbedderConfig]:
     """The same embedder with tokens that see all of their row.
 
     Args:
@@ -169,7 +183,9 @@ def apply(
     )
     if cfg.latent is None:
         return found
-    return found.replace(hidden=latent(params["latent"], found.hidden, cfg=cfg.latent, how=how))
+    return found.replace(
+        hidden=latent_attention(params["latent"], found.hidden, cfg=cfg.latent, how=how)
+    )
 
 
 def embed(
@@ -181,7 +197,7 @@ def embed(
     states: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """One vector a row, pooled and normalised as `cfg` says: float32 [B, D].
+    """One vector a row, pooled and normalized as `cfg` says: float32 [B, D].
 
     Args:
       params: see `apply`.

@@ -44,7 +44,7 @@ class EncoderConfig:
       token_types: S, kinds of tokens, such as those of a first and of a second text.
       norm_eps: of every norm.
       pooling: which hidden states make a text's vector; None where nobody said.
-      normalise: whether such vectors are scaled to length 1.
+      normalize: whether such vectors are scaled to length 1.
       pooler: whether there is BERT's dense layer on the first token.
       classes: C, scores that `classify` gives; 0 for none.
       text_length: tokens that a text is cut to before it is embedded; None is `max_length`.
@@ -58,7 +58,7 @@ class EncoderConfig:
     token_types: int = 2
     norm_eps: float = 1e-12
     pooling: Pooling | None = None
-    normalise: bool = False
+    normalize: bool = False
     pooler: bool = False
     classes: int = 0
     text_length: int | None = None
@@ -171,7 +171,7 @@ def embeddings(
     token_types: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """What the first layer reads, normalised sums of three tables: int32 [B, T] to [B, T, D].
+    """What the first layer reads, normalized sums of three tables: int32 [B, T] to [B, T, D].
 
     A token or type outside its table gives NaN.
 
@@ -202,7 +202,7 @@ def embed(
     token_types: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """One vector a row, pooled and normalised as `cfg` says: float32 [B, D].
+    """One vector a row, pooled and normalized as `cfg` says: float32 [B, D].
 
     The arguments are those of `apply`.
 
@@ -233,7 +233,7 @@ def classify(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """Scores of the classes, not normalised: float32 [B, C]; the arguments are those of `apply`.
+    """Scores of the classes, not normalized: float32 [B, C]; the arguments are those of `apply`.
 
     They are a linear map of tanh(pooler(hidden state of the first real token)).
 

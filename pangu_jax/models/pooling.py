@@ -15,13 +15,13 @@ class PoolingConfig(Protocol):
 
     Attributes:
       pooling: which hidden states make a text's vector; None where nobody said.
-      normalise: whether such vectors are scaled to length 1.
+      normalize: whether such vectors are scaled to length 1.
     """
 
     @property
     def pooling(self) -> Pooling | None: ...  # noqa: D102
     @property
-    def normalise(self) -> bool: ...  # noqa: D102
+    def normalize(self) -> bool: ...  # noqa: D102
 
 
 def check_pooling(cfg: PoolingConfig) -> Pooling:
@@ -52,7 +52,7 @@ def pooled(hidden: jax.Array, valid: jax.Array, *, cfg: PoolingConfig) -> jax.Ar
       InputError: `cfg` names no pooling.
     """
     found = pool(hidden, valid, check_pooling(cfg))
-    if not cfg.normalise:
+    if not cfg.normalize:
         return found
     return found / jnp.maximum(jnp.sqrt(jnp.sum(found * found, -1, keepdims=True)), 1e-12)
 

@@ -1,6 +1,6 @@
 """TimePro: forecasting many series at once by a scan over the series.
 
-- each window is normalised by its own mean and standard deviation, and put back at the end;
+- each window is normalized by its own mean and standard deviation, and put back at the end;
 - a series is cut into patches; all patches of a series together are its token;
 - tokens are mixed by two scans over the series, one in either order, whose states are read anew at
   learned places of the grid (patch of time, series), and by a feed-forward layer;
@@ -45,7 +45,7 @@ class TimeProConfig:
       patch: steps of a patch.
       stride: steps between patches.
       dropout: on the embedded patches while training.
-      normalise: whether windows are normalised.
+      normalize: whether windows are normalized.
       state: False leaves the state branch out (the ablation): every series is then forecast from
         its own past alone.
     """
@@ -57,7 +57,7 @@ class TimeProConfig:
     patch: int = 12
     stride: int = 6
     dropout: float = 0.1
-    normalise: bool = True
+    normalize: bool = True
     state: bool = True
 
     def __post_init__(self):
@@ -128,14 +128,14 @@ def apply(
     """
     if x.ndim != 3 or x.shape[1] != cfg.look_back:
         raise InputError(f"x has shape {x.shape}, expected [B, {cfg.look_back}, V]")
-    x, mean, deviation = normalise(x) if cfg.normalise else (x, 0, 1)
+    x, mean, deviation = normalize(x) if cfg.normalize else (x, 0, 1)
     tokens = embed(params["embed"], x, cfg=cfg, key=key)
     for block_params in params["blocks"]:
         tokens = block(block_params, tokens, cfg=cfg, how=how)
     return head(params, tokens) * deviation + mean
 
 
-def normalise(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Windows of mean 0 and variance 1, and the mean and deviation [B, 1, V] that undo it."""
     mean = jax.lax.stop_gradient(x.mean(1, keepdims=True))
     x = x - mean
@@ -172,6 +172,6 @@ def block(
 
 
 def head(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
-    """Tokens [B, V, D] as normalised forecasts [B, H, V]."""
+    """Tokens [B, V, D] as normalized forecasts [B, H, V]."""
     steps = linear(params["head"], layer_norm(params["norm"], tokens, eps=EPS))
     return rearrange(steps, "b v h -> b h v")

@@ -32,7 +32,7 @@ class AttentionConfig:
       key_bias: see `query_bias`.
       value_bias: see `query_bias`.
       out_bias: see `query_bias`.
-      qk_norm: whether each query and key head is RMS-normalised before rotation (Qwen3).
+      qk_norm: whether each query and key head is RMS-normalized before rotation (Qwen3).
       rotary: whether queries and keys are rotated by their positions.
       causal: whether a token sees no later one.
       window: how many tokens, itself among them, a token looks back; None is all. Causal only.

@@ -29,7 +29,7 @@ class MoEConfig:
       width: hidden width of an expert.
       shared_width: hidden width of the always-active shared expert; 0 for none.
       router_scale: whether a learned factor per expert multiplies the weight after selection.
-      renormalise: whether the chosen probabilities are divided by their sum (Qwen3-MoE).
+      renormalize: whether the chosen probabilities are divided by their sum (Qwen3-MoE).
     """
 
     experts: int
@@ -38,7 +38,7 @@ class MoEConfig:
     width: int
     shared_width: int = 0
     router_scale: bool = False
-    renormalise: bool = False
+    renormalize: bool = False
 
     def __post_init__(self):
         for name in ("experts", "groups", "top_k", "width"):
@@ -122,7 +122,7 @@ def moe(
     tokens = rearrange(x, "b t d -> (b t) d")
     router, experts = params["router"], params["experts"]
     weights, ids, probs = router_weights(
-        tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalise=cfg.renormalise
+        tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalize=cfg.renormalize
     )
     kernels = (experts[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
     y = expert_mlp(tokens, ids, weights, *kernels, impl=how.implementation("expert_mlp"))

@@ -109,7 +109,7 @@ def mixer(
 
     Args:
       params: made by `mixer_spec`.
-      x: [B, V, D], the tokens, not normalised.
+      x: [B, V, D], the tokens, not normalized.
       cfg: sizes.
       eps: of the LayerNorm.
       how: the implementations of "selective_states" and "deform_sample".

@@ -103,10 +103,12 @@ def visible(
     """
     same = query_segments[:, :, None] == source_segments[:, None, :]
     seen = same & (source_segments > 0)[:, None, :]
-    return seen & near(query_positions, source_positions, window) if causal else seen
+    return seen & within_window(query_positions, source_positions, window) if causal else seen
 
 
-def near(query_positions: jax.Array, source_positions: jax.Array, window: int | None) -> jax.Array:
+def within_window(
+    query_positions: jax.Array, source_positions: jax.Array, window: int | None
+) -> jax.Array:
     """Which sources are not later, and less than `window` earlier: bool [B, T, S].
 
     Args:
@@ -124,7 +126,7 @@ def _reference(query, key, value, mask, causal, window, scale, softcap):
     scores = soft_cap(scores * scale, softcap)
     if mask is None and causal:
         positions = (jnp.arange(x.shape[1])[None] for x in (query, key))
-        mask = near(*positions, window)
+        mask = within_window(*positions, window)
     if mask is not None:
         # The lowest finite number, not -inf: a query that sees nothing must not make a NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)

@@ -181,7 +181,7 @@ def _dense_backward(grid, kept, grad):
     d_weights = jnp.einsum("bgic,bgoc->bgio", table, grad)
     d_weights = rearrange(d_weights, "b g (p q) o -> b g p q o", p=height)
     by_row, by_column = _hat(rows, height), _hat(columns, width)
-    # Sums over the columns written out, as the compiler vectorises along the cells.
+    # Sums over the columns written out, as the compiler vectorizes along the cells.
     along = sum(
         by_column[:, :, :, q, None] * d_weights[:, :, None, :, q] for q in range(width)
     )  # [B, G, 9, P, cells]

@@ -23,7 +23,7 @@ from einops import rearrange
 from pangu_jax.core.platform import target
 
 
-class Plan(NamedTuple):
+class Dispatch(NamedTuple):
     """Where the rows of every group lie; s steps of c blocks of b rows.
 
     Attributes:
@@ -88,7 +88,7 @@ def blocked(size, step, x, ids, weights, gate, up, down):
 
 
 def _forward(size, step, x, ids, weights, gate, up, down):
-    plan = _plan(ids, gate.shape[1], size, step)
+    dispatch = _dispatch(ids, gate.shape[1], size, step)
     source = _with_zero(x)
 
     def body(_, inputs):
@@ -97,14 +97,14 @@ def _forward(size, step, x, ids, weights, gate, up, down):
         *_, scaled = _hidden(rows, weight, _take(gate, expert), _take(up, expert))
         return None, jnp.einsum("cgbf,cgfd->cgbd", scaled, _take(down, expert))
 
-    _, ys = jax.lax.scan(body, None, _inputs(plan, weights))
-    y = _combine(plan, ys, ids.shape[2]).astype(x.dtype)
-    return y, (plan, x, weights, gate, up, down)
+    _, ys = jax.lax.scan(body, None, _inputs(dispatch, weights))
+    y = _combine(dispatch, ys, ids.shape[2]).astype(x.dtype)
+    return y, (dispatch, x, weights, gate, up, down)
 
 
 def _backward(size, step, saved, dy):
     del size, step
-    plan, x, weights, gate, up, down = saved
+    dispatch, x, weights, gate, up, down = saved
     sources = _with_zero(x), _with_zero(dy)
 
     def body(grads, inputs):
@@ -119,10 +119,10 @@ def _backward(size, step, saved, dy):
 
     # In float32 whatever the kernels' type: many blocks may add to one expert.
     start = tuple(jnp.zeros(kernel.shape, jnp.float32) for kernel in (gate, up, down))
-    grads, (dxs, dweights) = jax.lax.scan(body, start, _inputs(plan, weights))
+    grads, (dxs, dweights) = jax.lax.scan(body, start, _inputs(dispatch, weights))
     k = weights.shape[2]
-    dx = _combine(plan, dxs, k).astype(x.dtype)
-    dweights = rearrange(_by_pair(plan, dweights, k), "g t k -> t g k").astype(weights.dtype)
+    dx = _combine(dispatch, dxs, k).astype(x.dtype)
+    dweights = rearrange(_by_pair(dispatch, dweights, k), "g t k -> t g k").astype(weights.dtype)
     grads = (g.astype(w.dtype) for g, w in zip(grads, (gate, up, down), strict=True))
     return dx, None, dweights, *grads
 
@@ -169,14 +169,14 @@ def _accumulate(total, expert, new):
     return total.at[expert].add(new, mode="promise_in_bounds")
 
 
-def _plan(ids, experts, size, step) -> Plan:
+def _dispatch(ids, experts, size, step) -> Dispatch:
     """Lays out every group's pairs, in a whole number of steps."""
     pairs = rearrange(ids, "t g k -> g (t k)")
     blocks = -(-pairs.shape[1] // size) + experts - 1
     blocks = -(-blocks // step) * step
     row, pair, expert = jax.vmap(partial(_lay, experts=experts, size=size, blocks=blocks))(pairs)
     pair = rearrange(pair, "g (s c b) -> s c g b", c=step, b=size)
-    return Plan(row, pair, rearrange(expert, "g (s c) -> s c g", c=step))
+    return Dispatch(row, pair, rearrange(expert, "g (s c) -> s c g", c=step))
 
 
 def _lay(pairs, *, experts, size, blocks):
@@ -199,22 +199,22 @@ def _with_zero(x):
     return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
 
 
-def _inputs(plan, weights):
+def _inputs(dispatch, weights):
     """What the scans walk over: token [s, c, G, b] (T for none), weight (0 for none), expert."""
     flat = jnp.pad(rearrange(weights, "t g k -> g (t k)"), ((0, 0), (0, 1)))
-    weight = jax.vmap(lambda w, pair: w[pair], in_axes=(0, 2), out_axes=2)(flat, plan.pair)
-    return plan.pair // weights.shape[2], weight, plan.expert
+    weight = jax.vmap(lambda w, pair: w[pair], in_axes=(0, 2), out_axes=2)(flat, dispatch.pair)
+    return dispatch.pair // weights.shape[2], weight, dispatch.expert
 
 
-def _by_pair(plan, values, k):
+def _by_pair(dispatch, values, k):
     """Values [s, c, G, b, ...] of padded rows as [G, T, k, ...] of pairs."""
-    _, step, _, size = plan.pair.shape
-    where = plan.row // (step * size), plan.row // size % step, plan.row % size
+    _, step, _, size = dispatch.pair.shape
+    where = dispatch.row // (step * size), dispatch.row // size % step, dispatch.row % size
     pick = jax.vmap(lambda v, *at: v.at[at].get(mode="promise_in_bounds"), in_axes=(2, 0, 0, 0))
     found = pick(values, *where)
     return rearrange(found, "g (t k) ... -> g t k ...", k=k)
 
 
-def _combine(plan, ys, k):
+def _combine(dispatch, ys, k):
     """Each token's rows, summed in float32: [s, c, G, b, D] to [T, D]."""
-    return _by_pair(plan, ys, k).astype(jnp.float32).sum((0, 2))
+    return _by_pair(dispatch, ys, k).astype(jnp.float32).sum((0, 2))

@@ -45,14 +45,14 @@ def router_weights(
     scale: jax.Array | None,
     *,
     k: int,
-    renormalise: bool = False,
+    renormalize: bool = False,
     vote_keep: int | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which experts each token goes to, and with what weight.
 
     The softmax runs over all experts, not inside a group; experts are chosen by the unscaled
-    probabilities; the learned scale multiplies the weights afterwards. Unless `renormalise` is
+    probabilities; the learned scale multiplies the weights afterward. Unless `renormalize` is
     set the weights of a token do not sum to 1.
 
     Args:
@@ -60,7 +60,7 @@ def router_weights(
       kernel: [D, G, E/G].
       scale: [G, E/G], the factor after selection, or None.
       k: experts chosen in each group; with one group this is ordinary top-k routing.
-      renormalise: divides the chosen probabilities by their sum (Qwen3-MoE's norm_topk_prob).
+      renormalize: divides the chosen probabilities by their sum (Qwen3-MoE's norm_topk_prob).
       vote_keep: as in `group_topk`: lossy, dependent on the batch, None by default.
       mask: bool [T], the tokens that vote; only for `vote_keep`.
 
@@ -78,7 +78,7 @@ def router_weights(
     )
     probs = jax.nn.softmax(logits, axis=(1, 2))
     weights, ids = group_topk(probs, k, vote_keep=vote_keep, mask=mask)
-    if renormalise:
+    if renormalize:
         weights = weights / weights.sum((1, 2), keepdims=True)
     if scale is not None:
         weights = weights * _pick(scale.astype(jnp.float32), ids)

@@ -27,9 +27,9 @@ from einops import rearrange
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target
-from pangu_jax.ops import kernel_scan
-from pangu_jax.ops.chunked_scan import chunked
+from pangu_jax.ops import selective_scan_kernel
 from pangu_jax.ops.linear_scan import linear_scan
+from pangu_jax.ops.selective_scan_chunked import chunked
 
 EXPORT = {"selective_scan": "export", "selective_states": "export"}
 
@@ -221,8 +221,8 @@ FORMS = {"reference": "loop", "associative": "associative", "export": "log_step"
 IMPLEMENTATIONS = {
     "reference": _reference,
     "chunked": _chunked,
-    "mosaic": kernel_scan.mosaic,
-    "tpu": kernel_scan.tpu,
+    "mosaic": selective_scan_kernel.mosaic,
+    "tpu": selective_scan_kernel.tpu,
     "associative": _by_states("associative"),
     "export": _by_states("log_step"),
 }

@@ -1,1 +1,1 @@
-"""Structured pruning: statistics, importance, plans, slicing, repair, re-initialisation."""
+"""Structured pruning: statistics, importance, plans, slicing, repair, re-initialization."""

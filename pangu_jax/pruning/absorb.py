@@ -54,7 +54,7 @@ def absorb(
 ) -> tuple[dict[str, Any], DecoderConfig, dict[str, float]]:
     """Folds the sandwich norms of every layer where both leave little error.
 
-    Do it after width pruning and its re-initialisation; before or after distillation is a choice,
+    Do it after width pruning and its re-initialization; before or after distillation is a choice,
     and changes the constants.
 
     Args:

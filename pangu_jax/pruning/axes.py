@@ -72,7 +72,7 @@ def cut(leaf: Any, axes: tuple[str | None, ...], keep: Keep) -> Any:
     return leaf
 
 
-def at_hand(leaf: Any) -> Any:
+def host_view(leaf: Any) -> Any:
     """The leaf as numpy where that is no copy, so that odd shapes need no compiling."""
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return leaf

@@ -29,7 +29,7 @@ from pangu_jax.pruning import repair as repairs
 from pangu_jax.pruning import stats as statistics
 from pangu_jax.pruning.allocate import Limits, Target
 from pangu_jax.pruning.choose import choose_channels, choose_heads, group_scores
-from pangu_jax.pruning.fitted import Fitted, fit, put
+from pangu_jax.pruning.fitted import Fitted, fit, insert_fitted
 from pangu_jax.pruning.plan import LayerPlan, LayerScores, Plan
 from pangu_jax.pruning.prune import prune
 from pangu_jax.pruning.repair import SiteReport
@@ -50,7 +50,7 @@ class Recipe:
       repair: one of `repair.METHODS`.
       ridge: of the ridge repairs; None chooses it on held-out windows.
       allocation: "equal" (the same share of each layer), "cosine" (SlimLLM's softmax of
-        similarity), or "global" (one threshold on standardised scores, as FLAP).
+        similarity), or "global" (one threshold on standardized scores, as FLAP).
       alpha: unevenness of "cosine".
       pruned_layers: how many layers "cosine" prunes; None is all.
       propagate: "pruned" (scores and repairs see the pruned layers before) or "dense".
@@ -58,7 +58,7 @@ class Recipe:
       keep_lowest: share of the least important channels that are kept nevertheless, a quirk of the
         released code (0.01 there).
       free: axes that a params or flops target cuts; empty is the method's own.
-      norm: re-initialisation of RMSNorm gains when hidden channels go.
+      norm: re-initialization of RMSNorm gains when hidden channels go.
       clap: whether removed layers hand their best KV groups on.
       gain_correct: whether those are corrected for the other layer's norm.
       seed: of the random method.
@@ -216,7 +216,7 @@ def compress(
             hidden_scores=_hidden_scores(profile, hidden, cfg),
         )
     new, new_cfg = prune(inner, width, cfg=inner_cfg, donate=donate)
-    new, new_cfg = put(new, new_cfg, visitor.fitted, width)
+    new, new_cfg = insert_fitted(new, new_cfg, visitor.fitted, width)
     names = {str(i): str(part.layer) for i, part in enumerate(plan.layers)}
     sites = {f"{names[k.split('/')[0]]}/{k.split('/')[1]}": v for k, v in visitor.sites.items()}
     return Result(new, new_cfg, plan, sites)
@@ -518,7 +518,7 @@ def _hidden_scores(profile: _Profile | None, hidden, cfg) -> tuple[float, ...]:
 
 
 def _global(recipe: Recipe, profile, kept, small):
-    """FLAP's allocation: units of all layers in one list of standardised scores.
+    """FLAP's allocation: units of all layers in one list of standardized scores.
 
     The number of groups and channels over all layers is that of `small`; returned are the scores
     with those below the threshold set to -inf, so that each layer keeps what is above.

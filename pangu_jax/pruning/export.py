@@ -55,7 +55,7 @@ def export(
       folder: must not exist, or be empty.
       kind: one of `KINDS`.
       family: that of the original checkpoint.
-      source: the original checkpoint, for its tokeniser and other keys.
+      source: the original checkpoint, for its tokenizer and other keys.
       dtype: type of the tensors.
       companions: as in `checkpoint.hf.save`.
 
@@ -72,7 +72,7 @@ def export(
         check_uniform(cfg)
     if kind == "padded":
         params, cfg = pad(params, cfg, widest(cfg, family in AS_LLAMA))
-    params, cfg, family = suit(params, cfg, family, per_layer=kind == "per-layer")
+    params, cfg, family = adapt_to_family(params, cfg, family, per_layer=kind == "per-layer")
     hf.save(
         params,
         cfg,
@@ -126,7 +126,7 @@ def pad(
     return {**params, "runs": join(layers, lengths)}, new_cfg
 
 
-def suit(
+def adapt_to_family(
     params: dict[str, Any], cfg: DecoderConfig, family: str, *, per_layer: bool = False
 ) -> tuple[dict[str, Any], DecoderConfig, str]:
     """The model in terms that a family can express: its own, or a Llama's with zero biases added.

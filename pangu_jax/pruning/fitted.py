@@ -92,7 +92,7 @@ def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
     return repeat(heads, "k q -> (k q c)", c=shape[2])
 
 
-def put(
+def insert_fitted(
     params: dict[str, Any], cfg: DecoderConfig, fitted: dict[str, Fitted], plan: Plan
 ) -> tuple[dict[str, Any], DecoderConfig]:
     """Puts repaired projections into a pruned model.
@@ -168,12 +168,12 @@ def repair(
             one, _, _ = fit(stats.layers[part.layer], site, part, method=method, ridge=ridge)
             if one is not None:
                 found[f"{i}/{site}"] = one
-    return put(params, cfg, found, plan)
+    return insert_fitted(params, cfg, found, plan)
 
 
 def _stacked(old, found, hidden, biased) -> dict[str, Any]:
     """The run's projection with the fitted layers replaced."""
-    kernel = axes.at_hand(old["kernel"])
+    kernel = axes.host_view(old["kernel"])
     kernels = [
         kernel[i] if f is None else f.kernel[:, hidden].reshape(kernel.shape[1:])
         for i, f in enumerate(found)
@@ -181,7 +181,7 @@ def _stacked(old, found, hidden, biased) -> dict[str, Any]:
     new = {"kernel": axes.stack(kernels)}
     if biased or "bias" in old:
         empty = np.zeros((len(found), kernel.shape[-1]), kernel.dtype)
-        before = axes.at_hand(old["bias"]) if "bias" in old else empty
+        before = axes.host_view(old["bias"]) if "bias" in old else empty
         biases = [
             before[i] if f is None or f.bias is None else f.bias[hidden]
             for i, f in enumerate(found)

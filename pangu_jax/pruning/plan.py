@@ -56,7 +56,7 @@ class Plan:
       hidden: channels of the residual stream that stay, ascending.
       width: D of the original model.
       sizes: groups, query heads a group, and FFN width of each original layer.
-      norm: how RMSNorm gains are re-initialised when hidden channels go (SLNP): none, l2, dim,
+      norm: how RMSNorm gains are re-initialized when hidden channels go (SLNP): none, l2, dim,
         calibrated.
       norm_factors: for "calibrated", the factor of each norm by the norm's name.
       gain_correct: whether moved groups are corrected for the other layer's norm gain.

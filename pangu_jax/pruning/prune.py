@@ -1,6 +1,6 @@
 """Slicing: `prune(params, plan, cfg=cfg) -> (params, cfg)`. No data, only takes of indices.
 
-With hidden channels removed, RMSNorm gains are re-initialised as the plan says (SLNP); groups that
+With hidden channels removed, RMSNorm gains are re-initialized as the plan says (SLNP); groups that
 a removed layer hands over are concatenated to the layer's own (CLAP). Both are in `reinit.py`.
 """
 
@@ -61,7 +61,7 @@ def prune(
     tree: dict[str, Any] = {"runs": [_nested(leaves) for _, leaves in runs]}
     outer = flatten(decoder.spec(cfg), is_leaf=is_spec)
     for path, leaf in flatten({k: v for k, v in params.items() if k != "runs"}).items():
-        value = jnp.asarray(axes.cut(axes.at_hand(leaf), outer[path].axes, hidden))
+        value = jnp.asarray(axes.cut(axes.host_view(leaf), outer[path].axes, hidden))
         if path == "norm/scale":
             value = reinit.norm_gain(leaf, value, plan, "norm")
         _place(tree, path, value)
@@ -83,7 +83,9 @@ class _Source:
     def __init__(self, params, cfg):
         self.cfg = cfg
         self.given = [flatten(run) for run in params["runs"]]
-        self.runs = [{path: axes.at_hand(leaf) for path, leaf in run.items()} for run in self.given]
+        self.runs = [
+            {path: axes.host_view(leaf) for path, leaf in run.items()} for run in self.given
+        ]
         self.where = [
             (run, place)
             for run, (_, number) in enumerate(transformer.run_lengths(cfg))

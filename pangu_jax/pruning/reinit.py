@@ -1,4 +1,4 @@
-"""Pangu Light's re-initialisation: RMSNorm gains after width cuts (SLNP), and layers that hand
+"""Pangu Light's re-initialization: RMSNorm gains after width cuts (SLNP), and layers that hand
 their best KV groups to the one before when they are removed (CLAP).
 
 Source: arXiv 2505.20155. That SLNP keeps the gain's L2 norm, and that CLAP moves the most important
@@ -74,7 +74,7 @@ def calibrated_factors(
       {"<layer>/<norm>": factor, "norm": factor}. Sandwich norms are left to "l2"-like handling by
       the caller: their inputs are branches, which are cut alike, so they are measured too.
     """
-    from pangu_jax.pruning.walk import norm_inputs
+    from pangu_jax.pruning.norm_inputs import norm_inputs
 
     sums: dict[str, list[float]] = {}
     kept = jnp.asarray(hidden)

@@ -445,7 +445,7 @@ def _check(windows: np.ndarray, cfg: DecoderConfig, propagate: str) -> None:
             raise InputError(f"layer {i} is routed; only dense layers can be pruned")
         if not layer.mlp.gated or layer.norm != "rms" or layer.norm_place == "post":
             raise InputError(
-                f"layer {i} is not gated, or not normalised by RMS before its branches; only "
+                f"layer {i} is not gated, or not normalized by RMS before its branches; only "
                 "layers of Llama's kind can be pruned"
             )
     if propagate not in ("pruned", "dense"):

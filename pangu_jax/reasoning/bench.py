@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.core.digest import seal, sha256
+from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
-from pangu_jax.eval import answers, answers_child, answers_maths, passes
+from pangu_jax.eval import answers, answers_child, answers_maths, pass_at_k
 from pangu_jax.reasoning import bench_prompts, bench_tasks, code_tasks, sandbox, sandbox_child
 from pangu_jax.reasoning.bench_tasks import Item, Task
 
@@ -76,7 +76,7 @@ def judge(item: Item, found: str | None, *, allow_code: bool = False) -> Judged:
 
 def rules() -> str:
     """SHA-256 of the code that finds and judges answers."""
-    return seal([sha256(Path(str(module.__file__))) for module in RULES])
+    return json_digest([sha256(Path(str(module.__file__))) for module in RULES])
 
 
 def powers(samples: int) -> list[int]:
@@ -108,15 +108,15 @@ def figures(
     return {
         "questions": questions,
         "answers": count,
-        "avg": _shown(passes.average(right, tried)),
-        "pass": {str(k): _shown(passes.pass_at(k, right, tried)) for k in powers(samples)},
-        "tokens": _shown(passes.mean(tokens / samples, seed=seed)),
+        "avg": _shown(pass_at_k.average(right, tried)),
+        "pass": {str(k): _shown(pass_at_k.pass_at(k, right, tried)) for k in powers(samples)},
+        "tokens": _shown(pass_at_k.mean(tokens / samples, seed=seed)),
         "format_errors": unanswered,
         "cut_off": cut,
         "not_judged": count - int(tried.sum()),
     }
 
 
-def _shown(estimate: passes.Estimate) -> dict[str, float | int | None]:
+def _shown(estimate: pass_at_k.Estimate) -> dict[str, float | int | None]:
     values = dataclasses.asdict(estimate)
     return values if estimate.questions else {**dict.fromkeys(values), "questions": 0}

@@ -10,7 +10,7 @@ import numpy as np
 
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.csv_file import csv_rows, of_length
+from pangu_jax.data.csv_file import check_fields, csv_rows
 from pangu_jax.data.text import records
 from pangu_jax.eval.answers import KINDS
 from pangu_jax.reasoning.code_tasks import CodeTask, humaneval, livecodebench, mbpp
@@ -167,7 +167,7 @@ def _gpqa(path: Path) -> Iterator[Item]:
     if missing:
         raise InputError(f"{path} has no column {missing[0]!r}, which GPQA's files have")
     places, number = [header.index(name) for name in _GPQA], 0
-    for number, (_, row) in enumerate(of_length(path, len(header), rows), 1):
+    for number, (_, row) in enumerate(check_fields(path, len(header), rows), 1):
         question, *choices = (row[place].strip() for place in places)
         order = np.random.default_rng(number).permutation(len(choices))
         listed = [f"({letter}) {choices[i]}" for letter, i in zip("ABCD", order, strict=True)]

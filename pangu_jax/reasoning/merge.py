@@ -229,7 +229,7 @@ def delta(
 
     Source: arXiv 2212.04089; mergekit's "task_arithmetic". The form of the merge between
     iterations of Pangu Embedded (arXiv 2505.22375) as we read it: a scale below 1 pulls back
-    towards the earlier model.
+    toward the earlier model.
     """
     shares = _shares(len(arrays), weights)
     base = np.asarray(base, np.float64)

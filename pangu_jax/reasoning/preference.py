@@ -2,7 +2,7 @@
 
     rows = [ids(question, answer) for ...]                 # chosen and rejected answers
     model = fit(features(params, chosen, cfg=cfg), features(params, rejected, cfg=cfg))
-    model.score(features(params, others, cfg=cfg))         # for `reward_sources.preferred`
+    model.score(features(params, others, cfg=cfg))         # for `reward_sources.preferred_by_model`
 
 The decoder stays as it is: each answer is read once, and a head on the hidden state of its last
 token is trained on pairs.
@@ -22,7 +22,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
 from pangu_jax.data.text import records
 from pangu_jax.decode.engine import round_up
-from pangu_jax.eval.passes import Estimate, wilson
+from pangu_jax.eval.pass_at_k import Estimate, wilson
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.loop import LoopConfig, train
@@ -129,7 +129,7 @@ def fit(
     Args:
       chosen: features [N, D] of the better answers.
       rejected: features [N, D] of the others.
-      steps: optimiser steps.
+      steps: optimizer steps.
       batch: pairs a step, drawn without return within a pass.
       decay: what the sum of the head's squares, over two, is multiplied by in the loss: pairs are
         few and features many.

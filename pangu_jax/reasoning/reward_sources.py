@@ -25,7 +25,7 @@ Answer:
 Is the answer correct? Reply with one word, yes or no."""
 
 
-def each(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
+def per_sample(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
     """A source that judges samples one by one; what it raises is a failure of that sample alone.
 
     Args:
@@ -77,7 +77,7 @@ def code(*, allow: bool, binary: bool = False, threads: int = 4) -> Source:
       binary: 1 for what passes everything, else 0.
       threads: sandboxes at once.
     """
-    return each(functools.partial(_code, allow=allow, binary=binary), threads)
+    return per_sample(functools.partial(_code, allow=allow, binary=binary), threads)
 
 
 def format_of(thinking: tuple[str, str] | None) -> Source:
@@ -87,7 +87,7 @@ def format_of(thinking: tuple[str, str] | None) -> Source:
         wrong = well_formed(sample.text, thinking, mode=sample.mode, inside=sample.inside)
         return Score(0.0 if wrong else 1.0, wrong or "")
 
-    return each(judge)
+    return per_sample(judge)
 
 
 def repeats(sample: Sample) -> Score:
@@ -102,7 +102,9 @@ def too_long(sample: Sample) -> Score:
     return Score(overlong(sample.tokens, sample.budget))
 
 
-def preferred(score: Callable[[Sequence[Sample]], Sequence[float]], place: Callable) -> Source:
+def preferred_by_model(
+    score: Callable[[Sequence[Sample]], Sequence[float]], place: Callable
+) -> Source:
     """How a preference model ranks the answers among earlier ones.
 
     Args:
@@ -116,13 +118,13 @@ def preferred(score: Callable[[Sequence[Sample]], Sequence[float]], place: Calla
     return source
 
 
-def evaluated(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
+def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
     """What a language model says when it is asked whether an answer is correct.
 
     A reply that says neither yes nor no is a failure.
 
     Args:
-      ask: replies to prompts, such as `evaluator.asker` makes with an engine.
+      ask: replies to prompts, such as `llm_judge.make_asker` makes with an engine.
     """
 
     def source(samples: Sequence[Sample]) -> list[Score]:

@@ -21,10 +21,10 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import Reply, Template, opens_thinking, prompt_ids, render, stop_ids
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import Piece
+from pangu_jax.serve.detokenizer import Continuation, Decoded, Part, TextStreamer
 from pangu_jax.serve.driver import SEEDS, Busy, Driver, Ended, Job
-from pangu_jax.serve.form import Form
 from pangu_jax.serve.protocol import Ask, ChatAsk, Refusal, TextAsk, chat_ask, text_ask
-from pangu_jax.serve.text import Continuation, Decoded, Part, Writer
+from pangu_jax.serve.response import ResponseBuilder
 
 LARGEST = 2**22  # bytes of a body
 
@@ -99,7 +99,7 @@ class _Endpoints:
     async def chat(self, request: Request) -> Response:
         ask = chat_ask(await self._body(request))
         self._check_name(ask.model)
-        form = Form(self._served.name, chat=True, scores=ask.logprobs)
+        form = ResponseBuilder(self._served.name, chat=True, scores=ask.logprobs)
         prompt = await asyncio.to_thread(self._dialogue, ask)
         return await self._answer(request, ask, form, [prompt], ask.limit)
 
@@ -107,7 +107,9 @@ class _Endpoints:
         ask = text_ask(await self._body(request))
         self._check_name(ask.model)
         scores = ask.logprobs is not None
-        form = Form(self._served.name, chat=False, scores=scores, best=bool(ask.logprobs))
+        form = ResponseBuilder(
+            self._served.name, chat=False, scores=scores, best=bool(ask.logprobs)
+        )
         if len(ask.prompt) > self._driver.most:
             raise self._too_many(len(ask.prompt))
         prompts = await asyncio.to_thread(self._prompts, ask)
@@ -190,7 +192,12 @@ class _Endpoints:
         return _Prompt(ids, tokenizer.eos_ids, lambda: Continuation(tokenizer, ids))
 
     async def _answer(
-        self, request: Request, ask: Ask, form: Form, prompts: list[_Prompt], limit: int | None
+        self,
+        request: Request,
+        ask: Ask,
+        form: ResponseBuilder,
+        prompts: list[_Prompt],
+        limit: int | None,
     ) -> Response:
         limits = [self._limit(prompt.ids, limit) for prompt in prompts]
         if len(prompts) * ask.n > self._driver.most:
@@ -237,7 +244,7 @@ class _Answering:
         self._pieces: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
         seed = secrets.randbelow(SEEDS) if ask.seed is None else ask.seed % SEEDS
         each = [(p, limit) for p, limit in zip(prompts, limits, strict=True) for _ in range(ask.n)]
-        self._writers = [Writer(prompt.decoded(), ask.stop) for prompt, _ in each]
+        self._writers = [TextStreamer(prompt.decoded(), ask.stop) for prompt, _ in each]
         self._jobs: dict[int, Job] = {
             index: Job(
                 prompt.ids, limit, ask.sampling, prompt.stop_ids, seed, index, self._giver(index)
@@ -321,7 +328,7 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answering: _Answering, form: Form, ask: Ask):
+    def __init__(self, answering: _Answering, form: ResponseBuilder, ask: Ask):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._answering, self._form = answering, form

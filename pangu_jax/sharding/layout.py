@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pangu_jax.core.spec import is_spec, materialise
+from pangu_jax.core.spec import init as init_leaves
+from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.sharding.rules import Rules, Table
 
@@ -68,7 +69,7 @@ def init(spec: Any, *, key: jax.Array, dtype: Any = None, layout: Layout | None 
     The values do not depend on the layout.
     """
     out = None if layout is None else shardings(spec, layout)
-    return jax.jit(lambda k: materialise(spec, key=k, dtype=dtype), out_shardings=out)(key)
+    return jax.jit(lambda k: init_leaves(spec, key=k, dtype=dtype), out_shardings=out)(key)
 
 
 def _sharding(axes: tuple, shape: tuple[int, ...], layout: Layout) -> NamedSharding:

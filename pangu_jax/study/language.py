@@ -16,7 +16,7 @@ import numpy as np
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import drawn_batches
 from pangu_jax.data.text import Document, documents, split_documents, take
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -45,7 +45,7 @@ class LanguageExperiment:
       data: text to train on, calibrate on and measure on, each its own documents; with a
         checkpoint, to calibrate and measure on.
       held_out: share of the documents that are calibrated and measured on, not trained on.
-      steps: optimiser steps of the model's training.
+      steps: optimizer steps of the model's training.
       batch: windows a training step.
       length: tokens a training window.
       optimizer: of the training.
@@ -85,7 +85,7 @@ class Base:
       folder: of the run.
       params: the dense model.
       cfg: its configuration.
-      tokenizer: its tokeniser.
+      tokenizer: its tokenizer.
       training: windows to train and recover on.
       kept: documents that are held out of the training.
     """
@@ -132,7 +132,7 @@ def open_base(
         )
     tokenizer = load_tokenizer(tokens)
     training, kept = split_documents(documents(experiment.data), experiment.held_out, halve=True)
-    source = PackedTokens(tokenise(take(training, TRAINING), tokenizer), experiment.length)
+    source = PackedTokens(tokenize(take(training, TRAINING), tokenizer), experiment.length)
     if params is None:
         params = train_language(
             cfg,
@@ -158,7 +158,7 @@ def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000)
     Raises:
       InputError: the text does not fill these and some more to measure on.
     """
-    found = cut_windows(tokenise(take(base.kept, size), base.tokenizer), length)
+    found = cut_windows(tokenize(take(base.kept, size), base.tokenizer), length)
     if len(found) < needed + MEASURED:
         raise InputError(
             f"the held-out text fills {len(found)} windows of {length} tokens, "

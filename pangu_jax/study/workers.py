@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_jax.checkpoint.store import discard
-from pangu_jax.core.cells import RESULTS, hold_run
+from pangu_jax.core.cells import RESULTS, lock_run
 from pangu_jax.core.config import read_json
 from pangu_jax.core.files import atomic_write
 from pangu_jax.study.cells import say
@@ -39,7 +39,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
       InputError: the folder holds a run of other settings, or another process computes there.
     """
-    hold_run(folder, settings)
+    lock_run(folder, settings)
     (folder / "cells").mkdir(exist_ok=True)
     _untake(folder)  # what was taken in a run that was stopped
 

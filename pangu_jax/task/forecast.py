@@ -26,7 +26,7 @@ from pangu_jax.eval.predict import (
     tracked_from,
 )
 from pangu_jax.models.timepro import TimeProConfig
-from pangu_jax.task.model import Model, as_forecaster, of_forecaster
+from pangu_jax.task.model import Model, as_forecaster, from_forecaster
 from pangu_jax.train.forecast import FitConfig
 from pangu_jax.train.forecast import fit as train_seeds
 
@@ -89,7 +89,7 @@ def fit(
         found = dataclasses.replace(found, cfg=cfg)
     if out is not None:
         save(found, out)
-    return of_forecaster(found, "" if out is None else out)
+    return from_forecaster(found, "" if out is None else out)
 
 
 def evaluate_series(

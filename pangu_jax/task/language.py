@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document, documents
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.generate import generate as continue_ids
@@ -53,7 +53,7 @@ def generate(
       dtype: type of activations and cache.
 
     Raises:
-      InputError: another kind of model, one without a tokeniser, or options that make no sense.
+      InputError: another kind of model, one without a tokenizer, or options that make no sense.
     """
     expect(model, "decoder")
     tokenizer, prompts = tokenizer_of(model), _texts(prompts, "prompts")
@@ -124,14 +124,14 @@ def perplexity(
       params: of a language model.
       found: the documents.
       cfg: the model.
-      tokenizer: its tokeniser.
+      tokenizer: its tokenizer.
       progress: called with what is done, how much of it, and how much in all where that is known.
       **options: of `eval.perplexity.measure`.
 
     Raises:
       InputError: as `measure`, or ids that the model lacks.
     """
-    tokens = tokenise(
+    tokens = tokenize(
         found, tokenizer, as_prompts=True, progress=lambda done: progress("reading, bytes", done)
     )
     check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
@@ -174,7 +174,7 @@ def embed(
       dtype: type of the activations.
 
     Raises:
-      InputError: another kind of model, nobody says how to pool, or no tokeniser.
+      InputError: another kind of model, nobody says how to pool, or no tokenizer.
     """
     expect(model, "encoder")
     changes = {"pooling": pooling, "prefix": prefix}

@@ -10,7 +10,7 @@ import numpy as np
 from pangu_jax.checkpoint import forecaster, hf
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.checkpoint.gguf_file import Gguf, open_gguf
-from pangu_jax.checkpoint.open import holds, open_checkpoint
+from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import tokenizer_gguf
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -28,7 +28,7 @@ class Model:
         of `models.registry.KINDS`.
       params: a nested tree of arrays.
       cfg: the frozen dataclass that describes it completely.
-      tokenizer: its tokeniser; None where it has none.
+      tokenizer: its tokenizer; None where it has none.
       path: where it was read from; "" if nowhere.
       half_width: of a forecaster, float64 [H, V]: the half widths of its intervals.
     """
@@ -61,11 +61,11 @@ def load(
     Raises:
       InputError: it is none of these, or cannot be read.
     """
-    place = holds(path)
+    place = checkpoint_format(path)
     if place == "forecaster":
         if dtype is not None or tokenizer is not None:
             raise InputError(f"{path} holds a forecaster, which has one dtype and no tokenizer")
-        return of_forecaster(forecaster.load(path), path)
+        return from_forecaster(forecaster.load(path), path)
     if place == "gguf":
         opened = open_gguf(path)
         params, cfg = hf.load(opened, dtype=dtype)
@@ -78,7 +78,7 @@ def load(
     return Model(registry.kind_of(cfg).name, params, cfg, own, str(path))
 
 
-def of_forecaster(found: Forecaster, path: str | Path = "") -> Model:
+def from_forecaster(found: Forecaster, path: str | Path = "") -> Model:
     """A forecaster as a model."""
     return Model("forecaster", found.params, found.cfg, None, str(path), found.half_width)
 
@@ -109,7 +109,7 @@ def expect(model: Model, *kinds: str) -> None:
 
 
 def tokenizer_of(model: Model) -> Tokenizer:
-    """The model's tokeniser.
+    """The model's tokenizer.
 
     Raises:
       InputError: it has none.
@@ -130,7 +130,7 @@ def checkpoint_of(model: Model) -> str:
     """
     if not model.path:
         raise InputError("the model was not read from a folder; this needs one")
-    if holds(model.path) == "gguf":
+    if checkpoint_format(model.path) == "gguf":
         raise InputError(
             f"{model.path} is a GGUF file; `pangu-jax convert {model.path} FOLDER` makes it a "
             "checkpoint, which this takes"
@@ -139,7 +139,7 @@ def checkpoint_of(model: Model) -> str:
 
 
 def _own(found: str) -> Tokenizer | None:
-    """The tokeniser of a folder, or "bytes"; one that is there but cannot be read is an error."""
+    """The tokenizer of a folder, or "bytes"; one that is there but cannot be read is an error."""
     if found != "bytes" and not any((Path(found) / name).exists() for name in TOKENIZERS):
         return None
     return load_tokenizer(found)

@@ -1,1 +1,1 @@
-"""Training: optimiser, step, loop, metrics. Losses are given as functions."""
+"""Training: optimizer, step, loop, metrics. Losses are given as functions."""

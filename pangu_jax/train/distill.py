@@ -29,7 +29,7 @@ def distill_loss(
     chunk: int = 1024,
     how: How = HOW,
 ) -> Loss:
-    """KL to the teacher's predictions plus the language-modelling loss.
+    """KL to the teacher's predictions plus the language-modeling loss.
 
     Args:
       teacher_cfg: the teacher, whose parameters are what the loss gets as `frozen`.

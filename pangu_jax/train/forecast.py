@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pangu_jax.core.claim import open_run
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import open_run
 from pangu_jax.losses.forecast import squared_error, window_errors, windows
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.train.best import StopRule
+from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.step import Loss, draw
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 CHUNK = 64  # steps that run without returning to Python
 
@@ -223,10 +223,10 @@ def fit(
                 params=initial(model, seeds),
                 evaluate=lambda params: {"mse": np.asarray(check(params, table, at)).tolist()},
                 rule=StopRule("mse", cfg.patience),
-                enough=stop,
+                should_stop=stop,
                 unit="windows",
                 label=None,
-                tell=watch.tell,
+                on_metrics=watch.on_metrics,
             )
         except Stopped as stopped:
             if stopped.status:
@@ -253,7 +253,7 @@ class _Watch:
         """Training begins: lines that come from now on are new."""
         self._last = time.perf_counter()
 
-    def tell(self, line: dict[str, Any]) -> None:
+    def on_metrics(self, line: dict[str, Any]) -> None:
         """Takes a line."""
         epoch, i = divmod(line["step"] - 1, self._steps)
         if "eval_mse" in line:

@@ -1,4 +1,4 @@
-"""The loss of language modelling, as the training step wants it, and a training with it."""
+"""The loss of language modeling, as the training step wants it, and a training with it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.checkpoint import store
-from pangu_jax.core.claim import Claim
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.losses.balance import balance
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder, registry, transformer
@@ -106,7 +106,7 @@ def train_language(
       optimizer: AdamW and its schedule.
       aux_weight: as in `language_loss`.
       chunk: as in `language_loss`.
-      how: as in `language_loss`; parameters, optimiser state and batches are laid out by its
+      how: as in `language_loss`; parameters, optimizer state and batches are laid out by its
         layout, too.
       label: what the progress line says.
 

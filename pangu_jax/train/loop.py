@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pangu_jax.checkpoint.store import Nowhere, Store, template
-from pangu_jax.core.claim import Claim
+from pangu_jax.checkpoint.store import NullStore, Store, template
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
 from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
-from pangu_jax.train import best as bests
-from pangu_jax.train.best import StopRule
+from pangu_jax.train import early_stopping
+from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.profile import Profiler
 from pangu_jax.train.step import (
@@ -32,7 +32,7 @@ from pangu_jax.train.step import (
     make_step,
     with_seeds,
 )
-from pangu_jax.train.stop import Stopped, StopRequest, stop_requests
+from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LoopConfig:
     """How long a run is and what it leaves behind.
 
     Attributes:
-      steps: optimiser steps.
+      steps: optimizer steps.
       accumulate: microbatches a step.
       seed: of initial values and of the keys that losses get. Several train as many models at once:
         then all leaves of parameters and batches have a leading axis of them.
@@ -82,7 +82,7 @@ class Stage:
       batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
       optimizer: None goes on with that of the stage before, and with its state; otherwise its state
         begins anew.
-      schedule: the learning rate by the optimiser's step, for metrics.
+      schedule: the learning rate by the optimizer's step, for metrics.
       frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
         where there are none. They live where the caller put them.
     """
@@ -109,10 +109,10 @@ def train(
     trainable: str | None = None,
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
     rule: StopRule | None = None,
-    enough: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     unit: str = "tokens",
     label: str | None = "train",
-    tell: Callable[[dict[str, Any]], None] | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
     layout: Layout | None = None,
     profile: Profiler | None = None,
 ) -> TrainState:
@@ -134,10 +134,10 @@ def train(
       trainable: which leaves are trained.
       evaluate: what is measured on the way.
       rule: when to stop for want of better evaluations.
-      enough: whether to stop after an evaluation.
+      should_stop: whether to stop after an evaluation.
       unit: what the loss's weight counts.
       label: what the progress line says.
-      tell: is called with every line of metrics.
+      on_metrics: is called with every line of metrics.
       layout: where arrays live.
       profile: traces some steps.
     """
@@ -151,10 +151,10 @@ def train(
         trainable=trainable,
         evaluate=evaluate,
         rule=rule,
-        enough=enough,
+        should_stop=should_stop,
         unit=unit,
         label=label,
-        tell=tell,
+        on_metrics=on_metrics,
         layout=layout,
         profile=profile,
     )
@@ -170,10 +170,10 @@ def train_stages(
     trainable: str | None = None,
     evaluate: Callable[[Any], dict[str, Any]] | None = None,
     rule: StopRule | None = None,
-    enough: Callable[[], bool] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     unit: str = "tokens",
     label: str | None = "train",
-    tell: Callable[[dict[str, Any]], None] | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
     layout: Layout | None = None,
     profile: Profiler | None = None,
 ) -> TrainState:
@@ -194,10 +194,10 @@ def train_stages(
         returns, numbers or for several seeds a list of them, goes to metrics.jsonl under "eval_"
         names.
       rule: when to stop for want of better evaluations; the best parameters are the state's `best`.
-      enough: asked after every evaluation; True stops the run there, as a signal would.
+      should_stop: asked after every evaluation; True stops the run there, as a signal would.
       unit: what the loss's weight counts, in the plural.
       label: what the progress line says; None shows none.
-      tell: called with every line of metrics, those from before the run was stopped first.
+      on_metrics: called with every line of metrics, those from before the run was stopped first.
       layout: where arrays live; None is the default device.
       profile: traces some of the first steps.
 
@@ -209,30 +209,32 @@ def train_stages(
         or something cannot be written.
       Stopped: SIGTERM or SIGINT came, or there was enough; the step was finished and saved.
     """
-    plan = _plan(stages, cfg, trainable, layout)
+    timeline = _timeline(stages, cfg, trainable, layout)
     if rule is not None and evaluate is None:
         raise InputError(f"the stop rule wants {rule.metric}, but nothing is evaluated")
     init_key, key = _keys(cfg)
-    place = Nowhere() if folder is None else Store(folder, keep=cfg.keep)
+    place = NullStore() if folder is None else Store(folder, keep=cfg.keep)
     listens = stop_requests() if folder is not None else contextlib.nullcontext(StopRequest())
     with place as store, listens as stop, _together(store):
         latest = store.latest()
         if latest is None:
-            state = plan.start(0, spec, init_key, params)
+            state = timeline.start(0, spec, init_key, params)
             if rule is not None:
-                state = state.replace(best=bests.begin(state.params, len(cfg.seeds)))
+                state = state.replace(best=early_stopping.begin(state.params, len(cfg.seeds)))
         else:
-            state = _restore(store, latest, spec, plan, rule is not None)
+            state = _restore(store, latest, spec, timeline, rule is not None)
         first = int(state.step)
-        path = None if isinstance(store, Nowhere) else store.folder.parent / "metrics.jsonl"
+        path = None if isinstance(store, NullStore) else store.folder.parent / "metrics.jsonl"
         shows = first_process()
-        log = MetricLog(path, start_step=first, writes=shows, tell=tell)
+        log = MetricLog(path, start_step=first, writes=shows, on_metrics=on_metrics)
         line = ProgressLine(
             label or "", cfg.steps, first, unit=unit, shows=shows and label is not None
         )
-        run = _Run(plan, spec, key, store, stop, log, line, unit, evaluate, rule, enough, profile)
+        run = _Run(
+            timeline, spec, key, store, stop, log, line, unit, evaluate, rule, should_stop, profile
+        )
         try:
-            for index in range(plan.stage_of(first), len(stages)):
+            for index in range(timeline.stage_of(first), len(stages)):
                 state = _run_stage(run, index, state)
             store.wait()
         finally:
@@ -244,8 +246,8 @@ def train_stages(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Stages that begin and end at steps of the run, each with the optimiser that it uses."""
+class _Timeline:
+    """Stages that begin and end at steps of the run, each with the optimizer that it uses."""
 
     stages: tuple[Stage, ...]
     ends: tuple[int, ...]
@@ -269,7 +271,7 @@ class _Plan:
         return evaluates, number % self.cfg.checkpoint_every == 0
 
     def told(self, index: int) -> dict[str, np.ndarray]:
-        """What a checkpoint says of where in the plan it is, where there are several stages."""
+        """What a checkpoint says of where in the timeline it is, where there are several stages."""
         return {"stage": np.asarray(index + 1, np.int32)} if len(self.stages) > 1 else {}
 
     def optimizer(self, index: int) -> optax.GradientTransformation:
@@ -288,21 +290,21 @@ class _Plan:
 class _Run:
     """What stays the same while a run runs."""
 
-    plan: _Plan
+    timeline: _Timeline
     spec: Any
     key: jax.Array
-    store: Store | Nowhere
+    store: Store | NullStore
     stop: StopRequest
     log: MetricLog
     line: ProgressLine
     unit: str
     evaluate: Callable[[Any], dict[str, Any]] | None
     rule: StopRule | None
-    enough: Callable[[], bool] | None
+    should_stop: Callable[[], bool] | None
     profile: Profiler | None
 
 
-def _plan(stages: Sequence[Stage], cfg: LoopConfig, trainable, layout) -> _Plan:
+def _timeline(stages: Sequence[Stage], cfg: LoopConfig, trainable, layout) -> _Timeline:
     if not stages or any(stage.steps < 1 for stage in stages):
         raise InputError("a run needs stages of at least one step each")
     ends = tuple(itertools.accumulate(stage.steps for stage in stages))
@@ -312,7 +314,7 @@ def _plan(stages: Sequence[Stage], cfg: LoopConfig, trainable, layout) -> _Plan:
         raise InputError("the first stage needs an optimizer")
     if layout is not None and len(cfg.seeds) > 1:
         raise InputError("several seeds are trained on one device: give one seed, or no layout")
-    return _Plan(tuple(stages), ends, cfg, trainable, layout)
+    return _Timeline(tuple(stages), ends, cfg, trainable, layout)
 
 
 def _keys(cfg: LoopConfig) -> tuple[jax.Array, jax.Array]:
@@ -326,57 +328,57 @@ def _keys(cfg: LoopConfig) -> tuple[jax.Array, jax.Array]:
 
 def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
     """The steps of a stage that are left."""
-    plan, stage, end = run.plan, run.plan.stages[index], run.plan.ends[index]
+    timeline, stage, end = run.timeline, run.timeline.stages[index], run.timeline.ends[index]
     begin, number = end - stage.steps, int(state.step)
     if number == end or _is_over(run, state):
         return state
     if number == begin and index and stage.optimizer is not None:
-        fresh = plan.start(index, run.spec, run.key, state.params)
+        fresh = timeline.start(index, run.spec, run.key, state.params)
         state = state.replace(opt_state=fresh.opt_state)
-    steps = {count: _make_step(run, index, count) for count in {1, plan.cfg.chunk}}
+    steps = {count: _make_step(run, index, count) for count in {1, timeline.cfg.chunk}}
     stream = stage.batches(number - begin)
     pending = None  # the metrics of the steps before, fetched while the next ones run
     while number < end:
-        left = plan.boundary(number, end) - number
-        count = plan.cfg.chunk if left >= plan.cfg.chunk else 1  # two compilations, no more
-        batch = _batch(stream, count, plan.layout)
+        left = timeline.boundary(number, end) - number
+        count = timeline.cfg.chunk if left >= timeline.cfg.chunk else 1  # two compilations, no more
+        batch = _batch(stream, count, timeline.layout)
         state, metrics = steps[count](state, batch, run.key, stage.frozen)
         if pending is not None:
             _report(run, *pending)
         pending, number = (number, count, metrics), number + count
         # Asked once a call: a signal that comes later is for the next.
         stopping = run.stop.reached(number)
-        evaluates, saves = plan.due(number)
+        evaluates, saves = timeline.due(number)
         if evaluates or saves or stopping or number == end:
             _report(run, *pending)
             pending = None
         if evaluates:
             state = _evaluated(run, state, number)
-        over = number == plan.cfg.steps or _is_over(run, state)
-        enough = evaluates and not over and run.enough is not None and run.enough()
-        if saves or over or stopping or enough:
-            _save(run.store, number, state, plan.told(index))
+        over = number == timeline.cfg.steps or _is_over(run, state)
+        should_stop = evaluates and not over and run.should_stop is not None and run.should_stop()
+        if saves or over or stopping or should_stop:
+            _save(run.store, number, state, timeline.told(index))
         if over:
             break
-        if stopping or enough:
+        if stopping or should_stop:
             run.store.wait()
             raise Stopped(number, 128 + run.stop.signal if stopping else 0, state)
     return state
 
 
 def _make_step(run: _Run, index: int, count: int) -> Callable:
-    plan, stage = run.plan, run.plan.stages[index]
+    timeline, stage = run.timeline, run.timeline.stages[index]
     step = make_step(
         stage.loss,
-        plan.optimizer(index),
-        accumulate=plan.cfg.accumulate,
+        timeline.optimizer(index),
+        accumulate=timeline.cfg.accumulate,
         schedule=stage.schedule,
-        trainable=plan.trainable,
-        seeds=len(plan.cfg.seeds),
+        trainable=timeline.trainable,
+        seeds=len(timeline.cfg.seeds),
         chunk=count,
-        layout=plan.layout,
+        layout=timeline.layout,
     )
-    watches = run.profile is not None and index == 0 and count == plan.cfg.chunk
+    watches = run.profile is not None and index == 0 and count == timeline.cfg.chunk
     return run.profile.watch(step) if watches else step
 
 
@@ -406,15 +408,17 @@ def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
             f"the evaluated {run.rule.metric} is not finite at step {number}: {score}; "
             f"{_kept(run.store)}"
         )
-    return state.replace(best=bests.judge(state.best, state.params, score, number, run.rule))
+    return state.replace(
+        best=early_stopping.judge(state.best, state.params, score, number, run.rule)
+    )
 
 
 def _is_over(run: _Run, state: TrainState) -> bool:
-    return run.rule is not None and bests.is_over(state.best, run.rule)
+    return run.rule is not None and early_stopping.is_over(state.best, run.rule)
 
 
 @contextlib.contextmanager
-def _together(store: Store | Nowhere) -> Iterator[None]:
+def _together(store: Store | NullStore) -> Iterator[None]:
     """Says what it means when what several processes do together fails.
 
     Raises:
@@ -435,7 +439,7 @@ def _together(store: Store | Nowhere) -> Iterator[None]:
         ) from error
 
 
-def _save(store: Store | Nowhere, number: int, state: TrainState, told: dict[str, Any]) -> None:
+def _save(store: Store | NullStore, number: int, state: TrainState, told: dict[str, Any]) -> None:
     # The loss and gradient that led here were finite; the update may still have overflowed.
     if not _finite(state.params):
         kept = _kept(store)
@@ -448,7 +452,7 @@ def _finite(params: Any) -> jax.Array:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
-def _kept(store: Store | Nowhere) -> str:
+def _kept(store: Store | NullStore) -> str:
     kept = store.latest()
     return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
 
@@ -459,23 +463,25 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return rest if state.best is None else {**rest, "best": state.best}
 
 
-def _restore(store: Store, step: int, spec: Any, plan: _Plan, keeps_best: bool) -> TrainState:
-    if step > plan.cfg.steps:
+def _restore(
+    store: Store, step: int, spec: Any, timeline: _Timeline, keeps_best: bool
+) -> TrainState:
+    if step > timeline.cfg.steps:
         raise InputError(
-            f"{store.folder} holds step {step}, the run has {plan.cfg.steps} steps alone"
+            f"{store.folder} holds step {step}, the run has {timeline.cfg.steps} steps alone"
         )
-    seeds, layout, index = len(plan.cfg.seeds), plan.layout, plan.stage_of(step)
+    seeds, layout, index = len(timeline.cfg.seeds), timeline.layout, timeline.stage_of(step)
     state = abstract_state(
         spec,
-        plan.optimizer(index),
+        timeline.optimizer(index),
         layout=layout,
-        trainable=plan.trainable,
+        trainable=timeline.trainable,
         seeds=seeds,
         keeps_best=keeps_best,
     )
     stacked = with_seeds(spec, seeds)
     params = template(abstract(stacked), stacked, layout)
-    told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plan.told(index))
+    told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), timeline.told(index))
     params, rest = store.restore(step, params, _on_device(_rest(state) | told, layout))
     where = str(store.folder / str(step))
     check_all_finite(params, where)
@@ -519,8 +525,8 @@ def _report(run: _Run, before: int, count: int, metrics: dict[str, jax.Array]) -
         _refuse_nonfinite(run, number, row)
     loss, weight = np.mean(rows[-1]["loss"]), sum(np.sum(row["weight"]) for row in rows)
     speed = round(run.line.update(before + count, float(loss), float(weight)), 1)
-    index = run.plan.stage_of(before + count)
-    stage = {"stage": index + 1} if len(run.plan.stages) > 1 else {}
+    index = run.timeline.stage_of(before + count)
+    stage = {"stage": index + 1} if len(run.timeline.stages) > 1 else {}
     for number, row in enumerate(rows, start=before + 1):
         run.log.write(number, {**row, **stage, f"{run.unit}_per_s": speed})
 

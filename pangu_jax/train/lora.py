@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Normal, Spec, is_spec, materialise, zeros
+from pangu_jax.core.spec import Normal, Spec, init, is_spec, zeros
 from pangu_jax.core.tree import flatten, split
 from pangu_jax.train.step import Loss, WholeLoss
 
@@ -75,7 +75,7 @@ def attach_params(params: Any, spec: Any, *, key: jax.Array) -> Any:
       spec: what `attach` gave.
       key: the leaves that are not zero are drawn with it.
     """
-    return _graft(params, materialise(split(spec, TRAINED)[0], key=key))
+    return _graft(params, init(split(spec, TRAINED)[0], key=key))
 
 
 def merge(params: Any, cfg: LoraConfig) -> Any:

@@ -32,7 +32,7 @@ class MetricLog:
         *,
         start_step: int,
         writes: bool = True,
-        tell: Callable[[dict[str, Any]], None] | None = None,
+        on_metrics: Callable[[dict[str, Any]], None] | None = None,
     ):
         """Opens the file, dropping lines of steps after `start_step` that a stop left behind.
 
@@ -40,12 +40,12 @@ class MetricLog:
           path: the file; None for none.
           start_step: what is kept.
           writes: False where another process of the run writes it.
-          tell: called with every line, those that were kept first.
+          on_metrics: called with every line, those that were kept first.
 
         Raises:
           InputError: the file cannot be written.
         """
-        self._path, self._tell = Path(path or os.devnull), tell or (lambda line: None)
+        self._path, self._tell = Path(path or os.devnull), on_metrics or (lambda line: None)
         if path is None or not writes:
             self._file = open(os.devnull, "wb", buffering=0)  # noqa: SIM115  closed by `close`
             return

@@ -144,7 +144,7 @@ def _bytes_held(state: Any) -> dict[str, int]:
         shards = (s for leaf in jax.tree.leaves(tree) for s in leaf.addressable_shards)
         return sum(s.data.nbytes for s in shards if s.device == device)
 
-    return {"parameters": held(state.params), "optimiser's state": held(state.opt_state)}
+    return {"parameters": held(state.params), "optimizer's state": held(state.opt_state)}
 
 
 def _size(size: int) -> str:

@@ -1,4 +1,4 @@
-"""One optimiser step: gradients of a summed loss, divided once."""
+"""One optimizer step: gradients of a summed loss, divided once."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from pangu_jax.core.platform import target
 from pangu_jax.core.spec import abstract, is_spec
 from pangu_jax.core.tree import join, split
 from pangu_jax.sharding.layout import Layout, init, shardings
-from pangu_jax.train.best import Best, begin
+from pangu_jax.train.early_stopping import Best, begin
 
 SMALL = 2**20  # elements of a leaf that is quickly copied
 
@@ -54,7 +54,7 @@ class TrainState:
     Attributes:
       step: int32 scalar, steps done.
       params: the parameters, trained or not.
-      opt_state: the optimiser's state, of the trained ones.
+      opt_state: the optimizer's state, of the trained ones.
       best: the best parameters so far, where a stop rule keeps them.
     """
 
@@ -87,7 +87,7 @@ def init_state(
     if params is None:
         params = draw(spec, key, layout)
     where = None if layout is None else _like_params(optimizer, spec, layout, trainable)
-    start = jax.jit(_initialiser(optimizer, trainable, seeds), out_shardings=where)
+    start = jax.jit(_initializer(optimizer, trainable, seeds), out_shardings=where)
     return TrainState(jnp.int32(0), params, start(params))
 
 
@@ -109,7 +109,7 @@ def abstract_state(
 ) -> TrainState:
     """The state's shapes, types and shardings without its values: the template to restore into."""
     params = abstract(with_seeds(spec, seeds))
-    opt_state = jax.eval_shape(_initialiser(optimizer, trainable, seeds), params)
+    opt_state = jax.eval_shape(_initializer(optimizer, trainable, seeds), params)
     best = jax.eval_shape(lambda p: begin(p, seeds), params) if keeps_best else None
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, opt_state, best)
     if layout is None:
@@ -154,7 +154,7 @@ def make_step(
     The batch is cut into `accumulate` microbatches whose loss sums, weights and gradients add up;
     one division by the summed weight at the end makes every token count the same however they are
     spread over microbatches. Metrics that the loss names are sums and are divided alike. Trainings
-    of the same loss and optimiser share a compilation.
+    of the same loss and optimizer share a compilation.
 
     `frozen` holds arrays that the loss reads and nobody trains, such as a teacher's parameters.
     They are arguments of the compiled step, where arrays that a loss closes over would be copied
@@ -304,8 +304,8 @@ def _cut(x: Any, parts: int) -> Any:
     return rearrange(x, "(part b) ... -> part b ...", part=parts)
 
 
-def _initialiser(optimizer, trainable: str | None, seeds: int) -> Callable[[Any], Any]:
-    """From parameters to the optimiser's state of the trained ones."""
+def _initializer(optimizer, trainable: str | None, seeds: int) -> Callable[[Any], Any]:
+    """From parameters to the optimizer's state of the trained ones."""
 
     def start(params):
         return optimizer.init(split(params, trainable)[0])
@@ -314,9 +314,9 @@ def _initialiser(optimizer, trainable: str | None, seeds: int) -> Callable[[Any]
 
 
 def _like_params(optimizer, spec, layout, trainable) -> Any:
-    """Shardings of the optimiser's state: moments as their parameters, the rest whole."""
+    """Shardings of the optimizer's state: moments as their parameters, the rest whole."""
     whole = jax.sharding.NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
-    opt_state = jax.eval_shape(_initialiser(optimizer, trainable, 1), abstract(spec))
+    opt_state = jax.eval_shape(_initializer(optimizer, trainable, 1), abstract(spec))
     return optax.tree.map_params(
         optimizer,
         lambda _, s: s,

@@ -10,7 +10,7 @@ import pytest
 
 from pangu_jax.checkpoint import forecaster
 from pangu_jax.core import files
-from pangu_jax.core.digest import seal
+from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import map_named
 from pangu_jax.models import timepro
@@ -88,7 +88,7 @@ def described(folder):
 def describe(folder, values, *, sealed=True):
     values = {k: v for k, v in values.items() if k != "seal"}
     if sealed:
-        values["seal"] = seal(values)
+        values["seal"] = json_digest(values)
     (folder / forecaster.DESCRIPTION).write_text(json.dumps(values))
 
 

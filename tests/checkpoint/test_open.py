@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pangu_jax.checkpoint import hf, store
-from pangu_jax.checkpoint.open import holds, open_checkpoint
+from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models.timepro import TimeProConfig
@@ -73,10 +73,10 @@ def test_another_kind_of_model_than_was_asked_for_is_named_before_its_tensors_ar
 
 def test_a_forecaster_is_known_where_nothing_else_is_beside_it(tmp_path):
     (tmp_path / "forecaster.json").write_text("{}")
-    assert holds(tmp_path) == "forecaster"
+    assert checkpoint_format(tmp_path) == "forecaster"
     with pytest.raises(InputError, match="holds a forecaster, which is for `pangu-jax forecast`"):
         open_checkpoint(tmp_path)
     with pytest.raises(InputError, match="holds a forecaster; this call takes a decoder"):
         open_checkpoint(tmp_path, kind="decoder")
     (tmp_path / "config.json").write_text("{}")
-    assert holds(tmp_path) == "hf"
+    assert checkpoint_format(tmp_path) == "hf"

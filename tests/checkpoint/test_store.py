@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import store
-from pangu_jax.checkpoint.hush import Hush
+from pangu_jax.checkpoint.quiet_logs import QuietLogs
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import flatten
@@ -282,7 +282,7 @@ def test_a_store_leaves_hooks_and_loggers_as_they_were(folder, monkeypatch):
 def test_complaints_of_others_are_passed_on(monkeypatch):
     heard = []
     monkeypatch.setattr(sys, "unraisablehook", heard.append)
-    first, second = Hush(), Hush()
+    first, second = QuietLogs(), QuietLogs()
     other = SimpleNamespace(object=None, exc_value=ValueError("mine"))
     sys.unraisablehook(other)
     sys.unraisablehook(SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed")))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import archive
+from pangu_jax.checkpoint import safetensors_files
 from pangu_jax.checkpoint.verify import check_structure, check_sums
 from pangu_jax.core.errors import InputError
 
@@ -124,7 +124,7 @@ def test_the_structure_of_a_folder(folder):
 
     def check(**changes):
         found = {"weight_map": {k: v for k, v in {**weight_map, **changes}.items() if v}}
-        (folder / archive.INDEX).write_text(json.dumps(found))
+        (folder / safetensors_files.INDEX).write_text(json.dumps(found))
         return check_structure(folder)
 
     assert check() == "21 tensors in 2 files fit config.json; all values are finite"

@@ -141,14 +141,14 @@ def test_code_that_is_left_behind_is_said(tmp_path, capsys):
 
 KILLED = """
 import os, sys
-from pangu_jax.checkpoint import archive
+from pangu_jax.checkpoint import safetensors_files
 from pangu_jax.cli.main import main
-archive.header = lambda path: os._exit(9) if ".out." in str(path) else real(path)
+safetensors_files.header = lambda path: os._exit(9) if ".out." in str(path) else real(path)
 """
 
 
 def test_what_a_killed_convert_left_is_cleared_by_the_next(tmp_path, capsys):
-    code = "from pangu_jax.checkpoint.archive import header as real\n" + KILLED
+    code = "from pangu_jax.checkpoint.safetensors_files import header as real\n" + KILLED
     code += f"main(['convert', {str(GOLDEN / 'llama2')!r}, {str(tmp_path / 'out')!r}])"
     done = subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
     assert done.returncode == 9
@@ -235,7 +235,7 @@ DESCRIBED = {
 }
 
 
-def test_a_gguf_file_becomes_a_folder_with_its_tokeniser(make_gguf, tmp_path, capsys):
+def test_a_gguf_file_becomes_a_folder_with_its_tokenizer(make_gguf, tmp_path, capsys):
     file = tmp_path / "m.gguf"
     metadata = {**DESCRIBED, "tokenizer.ggml.tokens": [*TOKENS[:47], "ab"]}
     metadata["tokenizer.ggml.merges"] = ["a b"]
@@ -254,7 +254,7 @@ def test_a_gguf_file_becomes_a_folder_with_its_tokeniser(make_gguf, tmp_path, ca
         open_checkpoint(file)
 
 
-def test_a_tokeniser_that_is_not_read_is_left_out_and_said(make_gguf, tmp_path, capsys):
+def test_a_tokenizer_that_is_not_read_is_left_out_and_said(make_gguf, tmp_path, capsys):
     file = tmp_path / "m.gguf"
     make_gguf.write(
         GOLDEN / "qwen2", file, metadata={**DESCRIBED, "tokenizer.ggml.pre": "command-r"}

@@ -13,7 +13,7 @@ import pytest
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
 from pangu_jax.export import parity
-from pangu_jax.export.artefact import load
+from pangu_jax.export.artifact import load
 from pangu_jax.export.onnx import elementwise, lower
 
 pytestmark = pytest.mark.onnx
@@ -29,7 +29,7 @@ def call(*arguments):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """An ONNX artefact as the command writes it."""
+    """An ONNX artifact as the command writes it."""
     folder = tmp_path_factory.mktemp("cli") / "out"
     options = ["--target", "onnx", "--profiles", "8", "--out", folder]
     assert call("export", MODEL, *options) == 0
@@ -37,9 +37,9 @@ def exported(tmp_path_factory):
 
 
 def test_export_prints_the_parity_table_and_run_checks_it(exported, capsys):
-    artefact = load(exported)
-    assert [p.name for p in artefact.programs] == ["prefill_8", "decode"]
-    assert artefact.facts["slots"] == 16
+    artifact = load(exported)
+    assert [p.name for p in artifact.programs] == ["prefill_8", "decode"]
+    assert artifact.facts["slots"] == 16
     assert call("run", exported, "--check") == 0
     out = capsys.readouterr().out
     assert "max rel" in out
@@ -107,11 +107,11 @@ def test_stablehlo_serves_several_platforms_with_any_batch(tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--platforms", "cpu,cuda", "--profiles", "8", "--dtype", "bfloat16", "--out", out]
     assert call("export", MODEL, "--target", "stablehlo", *options) == 0
-    artefact = load(out)
-    assert artefact.platforms == ("cpu", "cuda")
-    assert artefact.tolerance == parity.TOLERANCES["bfloat16"]
-    assert artefact.program("decode").inputs[2].dtype == "bfloat16"
-    assert artefact.program("decode").inputs[2].shape[0] == "b"
+    artifact = load(out)
+    assert artifact.platforms == ("cpu", "cuda")
+    assert artifact.tolerance == parity.TOLERANCES["bfloat16"]
+    assert artifact.program("decode").inputs[2].dtype == "bfloat16"
+    assert artifact.program("decode").inputs[2].shape[0] == "b"
     assert call("run", out, "--check") == 0
     assert "logits" in capsys.readouterr().out
 
@@ -156,11 +156,11 @@ def test_what_is_wrong_is_said_in_one_sentence(exported, tmp_path, capsys):
         ("export", MODEL, "--target", "onnx", "--profiles", "a", *out): "lengths such as 128,512",
         ("export", MODEL, "--target", "onnx", "--cache", 4, *out): "4 slots is too short",
         ("export", MODEL, "--target", "onnx", "--batch", 0, *out): "--batch must be at least 1",
-        ("export", MODEL, "--target", "onnx", "--out", tmp_path / "full"): "no artefact of ours",
+        ("export", MODEL, "--target", "onnx", "--out", tmp_path / "full"): "no artifact of ours",
         ("export", MODEL, "--target", "ascend", *out): "needs --soc",
         ("export", MODEL, "--target", "ascend", "--soc", "H100", *out): "there is no SoC 'H100'",
         ("export", MODEL, "--target", "stablehlo", "--platforms", "gpu", *out): "no platform 'gpu'",
-        ("run", tmp_path): "is no artefact",
+        ("run", tmp_path): "is no artifact",
         ("run", exported, "--inputs", tmp_path / "none.npz"): "cannot read",
         ("run", exported, "--inputs", tmp_path / "x.npz"): "name a program",
         (

@@ -11,7 +11,7 @@ from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
 from pangu_jax.core.spec import is_spec
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.decode.generate import generate
@@ -166,7 +166,7 @@ def test_eval_prints_the_measurement_and_its_protocol(run_folder, tmp_path, caps
     assert call("eval", run_folder, *options, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     params, _, _ = open_checkpoint(run_folder)
-    tokens = tokenise([Document(text, text) for text in texts], ByteTokenizer())
+    tokens = tokenize([Document(text, text) for text in texts], ByteTokenizer())
     want = measure(params, tokens, cfg=CFG, length=6, stride=2, batch=3)
     assert found["nats"] == pytest.approx(want.nats, rel=1e-9)
     assert found["perplexity"] == want.perplexity

@@ -140,8 +140,8 @@ TIMEPRO = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
 def test_an_encoder_says_how_its_vectors_are_made(encoder_folder, capsys):
     found = inspected(encoder_folder, capsys)
     assert (found["kind"], found["family"], found["layers"]) == ("encoder", "bert", 2)
-    made = {name: found[name] for name in ("pooling", "normalise", "text_length", "classes")}
-    assert made == {"pooling": "mean", "normalise": True, "text_length": 12, "classes": 0}
+    made = {name: found[name] for name in ("pooling", "normalize", "text_length", "classes")}
+    assert made == {"pooling": "mean", "normalize": True, "text_length": 12, "classes": 0}
     assert call(encoder_folder) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "vectors mean, scaled to length 1, of texts of at most 12 tokens" in text

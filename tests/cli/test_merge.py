@@ -49,7 +49,7 @@ def three(tmp_path):
 
 
 def test_the_mean_is_that_of_each_tensor_and_no_model_is_loaded(three, tmp_path, monkeypatch):
-    monkeypatch.setattr("pangu_jax.reasoning.merge_files.open_checkpoint", pytest.fail)
+    monkeypatch.setattr("pangu_jax.reasoning.merge_checkpoints.open_checkpoint", pytest.fail)
     assert call(*three, "--out", tmp_path / "out") == 0
     found, parts = load_file(tmp_path / "out" / WEIGHTS), [load_file(f / WEIGHTS) for f in three]
     assert found.keys() == parts[0].keys()

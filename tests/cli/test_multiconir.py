@@ -372,7 +372,7 @@ def test_a_decoder_is_measured(tiny_run, data, tmp_path, capsys):
 
 @pytest.fixture
 def reranker(encoder_folder, tmp_path):
-    """The encoder's tokeniser with a BERT of one score."""
+    """The encoder's tokenizer with a BERT of one score."""
     folder = tmp_path / "reranker"
     folder.mkdir()
     with np.load(RERANKER) as golden:

@@ -35,4 +35,4 @@ def test_work_that_cannot_say_how_far_it_is_is_said_to_go_on(capsys):
     with working("reading y"):
         pass
     time.sleep(0.03)
-    assert capsys.readouterr().err == ""  # nothing of short work, and nothing afterwards
+    assert capsys.readouterr().err == ""  # nothing of short work, and nothing afterward

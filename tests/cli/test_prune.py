@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
-from pangu_jax.core.claim import Claim
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig

@@ -4,7 +4,7 @@ import pytest
 
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.errors import InputError
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 
 @pytest.mark.parametrize(

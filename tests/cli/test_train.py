@@ -6,7 +6,7 @@ import pytest
 
 from pangu_jax.checkpoint import store
 from pangu_jax.cli.main import main
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 
 def call(*arguments):

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from pangu_jax.core.cells import compute, open_results, save_results
-from pangu_jax.core.claim import Claim
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import Claim
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pangu_jax.core.config import (
     read_json,
     save_config,
     to_json,
+    up_to_date,
 )
 from pangu_jax.core.errors import InputError
 
@@ -122,6 +123,23 @@ def test_the_alternative_that_fits_is_taken():
     config = from_json(Outer, {"layers": [], "either": {"name": "y"}})
     assert config.either == Other("y")
     assert from_json(Outer, {"layers": [], "either": {"width": 3}}).either == Inner(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    normalize: bool
+    inner: tuple["Scaled", ...] = ()
+
+
+def test_fields_of_older_files_are_found_under_their_names_of_today():
+    old = {"normalise": True, "inner": [{"normalise": False}, {"normalize": True}]}
+    assert from_json(Scaled, old) == Scaled(True, (Scaled(False), Scaled(True)))
+    # Only what can be such a field; anything deeper than configurations lie stays as it is.
+    assert up_to_date({"normalise": "a column"}) == {"normalise": "a column"}
+    deep = []
+    for _ in range(900):
+        deep = [deep]
+    assert up_to_date([{"renormalise": False}, deep]) == [{"renormalize": False}, deep]
 
 
 def test_a_long_value_is_cut_in_the_message():

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pangu_jax.core import spec as specs
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Constant, Normal, Spec, abstract, check, count, materialise, nbytes
+from pangu_jax.core.spec import Constant, Normal, Spec, abstract, check, count, init, nbytes
 from pangu_jax.core.tree import flatten, map_named
 
 KEY = jax.random.key(0)
@@ -32,7 +32,7 @@ def test_shapes_and_axes_agree_or_the_spec_is_refused():
 
 
 def test_initial_values():
-    params = materialise(SPEC, key=KEY)
+    params = init(SPEC, key=KEY)
     assert jax.tree.structure(params) == jax.tree.structure(SPEC, is_leaf=specs.is_spec)
     for name, leaf in flatten(params).items():
         wanted = flatten(SPEC)[name]
@@ -47,22 +47,22 @@ def test_initial_values():
 
 
 def test_a_leaf_depends_on_key_and_path_alone():
-    whole = materialise(SPEC, key=KEY)
-    part = materialise({"embed": SPEC["embed"]}, key=KEY)
+    whole = init(SPEC, key=KEY)
+    part = init({"embed": SPEC["embed"]}, key=KEY)
     np.testing.assert_array_equal(whole["embed"]["table"], part["embed"]["table"])
-    again = jax.jit(lambda key: materialise(SPEC, key=key))(KEY)
+    again = jax.jit(lambda key: init(SPEC, key=key))(KEY)
     chex.assert_trees_all_close(again, whole, rtol=1e-6)
-    other = materialise(SPEC, key=jax.random.key(1))
-    twin = materialise({"embed": {"tables": SPEC["embed"]["table"]}}, key=KEY)
+    other = init(SPEC, key=jax.random.key(1))
+    twin = init({"embed": {"tables": SPEC["embed"]["table"]}}, key=KEY)
     for table in (other["embed"]["table"], twin["embed"]["tables"]):
         assert abs(np.corrcoef(np.ravel(table), np.ravel(whole["embed"]["table"]))[0, 1]) < 0.1
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, "bfloat16", np.dtype("float32")])
 def test_another_storage_type_rounds_the_same_draws(dtype):
-    params = materialise(SPEC, key=KEY, dtype=dtype)
+    params = init(SPEC, key=KEY, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
-    exact = materialise(SPEC, key=KEY)
+    exact = init(SPEC, key=KEY)
     chex.assert_trees_all_equal(params, jax.tree.map(lambda leaf: leaf.astype(dtype), exact))
 
 
@@ -77,16 +77,16 @@ def test_values_do_not_depend_on_the_sharding():
     where = map_named(
         lambda name, s, w: NamedSharding(mesh, PartitionSpec()) if s.shape == () else w, SPEC, where
     )
-    params = jax.jit(lambda key: materialise(SPEC, key=key), out_shardings=where)(KEY)
+    params = jax.jit(lambda key: init(SPEC, key=key), out_shardings=where)(KEY)
     table = params["embed"]["table"]
     assert {s.data.shape for s in table.addressable_shards} == {(5, 50)}
-    expected = materialise(SPEC, key=KEY)["embed"]["table"]
+    expected = init(SPEC, key=KEY)["embed"]["table"]
     np.testing.assert_allclose(table, expected, rtol=1e-6)
 
 
 def test_counts_are_exact_integers():
     assert count(SPEC) == 2000 + 24 + 4000 + 1 + 4
-    assert count(materialise(SPEC, key=KEY)) == count(SPEC)
+    assert count(init(SPEC, key=KEY)) == count(SPEC)
     assert count({}) == 0
     huge = Spec((3, 2**40, 2**40), (None, None, None))
     assert count(huge) == 3 * 2**80
@@ -95,7 +95,7 @@ def test_counts_are_exact_integers():
 def test_bytes_follow_the_types():
     assert nbytes(SPEC) == 4 * (2000 + 24 + 4000 + 1) + 2 * 4
     assert nbytes(SPEC, jnp.bfloat16) == 2 * count(SPEC)
-    assert nbytes(materialise(SPEC, key=KEY)) == nbytes(SPEC)
+    assert nbytes(init(SPEC, key=KEY)) == nbytes(SPEC)
     assert nbytes(abstract(SPEC, jnp.int8)) == count(SPEC)
 
 
@@ -115,7 +115,7 @@ def test_stack_puts_layers_first():
 
 
 def test_check_returns_what_fits():
-    params = materialise(SPEC, key=KEY)
+    params = init(SPEC, key=KEY)
     assert check(SPEC, params) is params
     assert check(SPEC, abstract(SPEC, jnp.bfloat16)) is not None
 
@@ -135,7 +135,7 @@ def test_check_returns_what_fits():
     ],
 )
 def test_check_names_the_leaf(change, message):
-    params = jax.tree.map(np.asarray, materialise(SPEC, key=KEY))
+    params = jax.tree.map(np.asarray, init(SPEC, key=KEY))
     change(params)
     with pytest.raises(InputError, match=message):
         check(SPEC, params, "a.npz")

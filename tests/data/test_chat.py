@@ -123,7 +123,7 @@ def test_what_cannot_be_written_is_refused(messages, options, words):
         render(messages, options.pop("template", "pangu"), **options)
 
 
-def test_stop_ids_are_the_tokenisers_own_and_the_templates(tmp_path):
+def test_stop_ids_are_the_tokenizers_own_and_the_templates(tmp_path):
     inner = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "a": 2, "[unused10]": 3}, []))
     inner.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", "[unused10]")])
     inner.save(str(tmp_path / "tokenizer.json"))
@@ -143,7 +143,7 @@ def test_every_template_writes_its_own_roles():
 
 
 def tagged(tmp_path):
-    """A tokeniser of single characters whose thinking tags and stop are special tokens."""
+    """A tokenizer of single characters whose thinking tags and stop are special tokens."""
     characters = [chr(i) for i in range(32, 127)]
     vocab = {c: i for i, c in enumerate(["<s>", "[unused10]", "[unused16]", "[unused17]"])}
     vocab |= {c: i + len(vocab) for i, c in enumerate(characters)}

@@ -16,7 +16,7 @@ from pangu_jax.data.packing import (
     Tokens,
     cached_tokens,
     fingerprint,
-    tokenise,
+    tokenize,
 )
 from pangu_jax.data.text import Document, documents, stdlib
 from pangu_jax.data.tokenizer import ByteTokenizer
@@ -75,7 +75,7 @@ def loop_windows(texts, length):
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(1, 20))
 def test_windows_are_those_of_loops(texts, length):
-    source = PackedTokens(tokenise(named(texts), BYTES), length)
+    source = PackedTokens(tokenize(named(texts), BYTES), length)
     want = loop_windows(texts, length)
     assert len(source) == len(want)
     for index, rows in enumerate(want):
@@ -89,7 +89,7 @@ def test_windows_are_those_of_loops(texts, length):
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.integers(1, 20))
 def test_every_token_of_every_document_is_predicted_exactly_once(texts, length):
-    source = PackedTokens(tokenise(named(texts), BYTES), length)
+    source = PackedTokens(tokenize(named(texts), BYTES), length)
     predicted = []
     for index in range(len(source)):
         window = source[index]
@@ -103,7 +103,7 @@ def test_every_token_of_every_document_is_predicted_exactly_once(texts, length):
 @given(TEXTS, st.integers(1, 20))
 def test_no_document_sees_another(texts, length):
     """What a query may attend to, by the mask rule, is the document's own text before it."""
-    source = PackedTokens(tokenise(named(texts), BYTES), length)
+    source = PackedTokens(tokenize(named(texts), BYTES), length)
     whole = [[256, *text.encode()] for text in texts if text]
     flat = [(d, p) for d, ids in enumerate(whole) for p in range(len(ids))]
     for index in range(len(source)):
@@ -119,7 +119,7 @@ def test_no_document_sees_another(texts, length):
 
 
 class Numbers:
-    """A tokeniser of the given vocabulary whose ids are written in the text."""
+    """A tokenizer of the given vocabulary whose ids are written in the text."""
 
     eos_ids = ()
     open_ids = frozenset()
@@ -146,7 +146,7 @@ class Numbers:
 )
 def test_ids_are_kept_in_the_smallest_type(tmp_path, vocab, dtype):
     documents = named([f"0 1 {vocab - 1}", "", "7"])
-    tokens = tokenise(documents, Numbers(vocab))
+    tokens = tokenize(documents, Numbers(vocab))
     assert tokens.ids.dtype == dtype
     assert tokens.ids.tolist() == [vocab - 1, 0, 1, vocab - 1, vocab - 1, 7]
     assert tokens.starts.tolist() == [0, 4]
@@ -156,29 +156,29 @@ def test_ids_are_kept_in_the_smallest_type(tmp_path, vocab, dtype):
 
 def test_progress_counts_bytes_of_text():
     seen = []
-    tokens = tokenise(named(["é", "", "ab"]), BYTES, progress=seen.append)
+    tokens = tokenize(named(["é", "", "ab"]), BYTES, progress=seen.append)
     assert seen == [2, 4] and tokens.bytes == 4
 
 
 def test_nothing_to_pack_is_refused(tmp_path):
     with pytest.raises(InputError, match="no text"):
-        tokenise(named(["", ""]), BYTES)
+        tokenize(named(["", ""]), BYTES)
     with pytest.raises(InputError, match="no text"):
         cached_tokens(list, BYTES, tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="window length"):
-        PackedTokens(tokenise(named(["a"]), BYTES), 0)
+        PackedTokens(tokenize(named(["a"]), BYTES), 0)
 
 
 def test_a_document_of_no_tokens_is_one_window_without_weight():
-    source = PackedTokens(tokenise(named([" "]), Numbers(10)), 4)
+    source = PackedTokens(tokenize(named([" "]), Numbers(10)), 4)
     assert len(source) == 1
     assert source[0]["weights"].sum() == 0
     assert source[0]["tokens"].tolist() == [9, 0, 0, 0]
     for beyond in (1, 2):
         with pytest.raises(IndexError):
             source[beyond]
-    full = PackedTokens(tokenise(named(["1 2 3 4 5 6 7 8"]), Numbers(10)), 4)
+    full = PackedTokens(tokenize(named(["1 2 3 4 5 6 7 8"]), Numbers(10)), 4)
     assert len(full) == 2
     for beyond in (2, 3):  # also where no token is left over
         with pytest.raises(IndexError):
@@ -192,7 +192,7 @@ def test_cached_tokens_are_found_again_and_mapped(tmp_path):
     again = cached_tokens(lambda: iter(texts), tokenizer, tmp_path / "new" / "folder")
     assert tokenizer.encoded == 2
     assert isinstance(again.ids, np.memmap)
-    plain = tokenise(texts, tokenizer)
+    plain = tokenize(texts, tokenizer)
     for tokens in (first, again):
         np.testing.assert_array_equal(tokens.ids, plain.ids)
         np.testing.assert_array_equal(tokens.starts, plain.starts)
@@ -200,7 +200,7 @@ def test_cached_tokens_are_found_again_and_mapped(tmp_path):
         assert fingerprint(tokens) == fingerprint(plain)
 
 
-def test_other_text_or_another_tokeniser_is_another_cache_entry(tmp_path):
+def test_other_text_or_another_tokenizer_is_another_cache_entry(tmp_path):
     def cached(texts, digest="numbers", vocab=300):
         return cached_tokens(lambda: named(texts), Numbers(vocab, digest), tmp_path).ids.tolist()
 
@@ -251,7 +251,7 @@ def test_the_fingerprint_is_of_ids_and_starts():
 
 def test_the_standard_library_is_predicted_byte_for_byte():
     found = [d for d in stdlib() if d.name.startswith("json/")]
-    source = PackedTokens(tokenise(found, BYTES), 512)
+    source = PackedTokens(tokenize(found, BYTES), 512)
     text = b"".join(
         source[i]["labels"][source[i]["weights"] > 0].astype(np.uint8).tobytes()
         for i in range(len(source))
@@ -262,7 +262,7 @@ def test_the_standard_library_is_predicted_byte_for_byte():
 def test_jsonl_documents_are_kept_apart(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ("ab", "c")))
-    window = PackedTokens(tokenise(documents(path), BYTES), 8)[0]
+    window = PackedTokens(tokenize(documents(path), BYTES), 8)[0]
     assert window["tokens"].tolist() == [256, 97, 98, 256, 99, 0, 0, 0]
     assert window["labels"].tolist() == [97, 98, 0, 99, 0, 0, 0, 0]
     assert window["segments"].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
@@ -276,15 +276,15 @@ def test_jsonl_documents_are_kept_apart(tmp_path):
 def test_documents_begin_as_prompts_do_where_that_is_asked_for(begin, head):
     tokenizer = dataclasses.replace(ByteTokenizer(), begin=begin)
     documents = [Document(t, t) for t in ("xy", "", "z")]
-    found = tokenise(documents, tokenizer, as_prompts=True)
+    found = tokenize(documents, tokenizer, as_prompts=True)
     assert found.ids.tolist() == [*begin, *b"xy", *begin, *b"z"]
     assert found.starts.tolist() == [0, len(begin) + 2]
     assert (found.head, found.bytes) == (head, 3)
-    apart = tokenise(documents, tokenizer)  # in training the boundary separates them
+    apart = tokenize(documents, tokenizer)  # in training the boundary separates them
     assert (apart.ids.tolist(), apart.head) == ([256, *b"xy", 256, *b"z"], BOUNDARY)
 
 
 def test_a_begin_of_two_tokens_cannot_be_left_out_of_a_measurement():
     tokenizer = dataclasses.replace(ByteTokenizer(), begin=(1, 2))
     with pytest.raises(InputError, match="bytes puts 2 tokens before a text"):
-        tokenise([Document("x", "x")], tokenizer, as_prompts=True)
+        tokenize([Document("x", "x")], tokenizer, as_prompts=True)

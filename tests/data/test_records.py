@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.records import Records, write
 from pangu_jax.data.text import documents
@@ -102,7 +102,7 @@ def test_reading_needs_grain_alone(prepared):
 
 
 def test_batches_come_from_it(prepared):
-    source = PackedTokens(tokenise(documents(prepared), ByteTokenizer()), 16)
+    source = PackedTokens(tokenize(documents(prepared), ByteTokenizer()), 16)
     batch = next(batches(source, batch=4))
     assert batch["tokens"].shape == (4, 16)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import CsvFormat, read_csv, write_csv
-from pangu_jax.data.stamp import Stamps
+from pangu_jax.data.timestamp import Timestamps
 from pangu_jax.data.timestep import INSTANTS, TimeStep, infer_step
 
 ZONES = ("Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata", "UTC")
@@ -39,7 +39,7 @@ def offsets(draw):
 
 
 def series_of(begin, offset, rows):
-    """Stamps without a zone: each is counted from the first, so that months keep their day."""
+    """Timestamps without a zone: each is counted from the first, so that months keep their day."""
     if isinstance(offset, pd.offsets.BDay | pd.offsets.MonthEnd):
         begin = offset.rollforward(begin)
     many = {"months": getattr(offset, "kwds", {}).get("months")}
@@ -94,7 +94,7 @@ def test_in_a_zone_hours_are_of_instants_and_days_of_local_dates(begin, zone, st
         if naive(whole).tolist() != naive(local).tolist():
             return  # a midnight that never was
     ahead = np.array([t.utcoffset() for t in whole], "timedelta64[us]")
-    stamps = Stamps(naive(whole), ahead, zone)
+    stamps = Timestamps(naive(whole), ahead, zone)
     found = infer_step(stamps[:30], "x").following(stamps[:30], 10)
     np.testing.assert_array_equal(found.local, stamps.local[30:])
     np.testing.assert_array_equal(found.offset, ahead[30:])
@@ -149,7 +149,7 @@ def test_local_dates_in_any_order_are_put_right(tmp_path, day, zone, unit, count
 @pytest.mark.parametrize("step", ["1h", "1D", "B", "ME", "7us"])
 @pytest.mark.parametrize("steps", [10**19, 4 * 10**17])
 def test_steps_beyond_the_last_year_are_refused_before_they_are_made(step, steps):
-    stamps = Stamps.of(naive(pd.date_range("2024-01-31", periods=12, freq=step)))
+    stamps = Timestamps.of(naive(pd.date_range("2024-01-31", periods=12, freq=step)))
     with pytest.raises(InputError, match="go beyond the year 9999"):
         infer_step(stamps, "x").following(stamps, steps)
 
@@ -157,13 +157,13 @@ def test_steps_beyond_the_last_year_are_refused_before_they_are_made(step, steps
 def test_without_a_zone_the_last_offset_is_kept():
     hours = np.datetime64("2024-03-30T23:00", "us") + np.arange(6) * np.timedelta64(1, "h")
     ahead = np.where(hours < np.datetime64("2024-03-31T01:00"), 1, 2) * np.timedelta64(3600, "s")
-    stamps = Stamps(hours + ahead, ahead.astype("timedelta64[us]"))
+    stamps = Timestamps(hours + ahead, ahead.astype("timedelta64[us]"))
     step = infer_step(stamps, "x")
     assert str(step) == "1 h"
     assert step.following(stamps, 1).texts() == ["2024-03-31 07:00:00+02:00"]
     days = np.arange("2024-03-29", "2024-04-03", dtype="datetime64[D]").astype("datetime64[us]")
     ahead = np.where(days <= np.datetime64("2024-03-31"), 1, 2) * np.timedelta64(3600, "s")
-    stamps = Stamps(days, ahead.astype("timedelta64[us]"))
+    stamps = Timestamps(days, ahead.astype("timedelta64[us]"))
     assert str(infer_step(stamps, "x")) == "1 d"
     assert infer_step(stamps, "x").following(stamps, 1).texts() == ["2024-04-03 00:00:00+02:00"]
 
@@ -225,4 +225,4 @@ def test_rows_that_are_filled_in_have_the_offset_of_the_row_before(tmp_path):
 )
 def test_whole_seconds_are_counted_in_seconds(micros, wanted):
     times = np.datetime64("2024-01-01", "us") + np.arange(9) * np.timedelta64(micros, "us")
-    assert infer_step(Stamps(times), "x") == wanted
+    assert infer_step(Timestamps(times), "x") == wanted

@@ -1,4 +1,4 @@
-"""Byte and file tokenisers, their special ids, and text that comes token by token."""
+"""Byte and file tokenizers, their special ids, and text that comes token by token."""
 
 import json
 
@@ -20,7 +20,7 @@ from tokenizers import (
 from pangu_jax.checkpoint import store
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import prompt_ids, render
-from pangu_jax.data.chat_own import own_template
+from pangu_jax.data.chat_template import load_template
 from pangu_jax.data.tokenizer import (
     RUN,
     ByteTokenizer,
@@ -100,9 +100,9 @@ MAKERS = {f.__name__: f for f in (byte_level, byte_fallback, metaspace, word_pie
 
 
 @pytest.fixture(scope="module")
-def tokenisers(tmp_path_factory):
+def tokenizers(tmp_path_factory):
     """One of each kind, as loaded from its file."""
-    folder = tmp_path_factory.mktemp("tokenisers")
+    folder = tmp_path_factory.mktemp("tokenizers")
     loaded = {"bytes": ByteTokenizer()}
     for name, make in MAKERS.items():
         (folder / name).mkdir()
@@ -130,8 +130,8 @@ def test_bytes_are_their_own_ids():
 
 
 @pytest.mark.parametrize("kind", ["bytes", "byte_level"])
-def test_any_text_comes_back(tokenisers, kind):
-    tokenizer = tokenisers[kind]
+def test_any_text_comes_back(tokenizers, kind):
+    tokenizer = tokenizers[kind]
     for text in [*SAMPLE, "", " ", "\0 \r\n\t", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢", " leading and trailing "]:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -152,8 +152,8 @@ IDS = st.lists(st.integers(0, 310), max_size=14)
 @pytest.mark.parametrize("kind", ["bytes", *MAKERS])
 @settings(max_examples=300, deadline=None)
 @given(ids=IDS)
-def test_streamed_pieces_join_to_the_decoded_text(tokenisers, kind, ids):
-    tokenizer = tokenisers[kind]
+def test_streamed_pieces_join_to_the_decoded_text(tokenizers, kind, ids):
+    tokenizer = tokenizers[kind]
     ids = [i % tokenizer.vocab_size for i in ids]
     check_stream(tokenizer, ids)
 
@@ -171,14 +171,14 @@ HARD = [
 
 
 @pytest.mark.parametrize("ids", HARD)
-def test_byte_runs_and_spaces_are_streamed_exactly(tokenisers, ids):
-    check_stream(tokenisers["byte_fallback"], ids)
+def test_byte_runs_and_spaces_are_streamed_exactly(tokenizers, ids):
+    check_stream(tokenizers["byte_fallback"], ids)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2, 13, 68, 198, 172, 258, 259, 260, 261, 263]), max_size=9))
-def test_single_bytes_between_words_are_streamed_exactly(tokenisers, ids):
-    check_stream(tokenisers["byte_fallback"], ids)
+def test_single_bytes_between_words_are_streamed_exactly(tokenizers, ids):
+    check_stream(tokenizers["byte_fallback"], ids)
 
 
 def check_stream(tokenizer, ids):
@@ -191,14 +191,14 @@ def check_stream(tokenizer, ids):
     assert stream.finish() == ""
 
 
-def test_finished_characters_are_not_held_back(tokenisers):
+def test_finished_characters_are_not_held_back(tokenizers):
     stream = StreamDecoder(ByteTokenizer())
     assert [stream.push(byte) for byte in "a€b".encode()] == ["a", "", "", "€", "b"]
-    stream = StreamDecoder(tokenisers["byte_fallback"])
-    ids = tokenisers["byte_fallback"].encode("ab a.")
+    stream = StreamDecoder(tokenizers["byte_fallback"])
+    ids = tokenizers["byte_fallback"].encode("ab a.")
     pieces = [stream.push(token) for token in ids]
     assert "".join(pieces) == "ab a." and stream.finish() == ""
-    stream = StreamDecoder(tokenisers["byte_fallback"])
+    stream = StreamDecoder(tokenizers["byte_fallback"])
     assert [stream.push(t) for t in (260, *LLAMA_BYTES, 261)][-1] == "é😀你a"
 
 
@@ -223,7 +223,7 @@ def test_special_ids_come_from_the_files_beside(tmp_path):
     assert ids(**both) == (4, (9,))
     # Qwen has no begin of text: its end of text heads documents.
     assert ids(tokenizer_config={"bos_token": None, "eos_token": "</s>"}) == (2, (2,))
-    # Ids that the tokeniser lacks, and what is no id, are as if they were not there.
+    # Ids that the tokenizer lacks, and what is no id, are as if they were not there.
     assert ids(config={"bos_token_id": 9999, "eos_token_id": -1}) == (1, (2,))
     assert ids(config={"bos_token_id": 10**12, "eos_token_id": [2**64]}) == (1, (2,))
     assert ids(config={"bos_token_id": "1", "eos_token_id": [None, True, 6]}) == (6, (6,))
@@ -271,7 +271,7 @@ def test_a_prompt_begins_as_the_files_say_and_as_training_did(
 
 
 @pytest.mark.parametrize("scheme", ["first", "always"])
-def test_a_begin_that_a_template_writes_is_tokenised_with_the_text(scheme, tmp_path):
+def test_a_begin_that_a_template_writes_is_tokenized_with_the_text(scheme, tmp_path):
     """With "first" no space follows <s>, as transformers has it: it stood at the text's start."""
     inner = byte_fallback()
     inner.normalizer = None
@@ -279,10 +279,10 @@ def test_a_begin_that_a_template_writes_is_tokenised_with_the_text(scheme, tmp_p
     folder = save(tmp_path / "t", inner, tokenizer_config={"bos_token": "<s>"})
     (folder / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
     tokenizer = load_tokenizer(folder)
-    template = own_template(folder, tokenizer)
+    template = load_template(folder, tokenizer)
     text = render([{"role": "user", "content": "a"}], template)
     assert text == "<s>a"
-    a = tokenizer.find("a" if scheme == "first" else "▁a")
+    a = tokenizer.token_to_id("a" if scheme == "first" else "▁a")
     assert prompt_ids(text, tokenizer, template) == [1, a]
 
 
@@ -325,7 +325,7 @@ def test_the_digest_is_of_the_content_and_not_of_the_place(tmp_path):
     assert len({one.digest, other.digest, ByteTokenizer().digest}) == 3
 
 
-def test_what_is_no_tokeniser_is_refused(tmp_path):
+def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"no tokenizer\.json at .*nowhere"):
         load_tokenizer(tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"no tokenizer\.json at"):

@@ -1,4 +1,4 @@
-"""The tokeniser in a GGUF file's metadata: ids, begins, ends, templates, what is refused."""
+"""The tokenizer in a GGUF file's metadata: ids, begins, ends, templates, what is refused."""
 
 import io
 import json
@@ -47,7 +47,7 @@ PUBLISHED = {
 
 
 def published(cut):
-    """A byte-level tokeniser cut as published, with special and plain added tokens."""
+    """A byte-level tokenizer cut as published, with special and plain added tokens."""
     inner = tokenizers.Tokenizer(models.BPE(ignore_merges=cut == "llama-bpe"))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     inner.decoder = decoders.ByteLevel()
@@ -93,7 +93,7 @@ def read(fields, folder):
 
 
 @pytest.mark.parametrize("cut", PUBLISHED)
-def test_byte_pairs_give_the_ids_of_the_published_tokeniser(cut, tmp_path):
+def test_byte_pairs_give_the_ids_of_the_published_tokenizer(cut, tmp_path):
     inner = published(cut)
     found = read(fields_of(inner, cut), tmp_path)
     for text in TEXTS:

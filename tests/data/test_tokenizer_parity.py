@@ -10,11 +10,11 @@ from tokenizers import pre_tokenizers
 
 from pangu_jax.cli.main import main
 from pangu_jax.data.chat import prompt_ids, render
-from pangu_jax.data.chat_own import own_template
+from pangu_jax.data.chat_template import load_template
 from pangu_jax.data.tokenizer import load_tokenizer
 
 from .test_tokenizer import ADDED, begins, byte_fallback, byte_level
-from .test_tokenizer_model import LLAMA, WORDS, write
+from .test_tokenizer_sentencepiece import LLAMA, WORDS, write
 
 pytestmark = pytest.mark.parity
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -79,7 +79,7 @@ def test_prompts_and_dialogues_have_the_ids_of_transformers(kind, tmp_path):
     for source in (PLAIN, "{{ bos_token }}" + PLAIN, "{{ bos_token }} " + PLAIN, "</s>" + PLAIN):
         want.chat_template = source
         (folder / "chat_template.jinja").write_text(source)
-        template = own_template(folder, tokenizer)
+        template = load_template(folder, tokenizer)
         for begun in (True, False):
             ids = want.apply_chat_template(TALK, add_generation_prompt=begun)["input_ids"]
             text = render(TALK, template, add_generation_prompt=begun)
@@ -129,7 +129,7 @@ def test_a_sentencepiece_folder_becomes_one_that_transformers_reads(family, tmp_
     tokenizer, want = load_tokenizer(folder), oracle(tmp_path / "out")
     texts = [*TEXTS, "[unused9]系统：[unused10][unused9]用户：a[PAD]b", "x [unused10] y"]
     same_ids(tokenizer, want, texts)
-    assert want.eos_token_id == tokenizer.eos_ids[0] == tokenizer.find("[unused10]")
+    assert want.eos_token_id == tokenizer.eos_ids[0] == tokenizer.token_to_id("[unused10]")
     again = load_tokenizer(tmp_path / "out")
     assert (again.begin, again.boundary, again.eos_ids) == ((1,), 1, tokenizer.eos_ids)
     raw = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))

@@ -1,4 +1,4 @@
-"""A tokeniser's files in another folder: the same ids, and nothing that is not there."""
+"""A tokenizer's files in another folder: the same ids, and nothing that is not there."""
 
 import json
 
@@ -9,7 +9,7 @@ from pangu_jax.data.tokenizer import RUN, ByteTokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_save import companions, tokenizer_files
 
 from .test_tokenizer import ADDED, begins, byte_fallback, byte_level, save
-from .test_tokenizer_model import LLAMA, write
+from .test_tokenizer_sentencepiece import LLAMA, write
 
 TEXTS = ["a b self", " a", "<s>a\n😀", "[unused9]a"]
 MAP = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}

@@ -58,7 +58,7 @@ def test_alone_and_by_hand(model):
     np.testing.assert_allclose(alone, mean / np.linalg.norm(mean), atol=1e-6)
     with_others = embed(model, ["a b c", *TEXTS]).vectors[0]
     np.testing.assert_allclose(with_others, alone, atol=1e-6)
-    last = embed(model, ["a b c"], cfg={"pooling": "last", "normalise": False}).vectors[0]
+    last = embed(model, ["a b c"], cfg={"pooling": "last", "normalize": False}).vectors[0]
     np.testing.assert_allclose(last, hidden[-1], atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from pangu_jax.core.spec import materialise
+from pangu_jax.core.spec import init
 from pangu_jax.data import ltsf
 from pangu_jax.data.windows import Scaler, borders, parts
 from pangu_jax.eval.forecast import (
@@ -25,7 +25,7 @@ SERIES = RNG.normal(size=(90, 3)).astype(np.float32).cumsum(0)
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda key: materialise(timepro.spec(MODEL), key=key))(jax.random.key(0))
+    return jax.jit(lambda key: init(timepro.spec(MODEL), key=key))(jax.random.key(0))
 
 
 def test_every_window_counts_once_whatever_the_batch(params):

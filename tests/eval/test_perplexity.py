@@ -11,7 +11,7 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.packing import Tokens, tokenise
+from pangu_jax.data.packing import Tokens, tokenize
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.eval.perplexity import Perplexity, measure, measure_windows
@@ -42,7 +42,7 @@ def model():
 
 @functools.cache
 def tokens():
-    return tokenise([Document(str(i), t) for i, t in enumerate(TEXTS)], ByteTokenizer())
+    return tokenize([Document(str(i), t) for i, t in enumerate(TEXTS)], ByteTokenizer())
 
 
 @jax.jit
@@ -95,7 +95,7 @@ def test_documents_and_batches_do_not_see_one_another():
     parts = [
         measure(
             model(),
-            tokenise([Document("", text)], ByteTokenizer()),
+            tokenize([Document("", text)], ByteTokenizer()),
             cfg=CFG,
             length=8,
             stride=4,
@@ -183,7 +183,7 @@ def test_without_a_begin_token_the_first_of_each_document_is_context_only():
     tokenizer = dataclasses.replace(ByteTokenizer(), begin=())
     texts = [Document(t, t) for t in TEXTS]
     found = measure(
-        model(), tokenise(texts, tokenizer, as_prompts=True), cfg=CFG, length=64, batch=3
+        model(), tokenize(texts, tokenizer, as_prompts=True), cfg=CFG, length=64, batch=3
     )
     want, number, size = 0.0, 0, 0
     for text in TEXTS:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig
-from pangu_jax.data.stamp import Stamps
+from pangu_jax.data.timestamp import Timestamps
 from pangu_jax.eval.intervals import track
 from pangu_jax.eval.predict import half_widths, tracked_from
 from pangu_jax.models.timepro import TimeProConfig
@@ -35,7 +35,7 @@ def tracked_to(time):
 def test_tracking_goes_on_at_the_row_of_that_time(time, offsets, row):
     local = np.datetime64("2024-02-26T20:00", "us") + np.arange(32) * np.timedelta64(900, "s")
     offset = None if offsets is None else np.full(32, offsets * np.timedelta64(3600, "s"))
-    assert tracked_from(tracked_to(time), Stamps(local, offset)) == row - 15
+    assert tracked_from(tracked_to(time), Timestamps(local, offset)) == row - 15
 
 
 def test_windows_of_before_have_the_stored_widths_and_move_none():

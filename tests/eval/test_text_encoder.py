@@ -47,7 +47,7 @@ def test_vectors_as_sentence_transformers_gives_them(model):
     one = model.encode("d", device="cpu", precision="float32")
     np.testing.assert_allclose(one, want[1], atol=1e-6)
     assert model.encode([]).shape == (0, 32) == (0, model.get_sentence_embedding_dimension())
-    bare = dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, normalise=False))
+    bare = dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, normalize=False))
     lengths = np.linalg.norm(bare.encode(TEXTS, **ONE), axis=1)
     assert np.abs(lengths - 1).min() > 0.1
     np.testing.assert_allclose(
@@ -119,7 +119,7 @@ def decoder_folder(encoder_folder, tmp_path):
 def test_a_decoder_says_how_it_pools(decoder_folder):
     model = open_text_encoder(decoder_folder)
     cfg = model.cfg
-    assert (cfg.pooling, cfg.normalise, cfg.pool_prefix, cfg.text_length, cfg.prefix) == (
+    assert (cfg.pooling, cfg.normalize, cfg.pool_prefix, cfg.text_length, cfg.prefix) == (
         "last", True, False, 12, "a b ")  # fmt: skip
     assert cfg.causal and "head" not in model.params
     alone = [model.encode(text) for text in TEXTS]

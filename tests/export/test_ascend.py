@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.export.artefact import Artefact, Compiled, Tensor
+from pangu_jax.export.artifact import Artifact, Compiled, Tensor
 from pangu_jax.export.ascend import atc
-from pangu_jax.export.ascend.profile import PROFILES, offences, profile, report
+from pangu_jax.export.ascend.profile import PROFILES, profile, report, violations
 from pangu_jax.export.onnx.model import convert
 
 STEP = Compiled(
@@ -64,11 +64,11 @@ def test_profiles_are_selected_or_refused():
     programs = tuple(
         dataclasses.replace(STEP, name=n) for n in ("prefill_8", "prefill_16", "decode")
     )
-    artefact = Artefact("onnx", programs, {}, (), {}, facts={"profiles": (8, 16)})
-    assert [p.name for p in atc.select(artefact, [16])] == ["prefill_16", "decode"]
-    assert len(atc.select(artefact, None)) == 3
-    with pytest.raises(InputError, match="profile 32 was not exported; the artefact has 8, 16"):
-        atc.select(artefact, [32])
+    artifact = Artifact("onnx", programs, {}, (), {}, facts={"profiles": (8, 16)})
+    assert [p.name for p in atc.select(artifact, [16])] == ["prefill_16", "decode"]
+    assert len(atc.select(artifact, None)) == 3
+    with pytest.raises(InputError, match="profile 32 was not exported; the artifact has 8, 16"):
+        atc.select(artifact, [32])
 
 
 def test_the_script_quotes_and_stops_at_the_first_failure(tmp_path):
@@ -124,7 +124,7 @@ def test_an_offending_operator_is_named_with_primitive_and_line():
     lowered = convert(
         lambda p, x: {"y": jax.numpy.isfinite(x), "z": x + 1}, {}, {"x": np.ones(3, np.float32)}
     )
-    found = offences("forward", lowered.graph.nodes, profile("cann-5.0.4"))
+    found = violations("forward", lowered.graph.nodes, profile("cann-5.0.4"))
     assert [(o.operator, o.count) for o in found] == [("IsNaN", 1)]
     assert found[0].origin.startswith("is_finite at test_ascend.py:")
     text = report({"forward": lowered.operators}, found, profile("cann-5.0.4"))

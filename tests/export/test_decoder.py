@@ -17,7 +17,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.decode.generate import generate
 from pangu_jax.export import decoder as export_decoder
-from pangu_jax.export.ascend.profile import offences, profile
+from pangu_jax.export.ascend.profile import profile, violations
 from pangu_jax.export.onnx.model import load_onnx
 from pangu_jax.export.onnx.write import Session, export
 from pangu_jax.models import decoder
@@ -109,7 +109,7 @@ def by_apply(params, cfg, prompts, ids):
     tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
     for row, text in zip(tokens, rows, strict=True):
         row[: len(text)] = text
-    # The plain implementations, and little optimisation: compiling is what takes the time here.
+    # The plain implementations, and little optimization: compiling is what takes the time here.
     how = How(impl={"attention": "reference", "expert_mlp": "reference"})
     forward = jax.jit(
         lambda p, t: decoder.logits(p, decoder.apply(p, t, cfg=cfg, how=how).hidden, cfg=cfg),
@@ -130,7 +130,7 @@ def check_model(params, cfg, folder, *, experts="dense"):
     assert np.abs(logits - wanted).max() <= 2e-5 * np.abs(wanted).max()
     assert ids.tolist() == wanted.argmax(-1).tolist()
     for name, lowered in made.lowered.items():
-        assert not offences(name, lowered.graph.nodes, profile("cann-8.0"))
+        assert not violations(name, lowered.graph.nodes, profile("cann-8.0"))
         assert not {"Loop", "Scan", "Gelu", "Einsum", "ScatterND", "If"} & {*lowered.operators}
     return made
 

@@ -14,8 +14,8 @@ from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
 from pangu_jax.export import encoder as exported
-from pangu_jax.export.ascend.profile import offences, profile
-from pangu_jax.export.choice import export_forms
+from pangu_jax.export.ascend.profile import profile, violations
+from pangu_jax.export.implementations import export_forms
 from pangu_jax.export.onnx.write import export
 from pangu_jax.export.run import open_runner
 from pangu_jax.models import encoder
@@ -47,15 +47,15 @@ def call(*words):
 @pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "last", "max"])
 def test_onnx_gives_the_models_vectors_and_is_atc_clean(pooling, model, tmp_path):
     params, cfg = model
-    cfg = dataclasses.replace(cfg, pooling=pooling, normalise=pooling == "max")
+    cfg = dataclasses.replace(cfg, pooling=pooling, normalize=pooling == "max")
     bundle = exported.bundle(params, cfg, profiles=(12,), batch=2, how=HOW)
-    artefact, rows, lowered = export(bundle, tmp_path)
+    artifact, rows, lowered = export(bundle, tmp_path)
     assert max(row.relative for row in rows) <= 2e-5
     graph = lowered["vectors_12"]
     for cann in ("cann-8.0", "cann-5.0.4"):
-        assert not offences("vectors_12", graph.graph.nodes, profile(cann))
+        assert not violations("vectors_12", graph.graph.nodes, profile(cann))
     assert not {"Loop", "Scan", "Einsum", "If"} & {*graph.operators}
-    assert artefact.facts["pooling"] == pooling
+    assert artifact.facts["pooling"] == pooling
     found = bundle.programs[0].reference(bundle.params, **inputs())["vectors"]
     want = jax.jit(partial(encoder.embed, cfg=cfg))(params, **inputs())
     np.testing.assert_allclose(found, want, atol=1e-5)
@@ -69,9 +69,9 @@ def test_the_command_exports_vectors_for_any_batch(encoder_folder, model, tmp_pa
     assert f"note: pooling is mean, scaled to length 1, by {encoder_folder}" in said
     assert "vectors_24  real" in said
     assert call("run", out, "--check") == 0
-    artefact, run = open_runner(out)
-    assert [p.name for p in artefact.programs] == ["vectors_12", "vectors_24"]
-    assert artefact.facts["kind"] == "encoder" and artefact.facts["normalised"] == 1
+    artifact, run = open_runner(out)
+    assert [p.name for p in artifact.programs] == ["vectors_12", "vectors_24"]
+    assert artifact.facts["kind"] == "encoder" and artifact.facts["normalized"] == 1
     assert (out / "tokenizer.json").is_file()
     params, cfg = model
     given = inputs(12, 3)
@@ -109,7 +109,7 @@ def test_what_scores_pairs_is_exported_with_its_types(model):
 
 @pytest.mark.onnx
 def test_a_reranker_is_exported_and_atc_clean(tmp_path, capsys):
-    """By the command, without a tokeniser; one score a pair, as the model gives it."""
+    """By the command, without a tokenizer; one score a pair, as the model gives it."""
     folder = tmp_path / "model"
     folder.mkdir()
     with np.load(RERANKER) as golden:

@@ -12,8 +12,8 @@ from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, save
 from pangu_jax.cli.main import main
 from pangu_jax.core.spec import is_spec
 from pangu_jax.export import forecaster, stablehlo
-from pangu_jax.export.ascend.profile import offences, profile
-from pangu_jax.export.choice import export_forms
+from pangu_jax.export.ascend.profile import profile, violations
+from pangu_jax.export.implementations import export_forms
 from pangu_jax.export.onnx.write import export
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
@@ -49,7 +49,7 @@ def test_forecasts_are_the_models_and_atc_clean(variates, sampling, tmp_path):
     assert {row.output for row in rows} == {"forecast", "low", "high"}
     assert max(row.relative for row in rows) <= 2e-5
     graph = lowered["forecast"]
-    assert not offences("forecast", graph.graph.nodes, profile("cann-8.0"))
+    assert not violations("forecast", graph.graph.nodes, profile("cann-8.0"))
     assert not {"Loop", "Scan", "Einsum", "If"} & {*graph.operators}
     # The scan takes log2 steps over the variates, not one a variate.
     assert graph.operators["Pad"] < 30

@@ -42,7 +42,7 @@ def test_adapted_modules_export_with_their_parameter_names(tmp_path):
 
 
 class Net(nn.Module):
-    """Convolution, normalisation, both poolings, a dense layer."""
+    """Convolution, normalization, both poolings, a dense layer."""
 
     @nn.compact
     def __call__(self, x):

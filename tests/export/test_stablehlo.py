@@ -11,13 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.core.digest import seal
+from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import target, targeting
 from pangu_jax.core.spec import is_spec
-from pangu_jax.export import artefact as kept
+from pangu_jax.export import artifact as kept
 from pangu_jax.export import decoder, program, stablehlo
-from pangu_jax.export.choice import choices, export_forms, implementations, operators, table
+from pangu_jax.export.implementations import (
+    choices,
+    export_forms,
+    implementations,
+    operators,
+    table,
+)
 from pangu_jax.export.run import check, open_runner
 from pangu_jax.models import decoder as model
 from pangu_jax.nn.attention import AttentionConfig
@@ -48,16 +54,16 @@ def folder(tmp_path_factory, params):
         batch=stablehlo.symbolic_batch(),
         how=How(impl=export_forms()),
     )
-    folder = tmp_path_factory.mktemp("artefact") / "moge"
+    folder = tmp_path_factory.mktemp("artifact") / "moge"
     with kept.new_folder(folder) as new:
         stablehlo.export(bundle, new, platforms=("cpu", "cuda", "tpu"))
     return folder
 
 
 def test_any_batch_size_gives_what_the_model_gives(folder, params):
-    artefact, run = open_runner(folder)
-    assert artefact.platforms == ("cpu", "cuda", "tpu")
-    assert artefact.program("prefill_9").inputs[0].shape == ("b", 9)
+    artifact, run = open_runner(folder)
+    assert artifact.platforms == ("cpu", "cuda", "tpu")
+    assert artifact.program("prefill_9").inputs[0].shape == ("b", 9)
     forward = jax.jit(lambda p, t: model.logits(p, model.apply(p, t, cfg=CFG).hidden, cfg=CFG))
     tokens = np.random.default_rng(0).integers(0, CFG.vocab, (3, 9)).astype(np.int32)
     length = np.full(3, 8, np.int32)
@@ -81,8 +87,8 @@ FRESH = """
 import sys
 from pangu_jax.export.run import check
 from pangu_jax.export.parity import require
-artefact, rows = check({folder!r})
-require(rows, artefact.tolerance)
+artifact, rows = check({folder!r})
+require(rows, artifact.tolerance)
 rooms = {{n.split(".")[1] for n in sys.modules if n.startswith("pangu_jax.")}}
 assert rooms == {{"core", "export"}}, rooms
 assert "onnx" not in sys.modules and "tyro" not in sys.modules
@@ -101,19 +107,19 @@ def test_it_runs_in_a_process_that_knows_no_model(folder):
 
 
 def test_the_check_script_passes_and_fails_as_it_should(folder, tmp_path):
-    tool = Path(__file__).parents[2] / "tools" / "check_artefact.py"
+    tool = Path(__file__).parents[2] / "tools" / "check_artifact.py"
     out = tmp_path / "out.json"
     command = [sys.executable, tool, folder, tmp_path / "none", "--out", out]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    found = json.loads(out.read_text())["artefacts"]
+    found = json.loads(out.read_text())["artifacts"]
     assert done.returncode == 1
     assert found["moge"]["passed"]
     assert found["moge"]["worst_relative"] <= 2e-5
-    assert "is no artefact" in found["none"]["error"]
+    assert "is no artifact" in found["none"]["error"]
 
 
 def changed(folder, tmp_path, **fields):
-    """The artefact with another manifest, sealed again."""
+    """The artifact with another manifest, sealed again."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for path in folder.iterdir():
@@ -121,7 +127,7 @@ def changed(folder, tmp_path, **fields):
     values = json.loads((copy / kept.MANIFEST).read_text())
     del values["seal"]
     values |= fields
-    (copy / kept.MANIFEST).write_text(json.dumps({**values, "seal": seal(values)}))
+    (copy / kept.MANIFEST).write_text(json.dumps({**values, "seal": json_digest(values)}))
     return copy
 
 
@@ -145,7 +151,7 @@ def test_a_program_that_is_none_is_refused(folder, tmp_path):
     copy = changed(folder, tmp_path)
     (copy / "decode.stablehlo").write_bytes(b"no program at all" * 20)
     values = json.loads((copy / kept.MANIFEST).read_text())
-    kept.save(kept.from_json(kept.Artefact, {k: v for k, v in values.items() if k != "seal"}), copy)
+    kept.save(kept.from_json(kept.Artifact, {k: v for k, v in values.items() if k != "seal"}), copy)
     with pytest.raises(InputError, match=r"decode.stablehlo cannot be read"):
         open_runner(copy)
 
@@ -155,10 +161,10 @@ def test_weights_beside_or_inside(inside, tmp_path):
     params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     x = np.ones((4, 2), np.float32)
     bundle = program.single(lambda p, x: x @ p["w"], params, {"x": x})
-    artefact, rows = stablehlo.export(bundle, tmp_path, inside=inside)
+    artifact, rows = stablehlo.export(bundle, tmp_path, inside=inside)
     assert rows[0].relative == 0
     assert (tmp_path / stablehlo.WEIGHTS).exists() != inside
-    assert artefact.weights == ("" if inside else stablehlo.WEIGHTS)
+    assert artifact.weights == ("" if inside else stablehlo.WEIGHTS)
     assert check(tmp_path)[1][0].relative == 0
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from pangu_jax.core.spec import count, materialise
+from pangu_jax.core.spec import count, init
 from pangu_jax.interop.flax import Adapted, LinenAdapter, NnxAdapter
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.attention import AttentionConfig
@@ -117,7 +117,7 @@ def test_a_whole_decoder_with_its_runs_becomes_a_module():
     )
     pair = Adapted(partial(decoder.spec, cfg), partial(decoder.apply, cfg=cfg))
     tokens = jnp.arange(6).reshape(1, 6)
-    want_params = materialise(decoder.spec(cfg), key=jax.random.key(1))
+    want_params = init(decoder.spec(cfg), key=jax.random.key(1))
 
     linen = LinenAdapter(pair)
     variables = nn.meta.unbox(linen.init(jax.random.key(0), tokens))

@@ -13,7 +13,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder, embedder, registry
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
-from pangu_jax.nn.latent import LatentConfig
+from pangu_jax.nn.latent_attention import LatentAttentionConfig
 from pangu_jax.nn.mlp import MlpConfig
 
 HEADS = AttentionConfig(1, 2, 4)
@@ -37,7 +37,7 @@ def drawn(cfg):
 
 def test_states_are_the_decoders_and_pooled_by_the_rule():
     params = drawn(PLAIN)
-    rest, cfg = embedder.of_decoder(params, PLAIN)
+    rest, cfg = embedder.from_decoder(params, PLAIN)
     assert "head" not in rest
     states = VALID & (np.arange(7) >= 2)
     weighted = dataclasses.replace(cfg, pooling="weighted")
@@ -57,8 +57,8 @@ def test_states_are_the_decoders_and_pooled_by_the_rule():
 
 
 def test_both_ways_has_no_window_and_fewer_runs():
-    params, cfg = embedder.of_decoder(drawn(DECODER), DECODER)
-    open_to_all, seeing = embedder.both_ways(params, cfg)
+    params, cfg = embedder.from_decoder(drawn(DECODER), DECODER)
+    open_to_all, seeing = embedder.bidirectional(params, cfg)
     assert len(params["runs"]) == 3 and len(open_to_all["runs"]) == 1
     specs.check(embedder.spec(seeing), open_to_all)
     run = jax.jit(partial(embedder.apply, cfg=seeing))
@@ -74,7 +74,9 @@ def test_both_ways_has_no_window_and_fewer_runs():
 
 def test_descriptions():
     cfg = embedder.EmbedderConfig(
-        dataclasses.replace(DECODER, tied=True), latent=LatentConfig(3, 2, 4, 6), text_length=9
+        dataclasses.replace(DECODER, tied=True),
+        latent=LatentAttentionConfig(3, 2, 4, 6),
+        text_length=9,
     )
     assert registry.from_json(registry.to_json(cfg)) == cfg
     with pytest.raises(InputError, match="an embedder's decoder must be tied"):
@@ -82,4 +84,4 @@ def test_descriptions():
     with pytest.raises(InputError, match="text_length must be at most 16"):
         dataclasses.replace(cfg, text_length=17)
     with pytest.raises(InputError, match="latent units must be at least 1"):
-        LatentConfig(3, 2, 4, 0)
+        LatentAttentionConfig(3, 2, 4, 0)

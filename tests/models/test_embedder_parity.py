@@ -43,13 +43,13 @@ def test_fresh_decoders(case, causal, tool, tmp_path):
         model.config.sliding_window = None  # as GritLM's own code, which has none then
     sizes = [24, 9]
     tokens = tool.sample(model, seed=3)
-    params, cfg = embedder.of_decoder(*hf.load(tmp_path, dtype=jnp.float32))
+    params, cfg = embedder.from_decoder(*hf.load(tmp_path, dtype=jnp.float32))
     if not causal:
-        params, cfg = embedder.both_ways(params, cfg)
+        params, cfg = embedder.bidirectional(params, cfg)
     valid = np.arange(24) < np.array(sizes)[:, None]
     states = valid & (np.arange(24) >= 4)
     for pooling in ("last", "mean", "weighted"):
-        asked = dataclasses.replace(cfg, pooling=pooling, normalise=True)
+        asked = dataclasses.replace(cfg, pooling=pooling, normalize=True)
         run = jax.jit(partial(embedder.embed, cfg=asked))
         found = run(params, tokens.numpy().astype(np.int32), valid, states=states)
         for row, size in enumerate(sizes):  # alone, so without padding

@@ -167,8 +167,8 @@ def test_pooling_counts_no_padding(kind, valid, want):
     assert np.isfinite(nothing).all()
 
 
-def test_normalised_vectors():
-    cfg = encoder.EncoderConfig(11, 2, (LAYER,), pooling="cls", normalise=True)
+def test_normalized_vectors():
+    cfg = encoder.EncoderConfig(11, 2, (LAYER,), pooling="cls", normalize=True)
     found = encoder.vectors(jnp.asarray([[[3.0, 4.0]], [[0.0, 0.0]]]), None, cfg=cfg)
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 

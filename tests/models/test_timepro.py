@@ -16,7 +16,7 @@ import pytest
 
 from pangu_jax.checkpoint.timepro_torch import from_torch, torch_names
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import check, count, materialise, zeros
+from pangu_jax.core.spec import check, count, init, zeros
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
@@ -48,7 +48,7 @@ def read(path):
 def awake():
     """Small parameters whose state branch says something."""
     rng = np.random.default_rng(0)
-    params = jax.jit(lambda key: materialise(timepro.spec(SMALL), key=key))(jax.random.key(0))
+    params = jax.jit(lambda key: init(timepro.spec(SMALL), key=key))(jax.random.key(0))
 
     def wake(name, leaf):
         return jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype) if "offset" in name else leaf
@@ -232,7 +232,7 @@ def test_a_constant_series_is_forecast_near_its_constant(awake):
 
     @jax.jit
     def both(x):
-        bare, _, _ = timepro.normalise(x)
+        bare, _, _ = timepro.normalize(x)
         tokens = timepro.embed(awake["embed"], bare, cfg=SMALL)
         tokens = timepro.block(awake["blocks"][0], tokens, cfg=SMALL)
         return timepro.apply(awake, x, cfg=SMALL), timepro.head(awake, tokens)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Normal, is_spec, materialise
+from pangu_jax.core.spec import Normal, init, is_spec
 from pangu_jax.nn.attention import AttentionConfig, Source, attention
 from pangu_jax.nn.block import LayerConfig, attention_half, block, block_spec, mlp_half
 from pangu_jax.nn.mlp import MlpConfig, mlp
@@ -23,7 +23,7 @@ def layer(**options):
     spec = jax.tree.map(
         lambda s: s.__class__(s.shape, s.axes, Normal(0.5)), block_spec(8, cfg), is_leaf=is_spec
     )
-    return cfg, materialise(spec, key=jax.random.key(0))
+    return cfg, init(spec, key=jax.random.key(0))
 
 
 def normed(params, x, kind):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.export.choice import export_forms
+from pangu_jax.export.implementations import export_forms
 from pangu_jax.nn.how import HOW, OPERATORS, How
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Normal, is_spec, materialise
+from pangu_jax.core.spec import Normal, init, is_spec
 from pangu_jax.nn.attention import AttentionConfig, Source, attention, attention_spec
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
@@ -19,10 +19,10 @@ from pangu_jax.ops.attention import visible
 from pangu_jax.ops.group_topk import router_weights
 
 
-def randomised(spec, seed=0, std=0.5):
-    """Random values for every leaf, also where the initialiser would give ones or zeros."""
+def randomized(spec, seed=0, std=0.5):
+    """Random values for every leaf, also where the initializer would give ones or zeros."""
     spec = jax.tree.map(lambda s: s.__class__(s.shape, s.axes, Normal(std)), spec, is_leaf=is_spec)
-    return materialise(spec, key=jax.random.key(seed))
+    return init(spec, key=jax.random.key(seed))
 
 
 def normal(*shape, seed=0):
@@ -91,7 +91,7 @@ ACTS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": lambda x: np
 @pytest.mark.parametrize("activation", ACTS)
 def test_mlp_equals_its_formula(activation, gated, bias):
     cfg = MlpConfig(5, in_bias=bias, out_bias=bias, activation=activation, gated=gated)
-    params = randomised(mlp_spec(6, cfg))
+    params = randomized(mlp_spec(6, cfg))
     assert ("bias" in params["down"]) == bias
     assert ("gate" in params) == gated
     x = normal(2, 3, 6)
@@ -162,7 +162,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_attention_equals_loops_with_segments_padding_and_restarting_positions(form):
     cfg = dataclasses.replace(BIASED, **FORMS[form])
-    params, x = randomised(attention_spec(6, cfg)), normal(2, 5, 6)
+    params, x = randomized(attention_spec(6, cfg)), normal(2, 5, 6)
     segments = np.array([[1, 1, 1, 2, 2], [0, 0, 1, 1, 1]])
     positions = np.array([[0, 1, 2, 0, 1], [0, 0, 0, 1, 2]])
     mask = visible(
@@ -181,7 +181,7 @@ def test_attention_equals_loops_with_segments_padding_and_restarting_positions(f
 @pytest.mark.parametrize("form", ["causal", "window", "full"])
 def test_no_mask_is_one_document_a_row(form):
     cfg = dataclasses.replace(BIASED, **FORMS[form])
-    params, x = randomised(attention_spec(6, cfg)), normal(1, 5, 6)
+    params, x = randomized(attention_spec(6, cfg)), normal(1, 5, 6)
     positions = np.arange(5)[None]
     turn = rotation(jnp.asarray(positions), 4, RopeConfig(100.0)) if cfg.rotary else None
     got, _ = attention(params, jnp.asarray(x), turn, None, cfg=cfg, eps=1e-5)
@@ -191,7 +191,7 @@ def test_no_mask_is_one_document_a_row(form):
 
 def test_positions_do_not_rotate_where_the_layer_says_so():
     cfg = dataclasses.replace(BIASED, rotary=False)
-    params, x = randomised(attention_spec(6, cfg)), jnp.asarray(normal(1, 4, 6))
+    params, x = randomized(attention_spec(6, cfg)), jnp.asarray(normal(1, 4, 6))
     turn = rotation(jnp.arange(4)[None], 4, RopeConfig(100.0))
     still, _ = attention(params, x, None, None, cfg=cfg, eps=1e-5)
     found, _ = attention(params, x, turn, None, cfg=cfg, eps=1e-5)
@@ -201,7 +201,7 @@ def test_positions_do_not_rotate_where_the_layer_says_so():
 
 
 def test_another_sequence_is_seen_whole_and_its_keys_are_not_rotated():
-    params, x = randomised(attention_spec(6, BIASED)), normal(2, 3, 6)
+    params, x = randomized(attention_spec(6, BIASED)), normal(2, 3, 6)
     source, positions = (normal(2, 5, 6, seed=1), normal(2, 5, 6, seed=2)), np.arange(3)[None]
     turn = rotation(jnp.broadcast_to(positions, (2, 3)), 4, RopeConfig(100.0))
     there = Source(*map(jnp.asarray, source))
@@ -222,12 +222,12 @@ def test_another_sequence_is_seen_whole_and_its_keys_are_not_rotated():
     [
         MoEConfig(8, 4, 1, 3, shared_width=5, router_scale=True),
         MoEConfig(8, 2, 2, 3, router_scale=True),
-        MoEConfig(8, 1, 3, 3, renormalise=True),
+        MoEConfig(8, 1, 3, 3, renormalize=True),
     ],
     ids=["grouped", "two-a-group", "top-k"],
 )
 def test_moe_equals_a_loop_over_tokens_and_experts(cfg):
-    params, x = randomised(moe_spec(6, cfg), seed=1), normal(2, 4, 6)
+    params, x = randomized(moe_spec(6, cfg), seed=1), normal(2, 4, 6)
     mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
     got, stats = moe(params, jnp.asarray(x), jnp.asarray(mask), cfg=cfg)
 
@@ -246,7 +246,7 @@ def test_moe_equals_a_loop_over_tokens_and_experts(cfg):
                 members = range(g * size, (g + 1) * size)
                 chosen += sorted(members, key=lambda e, probs=probs: -probs[e])[: cfg.top_k]
             assert sorted(np.asarray(stats.ids)[b, t].reshape(-1)) == sorted(chosen)
-            total = sum(probs[e] for e in chosen) if cfg.renormalise else 1.0
+            total = sum(probs[e] for e in chosen) if cfg.renormalize else 1.0
             for e in chosen:
                 hidden = silu(x[b, t] @ kernel["gate"][e]) * (x[b, t] @ kernel["up"][e])
                 want[b, t] += probs[e] / total * scale[e] * (hidden @ kernel["down"][e])
@@ -264,7 +264,7 @@ def test_moe_equals_a_loop_over_tokens_and_experts(cfg):
 
 def test_at_the_start_the_weights_of_an_undecided_router_sum_to_one():
     cfg = MoEConfig(12, 2, 3, 4, router_scale=True)
-    router = materialise(moe_spec(6, cfg)["router"], key=jax.random.key(0))
+    router = init(moe_spec(6, cfg)["router"], key=jax.random.key(0))
     still = jnp.zeros_like(router["kernel"])
     weights, _, _ = router_weights(jnp.asarray(normal(4, 6)), still, router["scale"], k=3)
     np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-6)
@@ -290,5 +290,5 @@ def test_a_configuration_that_cannot_be_is_refused(make, words):
         make()
 
 
-def test_weights_are_renormalised_only_where_it_is_asked_for():
-    assert not MoEConfig(experts=8, groups=4, top_k=1, width=3).renormalise
+def test_weights_are_renormalized_only_where_it_is_asked_for():
+    assert not MoEConfig(experts=8, groups=4, top_k=1, width=3).renormalize

@@ -19,7 +19,7 @@ def draw(seed=0):
     return x, kernel, scale
 
 
-def naive(x, kernel, scale, k, renormalise):
+def naive(x, kernel, scale, k, renormalize):
     """One token and one group at a time, in float64: {expert: weight} for each token."""
     z = x.astype(np.float64) @ kernel.reshape(D, -1).astype(np.float64)
     groups, size = kernel.shape[1:]
@@ -32,7 +32,7 @@ def naive(x, kernel, scale, k, renormalise):
             members = list(range(g * size, (g + 1) * size))
             members.sort(key=lambda e, s=s: (-s[e], e))
             chosen += members[:k]
-        total = sum(s[e] for e in chosen) if renormalise else 1.0
+        total = sum(s[e] for e in chosen) if renormalize else 1.0
         out.append({e: s[e] / total * scale.reshape(-1)[e] for e in chosen})
     return out
 
@@ -46,14 +46,14 @@ def as_dicts(weights, ids):
     ]
 
 
-@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize(("groups", "k"), [(4, 1), (4, 2), (2, 3), (1, 4)])
-def test_routing_equals_a_loop_over_tokens_and_groups(groups, k, renormalise):
+def test_routing_equals_a_loop_over_tokens_and_groups(groups, k, renormalize):
     x, kernel, scale = draw()
     kernel, scale = kernel.reshape(D, groups, -1), scale.reshape(groups, -1)
-    got = router_weights(x, kernel, scale, k=k, renormalise=renormalise)
+    got = router_weights(x, kernel, scale, k=k, renormalize=renormalize)
     assert got[0].dtype == jnp.float32 and got[1].dtype == jnp.int32
-    for have, want in zip(as_dicts(*got[:2]), naive(x, kernel, scale, k, renormalise), strict=True):
+    for have, want in zip(as_dicts(*got[:2]), naive(x, kernel, scale, k, renormalize), strict=True):
         assert have.keys() == want.keys()
         np.testing.assert_allclose([have[e] for e in want], list(want.values()), rtol=2e-5)
     np.testing.assert_allclose(got[2].sum((1, 2)), 1, rtol=1e-5)
@@ -69,7 +69,7 @@ def test_the_scale_multiplies_after_selection_and_weights_do_not_sum_to_one():
     x, kernel, _ = draw()
     weights = router_weights(x, kernel, None, k=1)[0]
     assert weights.sum((1, 2)).max() < 0.99
-    weights = router_weights(x, kernel, None, k=1, renormalise=True)[0]
+    weights = router_weights(x, kernel, None, k=1, renormalize=True)[0]
     np.testing.assert_allclose(weights.sum((1, 2)), 1, rtol=1e-5)
 
 
@@ -136,9 +136,9 @@ def test_bfloat16_activations_are_routed_in_float32():
     assert "HIGHEST" in str(jax.make_jaxpr(lambda x: router_weights(x, kernel, None, k=1))(x))
 
 
-def test_one_group_renormalised_is_qwen3_moe_routing():
+def test_one_group_renormalized_is_qwen3_moe_routing():
     x, kernel, _ = draw(5)
-    weights, ids, _ = router_weights(x, kernel.reshape(D, 1, E), None, k=4, renormalise=True)
+    weights, ids, _ = router_weights(x, kernel.reshape(D, 1, E), None, k=4, renormalize=True)
     z = x @ kernel.reshape(D, E)
     for t in range(T):
         order = np.argsort(-z[t], kind="stable")[:4]

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.ops import kernel_scan
-from pangu_jax.ops.chunked_scan import chunked
+from pangu_jax.ops import selective_scan_kernel
 from pangu_jax.ops.linear_scan import FORMS, linear_scan
 from pangu_jax.ops.selective_scan import choose, selective_scan, selective_states
+from pangu_jax.ops.selective_scan_chunked import chunked
 
 IMPLS = ["reference", "chunked", "associative", "export"]
 NAMES = ["u", "dt", "A", "B", "C", "D", "dt_bias", "state"]
@@ -58,7 +58,7 @@ def in_float32(tree):
 
 def kernel(name, *, softplus=True):
     """A kernel, interpreted, as a function of the named arguments."""
-    run = partial(getattr(kernel_scan, name), softplus=softplus, interpret=True)
+    run = partial(getattr(selective_scan_kernel, name), softplus=softplus, interpret=True)
     return lambda **a: run(*(a[name] for name in NAMES))
 
 

@@ -12,7 +12,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.nn.norm import rms_norm
 from pangu_jax.pruning import absorb as room
 from pangu_jax.pruning.absorb import absorb, fold_pre_norms
-from pangu_jax.pruning.walk import norm_inputs
+from pangu_jax.pruning.norm_inputs import norm_inputs
 
 
 def test_the_gains_of_the_norms_before_fold_exactly(model):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pangu_jax.core.spec import abstract, count, materialise
+from pangu_jax.core.spec import abstract, count, init
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import uniform
 from pangu_jax.nn.attention import AttentionConfig
@@ -62,7 +62,7 @@ def test_the_compiled_prefill_saves_what_is_counted(dense, groups, channels):
 @pytest.mark.slow
 def test_a_prefill_of_126_million_parameters_is_faster_with_half_the_channels():
     cfg = uniform(8192, 768, 12, AttentionConfig(12, 1, 64), mlp=MlpConfig(3072), max_length=256)
-    params = jax.jit(lambda key: materialise(decoder.spec(cfg), key=key))(jax.random.key(0))
+    params = jax.jit(lambda key: init(decoder.spec(cfg), key=key))(jax.random.key(0))
     base = plan.identity(cfg)
     half = tuple(dataclasses.replace(x, channels=tuple(range(0, 3072, 2))) for x in base.layers)
     small, small_cfg = prune(params, dataclasses.replace(base, layers=half), cfg=cfg)

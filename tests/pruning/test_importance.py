@@ -12,8 +12,8 @@ from pangu_jax.pruning.allocate import Target
 from pangu_jax.pruning.axes import Sizes
 from pangu_jax.pruning.choose import choose_channels, choose_heads
 from pangu_jax.pruning.compress import Recipe, plan
+from pangu_jax.pruning.norm_inputs import norm_inputs
 from pangu_jax.pruning.stats import LayerStats, SweepConfig
-from pangu_jax.pruning.walk import norm_inputs
 
 D, F = 6, 9
 
@@ -45,8 +45,8 @@ def pca_score(x, h, weights):
     """SlimLLM's formula on the tokens."""
     h = h.reshape(len(x), -1)
     y = h @ weights["down"]
-    centred = y - y.mean(0)
-    values, axes = np.linalg.eigh(centred.T @ centred)
+    centered = y - y.mean(0)
+    values, axes = np.linalg.eigh(centered.T @ centered)
     omega = 1 / (1 + np.exp(-values / values.mean()))
     norm = np.sqrt((x**2).sum(0))
     score = np.zeros(h.shape[1])

@@ -10,8 +10,8 @@ from pangu_jax.pruning import pearson
 
 def between(outputs):
     """C[i, k, j] of outputs [N, U, D], by loops."""
-    centred = outputs - outputs.mean(0)
-    return np.einsum("nij,nkj->ikj", centred, centred) / len(outputs)
+    centered = outputs - outputs.mean(0)
+    return np.einsum("nij,nkj->ikj", centered, centered) / len(outputs)
 
 
 def planted(seed=0, units=6):

@@ -101,8 +101,8 @@ def test_choice_and_repair_from_moments_are_those_on_the_tokens(chunk):
     x[..., 1, :] += x[..., 0, :]
     kernel, bias = rng.normal(size=(units, size, width)), rng.normal(size=width)
     each = np.einsum("nuc,ucd->nud", x.reshape(-1, units, size), kernel)
-    whole, centred = each.sum(1), each - each.mean(0)
-    kept = pearson.choose(np.einsum("nij,nkj->ikj", centred, centred) / len(each), keep)
+    whole, centered = each.sum(1), each - each.mean(0)
+    kept = pearson.choose(np.einsum("nij,nkj->ikj", centered, centered) / len(each), keep)
     with jax.enable_x64(True):
         sums = accumulate(rng.permutation(x).reshape(50, 8, -1), chunk)
         between = moments.contributions(moments.covariance(sums), jnp.asarray(kernel))

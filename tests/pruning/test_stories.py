@@ -14,7 +14,7 @@ import pytest
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.data.calibration import as_documents, cut_windows
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure
@@ -37,7 +37,7 @@ def stories(data_dir, tmp_path_factory):
     tool.convert(folder / "stories260K.bin", folder / "tok512.bin", out)
     params, cfg, where = open_checkpoint(out)
     text = (data_dir / "text/tinystories/tinystories_cased_197k.txt").read_text("utf-8")
-    tokens = tokenise([Document("", text)], load_tokenizer(where))
+    tokens = tokenize([Document("", text)], load_tokenizer(where))
     return params, cfg, cut_windows(tokens, 128)
 
 

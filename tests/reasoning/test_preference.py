@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import materialise
+from pangu_jax.core.spec import init
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
@@ -46,7 +46,7 @@ def test_a_tie_agrees_half():
 
 
 def test_a_feature_is_the_last_hidden_state_whoever_is_beside_it():
-    params = materialise(decoder.spec(CFG), key=jax.random.key(0))
+    params = init(decoder.spec(CFG), key=jax.random.key(0))
     rows = [[1, 2, 3], list(range(1, 15)), [4]]
     found = features(params, rows, cfg=CFG, batch=2)
     hidden = jax.jit(lambda row: decoder.apply(params, row, cfg=CFG).hidden)

@@ -7,11 +7,11 @@ from pangu_jax.reasoning.reward import ROUTES, Sample, Scale, grade
 from pangu_jax.reasoning.reward_sources import (
     answer,
     code,
-    each,
-    evaluated,
     format_of,
     judge_prompt,
-    preferred,
+    judged_by_model,
+    per_sample,
+    preferred_by_model,
     repeats,
     too_long,
     verdict,
@@ -52,16 +52,18 @@ def test_what_cannot_be_compared_in_time_is_a_failure(monkeypatch):
 
 def test_threads_change_no_score():
     of = [said(f"It is {i % 4}.", gold=str(i % 3)) for i in range(60)]
-    assert each(answer, 8)(of) == each(answer, 1)(of) == [answer(sample) for sample in of]
+    assert (
+        per_sample(answer, 8)(of) == per_sample(answer, 1)(of) == [answer(sample) for sample in of]
+    )
 
 
 def test_one_sample_that_a_judge_chokes_on_is_one_failure():
     def judge(sample):
         return answer(sample) if sample.gold == "2" else 1 / 0
 
-    found = each(judge)([said("2"), said("2", gold="3")])
+    found = per_sample(judge)([said("2"), said("2", gold="3")])
     assert [score.failed for score in found] == [False, True] and "ZeroDiv" in found[1].evidence
-    graded = grade([said("2"), said("2", gold="3")], ROUTES, {"answer": each(judge)})
+    graded = grade([said("2"), said("2", gold="3")], ROUTES, {"answer": per_sample(judge)})
     assert graded.usable.tolist() == [True, False] and graded.reward[0] == 1 and graded.failed == 1
 
 
@@ -112,7 +114,9 @@ def test_form_repetition_and_length():
 
 
 def test_preferences_are_places_among_earlier_ones():
-    source = preferred(lambda of: [float(s.said) for s in of], Scale((1.0, 2.0, 3.0)).place)
+    source = preferred_by_model(
+        lambda of: [float(s.said) for s in of], Scale((1.0, 2.0, 3.0)).place
+    )
     values = [x.value for x in source([Sample("q", "", "0"), Sample("q", "", "5")])]
     assert values == [0, 1]
 
@@ -125,6 +129,6 @@ def test_an_evaluator_says_yes_or_no_or_fails(reply, value, failed):
     assert (verdict(reply).value, verdict(reply).failed) == (value, failed)
     sample = said("It is 7.", gold="8")
     prompts = []
-    found = evaluated(lambda texts: prompts.extend(texts) or [reply])([sample])
+    found = judged_by_model(lambda texts: prompts.extend(texts) or [reply])([sample])
     assert found == [verdict(reply)] and "It is 7." in prompts[0] and "answer:\n8" in prompts[0]
     assert "Reference" not in judge_prompt(said("2", gold=""))

@@ -285,7 +285,7 @@ WRONG = [
     (CHAT, {"response_format": {"type": "json_object"}}, 400, "response_format", "not supported"),
     (CHAT, {"logprobs": True, "top_logprobs": 2}, 400, "top_logprobs", "not supported"),
     (CHAT, {"logprobs": 1}, 400, "logprobs", "boolean"),
-    (CHAT, {"colour": "red"}, 400, "colour", "no field colour"),
+    (CHAT, {"color": "red"}, 400, "color", "no field color"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Layouts: rule tables to shardings, constraints, sharded initialisation."""
+"""Layouts: rule tables to shardings, constraints, sharded initialization."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Normal, Spec, materialise
+from pangu_jax.core.spec import Normal, Spec
+from pangu_jax.core.spec import init as init_leaves
 from pangu_jax.sharding.layout import (
     Layout,
     batch_sharding,
@@ -88,6 +89,6 @@ def test_initial_values_do_not_depend_on_the_layout_and_are_truly_split():
     spec = {"w": Spec((16, 8), ("embed", "mlp"), Normal(1.0)), "b": Spec((8,), ("mlp",))}
     where = layout("fsdp+tensor", fsdp=4, tensor=2)
     split = init(spec, key=jax.random.key(3), layout=where)
-    plain = materialise(spec, key=jax.random.key(3))
+    plain = init_leaves(spec, key=jax.random.key(3))
     np.testing.assert_array_equal(split["w"], plain["w"])
     assert [s.data.shape for s in split["w"].addressable_shards] == [(4, 4)] * 8

@@ -47,7 +47,7 @@ def test_timepro_forecasts_etth1_as_published(data_dir, tmp_path):
     options = ["--preset", "cpu", "--variants", "baselines", "full", "--out", tmp_path]
     subprocess.run(
         [sys.executable, run, *options, "--data", data_dir / "ltsf"],
-        env={**os.environ, "XLA_FLAGS": ""},  # optimised, on one device
+        env={**os.environ, "XLA_FLAGS": ""},  # optimized, on one device
         check=True,
     )
     found = json.loads((tmp_path / "results.json").read_text())

@@ -13,8 +13,8 @@ import pytest
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.encoder_inputs import encode_for_encoder
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.data.tokenizer_encoder import mark
 from pangu_jax.eval.embedding import embed
 from pangu_jax.export.run import open_runner
 
@@ -108,13 +108,13 @@ def together(theirs, texts):
 
 
 def test_token_ids(folder, theirs, texts):
-    found = list(mark(load_tokenizer(folder), texts, LENGTH))
+    found = list(encode_for_encoder(load_tokenizer(folder), texts, LENGTH))
     ids = theirs[1](texts, truncation=True, max_length=LENGTH)["input_ids"]
     assert [item.ids for item in found] == ids
     assert sum(item.cut for item in found) >= 20
     pairs = list(zip(texts[::2], texts[1::2], strict=True))
     given = theirs[1](*map(list, zip(*pairs, strict=True)), truncation=True, max_length=LENGTH)
-    marked = list(mark(load_tokenizer(folder), pairs, LENGTH))
+    marked = list(encode_for_encoder(load_tokenizer(folder), pairs, LENGTH))
     assert [item.ids for item in marked] == given["input_ids"]
     assert [item.types for item in marked] == given["token_type_ids"]
 
@@ -122,7 +122,7 @@ def test_token_ids(folder, theirs, texts):
 @pytest.mark.parametrize("batch", [1, 32])
 def test_vectors_alone_and_in_batches(batch, folder, texts, wanted, together):
     params, cfg = hf.load(folder)
-    assert (cfg.pooling, cfg.normalise, cfg.text_length) == ("mean", True, LENGTH)
+    assert (cfg.pooling, cfg.normalize, cfg.text_length) == ("mean", True, LENGTH)
     found = embed(params, texts, cfg=cfg, tokenizer=load_tokenizer(folder), batch=batch)
     worst = cosines(found.vectors, wanted).min()
     print(f"batches of {batch}: least cosine 1 - {1 - worst:.1e}, {found.cut} cut")
@@ -167,7 +167,7 @@ def test_what_is_exported_gives_the_same(target, folder, texts, wanted, tmp_path
     out = tmp_path / "out"
     call(capsys, "export", folder, "--target", target, "--profiles", LENGTH, "--batch", 4,
          "--out", out)  # fmt: skip
-    items = list(mark(load_tokenizer(folder), texts[:40], LENGTH))
+    items = list(encode_for_encoder(load_tokenizer(folder), texts[:40], LENGTH))
     tokens, valid = np.zeros((40, LENGTH), np.int32), np.zeros((40, LENGTH), bool)
     for row, item in enumerate(items):
         tokens[row, : len(item.ids)], valid[row, : len(item.ids)] = item.ids, True

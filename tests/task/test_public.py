@@ -44,9 +44,9 @@ def test_importing_it_brings_nothing_along():
 
 
 def test_the_name_of_a_room_stays_the_function_whatever_was_imported():
-    import pangu_jax.export.artefact as inner
+    import pangu_jax.export.artifact as inner
 
-    assert callable(pj.export) and pj.export.artefact is inner
+    assert callable(pj.export) and pj.export.artifact is inner
     assert all(callable(getattr(pj, name)) for name in pj.__all__)
 
 
@@ -100,8 +100,8 @@ def test_the_page_s_examples_do_what_the_commands_do(page, place, capsys):
     assert json.loads(command(capsys, "eval", place / "smollm2", *options)) == page["score"]
     assert page["small"].path == "small" and page["small"].kind == "decoder"
     assert (place / "small" / "report.md").is_file()
-    assert [program.name for program in page["artefact"].programs] == ["prefill_16", "decode"]
-    assert (place / "compiled" / "artefact.json").is_file()
+    assert [program.name for program in page["artifact"].programs] == ["prefill_16", "decode"]
+    assert (place / "compiled" / "artifact.json").is_file()
     assert page["vectors"].shape == (2, 32) and page["vectors"].dtype == np.float32
     np.testing.assert_allclose(np.diag(page["similarity"]), 1, rtol=1e-5)
     assert page["found"]["values"].shape == (4, 2) and page["found"]["names"] == ["one", "two"]
@@ -136,13 +136,13 @@ def test_options_that_there_are_not_are_refused(model):
             call(model, "x", lenght=3)
 
 
-def test_a_model_without_a_tokeniser_opens_and_says_so():
+def test_a_model_without_a_tokenizer_opens_and_says_so():
     bare = pj.load(ROOT / "tests" / "golden" / "llama2")
     with pytest.raises(pj.InputError, match="has no tokenizer; give one to `load`"):
         pj.generate(bare, ["a"])
 
 
-def test_a_gguf_file_opens_with_its_tokeniser_and_is_not_pruned(tmp_path):
+def test_a_gguf_file_opens_with_its_tokenizer_and_is_not_pruned(tmp_path):
     where = importlib.util.spec_from_file_location("make_gguf", ROOT / "tools" / "make_gguf.py")
     tool = importlib.util.module_from_spec(where)
     where.loader.exec_module(tool)
@@ -168,7 +168,7 @@ def test_a_gguf_file_opens_with_its_tokeniser_and_is_not_pruned(tmp_path):
 
 
 class Pieces:
-    """A tokeniser that, as SentencePiece does, leaves out the space that a text begins with."""
+    """A tokenizer that, as SentencePiece does, leaves out the space that a text begins with."""
 
     eos_ids = (9,)
 

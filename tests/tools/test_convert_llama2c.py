@@ -1,4 +1,4 @@
-"""llama2.c checkpoints: the model against plain numpy, the tokeniser against the plain encoder."""
+"""llama2.c checkpoints: the model against plain numpy, the tokenizer against the plain encoder."""
 
 import functools
 import importlib.util
@@ -13,7 +13,7 @@ import pytest
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.packing import Tokens, tokenise
+from pangu_jax.data.packing import Tokens, tokenize
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.decode.generate import generate
@@ -233,7 +233,7 @@ def story_text(data_dir):
     return path.read_bytes().decode("utf-8")
 
 
-def test_the_tokeniser_equals_greedy_merging_on_both_files(data_dir, stories, story_text):
+def test_the_tokenizer_equals_greedy_merging_on_both_files(data_dir, stories, story_text):
     """Every id of 4.4 MB of text.
 
     No token has a space but in front, so no merge crosses the place before a space, and merging
@@ -304,7 +304,7 @@ def test_dense_perplexity(data_dir, stories, story_text):
 def test_dense_perplexity_of_the_first_60000_characters(stories, story_text):
     """One document, windows of the model's 512 tokens that predict 256 new ones each."""
     params, cfg, where = open_checkpoint(stories)
-    tokens = tokenise([Document("", story_text[:60_000])], load_tokenizer(where))
+    tokens = tokenize([Document("", story_text[:60_000])], load_tokenizer(where))
     found = measure(params, tokens, cfg=cfg, length=512, stride=256)
     print(f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte")
     print(f"{found.tokens} tokens, {found.bytes} bytes; {found.protocol}")

@@ -122,7 +122,7 @@ def test_a_file_that_takes_too_long_is_ended_and_the_end_of_time_counts_for_noth
 def test_the_mirrored_test_file_comes_first_then_importers_then_those_of_importers(mutants, tree):
     (tree / "tests/ops/test_weak.py").write_text("")
     (tree / "tests/ops/test_far.py").write_text("from pangu_jax.ops.through import weak\n")
-    nearest = mutants.Neighbours(tree).nearest
+    nearest = mutants.NearestTests(tree).nearest
     wanted = [f"tests/ops/test_{name}.py" for name in ("weak", "other", "far")]
     assert nearest("pangu_jax/ops/weak.py", 3) == wanted
     assert nearest("pangu_jax/ops/weak.py", 1) == wanted[:1]

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import Spec, materialise
+from pangu_jax.core.spec import Spec, init
 from pangu_jax.core.tree import flatten
 from pangu_jax.data.windows import Borders, Scaler, parts
 from pangu_jax.models import timepro
@@ -30,7 +30,7 @@ from pangu_jax.train.forecast import (
 )
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.step import init_state, make_step
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 MODEL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=16, stride=8)
 FIT = FitConfig(batch=8, learning_rate=1e-3, epochs=3)
@@ -113,7 +113,7 @@ def test_a_step_is_adam_as_written_in_its_paper():
     spec = timepro.spec(MODEL)
     state = init_state(spec, optimizer, key=jax.random.key(0), params=initial(MODEL, (0,)))
     before = flatten(jax.device_get(state.params))
-    chex.assert_trees_all_close(before, flatten(materialise(spec, key=jax.random.key(0))))
+    chex.assert_trees_all_close(before, flatten(init(spec, key=jax.random.key(0))))
 
     def loss(params):
         rows = at[:, None] + jnp.arange(20)

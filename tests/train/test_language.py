@@ -1,4 +1,4 @@
-"""The loss of language modelling: padding and document boundaries count for nothing."""
+"""The loss of language modeling: padding and document boundaries count for nothing."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 from pangu_jax.train.step import init_state, make_step
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 HEADS = AttentionConfig(2, 1, 4)
 ROUTED = LayerConfig(HEADS, moe=MoEConfig(8, 4, 1, 4, router_scale=True))

@@ -17,16 +17,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from pangu_jax.checkpoint.store import CHECKPOINTS, DISCARDED, UNFINISHED, Store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
-from pangu_jax.data.packing import PackedTokens, tokenise
+from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.train import loop
-from pangu_jax.train.best import StopRule
+from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.loop import LoopConfig, Stage, train, train_stages
 from pangu_jax.train.metrics import MetricLog, read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 SPEC = {
     "embed": {"table": Spec((264, 8), ("vocab", "embed"), Normal(0.5))},
@@ -48,7 +48,7 @@ def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, **rest):
     """Trains; `at` is {step: function called when that step's batch is made}."""
 
     def stream(step):
-        source = PackedTokens(tokenise(TEXT, ByteTokenizer()), 16)
+        source = PackedTokens(tokenize(TEXT, ByteTokenizer()), 16)
         for batch in batches(source, batch=4, start_step=step):
             step += 1
             batch["factor"] = np.ones(4, np.float32)
@@ -357,7 +357,7 @@ def test_stages_go_on_where_they_were_stopped_with_the_same_bits(tmp_path):
     whole = staged(tmp_path / "whole")
     lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2, 3, 3]
-    # Every stage's batches begin anew; the second stage keeps its optimiser's state.
+    # Every stage's batches begin anew; the second stage keeps its optimizer's state.
     assert [line["weight"] for line in lines] == [4, 8, 12, 4, 8, 12, 4, 8]
     assert len(jax.tree.leaves(whole.opt_state)) == 2 and "rows_per_s" in lines[0]
     stopped = []

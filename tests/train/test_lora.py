@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import check, is_spec, materialise
+from pangu_jax.core.spec import check, init, is_spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
@@ -22,7 +22,7 @@ from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.train import lora
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.lora import LoraConfig
-from pangu_jax.train.stop import Stopped
+from pangu_jax.train.stop_signal import Stopped
 
 HEADS = AttentionConfig(4, 2, 4)
 ROUTED = LayerConfig(HEADS, moe=MoEConfig(4, 2, 1, 4))
@@ -128,8 +128,8 @@ def tuned(folder, at=0):
 def test_factors_alone_are_trained_saved_and_gone_on_with(tmp_path):
     whole = tuned(None)
     spec = lora.attach(DENSE, CFG)
-    fresh = flatten(jax.jit(lambda k: materialise(spec, key=k))(jax.random.key(0)))
-    for name, factor in fresh.items():  # at first nothing is added, and something can be learnt
+    fresh = flatten(jax.jit(lambda k: init(spec, key=k))(jax.random.key(0)))
+    for name, factor in fresh.items():  # at first nothing is added, and something can be learned
         assert "lora" not in name or factor.any() == name.endswith("into")
     with pytest.raises(Stopped):
         tuned(tmp_path, at=2)

@@ -62,7 +62,7 @@ def test_train_profile_writes_a_trace_and_says_where_time_and_memory_go(tiny_run
     assert "ms a step over 5 steps" in err
     for name in ("attention, forward", "attention, backward", "mlp, forward", "head", "optimizer"):
         assert name in err, err
-    for name in ("parameters", "optimiser's state", "work of the step"):
+    for name in ("parameters", "optimizer's state", "work of the step"):
         assert name in err
     assert f"{4 * count(decoder.spec(load_model(tiny_run))) / 1e6:.3f} MB" in err  # of float32
     places = list((tmp_path / "run" / "profile").glob("plugins/profile/*/*"))

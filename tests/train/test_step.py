@@ -1,4 +1,4 @@
-"""The optimiser step against AdamW written out, and the same whatever the batch is cut into."""
+"""The optimizer step against AdamW written out, and the same whatever the batch is cut into."""
 
 import math
 

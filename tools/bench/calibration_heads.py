@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.data.packing import tokenise
+from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document, documents
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure, measure_windows
@@ -57,8 +57,8 @@ def main() -> None:
     options = parser.parse_args()
     params, cfg = hf.load(options.model)
     tokenizer = load_tokenizer(options.model)
-    ids = np.asarray(tokenise(documents(options.text), tokenizer).ids[1:], np.int32)
-    spoken = tokenise(chats(options.questions), tokenizer, as_prompts=True)
+    ids = np.asarray(tokenize(documents(options.text), tokenizer).ids[1:], np.int32)
+    spoken = tokenize(chats(options.questions), tokenizer, as_prompts=True)
     heads = {
         "none": [],
         "im_start": tokenizer.encode("<|im_start|>"),

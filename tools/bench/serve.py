@@ -35,7 +35,7 @@ from pangu_jax.sharding.layout import init
 
 
 def opened(options):
-    """Parameters, configuration and tokeniser."""
+    """Parameters, configuration and tokenizer."""
     if options.checkpoint:
         params, cfg, found = open_checkpoint(
             options.checkpoint, kind="decoder", dtype=options.dtype

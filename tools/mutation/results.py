@@ -73,7 +73,7 @@ def changed(diff: str) -> tuple[str, str]:
     return tuple("\n".join(s[1:].strip() for s in lines if s.startswith(sign)) for sign in "-+")
 
 
-def judgements(tree: Path) -> dict[tuple[str, str, str], str]:
+def judgments(tree: Path) -> dict[tuple[str, str, str], str]:
     """Why some survivors are the same program, by path, line and what it became."""
     path = tree / "tools" / "mutants_judged.toml"
     if not path.exists():

@@ -1,5 +1,12 @@
 """Checkpoints in the Hugging Face layout, both ways, one tensor at a time."""
 
+from pangu_jax.checkpoint.hf.checkpoint import (
+    LazyLeaf,
+    assign_tensors,
+    read_headers,
+    read_part,
+    view,
+)
 from pangu_jax.checkpoint.hf.config import (
     CONFIG,
     read_config,
@@ -9,26 +16,25 @@ from pangu_jax.checkpoint.hf.config import (
     write_keys,
 )
 from pangu_jax.checkpoint.hf.families.registry import FAMILIES, named
-from pangu_jax.checkpoint.hf.opened import Lazy, place, read_part, survey, view
 from pangu_jax.checkpoint.hf.reader import load
 from pangu_jax.checkpoint.hf.writer import families_of, save, save_first
 
 __all__ = [
     "CONFIG",
     "FAMILIES",
-    "Lazy",
+    "LazyLeaf",
+    "assign_tensors",
     "families_of",
     "load",
     "named",
-    "place",
     "read_config",
+    "read_headers",
     "read_keys",
     "read_part",
     "read_pooling",
     "read_prompts",
     "save",
     "save_first",
-    "survey",
     "view",
     "write_keys",
 ]

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pangu_jax.checkpoint import archive
+from pangu_jax.checkpoint import safetensors_files
 from pangu_jax.checkpoint.hf.families import sentence_transformers
 from pangu_jax.checkpoint.hf.families.config_keys import UNDERSTOOD
 from pangu_jax.checkpoint.hf.families.family import Family
-from pangu_jax.checkpoint.hf.families.registry import named, recognise
+from pangu_jax.checkpoint.hf.families.registry import named, recognize
 from pangu_jax.core.config import read_json, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
@@ -28,7 +28,7 @@ def read_keys(folder: str | Path) -> dict[str, Any]:
     Raises:
       InputError: there is no such file, or it holds no object.
     """
-    path = archive.own_file(folder, CONFIG)
+    path = safetensors_files.own_file(folder, CONFIG)
     keys = read_json(path)
     if not isinstance(keys, dict):
         raise InputError(f"{path} must hold an object, got {json.dumps(keys):.40}")
@@ -44,7 +44,7 @@ def read_config(folder: str | Path) -> tuple[Any, str]:
     """
     keys = read_keys(folder)
     try:
-        family = recognise(keys)
+        family = recognize(keys)
         cfg = _read_layers(keys, family)
     except InputError as error:
         raise InputError(f"{Path(folder) / CONFIG}: {error}") from error
@@ -100,7 +100,7 @@ def write_keys(
     base = read_keys(source)
     before, name = read_config(source)
     base.pop("auto_map", None)
-    if name == family.name and _settled(before, family, cfg) == cfg:
+    if name == family.name and _resolved(before, family, cfg) == cfg:
         return base
     kept = {key: value for key, value in base.items() if key not in UNDERSTOOD}
     return {**head, **kept, **keys}
@@ -118,7 +118,7 @@ def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
       InputError: it says otherwise; names what.
     """
     found, name = read_config(written)
-    lost = _difference(to_json(cfg), to_json(_settled(found, named(name), cfg)))
+    lost = _difference(to_json(cfg), to_json(_resolved(found, named(name), cfg)))
     if lost is not None:
         raise InputError(f"{folder} cannot be written beside the source's files: {lost}")
 
@@ -128,9 +128,11 @@ _OF_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 def _beside(folder: Path, name: str) -> tuple[str, Any]:
-    """See `family.Beside`."""
+    """See `family.Sidecars`."""
     path = folder / name
-    return str(path), read_json(archive.own_file(folder, name)) if os.path.lexists(path) else None
+    return str(path), read_json(safetensors_files.own_file(folder, name)) if os.path.lexists(
+        path
+    ) else None
 
 
 def _read_layers(keys: dict[str, Any], family: Family) -> Any:
@@ -179,15 +181,15 @@ def _express(cfg: Any, family: Family) -> dict[str, Any]:
     keys = family.write(cfg)
     files = family.files(cfg)
     found = family.complete(family.read(keys), lambda name: (name, files.get(name)))
-    lost = _difference(to_json(cfg), to_json(_settled(found, family, cfg)))
+    lost = _difference(to_json(cfg), to_json(_resolved(found, family, cfg)))
     if lost is not None:
         raise InputError(f"a {family.architecture} cannot express {lost}")
     return keys
 
 
-def _settled(found: Any, family: Family, cfg: Any) -> Any:
+def _resolved(found: Any, family: Family, cfg: Any) -> Any:
     """What `found` is beside the tensors of `cfg`."""
-    return family.settle(found, flatten(registry.spec(cfg), is_leaf=is_spec))
+    return family.resolve(found, flatten(registry.spec(cfg), is_leaf=is_spec))
 
 
 def _difference(wanted: Any, found: Any, where: str = "") -> str | None:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pangu_jax.checkpoint.archive import Stored
-from pangu_jax.checkpoint.hf.opened import TensorFile, place, read_part, survey
+from pangu_jax.checkpoint.hf.checkpoint import TensorFile, assign_tensors, read_headers, read_part
 from pangu_jax.checkpoint.hf.tensors import Piece, narrowed
+from pangu_jax.checkpoint.safetensors_files import StoredTensor
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
 from pangu_jax.core.tree import map_named
@@ -40,8 +40,8 @@ def load(
       InputError: a tensor is missing, surplus, of the wrong shape or type, or holds values that
         are not finite or beyond `dtype`; names it and its file.
     """
-    opened = survey(folder)
-    places = place(opened, folder)
+    opened = read_headers(folder)
+    places = assign_tensors(opened, folder)
     types = {path: _leaf_dtype(parts, opened.stored, dtype) for path, parts in places.items()}
 
     def fill(path: str, leaf: Spec) -> jax.Array:
@@ -51,7 +51,7 @@ def load(
     return map_named(fill, registry.spec(opened.cfg)), opened.cfg
 
 
-def _leaf_dtype(parts: list[Piece], stored: Mapping[str, Stored], dtype: Any) -> np.dtype:
+def _leaf_dtype(parts: list[Piece], stored: Mapping[str, StoredTensor], dtype: Any) -> np.dtype:
     if dtype is not None:
         return np.dtype(dtype)
     first = stored[parts[0].tensor]
@@ -74,7 +74,7 @@ def _fill(
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
     parts: list[Piece],
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, StoredTensor],
 ) -> jax.Array:
     """One leaf: each device's part is allocated there, and gets its part of every tensor."""
     shards = []

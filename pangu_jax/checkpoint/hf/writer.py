@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.checkpoint import archive
-from pangu_jax.checkpoint.archive import DTYPES, Planned
+from pangu_jax.checkpoint import safetensors_files
+from pangu_jax.checkpoint.hf.checkpoint import LazyLeaf
 from pangu_jax.checkpoint.hf.config import CONFIG, check_written, write_keys
 from pangu_jax.checkpoint.hf.families.registry import FAMILIES, named
-from pangu_jax.checkpoint.hf.opened import Lazy
 from pangu_jax.checkpoint.hf.tensors import Piece, narrowed, pieces
+from pangu_jax.checkpoint.safetensors_files import DTYPES, PendingTensor
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
 from pangu_jax.core.spec import check
@@ -58,7 +58,7 @@ def save(
     Host memory holds one tensor at a time.
 
     Args:
-      params: tree of the model's spec, any float type; or of `Lazy` leaves, such as `view` gives.
+      params: tree of the model's spec, any float type; or of `LazyLeaf`s, such as `view` gives.
       cfg: the model, of the family's kind.
       folder: must not exist, or be empty.
       family: the name of one of `FAMILIES`.
@@ -77,7 +77,7 @@ def save(
     check(registry.spec(cfg), params)
     keys = write_keys(cfg, named(family), source, per_layer=per_layer)
     places = pieces(cfg, named(family))
-    tensors = _plan(flatten(params), places, dtype)
+    tensors = _pending(flatten(params), places, dtype)
     # What config.json calls the type is that of the embeddings.
     first = min(places, key=lambda path: not path.startswith("embed/"))
     name = "dtype" if "dtype" in keys else "torch_dtype"
@@ -85,10 +85,10 @@ def save(
     if progress is not None:
         tensors = _counted(tensors, progress)
     with new_folder(folder) as temporary:
-        archive.write(temporary, _shards(tensors, max_shard_bytes))
+        safetensors_files.write(temporary, _shards(tensors, max_shard_bytes))
         for name in COMPANIONS:
             if source is not None and os.path.lexists(Path(source) / name):
-                shutil.copyfile(archive.own_file(source, name), temporary / name)
+                shutil.copyfile(safetensors_files.own_file(source, name), temporary / name)
         for name, content in (companions or {}).items():
             (temporary / name).write_bytes(content)
         for name, value in {CONFIG: keys, **named(family).files(cfg)}.items():
@@ -141,24 +141,26 @@ def families_of(cfg: Any) -> list[str]:
     return found
 
 
-def _plan(leaves: dict[str, Any], places: dict[str, list[Piece]], dtype: Any) -> dict[str, Planned]:
+def _pending(
+    leaves: dict[str, Any], places: dict[str, list[Piece]], dtype: Any
+) -> dict[str, PendingTensor]:
     """What is to be written, in the order of the tensors' names, numbers by value."""
     found = {}
     for path, parts in places.items():
         for piece in parts:
             kind = _saved_dtype(path, leaves[path], piece, dtype)
             make = partial(_tensor, leaves[path], piece, kind)
-            found[piece.tensor] = Planned(kind, piece.shape, make)
+            found[piece.tensor] = PendingTensor(kind, piece.shape, make)
     return {name: found[name] for name in sorted(found, key=_natural)}
 
 
 def _counted(
-    tensors: dict[str, Planned], progress: Callable[[int, int], None]
-) -> dict[str, Planned]:
+    tensors: dict[str, PendingTensor], progress: Callable[[int, int], None]
+) -> dict[str, PendingTensor]:
     """The same tensors, which say that they were made."""
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
-    def made(tensor: Planned) -> np.ndarray:
+    def made(tensor: PendingTensor) -> np.ndarray:
         nonlocal done
         array = tensor.make()
         done += tensor.nbytes
@@ -173,7 +175,7 @@ def _counted(
 
 def _saved_dtype(path: str, leaf: Any, piece: Piece, dtype: Any) -> np.dtype:
     if dtype is None:
-        dtype = leaf.dtype_at(piece.at) if isinstance(leaf, Lazy) else leaf.dtype
+        dtype = leaf.dtype_at(piece.at) if isinstance(leaf, LazyLeaf) else leaf.dtype
     if np.dtype(dtype) not in DTYPES.values():
         raise InputError(
             f"{path} of type {np.dtype(dtype)} cannot be saved; float32, float16, bfloat16 can"
@@ -181,7 +183,7 @@ def _saved_dtype(path: str, leaf: Any, piece: Piece, dtype: Any) -> np.dtype:
     return np.dtype(dtype)
 
 
-def _shards(tensors: dict[str, Planned], limit: float) -> list[dict[str, Planned]]:
+def _shards(tensors: dict[str, PendingTensor], limit: float) -> list[dict[str, PendingTensor]]:
     """Tensors cut into files, in their order."""
     shards, room = [], 0.0
     for name, tensor in tensors.items():
@@ -194,7 +196,7 @@ def _shards(tensors: dict[str, Planned], limit: float) -> list[dict[str, Planned
 
 
 def _tensor(leaf: Any, piece: Piece, dtype: np.dtype) -> np.ndarray:
-    if isinstance(leaf, Lazy):
+    if isinstance(leaf, LazyLeaf):
         array = leaf.at(piece.at)
     else:
         array = np.asarray(leaf[piece.at])

@@ -1,4 +1,4 @@
-"""The atc command line: a pure function of the artefact, and the one place that runs it.
+"""The atc command line: a pure function of the artifact, and the one place that runs it.
 
 The flags are those of the ATC guide of CANN 8.0 to 9.0. Every program has static shapes, so each
 becomes one .om with its shapes spelled out, and none of the dynamic-shape flags is needed.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
-from pangu_jax.export.artefact import Artefact, Compiled
+from pangu_jax.export.artifact import Artifact, Compiled
 
 # Names of --soc_version: "Ascend" and the name that `npu-smi info` shows. From the SoC table of
 # Ascend's RecSDK (cust_op/ascendc_op/config/transform.json).
@@ -63,7 +63,7 @@ def check_soc(name: str) -> str:
 def atc_command(
     program: Compiled, soc: str, *, precision_mode: str | None = None, log: str = "error"
 ) -> list[str]:
-    """The words of the command that compiles one program, to be run in the artefact's folder.
+    """The words of the command that compiles one program, to be run in the artifact's folder.
 
     Args:
       program: a program of static shape.
@@ -95,21 +95,21 @@ def atc_command(
     return words if precision_mode is None else [*words, f"--precision_mode={precision_mode}"]
 
 
-def select(artefact: Artefact, profiles: Sequence[int] | None) -> list[Compiled]:
+def select(artifact: Artifact, profiles: Sequence[int] | None) -> list[Compiled]:
     """The programs to compile: all, or the decoding step and the prefills of these lengths.
 
     Raises:
       InputError: a profile that was not exported.
     """
     if profiles is None:
-        return list(artefact.programs)
-    exported = artefact.facts.get("profiles", ())
+        return list(artifact.programs)
+    exported = artifact.facts.get("profiles", ())
     for length in profiles:
         if not isinstance(exported, tuple) or length not in exported:
             known = ", ".join(map(str, exported)) if isinstance(exported, tuple) else "none"
-            raise InputError(f"profile {length} was not exported; the artefact has {known}")
+            raise InputError(f"profile {length} was not exported; the artifact has {known}")
     names = {f"prefill_{length}" for length in profiles} | {"decode"}
-    return [p for p in artefact.programs if p.name in names]
+    return [p for p in artifact.programs if p.name in names]
 
 
 def script(commands: Sequence[Sequence[str]]) -> str:

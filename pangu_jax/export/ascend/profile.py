@@ -83,7 +83,7 @@ PROFILES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Offence:
+class Violation:
     """An operator that the profile lacks, and where it comes from: "primitive at file:line"."""
 
     program: str
@@ -103,16 +103,16 @@ def profile(name: str) -> OperatorProfile:
     return PROFILES[name]
 
 
-def offences(program: str, nodes: Iterable[Node], profile: OperatorProfile) -> list[Offence]:
+def violations(program: str, nodes: Iterable[Node], profile: OperatorProfile) -> list[Violation]:
     """The operators outside the profile, one entry for each operator and source line."""
     found: dict[tuple[str, str], int] = {}
     for node in nodes:
         if node.op.lower() not in profile.operators:
             found[node.op, node.origin] = found.get((node.op, node.origin), 0) + 1
-    return [Offence(program, op, origin, count) for (op, origin), count in found.items()]
+    return [Violation(program, op, origin, count) for (op, origin), count in found.items()]
 
 
-def report(counts: dict[str, dict[str, int]], found: list[Offence], used: OperatorProfile) -> str:
+def report(counts: dict[str, dict[str, int]], found: list[Violation], used: OperatorProfile) -> str:
     """The operator report as text: counts of each program, then a verdict."""
     lines = [f"operators, against {used.name} ({used.source}):"]
     for name, operators in counts.items():

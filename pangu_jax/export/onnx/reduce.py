@@ -56,9 +56,9 @@ def bounded(index: Value, size: int) -> Value:
 def cumsum(g: Graph, eqn: Any, x: Value) -> Value:
     """Running sum."""
     axis = g.constant(np.int64(eqn.params["axis"]))
-    backwards = int(eqn.params["reverse"])
+    backward = int(eqn.params["reverse"])
     x = full(g, x)
-    return g.emit("CumSum", [x, axis], x.shape, x.dtype, reverse=backwards)
+    return g.emit("CumSum", [x, axis], x.shape, x.dtype, reverse=backward)
 
 
 def _running(op: str) -> Callable:

@@ -71,7 +71,7 @@ def split(g: Graph, eqn: Any, x: Value) -> Sequence[Value]:
 
 
 def rev(g: Graph, eqn: Any, x: Value) -> Value:
-    """Axes backwards."""
+    """Axes backward."""
     back = [i in eqn.params["dimensions"] and s > 1 for i, s in enumerate(x.shape)]
     starts = [s - 1 if b else 0 for b, s in zip(back, x.shape, strict=True)]
     stops = [-1 if b else s for b, s in zip(back, x.shape, strict=True)]
@@ -86,7 +86,7 @@ def pad_(g: Graph, eqn: Any, x: Value, fill: Value) -> Value:
 
 
 def dilate(g: Graph, x: Value, factors: Sequence[int], fill: Value) -> Value:
-    """Whole `x` with factor - 1 fills between neighbours, by padding an extra axis."""
+    """Whole `x` with factor - 1 fills between neighbors, by padding an extra axis."""
     for axis, factor in enumerate(factors):
         if factor == 1 or x.shape[axis] < 2:
             continue

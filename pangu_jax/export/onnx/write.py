@@ -7,7 +7,7 @@ import numpy as np
 
 import pangu_jax
 from pangu_jax.core.errors import InputError
-from pangu_jax.export.artefact import Artefact, Compiled, Tensor, save, save_samples
+from pangu_jax.export.artifact import Artifact, Compiled, Tensor, save, save_samples
 from pangu_jax.export.onnx.model import (
     IR,
     OPSET,
@@ -26,7 +26,7 @@ WEIGHTS = "weights.bin"
 
 def export(
     bundle: Bundle, folder: Path, *, external: bool | None = None, tolerance: float = 1e-4
-) -> tuple[Artefact, list[Row], dict[str, Lowered]]:
+) -> tuple[Artifact, list[Row], dict[str, Lowered]]:
     """Writes the programs of a bundle into a folder.
 
     Args:
@@ -77,7 +77,7 @@ def export(
         "onnx_opset": str(OPSET),
         "onnx_ir": str(IR),
     }
-    artefact = Artefact(
+    artifact = Artifact(
         "onnx",
         tuple(_compiled(n, made) for n, made in lowered.items()),
         {},
@@ -88,7 +88,7 @@ def export(
         dict(bundle.facts),
         tuple(bundle.notes),
     )
-    return save(artefact, folder), rows, lowered
+    return save(artifact, folder), rows, lowered
 
 
 class Session:

@@ -10,7 +10,7 @@ that is close to the time of moving u, dt and y.
 The backward kernel walks the chunks from the end. It recomputes a chunk's states from the state
 at its start, which the forward pass left, and keeps these in shared memory alone. B's and
 C's gradients sum over channels, so over threads: products of some steps are laid out as rows in
-shared memory, each read back by four neighbouring lanes. What is summed over blocks of channels or
+shared memory, each read back by four neighboring lanes. What is summed over blocks of channels or
 over the batch is left to XLA. At N = 16 a block takes 141 KB of shared memory, so a multiprocessor
 runs one at a time, four warps, and waits on latencies: about 1400 cycles a step where the
 instructions would take some 500. Room for a second block is where this kernel can gain.

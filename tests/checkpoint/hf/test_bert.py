@@ -137,13 +137,13 @@ def test_what_is_written_is_what_was_read(with_source, classifier, encoder_folde
         skipped = {"bert.embeddings.position_ids"}
         names = load_file(folder / "model.safetensors").keys() - skipped
         assert load_file(out / "model.safetensors").keys() == names
-    assert cfg.pooling == "mean" and cfg.normalise and cfg.text_length == 12
+    assert cfg.pooling == "mean" and cfg.normalize and cfg.text_length == 12
 
 
 def test_another_pooling_and_prefix_are_written_too(encoder_folder, tmp_path):
     params, cfg = hf.load(encoder_folder)
     for pooling in ("cls", "mean", "weighted", "last", "max"):
-        asked = dataclasses.replace(cfg, pooling=pooling, normalise=False, prefix="q: ")
+        asked = dataclasses.replace(cfg, pooling=pooling, normalize=False, prefix="q: ")
         hf.save(params, asked, tmp_path / pooling, family="bert", source=encoder_folder)
         assert hf.read_config(tmp_path / pooling)[0] == asked
     prompts = {"prompts": {"q": "q: "}, "default_prompt_name": "q"}
@@ -153,7 +153,7 @@ def test_another_pooling_and_prefix_are_written_too(encoder_folder, tmp_path):
     ):
         hf.save(params, cfg, tmp_path / "stale", family="bert", source=source)
     assert not (tmp_path / "stale").exists()
-    silent = dataclasses.replace(cfg, pooling=None, normalise=False, text_length=None)
+    silent = dataclasses.replace(cfg, pooling=None, normalize=False, text_length=None)
     hf.save(params, silent, tmp_path / "silent", family="bert")
     assert not (tmp_path / "silent" / "modules.json").exists()
     with pytest.raises(InputError, match="Classification cannot express classes = 0"):
@@ -246,9 +246,9 @@ def test_what_sentence_transformers_asks_for_beyond_us(name, value, said, encode
                                    "pooling_mode_lasttoken": True}, {"pooling": "last"}),
         ("1_Pooling/config.json", {"pooling_mode": "cls"}, {"pooling": "cls"}),
         ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, {"pooling": "weighted"}),
-        ("modules.json", [module("Transformer")], {"pooling": None, "normalise": False}),
+        ("modules.json", [module("Transformer")], {"pooling": None, "normalize": False}),
         ("modules.json", [module("Transformer"), module("Pooling", "1_Pooling")],
-         {"pooling": "mean", "normalise": False}),
+         {"pooling": "mean", "normalize": False}),
         ("sentence_bert_config.json", {}, {"text_length": None}),
         ("config_sentence_transformers.json",
          {"prompts": {"q": "ask: ", "d": "x"}, "default_prompt_name": "q"}, {"prefix": "ask: "}),
@@ -264,7 +264,7 @@ def test_what_sentence_transformers_says(name, value, wanted, encoder_folder, tm
 
 
 @pytest.mark.parametrize(("stated", "length"), [(9, 9), (10**30, None), (None, None)])
-def test_the_tokeniser_bounds_texts_that_nothing_else_does(
+def test_the_tokenizer_bounds_texts_that_nothing_else_does(
     stated, length, encoder_folder, tmp_path
 ):
     folder = tmp_path / "changed"

@@ -18,7 +18,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import embedder
 from pangu_jax.models.pooling import pooled
-from pangu_jax.nn.latent import LatentConfig
+from pangu_jax.nn.latent_attention import LatentAttentionConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PREFIX = "weights/"
@@ -120,8 +120,8 @@ def test_what_released_files_leave_out():
     text |= {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}
     keys = {"text_config": text, "latent_attention_config": {"model_type": "latent_attention"}}
     cfg = hf.named("nv-embed").read(keys)
-    assert cfg.latent == LatentConfig(latents=512, heads=8, head_dim=4096, units=16384)
-    assert cfg.normalise and not cfg.pool_prefix and not cfg.causal
+    assert cfg.latent == LatentAttentionConfig(latents=512, heads=8, head_dim=4096, units=16384)
+    assert cfg.normalize and not cfg.pool_prefix and not cfg.causal
     assert specs.count(embedder.spec(cfg)) == 7_851_016_192
 
 
@@ -129,11 +129,11 @@ def test_what_released_files_leave_out():
 def test_decoders_without_a_head(case, tmp_path):
     """As transformers saves a MistralModel: names without "model.", no head; and back."""
     params, cfg = hf.load(GOLDEN / case)
-    params, cfg = embedder.of_decoder(params, cfg)
+    params, cfg = embedder.from_decoder(params, cfg)
     assert "head" not in params
     cfg = dataclasses.replace(cfg, pooling="weighted", pool_prefix=False, prefix="q: ")
     if case == "mistral":
-        params, cfg = embedder.both_ways(params, cfg)
+        params, cfg = embedder.bidirectional(params, cfg)
     family = hf.families_of(cfg)
     name = next(name for name in family if name.startswith(case.removesuffix("2")))
     hf.save(params, cfg, tmp_path / "out", family=name)

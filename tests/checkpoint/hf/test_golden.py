@@ -139,18 +139,18 @@ def without(pattern, params):
     return map_named(lambda name, x: jnp.zeros_like(x) if name.endswith(pattern) else x, params)
 
 
-def router(x, kernel, scale, *, k, renormalise=False, softmax_axes=(-2, -1), scale_first=False):
+def router(x, kernel, scale, *, k, renormalize=False, softmax_axes=(-2, -1), scale_first=False):
     """The router again, with the places where it is easily got wrong."""
     probs = jax.nn.softmax(jnp.einsum("td,dge->tge", x, kernel), axis=softmax_axes)
     scores = probs * scale if scale_first else probs
     _, ids = group_topk(scores, k)
     weights = jnp.take_along_axis(probs * scale, ids, -1)
-    if renormalise:
+    if renormalize:
         weights = weights / weights.sum((-2, -1), keepdims=True)
     return weights, ids, probs
 
 
-def rotate_neighbours(x, cos, sin):
+def rotate_neighbors(x, cos, sin):
     """Rotation of the pairs (2i, 2i + 1)."""
     middle = (1,) * (x.ndim - 3)
     cos = cos.reshape(*cos.shape[:2], *middle, -1)
@@ -175,14 +175,14 @@ def test_a_softmax_inside_each_group_shows(monkeypatch):
     assert mutated(monkeypatch, softmax_axes=-1) > VISIBLE
 
 
-def test_renormalised_weights_show(monkeypatch):
-    assert mutated(monkeypatch, cfg=lambda c: with_moe(c, renormalise=True)) > VISIBLE
+def test_renormalized_weights_show(monkeypatch):
+    assert mutated(monkeypatch, cfg=lambda c: with_moe(c, renormalize=True)) > VISIBLE
 
 
-def test_a_missing_renormalisation_shows(monkeypatch):
+def test_a_missing_renormalization_shows(monkeypatch):
     cfg = load("qwen3_moe")[1]
     layers = [
-        dataclasses.replace(x, moe=x.moe and dataclasses.replace(x.moe, renormalise=False))
+        dataclasses.replace(x, moe=x.moe and dataclasses.replace(x.moe, renormalize=False))
         for x in cfg.layers
     ]
     plain = dataclasses.replace(cfg, layers=tuple(layers))
@@ -221,8 +221,8 @@ def test_swapped_gate_and_up_show(case):
 
 
 @pytest.mark.parametrize("case", ["pangu_pro_moe", "llama2"])
-def test_rotating_neighbouring_pairs_shows(monkeypatch, case):
-    monkeypatch.setattr(attention, "rotate", rotate_neighbours)
+def test_rotating_neighboring_pairs_shows(monkeypatch, case):
+    monkeypatch.setattr(attention, "rotate", rotate_neighbors)
     assert mutated(monkeypatch, case=case) > VISIBLE
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import archive, hf
-from pangu_jax.checkpoint.hf import opened
+from pangu_jax.checkpoint import hf, safetensors_files
+from pangu_jax.checkpoint.hf import checkpoint
 from pangu_jax.checkpoint.hf.tensors import Piece
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
@@ -80,13 +80,13 @@ def test_what_is_written_is_what_was_read_bit_by_bit(case, tmp_path):
 
 def test_small_shards_have_an_index_and_say_the_same(tmp_path, monkeypatch):
     params, cfg = hf.load(GOLDEN / "qwen3")
-    made, write = {}, archive.write
+    made, write = {}, safetensors_files.write
 
     def seen(folder, shards):
         write(folder, shards)
         made.update({path.name: path.stat().st_ino for path in [folder, *folder.iterdir()]})
 
-    monkeypatch.setattr(archive, "write", seen)
+    monkeypatch.setattr(safetensors_files, "write", seen)
     hf.save(params, cfg, tmp_path / "out", family="qwen3", max_shard_bytes=8000)
     # What was written is what is there, under another name: a copy might be half a one.
     there = [tmp_path / "out", *(tmp_path / "out").glob("*.safetensors*")]
@@ -330,7 +330,7 @@ def _head(factor, dtype=None):
 
 def test_a_head_that_repeats_the_embedding_is_tied(tmp_path, caplog):
     folder = copied("qwen3", tmp_path, change=_head(1))
-    opened = hf.survey(folder)
+    opened = hf.read_headers(folder)
     assert opened.cfg == hf.read_config(GOLDEN / "qwen3")[0] and opened.cfg.tied
     assert HEAD not in opened.stored and not caplog.messages
 
@@ -446,14 +446,14 @@ def test_code_that_is_not_copied_is_not_named(tmp_path):
 
 def test_a_fused_tensor_is_read_once_though_experts_are_taken_one_by_one(tmp_path, monkeypatch):
     source = GOLDEN / "qwen3_moe_fused"
-    read, check = [], opened.check_finite
+    read, check = [], checkpoint.check_finite
 
     def counted(name, array):
         read.append(array.size)
         check(name, array)
 
-    monkeypatch.setattr(opened, "check_finite", counted)
-    there = sum(math.prod(stored.shape) for stored in archive.find(source).values())
+    monkeypatch.setattr(checkpoint, "check_finite", counted)
+    there = sum(math.prod(stored.shape) for stored in safetensors_files.find(source).values())
     params, cfg = hf.view(source)
     hf.save(params, cfg, tmp_path / "out", family="qwen3-moe", source=source)
     assert sum(read) == there

@@ -55,7 +55,7 @@ def gemma(*windows, softcap=2.0, logit_softcap=4.0):
     return dataclasses.replace(cfg, embed_scale=48**0.5, logit_softcap=logit_softcap)
 
 
-ROUTED = LayerConfig(NORMED, moe=MoEConfig(6, 1, 2, 8, renormalise=True))
+ROUTED = LayerConfig(NORMED, moe=MoEConfig(6, 1, 2, 8, renormalize=True))
 EXPORTS = {
     "llama": [
         uniform(HEADS, width=48),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pangu_jax.checkpoint import archive, hf, verify
+from pangu_jax.checkpoint import hf, safetensors_files, verify
 from pangu_jax.checkpoint.hf.families import config_keys
 from pangu_jax.checkpoint.hf.families.family import Family, linear
 from pangu_jax.checkpoint.hf.families.registry import FAMILIES
@@ -164,8 +164,8 @@ def test_every_tensor_goes_to_its_leaf_and_back(prefix, tmp_path):
     assert keys["torch_dtype"] == "float32" and keys["id2label"] == {"0": "no"}
     assert (tmp_path / "out" / "vocab.txt").is_file()
     hf.save(*hf.view(tmp_path / "in"), tmp_path / "third", family="other")  # from file to file
-    third = (tmp_path / "third" / archive.SINGLE).read_bytes()
-    assert third == (tmp_path / "out" / archive.SINGLE).read_bytes()
+    third = (tmp_path / "third" / safetensors_files.SINGLE).read_bytes()
+    assert third == (tmp_path / "out" / safetensors_files.SINGLE).read_bytes()
     found = verify.check_structure(tmp_path / "in")
     assert found.startswith(f"{len(SHAPES) + 1} tensors in 1 file fit")
 

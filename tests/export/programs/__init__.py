@@ -19,7 +19,7 @@ from .elementwise import (
 from .lookup import along, branched, counting, lookup, looped
 from .product import convolution, product
 from .program import Program
-from .reduction import normalised, ordering, reduction, running
+from .reduction import normalized, ordering, reduction, running
 from .shape import (
     broadcast,
     dynamic,
@@ -38,7 +38,7 @@ OPS = [
     unary, unary, unary, binary, binary, integer, integer_unary, compare, logic, select,
     choose_case, convert, rounding, transposed, transposed, reshaped, reshaped, broadcast,
     squeeze_or_expand, sliced, padded, joined, split_and_stack, dynamic, static_update, reduction,
-    reduction, normalised, running, ordering, product, product, product, convolution, convolution,
+    reduction, normalized, running, ordering, product, product, product, convolution, convolution,
     lookup, along, counting, looped, branched,
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Steps along an axis: sums, normalising, running results, orderings."""
+"""Steps along an axis: sums, normalizing, running results, orderings."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def reduction(p):
     p.add(lambda x: f(x, axis=axes, keepdims=keep), np.asarray(g(v, axis=axes, keepdims=keep)), n)
 
 
-def normalised(p):
+def normalized(p):
     n = p.pick("float", low=1)
     if n is None:
         return

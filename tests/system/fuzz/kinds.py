@@ -21,17 +21,17 @@ from pangu_jax.core.cells import open_results, save_results
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
-from pangu_jax.data import chat_own
+from pangu_jax.data import chat_template
 from pangu_jax.data.chat import render
 from pangu_jax.data.series import CsvFormat, read_csv
 from pangu_jax.data.text import documents, records
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_gguf import tokenizer_files
-from pangu_jax.export import artefact, program, run, stablehlo
+from pangu_jax.export import artifact, program, run, stablehlo
 from pangu_jax.models import decoder, embedder, encoder, registry, timepro
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
-from pangu_jax.nn.latent import LatentConfig
+from pangu_jax.nn.latent_attention import LatentAttentionConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning import plan as plans
@@ -134,7 +134,7 @@ def load_run(folder: Path) -> str:
 
 def small_encoder(folder: Path) -> None:
     """With what sentence-transformers keeps beside it."""
-    options = {"pooling": "mean", "normalise": True, "text_length": 12, "prefix": "query: "}
+    options = {"pooling": "mean", "normalize": True, "text_length": 12, "prefix": "query: "}
     layers = (encoder.bert_layer(2, 4, 8, "gelu"),)
     cfg = encoder.EncoderConfig(24, 8, layers, max_length=16, **options)
     folder.rmdir()
@@ -148,10 +148,10 @@ def small_embedder(folder: Path) -> None:
     """With latent attention, as NV-Embed has."""
     attention = AttentionConfig(1, 2, 4)
     layers = (LayerConfig(attention, mlp=MlpConfig(8)),)
-    options = {"pooling": "mean", "normalise": True, "pool_prefix": False, "end": True}
+    options = {"pooling": "mean", "normalize": True, "pool_prefix": False, "end": True}
     cfg = embedder.EmbedderConfig(
         decoder.DecoderConfig(24, 8, layers, tied=True, max_length=16),
-        causal=False, latent=LatentConfig(3, 2, 4, 32), **options,
+        causal=False, latent=LatentAttentionConfig(3, 2, 4, 32), **options,
     )  # fmt: skip
     folder.rmdir()
     hf.save(random_leaves(embedder.spec(cfg)), cfg, folder, family="nv-embed")
@@ -160,7 +160,7 @@ def small_embedder(folder: Path) -> None:
 def small_bare(folder: Path) -> None:
     """A decoder without a head, with what sentence-transformers keeps beside it."""
     layers = (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),)
-    options = {"pooling": "last", "normalise": True, "pool_prefix": False, "prefix": "query: "}
+    options = {"pooling": "last", "normalize": True, "pool_prefix": False, "prefix": "query: "}
     plain = decoder.DecoderConfig(24, 8, layers, tied=True, max_length=16)
     cfg = embedder.EmbedderConfig(plain, causal=False, **options)
     folder.rmdir()
@@ -193,24 +193,24 @@ def load_forecaster(folder: Path) -> str:
 KINDS["forecaster"] = Kind(small_forecaster, load_forecaster, ("*",), change.by_ending, sealed=True)
 
 
-def small_artefact(folder: Path) -> None:
+def small_artifact(folder: Path) -> None:
     params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     inputs = {"x": np.ones((1, 2), np.float32)}
     bundle = program.single(lambda p, x: {"y": x @ p["w"]}, params, inputs)
     folder.rmdir()
-    with artefact.new_folder(folder) as new:
+    with artifact.new_folder(folder) as new:
         stablehlo.export(bundle, new, platforms=("cpu",))
 
 
-def run_artefact(folder: Path) -> str:
+def run_artifact(folder: Path) -> str:
     _, rows = run.check(folder)
     return repr([(row.output, row.relative) for row in rows])
 
 
-KINDS["artefact"] = Kind(small_artefact, run_artefact, ("*",), change.by_ending, sealed=True)
+KINDS["artifact"] = Kind(small_artifact, run_artifact, ("*",), change.by_ending, sealed=True)
 KINDS["inputs"] = Kind(
     lambda folder: np.savez(folder / "inputs.npz", x=np.ones((3, 4)), y=np.arange(5)),
-    lambda folder: digest(artefact.load_npz(folder / "inputs.npz")),
+    lambda folder: digest(artifact.load_npz(folder / "inputs.npz")),
     ("inputs.npz",),
     change.any_bytes,
 )
@@ -254,8 +254,8 @@ def use_tokenizer(folder: Path) -> str:
 
 
 def use_template(folder: Path) -> str:
-    with mock.patch.object(chat_own, "SECONDS", 1):  # hangs are many here
-        found = chat_own.own_template(folder, ByteTokenizer())
+    with mock.patch.object(chat_template, "SECONDS", 1):  # hangs are many here
+        found = chat_template.load_template(folder, ByteTokenizer())
         return "" if found is None else render(SAID, found)
 
 

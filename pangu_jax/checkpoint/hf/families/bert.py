@@ -43,7 +43,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def read_config(config: dict[str, Any]) -> EncoderConfig:
-    """A BertModel; whether it has its pooler is known from the tensors (see `settle`).
+    """A BertModel; whether it has its pooler is known from the tensors (see `resolve`).
 
     Raises:
       InputError: a key is missing, of the wrong kind, or asks for what the encoder does not have.
@@ -86,7 +86,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def settle(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
+def resolve(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
     """The model with the pooler that there are tensors for, or without: config.json has no word."""
     return dataclasses.replace(cfg, pooler="pooler/kernel" in leaves)
 
@@ -130,7 +130,7 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 _SKIPPED = (rf"({PREFIX})?embeddings\.position_ids",)
 FAMILY = Family(
     "bert", "BertModel", "bert", TENSORS, read_config, write_config,
-    skipped=_SKIPPED, kind="encoder", prefix=PREFIX, settle=settle,
+    skipped=_SKIPPED, kind="encoder", prefix=PREFIX, resolve=resolve,
     complete=sentence_transformers.complete, files=sentence_transformers.files,
 )  # fmt: skip
 CLASSIFIER = Family(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 # Of a file's name: how errors name the file, and its JSON value, None where there is no such file.
-Beside = Callable[[str], tuple[str, Any]]
+Sidecars = Callable[[str], tuple[str, Any]]
 
 
 def _as_it_is(cfg: Any, _: Any) -> Any:
@@ -32,7 +32,7 @@ class Family:
         model, what other files put before them.
       complete: a configuration, with what files beside config.json say.
       files: those that say it: a configuration to {path in the folder: JSON value}.
-      settle: a configuration, with what only the leaves that there are tensors for tell; those of
+      resolve: a configuration, with what only the leaves that there are tensors for tell; those of
         layers are left out.
     """
 
@@ -46,9 +46,9 @@ class Family:
     skipped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kind: str = "decoder"
     prefix: str = "model."
-    complete: Callable[[Any, Beside], Any] = _as_it_is
+    complete: Callable[[Any, Sidecars], Any] = _as_it_is
     files: Callable[[Any], dict[str, Any]] = lambda _: {}
-    settle: Callable[[Any, Container[str]], Any] = _as_it_is
+    resolve: Callable[[Any, Container[str]], Any] = _as_it_is
 
 
 def linear(leaf: str, tensor: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pangu_jax.checkpoint.hf.families.config_keys import read
 from pangu_jax.checkpoint.hf.families.family import Family, linear, norm
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.embedder import EmbedderConfig
-from pangu_jax.nn.latent import LatentConfig
+from pangu_jax.nn.latent_attention import LatentAttentionConfig
 
 PREFIX, LATENT = "embedding_model.", "latent_attention_model."
 _LOOK, _UNITS = (f"{LATENT}cross_attend_blocks.{i}" for i in (0, 1))
@@ -56,7 +56,7 @@ def read_config(config: dict[str, Any]) -> EmbedderConfig:
                 f"latent_attention_config.{name} is {sizes[name]}, the model's width "
                 f"{decoder.width}"
             )
-    latent = LatentConfig(
+    latent = LatentAttentionConfig(
         latents=sizes["num_latents_value"],
         heads=sizes["num_cross_heads"],
         head_dim=sizes["cross_dim_head"],
@@ -66,7 +66,7 @@ def read_config(config: dict[str, Any]) -> EmbedderConfig:
         dataclasses.replace(decoder, tied=True),
         causal=False,
         pooling="mean",
-        normalise=read(own, "output_normalize", bool, True),
+        normalize=read(own, "output_normalize", bool, True),
         pool_prefix=not read(config, "is_mask_instruction", bool, True),
         latent=latent,
         end=True,
@@ -91,7 +91,7 @@ def write_config(cfg: EmbedderConfig) -> dict[str, Any]:
             "cross_dim_head": cfg.latent.head_dim,
             "hidden_dim": cfg.width,
             "latent_dim": cfg.width,
-            "output_normalize": cfg.normalise,
+            "output_normalize": cfg.normalize,
         },
         "mask_type": "b",
         "padding_side": "right",

@@ -1,4 +1,4 @@
-"""Qwen3: explicit head size, and each query and key head normalised before rotation."""
+"""Qwen3: explicit head size, and each query and key head normalized before rotation."""
 
 from typing import Any
 

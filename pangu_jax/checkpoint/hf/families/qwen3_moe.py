@@ -63,7 +63,7 @@ def write_config(cfg: DecoderConfig) -> dict[str, Any]:
         "moe_intermediate_size": moe.width,
         "num_experts": moe.experts,
         "num_experts_per_tok": moe.top_k,
-        "norm_topk_prob": moe.renormalise,
+        "norm_topk_prob": moe.renormalize,
     }
 
 
@@ -75,7 +75,7 @@ def _read_moe(config: dict[str, Any]) -> MoEConfig:
         groups=1,
         top_k=read(config, "num_experts_per_tok", int),
         width=read(config, "moe_intermediate_size", int),
-        renormalise=read(config, "norm_topk_prob", bool, False),
+        renormalize=read(config, "norm_topk_prob", bool, False),
     )
 
 

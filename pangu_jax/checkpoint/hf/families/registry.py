@@ -49,7 +49,7 @@ def named(name: str) -> Family:
     return FAMILIES[name]
 
 
-def recognise(config: dict[str, Any]) -> Family:
+def recognize(config: dict[str, Any]) -> Family:
     """The family that `architectures` of a config.json names.
 
     Raises:

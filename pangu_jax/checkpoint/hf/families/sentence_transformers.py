@@ -8,7 +8,7 @@ config_sentence_transformers.json what is put before them.
 import dataclasses
 from typing import Any, TypeVar
 
-from pangu_jax.checkpoint.hf.families.family import Beside
+from pangu_jax.checkpoint.hf.families.family import Sidecars
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
@@ -34,7 +34,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def complete(cfg: Model, beside: Beside) -> Model:
+def complete(cfg: Model, beside: Sidecars) -> Model:
     """The model, with its pooling where the folder has a modules.json.
 
     Raises:
@@ -53,7 +53,7 @@ def complete(cfg: Model, beside: Beside) -> Model:
         cfg,
         **_pool_prefix(where, pooling, cfg),
         pooling=_pooling(where, pooling, cfg.width),
-        normalise=len(steps) > 2,
+        normalize=len(steps) > 2,
         text_length=_text_length(cfg, beside),
         prefix=_prefix(*beside(PROMPTS)),
     )
@@ -63,7 +63,7 @@ def files(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
     """What `complete` reads, {} for a model whose pooling nobody said."""
     if cfg.pooling is None:
         return {}
-    paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalise else 2]
+    paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalize else 2]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{step}"}
         for i, (path, step) in enumerate(zip(paths, _STEPS, strict=False))
@@ -150,8 +150,8 @@ def _pool_prefix(where: str, config: dict[str, Any], cfg: Model) -> dict[str, bo
     return {"pool_prefix": found} if isinstance(cfg, EmbedderConfig) else {}
 
 
-def _text_length(cfg: Model, beside: Beside) -> int | None:
-    """Where texts are cut: as stated, else within what the tokeniser was made for."""
+def _text_length(cfg: Model, beside: Sidecars) -> int | None:
+    """Where texts are cut: as stated, else within what the tokenizer was made for."""
     where, texts = beside(TEXTS)
     texts = {} if texts is None else _object(where, texts)
     if texts.get("do_lower_case"):

@@ -1,0 +1,242 @@
+"""A checkpoint of another library whose configuration and tensors have been brought together."""
+
+import abc
+import dataclasses
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pangu_jax.checkpoint import safetensors_files
+from pangu_jax.checkpoint.hf.config import CONFIG, read_config
+from pangu_jax.checkpoint.hf.families.family import Family
+from pangu_jax.checkpoint.hf.families.registry import named
+from pangu_jax.checkpoint.hf.tensors import Piece, pieces
+from pangu_jax.checkpoint.safetensors_files import DTYPES, StoredTensor
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.tree import check_finite, map_named
+from pangu_jax.models import registry
+
+EMBEDDING, HEAD = "embed/table", "head/kernel"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenCheckpoint:
+    """What a checkpoint holds, by its headers.
+
+    Attributes:
+      cfg: the model; untied where the tensors say so, whatever config.json says.
+      family: whose names the tensors have.
+      stored: the tensors that are there, by the family's names.
+      described: the name of the file that describes the model.
+    """
+
+    cfg: Any
+    family: Family
+    stored: dict[str, StoredTensor]
+    described: str = CONFIG
+
+
+class TensorFile(Protocol):
+    """One file that both describes a model and holds its tensors, such as a GGUF file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    def read_headers(self) -> tuple[Any, Family, dict[str, StoredTensor]]:
+        """The model, its family, and the tensors under the family's names."""
+        ...
+
+
+class LazyLeaf(abc.ABC):
+    """A leaf of the parameters whose parts are made when they are asked for.
+
+    Attributes:
+      shape: of the leaf.
+    """
+
+    shape: tuple[int, ...]
+
+    @abc.abstractmethod
+    def at(self, index: tuple[int, ...]) -> np.ndarray:
+        """What lies at leading indices; its values are finite."""
+
+    @abc.abstractmethod
+    def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
+        """The type of what lies there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FileLeaf(LazyLeaf):
+    """A leaf of the parameters that stays in its file until a part of it is asked for.
+
+    Attributes:
+      shape: of the leaf.
+      parts: its pieces, by their place in it.
+      stored: the tensors.
+    """
+
+    shape: tuple[int, ...]
+    parts: dict[tuple[int, ...], Piece]
+    stored: dict[str, StoredTensor]
+
+    def at(self, index: tuple[int, ...]) -> np.ndarray:
+        """What lies at leading indices: a view of the mapped file, whose values are finite."""
+        piece = self._piece(index)
+        return read_part(self.stored[piece.tensor], piece, index[len(piece.at) :])
+
+    def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
+        """The type of what lies there."""
+        found = self.stored[self._piece(index).tensor].numpy
+        assert found is not None  # `assign_tensors` has seen to it
+        return found
+
+    def _piece(self, index: tuple[int, ...]) -> Piece:
+        """The piece that holds it; fused tensors hold more than is asked for."""
+        leads = (index[:n] for n in range(len(index) + 1))
+        return self.parts[next(lead for lead in leads if lead in self.parts)]
+
+
+def read_headers(folder: str | Path | TensorFile) -> OpenCheckpoint:
+    """Reads config.json and headers; where they differ on the head, the tensors are compared.
+
+    A file of tensors may describe itself. In a folder, as in transformers, the family's prefix may
+    be missing, and a head beside a tied embedding is tied where both are equal.
+
+    Raises:
+      InputError: either cannot be read.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        return OpenCheckpoint(*folder.read_headers(), folder.path.name)
+    cfg, name = read_config(folder)
+    family = named(name)
+    stored = _prefixed(safetensors_files.find(folder), family)
+    leaves = {leaf for leaf, tensor in family.tensors.items() if tensor in stored}
+    cfg = family.resolve(_resolve_tie(cfg, family, stored, folder), leaves)
+    return OpenCheckpoint(cfg, family, stored)
+
+
+def assign_tensors(
+    opened: OpenCheckpoint, folder: str | Path | TensorFile
+) -> dict[str, list[Piece]]:
+    """Which tensor goes where, once every tensor is found to fit.
+
+    Raises:
+      InputError: a tensor is missing, surplus, of the wrong shape or type; names it and its file.
+    """
+    stored = opened.stored
+    places = pieces(opened.cfg, opened.family, stored)
+    used = set()
+    for path, parts in places.items():
+        for piece in parts:
+            if piece.tensor not in stored:
+                raise InputError(f"{folder} lacks the tensor {piece.tensor} (for {path})")
+            _check_one(piece, stored[piece.tensor], opened.described)
+            used.add(piece.tensor)
+    for name, found in stored.items():
+        skipped = any(re.fullmatch(pattern, name) for pattern in opened.family.skipped)
+        if name not in used and not skipped:
+            raise InputError(
+                f"{found.file}: {name} is a tensor that {opened.described} has no use for"
+            )
+    return places
+
+
+def view(folder: str | Path | TensorFile) -> tuple[dict[str, Any], Any]:
+    """A checkpoint as a tree of `FileLeaf`: what `hf.save` can write without it being in memory.
+
+    Raises:
+      InputError: see `assign_tensors`.
+    """
+    opened = read_headers(folder)
+    places = assign_tensors(opened, folder)
+
+    def leaf(name: str, spec: Any) -> FileLeaf:
+        return FileLeaf(spec.shape, {piece.at: piece for piece in places[name]}, opened.stored)
+
+    return map_named(leaf, registry.spec(opened.cfg)), opened.cfg
+
+
+def read_part(stored: StoredTensor, piece: Piece, index: tuple[Any, ...] = ()) -> np.ndarray:
+    """What a piece gives to its leaf, or the part of that at `index`: a view of the mapped file.
+
+    Only that part is read, so that taking a tensor part by part reads it once.
+
+    Raises:
+      InputError: it holds NaN or infinity.
+    """
+    array = piece.to_leaf(stored.view())[index]
+    check_finite(f"{stored.file}: {piece.tensor}", array)
+    return array
+
+
+def _check_one(piece: Piece, found: StoredTensor, described: str) -> None:
+    if found.shape != piece.shape:
+        raise InputError(
+            f"{found.file}: {piece.tensor} has shape {found.shape}, {described} says {piece.shape}"
+        )
+    if found.numpy is None:
+        raise InputError(
+            f"{found.file}: {piece.tensor} has type {found.dtype}, "
+            f"only {', '.join(DTYPES)} can be read"
+        )
+
+
+def _prefixed(stored: dict[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
+    """The tensors under the family's names; a prefix that files have or lack as a whole is settled.
+
+    Those of a bare model, without head, lack it; a model with another head has it.
+    """
+    prefix, names = family.prefix, family.tensors.values()
+    below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    roots = tuple({name.split(".")[0] + "." for name in below})
+    found: dict[str, StoredTensor] = {}
+    for name, where in stored.items():
+        if below:
+            full = prefix + name if name.startswith(roots) else name
+        else:
+            full = name.removeprefix(prefix)
+        if full in stored and full != name:
+            raise InputError(f"{where.file}: {name} is there both with and without {prefix}")
+        found[full] = where
+    return found
+
+
+def _resolve_tie(
+    cfg: Any, family: Family, stored: dict[str, StoredTensor], folder: str | Path
+) -> Any:
+    """Removes a head that repeats a tied embedding; one that differs unties the model."""
+    embedding, head = family.tensors.get(EMBEDDING), family.tensors.get(HEAD)
+    tied = getattr(cfg, "tied", False)  # which not every kind of model can be
+    if not tied or embedding is None or head not in stored:
+        return cfg
+    if embedding not in stored:
+        stored[embedding] = stored.pop(head)
+        return cfg
+    if _equal(stored[embedding], stored[head]):
+        del stored[head]
+        return cfg
+    logging.getLogger(__name__).warning(
+        "note: %s ties %s to %s, but they differ in the file, so they are not tied",
+        Path(folder) / CONFIG,
+        head,
+        embedding,
+    )
+    return dataclasses.replace(cfg, tied=False)
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors have the same values, whatever their types."""
+    if a.shape != b.shape or not a.shape or not {a.dtype, b.dtype} <= DTYPES.keys():
+        return False
+    one, two = a.view(), b.view()
+    rows = max(1, 2**20 // max(1, int(np.prod(a.shape[1:]))))
+    return all(
+        np.array_equal(one[i : i + rows].astype(np.float32), two[i : i + rows].astype(np.float32))
+        for i in range(0, len(one), rows)
+    )

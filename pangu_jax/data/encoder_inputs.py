@@ -1,0 +1,157 @@
+"""What a model reads that makes vectors of texts: ids with special tokens, cut to a length.
+
+Encoders read texts or pairs, and which text each token is of; `encode_for_encoder` gives both,
+as the post-processor of a tokenizer.json puts them in. `encode_for_decoder` is for decoders, which
+need no special tokens, and may have a prefix that is not pooled.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import tokenizers
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer
+from pangu_jax.data.tokenizer_files import encoding, leading_ids, trailing_ids
+
+Texts = Sequence[str] | Sequence[tuple[str, str]]
+
+MANY = 256  # texts that are encoded at once
+
+
+class EncodedText(NamedTuple):
+    """One text, or a pair of texts, as a model reads it.
+
+    Attributes:
+      ids: with the special tokens.
+      types: as many; 0 in the first text, what the template says in the second.
+      cut: whether tokens were left out.
+      prefix: how many ids are of the prefix, and of what stands before it.
+    """
+
+    ids: list[int]
+    types: list[int]
+    cut: bool
+    prefix: int = 0
+
+
+def encode_for_encoder(
+    tokenizer: Tokenizer, texts: Texts, max_length: int
+) -> Iterator[EncodedText]:
+    """The texts, or pairs, each cut to a length with its special tokens.
+
+    What is cut is the end of a text, never a special token; of a pair, the longer text first.
+
+    Args:
+      tokenizer: one of `load_tokenizer`; bytes have no template, but the token they begin with.
+      texts: strings, or pairs of strings.
+      max_length: most ids of one.
+
+    Raises:
+      InputError: the tokenizer has no special tokens to put around a text, they leave no room, it
+        has no token for a word, or bytes are to be pairs.
+    """
+    pairs = any(not isinstance(text, str) for text in texts)
+    if not isinstance(tokenizer, FileTokenizer):
+        yield from _plain(tokenizer, texts, max_length, pairs)
+        return
+    inner = tokenizers.Tokenizer.from_str(tokenizer.inner.to_str())
+    special = inner.num_special_tokens_to_add(pairs)
+    if not special:
+        raise InputError(
+            f"{tokenizer.name} puts no special tokens around a text, such as [CLS] and [SEP], "
+            "which an encoder reads"
+        )
+    _check_room(max_length, special + 1 + pairs)  # with less the library cuts nothing
+    inner.enable_truncation(max_length)
+    for first in range(0, len(texts), MANY):
+        with encoding(tokenizer.name):
+            encoded = inner.encode_batch(list(texts[first : first + MANY]))
+        for found in encoded:
+            yield EncodedText(found.ids, found.type_ids, bool(found.overflowing))
+
+
+def encode_for_decoder(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    *,
+    prefixes: Sequence[str],
+    end: bool = False,
+) -> Iterator[EncodedText]:
+    """Texts behind their prefixes, each cut to a length, as a decoder reads them.
+
+    A text begins as a prompt does, and ends with what the post-processor puts there. What is cut
+    is the end of the text, none of these. A text without any token is the boundary of documents.
+
+    Args:
+      tokenizer: one of `load_tokenizer`.
+      texts: strings.
+      max_length: most ids of one.
+      prefixes: one a text, possibly empty. A token that is of both is the text's.
+      end: whether a text ends with the first of the tokens that end one, too, unless it does.
+
+    Raises:
+      InputError: the special tokens leave no room, or the tokenizer has no token for a word.
+    """
+    last = _end(tokenizer)
+    if end and last[-1:] != tokenizer.eos_ids[:1]:
+        last = (*last, *tokenizer.eos_ids[:1])
+    begin = tokenizer.begin
+    room = max_length - len(begin) - len(last)
+    _check_room(max_length, len(begin) + len(last) + 1)
+    for first in range(0, len(texts), MANY):
+        some = slice(first, first + MANY)
+        for prefix, (body, size) in zip(
+            prefixes[some], _bodies(tokenizer, prefixes[some], texts[some]), strict=True
+        ):
+            ids = [*begin, *body[:room], *last] or [tokenizer.boundary]
+            before = len(begin) + min(size, room) if prefix else 0
+            yield EncodedText(ids, [0] * len(ids), len(body) > room, before)
+
+
+def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that a tokenizer puts behind a text.
+
+    Bytes have none, nor has a run of ours, which begins texts with its own boundary.
+    """
+    if not isinstance(tokenizer, FileTokenizer) or leading_ids(tokenizer.inner) != tokenizer.begin:
+        return ()
+    return trailing_ids(tokenizer.inner)
+
+
+def _bodies(
+    tokenizer: Tokenizer, prefixes: Sequence[str], texts: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """The ids of each text behind its prefix, without special tokens; how many are the prefix's."""
+    if not isinstance(tokenizer, FileTokenizer):
+        parts = [
+            [tokenizer.encode(a), tokenizer.encode(b)] for a, b in zip(prefixes, texts, strict=True)
+        ]
+        return [(a + b, len(a)) for a, b in parts]
+    whole = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
+    with encoding(tokenizer.name):
+        found = tokenizer.inner.encode_batch(whole, add_special_tokens=False)
+    return [
+        (text.ids, sum(end <= len(prefix) for _, end in text.offsets))
+        for text, prefix in zip(found, prefixes, strict=True)
+    ]
+
+
+def _plain(
+    tokenizer: Tokenizer, texts: Texts, max_length: int, pairs: bool
+) -> Iterator[EncodedText]:
+    if pairs:
+        raise InputError(f"the tokenizer {tokenizer.name} has no template for pairs of texts")
+    _check_room(max_length, len(tokenizer.begin) + 1)
+    for text in texts:
+        ids = [*tokenizer.begin, *tokenizer.encode(str(text))]
+        yield EncodedText(ids[:max_length], [0] * min(len(ids), max_length), len(ids) > max_length)
+
+
+def _check_room(max_length: int, least: int) -> None:
+    if max_length < least:
+        raise InputError(
+            f"texts cannot be cut to {max_length} tokens: with the special tokens they have at "
+            f"least {least}"
+        )

@@ -1,0 +1,103 @@
+"""A language model as a judge, by the engine, and how far what it says agrees with the truth."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.chat import Reply, Template, opens_thinking, prompt_ids, render, stop_ids
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
+from pangu_jax.decode.engine import Engine, Request, answers, round_up
+from pangu_jax.eval.pass_at_k import Estimate, wilson
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.reasoning.reward import Score
+
+
+def make_asker(
+    params: Any,
+    *,
+    cfg: DecoderConfig,
+    tokenizer: Tokenizer,
+    template: Template,
+    max_new: int = 16,
+    slots: int = 32,
+    length: int = 2048,
+    how: How = HOW,
+) -> Callable[[Sequence[str]], list[str]]:
+    """A function from prompts to replies, each the best tokens of a dialogue of one turn.
+
+    Args:
+      params: as for `Engine`.
+      cfg: the model.
+      tokenizer: of the model.
+      template: how it reads dialogues.
+      max_new: most tokens of a reply.
+      slots: prompts that are answered at once.
+      length: tokens that there is room for; a longer prompt is an InputError.
+      how: layout, implementations, and the type of activations.
+    """
+    stops = stop_ids(tokenizer, template)
+    engine = Engine(
+        params,
+        cfg=cfg,
+        slots=slots,
+        length=round_up(length),
+        stops=max(8, len(stops)),
+        how=how,
+    )
+
+    def ask(prompts: Sequence[str]) -> list[str]:
+        texts = [render([{"role": "user", "content": p}], template) for p in prompts]
+        rows = [prompt_ids(text, tokenizer, template) for text in texts]
+        for row in rows:
+            check_vocabulary(row, tokenizer, cfg.vocab)
+        replies = [""] * len(rows)
+        for place, answer in answers(engine, (Request(r, max_new, stop_ids=stops) for r in rows)):
+            inside = opens_thinking(texts[place], template)
+            reply = Reply(tokenizer, template.thinking, inside=inside)
+            for token in answer.ids[: -1 if answer.end == "stop" else None].tolist():
+                list(reply.push(token))
+            list(reply.finish())
+            replies[place] = reply.answer
+        return replies
+
+    return ask
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far a judge agrees with what is known.
+
+    Attributes:
+      share: of the answers that it judged, those that it judged rightly.
+      chance: what always saying the commoner of both would have.
+      judged: how many it judged.
+      failed: for how many it failed.
+    """
+
+    share: Estimate
+    chance: float
+    judged: int
+    failed: int
+
+
+def agreement(scores: Sequence[Score], right: np.ndarray) -> Agreement:
+    """Compares a source's scores, of which half and more mean "right", with bool [N].
+
+    Raises:
+      InputError: they are not as many.
+    """
+    if len(scores) != len(right):
+        raise InputError(f"there are {len(scores)} scores and {len(right)} known answers")
+    pairs = [
+        (score.value >= 0.5, bool(known))
+        for score, known in zip(scores, right, strict=True)
+        if score.value is not None
+    ]
+    share = wilson(np.array([said == known for said, known in pairs], float))
+    common = np.mean([known for _, known in pairs]) if pairs else np.nan
+    failed = sum(score.failed for score in scores)
+    return Agreement(share, float(max(common, 1 - common)), len(pairs), failed)
