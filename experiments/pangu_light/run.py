@@ -33,7 +33,7 @@ from experiments.pangu_light.report import write_report
 from pangu_jax.cli.stopping import script
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.absorb import absorb
-from pangu_jax.pruning.compress import Recipe
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.study.language import (

@@ -40,7 +40,7 @@ from pangu_jax.data.text import documents
 from pangu_jax.eval.multiple_choice import choice_accuracy
 from pangu_jax.models import decoder
 from pangu_jax.pruning import axes
-from pangu_jax.pruning.compress import Recipe
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.study.language import (

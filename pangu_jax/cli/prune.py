@@ -37,7 +37,8 @@ from pangu_jax.pruning import export, repair, stats
 from pangu_jax.pruning import plan as plans
 from pangu_jax.pruning.absorb import absorb
 from pangu_jax.pruning.allocate import Limits, parse
-from pangu_jax.pruning.compress import Recipe, Result, compress, text_hash
+from pangu_jax.pruning.compress import Result, compress, text_hash
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.task.model import Model, checkpoint_of, expect, load
 
 

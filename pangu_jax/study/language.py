@@ -25,7 +25,8 @@ from pangu_jax.models import decoder
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 from pangu_jax.pruning.allocate import Limits, parse
-from pangu_jax.pruning.compress import Recipe, Result, compress
+from pangu_jax.pruning.compress import Result, compress
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language

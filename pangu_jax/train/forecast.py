@@ -192,6 +192,8 @@ def fit(
     watch = _Watch(cfg, len(seeds), steps, progress)
     check, at = _make_check(model, how, len(seeds)), jnp.asarray(validation)
     table = jnp.asarray(series)
+    often = {"checkpoint_every": steps, "evaluate_every": steps}
+    loop = LoopConfig(cfg.epochs * steps, seed=seeds, keep=1, chunk=CHUNK, **often)
 
     def stream(step: int) -> Iterator[dict[str, np.ndarray]]:
         watch.begin()
@@ -208,14 +210,7 @@ def fit(
                 forecast_loss(model, how=how),
                 timepro.spec(model),
                 stream,
-                cfg=LoopConfig(
-                    cfg.epochs * steps,
-                    seed=seeds,
-                    checkpoint_every=steps,
-                    keep=1,
-                    evaluate_every=steps,
-                    chunk=CHUNK,
-                ),
+                cfg=loop,
                 optimizer=adam(cfg, steps),
                 schedule=schedule(cfg, steps),
                 frozen=table,

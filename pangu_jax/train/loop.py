@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,87 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pangu_jax.checkpoint.store import NullStore, Store, template
+from pangu_jax.checkpoint.store import NullStore, Store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
-from pangu_jax.core.spec import abstract
-from pangu_jax.core.tree import check_all_finite
 from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train import early_stopping
 from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.profile import Profiler
-from pangu_jax.train.step import (
-    Loss,
-    TrainState,
-    WholeLoss,
-    abstract_state,
-    init_state,
-    make_step,
-    with_seeds,
-)
+from pangu_jax.train.resume import explained, last_saved, restore, save
+from pangu_jax.train.stages import LoopConfig, Stage, StageSequence, sequence
+from pangu_jax.train.step import Loss, TrainState, WholeLoss, make_step
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long a run is and what it leaves behind.
-
-    Attributes:
-      steps: optimizer steps.
-      accumulate: microbatches a step.
-      seed: of initial values and of the keys that losses get. Several train as many models at once:
-        then all leaves of parameters and batches have a leading axis of them.
-      checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep: latest checkpoints kept.
-      evaluate_every: steps between evaluations; 0 for none before the end.
-      chunk: steps that run without returning to Python, where nothing else is to be done before
-        their end; signals wait for it. The others run one by one.
-    """
-
-    steps: int
-    accumulate: int = 1
-    seed: int | tuple[int, ...] = 0
-    checkpoint_every: int = 500
-    keep: int = 2
-    evaluate_every: int = 0
-    chunk: int = 1
-
-    def __post_init__(self):
-        for name in ("steps", "accumulate", "checkpoint_every", "keep", "chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed == ():
-            raise InputError("seed must name at least one seed")
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """All seeds; one runs without an axis of them, which is faster on a CPU."""
-        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stretch of a run with its own loss and data.
-
-    Attributes:
-      steps: how long it is.
-      loss: see `step.make_step`.
-      batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
-      optimizer: None goes on with that of the stage before, and with its state; otherwise its state
-        begins anew.
-      schedule: the learning rate by the optimizer's step, for metrics.
-      frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
-        where there are none. They live where the caller put them.
-    """
-
-    steps: int
-    loss: Loss | WholeLoss
-    batches: Callable[[int], Iterator[Any]]
-    optimizer: optax.GradientTransformation | None = None
-    schedule: optax.Schedule | None = None
-    frozen: Any = None
 
 
 def train(
@@ -209,20 +140,20 @@ def train_stages(
         or something cannot be written.
       Stopped: SIGTERM or SIGINT came, or there was enough; the step was finished and saved.
     """
-    timeline = _timeline(stages, cfg, trainable, layout)
+    timeline = sequence(stages, cfg, trainable, layout)
     if rule is not None and evaluate is None:
         raise InputError(f"the stop rule wants {rule.metric}, but nothing is evaluated")
     init_key, key = _keys(cfg)
     place = NullStore() if folder is None else Store(folder, keep=cfg.keep)
     listens = stop_requests() if folder is not None else contextlib.nullcontext(StopRequest())
-    with place as store, listens as stop, _together(store):
+    with place as store, listens as stop, explained(store):
         latest = store.latest()
         if latest is None:
             state = timeline.start(0, spec, init_key, params)
             if rule is not None:
                 state = state.replace(best=early_stopping.begin(state.params, len(cfg.seeds)))
         else:
-            state = _restore(store, latest, spec, timeline, rule is not None)
+            state = restore(store, latest, spec, timeline, rule is not None)
         first = int(state.step)
         path = None if isinstance(store, NullStore) else store.folder.parent / "metrics.jsonl"
         shows = first_process()
@@ -246,51 +177,10 @@ def train_stages(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Timeline:
-    """Stages that begin and end at steps of the run, each with the optimizer that it uses."""
-
-    stages: tuple[Stage, ...]
-    ends: tuple[int, ...]
-    cfg: LoopConfig
-    trainable: str | None
-    layout: Layout | None
-
-    def stage_of(self, step: int) -> int:
-        """Which stage a state of so many steps is of; one at a stage's end is still of it."""
-        return next(i for i, end in enumerate(self.ends) if step <= end)
-
-    def boundary(self, number: int, end: int) -> int:
-        """The next step at which something is done beside training, the stage's end at most."""
-        every = [n for n in (self.cfg.checkpoint_every, self.cfg.evaluate_every) if n]
-        return min(end, *(number - number % n + n for n in every))
-
-    def due(self, number: int) -> tuple[bool, bool]:
-        """Whether to evaluate and whether to save after a step, the last one apart."""
-        last, every = number == self.cfg.steps, self.cfg.evaluate_every
-        evaluates = last or bool(every and number % every == 0)
-        return evaluates, number % self.cfg.checkpoint_every == 0
-
-    def told(self, index: int) -> dict[str, np.ndarray]:
-        """What a checkpoint says of where in the timeline it is, where there are several stages."""
-        return {"stage": np.asarray(index + 1, np.int32)} if len(self.stages) > 1 else {}
-
-    def optimizer(self, index: int) -> optax.GradientTransformation:
-        """What a stage trains with."""
-        given = (s.optimizer for s in self.stages[index::-1] if s.optimizer is not None)
-        return next(given)
-
-    def start(self, index: int, spec: Any, key: jax.Array, params: Any) -> TrainState:
-        """A state for a stage, as of step 0."""
-        optimizer = self.optimizer(index)
-        more = {"layout": self.layout, "trainable": self.trainable}
-        return init_state(spec, optimizer, key=key, params=params, **more)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Run:
     """What stays the same while a run runs."""
 
-    timeline: _Timeline
+    timeline: StageSequence
     spec: Any
     key: jax.Array
     store: Store | NullStore
@@ -302,19 +192,6 @@ class _Run:
     rule: StopRule | None
     should_stop: Callable[[], bool] | None
     profile: Profiler | None
-
-
-def _timeline(stages: Sequence[Stage], cfg: LoopConfig, trainable, layout) -> _Timeline:
-    if not stages or any(stage.steps < 1 for stage in stages):
-        raise InputError("a run needs stages of at least one step each")
-    ends = tuple(itertools.accumulate(stage.steps for stage in stages))
-    if ends[-1] != cfg.steps:
-        raise InputError(f"the stages have {ends[-1]} steps together, the run {cfg.steps}")
-    if stages[0].optimizer is None:
-        raise InputError("the first stage needs an optimizer")
-    if layout is not None and len(cfg.seeds) > 1:
-        raise InputError("several seeds are trained on one device: give one seed, or no layout")
-    return _Timeline(tuple(stages), ends, cfg, trainable, layout)
 
 
 def _keys(cfg: LoopConfig) -> tuple[jax.Array, jax.Array]:
@@ -357,7 +234,7 @@ def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
         over = number == timeline.cfg.steps or _is_over(run, state)
         should_stop = evaluates and not over and run.should_stop is not None and run.should_stop()
         if saves or over or stopping or should_stop:
-            _save(run.store, number, state, timeline.told(index))
+            save(run.store, number, state, timeline.told(index))
         if over:
             break
         if stopping or should_stop:
@@ -406,7 +283,7 @@ def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
     if not np.isfinite(score).all():
         raise InputError(
             f"the evaluated {run.rule.metric} is not finite at step {number}: {score}; "
-            f"{_kept(run.store)}"
+            f"{last_saved(run.store)}"
         )
     return state.replace(
         best=early_stopping.judge(state.best, state.params, score, number, run.rule)
@@ -415,90 +292,6 @@ def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
 
 def _is_over(run: _Run, state: TrainState) -> bool:
     return run.rule is not None and early_stopping.is_over(state.best, run.rule)
-
-
-@contextlib.contextmanager
-def _together(store: Store | NullStore) -> Iterator[None]:
-    """Says what it means when what several processes do together fails.
-
-    Raises:
-      InputError: a computation failed, which with several processes is mostly that one has ended.
-    """
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, InputError) as error:
-        if jax.process_count() == 1:
-            raise
-        store.abandon()  # nobody would answer
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(
-            f"another process of the run has ended, or cannot be reached ({reason}); "
-            f"{_kept(store)}; start all {jax.process_count()} processes again to go on"
-        ) from error
-
-
-def _save(store: Store | NullStore, number: int, state: TrainState, told: dict[str, Any]) -> None:
-    # The loss and gradient that led here were finite; the update may still have overflowed.
-    if not _finite(state.params):
-        kept = _kept(store)
-        raise InputError(f"the parameters are not finite after step {number}; {kept}")
-    store.save(number, state.params, _rest(state) | told)
-
-
-@jax.jit
-def _finite(params: Any) -> jax.Array:
-    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
-
-
-def _kept(store: Store | NullStore) -> str:
-    kept = store.latest()
-    return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
-
-
-def _rest(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the parameters."""
-    rest = {"step": state.step, "opt_state": state.opt_state}
-    return rest if state.best is None else {**rest, "best": state.best}
-
-
-def _restore(
-    store: Store, step: int, spec: Any, timeline: _Timeline, keeps_best: bool
-) -> TrainState:
-    if step > timeline.cfg.steps:
-        raise InputError(
-            f"{store.folder} holds step {step}, the run has {timeline.cfg.steps} steps alone"
-        )
-    seeds, layout, index = len(timeline.cfg.seeds), timeline.layout, timeline.stage_of(step)
-    state = abstract_state(
-        spec,
-        timeline.optimizer(index),
-        layout=layout,
-        trainable=timeline.trainable,
-        seeds=seeds,
-        keeps_best=keeps_best,
-    )
-    stacked = with_seeds(spec, seeds)
-    params = template(abstract(stacked), stacked, layout)
-    told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), timeline.told(index))
-    params, rest = store.restore(step, params, _on_device(_rest(state) | told, layout))
-    where = str(store.folder / str(step))
-    check_all_finite(params, where)
-    check_all_finite(rest, where)
-    if told and rest["stage"] != index + 1:
-        raise InputError(
-            f"{where} is of stage {int(rest['stage'])}, by the run's stages step {step} is of "
-            f"stage {index + 1}"
-        )
-    return TrainState(rest["step"], params, rest["opt_state"], rest.get("best"))
-
-
-def _on_device(shapes: Any, layout: Layout | None) -> Any:
-    if layout is not None:
-        return shapes
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
 
 
 def _place(batch: Any, layout: Layout | None, leading: int = 0) -> Any:
@@ -539,5 +332,5 @@ def _refuse_nonfinite(run: _Run, number: int, row: dict[str, Any]) -> None:
     what = "gradient" if np.isfinite(loss).all() else "loss"
     raise InputError(
         f"the {what} is not finite at step {number}: loss {loss}, gradient norm {norm}; "
-        f"{_kept(run.store)}"
+        f"{last_saved(run.store)}"
     )

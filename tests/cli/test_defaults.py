@@ -13,7 +13,7 @@ from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.export import stablehlo
 from pangu_jax.models.timepro import TimeProConfig
-from pangu_jax.pruning.compress import Recipe
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.serve.driver import Driver
 from pangu_jax.train import distill, language

@@ -7,10 +7,11 @@ import pytest
 from pangu_jax.pruning import stats
 from pangu_jax.pruning.allocate import Target
 from pangu_jax.pruning.choose import group_scores
-from pangu_jax.pruning.compress import Recipe, compress, plan
+from pangu_jax.pruning.compress import compress, plan
 from pangu_jax.pruning.fitted import repair
 from pangu_jax.pruning.importance import channel_scores
 from pangu_jax.pruning.prune import prune
+from pangu_jax.pruning.recipe import Recipe
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])

@@ -11,8 +11,9 @@ from pangu_jax.pruning import importance, moments, stats, taylor
 from pangu_jax.pruning.allocate import Target
 from pangu_jax.pruning.axes import Sizes
 from pangu_jax.pruning.choose import choose_channels, choose_heads
-from pangu_jax.pruning.compress import Recipe, plan
+from pangu_jax.pruning.compress import plan
 from pangu_jax.pruning.norm_inputs import norm_inputs
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import LayerStats, SweepConfig
 
 D, F = 6, 9

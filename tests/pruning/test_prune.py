@@ -14,10 +14,12 @@ from pangu_jax.core.tree import flatten
 from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.stack import split
 from pangu_jax.pruning import allocate, axes, plan
-from pangu_jax.pruning.compress import Recipe, compose, compress
-from pangu_jax.pruning.compress import split as split_plan
+from pangu_jax.pruning.compress import compress
 from pangu_jax.pruning.plan import LayerPlan
+from pangu_jax.pruning.plan_steps import compose
+from pangu_jax.pruning.plan_steps import split as split_plan
 from pangu_jax.pruning.prune import prune
+from pangu_jax.pruning.recipe import Recipe
 
 
 def pick(rng, number, keep):

@@ -10,10 +10,11 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.pruning import allocate, plan, reinit
-from pangu_jax.pruning.compress import Recipe, compress
+from pangu_jax.pruning.compress import compress
 from pangu_jax.pruning.norm_inputs import norm_inputs
 from pangu_jax.pruning.plan import LayerPlan
 from pangu_jax.pruning.prune import prune
+from pangu_jax.pruning.recipe import Recipe
 
 KEPT = (0, 1, 3, 4, 6, 7, 8, 10, 11, 13)
 

@@ -20,7 +20,8 @@ from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder
 from pangu_jax.pruning import allocate, export, plan, repair, stats
-from pangu_jax.pruning.compress import Recipe, compress
+from pangu_jax.pruning.compress import compress
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
 
 TOOL = Path(__file__).parents[2] / "tools" / "convert_llama2c.py"

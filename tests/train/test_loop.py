@@ -21,7 +21,7 @@ from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.train import loop
+from pangu_jax.train import loop, stages
 from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.loop import LoopConfig, Stage, train, train_stages
 from pangu_jax.train.metrics import MetricLog, read_metrics
@@ -109,7 +109,7 @@ def test_the_latest_checkpoints_stay_and_every_step_is_told(whole):
 
 
 def test_initial_values_and_losses_are_drawn_with_different_keys(tmp_path, monkeypatch):
-    keys, init_state, make_step = [], loop.init_state, loop.make_step
+    keys, init_state, make_step = [], stages.init_state, loop.make_step
 
     def init(*arguments, key, **options):
         keys.append(key)
@@ -122,7 +122,7 @@ def test_initial_values_and_losses_are_drawn_with_different_keys(tmp_path, monke
             step(state, batch, key, frozen),
         )[1]
 
-    monkeypatch.setattr(loop, "init_state", init)
+    monkeypatch.setattr(stages, "init_state", init)
     monkeypatch.setattr(loop, "make_step", make)
     run(tmp_path, steps=2)
     first, *others = (tuple(jax.random.key_data(key).tolist()) for key in keys)

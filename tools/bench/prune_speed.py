@@ -25,7 +25,8 @@ from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.allocate import Limits, parse
-from pangu_jax.pruning.compress import Recipe, compress
+from pangu_jax.pruning.compress import compress
+from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.sharding.layout import init
 
