@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 from experiments.pangu_embedded.config import PRESETS, Experiment
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import progress
@@ -30,17 +29,18 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data.chat_template import choose_template
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pangu_jax.eval import answers
 from pangu_jax.eval.pass_at_k import Estimate, wilson
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning.llm_judge import agreement, make_asker
 from pangu_jax.reasoning.preference import Pair, features, fit
 from pangu_jax.reasoning.reward import Sample
-from pangu_jax.reasoning.reward_sources import judged_by_model
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell
 from pangu_jax.study.table import table
+
+from pangu_jax.eval import answers
+from pangu_jax.reasoning.llm_judge import agreement, make_asker
+from pangu_jax.reasoning.reward_sources import judged_by_model
 
 ASKED = {"alone": False, "with the right answer": True}  # whether the evaluator is told it
 
@@ -84,12 +84,14 @@ def main() -> None:
 def read(path: str, most: int | None) -> tuple[list[Pair], list[tuple[str, str]], list[str]]:
     """A right and a wrong answer to each question that has both, whose they are, and the gold."""
     pairs, teachers, gold = [], [], []
+    seen: set[str] = set()  # a question that comes again could be held out and trained on
     for _, where, record in records(path, "question"):
         cot, wanted = record.get("cot"), record.get("answer")
         if not isinstance(cot, dict) or not all(isinstance(x, str) for x in cot.values()):
             raise InputError(f"{where} has no object of texts under the key 'cot'")
-        if not isinstance(wanted, str) or len(pairs) == most:
+        if not isinstance(wanted, str) or len(pairs) == most or record["question"] in seen:
             continue
+        seen.add(record["question"])
         told = {_right(wanted, cot[name]): name for name in sorted(cot, reverse=True)}
         if {True, False} <= told.keys():
             pairs.append(Pair(record["question"], cot[told[True]], cot[told[False]]))

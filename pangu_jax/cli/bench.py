@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import jax
 import tyro
-
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.bench_report import write_report
 from pangu_jax.cli.generate_file import note_length
@@ -31,12 +31,13 @@ from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning import bench
-from pangu_jax.reasoning.bench_prompts import TEXTS, Asker, Mode, Prompt
 from pangu_jax.reasoning.bench_tasks import Task, find_tasks
 
-HEAD = '{"question"'
-KEYS = ("question", "sample", "said", "found", "right", "tokens", "end")
+from pangu_jax.reasoning import bench
+from pangu_jax.reasoning.bench_prompts import TEXTS, Asker, Mode, Prompt
+
+HEAD, HASHES = '{"question"', "hashes"
+KEYS = ("question", "sample", "said", "found", "right", "why", "tokens", "end")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,9 @@ class Options:
     """Answers that are written at once."""
     allow_code_execution: bool = False
     """Run code that the model writes, in a sandbox, where a task is judged so."""
+    judge: Literal["now", "later"] = "now"
+    """later: answers are written and kept unjudged, as on a machine that cannot run code; the same
+    command with now, wherever the run folder is, judges them and writes no more."""
     template: str = "auto"
     """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
     system: str | None = None
@@ -108,7 +112,12 @@ def main(options: Options) -> None:
         tasks = [
             _first(task, options.questions) for task in find_tasks(options.tasks, options.data)
         ]
-    bench.check_judges(tasks, allow_code=options.allow_code_execution)
+    if any(task.name == HASHES for task in tasks):
+        raise InputError(
+            f"no task can be called {HASHES}, as results.json has that; rename the file"
+        )
+    if options.judge == "now":
+        bench.check_judges(tasks, allow_code=options.allow_code_execution)
     with working(f"reading {options.model}"):
         params, cfg, found = open_checkpoint(
             options.model, kind="decoder", by="`pangu-jax bench`", dtype=options.dtype
@@ -124,12 +133,13 @@ def main(options: Options) -> None:
     folder = Path(options.out)
     results = open_results(folder, settings)
     compute(
-        folder, results, "hashes", lambda: {name: json_digest(settings[name]) for name in settings}
+        folder, results, HASHES, lambda: {name: json_digest(settings[name]) for name in settings}
     )
     with working("writing the prompts"):
         prompts = {task.name: [asker.prompt(item) for item in task.items] for task in tasks}
     _measure(Run(options, folder, params, cfg, asker, tasks, prompts), results)
     print(write_report(folder, settings, results))
+    _note_unjudged(tasks, results)
 
 
 def _check(options: Options) -> None:
@@ -172,11 +182,24 @@ def _settings(
     return {"model": about, "data": {t.name: t.sha256 for t in tasks}, "protocol": protocol}
 
 
+def _note_unjudged(tasks: list[Task], results: dict[str, Any]) -> None:
+    left = {task.name: results[task.name]["not_judged"] for task in tasks}
+    if any(left.values()):
+        counts = ", ".join(f"{count:,} of {name}" for name, count in left.items() if count)
+        print(
+            f"note: answers that are not judged: {counts}; answers/ says why, and the same command "
+            "judges them again",
+            file=sys.stderr,
+        )
+
+
 def _measure(run: Run, results: dict[str, Any]) -> None:
-    """Fills the cells of tasks that are not there."""
+    """Fills the cells of tasks that are not there, or have answers that can be judged now."""
     ask = _asking(run)
-    with progress() as show, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as judges:
+    with progress() as show, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as judges:
         for task in run.tasks:
+            if run.options.judge == "now" and results.get(task.name, {}).get("not_judged"):
+                del results[task.name]
             make = partial(_task, run, task, ask, judges, show)
             compute(run.folder, results, task.name, make)
 
@@ -186,28 +209,35 @@ Ask = Callable[[Task, list[Place]], Iterator[tuple[Place, Answer]]]
 
 
 def _asking(run: Run) -> Ask:
-    """Asks questions of a task; the engine is made when the first is asked, for all of them."""
-    options, asker = run.options, run.asker
-    every = [prompt.ids for found in run.prompts.values() for prompt in found]
-    for ids in every:
-        check_vocabulary(ids, asker.tokenizer, run.cfg.vocab)
-    longest = max(map(len, every))
-    note_length(longest + options.max_new, run.cfg)
-    made: list[Engine] = []
+    """Asks questions of a task; an engine is made when the first is asked.
 
-    def engine() -> Engine:
-        if not made:
-            made.append(
-                Engine(
-                    run.params,
-                    cfg=run.cfg,
-                    slots=min(options.batch, len(every) * options.samples),
-                    length=round_up(longest) + round_up(options.max_new),
-                    stops=max(8, len(asker.stops)),
-                    how=How(dtype=options.dtype),
-                )
+    Tasks whose longest texts are of much the same length share one: each length is compiled, and
+    each step reads all rows that there is room for.
+    """
+    options, asker = run.options, run.asker
+    longest: dict[str, int] = {}
+    for name, prompts in run.prompts.items():
+        for prompt in prompts:
+            check_vocabulary(prompt.ids, asker.tokenizer, run.cfg.vocab)
+        longest[name] = round_up(max(len(prompt.ids) for prompt in prompts))
+    note_length(max(longest.values()) + options.max_new, run.cfg)
+    room = {name: length + round_up(options.max_new) for name, length in longest.items()}
+    made: dict[int, Engine] = {}
+
+    def engine(task: Task) -> Engine:
+        like = (room[task.name] - 1).bit_length()
+        names = [name for name, length in room.items() if (length - 1).bit_length() == like]
+        if like not in made:
+            made.clear()  # which frees its memory
+            made[like] = Engine(
+                run.params,
+                cfg=run.cfg,
+                slots=min(options.batch, options.samples * sum(len(run.prompts[n]) for n in names)),
+                length=max(room[name] for name in names),
+                stops=max(8, len(asker.stops)),
+                how=How(dtype=options.dtype),
             )
-        return made[0]
+        return made[like]
 
     def ask(task: Task, places: list[Place]) -> Iterator[tuple[Place, Answer]]:
         # By the task's name, so that answers are the same whatever else is asked.
@@ -222,7 +252,7 @@ def _asking(run: Run) -> Ask:
             )
             for question, sample in places
         )
-        for place, answer in answers(engine(), requests):
+        for place, answer in answers(engine(task), requests):
             yield places[place], answer
 
     return ask
@@ -232,44 +262,68 @@ def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show
     """Has all answers to a task written and judged, a line each, and gives its figures."""
     samples = run.options.samples
     every = [(question, s) for question in range(len(task.items)) for s in range(samples)]
-    path = run.folder / "answers" / f"{task.name}.jsonl"
-    with Journal(path, head=HEAD) as journal:
-        lines = {_place(line, journal, n): line for n, line in enumerate(journal.found, 1)}
-        if len(lines) < len(journal.found) or not lines.keys() <= set(every):
-            raise InputError(f"{path} holds an answer twice, or one to no question of this run")
-        rest = [place for place in every if place not in lines]
+    with Journal(run.folder / "answers" / f"{task.name}.jsonl", head=HEAD) as journal:
+        lines = _lines(journal, set(every))
         waiting: collections.deque[Future] = collections.deque()
+
+        def keep(most: int) -> None:
+            while waiting and (len(waiting) > most or waiting[0].done()):
+                line = waiting.popleft().result()
+                if lines.get(_of(line)) != line:
+                    journal.add(line)
+                lines[_of(line)] = line
+            show(f"{task.name}, answers", len(lines), len(every))
+
+        if run.options.judge == "now":
+            for line in [line for line in lines.values() if line["right"] is None]:
+                waiting.append(judges.submit(_judged, run, task, line))
+        rest = [place for place in every if place not in lines]
         for place, answer in ask(task, rest) if rest else ():
             waiting.append(judges.submit(_line, run, task, place, answer))
-            while waiting and (waiting[0].done() or len(waiting) > 4 * run.options.batch):
-                _keep(waiting.popleft().result(), journal, lines)
-            show(f"{task.name}, answers", len(lines), len(every))
+            keep(most=4 * run.options.batch)
         while waiting:
-            _keep(waiting.popleft().result(), journal, lines)
-            show(f"{task.name}, answers", len(lines), len(every))
+            keep(most=len(waiting) - 1)
     found = bench.figures(lines.values(), len(task.items), samples, seed=run.options.seed)
     return {**found, "sha256": json_digest([lines[place] for place in every])}
 
 
 def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:
     """What is kept of an answer."""
-    item, inside = task.items[place[0]], run.prompts[task.name][place[0]].inside
-    thought, said = run.asker.read(item, answer.ids.tolist(), inside=inside)
+    item, prompt = task.items[place[0]], run.prompts[task.name][place[0]]
+    thought, said = run.asker.read(item, prompt, answer.ids.tolist())
     found = run.asker.found(item, said)
-    judged = bench.judge(item, found, allow_code=run.options.allow_code_execution)
-    return {
+    line = {
         **{"question": place[0], "sample": place[1], "thought": thought, "said": said},
-        **{"found": found, "right": judged.right, "why": judged.why},
+        **{"found": found, "right": None, "why": "left for later"},
         **{"tokens": len(answer.ids), "end": answer.end},
     }
+    later = run.options.judge == "later" and found is not None
+    return line if later else _judged(run, task, line)
 
 
-def _keep(line: dict[str, Any], journal: Journal, lines: dict[Place, dict[str, Any]]) -> None:
-    journal.add(line)
-    lines[line["question"], line["sample"]] = line
+def _judged(run: Run, task: Task, line: dict[str, Any]) -> dict[str, Any]:
+    """The same answer with what it is worth."""
+    item, allow = task.items[line["question"]], run.options.allow_code_execution
+    judged = bench.judge(item, line["found"], allow_code=allow)
+    return line | {"right": judged.right, "why": judged.why}
 
 
-def _place(line: Any, journal: Journal, number: int) -> Place:
-    if not isinstance(line, dict) or not all(key in line for key in KEYS):
-        raise InputError(f"{journal.path} line {number} lacks one of {', '.join(KEYS)}")
+def _lines(journal: Journal, every: set[Place]) -> dict[Place, dict[str, Any]]:
+    """The answers that are there; of one that was judged again, the last line."""
+    lines: dict[Place, dict[str, Any]] = {}
+    for number, line in enumerate(journal.found, 1):
+        if not isinstance(line, dict) or not all(key in line for key in KEYS):
+            raise InputError(f"{journal.path} line {number} lacks one of {', '.join(KEYS)}")
+        before = lines.get(_of(line))
+        same = before is None or before | {key: line[key] for key in ("right", "why")} == line
+        if _of(line) not in every or not same or (before and before["right"] is not None):
+            raise InputError(
+                f"{journal.path} line {number} holds an answer twice, or one to no question of "
+                "this run"
+            )
+        lines[_of(line)] = line
+    return lines
+
+
+def _of(line: dict[str, Any]) -> Place:
     return line["question"], line["sample"]

@@ -1,6 +1,8 @@
 """Dialogues as the text that a model was trained on, and what it answers."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pangu_jax.core.errors import InputError
@@ -144,6 +146,16 @@ class Reply:
         self._held += self._decoder.finish()
         yield from self._split(final=True)
         self.answer, self.thought = self.answer.strip(), self.thought.strip()
+
+    def take(self, ids: Sequence[int]) -> None:
+        """A whole turn at once: what `push` for each token and then `finish` make of it."""
+        for single, part in itertools.groupby(ids, self._single.__contains__):
+            some = list(part)
+            texts = (
+                map(self._single.__getitem__, some) if single else [self._tokenizer.decode(some)]
+            )
+            self._held += "".join(texts)
+        collections.deque(self.finish(), maxlen=0)
 
     def _split(self, final: bool) -> Iterator[tuple[bool, str]]:
         while self._tags:

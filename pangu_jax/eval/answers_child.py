@@ -22,10 +22,27 @@ from typing import Any
 # Plain forms that the library reads as something else, or not at all.
 REWRITTEN = (
     (r"\\varnothing", r"\\emptyset"),
+    (r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", ""),  # between groups of digits
+    (r"(?<![\w.\\])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])", r"\1\\times10^{\2}"),
     (r"\^\s*(-?\d+)", r"^{\1}"),  # x^10, which in LaTeX is x^1 0
     (r"\^\s*\(([^()]*)\)", r"^{\1}"),
     (r"(\d*)\.(\d*)\\overline\{(\d+)\}", lambda found: repeating(*found.groups())),
 )
+# Names of one unit, the first its own; plurals are told by their s.
+UNITS = (
+    *(
+        "mm millimeter",
+        "cm centimeter",
+        "m meter metre",
+        "km kilometer",
+        "in inch inche",
+        "ft foot feet",
+    ),
+    *("yd yard", "mi mile", "mg milligram", "g gram", "kg kilogram", "oz ounce", "lb pound"),
+    *("s sec second", "min minute", "h hr hour", "day", "week", "month", "year", "cent", "dollar"),
+    *("ml milliliter millilitre", "l liter litre", "degree", "radian", "mph"),
+)
+NAMES = {name: names.split()[0] for names in UNITS for name in names.split()}
 
 
 def repeating(whole: str, fixed: str, again: str) -> str:
@@ -45,7 +62,18 @@ def plain(text: str) -> str:
         text = f"{before}^{{{inner}{power[3] or ''}}}{after[power.end() :]}"
     for pattern, instead in REWRITTEN:
         text = re.sub(pattern, instead, text)
+    text = text.strip().rstrip(".$")
+    written = re.search(r"(?<=[\d})])\s+[A-Za-z]{2,}$", text)  # "3 centimeters"
+    text = text[: written.start()] if written and unit(written[0]) else text
     return text.strip().strip("$").rstrip(".").strip()
+
+
+def unit(text: str) -> str | None:
+    """The unit that a text ends in, if it is one of `UNITS`."""
+    inside = re.findall(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}", text)
+    words = re.findall(r"[a-z]+", (inside[-1] if inside else text.rpartition("}")[2]).lower())
+    last = words[-1] if words else ""
+    return NAMES.get(last) or NAMES.get(last.removesuffix("s"))
 
 
 def parsed(text: str) -> list:
@@ -74,12 +102,15 @@ def with_unit(expression: Any) -> Any:
 
 
 def equal(gold: str, answer: str) -> bool | None:
-    """Whether two texts are the same expression. Per cent signs may be left out."""
+    """Whether two texts are the same expression. Per cent signs and units may be left out."""
     import math_verify
 
     wanted, found = parsed(gold), parsed(answer)
     if not wanted:
         return None
+    units = unit(gold), unit(answer)
+    if all(units) and units[0] != units[1]:
+        return False
     without = re.sub(r"\s*\\?%$", "", gold.strip())
     golds = [wanted] if without == gold.strip() else [wanted, parsed(without)]
     options = {"timeout_seconds": None, "allow_set_relation_comp": True}

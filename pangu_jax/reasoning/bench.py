@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
+from pangu_jax.reasoning.bench_tasks import Item, Task
+
 from pangu_jax.eval import answers, answers_child, answers_maths, pass_at_k
 from pangu_jax.reasoning import bench_prompts, bench_tasks, code_tasks, sandbox, sandbox_child
-from pangu_jax.reasoning.bench_tasks import Item, Task
 
 RULES = (
     *(answers, answers_maths, answers_child, sandbox, sandbox_child),
@@ -44,7 +44,7 @@ def check_judges(tasks: Sequence[Task], *, allow_code: bool) -> None:
     if "code" in kinds and not allow_code:
         raise InputError(
             f"the task {kinds['code']} is judged by running code that the model writes, which is "
-            "done only with --allow-code-execution"
+            "done only with --allow-code-execution; --judge later keeps the answers until then"
         )
     if "code" in kinds:
         sandbox.backend()
@@ -62,12 +62,12 @@ def judge(item: Item, found: str | None, *, allow_code: bool = False) -> Judged:
     """
     if found is None:
         return Judged(False, "no answer found")
-    if item.code is None:
-        right = answers.equal(item.gold, found, item.kind)
-        return Judged(right, "cannot be compared" if right is None else None)
     try:
+        if item.code is None:
+            right = answers.equal(item.gold, found, item.kind)
+            return Judged(right, "cannot be compared" if right is None else None)
         verdict = item.code.judge(found, allow=allow_code)
-    except InputError as error:
+    except InputError as error:  # a process cannot be started, say
         return Judged(None, str(error))
     passed = f"{verdict.passed} of {verdict.total} tests"
     why = None if verdict.right else f"{passed}: {verdict.error or 'not passed'}"

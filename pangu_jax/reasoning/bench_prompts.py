@@ -4,13 +4,15 @@ All words are our own, but for the form of HumanEval's completions. They are par
 measured, so a run keeps them with its results (`Asker.described`).
 """
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.tokenizer import Tokenizer, text_prompt
+from pangu_jax.reasoning.bench_tasks import Item
+
 from pangu_jax.data.chat import (
     Reply,
     Template,
@@ -19,9 +21,7 @@ from pangu_jax.data.chat import (
     render,
     stop_ids,
 )
-from pangu_jax.data.tokenizer import Tokenizer, text_prompt
-from pangu_jax.eval.answers import KINDS, extract
-from pangu_jax.reasoning.bench_tasks import Item
+from pangu_jax.eval.answers import KINDS, code, extract
 
 Mode = Literal["plain", "few-shot", "chat", "slow", "fast", "auto"]
 TEXTS = ("plain", "few-shot")  # the modes that need no chat template
@@ -42,7 +42,10 @@ QUESTION, TASK = "Question: {}\nAnswer:", "Task: {}\nSolution:\n```python\n"
 CUTS = {
     "question": ("\nQuestion:",),
     "code": ("\n```",),
-    "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),
+    "completion": (
+        *("\nclass ", "\ndef ", "\n@", "\n#", "\nif ", "\nprint(", "\nassert ", "\nimport "),
+        *("\nfrom ", '\n"""', "\n```"),
+    ),
 }
 _WORKED = (
     (
@@ -171,26 +174,28 @@ class Asker:
         ids = prompt_ids(text, self.tokenizer, self.template)
         return Prompt(ids, opens_thinking(text, self.template))
 
-    def read(self, item: Item, ids: Sequence[int], *, inside: bool = False) -> tuple[str, str]:
+    def read(self, item: Item, prompt: Prompt, ids: Sequence[int]) -> tuple[str, str]:
         """(what was thought, what was said) of an answer's ids; any thread may call it.
 
         What a plain text goes on with behind the answer is cut off.
 
         Args:
           item: the question.
+          prompt: as `prompt` gave it.
           ids: of the answer.
-          inside: the prompt's.
         """
         ids = list(ids)
         if ids and ids[-1] in self.stops:
             del ids[-1]
         if self.template is None:
-            text = self.tokenizer.decode(ids)
+            # Behind the prompt, as some tokenizers leave out the space that a text begins with.
+            before = self.tokenizer.decode(prompt.ids)
+            text = self.tokenizer.decode([*prompt.ids, *ids])
+            text = text[len(before) :] if text.startswith(before) else self.tokenizer.decode(ids)
             ends = (text.find(cut) for cut in CUTS[_form(item)])
             return "", text[: min((end for end in ends if end >= 0), default=None)]
-        reply = Reply(self.tokenizer, self.template.thinking, inside=inside)
-        collections.deque((part for token in ids for part in reply.push(token)), maxlen=0)
-        collections.deque(reply.finish(), maxlen=0)
+        reply = Reply(self.tokenizer, self.template.thinking, inside=prompt.inside)
+        reply.take(ids)
         return reply.thought, reply.answer
 
     def found(self, item: Item, said: str) -> str | None:
@@ -199,7 +204,7 @@ class Asker:
             return extract(said, item.kind)
         if self.template is None:  # the text is the code
             return said if said.strip() else None
-        return extract(said, "code")
+        return code(said, item.code.names if item.code else ())
 
     def described(self, items: Sequence[Item]) -> dict[str, Any]:
         """What a run keeps of how questions are asked and read: words for each kind of them."""

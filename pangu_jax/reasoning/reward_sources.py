@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from pangu_jax.eval import answers
 from pangu_jax.reasoning.reward import (
     Sample,
     Score,
@@ -14,6 +13,8 @@ from pangu_jax.reasoning.reward import (
     repetition,
     well_formed,
 )
+
+from pangu_jax.eval import answers
 
 COMPILES, RUNS = 0.1, 0.2  # what code is worth that gets so far
 JUDGE = """Question:
@@ -121,7 +122,7 @@ def preferred_by_model(
 def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
     """What a language model says when it is asked whether an answer is correct.
 
-    A reply that says neither yes nor no is a failure.
+    A reply that neither begins nor ends with yes or no is a failure.
 
     Args:
       ask: replies to prompts, such as `llm_judge.make_asker` makes with an engine.
@@ -140,8 +141,11 @@ def judge_prompt(sample: Sample) -> str:
 
 
 def verdict(reply: str) -> Score:
-    """The first yes or no of a reply."""
-    found = re.search(r"\b(yes|no)\b", reply, re.I)
+    """The yes or no that a reply begins with, else that it ends with.
+
+    One within a sentence is none: "There is no mistake".
+    """
+    found = re.match(r"\W*(yes|no)\b", reply, re.I) or re.search(r"\b(yes|no)\W*$", reply, re.I)
     if found is None:
         return Score(None, f"the evaluator said {reply[:80]!r}", failed=True)
     return Score(float(found[1].lower() == "yes"), f"the evaluator said {found[1]}")
@@ -151,7 +155,7 @@ def _code(sample: Sample, *, allow: bool, binary: bool) -> Score:
     task = sample.code
     if task is None:
         return Score(None, "there is nothing to run")
-    source = answers.extract(sample.said, "code")
+    source = answers.code(sample.said, task.names)
     if source is None:
         return Score(0.0, "no block of code found")
     shown, hidden = task.tests[: task.shown], task.tests[task.shown :]

@@ -23,6 +23,8 @@ from typing import IO, Any
 
 from pangu_jax.core.errors import InputError
 
+from pangu_jax.reasoning.sandbox_child import READY
+
 SCRIPT = Path(__file__).with_name("sandbox_child.py")
 MACHINES = ("x86_64", "aarch64")  # whose system calls the script knows
 SHOWN = 2**16  # bytes of output, and of a verdict, that are kept
@@ -105,8 +107,8 @@ def run(
       limits: what it may take.
 
     Raises:
-      InputError: it is not allowed, this system has no sandbox, `tests` is empty, or they are no
-        Python or their setup fails.
+      InputError: it is not allowed, this system has no sandbox or cannot start one now, `tests` is
+        empty, or they are no Python or their setup fails.
     """
     if not allow:
         raise InputError(
@@ -116,8 +118,11 @@ def run(
     if not tests:
         raise InputError("there is no test to judge the code by")
     task = {"source": source, "tests": list(tests), "names": list(names), "setup": setup}
-    with contextlib.ExitStack() as open_now:
-        found, printed, late = _run(task, limits, open_now)
+    try:
+        with contextlib.ExitStack() as open_now:
+            found, printed, late = _run(task, limits, open_now)
+    except OSError as error:  # no more processes, files or memory
+        raise InputError(f"cannot start a sandbox: {error}") from error
     return _verdict(found, printed.decode(errors="replace"), late, len(tests))
 
 
@@ -175,19 +180,16 @@ def _started(
     """One of the two in its sandbox, until the block ends; then nothing of it is left."""
     numbers = [file.fileno() for file in others]
     command = [*_shut_in(backend(), limits), *_python(part, limits, backend()), *map(str, numbers)]
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=source,
-            stdout=target,
-            stderr=subprocess.DEVNULL,
-            pass_fds=numbers,
-            env=_ENVIRONMENT,
-            cwd="/",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise InputError(f"cannot start a sandbox: {error}") from error
+    process = subprocess.Popen(
+        command,
+        stdin=source,
+        stdout=target,
+        stderr=subprocess.DEVNULL,
+        pass_fds=numbers,
+        env=_ENVIRONMENT,
+        cwd="/",
+        start_new_session=True,
+    )
     try:
         yield
     finally:
@@ -235,10 +237,16 @@ def _take(ready: selectors.BaseSelector, kept: dict[Any, bytearray], seconds: fl
 
 
 def _verdict(found: bytes, output: str, late: bool, total: int) -> Verdict:
+    ready, _, result = found.partition(b"\n")
+    if ready != READY.encode():  # nothing of the code was run, so it is not the code's fault
+        raise InputError(
+            "cannot start a sandbox: it was not there "
+            + ("in time" if late else "before it ended, as where memory or processes run out")
+        )
     if late:
         return Verdict(0, total, True, "it took too long", output)
     try:
-        values = json.loads(found)
+        values = json.loads(result)
     except ValueError:
         return Verdict(0, total, True, "the tests took too much", output)
     if "wrong" in values:

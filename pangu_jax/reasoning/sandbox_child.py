@@ -7,7 +7,8 @@ returns arrives as plain values: numbers, texts, and lists, tuples, sets and dic
 
 Arguments: "candidate" or "tester", a JSON object (`sandbox.Limits`, and what to mount), and the
 file descriptor to write calls or replies to. The candidate reads calls from stdin, the tester
-replies; the tester's task comes from a descriptor of its own, its verdict goes to stdout.
+replies; the tester's task comes from a descriptor of its own, its verdict goes to stdout: a line
+once both are shut in, and then what came out.
 """
 
 import ast
@@ -25,6 +26,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 LONGEST = 2**24  # bytes of a call or a reply
+READY = "ready"  # what each of the two says when it is shut in
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Processes, other processes' memory, the network, the system's settings, and memory that no limit
@@ -361,12 +363,15 @@ def main():
         os.dup2(1, 2)
         sys.stdout.reconfigure(line_buffering=True)
         shut(given)
+        line.put(READY)
         candidate(line)
         return
     verdict = os.dup(1)
     os.dup2(nothing, 1)
     os.dup2(nothing, 2)
     shut(given)
+    line.get()  # the candidate's; it has no code yet that could do anything else
+    os.write(verdict, f"{READY}\n".encode())
     os.write(verdict, json.dumps(tester(line, task)).encode())
     os._exit(0)
 

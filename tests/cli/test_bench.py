@@ -1,12 +1,16 @@
 """`pangu-jax bench` as a user meets it: figures, what is kept, and going on after a stop."""
 
+import itertools
 import json
 
+import numpy as np
 import pytest
-
-from pangu_jax.cli import bench
 from pangu_jax.cli.main import main
 from pangu_jax.core.journal import Journal
+from pangu_jax.decode.engine import Answer
+
+from pangu_jax.cli import bench
+from pangu_jax.reasoning.bench import Judged
 
 RECORDS = [{"question": f"{'abc' * i}?", "answer": "1", "kind": "number"} for i in range(3)]
 CODE = {"prompt": "Write f.", "code": "def f(): pass", "test": ["f()"]}
@@ -23,6 +27,7 @@ def call(*arguments):
 def asked(tiny_run, tmp_path):
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS))
     (tmp_path / "more.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
+    (tmp_path / "hashes.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
     (tmp_path / "code.jsonl").write_text(json.dumps(CODE) + "\n")
     return [tiny_run, "--tasks", f"{tmp_path}/sums.jsonl,{tmp_path}/more.jsonl"]
 
@@ -68,10 +73,65 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_figures(
     assert json.loads((tmp_path / "part" / "results.json").read_text())["hashes"]["data"] in report
 
 
+def test_answers_that_are_not_judged_are_kept_counted_and_judged_when_the_run_goes_on(
+    tiny_run, tmp_path, capsys, monkeypatch
+):
+    """Without a judge, with one that fails now and then, and with one that works."""
+    records = [{"question": f"{i}?", "answer": "ab", "kind": "words"} for i in range(3)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    command = [tiny_run, "--tasks", tmp_path / "own.jsonl", *PLAIN, "--out"]
+    assert call(*command, tmp_path / "whole") == 0
+    capsys.readouterr()
+    folder, judge, turns = tmp_path / "part", bench.bench.judge, itertools.count()
+    answered = [x["found"] is not None for x in lines(tmp_path / "whole", "own")]
+
+    def failing(item, found, **options):
+        broken = next(turns) % 2 == 0
+        return Judged(None, "no sandbox") if broken else judge(item, found, **options)
+
+    def results():
+        return json.loads((folder / "results.json").read_text())
+
+    monkeypatch.setattr(bench.bench, "check_judges", lambda *_, **__: pytest.fail("asked"))
+    assert call(*command, folder, "--judge", "later") == 0
+    assert f"not judged: {sum(answered)} of own" in capsys.readouterr().err
+    cell = results()["own"]
+    assert (cell["not_judged"], cell["format_errors"]) == (sum(answered), 6 - sum(answered))
+    monkeypatch.undo()
+    monkeypatch.setattr(bench, "Engine", pytest.fail)  # no answer is written again
+    monkeypatch.setattr(bench.bench, "judge", failing)
+    assert call(*command, folder) == 0
+    assert 0 < results()["own"]["not_judged"] < sum(answered)
+    assert "same command judges them again" in capsys.readouterr().err
+    monkeypatch.setattr(bench.bench, "judge", judge)
+    # Killed while the last line was written.
+    journal = folder / "answers" / "own.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-3])
+    (folder / "results.json").write_text(json.dumps({"hashes": results()["hashes"]}))
+    assert call(*command, folder) == 0
+    assert "not judged:" not in capsys.readouterr().err
+    assert results() == json.loads((tmp_path / "whole" / "results.json").read_text())
+
+
 def test_answers_of_a_task_do_not_depend_on_what_else_is_asked(asked, tmp_path):
     for name, tasks in (("both", asked[2]), ("one", asked[2].split(",")[0])):
         assert call(asked[0], "--tasks", tasks, *PLAIN, "--out", tmp_path / name) == 0
     assert lines(tmp_path / "both") == lines(tmp_path / "one")
+
+
+def test_one_long_question_takes_no_room_of_other_tasks(asked, tmp_path, monkeypatch):
+    """A step reads all rows of a slot, so that one would slow down every task."""
+    (tmp_path / "long.jsonl").write_text(json.dumps({**RECORDS[0], "question": "a" * 200}) + "\n")
+    made = []
+    answer = Answer(*[np.zeros(1, int)] * 4, "length")
+    monkeypatch.setattr(bench, "Engine", lambda _, **rest: made.append(rest) or rest)
+    monkeypatch.setattr(
+        bench, "answers", lambda _, asked: ((i, answer) for i, _ in enumerate(asked))
+    )
+    tasks = f"{asked[2]},{tmp_path}/long.jsonl"
+    options = ["--mode", "plain", "--max-new", 3]
+    assert call(asked[0], "--tasks", tasks, *options, "--out", tmp_path / "o") == 0
+    assert [(x["slots"], x["length"]) for x in made] == [(4, 32 + 16), (1, 256 + 16)]
 
 
 def test_the_answer_of_a_run_that_cannot_be_gone_on_with_is_one_sentence(asked, tmp_path, capsys):
@@ -81,7 +141,10 @@ def test_the_answer_of_a_run_that_cannot_be_gone_on_with_is_one_sentence(asked, 
     assert "another protocol.questions: 1, not 2" in capsys.readouterr().err
     journal, whole = out / "answers" / "sums.jsonl", (out / "results.json").read_text()
     rows = journal.read_text().splitlines()
-    for text in (rows[0], rows[0].replace('"question": 0', '"question": 7'), '{"question": 0}'):
+    other = rows[0].replace('"question": 0', '"question": 7')
+    changed = rows[0].replace('"right": false', '"right": null')
+    assert changed != rows[0]
+    for text in (rows[0], changed, other, '{"question": 0}'):
         journal.write_text("\n".join([rows[0], text, ""]))
         (out / "results.json").write_text(json.dumps({"hashes": json.loads(whole)["hashes"]}))
         assert call(*asked, *PLAIN, "--questions", 1, "--out", out) == 2
@@ -99,6 +162,7 @@ def test_the_answer_of_a_run_that_cannot_be_gone_on_with_is_one_sentence(asked, 
         (["--mode", "fast", "--template", "chatml"], "the template has no modes"),
         (["--tasks", "code.jsonl"], "done only with --allow-code-execution"),
         (["--tasks", "aime2024"], "needs --data"),
+        (["--tasks", "hashes.jsonl"], "no task can be called hashes"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence_and_nothing_is_written(

@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
-
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.models import decoder, registry
 from pangu_jax.reasoning.merge import FROM_BASE, Recipe, merge
+from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = "model.safetensors"
@@ -45,7 +44,9 @@ def checkpoint(folder, case="llama2", *, seed=0, dtype=None, config=None, withou
 
 @pytest.fixture
 def three(tmp_path):
-    return [checkpoint(tmp_path / name, seed=i) for i, name in enumerate("abc")]
+    longer = {"max_position_embeddings": 8192}  # which does not enter what is computed
+    changes = (None, None, longer)
+    return [checkpoint(tmp_path / n, seed=i, config=changes[i]) for i, n in enumerate("abc")]
 
 
 def test_the_mean_is_that_of_each_tensor_and_no_model_is_loaded(three, tmp_path, monkeypatch):

@@ -1,12 +1,12 @@
 """Dialogues against strings written by hand from the published format."""
 
 import pytest
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from pangu_jax.core.errors import InputError
 from pangu_jax.data import chat
 from pangu_jax.data.chat import Reply, opens_thinking, render, stop_ids
-from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 
 
 def user(text):
@@ -175,6 +175,9 @@ def test_a_reply_is_cut_into_thinking_and_answer(text, thought, answer, kind, tm
     assert (reply.thought, reply.answer) == (thought, answer)
     assert "".join(t for inside, t in parts if inside).strip() == thought
     assert "".join(t for inside, t in parts if not inside).strip() == answer
+    whole = Reply(tokenizer, chat.TEMPLATES["pangu"].thinking)
+    whole.take(tokenizer.encode(text))
+    assert (whole.thought, whole.answer) == (thought, answer)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,11 @@ def test_a_reply_is_cut_into_thinking_and_answer(text, thought, answer, kind, tm
 )  # fmt: skip
 def test_a_reply_may_begin_inside_the_thinking(text, thought, answer, tmp_path):
     for tokenizer in (tagged(tmp_path), ByteTokenizer()):
-        reply = Reply(tokenizer, chat.TEMPLATES["pangu"].thinking, inside=True)
+        whole, reply = (
+            Reply(tokenizer, chat.TEMPLATES["pangu"].thinking, inside=True) for _ in range(2)
+        )
+        whole.take(tokenizer.encode(text))
+        assert (whole.thought, whole.answer) == (thought, answer)
         parts = [part for token in tokenizer.encode(text) for part in reply.push(token)]
         parts += reply.finish()
         assert (reply.thought, reply.answer) == (thought, answer)

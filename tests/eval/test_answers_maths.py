@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from pangu_jax.core.errors import InputError
-from pangu_jax.eval import answers_maths
 from pangu_jax.eval.answers_maths import Judge
+
+from pangu_jax.eval import answers_maths
 
 # In time they end, one by one: the last is for the slow test.
 HANGS = ("9**9**9**9", "(" * 900 + "x" + ")" * 900, "\\sum_{k=1}^{10^{9}}\\sin(k^{k})")
@@ -80,6 +80,11 @@ def test_what_hangs_returns_in_time_and_leaves_the_pool_whole_until_it_is_closed
         ("x^{10}", "x**10", True),
         ("2^{-3}", "2**(-3)", True),
         ("", "1", None),
+        ("3\\text{ cm}", "3\\text{ m}", False),
+        ("3\\text{ cm}", "3 centimeters", True),
+        ("3\\text{ cm}", "3", True),
+        ("3", "3\\text{ cm}", True),
+        ("6\\text{ square feet}", "6 \\text{ ft}^2", True),
     ],
 )
 def test_a_part_of_an_answer_is_not_taken_for_it(judge, gold, answer, want):

@@ -1,11 +1,12 @@
 """Whether answers are right, and what a task's answers come to."""
 
 import pytest
-
 from pangu_jax.core.errors import InputError
-from pangu_jax.reasoning import bench
 from pangu_jax.reasoning.bench_tasks import Item, Task
 from pangu_jax.reasoning.code_tasks import CodeTask
+
+from pangu_jax.eval import answers_maths
+from pangu_jax.reasoning import bench
 
 CODE = Item("", "code", code=CodeTask("", ("assert f() == 1", "assert f()"), ("f",), "", "", ""))
 
@@ -30,6 +31,13 @@ def task(item):
 def test_an_answer_is_right_wrong_or_cannot_be_told(item, found, right, why):
     judged = bench.judge(item, found, allow_code=True)
     assert judged.right is right and (judged.why or "").startswith(why or "")
+
+
+def test_a_process_that_cannot_be_started_says_nothing_of_the_answer(monkeypatch):
+    monkeypatch.setattr(answers_maths, "_JUDGES", [answers_maths.Judge(workers=1)])
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    judged = bench.judge(Item("", "maths", "2"), "2")
+    assert judged.right is None and "cannot start Python" in judged.why
 
 
 def test_code_is_not_run_unless_that_is_allowed(monkeypatch):

@@ -3,14 +3,15 @@
 import dataclasses
 
 import pytest
-
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.chat import TEMPLATES
-from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.eval.answers import KINDS, equal, extract
-from pangu_jax.reasoning.bench_prompts import EXAMPLES, Asker, asked, plain
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.reasoning.bench_tasks import Item
 from pangu_jax.reasoning.code_tasks import CodeTask
+from tokenizers import Tokenizer, decoders, models
+
+from pangu_jax.data.chat import TEMPLATES
+from pangu_jax.eval.answers import KINDS, equal, extract
+from pangu_jax.reasoning.bench_prompts import EXAMPLES, Asker, Prompt, asked, plain
 
 SUM = Item("What is 1 + 1?", "number", "2")
 HEAD = CodeTask("def f():\n", ("f()",), ("f",), "", "def f():\n", "    pass\n")
@@ -20,8 +21,9 @@ TEXT = Asker(ByteTokenizer(), "plain")
 CHAT = Asker(ByteTokenizer(), "chat", TEMPLATES["chatml"], "Be brief.")
 
 
-def said(asker, item, text, **options):
-    return asker.read(item, [*text.encode(), *asker.tokenizer.eos_ids], **options)
+def said(asker, item, text, *, inside=False):
+    prompt = Prompt(asker.prompt(item).ids, inside)
+    return asker.read(item, prompt, [*text.encode(), *asker.tokenizer.eos_ids])
 
 
 def test_a_plain_question_is_cut_before_the_next():
@@ -40,6 +42,22 @@ def test_completions_keep_their_indentation_and_end_where_the_function_does():
     thought, text = said(TEXT, BODY, "    return 1\n\ndef g(): pass\n")
     assert (thought, TEXT.found(BODY, text)) == ("", "    return 1\n")
     assert TEXT.found(BODY, said(TEXT, BODY, "\nprint(f())")[1]) is None
+    for more in ("\nassert f() == 2", "@cache\n", "# Then", '"""More'):
+        assert said(TEXT, BODY, f"    return 1\n{more}")[1].strip() == "return 1"
+
+
+def test_a_completion_keeps_the_space_that_its_tokenizer_leaves_out_of_texts(tmp_path):
+    """As SentencePiece's do: the first space of what they decode is theirs."""
+    names = ["<s>", *"abcdefghijklmnopqrstuvwxyz", "():\n", "▁", "▁▁▁▁", "(", ")", ":", "\n", "1"]
+    inner = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, []))
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    inner.save(str(tmp_path / "tokenizer.json"))
+    asker = Asker(load_tokenizer(tmp_path), "plain")
+    ids = [names.index(name) for name in ("▁▁▁▁", *"return", "▁", "1")]
+    assert asker.tokenizer.decode(ids) == "   return 1"
+    assert asker.read(BODY, Prompt([names.index(x) for x in "def"]), ids)[1] == "    return 1"
 
 
 def test_a_task_in_plain_text_is_solved_in_a_block():
@@ -58,6 +76,10 @@ def test_a_dialogue_has_the_system_turn_and_says_in_which_form_to_answer():
     assert said(CHAT, SUM, "3</think>2", inside=True) == ("3", "2")
     assert said(CHAT, SUM, "<think>it goes on") == ("it goes on", "")
     assert CHAT.found(WRITE, "f is this: f") is None
+    blocks = "```\ndef f():\n    pass\n```\nSo:\n```\n{}f()\n```"
+    assert CHAT.found(WRITE, blocks.format("")) == "def f():\n    pass\n"
+    assert CHAT.found(WRITE, blocks.format("def f(): 1\n")) == "def f(): 1\nf()\n"
+    assert CHAT.found(SUM, "2 " + blocks) == "2"
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

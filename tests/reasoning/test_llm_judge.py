@@ -4,13 +4,13 @@ from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
-
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.chat import TEMPLATES
 from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.reasoning.reward import Score
+
+from pangu_jax.data.chat import TEMPLATES
 from pangu_jax.reasoning import llm_judge
 from pangu_jax.reasoning.llm_judge import agreement, make_asker
-from pangu_jax.reasoning.reward import Score
 
 
 def test_replies_are_those_of_their_prompts_without_thinking(monkeypatch):
@@ -36,5 +36,6 @@ def test_agreement_counts_what_was_judged():
     found = agreement(scores, np.array([True, True, False, True, False]))
     assert found.share.value == pytest.approx(1 / 3) and found.chance == pytest.approx(2 / 3)
     assert (found.judged, found.failed) == (3, 1)
+    assert agreement(scores[:3], np.array([True, False, False])).chance == pytest.approx(2 / 3)
     with pytest.raises(InputError, match="5 scores and 1 known"):
         agreement(scores, np.array([True]))

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, ones
-from pangu_jax.reasoning import merge as merging
 from pangu_jax.reasoning.merge import Recipe, merge, merge_tensors
+
+from pangu_jax.reasoning import merge as merging
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (5, 7), "b": {"c": (3, 4, 2), "d": (6,)}}
@@ -112,6 +112,11 @@ def test_what_dare_drops_depends_on_the_seed_the_model_and_the_tensor_alone():
     # Each value is 4 in a quarter of the cases, for each model: 0, 2 or 4 in the mean.
     shares = [float((one(0, "x") == v).mean()) for v in (0, 2, 4)]
     np.testing.assert_allclose(shares, [9 / 16, 6 / 16, 1 / 16], atol=0.04)
+
+
+def test_of_a_sum_of_zero_ties_elects_plus():
+    base, arrays = np.zeros(1, np.float32), [np.float32([x]) for x in (1, -3, 2)]
+    assert merging.ties(base, arrays, density=1.0) == 1.5
 
 
 def test_a_scale_of_one_is_the_mean_and_of_zero_the_base_bitwise():

@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning.reward import (
     ROUTES,
@@ -119,6 +118,7 @@ def test_too_many_failures_end_the_run_and_name_the_source():
     health = health.after(group("a", *[Score(1.0)] * 21))  # 2 of 40 are not more than a twentieth
     with pytest.raises(InputError, match=r"source a failed for 3 of the last 41 .*9\*\*9"):
         health.after(group("a", bad))
+    Health(least=20).after(group("a", bad, *[Score(1.0)] * 19))  # a twentieth is not more than that
     few = Health(window=1, least=5).after(group("a", *[Score(1.0)] * 5))
     assert len(few.after(group("a", Score(0.0))).seen["a"]) == 1
 

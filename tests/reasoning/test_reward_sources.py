@@ -1,9 +1,9 @@
 """What single sources make of answers."""
 
 import pytest
-
 from pangu_jax.reasoning.code_tasks import CodeTask
 from pangu_jax.reasoning.reward import ROUTES, Sample, Scale, grade
+
 from pangu_jax.reasoning.reward_sources import (
     answer,
     code,
@@ -81,6 +81,7 @@ def block(text):
         (block("def f(x): return 2"), 1, 0.2, 0.0, "0 of 2 hidden tests"),
         (block("def f(x): return min(2 * x, 4)"), 1, 0.6, 0.0, "1 of 2 hidden tests"),
         (block("def f(x): return 2 * x"), 1, 1.0, 1.0, "2 of 2"),
+        (block("def f(x): return 2 * x") + block("print(f(1))"), 1, 1.0, 1.0, "2 of 2"),
         (block("def f(x): return min(2 * x, 4)"), 3, 0.7, 0.0, "2 of 3 tests: AssertionError"),
         (block("def f(x): return {}[x]"), 0, 0.1, 0.0, "0 of 3 tests"),
     ],
@@ -123,7 +124,13 @@ def test_preferences_are_places_among_earlier_ones():
 
 @pytest.mark.parametrize(
     ("reply", "value", "failed"),
-    [("Yes.", 1.0, False), ("**no**, yes", 0.0, False), ("I know not", None, True)],
+    [
+        ("Yes.", 1.0, False),
+        ("**no**, yes", 0.0, False),
+        ("There is no mistake: yes.", 1.0, False),
+        ("There is no mistake in it", None, True),
+        ("I know not", None, True),
+    ],
 )
 def test_an_evaluator_says_yes_or_no_or_fails(reply, value, failed):
     assert (verdict(reply).value, verdict(reply).failed) == (value, failed)

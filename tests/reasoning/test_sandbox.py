@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from pangu_jax.core.errors import InputError
-from pangu_jax.reasoning import sandbox
 from pangu_jax.reasoning.code_tasks import humaneval, mbpp
+
+from pangu_jax.reasoning import sandbox
 from pangu_jax.reasoning.sandbox import Limits, run
 
 _SPEC = importlib.util.spec_from_file_location("attacks", Path(__file__).with_name("attacks.py"))
@@ -127,6 +127,20 @@ def test_helpers_of_the_tests_are_not_the_codes(_by):
     assert judged(source, tests, setup="def twice(x): return 2 * x").passed == 1
 
 
+def test_an_object_of_the_code_is_equal_to_nothing_and_neither_true_nor_false():
+    source = """
+class E:
+    def __eq__(self, other): return True
+    def __bool__(self): return True
+    def __len__(self): return 9
+def answer(x): return E()
+"""
+    tests = ("{} == 9", "9 == {}", "{} != 8", "{}", "not {}", "{} in [9]", "len({}) == 9")
+    tests = [f"assert {t.format('answer(3)')}" for t in tests]
+    found = judged(source, [*tests, "assert answer(3) is not None"])
+    assert (found.passed, found.total) == (1, 8)
+
+
 def test_what_an_error_says_is_text_that_can_be_kept():
     assert judged("raise ValueError('a\\ud800')").error == "ValueError: a?"
 
@@ -199,6 +213,28 @@ def test_references_of_mbpp_pass_but_the_one_that_lacks_a_name(_by, data_dir):
 def test_what_cannot_be_run_is_one_sentence(options, message):
     with pytest.raises(InputError, match=message):
         judged(SQUARE, **options)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["/bin/false"], "before it ended"),
+        (["/bin/sh", "-c", "sleep 9", "--"], "in time"),
+        (["/nowhere"], "No such file"),
+    ],
+)
+@pytest.mark.parametrize("part", ["candidate", "tester"])
+def test_a_sandbox_that_cannot_start_says_nothing_of_the_code(command, message, part, monkeypatch):
+    shut_in, wrong = sandbox._shut_in, []
+
+    def _shut_in(name, limits):
+        wrong.append(len(wrong) == ("candidate", "tester").index(part))
+        return command if wrong[-1] else shut_in(name, limits)
+
+    sandbox.backend()  # which tries both
+    monkeypatch.setattr(sandbox, "_shut_in", _shut_in)
+    with pytest.raises(InputError, match=f"cannot start a sandbox: .*{message}"):
+        judged(SQUARE, limits=Limits(seconds=2))
 
 
 def test_without_a_sandbox_nothing_is_run(monkeypatch):
