@@ -1,6 +1,8 @@
 # Two commands do everything: `make demo` and `make test`. Variables: PYTHON (which interpreter),
-# VENV (which folder), PYTEST (more arguments to pytest), TORCH (what `make parity` asks pip for).
+# VENV and DOCS_VENV (which folders), PYTEST (more arguments to pytest), TORCH (what `make parity`
+# asks pip for).
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 PYTEST ?=
 # The live comparison computes on the CPU; CONTRIBUTING.md says how to get the small build.
 TORCH ?= torch==2.13.0
@@ -8,7 +10,7 @@ BIN = $(VENV)/bin
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && \
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-.PHONY: help demo test parity slow mutants lint format wheel clean
+.PHONY: help demo test parity slow mutants lint format docs wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -43,9 +45,13 @@ format: ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: ## build the documentation site into site/, warnings and broken links being errors
+	@tools/make_venv.sh $(DOCS_VENV) group:docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+
 wheel: ## build the wheel into dist/
 	@tools/make_venv.sh $(VENV) test
 	$(BIN)/python -m build --wheel
 
 clean: ## remove environments and build results; runs/ stays
-	rm -rf .venv* .jax_cache dist build .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv* .jax_cache dist build site .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes or updates a virtual environment: make_venv.sh FOLDER EXTRAS [PIP-REQUIREMENT...]
+# EXTRAS of the form group:NAME are a group of requirements alone, without pangu_jax.
 # Picks $PYTHON, or the first Python of 3.11 or newer that can make one. Does nothing when the
 # folder holds what is asked for, as pyproject.toml is now.
 set -eu
@@ -56,8 +57,12 @@ else
   "$folder/bin/python" -m pip install --quiet --upgrade pip
 fi
 rm -f "$ready" # until pip is done the folder counts as broken
-if [ -n "$extras" ]; then what=".[$extras]"; else what="."; fi
-echo "installing pangu_jax and what it needs into $folder (a minute or two the first time)"
-"$folder/bin/python" -m pip install --quiet --editable "$what" "$@"
+case $extras in
+  group:*) set -- --group "${extras#group:}" "$@" ;;
+  ?*) set -- --editable ".[$extras]" "$@" ;;
+  *) set -- --editable . "$@" ;;
+esac
+echo "installing what is needed into $folder (a minute or two the first time)"
+"$folder/bin/python" -m pip install --quiet "$@"
 printf '%s\n%s\n%s\n' "$here" "$known" "$wanted" >"$ready.new"
 mv "$ready.new" "$ready"

@@ -10,13 +10,13 @@ import math
 from pathlib import Path
 
 import numpy as np
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.repair import gather, repair
 from pangu_jax.data.table import CsvFormat, Table, read_table
-from pangu_jax.data.timestamp import Timestamps
 from pangu_jax.data.timestep import TimeStep, infer_step
+
+from pangu_jax.data.timestamp import Timestamps
 
 __all__ = ["CsvFormat", "Series", "read_csv", "write_csv"]
 
@@ -28,10 +28,10 @@ class Series:
     Attributes:
       values: float64 [rows, V].
       names: of the variates.
-      times: datetime64[us] [rows], local times.
+      times: datetime64[us], [rows], local times.
       step: what lies between two rows.
       notes: what was left out or repaired, a sentence each.
-      offsets: timedelta64[us] [rows], of the local times from UTC; None where they have none.
+      offsets: timedelta64[us], [rows], of the local times from UTC; None where they have none.
       zone: the IANA zone of the times, if it is known.
       filled: bool [rows, V], the values that repairing made up; None is none.
     """

@@ -11,7 +11,6 @@ import zoneinfo
 from collections.abc import Callable
 
 import numpy as np
-
 from pangu_jax.core.errors import InputError
 
 MICROSECOND, DAY = np.timedelta64(1, "us"), np.timedelta64(1, "D")
@@ -25,8 +24,8 @@ class Timestamps:
     """Points in time.
 
     Attributes:
-      local: datetime64[us] [n], what the clock on the wall showed.
-      offset: timedelta64[us] [n], what that clock was ahead of UTC; None where stamps have none.
+      local: datetime64[us], [n], what the clock on the wall showed.
+      offset: timedelta64[us], [n], what that clock was ahead of UTC; None where stamps have none.
       zone: the IANA name of the zone, which then knows the offset of any other time; or None.
     """
 
@@ -151,7 +150,7 @@ def find_zone(name: str) -> zoneinfo.ZoneInfo:
 
 
 def in_zone(instants: np.ndarray, zone: str) -> Timestamps:
-    """The stamps of instants (UTC, datetime64[us] [n]) in a zone.
+    """The stamps of instants (UTC, datetime64[us], [n]) in a zone.
 
     Raises:
       InputError: a year that Python does not know.
@@ -171,10 +170,10 @@ def at_clock(local: np.ndarray, zone: str) -> Timestamps:
 
 
 def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
-    """What local times are ahead of UTC, timedelta64[us] [n].
+    """What local times are ahead of UTC, timedelta64[us], [n].
 
     Args:
-      local: datetime64[us] [n].
+      local: datetime64[us], [n].
       zone: its name.
       fold: of a time that comes twice, as clocks go back: 0 takes the first, 1 the second. One
         that clocks skip, as they go forward, has the offset before (0) or after (1).
@@ -193,7 +192,7 @@ def read_clock(local: np.ndarray, zone: str) -> Timestamps:
     that only then lie the usual step after the one before.
 
     Args:
-      local: datetime64[us] [n], as they follow one another; newest first will do as well.
+      local: datetime64[us], [n], as they follow one another; newest first will do as well.
       zone: its name.
 
     Raises:
@@ -230,7 +229,7 @@ def skipped(stamps: Timestamps) -> np.ndarray:
 
 
 def _each(times: np.ndarray, find: Callable[[dt.datetime], dt.timedelta | None]) -> np.ndarray:
-    """What `find` gives for every time, timedelta64[us] [n]; equal times are asked for once."""
+    """What `find` gives for every time, timedelta64[us], [n]; equal times are asked for once."""
     unique, inverse = np.unique(times, return_inverse=True)
     for time in unique[(unique < FIRST) | (unique >= END)]:
         raise InputError(f"{show(time)} is outside of the years that zones are known for")

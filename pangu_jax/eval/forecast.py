@@ -1,6 +1,7 @@
 """What a forecaster is worth: errors over every window, beside those of plain baselines."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import repeat
-
 from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
@@ -174,7 +174,7 @@ def repeat_last(horizon: int):
 
 
 def score_function(
-    forecast,
+    forecast: Callable[[jax.Array], jax.Array],
     series: np.ndarray,
     starts: np.ndarray,
     *,

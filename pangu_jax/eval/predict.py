@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.series import Series
-from pangu_jax.data.timestamp import Timestamps, parse_time, show_offset
 from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
-from pangu_jax.eval.forecast import forecasts
 from pangu_jax.eval.intervals import track
 from pangu_jax.models.timepro import TimeProConfig
+
+from pangu_jax.data.series import Series
+from pangu_jax.data.timestamp import Timestamps, parse_time, show_offset
+from pangu_jax.eval.forecast import forecasts
 
 PIECE = 1024  # windows that are forecast between two calls of `progress`
 
@@ -24,13 +24,13 @@ class Prediction:
     """What comes after a series.
 
     Attributes:
-      times: datetime64[us] [steps], local times.
+      times: datetime64[us], [steps], local times.
       names: of the columns.
       values: float64 [steps, V], in the units of the data.
       low: lower ends of the intervals, the same shape; NaN beyond the trained horizon, for which
         nothing was calibrated.
       high: upper ends.
-      offsets: timedelta64[us] [steps], of the local times from UTC, if the series had some.
+      offsets: timedelta64[us], [steps], of the local times from UTC, if the series had some.
       zone: the IANA zone of the times, if it is known.
       notes: what is not certain, a sentence each.
     """

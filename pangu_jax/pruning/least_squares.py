@@ -37,7 +37,7 @@ def rows(x: jax.Array, index: np.ndarray) -> jax.Array:
 
 
 def block(x: jax.Array, index: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """x[index][:, columns] for indices of `split`: [U, U] to [I, J]."""
+    """`x[index][:, columns]` for indices of `split`: [U, U] to [I, J]."""
     return rows(rows(x, index).T, columns).T
 
 

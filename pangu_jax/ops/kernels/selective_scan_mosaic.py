@@ -89,8 +89,21 @@ def _loop(length, step, carry, unroll, reverse=False):
 
 
 def forward(
-    u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, unroll=4, interpret=False
-):
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    bias: jax.Array,
+    state: jax.Array,
+    *,
+    softplus: bool,
+    length: int,
+    kept: int | None = None,
+    unroll: int = 4,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Runs the scan; T a multiple of `length`, E of 128, N of 4; everything float32.
 
     Args:
@@ -177,9 +190,23 @@ def forward(
 
 
 def backward(
-    u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, unroll=4, steps_ahead=2,
-    interpret=False,
-):  # fmt: skip
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    bias: jax.Array,
+    starts: jax.Array,
+    dy: jax.Array,
+    dlast: jax.Array,
+    *,
+    softplus: bool,
+    length: int,
+    unroll: int = 4,
+    steps_ahead: int = 2,
+    interpret: bool = False,
+) -> tuple[jax.Array, ...]:
     """Gradients of `forward`; `length` is its `kept`, and the rest as for that one.
 
     Args:

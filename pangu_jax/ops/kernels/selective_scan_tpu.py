@@ -49,7 +49,21 @@ def _specs(n, rows, length, time):
     }
 
 
-def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, interpret=False):
+def forward(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    bias: jax.Array,
+    state: jax.Array,
+    *,
+    softplus: bool,
+    length: int,
+    kept: int | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Runs the scan; T a multiple of `length`, E of 128, and of 1024 above it; all float32.
 
     Args:
@@ -119,7 +133,22 @@ def forward(u, dt, A, B, C, D, bias, state, *, softplus, length, kept=None, inte
     return y, last, starts[0] if kept else None
 
 
-def backward(u, dt, A, B, C, D, bias, starts, dy, dlast, *, softplus, length, interpret=False):
+def backward(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    bias: jax.Array,
+    starts: jax.Array,
+    dy: jax.Array,
+    dlast: jax.Array,
+    *,
+    softplus: bool,
+    length: int,
+    interpret: bool = False,
+) -> tuple[jax.Array, ...]:
     """Gradients of `forward`; `length` is its `kept`, and the rest as for that one.
 
     Args:
