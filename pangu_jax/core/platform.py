@@ -22,3 +22,18 @@ def targeting(platform: str) -> Iterator[None]:
         yield
     finally:
         _TARGET.reset(token)
+
+
+def chip() -> str:
+    """As `target`, but "hopper" where this machine's GPU is of that generation.
+
+    Code that is traced for another machine gets no kernels that only one generation runs.
+    """
+    name = target()
+    if _TARGET.get() is None and name == "gpu" and _capability() == "9.0":
+        return "hopper"
+    return name
+
+
+def _capability() -> str:
+    return str(getattr(jax.devices()[0], "compute_capability", ""))

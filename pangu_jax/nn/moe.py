@@ -1,21 +1,31 @@
 """Mixture of grouped experts: the same number of experts from every group, for every token."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import parse_shape, rearrange
 from flax import struct
-
+from jax.sharding import PartitionSpec
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Constant, Normal, Spec
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
-from pangu_jax.ops.expert_mlp import expert_mlp
 from pangu_jax.ops.group_topk import router_weights
 from pangu_jax.sharding.layout import constrain
+
+from pangu_jax.ops.expert_mlp import expert_mlp
+from pangu_jax.sharding.expert import exchange, expert_split
+
+# The axes of the experts' kernels.
+_AXES = {
+    "gate": ("group", "expert", "embed", "expert_mlp"),
+    "up": ("group", "expert", "embed", "expert_mlp"),
+    "down": ("group", "expert", "expert_mlp", "embed"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +90,8 @@ def moe_spec(embed: int, cfg: MoEConfig, *, gain: float = 1.0) -> dict[str, Any]
     if cfg.router_scale:
         start = Constant(cfg.experts / (groups * cfg.top_k))
         router["scale"] = Spec((groups, size), ("group", "expert"), start)
-    into = Spec(
-        (groups, size, embed, cfg.width),
-        ("group", "expert", "embed", "expert_mlp"),
-        Normal(embed**-0.5),
-    )
-    down = Spec(
-        (groups, size, cfg.width, embed),
-        ("group", "expert", "expert_mlp", "embed"),
-        Normal(gain * cfg.width**-0.5),
-    )
+    into = Spec((groups, size, embed, cfg.width), _AXES["gate"], Normal(embed**-0.5))
+    down = Spec((groups, size, cfg.width, embed), _AXES["down"], Normal(gain * cfg.width**-0.5))
     experts = {"gate": {"kernel": into}, "up": {"kernel": into}, "down": {"kernel": down}}
     spec: dict[str, Any] = {"router": router, "experts": experts}
     if cfg.shared_width:
@@ -119,18 +121,48 @@ def moe(
 
     Source: arXiv 2505.21411, equations 5-7; the scale after selection is of the released model.
     """
-    tokens = rearrange(x, "b t d -> (b t) d")
     router, experts = params["router"], params["experts"]
-    weights, ids, probs = router_weights(
-        tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalize=cfg.renormalize
-    )
-    kernels = (experts[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down"))
-    y = expert_mlp(tokens, ids, weights, *kernels, impl=how.implementation("expert_mlp"))
-    y = rearrange(y, "(b t) d -> b t d", **parse_shape(x, "b t _"))
+    kernels = {name: experts[name]["kernel"].astype(x.dtype) for name in ("gate", "up", "down")}
+    run = partial(_routed, cfg=cfg, impl=how.implementation("expert_mlp"))
+    if how.layout is None or how.layout.mesh.size == 1:
+        y, stats = run(router, kernels, x, mask)
+    else:
+        # Each device routes and sorts its own tokens. Left to itself the compiler would gather the
+        # tokens of all devices to sort them.
+        specs = {name: Spec(kernels[name].shape, _AXES[name]) for name in kernels}
+        split = expert_split(x.shape[0], specs, how.layout)
+        tokens, whole = PartitionSpec(split.tokens or None), PartitionSpec()
+        y, stats = jax.shard_map(
+            partial(run, split=split),
+            mesh=how.layout.mesh,
+            in_specs=(whole, split.kernels, tokens, tokens),
+            out_specs=(tokens, RouterStats(load=whole, prob_sum=whole, tokens=whole, ids=tokens)),
+            check_vma=False,  # kernels of other libraries do not say what their results vary over
+        )(router, kernels, x, mask)
     y = constrain(y, ("batch", "length", "embed"), how.layout)
     if "shared" in params:
         y = y + mlp(params["shared"], x, cfg=MlpConfig(cfg.shared_width), how=how)
-    return y, _stats(ids, probs, mask, parse_shape(x, "b t _"))
+    return y, stats
+
+
+def _routed(router, kernels, x, mask, *, cfg, impl, split=None):
+    """Routed experts for the tokens at hand; inside `shard_map` these are one device's."""
+    tokens = rearrange(x, "b t d -> (b t) d")
+    weights, ids, probs = router_weights(
+        tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalize=cfg.renormalize
+    )
+    experts = partial(expert_mlp, impl=impl)
+    if split is None:
+        y = experts(tokens, ids, weights, **kernels)
+    else:
+        y = exchange(experts, tokens, ids, weights, kernels, split)
+    stats = _stats(ids, probs, mask, parse_shape(x, "b t _"))
+    if split is not None and split.tokens:
+        load, prob_sum, number = jax.lax.psum(
+            (stats.load, stats.prob_sum, stats.tokens), split.tokens
+        )
+        stats = stats.replace(load=load, prob_sum=prob_sum, tokens=number)
+    return rearrange(y, "(b t) d -> b t d", **parse_shape(x, "b t _")), stats
 
 
 def _stats(ids, probs, mask, shape) -> RouterStats:

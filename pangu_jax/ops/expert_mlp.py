@@ -4,6 +4,7 @@
 |---|---|---|
 | gather | 1x | very few pairs: read just the chosen kernels |
 | dense | E / (G k) x | few tokens: every expert is read once anyway; loop-free, the export form |
+| grouped | 1x | more tokens, 16-bit, on Hopper GPUs: sort, then kernels for grouped products |
 | ragged | 1x | more tokens, on TPU: sort, then `jax.lax.ragged_dot` |
 | block | about 1.1-1.3x | more tokens, elsewhere: pad each expert's rows to whole blocks |
 | reference | E / (G k) x | never: a loop over experts, the oracle |
@@ -12,16 +13,19 @@
 limits are in `LIMITS`.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.platform import target
 from pangu_jax.ops.expert_block import block
+
+from pangu_jax.core.platform import chip as platform
+from pangu_jax.ops.expert_sorted import sorted_experts
+from pangu_jax.ops.grouped_matmul import has_kernel
 
 
 class Limits(NamedTuple):
@@ -42,7 +46,8 @@ class Limits(NamedTuple):
 LIMITS = {"gpu": Limits(1.0, 256), "tpu": Limits(1.0, 256), "cpu": Limits(0.3, 0)}
 
 EXPORT = "dense"  # loop-free, static operators only
-LOWERS_ANYWHERE = True  # every form is plain XLA: one machine can export another's choice
+# Every form that is picked for another machine is plain XLA.
+LOWERS_ANYWHERE = True
 
 # What `pangu-jax backends` shows: tokens, experts chosen and experts of each group.
 EXAMPLES = {
@@ -80,24 +85,31 @@ def expert_mlp(
       InputError: an unknown `impl`, or arrays whose shapes do not fit together.
     """
     _check(x, ids, weights, gate, up, down, impl)
-    name = choose(target(), x.shape[0], ids.shape[2], gate.shape[1]) if impl is None else impl
+    if impl is None:
+        fits = has_kernel(x.dtype, *gate.shape[2:])
+        name = choose(platform(), x.shape[0], ids.shape[2], gate.shape[1], fits)
+    else:
+        name = impl
     return IMPLEMENTATIONS[name](x, ids, weights, gate, up, down).astype(x.dtype)
 
 
-def choose(platform: str, tokens: int, k: int, experts: int) -> str:
+def choose(platform: str, tokens: int, k: int, experts: int, fits: bool = True) -> str:
     """The implementation that `impl=None` picks.
 
     Args:
-      platform: "cpu", "gpu" or "tpu".
+      platform: "cpu", "gpu", "hopper" or "tpu".
       tokens: T.
       k: experts chosen in each group.
       experts: E/G, experts in each group.
+      fits: whether the kernels for grouped products take arrays of this type and these widths.
     """
     limits = LIMITS.get(platform, LIMITS["gpu"])
     if tokens * k < limits.gather * experts:
         return "gather"
     if tokens <= limits.dense:
         return "dense"
+    if platform == "hopper" and fits:
+        return "grouped"
     return "ragged" if platform == "tpu" else "block"
 
 
@@ -143,25 +155,11 @@ def _gather(x, ids, weights, gate, up, down):
     return jnp.einsum("gtkf,gtkfd->td", hidden, pick(down, ids))
 
 
-def _ragged(x, ids, weights, gate, up, down):
-    groups, size = gate.shape[:2]
-    pairs = (ids + jnp.arange(groups)[:, None] * size).reshape(-1)
-    order = jnp.argsort(pairs, stable=True)
-    counts = jnp.bincount(pairs, length=groups * size)
-    token = order // (groups * ids.shape[2])
-    gate, up, down = (rearrange(w, "g e ... -> (g e) ...") for w in (gate, up, down))
-    rows = x[token]
-    hidden = jax.nn.silu(jax.lax.ragged_dot(rows, gate, counts))
-    hidden = hidden * jax.lax.ragged_dot(rows, up, counts)
-    hidden = hidden * weights.reshape(-1)[order, None].astype(x.dtype)
-    out = jax.lax.ragged_dot(hidden, down, counts)
-    return jnp.zeros(x.shape, jnp.float32).at[token].add(out.astype(jnp.float32))
-
-
 IMPLEMENTATIONS = {
     "reference": _reference,
     "gather": _gather,
     "dense": _dense,
-    "ragged": _ragged,
+    "ragged": partial(sorted_experts, impl="ragged_dot"),
+    "grouped": partial(sorted_experts, impl="mosaic"),
     "block": block,
 }

@@ -23,13 +23,13 @@ The first three recompute states in the backward pass and never keep them all.
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.platform import target
-from pangu_jax.ops import selective_scan_kernel
 from pangu_jax.ops.linear_scan import linear_scan
 from pangu_jax.ops.selective_scan_chunked import chunked
+
+from pangu_jax.core.platform import chip as platform
+from pangu_jax.ops import selective_scan_kernel
 
 EXPORT = {"selective_scan": "export", "selective_states": "export"}
 
@@ -129,14 +129,6 @@ def selective_states(
     return _states(u, dt, A, B, dt_bias, state, softplus, FORMS[name])
 
 
-def platform() -> str:
-    """Where this runs: "cpu", "tpu", "gpu", or "hopper" for a GPU of that generation."""
-    name = target()
-    if name == "gpu" and str(getattr(jax.devices()[0], "compute_capability", "")) == "9.0":
-        return "hopper"
-    return name
-
-
 def choose(platform: str, shape: tuple[int, int, int, int], dtype=jnp.float32) -> str:
     """The implementation that `impl=None` picks for a shape (B, T, E, N) and a type of the scan."""
     kernel = {"hopper": "mosaic", "tpu": "tpu"}.get(platform)
@@ -196,7 +188,7 @@ def _reference(u, dt, A, B, C, D, bias, state, softplus):
 
 
 def _chunked(u, dt, A, B, C, D, bias, state, softplus):
-    inner = "loop" if target() == "cpu" else "associative"
+    inner = "loop" if platform() == "cpu" else "associative"
     y, state = chunked(u, step_size(dt, bias, softplus), A, B, C, state, inner)
     return y + D * u, state
 

@@ -16,7 +16,7 @@ class Rules:
 
     Within one array the dimensions are looked at in order, and a mesh axis that an earlier
     dimension took is passed over: so a rule for `q_per_kv` serves where the mesh does not divide
-    `kv_heads`, and one for `expert` where there is only one group.
+    `kv_heads`, and one for `expert_mlp` where it does not divide the groups of experts.
 
     Raises:
       InputError: a mesh axis that there is not.
@@ -37,7 +37,7 @@ class Rules:
 
 
 _TENSOR = {name: ("tensor",) for name in ("mlp", "expert_mlp", "kv_heads", "q_per_kv", "vocab")}
-_EXPERT = {name: ("expert",) for name in ("group", "expert")}
+_EXPERT = {name: ("expert",) for name in ("group", "expert_mlp")}
 
 _PARTS = {
     "ddp": Rules({}, {"batch": ("data",)}),
@@ -52,7 +52,8 @@ def preset(name: str) -> Rules:
 
     Args:
       name: ddp (batch split, parameters whole), fsdp (parameters split along the model width),
-        tensor (heads, hidden units, vocabulary split), expert (expert groups split), or a
+        tensor (heads, hidden units, vocabulary split), expert (expert groups split, or where
+        they do not divide every expert's hidden units), or a
         combination such as "fsdp+tensor".
 
     Raises:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
 from pangu_jax.core.errors import InputError
+
 from pangu_jax.ops import expert_block
 from pangu_jax.ops.expert_mlp import choose, expert_mlp
 
@@ -238,6 +238,8 @@ def test_the_rule_reads_platform_and_shape():
     assert choose("gpu", 1, 1, 8) == choose("gpu", 7, 1, 8) == "gather"
     assert choose("gpu", 8, 1, 8) == choose("gpu", 256, 1, 8) == "dense"
     assert choose("gpu", 257, 1, 8) == "block" and choose("tpu", 257, 1, 8) == "ragged"
+    assert choose("hopper", 256, 1, 8) == "dense" and choose("hopper", 257, 1, 8) == "grouped"
+    assert choose("hopper", 257, 1, 8, fits=False) == "block"
     assert choose("cpu", 1, 8, 64) == "gather" and choose("cpu", 64, 1, 8) == "block"
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.core.spec import init as init_leaves
@@ -18,6 +17,7 @@ from pangu_jax.sharding.layout import (
     whole,
 )
 from pangu_jax.sharding.mesh import make_mesh
+
 from pangu_jax.sharding.rules import Rules, preset
 
 
@@ -33,7 +33,7 @@ def test_presets_join_and_split_the_batch_over_all_their_axes():
     rules = preset("fsdp+tensor+expert")
     assert rules.activations["batch"] == ("data", "fsdp", "expert")
     assert rules.params["embed"] == ("fsdp",)
-    assert rules.params["expert_mlp"] == ("tensor",)
+    assert rules.params["expert_mlp"] == ("tensor", "expert")
     assert rules.params["group"] == ("expert",)
     with pytest.raises(InputError, match="unknown sharding rules 'zero'"):
         preset("fsdp+zero")
@@ -64,7 +64,9 @@ def test_a_mesh_axis_serves_one_dimension_and_the_next_takes_what_the_first_cann
     assert partition(axes, (8, 4, 4, 2), where) == P(None, ("tensor",), None, None)
     assert partition(axes, (8, 2, 4, 2), where) == P(None, None, ("tensor",), None)
     experts = layout("expert", expert=8)
-    assert partition(("group", "expert"), (1, 16), experts) == P(None, ("expert",))
+    axes = ("group", "expert", "embed", "expert_mlp")
+    assert partition(axes, (8, 2, 4, 16), experts) == P(("expert",), None, None, None)
+    assert partition(axes, (1, 16, 4, 16), experts) == P(None, None, None, ("expert",))
 
 
 def test_what_does_not_divide_is_whole_and_reported():
