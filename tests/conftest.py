@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Before jax is imported anywhere. Tests spend their time compiling, and unoptimized code compiles
@@ -10,6 +11,11 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + (
     "" if os.environ.get("PANGU_JAX_OPTIMIZED") else " --xla_backend_optimization_level=0"
+)
+# XLA's older emitters compile a layer with its gradient in a fraction of the time; later than
+# 0.10, jaxlib has none, and ends a process that is given their flag.
+os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false" * (
+    "level=0" in os.environ["XLA_FLAGS"] and version("jaxlib").startswith("0.10.")
 )
 
 import chex
@@ -37,7 +43,6 @@ def tiny_run(tmp_path_factory) -> Path:
     """A run folder with a byte model so small that it compiles in no time; not to be changed."""
     import jax.numpy as jnp
     import numpy as np
-
     from pangu_jax.checkpoint import store
     from pangu_jax.core.spec import is_spec
     from pangu_jax.models import decoder
@@ -100,6 +105,15 @@ def encoder_folder(tmp_path_factory) -> Path:
     inner.add_special_tokens(words[:4])
     inner.save(str(folder / "tokenizer.json"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def as_users() -> dict:
+    """Options of the compiler that users have, for tests that measure times."""
+    options = {"xla_backend_optimization_level": 3}
+    if "fusion_emitters" in os.environ["XLA_FLAGS"]:
+        options["xla_cpu_use_fusion_emitters"] = True
+    return options
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.ops import selective_scan_kernel
 from pangu_jax.ops.linear_scan import FORMS, linear_scan
@@ -297,7 +296,7 @@ def test_the_default_never_holds_all_states():
 
 
 @pytest.mark.slow
-def test_the_default_is_as_fast_as_what_one_would_write():
+def test_the_default_is_as_fast_as_what_one_would_write(as_users):
     """4096 steps of 256 channels with 16 states, beside a scan over steps and one in log depth."""
     a = in_float32(draw(b=1, t=4096, e=256, n=16))
     arguments = {name: a[name] for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")}
@@ -328,8 +327,7 @@ def test_the_default_is_as_fast_as_what_one_would_write():
         "over steps": over_steps,
         "in log depth": in_log_depth,
     }
-    options = {"xla_backend_optimization_level": 3}  # as users have it, not as tests do
-    runs = {n: jax.jit(f, compiler_options=options) for n, f in forms.items()}
+    runs = {n: jax.jit(f, compiler_options=as_users) for n, f in forms.items()}
     outputs = {name: run(**arguments) for name, run in runs.items()}
     for y in outputs.values():
         close(y, outputs["over steps"], 1e-4)

@@ -13,9 +13,7 @@ import types
 import httpx
 import jax
 import numpy as np
-import openai
 import pytest
-
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import serve as command
 from pangu_jax.cli.main import main
@@ -53,7 +51,15 @@ def running(served):
 
 
 @pytest.fixture(scope="module")
-def here(tiny_run):
+def openai():
+    """The client's library: every worker imports every file, and this takes seconds."""
+    import openai
+
+    return openai
+
+
+@pytest.fixture(scope="module")
+def here(tiny_run, openai):
     params, cfg, _ = open_checkpoint(tiny_run, dtype="float32")
     driver = Driver(params, cfg=cfg, queue=60, how=HOW, **SIZES)
     driver.start()
@@ -207,7 +213,7 @@ def test_defaults_are_openais(here):
     assert here.client.completions.create(model="tiny", prompt="on", **big).choices
 
 
-def test_models_and_health(here):
+def test_models_and_health(here, openai):
     assert [model.id for model in here.client.models.list()] == ["tiny"]
     assert here.client.models.retrieve("tiny").id == "tiny"
     with pytest.raises(openai.NotFoundError, match="no model 'large'"):
@@ -381,7 +387,7 @@ def test_a_stop_string_frees_the_slot(here, slow):
     assert slow == [True]
 
 
-def test_a_full_queue_asks_to_come_again(here, slow, monkeypatch):
+def test_a_full_queue_asks_to_come_again(here, openai, slow, monkeypatch):
     monkeypatch.setattr(here.driver, "most", 5)
     with here.client.completions.create(**LONG, n=5, stream=True) as stream:
         next(iter(stream))
@@ -391,7 +397,7 @@ def test_a_full_queue_asks_to_come_again(here, slow, monkeypatch):
         assert refused.value.code == "queue_full"
 
 
-def test_requests_that_are_open_at_the_end_are_told(here, slow):
+def test_requests_that_are_open_at_the_end_are_told(here, openai, slow):
     """Past the time to drain; the streams end with an error that clients understand."""
     driver = Driver(here.params, cfg=here.cfg, queue=60, how=HOW, **SIZES)
     driver.start()
