@@ -8,6 +8,7 @@ A loss is `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`: the 
 import jax
 import numpy as np
 import optax
+
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
 from pangu_jax.train.loop import LoopConfig, train

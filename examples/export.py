@@ -6,10 +6,10 @@ python examples/export.py [PATH] [stablehlo | onnx]     # runs/example, of examp
 import sys
 
 import numpy as np
-from pangu_jax.data.tokenizer import text_prompt
-from pangu_jax.export.run import open_runner
 
 import pangu_jax as pj
+from pangu_jax.data.tokenizer import text_prompt
+from pangu_jax.export.run import open_runner
 
 path = sys.argv[1] if len(sys.argv) > 1 else "runs/example"
 target = sys.argv[2] if len(sys.argv) > 2 else "stablehlo"  # onnx needs pangu-jax[export]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
 from pangu_jax.interop.flax import Adapted, LinenAdapter, NnxAdapter
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
 

@@ -4,6 +4,8 @@ python examples/merge.py
 """
 
 import jax
+
+import pangu_jax as pj
 from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import drawn_batches
 from pangu_jax.data.text import Document
@@ -14,8 +16,6 @@ from pangu_jax.reasoning.merge import Recipe, merge
 from pangu_jax.train.language import language_loss
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
-
-import pangu_jax as pj
 
 cfg = byte_model(64, 1, groups=2, heads=2, size=16, ffn=128, length=256)
 texts = {"fox": "the quick brown fox jumps. " * 80, "pack": "my box with five dozen jugs. " * 80}

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pangu_jax as pj
 from pangu_jax.core.spec import count
 from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import drawn_batches
@@ -16,8 +17,6 @@ from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
-
-import pangu_jax as pj
 
 text = "the quick brown fox jumps over the lazy dog. " * 50
 cfg = byte_model(64, 1, groups=2, heads=2, size=16, ffn=128, length=256)

@@ -5,6 +5,7 @@ python examples/train.py [FOLDER]     # leaves the model in runs/example, for th
 
 import sys
 
+import pangu_jax as pj
 from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import drawn_batches
 from pangu_jax.data.text import Document
@@ -14,8 +15,6 @@ from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
-
-import pangu_jax as pj
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "runs/example"
 text = "the quick brown fox jumps over the lazy dog. " * 50

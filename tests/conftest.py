@@ -43,6 +43,7 @@ def tiny_run(tmp_path_factory) -> Path:
     """A run folder with a byte model so small that it compiles in no time; not to be changed."""
     import jax.numpy as jnp
     import numpy as np
+
     from pangu_jax.checkpoint import store
     from pangu_jax.core.spec import is_spec
     from pangu_jax.models import decoder

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+
 from experiments.pangu_embedded.config import PRESETS, Experiment
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import progress
@@ -29,18 +30,17 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data.chat_template import choose_template
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.eval import answers
 from pangu_jax.eval.pass_at_k import Estimate, wilson
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
+from pangu_jax.reasoning.llm_judge import agreement, make_asker
 from pangu_jax.reasoning.preference import Pair, features, fit
 from pangu_jax.reasoning.reward import Sample
+from pangu_jax.reasoning.reward_sources import judged_by_model
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell
 from pangu_jax.study.table import table
-
-from pangu_jax.eval import answers
-from pangu_jax.reasoning.llm_judge import agreement, make_asker
-from pangu_jax.reasoning.reward_sources import judged_by_model
 
 ASKED = {"alone": False, "with the right answer": True}  # whether the evaluator is told it
 

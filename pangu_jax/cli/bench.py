@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import jax
 import tyro
+
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.bench_report import write_report
 from pangu_jax.cli.generate_file import note_length
@@ -31,10 +32,9 @@ from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning.bench_tasks import Task, find_tasks
-
 from pangu_jax.reasoning import bench
 from pangu_jax.reasoning.bench_prompts import TEXTS, Asker, Mode, Prompt
+from pangu_jax.reasoning.bench_tasks import Task, find_tasks
 
 HEAD, HASHES = '{"question"', "hashes"
 KEYS = ("question", "sample", "said", "found", "right", "why", "tokens", "end")

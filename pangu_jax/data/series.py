@@ -10,13 +10,13 @@ import math
 from pathlib import Path
 
 import numpy as np
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.repair import gather, repair
 from pangu_jax.data.table import CsvFormat, Table, read_table
-from pangu_jax.data.timestep import TimeStep, infer_step
-
 from pangu_jax.data.timestamp import Timestamps
+from pangu_jax.data.timestep import TimeStep, infer_step
 
 __all__ = ["CsvFormat", "Series", "read_csv", "write_csv"]
 

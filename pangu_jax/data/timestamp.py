@@ -11,6 +11,7 @@ import zoneinfo
 from collections.abc import Callable
 
 import numpy as np
+
 from pangu_jax.core.errors import InputError
 
 MICROSECOND, DAY = np.timedelta64(1, "us"), np.timedelta64(1, "D")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import repeat
+
 from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig

@@ -5,16 +5,16 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.timestep import TimeStep
-from pangu_jax.data.windows import Scaler
-from pangu_jax.eval.intervals import track
-from pangu_jax.models.timepro import TimeProConfig
-
 from pangu_jax.data.series import Series
 from pangu_jax.data.timestamp import Timestamps, parse_time, show_offset
+from pangu_jax.data.timestep import TimeStep
+from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import forecasts
+from pangu_jax.eval.intervals import track
+from pangu_jax.models.timepro import TimeProConfig
 
 PIECE = 1024  # windows that are forecast between two calls of `progress`
 

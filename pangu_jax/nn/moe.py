@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from einops import parse_shape, rearrange
 from flax import struct
 from jax.sharding import PartitionSpec
+
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Constant, Normal, Spec
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
-from pangu_jax.ops.group_topk import router_weights
-from pangu_jax.sharding.layout import constrain
-
 from pangu_jax.ops.expert_mlp import expert_mlp
+from pangu_jax.ops.group_topk import router_weights
 from pangu_jax.sharding.expert import exchange, expert_split
+from pangu_jax.sharding.layout import constrain
 
 # The axes of the experts' kernels.
 _AXES = {

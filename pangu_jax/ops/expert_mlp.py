@@ -19,11 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.ops.expert_block import block
-
 from pangu_jax.core.platform import chip as platform
+from pangu_jax.ops.expert_block import block
 from pangu_jax.ops.expert_sorted import sorted_experts
 from pangu_jax.ops.grouped_matmul import has_kernel
 

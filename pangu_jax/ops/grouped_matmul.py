@@ -9,6 +9,7 @@
 
 import jax
 import jax.numpy as jnp
+
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 

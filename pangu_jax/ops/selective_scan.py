@@ -23,13 +23,13 @@ The first three recompute states in the backward pass and never keep them all.
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.ops.linear_scan import linear_scan
-from pangu_jax.ops.selective_scan_chunked import chunked
-
 from pangu_jax.core.platform import chip as platform
 from pangu_jax.ops import selective_scan_kernel
+from pangu_jax.ops.linear_scan import linear_scan
+from pangu_jax.ops.selective_scan_chunked import chunked
 
 EXPORT = {"selective_scan": "export", "selective_states": "export"}
 

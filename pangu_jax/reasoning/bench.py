@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
-from pangu_jax.reasoning.bench_tasks import Item, Task
-
 from pangu_jax.eval import answers, answers_child, answers_maths, pass_at_k
 from pangu_jax.reasoning import bench_prompts, bench_tasks, code_tasks, sandbox, sandbox_child
+from pangu_jax.reasoning.bench_tasks import Item, Task
 
 RULES = (
     *(answers, answers_maths, answers_child, sandbox, sandbox_child),

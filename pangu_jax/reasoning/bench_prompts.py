@@ -10,9 +10,6 @@ from typing import Any, Literal
 
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import Tokenizer, text_prompt
-from pangu_jax.reasoning.bench_tasks import Item
-
 from pangu_jax.data.chat import (
     Reply,
     Template,
@@ -21,7 +18,9 @@ from pangu_jax.data.chat import (
     render,
     stop_ids,
 )
+from pangu_jax.data.tokenizer import Tokenizer, text_prompt
 from pangu_jax.eval.answers import KINDS, code, extract
+from pangu_jax.reasoning.bench_tasks import Item
 
 Mode = Literal["plain", "few-shot", "chat", "slow", "fast", "auto"]
 TEXTS = ("plain", "few-shot")  # the modes that need no chat template

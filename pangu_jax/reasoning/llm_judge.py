@@ -5,15 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.chat import Reply, Template, opens_thinking, prompt_ids, render, stop_ids
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
 from pangu_jax.decode.engine import Engine, Request, answers, round_up
 from pangu_jax.eval.pass_at_k import Estimate, wilson
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.reward import Score
-
-from pangu_jax.data.chat import Reply, Template, opens_thinking, prompt_ids, render, stop_ids
 
 
 def make_asker(

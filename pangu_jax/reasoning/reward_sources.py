@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from pangu_jax.eval import answers
 from pangu_jax.reasoning.reward import (
     Sample,
     Score,
@@ -13,8 +14,6 @@ from pangu_jax.reasoning.reward import (
     repetition,
     well_formed,
 )
-
-from pangu_jax.eval import answers
 
 COMPILES, RUNS = 0.1, 0.2  # what code is worth that gets so far
 JUDGE = """Question:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from pangu_jax.core.errors import InputError
-
 from pangu_jax.reasoning.sandbox_child import READY
 
 SCRIPT = Path(__file__).with_name("sandbox_child.py")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 from jax.sharding import PartitionSpec
+
 from pangu_jax.core.spec import Spec
 from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
 

@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, save
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.windows import Scaler, borders, parts
-from pangu_jax.eval.intervals import Coverage, choose_rate, conformal, measure_coverage
-from pangu_jax.models.timepro import TimeProConfig
-from pangu_jax.task.model import Model, as_forecaster, from_forecaster
-from pangu_jax.train.forecast import FitConfig
-from pangu_jax.train.forecast import fit as train_seeds
-
 from pangu_jax.data.series import CsvFormat, Series, read_csv
+from pangu_jax.data.windows import Scaler, borders, parts
 from pangu_jax.eval.forecast import fit_linear, repeat_last, score_function
+from pangu_jax.eval.intervals import Coverage, choose_rate, conformal, measure_coverage
 from pangu_jax.eval.predict import (
     arrange,
     half_widths,
@@ -29,6 +25,10 @@ from pangu_jax.eval.predict import (
     to_host,
     tracked_from,
 )
+from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.task.model import Model, as_forecaster, from_forecaster
+from pangu_jax.train.forecast import FitConfig
+from pangu_jax.train.forecast import fit as train_seeds
 
 
 def fit(

@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
+
+from pangu_jax.cli import bench
 from pangu_jax.cli.main import main
 from pangu_jax.core.journal import Journal
 from pangu_jax.decode.engine import Answer
-
-from pangu_jax.cli import bench
 from pangu_jax.reasoning.bench import Judged
 
 RECORDS = [{"question": f"{'abc' * i}?", "answer": "1", "kind": "number"} for i in range(3)]

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.models import decoder, registry
 from pangu_jax.reasoning.merge import FROM_BASE, Recipe, merge
-from safetensors.numpy import load_file, save_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = "model.safetensors"

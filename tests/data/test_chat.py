@@ -1,12 +1,12 @@
 """Dialogues against strings written by hand from the published format."""
 
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.data import chat
 from pangu_jax.data.chat import Reply, opens_thinking, render, stop_ids
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 
 
 def user(text):

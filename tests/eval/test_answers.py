@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from pangu_jax.core.errors import InputError
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.eval.answers import KINDS, equal, extract
 
 TAGS = ("<think>", "</think>")

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.eval.answers_maths import Judge
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.eval import answers_maths
+from pangu_jax.eval.answers_maths import Judge
 
 # In time they end, one by one: the last is for the slow test.
 HANGS = ("9**9**9**9", "(" * 900 + "x" + ")" * 900, "\\sum_{k=1}^{10^{9}}\\sin(k^{k})")

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from pangu_jax.core.config import from_json, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check, count, is_spec

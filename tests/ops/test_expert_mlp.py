@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from pangu_jax.core.errors import InputError
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.ops import expert_block
 from pangu_jax.ops.expert_mlp import choose, expert_mlp
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pangu_jax.core.errors import InputError
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.ops.grouped_matmul import grouped_matmul, grouped_outer, has_kernel
 
 R, E, D, F = 13, 4, 6, 5

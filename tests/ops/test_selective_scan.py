@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.ops import selective_scan_kernel
 from pangu_jax.ops.linear_scan import FORMS, linear_scan

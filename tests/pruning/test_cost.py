@@ -10,6 +10,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+
 from pangu_jax.core.spec import abstract, count, init
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import uniform

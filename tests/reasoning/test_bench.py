@@ -1,12 +1,12 @@
 """Whether answers are right, and what a task's answers come to."""
 
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.reasoning.bench_tasks import Item, Task
-from pangu_jax.reasoning.code_tasks import CodeTask
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.eval import answers_maths
 from pangu_jax.reasoning import bench
+from pangu_jax.reasoning.bench_tasks import Item, Task
+from pangu_jax.reasoning.code_tasks import CodeTask
 
 CODE = Item("", "code", code=CodeTask("", ("assert f() == 1", "assert f()"), ("f",), "", "", ""))
 

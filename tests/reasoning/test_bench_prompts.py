@@ -3,15 +3,15 @@
 import dataclasses
 
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
-from pangu_jax.reasoning.bench_tasks import Item
-from pangu_jax.reasoning.code_tasks import CodeTask
 from tokenizers import Tokenizer, decoders, models
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import TEMPLATES
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.eval.answers import KINDS, equal, extract
 from pangu_jax.reasoning.bench_prompts import EXAMPLES, Asker, Prompt, asked, plain
+from pangu_jax.reasoning.bench_tasks import Item
+from pangu_jax.reasoning.code_tasks import CodeTask
 
 SUM = Item("What is 1 + 1?", "number", "2")
 HEAD = CodeTask("def f():\n", ("f()",), ("f",), "", "def f():\n", "    pass\n")

@@ -4,13 +4,13 @@ from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.reasoning.reward import Score
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import TEMPLATES
+from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.reasoning import llm_judge
 from pangu_jax.reasoning.llm_judge import agreement, make_asker
+from pangu_jax.reasoning.reward import Score
 
 
 def test_replies_are_those_of_their_prompts_without_thinking(monkeypatch):

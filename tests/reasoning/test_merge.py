@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, ones
-from pangu_jax.reasoning.merge import Recipe, merge, merge_tensors
-
 from pangu_jax.reasoning import merge as merging
+from pangu_jax.reasoning.merge import Recipe, merge, merge_tensors
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (5, 7), "b": {"c": (3, 4, 2), "d": (6,)}}

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning.reward import (
     ROUTES,

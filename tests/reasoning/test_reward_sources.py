@@ -1,9 +1,9 @@
 """What single sources make of answers."""
 
 import pytest
+
 from pangu_jax.reasoning.code_tasks import CodeTask
 from pangu_jax.reasoning.reward import ROUTES, Sample, Scale, grade
-
 from pangu_jax.reasoning.reward_sources import (
     answer,
     code,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.reasoning.code_tasks import humaneval, mbpp
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning import sandbox
+from pangu_jax.reasoning.code_tasks import humaneval, mbpp
 from pangu_jax.reasoning.sandbox import Limits, run
 
 _SPEC = importlib.util.spec_from_file_location("attacks", Path(__file__).with_name("attacks.py"))

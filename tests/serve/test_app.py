@@ -14,6 +14,7 @@ import httpx
 import jax
 import numpy as np
 import pytest
+
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import serve as command
 from pangu_jax.cli.main import main

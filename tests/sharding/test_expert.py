@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from pangu_jax.core.spec import init
 from pangu_jax.nn.how import How
-from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
-from pangu_jax.sharding.mesh import make_mesh
-
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
 from pangu_jax.sharding.expert import expert_split
+from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
+from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import Rules, preset
 
 GROUPS, WIDTH = 4, 16

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.core.spec import init as init_leaves
@@ -17,7 +18,6 @@ from pangu_jax.sharding.layout import (
     whole,
 )
 from pangu_jax.sharding.mesh import make_mesh
-
 from pangu_jax.sharding.rules import Rules, preset
 
 

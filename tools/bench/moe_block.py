@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from expert_mlp import machine  # beside this file
+
 from pangu_jax.core.files import atomic_write
 from pangu_jax.nn.how import How
-
 from pangu_jax.nn.moe import MoEConfig, moe
 from pangu_jax.ops.expert_mlp import expert_mlp
 
