@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint, read_cfg
 from pangu_jax.cli.progress import Show, working
 from pangu_jax.core.config import check_size, to_json
@@ -18,13 +17,14 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data.multiconir import Part
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
-from pangu_jax.eval import lexical
 from pangu_jax.eval.embedding import Embeddings, classify, cut_length, embed
-from pangu_jax.eval.embedding_cache import embed_distinct
 from pangu_jax.eval.lexical import Collection, Scorer
-from pangu_jax.eval.text_encoder import open_text_encoder
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.how import How
+
+from pangu_jax.eval import lexical
+from pangu_jax.eval.embedding_cache import Cosines, embed_distinct, wanted_texts
+from pangu_jax.eval.text_encoder import open_text_encoder
 
 BM25 = "bm25"
 _BY = f"`pangu-jax multiconir --model` ({BM25!r} aside)"
@@ -218,23 +218,12 @@ def _prepare_vectors(
     show: Show,
 ) -> Callable[[Part, Sequence], Scorer]:
     """Embeds each different text of a domain once."""
-    wanted = set()
-
-    def note(query: str, documents: Sequence[str]) -> np.ndarray:
-        wanted.update([(query_prefix, query), *((document_prefix, text) for text in documents)])
-        return np.zeros(len(documents))
-
-    visit(note)
+    prefixes = (query_prefix, document_prefix)
+    wanted = wanted_texts(visit, prefixes)
     progress = partial(show, f"embedding {domain}, texts")
     places, vectors = embed_distinct(folder, results, domain, wanted, vectors_of, progress)
-
-    def scores(query: str, documents: Sequence[str]) -> np.ndarray:
-        # Summed in float64, so that equal texts have equal scores wherever they stand.
-        one = vectors[places[query_prefix, query]].astype(np.float64)
-        others = vectors[[places[document_prefix, text] for text in documents]]
-        return (100 * (others * one).sum(1)).astype(np.float32).astype(np.float64)
-
-    return lambda part, rows: scores
+    scorer = Cosines(places, vectors, prefixes).scores
+    return lambda part, rows: scorer
 
 
 def _prepare_pairs(

@@ -8,8 +8,8 @@ need no special tokens, and may have a prefix that is not pooled.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import tokenizers
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer
 from pangu_jax.data.tokenizer_files import encoding, leading_ids, trailing_ids
@@ -108,6 +108,21 @@ def encode_for_decoder(
             ids = [*begin, *body[:room], *last] or [tokenizer.boundary]
             before = len(begin) + min(size, room) if prefix else 0
             yield EncodedText(ids, [0] * len(ids), len(body) > room, before)
+
+
+def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]:
+    """The texts as rows padded to one length: "tokens", int32 [N, T], and "valid", bool [N, T].
+
+    Args:
+      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most so many ids.
+      length: T.
+    """
+    tokens = np.zeros((len(inputs), length), np.int32)
+    valid = np.zeros((len(inputs), length), bool)
+    for row, item in enumerate(inputs):
+        tokens[row, : len(item.ids)] = item.ids
+        valid[row, : len(item.ids)] = True
+    return {"tokens": tokens, "valid": valid}
 
 
 def _end(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -1,20 +1,66 @@
 """Vectors of many texts or pairs, each computed once, in files of a run that may be stopped."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-
 from pangu_jax.core.cells import compute
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.eval.embedding import Embeddings
+from pangu_jax.eval.lexical import Scorer
 
 T = TypeVar("T", str, tuple[str, str])
 
 CHUNK = 1024  # texts a file; a run that is stopped loses no more
+
+
+class Cosines:
+    """Scores of documents by vectors that are there: cosines times 100, in float32."""
+
+    def __init__(
+        self,
+        places: Mapping[tuple[str, str], int],
+        vectors: np.ndarray,
+        prefixes: tuple[str, str] = ("", ""),
+    ):
+        """Takes vectors of length 1.
+
+        Args:
+          places: the row of each prefix and text.
+          vectors: float32 [N, D].
+          prefixes: of queries and of documents.
+        """
+        self._places, self._vectors, self._prefixes = places, vectors, prefixes
+
+    def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
+        """The documents' scores, float64."""
+        before, behind = self._prefixes
+        # Summed in float64, so that equal texts have equal scores wherever they stand.
+        one = self._vectors[self._places[before, query]].astype(np.float64)
+        others = self._vectors[[self._places[behind, text] for text in documents]]
+        return (100 * (others * one).sum(1)).astype(np.float32).astype(np.float64)
+
+
+def wanted_texts(
+    visit: Callable[[Scorer], None], prefixes: tuple[str, str] = ("", "")
+) -> set[tuple[str, str]]:
+    """Prefix and text of all that a scorer has to see.
+
+    Args:
+      visit: has a scorer see all of it.
+      prefixes: of queries and of documents.
+    """
+    found: set[tuple[str, str]] = set()
+
+    def note(query: str, documents: Sequence[str]) -> np.ndarray:
+        found.update([(prefixes[0], query), *((prefixes[1], text) for text in documents)])
+        return np.zeros(len(documents))
+
+    visit(note)
+    return found
 
 
 def embed_distinct(

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.progress import Progress
-
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.core.config import check_choice
@@ -20,6 +18,7 @@ from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import HOW, How
+from rich.progress import Progress
 
 KINDS = ("encoder", "embedder", "decoder")
 
@@ -181,7 +180,56 @@ def open_text_encoder(
         option is not for its kind of model.
     """
     params, cfg, found = open_checkpoint(path, kind=KINDS, by=by, layout=how.layout)
-    folder = Path(path) if checkpoint_format(path) == "hf" else None
+    read = load_tokenizer(tokenizer or found, checkpoint=path)
+    return of_model(
+        params,
+        cfg,
+        read,
+        path,
+        pooling=pooling,
+        attention=attention,
+        pool_prefix=pool_prefix,
+        prefix=prefix,
+        max_length=max_length,
+        how=how,
+    )
+
+
+def of_model(
+    params: dict[str, Any],
+    cfg: Config | DecoderConfig,
+    tokenizer: Tokenizer,
+    path: str | Path,
+    *,
+    pooling: Pooling | None = None,
+    attention: Attention | None = None,
+    pool_prefix: bool | None = None,
+    prefix: str | None = None,
+    max_length: int | None = None,
+    how: How = HOW,
+) -> TextEncoder:
+    """What `open_text_encoder` gives, of a model that was read.
+
+    Args:
+      params: tree of the model's spec.
+      cfg: the model.
+      tokenizer: its tokenizer.
+      path: where it was read from, where a folder may say how it pools; and for errors.
+      pooling: as in `open_text_encoder`, and so are the others.
+      attention: whether tokens see no later ones or all.
+      pool_prefix: whether the prefix's tokens are pooled too.
+      prefix: what is put before texts.
+      max_length: tokens that a text is cut to.
+      how: layout, implementations, and the type of activations.
+
+    Raises:
+      InputError: nobody says how it pools, or an option is not for its kind of model.
+    """
+    folder = (
+        Path(path)
+        if (Path(path) / hf.CONFIG).is_file() and checkpoint_format(path) == "hf"
+        else None
+    )
     if isinstance(cfg, DecoderConfig):
         params, cfg = embedder.from_decoder(params, cfg)
         cfg = cfg if folder is None else hf.read_pooling(folder, cfg)
@@ -190,8 +238,7 @@ def open_text_encoder(
     cfg = configured(cfg, path, pooling=pooling, pool_prefix=pool_prefix, prefix=prefix)
     cut_length(cfg, max_length)
     prompts = {} if folder is None else hf.read_prompts(folder)
-    read = load_tokenizer(tokenizer or found, checkpoint=path)
-    return TextEncoder(params, cfg, read, prompts, max_length, how)
+    return TextEncoder(params, cfg, tokenizer, prompts, max_length, how)
 
 
 def _seeing(

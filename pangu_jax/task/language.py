@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document, documents
@@ -17,9 +16,11 @@ from pangu_jax.decode.generate import generate as continue_ids
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.eval.embedding import embed as embed_texts
 from pangu_jax.eval.perplexity import Perplexity, measure
-from pangu_jax.models.encoder import Pooling
+from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import How
 from pangu_jax.task.model import Model, expect, tokenizer_of
+
+from pangu_jax.eval.text_encoder import KINDS, Attention, TextEncoder, of_model
 
 Dtype = Literal["float32", "bfloat16"]
 Show = Callable[..., None]
@@ -154,6 +155,8 @@ def embed(
     texts: Sequence[str],
     *,
     pooling: Pooling | None = None,
+    attention: Attention | None = None,
+    pool_prefix: bool | None = None,
     prefix: str | None = None,
     batch: int = 32,
     max_length: int | None = None,
@@ -163,31 +166,59 @@ def embed(
 
         >>> vectors = pj.embed(pj.load("all-MiniLM-L6-v2"), ["a question", "a passage"])
         >>> vectors @ vectors.T
+        >>> pj.embed(pj.load("smollm2"), ["a question"], pooling="last")
 
     Args:
-      model: an encoder, such as those of sentence-transformers.
+      model: an encoder, such as those of sentence-transformers, or a decoder.
       texts: the texts.
       pooling: which hidden states make a vector; None is what the model's folder says.
+      attention: of a decoder, whether tokens see no later ones or all; None is what the folder
+        says.
+      pool_prefix: of a decoder, whether the prefix's tokens are pooled too; None is what the folder
+        says.
       prefix: what is put before every text; None is what the folder says.
       batch: texts computed at once.
       max_length: tokens that a text is cut to; None is what the folder says.
       dtype: type of the activations.
 
     Raises:
-      InputError: another kind of model, nobody says how to pool, or no tokenizer.
+      InputError: another kind of model, nobody says how to pool, no tokenizer, or an option that is
+        not for this kind of model.
     """
-    expect(model, "encoder")
-    changes = {"pooling": pooling, "prefix": prefix}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    return embed_texts(
-        model.params,
-        _texts(texts, "texts"),
-        cfg=dataclasses.replace(model.cfg, **changes),
-        tokenizer=tokenizer_of(model),
-        batch=batch,
+    opened = text_encoder(
+        model,
+        pooling=pooling,
+        attention=attention,
+        pool_prefix=pool_prefix,
+        prefix=prefix,
         max_length=max_length,
         how=How(dtype=dtype),
+    )
+    return embed_texts(
+        opened.params,
+        _texts(texts, "texts"),
+        cfg=opened.cfg,
+        tokenizer=opened.tokenizer,
+        batch=batch,
+        max_length=max_length,
+        how=opened.how,
     ).vectors
+
+
+def text_encoder(model: Model, **options: Any) -> TextEncoder:
+    """A model as an object with `encode`, as users of sentence-transformers and MTEB know it.
+
+    Args:
+      model: an encoder or a decoder.
+      **options: `pooling`, `attention`, `pool_prefix`, `prefix`, `max_length` and `how` of
+        `eval.text_encoder.of_model`.
+
+    Raises:
+      InputError: another kind of model, no tokenizer, or see `of_model`.
+    """
+    expect(model, *KINDS)
+    tokenizer = tokenizer_of(model)
+    return of_model(model.params, model.cfg, tokenizer, model.path or "the model", **options)
 
 
 def _texts(given: Any, name: str) -> list[str]:

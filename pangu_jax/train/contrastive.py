@@ -1,12 +1,17 @@
 """The contrastive loss as the training step wants it: pairs are embedded, and compared at once."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.contrastive import info_nce
+from pangu_jax.models import embedder, encoder
+from pangu_jax.models.embedder import EmbedderConfig
+from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.models.pooling import check_pooling
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.train.step import WholeLoss
 
@@ -67,3 +72,32 @@ def contrastive_loss(
         return nats, weight, {"accuracy": right}
 
     return WholeLoss(rows, compare)
+
+
+def text_vectors(
+    cfg: EncoderConfig | EmbedderConfig, *, how: How = HOW
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """The `embed` of `contrastive_loss` for a model of texts: vectors of length 1, float32 [B, D].
+
+    Args:
+      cfg: the model, which pools as it says; its prefix is the caller's to put before texts.
+      how: layout, implementations, type of activations, and what backward recomputes.
+
+    Returns:
+      `embed(params, inputs, key)`, whose inputs have "tokens", int32 [B, T], and "valid", bool
+      [B, T]; the key is not used.
+
+    Raises:
+      InputError: nobody said how the model pools.
+    """
+    check_pooling(cfg)
+    scaled = dataclasses.replace(cfg, normalize=True)
+
+    def embed(params: Any, inputs: Any, key: jax.Array) -> jax.Array:
+        del key
+        tokens, valid = inputs["tokens"], inputs["valid"]
+        if isinstance(scaled, EncoderConfig):
+            return encoder.embed(params, tokens, valid, cfg=scaled, how=how)
+        return embedder.embed(params, tokens, valid, cfg=scaled, how=how)
+
+    return embed

@@ -6,12 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
-
 from pangu_jax.core.errors import InputError
 from pangu_jax.eval.embedding import embed
+from pangu_jax.models.encoder import EncoderConfig
+
+import pangu_jax as pj
+from pangu_jax.data.encoder_inputs import encode_for_decoder, stacked
 from pangu_jax.eval.text_encoder import open_text_encoder
+from pangu_jax.train.contrastive import text_vectors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama2"
 ONE = {"batch_size": 1}  # one shape to compile
@@ -134,3 +139,33 @@ def test_a_decoder_says_how_it_pools(decoder_folder):
     (decoder_folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(InputError, match="include_prompt 'no'; only true and false is supported"):
         open_text_encoder(decoder_folder)
+
+
+def test_training_embeds_what_users_get(encoder_folder, tiny_run):
+    """`train.contrastive.text_vectors` on stacked ids, at length 1, of encoders and of decoders."""
+    for folder, options in ((encoder_folder, {}), (tiny_run, {"pooling": "last"})):
+        model = open_text_encoder(folder, **options)
+        some = ["a b c", "d", "e f g h i j"]
+        if isinstance(model.cfg, EncoderConfig):
+            marked = list(mark(model.tokenizer, some, 12))
+        else:
+            marked = list(encode_for_decoder(model.tokenizer, some, 12, prefixes=[""] * 3))
+        inputs = stacked(marked, 12)
+        assert inputs["tokens"].shape == inputs["valid"].shape == (3, 12)
+        assert inputs["valid"].sum(1).tolist() == [len(item.ids) for item in marked]
+        found = jax.jit(text_vectors(model.cfg))(model.params, inputs, jax.random.key(0))
+        want = model.encode(some, normalize_embeddings=True)
+        np.testing.assert_allclose(found, want, atol=1e-5)
+        with pytest.raises(InputError, match="pooling is not known"):
+            text_vectors(dataclasses.replace(model.cfg, pooling=None))
+
+
+def test_a_loaded_decoder_gives_vectors_as_an_opened_one(tiny_run):
+    model, some = pj.load(tiny_run), ["a text", "b"]
+    for pooling, attention in (("last", None), ("mean", "bidirectional")):
+        options = {"pooling": pooling, "attention": attention, "prefix": "of "}
+        want = open_text_encoder(tiny_run, pool_prefix=False, **options).encode(some)
+        found = pj.embed(model, some, pool_prefix=False, **options)
+        np.testing.assert_allclose(found, want, atol=1e-6)
+    with pytest.raises(InputError, match="does not say how hidden states make a vector"):
+        pj.embed(model, some)

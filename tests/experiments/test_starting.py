@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from pangu_jax.core.config import to_json
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-NAMES = ("pangu_embedded", "pangu_light", "pangu_pro_moe", "slimllm", "timepro")
+NAMES = ("multiconir", "pangu_embedded", "pangu_light", "pangu_pro_moe", "slimllm", "timepro")
 # As scripts: the folder of each stands first in the path, as Python puts it there.
 CODE = """
 import runpy, sys
@@ -41,6 +40,9 @@ def test_each_starts_without_grain_and_tyro():
 LANGUAGE = "model data held_out steps batch length optimizer recover_steps recover_rate dtype"
 SETTINGS = {
     "pangu_embedded": "questions held_out seeds judged max_new batch steps decay dtype",
+    "multiconir": "steps batch accumulate negatives length temperature tuning seeds rows "
+    "measured_batch orders poolings decoder_poolings causal_poolings causal causal_steps "
+    "causal_training dtype",
     "slimllm": f"{LANGUAGE} targets methods draws windows window_length eval_windows eval_lengths "
     "recover latency",
     "pangu_light": f"{LANGUAGE} target starts seeds windows eval_windows max_rel_err",

@@ -8,8 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
@@ -20,6 +18,7 @@ from pangu_jax.export.onnx.write import export
 from pangu_jax.export.run import open_runner
 from pangu_jax.models import encoder
 from pangu_jax.nn.how import How
+from safetensors.numpy import save_file
 
 RERANKER = Path(__file__).parents[1] / "golden" / "reranker.npz"
 HOW = How(impl=export_forms())
@@ -35,6 +34,12 @@ def inputs(length=12, rows=2):
     tokens = rng.integers(0, 48, (rows, length)).astype(np.int32)
     sizes = np.arange(length, length - 2 * rows, -2)
     return {"tokens": tokens, "valid": np.arange(length) < sizes[:, None]}
+
+
+def cosines(found, want):
+    """Of rows."""
+    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(want, axis=-1)
+    return (np.asarray(found, np.float64) * want).sum(-1) / lengths
 
 
 def call(*words):
@@ -59,6 +64,8 @@ def test_onnx_gives_the_models_vectors_and_is_atc_clean(pooling, model, tmp_path
     found = bundle.programs[0].reference(bundle.params, **inputs())["vectors"]
     want = jax.jit(partial(encoder.embed, cfg=cfg))(params, **inputs())
     np.testing.assert_allclose(found, want, atol=1e-5)
+    run = open_runner(tmp_path)[1]
+    assert cosines(run("vectors_12", inputs())["vectors"], want).min() >= 0.99999
 
 
 def test_the_command_exports_vectors_for_any_batch(encoder_folder, model, tmp_path, capsys):
@@ -126,6 +133,7 @@ def test_a_reranker_is_exported_and_atc_clean(tmp_path, capsys):
     assert call(*words, "--target", "onnx", "--batch", 3, "--out", out) == 0
     found = open_runner(out)[1]("scores_20", given)["scores"]
     assert np.abs(found - want).max() / np.abs(want).max() <= 1e-5
+    assert cosines(found.T, want.T) >= 0.99999
     words += ["--target", "ascend", "--soc", "Ascend310P3"]
     assert call(*words, "--out", tmp_path / "ascend") == 0
     assert "ATC-clean: every operator is on the list" in capsys.readouterr().out

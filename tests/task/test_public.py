@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-import pangu_jax as pj
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
+
+import pangu_jax as pj
 from pangu_jax.task import language
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,8 @@ def test_the_page_s_examples_do_what_the_commands_do(page, place, capsys):
     [
         (lambda m: pj.generate(m, "a text"), "prompts must be a list of texts, got 'a text'"),
         (lambda m: pj.generate("smollm2", ["a"]), "need a model, as `pangu_jax.load` gives it"),
-        (lambda m: pj.embed(m, ["a"]), "is of the kind decoder; this takes the kind encoder"),
+        (lambda m: pj.embed(m, ["a"]), "does not say how hidden states make a vector"),
+        (lambda m: pj.embed(m, "a", pooling="last"), "texts must be a list of texts, got 'a'"),
         (lambda m: pj.forecast(m, "load.csv"), "this takes the kind forecaster"),
         (lambda m: pj.prune(m, "out", target="params=0.8", method="best"), "method"),
         (lambda m: pj.export(m, "out", target="torch"), "target"),
