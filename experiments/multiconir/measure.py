@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.multiconir import Part, find_parts, read_rows
 from pangu_jax.eval.embedding import embed
+from pangu_jax.eval.embedding_cache import Cosines, wanted_texts
 from pangu_jax.eval.lexical import Scorer
 from pangu_jax.eval.multiconir import figures, outcomes, score_graded, score_growing
-
-from pangu_jax.eval.embedding_cache import Cosines, wanted_texts
 from pangu_jax.eval.text_encoder import TextEncoder
 
 Rows = dict[Part, list]

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pangu_jax.data.multiconir import CONDITIONS
-from pangu_jax.study import plot, report
-from pangu_jax.study.table import deviation, table
 
 from experiments.multiconir.config import Experiment
+from pangu_jax.data.multiconir import CONDITIONS
 from pangu_jax.eval import retrieval
+from pangu_jax.study import plot, report
+from pangu_jax.study.table import deviation, table
 
 NEEDED = 0.05  # what tuning has to win at ten conditions on the films
 TRAINED_ON = "Movies"

@@ -26,18 +26,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from pangu_jax.cli.stopping import script
-from pangu_jax.core.digest import sha256
-from pangu_jax.core.tree import content_hash
-from pangu_jax.models import embedder, encoder
-from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import Pooling
-from pangu_jax.nn.how import How
-from pangu_jax.study import options
-from pangu_jax.study.cells import begin, cell, say
-from pangu_jax.task.model import Model, load
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 from experiments.multiconir.config import PRESETS, Experiment, causal_encoder
 from experiments.multiconir.measure import (
@@ -49,14 +37,26 @@ from experiments.multiconir.measure import (
     read_test,
 )
 from experiments.multiconir.report import write_report
+from pangu_jax.cli.stopping import script
+from pangu_jax.core.digest import sha256
+from pangu_jax.core.tree import content_hash
 from pangu_jax.data import multiconir
 from pangu_jax.data.encoder_inputs import encode_for_decoder, stacked
 from pangu_jax.data.multiconir_fact import Record, keep_apart, overlap, read_records, refuse_names
 from pangu_jax.data.multiconir_pair import pair_batches
 from pangu_jax.eval import lexical
 from pangu_jax.eval.text_encoder import TextEncoder
+from pangu_jax.models import embedder, encoder
+from pangu_jax.models.encoder import EncoderConfig
+from pangu_jax.models.pooling import Pooling
+from pangu_jax.nn.how import How
+from pangu_jax.study import options
+from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.task.language import text_encoder
+from pangu_jax.task.model import Model, load
 from pangu_jax.train.contrastive import contrastive_loss, text_vectors
+from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint, read_cfg
 from pangu_jax.cli.progress import Show, working
 from pangu_jax.core.config import check_size, to_json
@@ -17,14 +18,13 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data.multiconir import Part
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.eval import lexical
 from pangu_jax.eval.embedding import Embeddings, classify, cut_length, embed
+from pangu_jax.eval.embedding_cache import Cosines, embed_distinct, wanted_texts
 from pangu_jax.eval.lexical import Collection, Scorer
+from pangu_jax.eval.text_encoder import open_text_encoder
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.how import How
-
-from pangu_jax.eval import lexical
-from pangu_jax.eval.embedding_cache import Cosines, embed_distinct, wanted_texts
-from pangu_jax.eval.text_encoder import open_text_encoder
 
 BM25 = "bm25"
 _BY = f"`pangu-jax multiconir --model` ({BM25!r} aside)"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer
 from pangu_jax.data.tokenizer_files import encoding, leading_ids, trailing_ids

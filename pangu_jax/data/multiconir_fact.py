@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.csv_file import open_packed
 from pangu_jax.data.multiconir import Graded, Growing

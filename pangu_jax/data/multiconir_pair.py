@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-
 from pangu_jax.data.multiconir_fact import Fact, Record
 
 # kind -> how documents say it, and how queries ask for it

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
 from pangu_jax.core.cells import compute
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError

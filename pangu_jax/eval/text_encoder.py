@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.progress import Progress
+
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.core.config import check_choice
@@ -18,7 +20,6 @@ from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import HOW, How
-from rich.progress import Progress
 
 KINDS = ("encoder", "embedder", "decoder")
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document, documents
@@ -16,11 +17,10 @@ from pangu_jax.decode.generate import generate as continue_ids
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.eval.embedding import embed as embed_texts
 from pangu_jax.eval.perplexity import Perplexity, measure
+from pangu_jax.eval.text_encoder import KINDS, Attention, TextEncoder, of_model
 from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import How
 from pangu_jax.task.model import Model, expect, tokenizer_of
-
-from pangu_jax.eval.text_encoder import KINDS, Attention, TextEncoder, of_model
 
 Dtype = Literal["float32", "bfloat16"]
 Show = Callable[..., None]

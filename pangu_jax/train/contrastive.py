@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.contrastive import info_nce
 from pangu_jax.models import embedder, encoder

@@ -4,10 +4,10 @@ import gzip
 import json
 
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.data.multiconir import Graded, Growing, find_parts, read_rows
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.data import multiconir_fact
+from pangu_jax.data.multiconir import Graded, Growing, find_parts, read_rows
 from pangu_jax.data.multiconir_fact import (
     Record,
     found_values,

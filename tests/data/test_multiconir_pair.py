@@ -5,8 +5,8 @@ import lzma
 
 import numpy as np
 import pytest
-from pangu_jax.core.errors import InputError
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.multiconir_fact import Record, found_values
 from pangu_jax.data.multiconir_pair import (
     WORDING,

@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pangu_jax.core.errors import InputError
-from pangu_jax.eval.embedding import embed
-from pangu_jax.models.encoder import EncoderConfig
 
 import pangu_jax as pj
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.encoder_inputs import encode_for_decoder, stacked
+from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.text_encoder import open_text_encoder
+from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.train.contrastive import text_vectors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llama2"

@@ -9,11 +9,11 @@ import sys
 import jax
 import numpy as np
 import pytest
+
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.multiconir_fact import Record, found_values, names, texts
 from pangu_jax.models import embedder
 from pangu_jax.sharding.layout import init
-
-from pangu_jax.data.multiconir_fact import Record, found_values, names, texts
 
 MODULES = ("config", "measure", "report", "run")
 TEN = range(1, 11)

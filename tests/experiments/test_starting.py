@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pangu_jax.core.config import to_json
 
 FOLDER = Path(__file__).parents[2] / "experiments"

@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
+
 from pangu_jax.checkpoint import hf
 from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
@@ -18,7 +20,6 @@ from pangu_jax.export.onnx.write import export
 from pangu_jax.export.run import open_runner
 from pangu_jax.models import encoder
 from pangu_jax.nn.how import How
-from safetensors.numpy import save_file
 
 RERANKER = Path(__file__).parents[1] / "golden" / "reranker.npz"
 HOW = How(impl=export_forms())

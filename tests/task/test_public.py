@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pangu_jax.checkpoint import hf
-from pangu_jax.cli.main import main
 
 import pangu_jax as pj
+from pangu_jax.checkpoint import hf
+from pangu_jax.cli.main import main
 from pangu_jax.task import language
 
 ROOT = Path(__file__).parents[2]

@@ -21,12 +21,12 @@ import time
 
 import jax
 import numpy as np
-from pangu_jax.data.multiconir import find_parts, read_rows
-from pangu_jax.eval.embedding import cut_length
-from pangu_jax.nn.how import How
 
+from pangu_jax.data.multiconir import find_parts, read_rows
 from pangu_jax.data.multiconir_fact import texts as texts_of
+from pangu_jax.eval.embedding import cut_length
 from pangu_jax.eval.text_encoder import open_text_encoder
+from pangu_jax.nn.how import How
 
 
 def ours(folder, batch, dtype):
