@@ -67,7 +67,7 @@ def head(tokenizer: Tokenizer, begin: Sequence[int]) -> str:
     """Ids that head a document or a window, in words; "" where there are none."""
     if tuple(begin) == (tokenizer.boundary,):
         return BOUNDARY
-    return f"the begin token {' '.join(map(tokenizer.token, begin))}" if begin else ""
+    return f"the begin token {' '.join(map(tokenizer.id_to_token, begin))}" if begin else ""
 
 
 def cached_tokens(
