@@ -1,4 +1,4 @@
-"""One way to open whatever holds a model: a run folder of ours, or a Hugging Face one."""
+"""Opens whatever holds a model: our own run folder or a Hugging Face one."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tensors of a folder of safetensors files: finding, viewing and writing them."""
+"""Folders of safetensors files: finding, viewing and writing their tensors."""
 
 import dataclasses
 import json

@@ -55,7 +55,7 @@ def begin(
       cfg: the model, as a new run is given it.
       folder: the run's folder; made if missing.
       settings: JSON values and configs, by the names that errors use.
-      free: names whose values may differ when it goes on.
+      free: names whose values may differ when it is resumed.
 
     Raises:
       InputError: as `open_run`.
@@ -178,7 +178,7 @@ class Store:
     def save(self, step: int, params: Any, rest: Any) -> None:
         """Writes a checkpoint in the background; it appears whole or not at all.
 
-        The arrays may be given up (donated) as soon as this returns.
+        The arrays may be donated as soon as this returns.
 
         Args:
           step: its number; saving a step again does nothing.

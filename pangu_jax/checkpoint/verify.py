@@ -1,4 +1,4 @@
-"""Whether a Hugging Face folder is whole: against itself, and against the sums it came with."""
+"""Verifies a Hugging Face folder: against itself, and against the checksums released with it."""
 
 import os
 import re

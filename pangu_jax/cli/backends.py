@@ -1,4 +1,4 @@
-"""Prints what is on this machine, and which implementation each operator would pick."""
+"""Prints this machine's devices, and which implementation each operator would use."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""Talks with a trained model: answers come as they are made, and it remembers the dialogue."""
+"""Chats with a trained model: answers are streamed, and the conversation is remembered."""
 
 import json
 import sys

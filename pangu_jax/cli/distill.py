@@ -48,9 +48,9 @@ class Options:
     steps: int = 500
     """Optimizer steps."""
     batch: int = 8
-    """Windows a step."""
+    """Windows per step."""
     length: int = 256
-    """Tokens a window."""
+    """Tokens per window."""
     kl_weight: float = KL_WEIGHT
     """Weight of KL(teacher || student)."""
     lm_weight: float = LM_WEIGHT
@@ -74,7 +74,7 @@ class Options:
     """Steps between checkpoints."""
 
 
-# What may be otherwise when a run goes on: it changes no result.
+# What may differ when a run is resumed: it changes no result.
 FREE = ("out", "checkpoint_every")
 
 

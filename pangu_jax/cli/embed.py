@@ -1,4 +1,4 @@
-"""Writes one vector a text, by an encoder such as those of sentence-transformers, or a decoder."""
+"""Writes one vector per text, from an encoder (sentence-transformers and the like) or a decoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class Options:
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A folder in the Hugging Face layout, or a run folder, of an encoder or a decoder."""
     data: str
-    """A .jsonl file with a text a record, or another text file with one a line; .gz too."""
+    """A .jsonl file with one text per record, or another text file with one per line; .gz too."""
     out: str
     """The .npy file to write: float32 [texts, width], in the order of the texts."""
     field: str = "text"

@@ -1,6 +1,6 @@
 """Forecasts many series at once: trains on a CSV file, evaluates, predicts.
 
-While it trains, OUT/training holds the run; the same command goes on where one was stopped.
+While it trains, OUT/training holds the run; the same command resumes a stopped run.
 
 From Python it is `pangu_jax.fit`, `evaluate` and `forecast`.
 """
@@ -54,7 +54,7 @@ class Train:
     seeds: int = 1
     """How many models are trained; their forecasts are averaged."""
     batch: int = FitConfig.batch
-    """Windows a step."""
+    """Windows per step."""
     learning_rate: float = FitConfig.learning_rate
     """Of Adam; halves with every epoch from the third on."""
     epochs: int = FitConfig.epochs

@@ -1,4 +1,4 @@
-"""Continues a prompt with a trained model, as the tokens come; or all prompts of a file."""
+"""Continues a prompt with a trained model, streaming; or answers every prompt of a file."""
 
 import sys
 import time
@@ -40,7 +40,7 @@ class Options:
     field: str = "prompt"
     """With --prompts: the key of the prompt in its record."""
     batch: int = 32
-    """With --prompts: how many are answered at once."""
+    """With --prompts: how many are decoded at once."""
     max_new: int = 200
     """Most tokens to generate, for each prompt."""
     sampling: SamplingConfig = SamplingConfig()

@@ -66,7 +66,7 @@ class Options:
     windows: int = 32
     """Calibration windows."""
     length: int = 128
-    """Tokens a window."""
+    """Tokens per window."""
     seed: int | None = None
     """Takes random windows of the text; None takes its first ones."""
     free: tuple[Literal["groups", "ffn", "hidden"], ...] = ()

@@ -1,7 +1,7 @@
-"""Answers requests in OpenAI's form over HTTP, many at once, with a trained model.
+"""Serves a trained model over HTTP with OpenAI's API, many requests at once.
 
 What a request leaves out is as OpenAI has it: temperature 1, top-p 1, no top-k. Of a checkpoint's
-generation_config.json only the begin and end of text are heeded.
+generation_config.json only the begin and end of text are used.
 """
 
 import importlib.util

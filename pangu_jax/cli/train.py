@@ -1,4 +1,4 @@
-"""Trains a language model on text; the same command goes on where a run was stopped."""
+"""Trains a language model on text; the same command resumes a stopped run."""
 
 import contextlib
 import dataclasses
@@ -58,9 +58,9 @@ class Options:
     steps: int = 1000
     """Optimizer steps."""
     batch: int = 8
-    """Windows a step."""
+    """Windows per step."""
     length: int = 256
-    """Tokens a window."""
+    """Tokens per window."""
     accumulate: int = LoopConfig.accumulate
     """Microbatches that a batch is cut into."""
     optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig()
@@ -92,7 +92,7 @@ class Options:
     """About how many held-out tokens a measurement predicts."""
 
 
-# What may be otherwise when a run goes on: it changes no result, but for rounding.
+# What may differ when a run is resumed: it changes no result, but for rounding.
 FREE = (
     "out",
     "mesh",
@@ -241,7 +241,7 @@ def _announce(
 ) -> None:
     spec = decoder.spec(cfg)
     print(
-        f"{count(spec):,} parameters, {decoder.count_active(cfg):,} active a token; "
+        f"{count(spec):,} parameters, {decoder.count_active(cfg):,} active per token; "
         f"{len(tokens.ids):,} training tokens of {tokens.bytes:,} bytes",
         file=sys.stderr,
     )

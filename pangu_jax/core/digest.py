@@ -1,4 +1,4 @@
-"""What files and values are known by."""
+"""Hashes of files and of JSON values."""
 
 import hashlib
 import json

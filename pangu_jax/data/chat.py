@@ -1,4 +1,4 @@
-"""Dialogues as the text that a model was trained on, and what it answers."""
+"""Chat messages rendered as the text a model was trained on, and the parsing of its replies."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a model reads that makes vectors of texts: ids with special tokens, cut to a length.
+"""Token ids for embedding models: special tokens added, truncated to a length.
 
 Encoders read texts or pairs, and which text each token is of; `encode_for_encoder` gives both,
 as the post-processor of a tokenizer.json puts them in. `encode_for_decoder` is for decoders, which
@@ -88,7 +88,7 @@ def encode_for_decoder(
       tokenizer: one of `load_tokenizer`.
       texts: strings.
       max_length: most ids of one.
-      prefixes: one a text, possibly empty. A token that is of both is the text's.
+      prefixes: one per text, possibly empty. A token that is of both is the text's.
       end: whether a text ends with the first of the tokens that end one, too, unless it does.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Series from CSV files: a time column and numbers, in columns or one observation a row.
+"""Series from CSV files: a time column and numbers, in columns or one observation per row.
 
 Nothing is guessed in silence: what does not fit is refused in one sentence that names file, row and
 column, or, when repairing is asked for, repaired and noted.

@@ -105,7 +105,7 @@ class FileTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without the special tokens a template would add.
 
-        The library keeps some 200 bytes a token while it works, so long texts are better given as
+        The library keeps some 200 bytes per token while it works, so long texts are better given as
         many documents; names of special tokens in the text become those tokens.
         """
         with encoding(self.name):

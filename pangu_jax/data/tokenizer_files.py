@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say, beside which ids a text gets."""
+"""What a tokenizer's files say beyond how text is encoded."""
 
 import contextlib
 import json

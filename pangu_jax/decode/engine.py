@@ -1,4 +1,4 @@
-"""Many requests on a few slots: each is admitted when a slot is free, and gets what it gets alone.
+"""Continuous batching: requests are admitted to free slots, each decoded as if it ran alone.
 
     engine = Engine(params, cfg=cfg, slots=8, length=1024)
     number = engine.submit(Request(ids, max_new=100, stop_ids=(2,)))

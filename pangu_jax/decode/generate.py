@@ -1,4 +1,4 @@
-"""Continues prompts, all at once or one token at a time."""
+"""Generates continuations of prompts, all at once or streamed token by token."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Slots that decode side by side, each a text of its own: their state, and what changes it.
+"""The state of slots that decode side by side, one sequence each, and how it changes.
 
 Token i of a slot's text is in row i of its cache, so texts of any lengths share a step, and the
 mask is that of positions. A prompt is read alone, in a program for its length rounded up, and takes
@@ -79,7 +79,7 @@ class Made:
     Attributes:
       draws: int32 and float32 [N, B]; those of slot b are its first `count[b]`.
       count: int32 [B].
-      active: bool [B], whose texts go on.
+      active: bool [B], whose sequences are unfinished.
       version: int32 scalar, of the weights that all of it was made with.
     """
 
@@ -249,7 +249,7 @@ def _take_over(whole, rows, slot):
 
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:
-    """One more token for every active slot; the others are computed too, and are not heeded."""
+    """One more token for every active slot; the others are computed too, and ignored."""
     logits, caches = decoder.step(params, slots.token, slots.length, slots.caches, cfg=cfg, how=how)
     active = slots.active
     heat = jnp.where(active, slots.sampling.temperature, 0.0)

@@ -1,4 +1,4 @@
-"""Vectors of texts, and scores of pairs: batched by length, and given back in the texts' order."""
+"""Embeddings of texts and scores of pairs: batched by length, returned in the original order."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def embed(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """One vector a text, pooled and normalized as `cfg` says.
+    """One vector per text, pooled and normalized as `cfg` says.
 
     A vector does not depend on which texts it shares a batch with, but for the rounding of sums in
     another order.

@@ -1,4 +1,4 @@
-"""Vectors of many texts or pairs, each computed once, in files of a run that may be stopped."""
+"""Embeddings of many texts or pairs, each computed once, in the files of a resumable run."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path

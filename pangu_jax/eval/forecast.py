@@ -1,4 +1,4 @@
-"""What a forecaster is worth: errors over every window, beside those of plain baselines."""
+"""Forecast errors over every window, next to those of simple baselines."""
 
 import dataclasses
 from functools import partial

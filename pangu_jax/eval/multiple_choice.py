@@ -1,4 +1,4 @@
-"""Accuracy on questions with choices, by the likelihood of each choice: no text is generated."""
+"""Multiple-choice accuracy by the likelihood of each choice; nothing is generated."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
-"""Who ranks the better document first: win rates and flips of scores, with intervals and tests.
+"""Pairwise retrieval metrics: win rates and flips of scores, with intervals and tests.
 
-Scores are a table of columns, one number a row: "Query10_Positive" is what the query of ten
-conditions and the positive have. Outcomes are float64 [n, k], a column a comparison: 1 where it
+Scores are a table of columns, one number per row: "Query10_Positive" is what the query of ten
+conditions and the positive have. Outcomes are float64 [n, k], one column per comparison: 1 where it
 holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums by
 column and of how many count, so that resampled rows need two products of matrices.
 

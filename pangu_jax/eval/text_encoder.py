@@ -1,4 +1,4 @@
-"""A model of texts as users of sentence-transformers and MTEB know it: an object with `encode`."""
+"""A text encoder with the interface of sentence-transformers and MTEB: an object with `encode`."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which implementation of each operator an artifact gets, read from the operators' own modules.
+"""Which implementation of each operator an artifact uses, read from the operators' own modules.
 
 An operator's module says with `EXPORT` which form lowers everywhere, with `choose` what it picks
 for a platform and a shape, and in the table of its docstring why. There is no second list here.

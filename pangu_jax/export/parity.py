@@ -1,4 +1,4 @@
-"""How far an artifact's results are from jax's, and whether that is near enough."""
+"""How far an artifact's results are from jax's, and whether that is within tolerance."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Losses between a student's and a teacher's predictions."""
+"""Distillation losses between a student's and a teacher's predictions."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Errors of forecasts over windows of one series matrix."""
+"""Forecast errors over windows of one series matrix."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary without ever holding all the logits."""
+"""Cross-entropy over a vocabulary, chunked so that the logits are never all in memory."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Vectors of texts by a decoder: its layers without the head, causal or seeing both ways, pooled.
+"""Text embeddings from a decoder: its layers without the head, causal or bidirectional, pooled.
 
 Parameters: those of the decoder without its head, and {"latent": see `nn.latent_attention`} where
 latent attention precedes the pooling.
@@ -197,7 +197,7 @@ def embed(
     states: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """One vector a row, pooled and normalized as `cfg` says: float32 [B, D].
+    """One vector per row, pooled and normalized as `cfg` says: float32 [B, D].
 
     Args:
       params: see `apply`.

@@ -1,4 +1,4 @@
-"""The encoder-only transformer (BERT): embeddings, layers that see both ways, and pooling.
+"""The encoder-only transformer (BERT): embeddings, bidirectional layers, pooling.
 
 Parameters: those of `transformer`, and
 
@@ -7,7 +7,7 @@ Parameters: those of `transformer`, and
      "pooler": {"kernel": [D, D], "bias": [D]},           absent without a pooler
      "classifier": {"kernel": [D, C], "bias": [C]}}       absent without classes
 
-`apply` gives hidden states, `embed` one vector a text, and `classify` scores of a text or a pair.
+`apply` gives hidden states, `embed` one vector per text, and `classify` scores of a text or a pair.
 Source: arXiv 1810.04805; vectors of texts arXiv 1908.10084.
 """
 
@@ -39,7 +39,7 @@ class EncoderConfig:
     Attributes:
       vocab: V, number of token ids.
       width: D, model width.
-      layers: one configuration a layer; none causal, none rotary.
+      layers: one configuration per layer; none causal, none rotary.
       max_length: P, learned positions: the longest text.
       token_types: S, kinds of tokens, such as those of a first and of a second text.
       norm_eps: of every norm.
@@ -202,7 +202,7 @@ def embed(
     token_types: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """One vector a row, pooled and normalized as `cfg` says: float32 [B, D].
+    """One vector per row, pooled and normalized as `cfg` says: float32 [B, D].
 
     The arguments are those of `apply`.
 

@@ -1,4 +1,4 @@
-"""One vector a text, of its hidden states: what encoders and embedders share."""
+"""Pooling of hidden states into one vector per text, shared by encoders and embedders."""
 
 from typing import Literal, Protocol
 
@@ -58,7 +58,7 @@ def pooled(hidden: jax.Array, valid: jax.Array, *, cfg: PoolingConfig) -> jax.Ar
 
 
 def pool(hidden: jax.Array, valid: jax.Array, kind: Pooling) -> jax.Array:
-    """One vector a row, of its real tokens alone.
+    """One vector per row, of its real tokens alone.
 
     Args:
       hidden: [B, T, D].

@@ -1,4 +1,4 @@
-"""One transformer layer, for every model: attention and a feed-forward part, in two halves.
+"""One transformer layer for every model: an attention half and a feed-forward half.
 
 Each half reads the residual stream and gives the next one; `norm_place` says where its norms are:
 
@@ -96,7 +96,7 @@ def block(
       params: tree of `block_spec`.
       x: [B, T, D], the residual stream.
       rotation: cosines and sines of the positions, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, S], or None for what `cfg.attention` says of one document a row.
+      mask: bool [B, T, S], or None for what `cfg.attention` says of one document per row.
       valid: bool [B, T], false for padding, which router statistics leave out; None for none.
       cfg: the layer's configuration; sizes are read from the arrays.
       eps: of the norms.

@@ -1,4 +1,4 @@
-"""How a model is computed: what travels unchanged through every call, as one frozen value."""
+"""How a model is computed: the options passed unchanged through every call, as one frozen value."""
 
 import dataclasses
 from collections.abc import Mapping

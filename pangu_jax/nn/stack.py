@@ -1,4 +1,4 @@
-"""Runs: stretches of layers of equal shape, stored with a leading layers axis."""
+"""Runs: consecutive layers of equal shape, stored with a leading layers axis."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""Routing: the best experts inside every group, with weights from one global softmax."""
+"""Routing: the top experts within each group, weighted by one global softmax."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How much of each layer goes: layer ratios, and widths that meet a parameter or FLOP target."""
+"""How much of each layer to prune: layer ratios, and widths for a parameter or FLOP target."""
 
 import dataclasses
 import math

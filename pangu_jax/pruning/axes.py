@@ -1,4 +1,4 @@
-"""The axis registry: which dimension of which leaf is cut along which axis, read off the specs.
+"""The axis registry: which dimension of each leaf is pruned along which axis, read off the specs.
 
 Slicing, counting and export all go through here, so a new leaf needs no change in this room: the
 names of its axes say how it is cut.
@@ -28,7 +28,7 @@ Keep = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Widths of one layer: KV groups, query heads a group, FFN channels."""
+    """Widths of one layer: KV groups, query heads per group, FFN channels."""
 
     groups: int
     heads: int

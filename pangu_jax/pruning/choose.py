@@ -1,4 +1,4 @@
-"""Which units of a layer stay, for each method."""
+"""Selects the units of a layer to keep, for each method."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""From a checkpoint and calibration windows to a smaller model: the whole method in one call.
+"""The whole pruning method in one call: a checkpoint and calibration windows to a smaller model.
 
 1. A profile of the dense model, where something needs it: similarity of each layer's input and
    output, importance of hidden channels, global ranks.
@@ -120,7 +120,7 @@ class Result:
 
 @dataclasses.dataclass
 class _Profile:
-    """What the dense model's sweep leaves, one entry a layer."""
+    """What the dense model's sweep leaves, one entry per layer."""
 
     similarity: list
     layers: list  # LayerStats without moments and weights
@@ -153,7 +153,7 @@ def compress(
       limits: what widths may be.
       sweep_cfg: batches and types of the sweeps.
       plan: choose these units instead of scoring; the repair is still fitted to the windows.
-      donate: give up `params` to save memory.
+      donate: donates `params`, which saves memory.
       progress: called with what is being done, layers done, and layers in all.
       how: implementations, and the type of activations.
 
@@ -466,7 +466,7 @@ def _merged(part: LayerPlan, pool, plan: Plan, profile, cfg) -> LayerPlan:
     for layer, _ in moved:
         if plan.sizes[layer].heads != plan.sizes[part.layer].heads:
             raise InputError(
-                f"layers {part.layer} and {layer} have different numbers of query heads a group, "
+                f"layers {part.layer} and {layer} have different numbers of query heads per group, "
                 "so CLAP cannot merge them; use clap=False"
             )
     heads = (tuple(range(plan.sizes[part.layer].heads)),) * (len(groups) + len(moved))

@@ -1,4 +1,4 @@
-"""Repaired projections: kept apart, fitted to statistics, and put into a pruned model."""
+"""Repaired projections: fitted to statistics, kept apart, then inserted into a pruned model."""
 
 import dataclasses
 from typing import Any
@@ -44,7 +44,7 @@ def fit(
       part: what stays, without moved groups.
       method: of the repair.
       ridge: see `repair.fit`.
-      donate: give up the statistics of the site, to save memory.
+      donate: donates the statistics of the site, which saves memory.
 
     Returns:
       What to put into the pruned model, the projection at the dense shape with zero rows, and the

@@ -1,4 +1,4 @@
-"""First and second moments of what a projection reads: one pass, merged by addition."""
+"""First and second moments of a projection's inputs: one pass, merged by addition."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ def _outer(x):
 
 
 def merge(first: Moments, second: Moments | None, *, donate: bool = False) -> Moments:
-    """The moments of both sets of tokens; `donate` gives `first` up, to save memory."""
+    """The moments of both sets of tokens; `donate` donates `first`, which saves memory."""
     if second is None:
         return first
     return (_merge_into if donate else _merge)(first, second)

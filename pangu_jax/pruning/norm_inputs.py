@@ -1,4 +1,4 @@
-"""The decoder one layer at a time, where a measurement needs more than `stats.sweep` keeps."""
+"""Inputs of each norm, layer by layer, for measurements that need more than `stats.sweep` keeps."""
 
 from collections.abc import Iterator
 from functools import partial

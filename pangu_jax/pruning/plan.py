@@ -1,4 +1,4 @@
-"""A plan: which units of which layers stay. It is JSON, holds no weights, and can be replayed."""
+"""A pruning plan: which units of which layers are kept, as JSON without weights; replayable."""
 
 import dataclasses
 import hashlib
@@ -55,7 +55,7 @@ class Plan:
       layers: the layers that stay, in order.
       hidden: channels of the residual stream that stay, ascending.
       width: D of the original model.
-      sizes: groups, query heads a group, and FFN width of each original layer.
+      sizes: groups, query heads per group, and FFN width of each original layer.
       norm: how RMSNorm gains are re-initialized when hidden channels go (SLNP): none, l2, dim,
         calibrated.
       norm_factors: for "calibrated", the factor of each norm by the norm's name.

@@ -71,7 +71,7 @@ class Stats:
     """Statistics of all layers.
 
     Attributes:
-      layers: one entry a layer.
+      layers: one entry per layer.
       cfg: the model.
     """
 

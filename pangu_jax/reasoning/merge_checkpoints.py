@@ -1,4 +1,4 @@
-"""Checkpoints that are merged where they lie: one tensor of each is in memory at a time."""
+"""Merges checkpoints on disk, with one tensor of each in memory at a time."""
 
 import dataclasses
 import json

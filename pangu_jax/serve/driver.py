@@ -1,4 +1,4 @@
-"""One engine, driven by one thread, for requests that come from others.
+"""One engine, driven by one thread, serving requests from others.
 
 jax is called from that thread alone. What it makes of a request is given to the request's own
 function, which is called there and must return at once.

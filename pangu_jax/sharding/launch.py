@@ -1,4 +1,4 @@
-"""Several processes as one run: joining, and which part of a batch each of them reads."""
+"""Multi-process runs: joining, and which part of a batch each process reads."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A model and what belongs to it, as it was read from wherever it lies."""
+"""A model with its configuration and tokenizer, loaded from wherever it is stored."""
 
 import dataclasses
 import tempfile

@@ -1,4 +1,4 @@
-"""The training loop: restores, steps, logs, saves, and stops when it is told to."""
+"""The training loop: restores, steps, logs, checkpoints, and stops on a signal."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ class LoopConfig:
 
     Attributes:
       steps: optimizer steps.
-      accumulate: microbatches a step.
+      accumulate: microbatches per step.
       seed: of initial values and of the keys that losses get. Several train as many models at once:
         then all leaves of parameters and batches have a leading axis of them.
       checkpoint_every: steps between checkpoints; the last step is always saved.
@@ -133,7 +133,7 @@ def train(
       params: as in `train_stages`, and so is all that follows: where to start from.
       trainable: which leaves are trained.
       evaluate: what is measured on the way.
-      rule: when to stop for want of better evaluations.
+      rule: early stopping.
       should_stop: whether to stop after an evaluation.
       unit: what the loss's weight counts.
       label: what the progress line says.
@@ -179,7 +179,7 @@ def train_stages(
 ) -> TrainState:
     """Trains one stage after the other, from the last checkpoint in `folder`, or from the start.
 
-    The same run in one piece or in several ends in the same bits: the state is saved whole, and a
+    A run ends in the same bits whether or not it was interrupted: the state is saved whole, and a
     stage's batches are entered at the step where it goes on.
 
     Args:
@@ -193,7 +193,7 @@ def train_stages(
       evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
         returns, numbers or for several seeds a list of them, goes to metrics.jsonl under "eval_"
         names.
-      rule: when to stop for want of better evaluations; the best parameters are the state's `best`.
+      rule: early stopping; the best parameters are the state's `best`.
       should_stop: asked after every evaluation; True stops the run there, as a signal would.
       unit: what the loss's weight counts, in the plural.
       label: what the progress line says; None shows none.

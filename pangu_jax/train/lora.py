@@ -1,4 +1,4 @@
-"""Low-rank adapters as a transform of trees: leaves beside kernels, which are added in the loss.
+"""LoRA adapters as a tree transform: leaves beside the kernels, added inside the loss.
 
     spec = lora.attach(decoder.spec(cfg), LORA)
     params = lora.attach_params(params, spec, key=key)

@@ -1,4 +1,4 @@
-"""Being told to stop: one answer to SIGTERM and SIGINT, the same in every process of a run."""
+"""SIGTERM and SIGINT: one answer to both, the same in every process of a run."""
 
 import contextlib
 import os
