@@ -62,7 +62,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Serves until it is told to stop; prints where."""
+    """Serves until it is asked to stop; prints where."""
     missing = [n for n in ("pydantic", "starlette", "uvicorn") if not importlib.util.find_spec(n)]
     if missing:
         raise InputError(f"serving needs {', '.join(missing)}: pip install 'pangu-jax[serve]'")
