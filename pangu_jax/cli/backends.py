@@ -17,7 +17,7 @@ class Options:
     """What to print."""
 
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Choices for this platform; None is the present one."""
+    """Choices for this platform; None is the current one."""
     json: bool = False
     """Print one JSON object instead of text."""
 

@@ -35,7 +35,7 @@ from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 @dataclass(frozen=True)
 class Options:
-    """Who learns from whom, on what, how long."""
+    """Which student learns from which teacher, on which data, for how long."""
 
     teacher: Annotated[str, tyro.conf.Positional]
     """The original checkpoint."""
@@ -58,7 +58,7 @@ class Options:
     hidden_weight: float = HIDDEN_WEIGHT
     """Weight of matching the last hidden states."""
     temperature: float = TEMPERATURE
-    """Softens both predictions in the KL."""
+    """Temperature of both distributions in the KL."""
     optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OPTIMIZER
     field: str = "text"
     """The key of the text in .jsonl lines."""
@@ -69,7 +69,7 @@ class Options:
     remat: Literal["full", "dots"] | None = None
     """What the backward pass recomputes."""
     seed: int = 0
-    """Of the order of windows."""
+    """Seed of the data order."""
     checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
 
@@ -79,7 +79,7 @@ FREE = ("out", "checkpoint_every")
 
 
 def main(options: Options) -> None:
-    """Distils, from the last checkpoint in OUT if there is one, and writes OUT/model."""
+    """Distills, from the last checkpoint in OUT if there is one, and writes OUT/model."""
     with working("reading checkpoints"):
         taken = {"kind": "decoder", "by": "`pangu-jax distill`"}
         teacher, teacher_cfg, where = open_checkpoint(options.teacher, **taken)

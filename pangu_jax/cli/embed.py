@@ -20,7 +20,7 @@ from pangu_jax.nn.how import How
 
 @dataclass(frozen=True)
 class Options:
-    """Which texts, by which model, and how their vectors are made."""
+    """Which texts to embed, with which model, and how."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A folder in the Hugging Face layout, or a run folder, of an encoder or a decoder."""
@@ -33,13 +33,13 @@ class Options:
     pooling: Pooling | None = None
     """Which hidden states make the vector; None is what the folder says."""
     attention: Attention | None = None
-    """For a decoder: whether tokens see no later ones, or all; None is what the folder says."""
+    """For a decoder: causal or bidirectional attention; None is what the folder says."""
     pool_prefix: bool | None = None
     """For a decoder: whether the prefix's tokens are pooled too; None is what the folder says."""
     batch: int = 32
     """Texts computed at once."""
     max_length: int | None = None
-    """Tokens that a text is cut to, special ones among them; None is what the folder says."""
+    """Maximum tokens per text, special tokens included; None is what the folder says."""
     prefix: str | None = None
     """What is put before every text, such as "query: "; None is what the folder says."""
     tokenizer: str | None = None

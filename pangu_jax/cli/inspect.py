@@ -40,7 +40,7 @@ OWN = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at."""
+    """What to inspect."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, a folder in the Hugging Face layout, of which config.json is enough, a GGUF

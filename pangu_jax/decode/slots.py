@@ -38,7 +38,7 @@ class Slots:
       length: int32 [B], tokens in the cache.
       made: int32 [B], tokens drawn for the text.
       limit: int32 [B], how many it gets at most.
-      active: bool [B], whether the slot has a text that goes on.
+      active: bool [B], whether the slot has an unfinished sequence.
       stops: int32 [B, N], the text ends with one of these; -1 is none.
       keys: PRNG keys [B]; token n is drawn with fold_in(key, n).
       sampling: how each slot's tokens are drawn.
@@ -224,7 +224,7 @@ def step(
 
 @partial(jax.jit, donate_argnames="slots")
 def retire(slots: Slots, slot: jax.Array) -> Slots:
-    """Ends the text of a slot; the other slots go on."""
+    """Ends the sequence of a slot; the other slots continue."""
     return slots.replace(active=slots.active.at[slot].set(False))
 
 

@@ -41,7 +41,7 @@ class TransformerConfig(Protocol):
     Attributes:
       width: D, model width.
       layers: one configuration per layer.
-      rope: rotary positions, for layers that have such.
+      rope: rotary embedding, for layers that use it.
       norm_eps: of every norm.
     """
 
@@ -57,7 +57,7 @@ class TransformerConfig(Protocol):
 
 @struct.dataclass
 class Output:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
       hidden: [B, T, D] after the final norm.
@@ -122,8 +122,8 @@ def apply(
       x: [B, T, D], embeddings, whose type the activations have.
       cfg: the model.
       positions: int32 [B, T]; None counts from 0.
-      segments: int32 [B, T], the document of each token; 0 is padding, which nobody attends to
-        and which router statistics leave out. None is one document per row.
+      segments: int32 [B, T], the document of each token; 0 is padding, which no token attends
+        to and which router statistics leave out. None is one document per row.
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 

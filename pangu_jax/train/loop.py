@@ -74,16 +74,15 @@ class LoopConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stretch of a run with its own loss and data.
+    """A part of a run with its own loss and data.
 
     Attributes:
-      steps: how long it is.
+      steps: its length.
       loss: see `step.make_step`.
       batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
-      optimizer: None goes on with that of the stage before, and with its state; otherwise its state
-        begins anew.
+      optimizer: None continues with the previous stage's and its state; otherwise the state is fresh.
       schedule: the learning rate by the optimizer's step, for metrics.
-      frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
+      frozen: arrays that the loss reads but are not trained, such as a teacher's parameters; None
         where there are none. They live where the caller put them.
     """
 
@@ -126,13 +125,13 @@ def train(
       batches: `batches(step)` gives the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
       optimizer: what turns gradients into updates, such as `optimizer.make_optimizer` makes.
-      folder: the run's folder, or the claim of it that the caller holds: metrics.jsonl and
-        checkpoints/ go there. None keeps nothing, and leaves signals alone.
+      folder: the run's folder, or the caller's claim on it: metrics.jsonl and checkpoints/ go
+        there. None saves nothing, and leaves signals alone.
       schedule: the learning rate by step, for metrics.
-      frozen: arrays that the loss reads and nobody trains; see `Stage`.
-      params: as in `train_stages`, and so is all that follows: where to start from.
+      frozen: arrays that the loss reads but are not trained; see `Stage`.
+      params: where to start from, as in `train_stages`; so are all that follow.
       trainable: which leaves are trained.
-      evaluate: what is measured on the way.
+      evaluate: what is measured along the way.
       rule: early stopping.
       should_stop: whether to stop after an evaluation.
       unit: what the loss's weight counts.
@@ -177,10 +176,10 @@ def train_stages(
     layout: Layout | None = None,
     profile: Profiler | None = None,
 ) -> TrainState:
-    """Trains one stage after the other, from the last checkpoint in `folder`, or from the start.
+    """Trains one stage after another, from the last checkpoint in `folder`, or from the start.
 
     A run ends in the same bits whether or not it was interrupted: the state is saved whole, and a
-    stage's batches are entered at the step where it goes on.
+    stage's batches are entered at the step where it resumes.
 
     Args:
       stages: together of `cfg.steps` steps.
@@ -189,7 +188,7 @@ def train_stages(
       folder: as in `train`.
       params: parameters to start from, those of several seeds stacked; None draws them. Not used
         where a checkpoint is found.
-      trainable: a regular expression that the whole paths of trained leaves match; None trains all.
+      trainable: a regular expression that trained leaves' full paths match; None trains all.
       evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
         returns, numbers or for several seeds a list of them, goes to metrics.jsonl under "eval_"
         names.
@@ -207,7 +206,8 @@ def train_stages(
     Raises:
       InputError: the loss is not finite (names the step), the run in the folder is of other stages,
         or something cannot be written.
-      Stopped: SIGTERM or SIGINT came, or there was enough; the step was finished and saved.
+      Stopped: on SIGTERM or SIGINT, or when `should_stop` returned True; the step was finished and
+        saved.
     """
     timeline = _timeline(stages, cfg, trainable, layout)
     if rule is not None and evaluate is None:
@@ -260,7 +260,7 @@ class _Timeline:
         return next(i for i, end in enumerate(self.ends) if step <= end)
 
     def boundary(self, number: int, end: int) -> int:
-        """The next step at which something is done beside training, the stage's end at most."""
+        """The next step with work other than training, the stage's end at the latest."""
         every = [n for n in (self.cfg.checkpoint_every, self.cfg.evaluate_every) if n]
         return min(end, *(number - number % n + n for n in every))
 
@@ -275,12 +275,12 @@ class _Timeline:
         return {"stage": np.asarray(index + 1, np.int32)} if len(self.stages) > 1 else {}
 
     def optimizer(self, index: int) -> optax.GradientTransformation:
-        """What a stage trains with."""
+        """The optimizer of a stage."""
         given = (s.optimizer for s in self.stages[index::-1] if s.optimizer is not None)
         return next(given)
 
     def start(self, index: int, spec: Any, key: jax.Array, params: Any) -> TrainState:
-        """A state for a stage, as of step 0."""
+        """The initial state of a stage."""
         optimizer = self.optimizer(index)
         more = {"layout": self.layout, "trainable": self.trainable}
         return init_state(spec, optimizer, key=key, params=params, **more)
@@ -288,7 +288,7 @@ class _Timeline:
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays the same while a run runs."""
+    """What stays constant during a run."""
 
     timeline: _Timeline
     spec: Any
@@ -327,7 +327,7 @@ def _keys(cfg: LoopConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
-    """The steps of a stage that are left."""
+    """The remaining steps of a stage."""
     timeline, stage, end = run.timeline, run.timeline.stages[index], run.timeline.ends[index]
     begin, number = end - stage.steps, int(state.step)
     if number == end or _is_over(run, state):
