@@ -333,7 +333,7 @@ def join(pieces: Sequence[Piece]) -> Answer:
 
 
 def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
-    """Nothing, if a model can read a prompt.
+    """Checks that a model can read a prompt.
 
     Args:
       name: how the error names it.
@@ -360,7 +360,7 @@ def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
 
 
 def check_new(max_new: int) -> None:
-    """Nothing, if so many tokens can be drawn.
+    """Checks that so many tokens can be drawn.
 
     Raises:
       InputError: there are none.

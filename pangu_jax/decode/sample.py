@@ -38,7 +38,7 @@ class SamplingConfig:
 
 @struct.dataclass
 class Sampling:
-    """A `SamplingConfig` a row, as arrays: another setting is no other program.
+    """One `SamplingConfig` per row, as arrays: new settings need no recompilation.
 
     Attributes:
       temperature: float32 [B].
@@ -123,7 +123,7 @@ def _cut(logits: jax.Array, cfg: Sampling) -> jax.Array:
 
 
 def draw(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array) -> Draw:
-    """Draws one token per row, and says how likely it was.
+    """Samples one token per row, with its log-probability.
 
     Args:
       logits: [B, V].

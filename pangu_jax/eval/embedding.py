@@ -136,7 +136,7 @@ def _length(texts: Texts, cfg: Config, max_length: int | None) -> int:
 
 
 def _check(inputs: list[EncodedText], cfg: Config, tokenizer: Tokenizer) -> None:
-    """Nothing, if the model has the ids and types."""
+    """Checks that the model has the ids and types."""
     check_vocabulary([max(max(item.ids) for item in inputs)], tokenizer, cfg.vocab)
     kinds = 1 + max(max(item.types) for item in inputs)
     if isinstance(cfg, EncoderConfig) and kinds > cfg.token_types:

@@ -76,7 +76,7 @@ def _read(path: Path, digest: str) -> np.ndarray:
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Nothing, if a file is the one that a run wrote.
+    """Checks that a file is the one that a run wrote.
 
     Raises:
       InputError: it is missing, cannot be read, or is another.

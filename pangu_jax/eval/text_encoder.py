@@ -246,7 +246,7 @@ def _texts(sentences: Sequence[str] | Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _check_others(others: Mapping[str, Any]) -> None:
-    """Nothing, if options that are not named change nothing here.
+    """Checks that options that are not named change nothing here.
 
     Raises:
       InputError: one would, or is not known.

@@ -88,7 +88,7 @@ def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, fl
 def require(
     rows: Iterable[Row], tolerance: float, consequence: str = "nothing was written"
 ) -> None:
-    """Nothing, if every row is within the tolerance.
+    """Checks that every row is within the tolerance.
 
     Raises:
       InputError: names the worst row.

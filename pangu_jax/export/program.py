@@ -115,7 +115,7 @@ def _name(path: str) -> str:
 
 
 def check_profiles(longest: int, profiles: Sequence[int]) -> None:
-    """Nothing, if there are profiles and each is a length of a text that the model takes.
+    """Checks that there are profiles and each is a length of a text that the model takes.
 
     Raises:
       InputError: there is none, or one is outside 1 to `longest`.

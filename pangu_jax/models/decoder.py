@@ -35,7 +35,7 @@ from pangu_jax.sharding.layout import constrain
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that says what a decoder's parameters are and how they are used.
+    """The complete description of a decoder.
 
     Attributes:
       vocab: V, number of token ids.

@@ -34,7 +34,7 @@ from pangu_jax.nn.rotary import RopeConfig
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that says what an encoder's parameters are and how they are used.
+    """The complete description of an encoder.
 
     Attributes:
       vocab: V, number of token ids.
@@ -43,11 +43,11 @@ class EncoderConfig:
       max_length: P, learned positions: the longest text.
       token_types: S, kinds of tokens, such as those of a first and of a second text.
       norm_eps: of every norm.
-      pooling: which hidden states make a text's vector; None where nobody said.
+      pooling: which hidden states make a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pooler: whether there is BERT's dense layer on the first token.
       classes: C, scores that `classify` gives; 0 for none.
-      text_length: tokens that a text is cut to before it is embedded; None is `max_length`.
+      text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
       prefix: what is put before a text that is embedded.
     """
 
@@ -141,14 +141,14 @@ def apply(
     Args:
       params: tree of `spec(cfg)`, any float type.
       tokens: int32 [B, T].
-      valid: bool [B, T], false for padding, which nobody attends to; None is no padding.
+      valid: bool [B, T], false for padding, which no token attends to; None is no padding.
       cfg: the model.
       token_types: int32 [B, T]; None is 0 everywhere.
       key: for the layers' dropout; None drops nothing.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      Hidden states [B, T, D]; those of padding mean nothing.
+      Hidden states [B, T, D]; those of padding are meaningless.
 
     Raises:
       InputError: rows longer than the model's positions.
@@ -253,7 +253,7 @@ def scores(params: dict[str, Any], hidden: jax.Array, valid: jax.Array | None) -
 
 
 def check_classes(cfg: EncoderConfig) -> None:
-    """Nothing, if the model has classes.
+    """Checks that the model has classes.
 
     Raises:
       InputError: it has none.

@@ -38,7 +38,7 @@ class TimeProConfig:
     """The complete description of a model; the number of variates is not part of it.
 
     Attributes:
-      look_back: T, steps that are seen.
+      look_back: T, input steps.
       horizon: H, steps that are forecast.
       layers: blocks.
       channels: C, of one patch; a multiple of 16.

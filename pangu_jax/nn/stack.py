@@ -87,7 +87,7 @@ def remat(body: Callable, policy: str | None) -> Callable:
 
 
 def check_remat(policy: str | None) -> None:
-    """Nothing, if there is such a policy, or none.
+    """Checks that there is such a policy, or none.
 
     Raises:
       InputError: an unknown one.

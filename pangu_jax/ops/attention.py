@@ -57,7 +57,7 @@ def attention(
 
     Returns:
       [B, T, K, Q, C] in the type of `query`; scores and softmax are float32. A query that sees
-      nothing gets a finite value of no meaning.
+      nothing gets a finite but meaningless value.
 
     Raises:
       InputError: an unknown `impl`, or one that has no soft-cap.

@@ -146,7 +146,7 @@ class Driver:
         return self._ended is None
 
     def check(self, name: str, ids: Sequence[int]) -> None:
-        """Nothing, if the model can read a prompt; may be called from any thread.
+        """Checks that the model can read a prompt; may be called from any thread.
 
         Raises:
           InputError: see `decode.engine.check_prompt`.

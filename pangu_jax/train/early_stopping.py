@@ -16,7 +16,7 @@ class StopRule:
     """Ends a run after so many evaluations in a row without a better one.
 
     Attributes:
-      metric: the name among those that `evaluate` returns; less is better.
+      metric: the name of one that `evaluate` returns; lower is better.
       patience: evaluations. Of several seeds each has its own: one whose patience is over keeps
         its best parameters while the others go on, and the run ends with the last.
     """

@@ -80,7 +80,7 @@ class Stage:
       steps: its length.
       loss: see `step.make_step`.
       batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
-      optimizer: None continues with the previous stage's and its state; otherwise the state is fresh.
+      optimizer: None keeps the previous stage's and its state; otherwise the state is fresh.
       schedule: the learning rate by the optimizer's step, for metrics.
       frozen: arrays that the loss reads but are not trained, such as a teacher's parameters; None
         where there are none. They live where the caller put them.

@@ -122,7 +122,7 @@ class ProgressLine:
             self._task = self._bar.add_task(label, total=steps, completed=start_step, text="")
 
     def update(self, step: int, loss: float, counted: float) -> float:
-        """Shows a step in which so much was counted; returns units per second since the start."""
+        """Shows a step and how much it counted; returns units per second since the start."""
         self._counted += counted
         now = time.monotonic()
         speed = self._counted / max(now - self._begin, 1e-9)
