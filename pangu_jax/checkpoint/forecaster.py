@@ -32,7 +32,7 @@ _OURS = r"forecaster(-[0-9a-f]{16})?\.safetensors|\.forecaster.*\.[0-9a-f]{8}"
 
 @dataclasses.dataclass(frozen=True)
 class ForecasterConfig:
-    """Everything about a forecaster that is not an array.
+    """The description of a forecaster: everything but its arrays.
 
     Attributes:
       model: the model.

@@ -56,7 +56,7 @@ _silence = _Silence()
 
 
 class QuietLogs:
-    """Silence from when it is made until it is closed; several may overlap."""
+    """Silences logs from construction until it is closed; several may overlap."""
 
     def __init__(self):
         """Begins."""

@@ -71,7 +71,7 @@ def begin(
 
 
 def discard(folder: str | Path) -> None:
-    """Removes the checkpoints and the settings of a run that has served its purpose.
+    """Removes the checkpoints and settings of a run that is no longer needed.
 
     Its metrics stay. A kill in between leaves the run whole, or one that begins anew.
 
@@ -324,7 +324,7 @@ class Store:
 
 
 class NullStore:
-    """The checkpoints of a run that keeps none; as a `Store` that holds nothing."""
+    """A `Store` that saves nothing, for runs without checkpoints."""
 
     def __enter__(self) -> "NullStore":
         """Gives itself."""

@@ -20,7 +20,7 @@ MANY = 256  # texts that are encoded at once
 
 
 class EncodedText(NamedTuple):
-    """One text, or a pair of texts, as a model reads it.
+    """One text, or a pair of texts, in the form a model reads.
 
     Attributes:
       ids: with the special tokens.
@@ -38,7 +38,7 @@ class EncodedText(NamedTuple):
 def encode_for_encoder(
     tokenizer: Tokenizer, texts: Texts, max_length: int
 ) -> Iterator[EncodedText]:
-    """The texts, or pairs, each cut to a length with its special tokens.
+    """The texts, or pairs, with special tokens, each truncated to a length.
 
     What is cut is the end of a text, never a special token; of a pair, the longer text first.
 
@@ -79,7 +79,7 @@ def encode_for_decoder(
     prefixes: Sequence[str],
     end: bool = False,
 ) -> Iterator[EncodedText]:
-    """Texts behind their prefixes, each cut to a length, as a decoder reads them.
+    """Texts after their prefixes, each truncated to a length, in the form a decoder reads.
 
     A text begins as a prompt does, and ends with what the post-processor puts there. What is cut
     is the end of the text, none of these. A text without any token is the boundary of documents.

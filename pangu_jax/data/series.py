@@ -23,7 +23,7 @@ __all__ = ["CsvFormat", "Series", "read_csv", "write_csv"]
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Variates over time.
+    """A multivariate time series.
 
     Attributes:
       values: float64 [rows, V].

@@ -68,7 +68,7 @@ def leading_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def trailing_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """Ids that the post-processor puts behind a text."""
+    """Ids that the post-processor puts after a text."""
     return _around(inner)[1]
 
 

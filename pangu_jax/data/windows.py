@@ -15,7 +15,7 @@ MONTH = 30 * 24  # rows of the ETT benchmark's month of hours
 
 @dataclasses.dataclass(frozen=True)
 class Borders:
-    """Rows of each part: those from the first number up to, not including, the second.
+    """Rows of each split: from the first number up to, not including, the second.
 
     Validation and test windows look back across their border, so that the first step that is
     forecast is the first row of the part.
@@ -32,7 +32,7 @@ class Borders:
 
 
 def borders(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> Borders:
-    """The parts that the published tables use.
+    """The splits that the published tables use.
 
     Args:
       rows: of the series.

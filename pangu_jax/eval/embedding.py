@@ -115,7 +115,7 @@ def classify(
 
 
 def cut_length(cfg: Config, max_length: int | None = None) -> int:
-    """How many tokens a text is cut to: so many, or what the model says.
+    """The number of tokens that a text is truncated to: the given one, or the model's.
 
     Raises:
       InputError: the model does not take so many.

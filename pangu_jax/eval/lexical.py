@@ -84,12 +84,12 @@ def overlap(query: str, documents: Sequence[str]) -> np.ndarray:
 
 
 def length(query: str, documents: Sequence[str]) -> np.ndarray:
-    """How many words a document has, whatever is asked."""
+    """The number of words of a document, whatever the query."""
     return np.array([len(words(document)) for document in documents], np.float64)
 
 
 def constant(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The same for every document."""
+    """The same score for every document."""
     return np.zeros(len(documents))
 
 

@@ -19,7 +19,7 @@ PROMPT = "Question: {}\nAnswer:"
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceScore:
-    """What came out.
+    """The result of `choice_accuracy`.
 
     Attributes:
       accuracy: share of the questions whose right choice is the likeliest.

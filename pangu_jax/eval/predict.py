@@ -244,7 +244,7 @@ def residuals(
     starts: np.ndarray,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Truth less forecast in the units of the data, float32 [n, H, V].
+    """Observation minus forecast in the data's units, float32 [n, H, V].
 
     Args:
       model: a trained forecaster.
@@ -271,7 +271,7 @@ def measured(
     names: Sequence[str],
     where: str,
 ) -> np.ndarray:
-    """Which residuals are of values that were there, bool [n, H, V].
+    """Which residuals are of observed values, bool [n, H, V].
 
     Args:
       filled: bool [rows, V], the values that were made up; None is none.

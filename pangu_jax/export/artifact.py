@@ -157,7 +157,7 @@ def load(folder: str | Path) -> Artifact:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `path` when the block ends well.
+    """A folder to fill, which replaces `path` when the block succeeds.
 
     An artifact that is there is replaced; anything else is left alone.
 

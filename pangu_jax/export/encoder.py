@@ -27,7 +27,7 @@ def vectors(
     cfg: EncoderConfig,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """What `models.encoder.embed` gives.
+    """The result of `models.encoder.embed`.
 
     Args:
       params: tree of `transformer.by_layer`.

@@ -130,7 +130,7 @@ def check_profiles(longest: int, profiles: Sequence[int]) -> None:
 
 
 def references(bundle: Bundle) -> dict[tuple[str, str], dict[str, Any]]:
-    """What jax gives for every sample: {(program, sample): {result: array}}."""
+    """The result of jax for every sample: {(program, sample): {result: array}}."""
     found = {}
     with jax.default_matmul_precision("highest"):
         for program in bundle.programs:

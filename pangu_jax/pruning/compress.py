@@ -43,7 +43,7 @@ FREE = {"pangu-light": ("groups", "ffn", "hidden"), "minitron": ("groups", "ffn"
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How units are chosen and repaired.
+    """How units are selected and projections repaired.
 
     Attributes:
       method: one of `importance.METHODS`.
@@ -229,7 +229,7 @@ def plan(
     recipe: Recipe = Recipe(),
     limits: Limits = Limits(),
 ) -> Plan:
-    """The plan that these statistics give, without touching a weight.
+    """The plan that these statistics lead to, without touching a weight.
 
     Args:
       stats: of the dense model (`stats.collect`), with `saliency` for the Taylor method.
@@ -283,7 +283,7 @@ def text_hash(windows: np.ndarray) -> str:
 
 
 def compose(first: Plan, second: Plan) -> Plan:
-    """The plan that does what `first` and then `second` do; `second` may not remove layers."""
+    """The plan equivalent to `first` followed by `second`; `second` may not remove layers."""
     parts = []
     for inner, outer in zip(first.layers, second.layers, strict=True):
         own, pool = len(inner.groups), [*inner.groups, *inner.moved]

@@ -36,7 +36,7 @@ def fit(
     ridge: float | None,
     donate: bool = False,
 ) -> tuple[Fitted | None, dict[str, Any] | None, repairs.SiteReport | None]:
-    """Fits one projection of one layer to what stays of its inputs.
+    """Fits one projection of one layer to its kept inputs.
 
     Args:
       stats: the layer's.
@@ -75,7 +75,7 @@ def fit(
 
 
 def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Which inputs of a projection stay: bool [U].
+    """Which inputs of a projection are kept: bool [U].
 
     Args:
       part: what stays of the layer.
@@ -95,7 +95,7 @@ def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
 def insert_fitted(
     params: dict[str, Any], cfg: DecoderConfig, fitted: dict[str, Fitted], plan: Plan
 ) -> tuple[dict[str, Any], DecoderConfig]:
-    """Puts repaired projections into a pruned model.
+    """Inserts repaired projections into a pruned model.
 
     A bias in one layer gives every layer a bias, so that equal layers stay equal.
 

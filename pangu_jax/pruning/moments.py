@@ -29,13 +29,13 @@ class Moments:
 
 
 def zeros(units: int, dtype: Any, device: Any = None) -> Moments:
-    """Moments of nothing."""
+    """Empty moments."""
     shapes = {"tokens": (), "total": (units,), "outer": (units, units), "absolute": (units,)}
     return Moments(**{n: jnp.zeros(s, dtype, device=device) for n, s in shapes.items()})
 
 
 def add(moments: Moments, x: jax.Array) -> Moments:
-    """The moments with B windows of T tokens more.
+    """The moments after adding B windows of T tokens.
 
     Sums have the type of the moments: give them float64 where there is one. Products of one call's
     tokens are taken around their mean and in the type of `x`, float32 or wider, which is three

@@ -19,7 +19,7 @@ NORMS = ("none", "l2", "dim", "calibrated")
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """What stays of one layer.
+    """What is kept of one layer.
 
     Attributes:
       layer: its number in the original model.
@@ -49,7 +49,7 @@ class LayerScores:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A pruned model in terms of the original one.
+    """A pruned model described in terms of the original one.
 
     Attributes:
       layers: the layers that stay, in order.
