@@ -99,7 +99,7 @@ def merges(pieces: list[tuple[bytes, float]]) -> list[tuple[str, str]]:
     best of the text when it was made, so the best of those characters too: they are the merges of
     the token's text encoded by itself. So a token is always made from one and the same pair, other
     pairs that spell it are never chosen, and taking them off the list changes nothing. What is left
-    has one pair a token; where no two tokens score alike, its order is the order of the scores.
+    has one pair per token; where no two tokens score alike, its order is the order of the scores.
 
     Raises:
       InputError: two tokens that can be made have the same score, or a byte token can take part,

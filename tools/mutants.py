@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--sample", type=int, default=100, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="where results go, a JSON object a line")
+    parser.add_argument("--out", type=Path, help="where results go, a JSON object per line")
     parser.add_argument("--report", type=Path, help="only prints what such a file holds")
     parser.add_argument("--survivors", type=Path, help="only mutants that survived in such a file")
     parser.add_argument("--workers", type=int, default=max((os.cpu_count() or 1) // 2, 1))
@@ -73,7 +73,7 @@ def digest(tree: Path) -> str:
 
 
 def commit(tree: Path) -> str | None:
-    """The commit of the checkout, for readers; None where git or its folder is not at hand."""
+    """The commit of the checkout, for readers; None where git or its folder is not available."""
     command = ["git", "-C", str(tree), "rev-parse", "HEAD"]
     with contextlib.suppress(OSError):
         return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None

@@ -11,6 +11,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.multiconir import Part, find_parts, read_rows
+from pangu_jax.eval import condition_position
 from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.embedding_cache import Cosines, wanted_texts
 from pangu_jax.eval.lexical import Scorer
@@ -77,7 +78,7 @@ def measured_model(model: TextEncoder, rows: Rows, *, batch: int) -> dict[str, A
 
 
 def positions(model: TextEncoder, rows: Sequence, *, orders: int, batch: int) -> dict[str, Any]:
-    """What each place of a query of ten conditions is worth to a model; see `eval.condition_position`.
+    """What each place of a query of ten conditions is worth; see `eval.condition_position`.
 
     Args:
       model: the model.
@@ -85,13 +86,15 @@ def positions(model: TextEncoder, rows: Sequence, *, orders: int, batch: int) ->
       orders: random orders beside the given one.
       batch: texts embedded at once.
     """
-    drawn = position.draw_orders(len(rows), orders, seed=0)
+    drawn = condition_position.draw_orders(len(rows), orders, seed=0)
 
     def visit(scorer: Scorer) -> None:
-        position.score_positions(rows, scorer, drawn)
+        condition_position.score_positions(rows, scorer, drawn)
 
     scorer = _cosines(model, visit, batch=batch)
-    return position.figures(position.score_positions(rows, scorer, drawn), orders)
+    return condition_position.figures(
+        condition_position.score_positions(rows, scorer, drawn), orders
+    )
 
 
 def _cosines(model: TextEncoder, visit: Callable[[Scorer], None], *, batch: int) -> Scorer:

@@ -41,7 +41,7 @@ from pangu_jax.cli.stopping import script
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data import multiconir
-from pangu_jax.data.encoder_inputs import encode_for_decoder, stacked
+from pangu_jax.data.encoder_inputs import encode_for_decoder, encode_for_encoder, stacked
 from pangu_jax.data.multiconir_fact import Record, keep_apart, overlap, read_records, refuse_names
 from pangu_jax.data.multiconir_pair import pair_batches
 from pangu_jax.eval import lexical
@@ -141,7 +141,7 @@ def batches(
 
     def encode(texts: Sequence[str]) -> dict[str, Any]:
         if isinstance(model.cfg, EncoderConfig):
-            found = mark(model.tokenizer, texts, experiment.length)
+            found = encode_for_encoder(model.tokenizer, texts, experiment.length)
         else:
             prefixes = [""] * len(texts)
             found = encode_for_decoder(model.tokenizer, texts, experiment.length, prefixes=prefixes)

@@ -47,7 +47,7 @@ ASKED = {"alone": False, "with the right answer": True}  # whether the evaluator
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What every cell works on: one pair a question, their teachers, and the gold answers."""
+    """What every cell works on: one pair per question, their teachers, and the gold answers."""
 
     experiment: Experiment
     checkpoint: str

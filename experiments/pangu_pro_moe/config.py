@@ -21,8 +21,8 @@ class Experiment:
         each byte about once and the control is fitted to the same bytes.
       held_out: share of the documents that are measured, not trained on.
       steps: optimizer steps of each model.
-      batch: windows a step.
-      length: tokens a window.
+      batch: windows per step.
+      length: tokens per window.
       optimizer: AdamW and its schedule.
       aux_weight: weight of the auxiliary loss.
       seeds: every model is trained once a seed.
@@ -85,7 +85,7 @@ PRESETS: dict[str, Experiment] = {
     "cpu": Experiment(
         models.moge_tiny(), steps=2400, batch=8, length=128, seeds=(0, 1, 2), evaluate_bytes=400_000
     ),
-    # Eight minutes a seed on one H100 or H200: 0.44 B parameters, the source of the packages that
+    # Eight minutes per seed on one H100 or H200: 0.44 B parameters, the source of the packages that
     # are installed there.
     "gpu": Experiment(
         models.moge_small(),

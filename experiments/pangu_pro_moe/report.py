@@ -31,7 +31,7 @@ def _text(experiment, models, cells, results) -> str:
     control, most = results["byte model"], max(experiment.devices)
     active = moe.groups * moe.top_k
     small = experiment.batch_sizes[min(1, len(experiment.batch_sizes) - 1)]
-    head = ("", "parameters", "active a token", "held-out bits per byte", "tokens/s",
+    head = ("", "parameters", "active per token", "held-out bits per byte", "tokens/s",
             f"imbalance, {most} devices, batches of {small}", "slowest / mean device")  # fmt: skip
     rows = [_row(name, cells[name], experiment, small) for name in models]
     name = f"order-{control['order']} byte model (control)"
@@ -44,7 +44,7 @@ def _text(experiment, models, cells, results) -> str:
     return f"""# Grouped experts against ordinary top-k
 
 Two language models of equal size were trained on the same text in the same order. Both have
-{moe.experts} experts a layer and send every token to {active} of them. The ordinary router takes
+{moe.experts} experts per layer and send every token to {active} of them. The ordinary router takes
 the best {active} of all; the grouped router (MoGE, arXiv 2505.21411) takes the best {moe.top_k} of
 each of {moe.groups} groups. Where each device holds whole groups, every device then computes the
 same number of tokens, whatever the text.

@@ -115,7 +115,7 @@ def _read(experiment: Experiment, tokenizer_name: str) -> Text:
     if not training or not testing:
         raise InputError(
             f"{experiment.data} has {len(training)} training and {len(testing)} held-out "
-            "documents; both parts need one: give more files, or .jsonl with one text a line"
+            "documents; both parts need one: give more files, or .jsonl with one text per line"
         )
     wanted = experiment.steps * experiment.batch * experiment.length
     training = take(_shuffled(training), wanted, in_bytes=True)

@@ -1,4 +1,4 @@
-"""A trained forecaster as a folder: a JSON file and a file of arrays, all that predicting needs."""
+"""A trained forecaster as a folder: a JSON file and an array file, all that inference needs."""
 
 import dataclasses
 import datetime as dt
@@ -32,7 +32,7 @@ _OURS = r"forecaster(-[0-9a-f]{16})?\.safetensors|\.forecaster.*\.[0-9a-f]{8}"
 
 @dataclasses.dataclass(frozen=True)
 class ForecasterConfig:
-    """Everything about a forecaster that is not an array.
+    """The description of a forecaster: everything but its arrays.
 
     Attributes:
       model: the model.
@@ -104,7 +104,7 @@ class Forecaster:
 
     Attributes:
       cfg: its description.
-      params: one tree a seed.
+      params: one tree per seed.
       half_width: float64 [H, V], of the intervals, in the units of the data: those for a forecast
         that is made at `cfg.tracked_to`.
     """

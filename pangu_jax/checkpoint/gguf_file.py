@@ -1,4 +1,4 @@
-"""A GGUF file, llama.cpp's one file of tensors and metadata, as a Hugging Face checkpoint reads.
+"""GGUF files (llama.cpp's single-file format), read as if they were Hugging Face checkpoints.
 
 Source: github.com/ggml-org/ggml, docs/gguf.md; names and the order of rotary pairs are those that
 llama.cpp's converter writes.

@@ -1,4 +1,4 @@
-"""One way to open whatever holds a model: a run folder of ours, or a Hugging Face one."""
+"""Opens whatever holds a model: our own run folder or a Hugging Face one."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def open_checkpoint(
       path: a run folder (model.json, checkpoints/) or a Hugging Face folder (config.json,
         safetensors).
       kind: the only kind of model to take, or kinds, of `models.registry.KINDS`; None takes any.
-      by: what takes these alone, as the error names it.
+      by: the caller that takes only these, as the error names it.
       dtype: type of the parameters; None keeps what is stored.
       layout: where they live; None is the default device.
 

@@ -1,4 +1,4 @@
-"""What orbax and tensorstore complain of beside their exceptions, dropped while a store is open.
+"""Silences what orbax and tensorstore log besides raising, while a store is open.
 
 They report every save as INFO, and errors that we report ourselves. After a failed read or write,
 each of the others that were under way would print a traceback of its own, from the event loop that
@@ -56,7 +56,7 @@ _silence = _Silence()
 
 
 class QuietLogs:
-    """Silence from when it is made until it is closed; several may overlap."""
+    """Silences logs from construction until it is closed; several may overlap."""
 
     def __init__(self):
         """Begins."""

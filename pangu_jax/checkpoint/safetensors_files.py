@@ -1,4 +1,4 @@
-"""The tensors of a folder of safetensors files: finding, viewing and writing them."""
+"""Folders of safetensors files: finding, viewing and writing their tensors."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies.
+    """The location of one tensor.
 
     Attributes:
       file: its file.
@@ -55,7 +55,7 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True)
 class PendingTensor:
-    """A tensor to write: its type and shape, and what makes it when it is its turn."""
+    """A tensor to write: its type, its shape, and a function that makes it when it is needed."""
 
     dtype: np.dtype
     shape: tuple[int, ...]

@@ -55,7 +55,7 @@ def begin(
       cfg: the model, as a new run is given it.
       folder: the run's folder; made if missing.
       settings: JSON values and configs, by the names that errors use.
-      free: names whose values may differ when it goes on.
+      free: names whose values may differ when it is resumed.
 
     Raises:
       InputError: as `open_run`.
@@ -71,7 +71,7 @@ def begin(
 
 
 def discard(folder: str | Path) -> None:
-    """Removes the checkpoints and the settings of a run that has served its purpose.
+    """Removes the checkpoints and settings of a run that is no longer needed.
 
     Its metrics stay. A kill in between leaves the run whole, or one that begins anew.
 
@@ -178,7 +178,7 @@ class Store:
     def save(self, step: int, params: Any, rest: Any) -> None:
         """Writes a checkpoint in the background; it appears whole or not at all.
 
-        The arrays may be given up (donated) as soon as this returns.
+        The arrays may be donated as soon as this returns.
 
         Args:
           step: its number; saving a step again does nothing.
@@ -324,7 +324,7 @@ class Store:
 
 
 class NullStore:
-    """The checkpoints of a run that keeps none; as a `Store` that holds nothing."""
+    """A `Store` that saves nothing, for runs without checkpoints."""
 
     def __enter__(self) -> "NullStore":
         """Gives itself."""

@@ -1,4 +1,4 @@
-"""Whether a Hugging Face folder is whole: against itself, and against the sums it came with."""
+"""Verifies a Hugging Face folder: against itself, and against the checksums released with it."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def check_structure(folder: str | Path) -> str:
 def check_sums(
     folder: str | Path, progress: Callable[[str], None] = lambda name: None
 ) -> tuple[list[str], list[str]]:
-    """Recomputes the sums that came with the folder.
+    """Recomputes the checksums that came with the folder.
 
     These are lists such as SHA256SUMS, files such as model.safetensors.sha256, and, in the cache of
     the Hugging Face hub, the names of what the links point to.

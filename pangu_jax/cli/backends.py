@@ -1,4 +1,4 @@
-"""Prints what is on this machine, and which implementation each operator would pick."""
+"""Prints this machine's devices, and which implementation each operator would use."""
 
 import importlib.metadata
 import json
@@ -17,7 +17,7 @@ class Options:
     """What to print."""
 
     platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Choices for this platform; None is the present one."""
+    """Choices for this platform; None is the current one."""
     json: bool = False
     """Print one JSON object instead of text."""
 

@@ -1,4 +1,4 @@
-"""Talks with a trained model: answers come as they are made, and it remembers the dialogue."""
+"""Chats with a trained model: answers are streamed, and the conversation is remembered."""
 
 import json
 import sys
@@ -36,27 +36,27 @@ GRAY, PLAIN = "\033[90m", "\033[0m"
 
 @dataclass(frozen=True)
 class Options:
-    """Whom to talk with, and how."""
+    """Which model to chat with, and how."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, or a folder in the Hugging Face layout."""
     message: str | None = None
     """Say this, print the answer and end; None reads lines from the terminal or a pipe."""
     system: str | None = None
-    """What the model is told before the dialogue."""
+    """The system message."""
     template: str = "auto"
-    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    """Chat template: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
     mode: str | None = None
     """How much to think, where the template has modes: slow, fast, auto."""
     thinking: bool = True
     """Show the thinking too; it is never part of what the model remembers."""
     history: str | None = None
-    """A .json file that the dialogue is read from and kept in."""
+    """A .json file to load the conversation from and save it to."""
     max_new: int = 1024
-    """Most tokens of an answer."""
+    """Maximum number of tokens per answer."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.6, top_k=50, top_p=0.95)
     seed: int = 0
-    """Of the drawing."""
+    """Sampling seed."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -24,7 +24,7 @@ from pangu_jax.models import registry
 
 @dataclass(frozen=True)
 class Options:
-    """What to write, and as what."""
+    """What to convert, and to what."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, a folder in the Hugging Face layout, or a GGUF file."""
@@ -55,11 +55,11 @@ class Options:
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the tensors; None keeps each its own."""
     max_shard_gb: float = 5.0
-    """Upper bound on the tensors of a file."""
+    """Maximum size of each file of tensors."""
 
 
 def main(options: Options) -> None:
-    """Reads, writes, and says what was written as what."""
+    """Reads, writes, and prints what was written."""
     kind = checkpoint_format(options.checkpoint)
     if kind == "gguf":
         _convert_gguf(options)

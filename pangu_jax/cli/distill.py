@@ -35,7 +35,7 @@ from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
 
 @dataclass(frozen=True)
 class Options:
-    """Who learns from whom, on what, how long."""
+    """Which student learns from which teacher, on which data, for how long."""
 
     teacher: Annotated[str, tyro.conf.Positional]
     """The original checkpoint."""
@@ -48,9 +48,9 @@ class Options:
     steps: int = 500
     """Optimizer steps."""
     batch: int = 8
-    """Windows a step."""
+    """Windows per step."""
     length: int = 256
-    """Tokens a window."""
+    """Tokens per window."""
     kl_weight: float = KL_WEIGHT
     """Weight of KL(teacher || student)."""
     lm_weight: float = LM_WEIGHT
@@ -58,7 +58,7 @@ class Options:
     hidden_weight: float = HIDDEN_WEIGHT
     """Weight of matching the last hidden states."""
     temperature: float = TEMPERATURE
-    """Softens both predictions in the KL."""
+    """Temperature of both distributions in the KL."""
     optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OPTIMIZER
     field: str = "text"
     """The key of the text in .jsonl lines."""
@@ -69,17 +69,17 @@ class Options:
     remat: Literal["full", "dots"] | None = None
     """What the backward pass recomputes."""
     seed: int = 0
-    """Of the order of windows."""
+    """Seed of the data order."""
     checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
 
 
-# What may be otherwise when a run goes on: it changes no result.
+# What may differ when a run is resumed: it changes no result.
 FREE = ("out", "checkpoint_every")
 
 
 def main(options: Options) -> None:
-    """Distils, from the last checkpoint in OUT if there is one, and writes OUT/model."""
+    """Distills, from the last checkpoint in OUT if there is one, and writes OUT/model."""
     with working("reading checkpoints"):
         taken = {"kind": "decoder", "by": "`pangu-jax distill`"}
         teacher, teacher_cfg, where = open_checkpoint(options.teacher, **taken)

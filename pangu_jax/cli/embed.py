@@ -1,4 +1,4 @@
-"""Writes one vector a text, by an encoder such as those of sentence-transformers, or a decoder."""
+"""Writes one vector per text, from an encoder (sentence-transformers and the like) or a decoder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ from pangu_jax.nn.how import How
 
 @dataclass(frozen=True)
 class Options:
-    """Which texts, by which model, and how their vectors are made."""
+    """Which texts to embed, with which model, and how."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A folder in the Hugging Face layout, or a run folder, of an encoder or a decoder."""
     data: str
-    """A .jsonl file with a text a record, or another text file with one a line; .gz too."""
+    """A .jsonl file with one text per record, or another text file with one per line; .gz too."""
     out: str
     """The .npy file to write: float32 [texts, width], in the order of the texts."""
     field: str = "text"
@@ -33,13 +33,13 @@ class Options:
     pooling: Pooling | None = None
     """Which hidden states make the vector; None is what the folder says."""
     attention: Attention | None = None
-    """For a decoder: whether tokens see no later ones, or all; None is what the folder says."""
+    """For a decoder: causal or bidirectional attention; None is what the folder says."""
     pool_prefix: bool | None = None
     """For a decoder: whether the prefix's tokens are pooled too; None is what the folder says."""
     batch: int = 32
     """Texts computed at once."""
     max_length: int | None = None
-    """Tokens that a text is cut to, special ones among them; None is what the folder says."""
+    """Maximum tokens per text, special tokens included; None is what the folder says."""
     prefix: str | None = None
     """What is put before every text, such as "query: "; None is what the folder says."""
     tokenizer: str | None = None

@@ -17,20 +17,20 @@ from pangu_jax.task.language import as_dict, perplexity
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, on what, and by which windows."""
+    """What to evaluate, on which text, with which windows."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, or a folder in the Hugging Face layout."""
     data: str
     """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
     length: int = 512
-    """Tokens of context a window gives at most."""
+    """Maximum context, in tokens."""
     stride: int | None = None
-    """New tokens a window predicts; None is the length (no overlap)."""
+    """New tokens predicted per window; None is the length (no overlap)."""
     batch: int = 8
     """Windows computed at once."""
     max_tokens: int | None = None
-    """Stop after the document in which so many tokens were predicted; None takes all."""
+    """Stop after the document in which this many tokens were predicted; None takes all."""
     field: str = "text"
     """The key of the text in .jsonl lines."""
     tokenizer: str | None = None

@@ -37,38 +37,38 @@ SCRIPT = "compile_ascend.sh"
 
 @dataclass(frozen=True)
 class Options:
-    """What to export, for what, and how it is checked."""
+    """What to export, to which target, and how to check it."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, a folder in the Hugging Face layout, or a trained forecaster's folder."""
     target: Literal["stablehlo", "onnx", "ascend"]
     """stablehlo: runs with jax alone. onnx: opset 17. ascend: onnx, and what atc needs."""
     out: str
-    """The folder to write; an artifact that is there is replaced."""
+    """The folder to write; an existing artifact is replaced."""
     profiles: str = "128"
-    """Lengths of prompts or texts, such as 128,512,2048: a static program each."""
+    """Prompt or text lengths, such as 128,512,2048: one static program for each."""
     cache: int | None = None
-    """Slots of the key-value cache; None is twice the longest profile, if the model goes so far."""
+    """Slots of the key-value cache; None is twice the longest profile, if the model allows it."""
     batch: int | None = None
     """Rows of a batch; None is 1 for onnx and ascend, and open for stablehlo."""
     platforms: str = "cpu"
-    """For stablehlo: which of cpu,cuda,tpu one artifact serves."""
+    """For stablehlo: the platforms, of cpu,cuda,tpu, that the artifact runs on."""
     weights: Literal["beside", "inside"] = "beside"
-    """For stablehlo: weights in a file that the programs share, or built into each."""
+    """For stablehlo: weights in a file shared by the programs, or embedded in each."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of parameters and activations; ONNX is float32."""
     precision: Literal["highest", "default"] = "highest"
-    """For stablehlo: of float32 products on GPU and TPU; default is faster and rounds more."""
+    """For stablehlo: precision of float32 matmuls on GPU and TPU; default is faster, less exact."""
     experts: Literal["dense", "gather"] | None = None
-    """Form of routed experts; None is dense-in-group. gather suits a batch of one on a CPU."""
+    """How routed experts are computed; None is dense-in-group. gather suits batch 1 on a CPU."""
     soc: str | None = None
     """For ascend: the chip, such as Ascend310P3 (see `npu-smi info`)."""
     operators: Literal["cann-8.0", "cann-5.0.4"] = "cann-8.0"
-    """For ascend: whose list of operators must hold."""
+    """For ascend: the operator list to comply with."""
     precision_mode: str | None = None
     """For ascend: atc's --precision_mode."""
     tolerance: float | None = None
-    """Greatest relative error against jax; None is 1e-4 in float32 (1e-2 with --precision default),
+    """Maximum relative error against jax; None is 1e-4 in float32 (1e-2 with --precision default),
     1e-1 in bfloat16."""
     pooling: Pooling | None = None
     """For an encoder: which hidden states make a vector; None is what the folder says."""
@@ -80,7 +80,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Exports, compares with jax, and prints the table; above the tolerance nothing is left."""
+    """Exports, compares with jax, prints the table; keeps nothing above the tolerance."""
     artifact, compared = _make(options, print)
     for note in artifact.notes:
         print(f"note: {note}")

@@ -1,6 +1,6 @@
 """Forecasts many series at once: trains on a CSV file, evaluates, predicts.
 
-While it trains, OUT/training holds the run; the same command goes on where one was stopped.
+While it trains, OUT/training holds the run; the same command resumes a stopped run.
 
 From Python it is `pangu_jax.fit`, `evaluate` and `forecast`.
 """
@@ -42,27 +42,27 @@ class Train:
     out: str
     """The folder of the forecaster; all that predict needs."""
     look_back: int = TimeProConfig.look_back
-    """Steps that a forecast is made from."""
+    """Input steps of a forecast."""
     layers: int = TimeProConfig.layers
     """Blocks of the model."""
     channels: int = TimeProConfig.channels
-    """Channels of a patch, a multiple of 16."""
+    """Channels per patch, a multiple of 16."""
     patch: int = TimeProConfig.patch
-    """Steps of a patch."""
+    """Steps per patch."""
     stride: int = TimeProConfig.stride
     """Steps between patches."""
     seeds: int = 1
     """How many models are trained; their forecasts are averaged."""
     batch: int = FitConfig.batch
-    """Windows a step."""
+    """Windows per step."""
     learning_rate: float = FitConfig.learning_rate
-    """Of Adam; halves with every epoch from the third on."""
+    """Learning rate of Adam; halves every epoch from the third on."""
     epochs: int = FitConfig.epochs
-    """At most."""
+    """Maximum number of epochs."""
     patience: int = FitConfig.patience
     """Epochs without a better validation error before it stops."""
     coverage: float = 0.9
-    """What share of the truth the intervals are to cover."""
+    """Share of observations that the intervals should cover."""
     layout: CsvFormat = CsvFormat()
 
 
@@ -93,7 +93,7 @@ class Predict:
     steps: int | None = None
     """How far ahead; beyond the trained horizon, forecasts are fed back, without intervals."""
     plot: str | None = None
-    """A picture to draw: .png, .svg or .pdf."""
+    """A plot to write: .png, .svg or .pdf."""
     layout: CsvFormat = CsvFormat()
 
 

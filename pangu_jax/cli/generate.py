@@ -1,4 +1,4 @@
-"""Continues a prompt with a trained model, as the tokens come; or all prompts of a file."""
+"""Continues a prompt with a trained model, streaming; or answers every prompt of a file."""
 
 import sys
 import time
@@ -34,18 +34,18 @@ class Options:
     prompt: str | None = None
     """The text to continue; empty or None starts a new document."""
     prompts: str | None = None
-    """A .jsonl file with a prompt a record, in place of --prompt; .gz too."""
+    """A .jsonl file with one prompt per record, instead of --prompt; .gz too."""
     out: str | None = None
-    """With --prompts: the .jsonl file of the answers; one that is there is gone on with."""
+    """With --prompts: the .jsonl file to write; an existing one is resumed."""
     field: str = "prompt"
     """With --prompts: the key of the prompt in its record."""
     batch: int = 32
-    """With --prompts: how many are answered at once."""
+    """With --prompts: how many are decoded at once."""
     max_new: int = 200
-    """Most tokens to generate, for each prompt."""
+    """Maximum number of new tokens per prompt."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
-    """Of the drawing; matters only with a temperature."""
+    """Sampling seed; has no effect with greedy decoding."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -37,7 +37,7 @@ class Options(Protocol):
 
 
 def check_file(options: Options) -> None:
-    """Nothing, if what is said of a prompt and of files goes together.
+    """Checks that what is said of a prompt and of files goes together.
 
     Raises:
       InputError: says what does not.

@@ -1,4 +1,4 @@
-"""Prints what a checkpoint is: architecture, parameters, memory, key and value bytes a token.
+"""Prints what a checkpoint is: architecture, parameters, memory, key and value bytes per token.
 
 Reads the configuration alone, and the headers of tensor files where there are any, so that a folder
 with just a config.json is enough and a large checkpoint takes no longer than a small one.
@@ -40,7 +40,7 @@ OWN = {
 
 @dataclass(frozen=True)
 class Options:
-    """What to look at."""
+    """What to inspect."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, a folder in the Hugging Face layout, of which config.json is enough, a GGUF
@@ -100,8 +100,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     Returns:
       kind and family, `parameters`, bytes per storage type, and `files`: tensors and bytes stored,
       or None where the folder holds the configuration alone. For a decoder also shapes, parameters
-      `active` a token, and key and value bytes a token of context per type; for an encoder shapes
-      and how vectors are made; else `config`.
+      `active` per token, and key and value bytes per token of context, by type; for an encoder
+      shapes and how vectors are made; else `config`.
 
     Raises:
       InputError: the folder is neither, or its configuration cannot be read.
@@ -199,11 +199,11 @@ def _lines(found: dict[str, Any]):
     total, active = found["parameters"], found.get("active")
     yield "parameters", f"{total:,} ({_short(total)})"
     if active is not None:
-        yield "active a token", f"{active:,} ({_short(active)}, {active / total:.1%})"
+        yield "active per token", f"{active:,} ({_short(active)}, {active / total:.1%})"
     yield "memory", ", ".join(f"{n} {_size(b)}" for n, b in found["bytes"].items())
     if "cache_bytes_per_token" in found:
         cache = found["cache_bytes_per_token"]
-        yield "cache a token", ", ".join(f"{n} {b:,} bytes" for n, b in cache.items())
+        yield "cache per token", ", ".join(f"{n} {b:,} bytes" for n, b in cache.items())
     yield "stored", _stored(found["files"])
 
 
@@ -234,7 +234,7 @@ def _shapes(found: dict[str, Any]):
 
 
 def _summary(runs: list[dict[str, Any]]):
-    """One line a run; a model whose layers all differ is cut after eight."""
+    """One line per run; a model whose layers all differ is cut after eight."""
     for run in runs[:8]:
         attention, mlp, moe = run["attention"], run["mlp"], run["moe"]
         heads = attention["kv_heads"] * attention["q_per_kv"]

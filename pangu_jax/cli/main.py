@@ -29,10 +29,10 @@ COMMANDS = {
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
     "run": ("pangu_jax.cli.run", "run or check an exported artifact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
-    "embed": ("pangu_jax.cli.embed", "write one vector a text, by an encoder"),
+    "embed": ("pangu_jax.cli.embed", "write one vector per text, by an encoder"),
     "multiconir": ("pangu_jax.cli.multiconir", "measure retrieval by many conditions at once"),
     "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
-    "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from files at hand"),
+    "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from local files"),
 }
 WIDTH = max(map(len, COMMANDS))
 

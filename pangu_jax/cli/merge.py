@@ -35,7 +35,7 @@ RECIPE = "merge.json"
 
 @dataclass(frozen=True)
 class Options:
-    """What to merge, how, and what the merge must be worth."""
+    """What to merge, how, and how good the merge must be."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Run folders or folders in the Hugging Face layout, two or more, of one architecture."""
@@ -50,17 +50,17 @@ class Options:
     density: float = 0.5
     """Share of each difference that ties and dare keep."""
     weights: tuple[float, ...] | None = None
-    """One a checkpoint; without, all count alike."""
+    """One per checkpoint; by default all count equally."""
     rescale: Literal["norm", "density"] = "norm"
     """What dare makes up for what it drops: the sum of magnitudes, or the share, as the paper."""
     seed: int = 0
-    """Of what dare drops."""
+    """Seed of what dare drops."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the tensors; None keeps that of the base, or else of the first."""
     max_shard_gb: float = 5.0
     """Upper bound on the tensors of a file."""
     gate: str | None = None
-    """A file of text, or of questions ({"instruction", "label"} a line), on which all are
+    """A file of text, or of questions ({"instruction", "label"} per line), on which all are
     measured."""
     tolerance: float = 0.0
     """How much worse than the best single checkpoint the merge may be, in the gate's unit."""
@@ -71,7 +71,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Merges, measures, and writes or says why not."""
+    """Merges, evaluates, and writes the merge or says why not."""
     recipe = _recipe(options)
     recipe.check(len(options.checkpoints), options.base is not None)
     sources = [_opened(path) for path in options.checkpoints]

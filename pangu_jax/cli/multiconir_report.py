@@ -52,7 +52,7 @@ def load_table(folder: Path, results: dict[str, Any], name: str) -> Table:
 
 
 def check_results(folder: Path, results: dict[str, Any]) -> None:
-    """Nothing, if the cells of a results.json have what this command writes.
+    """Checks that the cells of a results.json have what this command writes.
 
     Raises:
       InputError: names the cell that has not.

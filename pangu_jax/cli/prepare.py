@@ -1,4 +1,4 @@
-"""Prepares a dataset once, from files at hand, so that it is read with grain."""
+"""Prepares a dataset once, from local files, so that it is read with grain."""
 
 import importlib.util
 from dataclasses import dataclass

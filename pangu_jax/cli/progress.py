@@ -1,4 +1,4 @@
-"""How far a command is: bars on a terminal; elsewhere, such as in a log, a line now and then."""
+"""Progress of a command: bars on a terminal; in a log, a line from time to time."""
 
 import contextlib
 import sys

@@ -51,7 +51,7 @@ class Options:
     out: Annotated[str, tyro.conf.Positional]
     """A new folder for the pruned checkpoint, plan.json and report.md."""
     target: str | None = None
-    """What is left: "params=0.8", "flops=0.7", or axes: "ffn=0.5,groups=0.75,layers=24"."""
+    """What to keep: "params=0.8", "flops=0.7", or axes: "ffn=0.5,groups=0.75,layers=24"."""
     calib: str | None = None
     """Calibration text: a file or folder of .txt or .jsonl, either possibly .gz; "stdlib"."""
     method: Literal[
@@ -59,7 +59,7 @@ class Options:
     ] = "slimllm"
     """How units are scored."""
     repair: Literal["ridge", "affine", "scale", "bias", "none"] = "ridge"
-    """How the cut projections are refitted; ridge without biases where the family has none."""
+    """How pruned projections are refitted; ridge without biases where the family has none."""
     export: Literal["uniform", "padded", "per-layer"] = "uniform"
     """Layers of equal widths; zero-padded to equal widths; or each as it is."""
     allocation: Literal["equal", "cosine", "global"] | None = None
@@ -67,19 +67,19 @@ class Options:
     windows: int = 32
     """Calibration windows."""
     length: int = 128
-    """Tokens a window."""
+    """Tokens per window."""
     seed: int | None = None
-    """Takes random windows of the text; None takes its first ones."""
+    """Draws random windows of the text; None takes its first ones."""
     free: tuple[Literal["groups", "ffn", "hidden"], ...] = ()
     """Axes that a params or flops target cuts; empty is the method's own."""
     ridge: float | None = Recipe.ridge
     """Strength of the ridge repair; None chooses it on held-out windows."""
     propagate: Literal["pruned", "dense"] = "pruned"
-    """Whether scores and repairs see the layers before as pruned."""
+    """Whether scores and repairs see the preceding layers as already pruned."""
     norm: Literal["none", "l2", "dim", "calibrated"] = "l2"
-    """How norm gains are re-initialized when hidden channels go."""
+    """How norm gains are re-initialized when hidden channels are pruned (SLNP)."""
     clap: bool = Recipe.clap
-    """Whether removed layers hand their best KV groups to the layer before."""
+    """Whether removed layers pass their best KV groups to the preceding layer (CLAP)."""
     alpha: float = Recipe.alpha
     """Unevenness of the cosine allocation."""
     pruned_layers: int | None = Recipe.pruned_layers
@@ -116,11 +116,11 @@ class Text:
     evaluation: np.ndarray
     name: str
     head: str
-    """What heads each window, in words."""
+    """What each window begins with, as shown to the user."""
 
 
 def main(options: Options) -> None:
-    """Prunes, repairs, writes, loads back, compares, reports."""
+    """Prunes, repairs, saves, reloads, compares, reports."""
     written = _claimed(options)
     out = Path(options.out)
     print((out / "report.md").read_text(encoding="utf-8").split("\n## ")[0].strip())

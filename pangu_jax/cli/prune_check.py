@@ -1,4 +1,4 @@
-"""Re-loads what `pangu-jax prune` wrote and verifies from its files what it promises.
+"""Reloads what `pangu-jax prune` wrote, and verifies from its files what it promises.
 
 Exits with 2, and says what, where something does not hold.
 """

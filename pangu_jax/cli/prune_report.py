@@ -23,12 +23,12 @@ def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
     rows = [
         _row("parameters", axes.parameters(cfg), axes.parameters(result.cfg)),
         _row(
-            f"FLOPs a token (context {length})",
+            f"FLOPs per token (context {length})",
             axes.flops(cfg, length),
             axes.flops(result.cfg, length),
         ),
         _row(
-            "KV cache bytes a token (16 bit)",
+            "KV cache bytes per token (16 bit)",
             cache_bytes(cfg),
             cache_bytes(result.cfg),
         ),
@@ -62,7 +62,7 @@ Model hash {plan.model_hash}, calibration hash {plan.text_hash}.
 
 ![what stays of each layer](plots/ratios.png)
 
-| layer | KV groups | query heads a group | FFN channels | similarity of input and output |
+| layer | KV groups | query heads per group | FFN channels | similarity of input and output |
 |---|---|---|---|---|
 {_layers(result)}
 

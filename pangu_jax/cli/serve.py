@@ -1,7 +1,7 @@
-"""Answers requests in OpenAI's form over HTTP, many at once, with a trained model.
+"""Serves a trained model over HTTP with OpenAI's API, many requests at once.
 
 What a request leaves out is as OpenAI has it: temperature 1, top-p 1, no top-k. Of a checkpoint's
-generation_config.json only the begin and end of text are heeded.
+generation_config.json only the begin and end of text are used.
 """
 
 import importlib.util
@@ -29,7 +29,7 @@ LONGEST = 4096  # tokens that a slot has room for, unless --length says
 
 @dataclass(frozen=True)
 class Options:
-    """What is served, and where."""
+    """What to serve, and where."""
 
     checkpoint: Annotated[str, tyro.conf.Positional]
     """A run folder, or a folder in the Hugging Face layout."""
@@ -40,19 +40,19 @@ class Options:
     name: str | None = None
     """What clients call the model; None is the folder's name."""
     slots: int = 8
-    """How many answers are made at once."""
+    """How many requests are decoded at once."""
     length: int | None = None
     """Tokens of a prompt and its answer together; None is what the model was made for, up to
     4096."""
     queue: int = 64
-    """How many answers may wait for a slot; beyond that clients are told to try again."""
+    """How many requests may queue for a slot; beyond that clients are asked to retry."""
     burst: int = 4
-    """Tokens that are drawn before new requests are looked at."""
+    """Tokens that are decoded between looks at new requests."""
     warm: int = 16
-    """Prompts of up to so many tokens are compiled for before anybody is served; others wait while
-    a longer one is compiled for."""
+    """Prompt lengths up to this many tokens are compiled before serving starts; a longer prompt
+    compiles on demand while the others wait."""
     template: str = "auto"
-    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    """Chat template: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
     drain: float = 30.0
     """Seconds that open requests have to end after SIGTERM or SIGINT."""
     tokenizer: str | None = None
@@ -62,7 +62,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Serves until it is told to stop; prints where."""
+    """Serves until it is asked to stop; prints where."""
     missing = [n for n in ("pydantic", "starlette", "uvicorn") if not importlib.util.find_spec(n)]
     if missing:
         raise InputError(f"serving needs {', '.join(missing)}: pip install 'pangu-jax[serve]'")

@@ -1,4 +1,4 @@
-"""How commands and experiments end: told to stop, interrupted, or with bad input."""
+"""Exit codes of commands and experiments: stopped, interrupted, or given bad input."""
 
 import contextlib
 import sys

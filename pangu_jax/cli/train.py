@@ -1,4 +1,4 @@
-"""Trains a language model on text; the same command goes on where a run was stopped."""
+"""Trains a language model on text; the same command resumes a stopped run."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ from pangu_jax.train.profile import Profiler
 
 @dataclass(frozen=True)
 class Options:
-    """What to train on what, and how long."""
+    """What to train, on which data, for how long."""
 
     data: str
     """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
@@ -54,18 +54,18 @@ class Options:
     field: str = "text"
     """The key of the text in .jsonl lines."""
     held_out: float = 0.1
-    """Share of the documents, by the hash of their name, that is measured and not trained on."""
+    """Share of documents held out for evaluation, chosen by the hash of their name."""
     steps: int = 1000
     """Optimizer steps."""
     batch: int = 8
-    """Windows a step."""
+    """Windows per step."""
     length: int = 256
-    """Tokens a window."""
+    """Tokens per window."""
     accumulate: int = LoopConfig.accumulate
-    """Microbatches that a batch is cut into."""
+    """Microbatches per batch (gradient accumulation)."""
     optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OptimizerConfig()
     aux_weight: float = AUX_WEIGHT
-    """Weight of the auxiliary loss that keeps experts evenly used."""
+    """Weight of the auxiliary load-balancing loss."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the activations; parameters are float32."""
     remat: Literal["full", "dots"] | None = None
@@ -75,24 +75,24 @@ class Options:
     coordinator: str = ""
     """host:port of process 0 where several processes train together; "auto" asks the cluster."""
     processes: int | None = None
-    """How many processes train together."""
+    """Number of processes that train together."""
     process: int | None = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     rules: str = "fsdp"
-    """What is split over the mesh: ddp, fsdp, tensor, expert, joined with +."""
+    """What is sharded over the mesh: ddp, fsdp, tensor, expert, joined with +."""
     seed: int = 0
-    """Of initial values and of the order of windows."""
+    """Seed of the initial values and of the data order."""
     checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
     evaluate_every: int = LoopConfig.evaluate_every
-    """Steps between measurements on held-out text; 0 measures at the end."""
+    """Steps between evaluations on held-out text; 0 evaluates at the end only."""
     profile: bool = False
-    """Trace a few steps into the run's folder profile/ and say where time and memory go."""
+    """Profile a few steps into the run's folder profile/, and print where time and memory go."""
     evaluate_tokens: int = 100_000
-    """About how many held-out tokens a measurement predicts."""
+    """Approximate number of held-out tokens per evaluation."""
 
 
-# What may be otherwise when a run goes on: it changes no result, but for rounding.
+# What may differ when a run is resumed: it changes no result, but for rounding.
 FREE = (
     "out",
     "mesh",
@@ -106,7 +106,7 @@ FREE = (
 
 
 def main(options: Options) -> None:
-    """Trains, measures on held-out text, and says where the run lies."""
+    """Trains, evaluates on held-out text, and prints the run's folder."""
     connect(options.coordinator, options.processes, options.process)
     try:
         with contextlib.ExitStack() as claims:
@@ -241,7 +241,7 @@ def _announce(
 ) -> None:
     spec = decoder.spec(cfg)
     print(
-        f"{count(spec):,} parameters, {decoder.count_active(cfg):,} active a token; "
+        f"{count(spec):,} parameters, {decoder.count_active(cfg):,} active per token; "
         f"{len(tokens.ids):,} training tokens of {tokens.bytes:,} bytes",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""Results of a run that is made of cells: each is computed once, saved at once, and found again.
+"""Runs made of cells: each result is computed once, saved at once, and found again.
 
     results = open_results(folder, settings)
     compute(folder, results, "dense", measure_dense)

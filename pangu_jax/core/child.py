@@ -1,4 +1,4 @@
-"""A script in a process of its own that answers questions, kept while it answers in time."""
+"""A script in a child process that answers requests, kept alive while it answers in time."""
 
 import contextlib
 import importlib.util
@@ -17,7 +17,7 @@ START_SECONDS = 60  # until the process is there
 
 
 class Child:
-    """A Python script that reads one JSON object a line and answers each by one.
+    """A Python script that reads one JSON object per line and answers each by one.
 
     It is started, not forked, isolated, so that no folder or variable of the user's decides what it
     imports, and says "{}" when it is there. It may be asked by one thread at a time.

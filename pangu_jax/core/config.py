@@ -144,7 +144,7 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
 
 
 def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) -> None:
-    """Nothing, if a size is one that an array can have.
+    """Checks that a size is one that an array can have.
 
     Args:
       name: how the error names it.
@@ -162,7 +162,7 @@ def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) 
 
 
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Nothing, if a value is one of those that are known.
+    """Checks that a value is one of those that are known.
 
     Args:
       name: how the error names it.
@@ -178,7 +178,7 @@ def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
 
 
 def check_choices(config: Any, of: str = "") -> None:
-    """Nothing, if each field of a dataclass whose type is a `Literal` holds one of its values.
+    """Checks that each field of a dataclass whose type is a `Literal` holds one of its values.
 
     The type is all there is to keep: it says what a reader, a type checker, the command line and
     this accept. To be called first in `__post_init__`. A field may also be None, or a tuple of such

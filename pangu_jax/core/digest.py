@@ -1,4 +1,4 @@
-"""What files and values are known by."""
+"""Hashes of files and of JSON values."""
 
 import hashlib
 import json
@@ -26,5 +26,5 @@ def digest(path: str | Path, kind: str) -> str:
 
 
 def json_digest(values: Any) -> str:
-    """SHA-256 of JSON values, whatever the order of their names."""
+    """SHA-256 of JSON values, independent of the order of their keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -55,9 +55,9 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place when the block ends well.
 
     What a killed process left of the same folder is cleared first; a folder that a living process
-    is filling is let be, as it holds a lock. A folder that is replaced changes places with the new
-    one in a single step; where the file system has no such step it is set aside for a moment, and
-    a process killed in that moment leaves it to be put back by the next call.
+    is filling is left alone, as it holds a lock. A folder that is replaced is swapped with the
+    new one in a single step; a file system without such a step has it set aside for a moment, and a
+    process killed in that moment leaves it to be put back by the next call.
 
     Folders and files get the modes of ordinary ones. Inside such a block, one for the temporary
     folder gives that folder itself.

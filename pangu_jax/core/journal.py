@@ -1,4 +1,4 @@
-"""A .jsonl file that one process writes line by line, and goes on with after it was stopped.
+"""An append-only .jsonl file, written by one process and resumed after it was stopped.
 
     with Journal("answers.jsonl", head='{"line"') as journal:
         done = {record["line"] for record in journal.found}
@@ -33,7 +33,7 @@ class Journal:
         Args:
           path: the file; its folder is made if missing.
           head: what each line begins with, `{"name"`, so that the start of one is known as such and
-            other files are let be.
+            other files are left alone.
 
         Raises:
           InputError: another process writes it, it holds something else, or it cannot be written.

@@ -1,4 +1,4 @@
-"""Which platform the code being traced is for: this machine's, unless an export says otherwise."""
+"""The platform that is traced for: this machine's, unless an export says otherwise."""
 
 import contextlib
 from collections.abc import Iterator

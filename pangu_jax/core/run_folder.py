@@ -1,6 +1,6 @@
-"""A folder that one process at a time may fill: a run, a forecaster, what a command writes.
+"""A folder that one process at a time may write: a run, a forecaster, a command's output.
 
-`open_run` has the rules by which a run is begun, gone on with, or refused.
+`open_run` has the rules by which a run is started, resumed, or refused.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ def open_run(
     free: Collection[str] = (),
     doing: str = "computing in",
 ) -> Claim:
-    """Claims the folder of a run, which is begun there or gone on with.
+    """Claims the folder of a run, which is started there or resumed.
 
     The rules are the same for everything that keeps a run in a folder:
 
@@ -116,7 +116,7 @@ def open_run(
     - Its settings are the first that is written, as config.json. Who goes on must have the same,
       but for what changes no result.
     - A folder whose settings have a name that is none of these is of another command or of a newer
-      version, and one that holds files but no settings is something else: both are let be.
+      version, and one that holds files but no settings is something else: both are left alone.
 
     Args:
       folder: of the run; made if missing.
@@ -173,7 +173,7 @@ def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[st
 def check_same(
     found: dict[str, Any], settings: dict[str, Any], what: str, *, free: Collection[str] = ()
 ) -> None:
-    """Nothing, if something was made with these settings.
+    """Checks that something was made with these settings.
 
     Args:
       found: its settings, as they were read.

@@ -133,7 +133,7 @@ def count(spec: Any) -> int:
 
 
 def nbytes(spec: Any, dtype: Any = None) -> int:
-    """Bytes that the leaves take, stored as `dtype` or, for None, each as its own type."""
+    """Bytes of all leaves, stored as `dtype`, or for None each as its own type."""
     leaves = jax.tree.leaves(spec, is_leaf=is_spec)
     return sum(math.prod(x.shape) * np.dtype(dtype or x.dtype).itemsize for x in leaves)
 

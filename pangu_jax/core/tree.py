@@ -80,7 +80,7 @@ def content_hash(tree: Any) -> str:
 
 
 def check_finite(name: str, array: Any) -> None:
-    """Nothing, if all values are finite; a parameter that is not would spoil every result.
+    """Checks that all values are finite; a parameter that is not would spoil every result.
 
     Args:
       name: how the error names the array: its file, and its name there.

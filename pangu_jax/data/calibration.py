@@ -1,4 +1,4 @@
-"""Whole windows of text for calibration: equal lengths, no padding."""
+"""Full windows of calibration text: equal lengths, no padding."""
 
 from collections.abc import Sequence
 

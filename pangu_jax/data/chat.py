@@ -1,4 +1,4 @@
-"""Dialogues as the text that a model was trained on, and what it answers."""
+"""Chat messages rendered as the text a model was trained on, and the parsing of its replies."""
 
 import collections
 import dataclasses
@@ -13,7 +13,7 @@ Message = Mapping[str, str]
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How one family of models writes a dialogue.
+    """The chat format of one family of models.
 
     Attributes:
       write: (checked messages, whether to open an assistant turn) -> text.
@@ -39,7 +39,7 @@ def render(
     add_generation_prompt: bool = True,
     mode: str | None = None,
 ) -> str:
-    """The dialogue as one text, with a begin of text only where the template itself writes one.
+    """The conversation as one text, with a begin-of-text token only where the template writes one.
 
     Args:
       messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
@@ -79,7 +79,7 @@ def stop_ids(tokenizer: Tokenizer, template: str | Template) -> tuple[int, ...]:
 
 
 def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> list[int]:
-    """Ids of a rendered dialogue: of the text as a whole, as the template meant it.
+    """Ids of a rendered conversation, tokenized as a whole, as the template intends.
 
     A checkpoint's own template writes its begin of text where it wants one; the others leave it to
     the tokenizer.
@@ -107,7 +107,7 @@ def opens_thinking(text: str, template: str | Template) -> bool:
 
 
 class Reply:
-    """An assistant turn as its tokens come: what is thinking, and what the answer.
+    """Parses an assistant turn as its tokens arrive, into thinking and answer.
 
     Joined, the texts of a kind are that part of the turn; `answer` is what belongs into the
     history, as models do not see their earlier thinking.
@@ -184,7 +184,7 @@ class Reply:
 
 
 def partial_tag_length(text: str, tag: str) -> int:
-    """How many last characters of the text may be the beginning of the tag."""
+    """How many trailing characters of the text may be the beginning of the tag."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 
 

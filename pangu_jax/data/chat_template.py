@@ -1,4 +1,4 @@
-"""Chat templates that come with a checkpoint: programs, run where they can do no harm."""
+"""Chat templates that ship with a checkpoint: programs, run in a sandboxed process."""
 
 import sys
 from collections.abc import Callable, Sequence

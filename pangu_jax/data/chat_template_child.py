@@ -1,8 +1,9 @@
 """Renders a chat template in a process of its own: a script that imports nothing of this package.
 
-It reads one JSON object a line from stdin, {"source": the template, "values": what it may name, or
-null to compile only, "seconds": of the processor}, and answers each by one on stdout: {"text": ...}
-or {"kind": "compile" | "security" | "render", "error": ...}. What runs too long ends with it.
+It reads one JSON object per line from stdin, {"source": the template, "values": what it may name,
+or null to compile only, "seconds": of processor time}, and answers each with one on stdout:
+{"text": ...} or {"kind": "compile" | "security" | "render", "error": ...}. What runs too long ends
+with it.
 Arguments: bytes of memory it may take, the longest text, and folders to import jinja2 from.
 """
 

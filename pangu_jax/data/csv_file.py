@@ -1,4 +1,4 @@
-"""Rows of CSV files, read one by one: a header, then as many fields a row."""
+"""Rows of CSV files, streamed: a header, then rows with as many fields."""
 
 import csv
 import gzip

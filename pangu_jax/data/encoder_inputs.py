@@ -1,4 +1,4 @@
-"""What a model reads that makes vectors of texts: ids with special tokens, cut to a length.
+"""Token ids for embedding models: special tokens added, truncated to a length.
 
 Encoders read texts or pairs, and which text each token is of; `encode_for_encoder` gives both,
 as the post-processor of a tokenizer.json puts them in. `encode_for_decoder` is for decoders, which
@@ -21,7 +21,7 @@ MANY = 256  # texts that are encoded at once
 
 
 class EncodedText(NamedTuple):
-    """One text, or a pair of texts, as a model reads it.
+    """One text, or a pair of texts, in the form a model reads.
 
     Attributes:
       ids: with the special tokens.
@@ -39,7 +39,7 @@ class EncodedText(NamedTuple):
 def encode_for_encoder(
     tokenizer: Tokenizer, texts: Texts, max_length: int
 ) -> Iterator[EncodedText]:
-    """The texts, or pairs, each cut to a length with its special tokens.
+    """The texts, or pairs, with special tokens, each truncated to a length.
 
     What is cut is the end of a text, never a special token; of a pair, the longer text first.
 
@@ -80,7 +80,7 @@ def encode_for_decoder(
     prefixes: Sequence[str],
     end: bool = False,
 ) -> Iterator[EncodedText]:
-    """Texts behind their prefixes, each cut to a length, as a decoder reads them.
+    """Texts after their prefixes, each truncated to a length, in the form a decoder reads.
 
     A text begins as a prompt does, and ends with what the post-processor puts there. What is cut
     is the end of the text, none of these. A text without any token is the boundary of documents.
@@ -89,7 +89,7 @@ def encode_for_decoder(
       tokenizer: one of `load_tokenizer`.
       texts: strings.
       max_length: most ids of one.
-      prefixes: one a text, possibly empty. A token that is of both is the text's.
+      prefixes: one per text, possibly empty. A token that is of both is the text's.
       end: whether a text ends with the first of the tokens that end one, too, unless it does.
 
     Raises:

@@ -21,7 +21,7 @@ from pangu_jax.data.windows import Rule
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One data set.
+    """One dataset.
 
     Attributes:
       file: the usual name of its file.
@@ -85,7 +85,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 
 def benchmark(name: str) -> Benchmark:
-    """The data set of that name.
+    """The dataset of that name.
 
     Raises:
       InputError: there is none.

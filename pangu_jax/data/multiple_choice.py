@@ -1,4 +1,4 @@
-"""Questions with choices, from JSON lines of three public sets."""
+"""Multiple-choice questions, from the JSON lines of three public sets."""
 
 import dataclasses
 import re

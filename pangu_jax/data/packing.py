@@ -1,4 +1,4 @@
-"""Documents laid end to end and cut into windows, without attention across documents."""
+"""Documents packed end to end into windows, without attention across documents."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ def tokenize(
     """Encodes every document once; empty ones are left out.
 
     Args:
-      documents: read once, in order; the result is in memory, 1, 2 or 4 bytes a token.
+      documents: read once, in order; the result is in memory, 1, 2 or 4 bytes per token.
       tokenizer: its boundary id is put before each document, so that the first token of a
         document is predicted too.
       as_prompts: each document begins as a prompt does, with the tokenizer's `begin`, if any.
@@ -67,7 +67,7 @@ def head(tokenizer: Tokenizer, begin: Sequence[int]) -> str:
     """Ids that head a document or a window, in words; "" where there are none."""
     if tuple(begin) == (tokenizer.boundary,):
         return BOUNDARY
-    return f"the begin token {' '.join(map(tokenizer.token, begin))}" if begin else ""
+    return f"the begin token {' '.join(map(tokenizer.id_to_token, begin))}" if begin else ""
 
 
 def cached_tokens(

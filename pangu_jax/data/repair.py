@@ -12,7 +12,7 @@ from pangu_jax.data.timestep import describe_gap, find_step
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """One row a time, in order.
+    """One row per time, in order.
 
     Attributes:
       stamps: of the rows.
@@ -50,7 +50,7 @@ def gather(table: Table) -> Rows:
 
 
 def repair(path: str, table: Table) -> tuple[Timestamps, np.ndarray, np.ndarray, list[str]]:
-    """Rows in order, one a time, without gaps or missing values.
+    """Rows in order, one per time, without gaps or missing values.
 
     Args:
       path: how errors name the file.

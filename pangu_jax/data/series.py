@@ -1,4 +1,4 @@
-"""Series from CSV files: a time column and numbers, in columns or one observation a row.
+"""Series from CSV files: a time column and numbers, in columns or one observation per row.
 
 Nothing is guessed in silence: what does not fit is refused in one sentence that names file, row and
 column, or, when repairing is asked for, repaired and noted.
@@ -23,7 +23,7 @@ __all__ = ["CsvFormat", "Series", "read_csv", "write_csv"]
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """Variates over time.
+    """A multivariate time series.
 
     Attributes:
       values: float64 [rows, V].

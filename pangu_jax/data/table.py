@@ -65,7 +65,7 @@ class CsvFormat:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a file holds, row by row as it stands.
+    """The contents of a file, row by row, unchanged.
 
     Attributes:
       names: of the variates.

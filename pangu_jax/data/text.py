@@ -1,4 +1,4 @@
-"""Documents from what a user has: a folder, a file, jsonl, gzip, or Python's own source."""
+"""Documents from a folder, a text or jsonl file, gzip, or Python's own source."""
 
 import contextlib
 import gzip
@@ -75,7 +75,7 @@ def documents(
 
 
 def lines(path: str | Path, *, field: str = "text") -> Iterator[Document]:
-    """The texts of a file, or of a folder's files, one a line: those of `documents`, cut at lines.
+    """The texts of a file, or of a folder's files, one per line: `documents` cut at lines.
 
     A record of a .jsonl file or of a prepared dataset stays whole; an empty line of another file is
     an empty text, so that texts have the numbers of their lines.
@@ -108,7 +108,7 @@ def records(path: str | Path, *fields: str) -> Iterator[tuple[int, str, dict[str
         text under those keys; the message names the line.
     """
     if not str(path).lower().endswith((".jsonl", ".jsonl.gz")):
-        raise InputError(f"{path} is no .jsonl or .jsonl.gz file, with one object a line")
+        raise InputError(f"{path} is no .jsonl or .jsonl.gz file, with one object per line")
     found = False
     for number, where, line in _lines(regular(path)):
         record = parse_json(line, where)

@@ -1,4 +1,4 @@
-"""Time stamps: how they are read, which instants they are, and how they are written.
+"""Timestamps: parsing, the instants they denote, and formatting.
 
 A stamp is a local time, and an offset from UTC where it is written with one; the instant is the
 local time less the offset. A zone, where one is named, makes offsets exact, also those to come.

@@ -1,4 +1,4 @@
-"""The step between time stamps: what it is, which stamps come next, and which are missing.
+"""The step between timestamps: inferring it, continuing it, finding gaps.
 
 Hours, and all that is shorter, are steps of instants. Days, weekdays (Monday to Friday) and months
 are steps of local dates, so that a midnight stays one when clocks are changed. Months keep their

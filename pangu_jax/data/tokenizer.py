@@ -22,7 +22,7 @@ RUN = "model.json"  # makes a folder a run of ours; checkpoint.store.MODEL, whic
 
 
 class Tokenizer(Protocol):
-    """What the data room, training and generation need of a tokenizer.
+    """The tokenizer interface that data, training and generation need.
 
     Attributes:
       name: "bytes", or the path of the tokenizer.json or tokenizer.model.
@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer:
-    """One id a UTF-8 byte, 256 the document boundary, 257 to 263 reserved."""
+    """One id per UTF-8 byte; 256 is the document boundary, 257 to 263 are reserved."""
 
     name: str = "bytes"
     vocab_size: int = 264
@@ -105,7 +105,7 @@ class FileTokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of the text, without the special tokens a template would add.
 
-        The library keeps some 200 bytes a token while it works, so long texts are better given as
+        The library keeps some 200 bytes per token while it works, so long texts are better given as
         many documents; names of special tokens in the text become those tokens.
         """
         with encoding(self.name):
@@ -171,7 +171,7 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
 
 
 def text_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a text to go on from, and of what precedes it.
+    """Ids of a text to continue, with the ids that precede it.
 
     An empty one needs at least one token to go on from, which is the boundary.
     """

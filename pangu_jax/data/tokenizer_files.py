@@ -1,4 +1,4 @@
-"""What the files of a tokenizer say, beside which ids a text gets."""
+"""What a tokenizer's files say beyond how text is encoded."""
 
 import contextlib
 import json
@@ -68,7 +68,7 @@ def leading_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def trailing_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """Ids that the post-processor puts behind a text."""
+    """Ids that the post-processor puts after a text."""
     return _around(inner)[1]
 
 

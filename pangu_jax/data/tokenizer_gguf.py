@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file's metadata describes, as the files that others read."""
+"""The tokenizer described by a GGUF file's metadata, as Hugging Face files."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The files of a tokenizer as they travel to another folder."""
+"""A tokenizer's files, ready to be copied to another folder."""
 
 from pathlib import Path
 from typing import Any

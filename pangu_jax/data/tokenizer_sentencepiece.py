@@ -1,4 +1,4 @@
-"""SentencePiece's tokenizer.model as a tokenizer of the tokenizers library, id for id."""
+"""SentencePiece's tokenizer.model converted to a tokenizers.Tokenizer with identical ids."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""WikiText-2 as a tensorflow-datasets builder: one example an article, in array_record files.
+"""WikiText-2 as a tensorflow-datasets builder: one example per article, in array_record files.
 
-The files are not downloaded: whoever prepares has them, as train.txt, valid.txt and test.txt or
+The files are not downloaded: you provide them, as train.txt, valid.txt and test.txt or
 wiki.train.tokens, wiki.valid.tokens and wiki.test.tokens, in one folder. This is the tokenized
 variant (<unk>, @-@), not the raw one.
 """

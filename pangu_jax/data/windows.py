@@ -1,4 +1,4 @@
-"""Training, validation and test parts of a series, its scaling, and every window in them."""
+"""Train, validation and test splits of a series, its scaling, and the windows in them."""
 
 import dataclasses
 import typing
@@ -15,7 +15,7 @@ MONTH = 30 * 24  # rows of the ETT benchmark's month of hours
 
 @dataclasses.dataclass(frozen=True)
 class Borders:
-    """Rows of each part: those from the first number up to, not including, the second.
+    """Rows of each split: from the first number up to, not including, the second.
 
     Validation and test windows look back across their border, so that the first step that is
     forecast is the first row of the part.
@@ -32,7 +32,7 @@ class Borders:
 
 
 def borders(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> Borders:
-    """The parts that the published tables use.
+    """The splits that the published tables use.
 
     Args:
       rows: of the series.
@@ -57,7 +57,7 @@ def borders(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> Bo
 
 
 def starts(part: tuple[int, int], *, look_back: int, horizon: int, reach: bool) -> np.ndarray:
-    """The first row of every window whose forecast lies in a part, one a row.
+    """The first row of every window whose forecast lies in a part, one per row.
 
     Args:
       part: rows of the part.
@@ -106,7 +106,7 @@ class Scaler:
     """Mean and standard deviation of each variate.
 
     Attributes:
-      mean: one number a variate.
+      mean: one number per variate.
       deviation: the same; 1 where the variate does not change.
     """
 

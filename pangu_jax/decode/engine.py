@@ -1,4 +1,4 @@
-"""Many requests on a few slots: each is admitted when a slot is free, and gets what it gets alone.
+"""Continuous batching: requests are admitted to free slots, each decoded as if it ran alone.
 
     engine = Engine(params, cfg=cfg, slots=8, length=1024)
     number = engine.submit(Request(ids, max_new=100, stop_ids=(2,)))
@@ -37,10 +37,10 @@ class Request:
 
     Attributes:
       inputs: ids, at least one; or embeddings [T, D], what `decoder.embed` gives for ids.
-      max_new: most tokens to draw.
-      sampling: how they are drawn.
+      max_new: maximum number of tokens to sample.
+      sampling: how they are sampled.
       stop_ids: the answer ends with the first of these.
-      key: token n is drawn with fold_in(key, n); None is `jax.random.key(0)`.
+      key: token n is sampled with fold_in(key, n); None is `jax.random.key(0)`.
     """
 
     inputs: Sequence[int] | np.ndarray | jax.Array
@@ -52,16 +52,16 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """The next tokens of a request, one at least.
+    """The next tokens of a request, at least one.
 
     Attributes:
       request: its number.
       ids: int32 [N].
       log_probs: float32 [N], under the model.
-      sampled_log_probs: float32 [N], under the distribution drawn from: after temperature, top-k
+      sampled_log_probs: float32 [N], under the distribution sampled from: after temperature, top-k
         and top-p; 0 for greedy.
       versions: int32 [N], of the weights that made each token.
-      end: why the request ends with this piece; None if it goes on.
+      end: why the request ends with this piece; None if it is unfinished.
     """
 
     request: int
@@ -91,11 +91,11 @@ class _Asked:
 
 
 class Engine:
-    """Slots on a device, the requests in them, and those that wait.
+    """Slots on a device, the requests in them, and the queue of those waiting.
 
     Attributes:
-      params: the weights, layer by layer (`transformer.by_layer`), to be changed by `update` only.
-      version: how often they were changed.
+      params: the weights, layer by layer (`transformer.by_layer`), changed by `update` only.
+      version: how many times they were changed.
     """
 
     def __init__(
@@ -113,18 +113,18 @@ class Engine:
         """Empty slots.
 
         Args:
-          params: tree of `decoder.spec(cfg)`, of whose layers the engine makes a copy; or of
-            `transformer.by_layer`, which are used as they are.
+          params: tree of `decoder.spec(cfg)`, whose layers are copied; or of
+            `transformer.by_layer`, which is used without a copy.
           cfg: the model.
-          slots: requests that decode at once.
-          length: tokens of a prompt and its answer together that a slot has room for.
-          stops: most stop ids of a request.
-          burst: most tokens that are drawn for a slot before the host looks at them.
+          slots: number of requests decoded at once.
+          length: capacity of a slot, in tokens of prompt and answer together.
+          stops: maximum number of stop ids per request.
+          burst: maximum number of tokens sampled per slot between looks by the host.
           key: a key such as requests bring, where they bring another kind than jax's usual one.
           how: layout, implementations, and the type of activations and caches.
 
         Raises:
-          InputError: a number that makes no sense.
+          InputError: a number is out of range.
         """
         sizes = {"slots": slots, "length": length, "stops": stops, "burst": burst}
         for name, value in sizes.items():
@@ -143,7 +143,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a request waits or goes on."""
+        """Whether any request is waiting or running."""
         return bool(self._waiting) or any(self._texts)
 
     @property
@@ -198,7 +198,7 @@ class Engine:
     def update(self, params: Any) -> int:
         """Other weights of the same shapes, from the next token on; returns their version.
 
-        Requests that go on keep what the older weights made of their earlier tokens.
+        Running requests keep the cache that the older weights computed for their earlier tokens.
         """
         self.params, self.version = by_layer(params), self.version + 1
         return self.version
@@ -333,7 +333,7 @@ def join(pieces: Sequence[Piece]) -> Answer:
 
 
 def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
-    """Nothing, if a model can read a prompt.
+    """Checks that a model can read a prompt.
 
     Args:
       name: how the error names it.
@@ -360,7 +360,7 @@ def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
 
 
 def check_new(max_new: int) -> None:
-    """Nothing, if so many tokens can be drawn.
+    """Checks that so many tokens can be drawn.
 
     Raises:
       InputError: there are none.

@@ -1,4 +1,4 @@
-"""Continues prompts, all at once or one token at a time."""
+"""Generates continuations of prompts, all at once or streamed token by token."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from pangu_jax.nn.how import HOW, How
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What was generated.
+    """The generated tokens.
 
     Attributes:
       ids: int32 [B, max_new]; after a row's stop token the rest is 0.
@@ -60,8 +60,8 @@ def generate(
         copy of the layers.
       prompts: ids of each row, at least one each.
       cfg: the model.
-      max_new: most tokens to generate for a row.
-      sampling: how tokens are drawn.
+      max_new: maximum number of new tokens per row.
+      sampling: how tokens are sampled.
       stop_ids: a row ends with the first of these.
       key: for drawing; row b uses fold_in(key, b), so that a row's text does not depend on the
         others. None is `jax.random.key(0)`.

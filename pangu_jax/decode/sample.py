@@ -1,4 +1,4 @@
-"""From scores to a token: greedy, temperature, top-k, top-p; each row as it asks."""
+"""Sampling from logits: greedy, temperature, top-k, top-p; each row with its own settings."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ class SamplingConfig:
     """How the next token is drawn.
 
     Attributes:
-      temperature: scores are divided by it; 0 takes the best token.
-      top_k: only so many best tokens; 0 for all.
+      temperature: divides the logits; 0 is greedy decoding.
+      top_k: sample from the k most likely tokens; 0 for all.
       top_p: only the smallest set of best tokens whose probability reaches it; 1 for all.
     """
 
@@ -38,7 +38,7 @@ class SamplingConfig:
 
 @struct.dataclass
 class Sampling:
-    """A `SamplingConfig` a row, as arrays: another setting is no other program.
+    """One `SamplingConfig` per row, as arrays: new settings need no recompilation.
 
     Attributes:
       temperature: float32 [B].
@@ -53,7 +53,7 @@ class Sampling:
 
 @struct.dataclass
 class Draw:
-    """One token a row.
+    """One token per row.
 
     Attributes:
       ids: int32 [B].
@@ -87,7 +87,7 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Ar
 
     Args:
       logits: [B, V].
-      cfg: how to draw, one for all rows or one a row.
+      cfg: how to draw, one for all rows or one per row.
 
     Returns:
       float32 [B, V]; tokens that cannot be drawn are -inf. With temperature 0 all but the best.
@@ -123,12 +123,12 @@ def _cut(logits: jax.Array, cfg: Sampling) -> jax.Array:
 
 
 def draw(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array) -> Draw:
-    """Draws one token a row, and says how likely it was.
+    """Samples one token per row, with its log-probability.
 
     Args:
       logits: [B, V].
-      cfg: how to draw, one for all rows or one a row.
-      key: one PRNG key a row, [B]; a row's token does not depend on the other rows.
+      cfg: how to draw, one for all rows or one per row.
+      key: one PRNG key per row, [B]; a row's token does not depend on the other rows.
     """
     cfg = _rows(cfg, logits)
     logits = logits.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Slots that decode side by side, each a text of its own: their state, and what changes it.
+"""The state of slots that decode side by side, one sequence each, and how it changes.
 
 Token i of a slot's text is in row i of its cache, so texts of any lengths share a step, and the
 mask is that of positions. A prompt is read alone, in a program for its length rounded up, and takes
@@ -38,7 +38,7 @@ class Slots:
       length: int32 [B], tokens in the cache.
       made: int32 [B], tokens drawn for the text.
       limit: int32 [B], how many it gets at most.
-      active: bool [B], whether the slot has a text that goes on.
+      active: bool [B], whether the slot has an unfinished sequence.
       stops: int32 [B, N], the text ends with one of these; -1 is none.
       keys: PRNG keys [B]; token n is drawn with fold_in(key, n).
       sampling: how each slot's tokens are drawn.
@@ -79,7 +79,7 @@ class Made:
     Attributes:
       draws: int32 and float32 [N, B]; those of slot b are its first `count[b]`.
       count: int32 [B].
-      active: bool [B], whose texts go on.
+      active: bool [B], whose sequences are unfinished.
       version: int32 scalar, of the weights that all of it was made with.
     """
 
@@ -224,7 +224,7 @@ def step(
 
 @partial(jax.jit, donate_argnames="slots")
 def retire(slots: Slots, slot: jax.Array) -> Slots:
-    """Ends the text of a slot; the other slots go on."""
+    """Ends the sequence of a slot; the other slots continue."""
     return slots.replace(active=slots.active.at[slot].set(False))
 
 
@@ -249,7 +249,7 @@ def _take_over(whole, rows, slot):
 
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:
-    """One more token for every active slot; the others are computed too, and are not heeded."""
+    """One more token for every active slot; the others are computed too, and ignored."""
     logits, caches = decoder.step(params, slots.token, slots.length, slots.caches, cfg=cfg, how=how)
     active = slots.active
     heat = jnp.where(active, slots.sampling.temperature, 0.0)

@@ -1,4 +1,4 @@
-"""Which conditions of a query move its score: what is lost where a document breaks just one.
+"""Which conditions of a query move its score: what is lost when a document breaks just one.
 
 In task 1 the i-th negative breaks the i-th condition. Scored by the query of all ten, its distance
 to the positive is what that condition is worth to a model, and its share of the ten distances says

@@ -1,4 +1,4 @@
-"""Vectors of texts, and scores of pairs: batched by length, and given back in the texts' order."""
+"""Embeddings of texts and scores of pairs: batched by length, returned in the original order."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def embed(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """One vector a text, pooled and normalized as `cfg` says.
+    """One vector per text, pooled and normalized as `cfg` says.
 
     A vector does not depend on which texts it shares a batch with, but for the rounding of sums in
     another order.
@@ -115,7 +115,7 @@ def classify(
 
 
 def cut_length(cfg: Config, max_length: int | None = None) -> int:
-    """How many tokens a text is cut to: so many, or what the model says.
+    """The number of tokens that a text is truncated to: the given one, or the model's.
 
     Raises:
       InputError: the model does not take so many.
@@ -136,7 +136,7 @@ def _length(texts: Texts, cfg: Config, max_length: int | None) -> int:
 
 
 def _check(inputs: list[EncodedText], cfg: Config, tokenizer: Tokenizer) -> None:
-    """Nothing, if the model has the ids and types."""
+    """Checks that the model has the ids and types."""
     check_vocabulary([max(max(item.ids) for item in inputs)], tokenizer, cfg.vocab)
     kinds = 1 + max(max(item.types) for item in inputs)
     if isinstance(cfg, EncoderConfig) and kinds > cfg.token_types:

@@ -1,4 +1,4 @@
-"""Vectors of many texts or pairs, each computed once, in files of a run that may be stopped."""
+"""Embeddings of many texts or pairs, each computed once, in the files of a resumable run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +123,7 @@ def _read(path: Path, digest: str) -> np.ndarray:
 
 
 def check_file(path: Path, digest: str) -> None:
-    """Nothing, if a file is the one that a run wrote.
+    """Checks that a file is the one that a run wrote.
 
     Raises:
       InputError: it is missing, cannot be read, or is another.

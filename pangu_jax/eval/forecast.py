@@ -1,4 +1,4 @@
-"""What a forecaster is worth: errors over every window, beside those of plain baselines."""
+"""Forecast errors over every window, next to those of simple baselines."""
 
 import dataclasses
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def fit_linear(
 def lag_products(
     series: np.ndarray, starts: np.ndarray, look_back: int, horizon: int
 ) -> np.ndarray:
-    """Sums, over windows and variates, of what step i and step j of the window multiply to.
+    """Sums, over windows and variates, of the products of steps i and j of the window.
 
     Steps that lie d apart multiply the same pairs of rows in every window, so one running sum a
     distance serves all windows: the time is linear in the rows whatever the sizes. Any linear map's

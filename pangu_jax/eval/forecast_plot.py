@@ -1,4 +1,4 @@
-"""The picture of a prediction."""
+"""Plots a forecast."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Intervals around forecasts: half widths from held-out residuals, tracked as the truth comes in.
+"""Forecast intervals: half widths from held-out residuals, adapted as new observations arrive.
 
 Split-conformal widths cover what they promise while errors stay as they were on the held-out
 windows. Errors of series drift, so the widths are tracked: each truth that comes in widens the
@@ -190,12 +190,12 @@ class Coverage:
 def measure_coverage(
     residuals: np.ndarray, half_width: np.ndarray, measured: np.ndarray | None = None
 ) -> Coverage:
-    """What half widths [H, V], or one a window [n, H, V], cover of residuals [n, H, V].
+    """What half widths [H, V], or one per window [n, H, V], cover of residuals [n, H, V].
 
     Args:
       residuals: truth less forecast.
       half_width: at least 0.
-      measured: bool [n, H, V], which residuals count, at least one a variate; None is all.
+      measured: bool [n, H, V], which residuals count, at least one per variate; None is all.
     """
     there = np.ones(residuals.shape, bool) if measured is None else measured
     inside = (np.abs(residuals) <= half_width) & there

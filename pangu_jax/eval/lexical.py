@@ -1,6 +1,6 @@
-"""Scores of documents by their words alone: BM25 in two forms, and floors.
+"""Lexical scores of documents: two forms of BM25, and floors.
 
-All are functions of a query and of documents, and give float64, one score a document.
+All are functions of a query and of documents, and give float64, one score per document.
 
 BM25 is rank_bm25's (k1 1.5, b 0.75). `fresh_bm25` indexes just the documents that are compared,
 as MultiConIR's released code does. With two of them the inverse document frequency of every word
@@ -84,12 +84,12 @@ def overlap(query: str, documents: Sequence[str]) -> np.ndarray:
 
 
 def length(query: str, documents: Sequence[str]) -> np.ndarray:
-    """How many words a document has, whatever is asked."""
+    """The number of words of a document, whatever the query."""
     return np.array([len(words(document)) for document in documents], np.float64)
 
 
 def constant(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The same for every document."""
+    """The same score for every document."""
     return np.zeros(len(documents))
 
 

@@ -1,4 +1,4 @@
-"""Accuracy on questions with choices, by the likelihood of each choice: no text is generated."""
+"""Multiple-choice accuracy by the likelihood of each choice; nothing is generated."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ PROMPT = "Question: {}\nAnswer:"
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceScore:
-    """What came out.
+    """The result of `choice_accuracy`.
 
     Attributes:
       accuracy: share of the questions whose right choice is the likeliest.

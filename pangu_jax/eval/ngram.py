@@ -1,4 +1,4 @@
-"""The control: a byte model that knows only the last few bytes."""
+"""The control: an n-gram byte model."""
 
 import dataclasses
 

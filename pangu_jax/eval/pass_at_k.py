@@ -1,4 +1,4 @@
-"""What several answers to each question are worth: avg@k, pass@k, and how sure that is."""
+"""avg@k and pass@k of several answers per question, with confidence intervals."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ _Z = 1.959963984540054  # of the normal distribution, for COVERAGE
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval; NaN where there was nothing to measure.
+    """An estimate with its interval; NaN where there was nothing to measure.
 
     Attributes:
       value: the figure.
@@ -93,7 +93,7 @@ def mean(values: np.ndarray, *, seed: int = 0) -> Estimate:
     """The mean of a quantity of N questions, float [N], with an interval by resampling them.
 
     Args:
-      values: one a question, such as the mean length of its answers.
+      values: one per question, such as the mean length of its answers.
       seed: of the resampling.
     """
     count = len(values)

@@ -19,7 +19,7 @@ from pangu_jax.sharding.layout import constrain
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """A measurement and how it was made.
+    """A measurement and its protocol.
 
     Attributes:
       nats: summed negative log-likelihood, in float64.

@@ -1,4 +1,4 @@
-"""Forecasts in the units of the data, as far ahead as is asked, with intervals."""
+"""Forecasts in the data's units, as far ahead as requested, with intervals."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -244,7 +244,7 @@ def residuals(
     starts: np.ndarray,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Truth less forecast in the units of the data, float32 [n, H, V].
+    """Observation minus forecast in the data's units, float32 [n, H, V].
 
     Args:
       model: a trained forecaster.
@@ -271,7 +271,7 @@ def measured(
     names: Sequence[str],
     where: str,
 ) -> np.ndarray:
-    """Which residuals are of values that were there, bool [n, H, V].
+    """Which residuals are of observed values, bool [n, H, V].
 
     Args:
       filled: bool [rows, V], the values that were made up; None is none.
@@ -307,7 +307,7 @@ def _targets(cfg: TimeProConfig, starts: np.ndarray) -> np.ndarray:
 
 
 def to_host(params):
-    """Parameters as numpy arrays, one tree a seed: [seeds, ...] leaves to a list."""
+    """Parameters as numpy arrays, one tree per seed: [seeds, ...] leaves to a list."""
     host = jax.device_get(params)
     seeds = jax.tree.leaves(host)[0].shape[0]
     return [jax.tree.map(lambda x, i=i: np.asarray(x[i]), host) for i in range(seeds)]

@@ -1,7 +1,7 @@
-"""Who ranks the better document first: win rates and flips of scores, with intervals and tests.
+"""Pairwise retrieval metrics: win rates and flips of scores, with intervals and tests.
 
-Scores are a table of columns, one number a row: "Query10_Positive" is what the query of ten
-conditions and the positive have. Outcomes are float64 [n, k], a column a comparison: 1 where it
+Scores are a table of columns, one number per row: "Query10_Positive" is what the query of ten
+conditions and the positive have. Outcomes are float64 [n, k], one column per comparison: 1 where it
 holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums by
 column and of how many count, so that resampled rows need two products of matrices.
 
@@ -40,7 +40,7 @@ STEPS = tuple(itertools.pairwise(RANKED))
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval.
+    """An estimate with its interval.
 
     Attributes:
       value: of all rows; NaN where nothing was compared.
@@ -65,7 +65,7 @@ class Difference(Estimate):
 
 
 def won(better: np.ndarray, worse: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Whether the better document has the higher score: float64 of the arrays' shape.
+    """Whether the better document scores higher: float64 of the arrays' shape.
 
     A tie is 0. Where a score is missing (NaN), "official" has 0, as a comparison with NaN is false,
     and "collection" has NaN.
@@ -100,7 +100,7 @@ def ties(scores: Scores, pairs: Pairs) -> np.ndarray:
 
 
 def gaps(scores: Scores, pairs: Pairs) -> np.ndarray:
-    """By how much the better document leads, on average over rows that have both: float64 [k]."""
+    """The mean margin of the better document, over rows that have both: float64 [k]."""
 
     def mean(a: np.ndarray, b: np.ndarray) -> float:
         there = ~np.isnan(a - b)
@@ -110,7 +110,7 @@ def gaps(scores: Scores, pairs: Pairs) -> np.ndarray:
 
 
 def flips(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether two outcomes differ: float64 [n, k]; NaN where either is left out."""
+    """Whether two outcomes differ: float64 [n, k]; NaN where either is missing."""
     left_out = np.isnan(first) | np.isnan(second)
     return np.where(left_out, np.nan, (first != second).astype(np.float64))
 
@@ -133,7 +133,7 @@ def pooled_rate(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def decline(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """What the win rate loses from one condition to ten, [...]: first column less last."""
+    """The drop in win rate from one condition to ten, [...]: first column less last."""
     found = rates(sums, counts)
     return found[..., 0] - found[..., -1]
 
@@ -144,7 +144,7 @@ def rate(place: int) -> Statistic:
 
 
 def resample(rows: int, *, seed: int, draws: int = DRAWS) -> np.ndarray:
-    """How often each row is drawn in each resampled set of as many rows: float64 [draws, rows].
+    """How often each row is drawn in each bootstrap sample: float64 [draws, rows].
 
     Rows are the unit: the comparisons of one row share its documents, so they stay together.
     """
@@ -214,7 +214,7 @@ def compare(
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p-values made greater so that of many tests none errs more often than one would: float64 [n].
+    """Holm-adjusted p-values: float64 [n].
 
     Source: Holm 1979; a NaN is no test.
     """

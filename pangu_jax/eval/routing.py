@@ -1,4 +1,4 @@
-"""The experts that a model chooses on text."""
+"""The experts a model selects on text."""
 
 from functools import partial
 from typing import Any

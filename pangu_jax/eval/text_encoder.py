@@ -1,4 +1,4 @@
-"""A model of texts as users of sentence-transformers and MTEB know it: an object with `encode`."""
+"""A text encoder with the interface of sentence-transformers and MTEB: an object with `encode`."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +39,7 @@ Texts = str | Sequence[str] | Iterable[Mapping[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """Texts in, vectors out.
+    """Encodes texts as vectors.
 
     Attributes:
       params: tree of the model's spec.
@@ -163,7 +163,7 @@ def open_text_encoder(
     how: How = HOW,
     by: str = "this call",
 ) -> TextEncoder:
-    """Opens a model that makes vectors of texts: an encoder, an embedder, or any decoder.
+    """Opens a text-embedding model: an encoder, an embedder, or any decoder.
 
     Args:
       path: a run folder, or a folder in the Hugging Face layout.
@@ -262,7 +262,7 @@ def configured(
     pool_prefix: bool | None = None,
     prefix: str | None = None,
 ) -> Config:
-    """The model with what was asked for in place of what its folder says.
+    """The model with the given options in place of its folder's.
 
     Raises:
       InputError: nobody said how it pools, or an encoder is not to pool its prefix.
@@ -294,7 +294,7 @@ def _texts(sentences: Sequence[str] | Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _check_others(others: Mapping[str, Any]) -> None:
-    """Nothing, if options that are not named change nothing here.
+    """Checks that options that are not named change nothing here.
 
     Raises:
       InputError: one would, or is not known.

@@ -1,7 +1,7 @@
-"""What an export leaves: a folder with programs, weights and a manifest that vouches for them.
+"""An exported artifact: a folder with programs, weights and a manifest of checksums.
 
     OUT/artifact.json     signature, platforms, versions, operator counts, checksums
-    OUT/<program>.*       one file a program
+    OUT/<program>.*       one file per program
     OUT/weights.*         the parameters that the programs share
     OUT/samples.npz       inputs and jax's results, so that any machine can check itself
 
@@ -157,7 +157,7 @@ def load(folder: str | Path) -> Artifact:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `path` when the block ends well.
+    """A folder to fill, which replaces `path` when the block succeeds.
 
     An artifact that is there is replaced; anything else is left alone.
 

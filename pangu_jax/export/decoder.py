@@ -31,7 +31,7 @@ def prefill(
     slots: int,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """Reads prompts.
+    """Processes prompts.
 
     Args:
       params: tree of `transformer.by_layer`.
@@ -58,7 +58,7 @@ def step(
     how: How = HOW,
     **cache: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Reads one more token of every row.
+    """Processes one more token of every row.
 
     Args:
       params: tree of `transformer.by_layer`.
@@ -90,7 +90,7 @@ def _named(caches, room: int = 0) -> dict[str, jax.Array]:
 
 
 def default_slots(cfg: DecoderConfig, profiles: Sequence[int]) -> int:
-    """Slots of the cache unless said: twice the longest prompt, within what the model takes."""
+    """The default number of cache slots: twice the longest prompt, within the model's context."""
     return max(max(profiles), min(cfg.max_length, 2 * max(profiles)))
 
 

@@ -1,4 +1,4 @@
-"""An encoder as one function a length: tokens in, one vector a row out, or the scores of a head.
+"""An encoder as one function per length: tokens in; a vector per row, or a head's scores, out.
 
 Layers are written out one by one, each with its own parameters. Rows are independent, and what is
 not valid leaves no trace, so a text may be run at any length that holds it.
@@ -27,7 +27,7 @@ def vectors(
     cfg: EncoderConfig,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """What `models.encoder.embed` gives.
+    """The result of `models.encoder.embed`.
 
     Args:
       params: tree of `transformer.by_layer`.

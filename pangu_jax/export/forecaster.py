@@ -87,7 +87,7 @@ def forecast(
     """The mean forecast of all members, with the interval that was calibrated for it, not tracked.
 
     Args:
-      params: {"members": [one tree a seed], "mean", "deviation": [V], "half_width": [H, V]}.
+      params: {"members": [one tree per seed], "mean", "deviation": [V], "half_width": [H, V]}.
       x: float32 [B, T, V], windows in the units of the data.
       cfg: the model.
       how: implementations.

@@ -1,4 +1,4 @@
-"""Which implementation of each operator an artifact gets, read from the operators' own modules.
+"""Which implementation of each operator an artifact uses, read from the operators' own modules.
 
 An operator's module says with `EXPORT` which form lowers everywhere, with `choose` what it picks
 for a platform and a shape, and in the table of its docstring why. There is no second list here.
@@ -26,7 +26,7 @@ class Choice:
 
 
 def operators() -> Iterator[tuple[str, ModuleType]]:
-    """The operators: modules of `pangu_jax.ops` that have a form for export."""
+    """The operators: modules of `pangu_jax.ops` that have an export form."""
     for found in pkgutil.iter_modules(ops.__path__):
         if not found.ispkg:
             module = importlib.import_module(f"{ops.__name__}.{found.name}")
@@ -56,7 +56,7 @@ def implementations(platforms: Sequence[str], *, static: bool) -> dict[str, str]
 
 
 def choices(platform: str | None = None) -> list[Choice]:
-    """What each operator picks for its own examples on a platform; None is the present one.
+    """What each operator picks for its own examples on a platform; None is the current one.
 
     An operator that tells more platforms apart than jax does has a function `platform` for that.
     """

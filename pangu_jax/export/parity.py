@@ -1,4 +1,4 @@
-"""How far an artifact's results are from jax's, and whether that is near enough."""
+"""How far an artifact's results are from jax's, and whether that is within tolerance."""
 
 import dataclasses
 import re
@@ -88,7 +88,7 @@ def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, fl
 def require(
     rows: Iterable[Row], tolerance: float, consequence: str = "nothing was written"
 ) -> None:
-    """Nothing, if every row is within the tolerance.
+    """Checks that every row is within the tolerance.
 
     Raises:
       InputError: names the worst row.

@@ -1,4 +1,4 @@
-"""What is exported: named pure functions over one tree of parameters."""
+"""What is exported: named pure functions sharing one tree of parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +115,7 @@ def _name(path: str) -> str:
 
 
 def check_profiles(longest: int, profiles: Sequence[int]) -> None:
-    """Nothing, if there are profiles and each is a length of a text that the model takes.
+    """Checks that there are profiles and each is a length of a text that the model takes.
 
     Raises:
       InputError: there is none, or one is outside 1 to `longest`.
@@ -130,7 +130,7 @@ def check_profiles(longest: int, profiles: Sequence[int]) -> None:
 
 
 def references(bundle: Bundle) -> dict[tuple[str, str], dict[str, Any]]:
-    """What jax gives for every sample: {(program, sample): {result: array}}."""
+    """The result of jax for every sample: {(program, sample): {result: array}}."""
     found = {}
     with jax.default_matmul_precision("highest"):
         for program in bundle.programs:

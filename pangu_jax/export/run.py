@@ -1,4 +1,4 @@
-"""Runs an artifact of either kind, and checks it against the results it came with."""
+"""Runs an artifact of either kind, and checks it against the results stored with it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

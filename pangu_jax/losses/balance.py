@@ -1,4 +1,4 @@
-"""The auxiliary loss that keeps experts evenly used."""
+"""The auxiliary load-balancing loss of routed layers."""
 
 import jax
 

@@ -1,4 +1,4 @@
-"""The contrastive loss over a whole batch: each query's document against all the others."""
+"""The contrastive loss (InfoNCE) over a whole batch, with in-batch negatives."""
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ def info_nce(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cross-entropy of finding each query's own document among those of the whole batch.
 
-    Vectors are taken as they are: whoever wants cosines normalizes them. Under a layout the batch
-    is split over the devices, and each still compares its queries with the documents of all.
+    Vectors are taken as they are: a caller who wants cosine similarity normalizes them first.
+    Under a layout the batch is split over the devices, and each still compares its queries with the
+    documents of all.
 
     Args:
       queries: [B, D], of any float type; the arithmetic is float32.

@@ -1,4 +1,4 @@
-"""Losses between a student's and a teacher's predictions."""
+"""Distillation losses between a student's and a teacher's predictions."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def logit_kl(
       weights: float32 [B, T].
       temperature: both distributions are softened by it.
       softcaps: bounds of the student's and of the teacher's logits, by tanh; None for none.
-      chunk: tokens of one piece.
+      chunk: tokens per chunk.
 
     Returns:
       float32 scalar, sum over tokens of weight * KL * temperature^2.

@@ -1,4 +1,4 @@
-"""Errors of forecasts over windows of one series matrix."""
+"""Forecast errors over windows of one series matrix."""
 
 from collections.abc import Callable
 
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 def windows(
     series: jax.Array, starts: jax.Array, *, look_back: int, horizon: int
 ) -> tuple[jax.Array, jax.Array]:
-    """What is seen and what follows it.
+    """The input and the target of each window.
 
     Args:
       series: [rows, V].
       starts: int [B], the first rows of the windows.
-      look_back: T, steps that are seen.
-      horizon: H, steps after them.
+      look_back: T, input steps.
+      horizon: H, steps to forecast.
 
     Returns:
       [B, T, V] and [B, H, V].

@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary without ever holding all the logits."""
+"""Cross-entropy over a vocabulary, chunked so that the logits are never all in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Summed negative log-likelihood of the labels, in nats, and the sum of the weights.
 
-    Tokens are taken `chunk` at a time; a chunk's logits are made in float32, used and dropped, and
-    made again in the backward pass, so the largest array is [chunk, V].
+    Tokens are taken `chunk` at a time; a chunk's logits are computed in float32, used, discarded,
+    and recomputed in the backward pass, so the largest array is [chunk, V].
 
     Args:
       hidden: [B, T, D], any float type.
@@ -27,7 +27,7 @@ def cross_entropy(
       labels: int32 [B, T].
       weights: float32 [B, T]; 0 where there is nothing to predict.
       softcap: bound of the logits, by tanh; None for none.
-      chunk: tokens of one piece.
+      chunk: tokens per chunk.
 
     Returns:
       Two float32 scalars: sum of weights * nats, and sum of weights.

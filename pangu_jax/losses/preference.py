@@ -1,4 +1,4 @@
-"""The likelihood of preferences by the difference of two scores."""
+"""The Bradley-Terry loss on pairs of scores."""
 
 import jax
 import jax.numpy as jnp

@@ -1,1 +1,1 @@
-"""Models: `spec(cfg)` says what the parameters are, `apply(params, ...)` is the forward pass."""
+"""Models: `spec(cfg)` describes the parameters, `apply(params, ...)` is the forward pass."""

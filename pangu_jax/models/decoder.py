@@ -1,4 +1,4 @@
-"""The decoder-only transformer: embeddings, layers, and scores of the next token.
+"""The decoder-only transformer: embeddings, layers, and next-token logits.
 
 Parameters: those of `transformer`, and
 
@@ -35,12 +35,12 @@ from pangu_jax.sharding.layout import constrain
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that says what a decoder's parameters are and how they are used.
+    """The complete description of a decoder.
 
     Attributes:
       vocab: V, number of token ids.
       width: D, model width.
-      layers: one configuration a layer; all causal.
+      layers: one configuration per layer; all causal.
       rope: rotary positions.
       norm_eps: of every norm.
       tied: whether the output projection is the embedding table.
@@ -238,5 +238,5 @@ def count_active(cfg: DecoderConfig) -> int:
 
 
 def cache_bytes(cfg: DecoderConfig, item: int = 2) -> int:
-    """Bytes of keys and values that one token adds to the cache, of `item` bytes a number."""
+    """Bytes of keys and values that one token adds to the cache, of `item` bytes per number."""
     return sum(2 * item * x.attention.kv_heads * x.attention.head_dim for x in cfg.layers)

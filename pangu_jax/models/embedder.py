@@ -1,4 +1,4 @@
-"""Vectors of texts by a decoder: its layers without the head, causal or seeing both ways, pooled.
+"""Text embeddings from a decoder: its layers without the head, causal or bidirectional, pooled.
 
 Parameters: those of the decoder without its head, and {"latent": see `nn.latent_attention`} where
 latent attention precedes the pooling.
@@ -31,17 +31,17 @@ from pangu_jax.nn.rotary import RopeConfig
 
 @dataclasses.dataclass(frozen=True)
 class EmbedderConfig:
-    """Everything that says what an embedder's parameters are and how they are used.
+    """The complete description of an embedder.
 
     Attributes:
       decoder: the decoder, tied, as its head is not used.
       causal: whether tokens see no later ones, as in the decoder; else all see all, without window.
-      pooling: which hidden states make a text's vector; None where nobody said.
+      pooling: which hidden states make a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pool_prefix: whether the prefix's tokens are pooled too, and not just seen.
       latent: the latent attention before the pooling; None is none.
       end: whether a text ends with the token that ends one, if its tokenizer puts none there.
-      text_length: tokens that a text is cut to before it is embedded; None is `max_length`.
+      text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
       prefix: what is put before a text that is embedded, such as an instruction.
     """
 
@@ -113,7 +113,7 @@ def spec(cfg: EmbedderConfig) -> dict[str, Any]:
 def from_decoder(
     params: dict[str, Any], cfg: DecoderConfig
 ) -> tuple[dict[str, Any], EmbedderConfig]:
-    """The embedder that a decoder is without its head: parameters and configuration.
+    """A decoder without its head as an embedder: parameters and configuration.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -126,7 +126,7 @@ def from_decoder(
 def bidirectional(
     params: dict[str, Any], cfg: EmbedderConfig
 ) -> tuple[dict[str, Any], EmbedderConfig]:
-    """The same embedder with tokens that see all of their row.
+    """The same embedder with bidirectional attention.
 
     Args:
       params: tree of `spec(cfg)`.
@@ -165,13 +165,13 @@ def apply(
     Args:
       params: tree of `spec(cfg)`, any float type.
       tokens: int32 [B, T]; a row's positions count from its first slot.
-      valid: bool [B, T], false for padding, which nobody attends to; None is no padding.
+      valid: bool [B, T], false for padding, which no token attends to; None is no padding.
       cfg: the model.
       key: for the layers' dropout; None drops nothing.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      Hidden states [B, T, D]; those of padding mean nothing.
+      Hidden states [B, T, D]; those of padding are meaningless.
     """
     found = transformer.apply(
         params,
@@ -197,7 +197,7 @@ def embed(
     states: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """One vector a row, pooled and normalized as `cfg` says: float32 [B, D].
+    """One vector per row, pooled and normalized as `cfg` says: float32 [B, D].
 
     Args:
       params: see `apply`.

@@ -1,4 +1,4 @@
-"""The encoder-only transformer (BERT): embeddings, layers that see both ways, and pooling.
+"""The encoder-only transformer (BERT): embeddings, bidirectional layers, pooling.
 
 Parameters: those of `transformer`, and
 
@@ -7,7 +7,7 @@ Parameters: those of `transformer`, and
      "pooler": {"kernel": [D, D], "bias": [D]},           absent without a pooler
      "classifier": {"kernel": [D, C], "bias": [C]}}       absent without classes
 
-`apply` gives hidden states, `embed` one vector a text, and `classify` scores of a text or a pair.
+`apply` gives hidden states, `embed` one vector per text, and `classify` scores of a text or a pair.
 Source: arXiv 1810.04805; vectors of texts arXiv 1908.10084.
 """
 
@@ -34,20 +34,20 @@ from pangu_jax.nn.rotary import RopeConfig
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that says what an encoder's parameters are and how they are used.
+    """The complete description of an encoder.
 
     Attributes:
       vocab: V, number of token ids.
       width: D, model width.
-      layers: one configuration a layer; none causal, none rotary.
+      layers: one configuration per layer; none causal, none rotary.
       max_length: P, learned positions: the longest text.
       token_types: S, kinds of tokens, such as those of a first and of a second text.
       norm_eps: of every norm.
-      pooling: which hidden states make a text's vector; None where nobody said.
+      pooling: which hidden states make a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pooler: whether there is BERT's dense layer on the first token.
       classes: C, scores that `classify` gives; 0 for none.
-      text_length: tokens that a text is cut to before it is embedded; None is `max_length`.
+      text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
       prefix: what is put before a text that is embedded.
     """
 
@@ -141,14 +141,14 @@ def apply(
     Args:
       params: tree of `spec(cfg)`, any float type.
       tokens: int32 [B, T].
-      valid: bool [B, T], false for padding, which nobody attends to; None is no padding.
+      valid: bool [B, T], false for padding, which no token attends to; None is no padding.
       cfg: the model.
       token_types: int32 [B, T]; None is 0 everywhere.
       key: for the layers' dropout; None drops nothing.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      Hidden states [B, T, D]; those of padding mean nothing.
+      Hidden states [B, T, D]; those of padding are meaningless.
 
     Raises:
       InputError: rows longer than the model's positions.
@@ -202,7 +202,7 @@ def embed(
     token_types: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """One vector a row, pooled and normalized as `cfg` says: float32 [B, D].
+    """One vector per row, pooled and normalized as `cfg` says: float32 [B, D].
 
     The arguments are those of `apply`.
 
@@ -253,7 +253,7 @@ def scores(params: dict[str, Any], hidden: jax.Array, valid: jax.Array | None) -
 
 
 def check_classes(cfg: EncoderConfig) -> None:
-    """Nothing, if the model has classes.
+    """Checks that the model has classes.
 
     Raises:
       InputError: it has none.

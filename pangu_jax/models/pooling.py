@@ -1,4 +1,4 @@
-"""One vector a text, of its hidden states: what encoders and embedders share."""
+"""Pooling of hidden states into one vector per text, shared by encoders and embedders."""
 
 from typing import Literal, Protocol
 
@@ -14,7 +14,7 @@ class PoolingConfig(Protocol):
     """What the configurations of models that make vectors have.
 
     Attributes:
-      pooling: which hidden states make a text's vector; None where nobody said.
+      pooling: which hidden states make a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
     """
 
@@ -28,7 +28,7 @@ def check_pooling(cfg: PoolingConfig) -> Pooling:
     """The model's pooling.
 
     Raises:
-      InputError: nobody said what it is.
+      InputError: it is unspecified.
     """
     if cfg.pooling is None:
         raise InputError(
@@ -38,7 +38,7 @@ def check_pooling(cfg: PoolingConfig) -> Pooling:
 
 
 def pooled(hidden: jax.Array, valid: jax.Array, *, cfg: PoolingConfig) -> jax.Array:
-    """The vectors that a model makes of hidden states, by `pool`, and of length 1 if it says so.
+    """A model's vectors from its hidden states, by `pool`, scaled to length 1 if it says so.
 
     Args:
       hidden: [B, T, D].
@@ -58,7 +58,7 @@ def pooled(hidden: jax.Array, valid: jax.Array, *, cfg: PoolingConfig) -> jax.Ar
 
 
 def pool(hidden: jax.Array, valid: jax.Array, kind: Pooling) -> jax.Array:
-    """One vector a row, of its real tokens alone.
+    """One vector per row, of its real tokens alone.
 
     Args:
       hidden: [B, T, D].
@@ -67,7 +67,7 @@ def pool(hidden: jax.Array, valid: jax.Array, kind: Pooling) -> jax.Array:
         "weighted" is the mean with weights 1, 2, 3 and so on, so that later tokens count more.
 
     Returns:
-      float32 [B, D]; of a row that is all padding finite, and of no meaning.
+      float32 [B, D]; finite but meaningless for a row that is all padding.
 
     Source: arXiv 1908.10084, section 3, weights arXiv 2202.08904; padding as in the
       sentence-transformers release.

@@ -1,4 +1,4 @@
-"""Named decoder configurations: the published one, and sizes to train here."""
+"""Named decoder configurations: the published model, and sizes that are quick to train."""
 
 import dataclasses
 
@@ -36,7 +36,7 @@ def uniform(
 def byte_model(
     width: int, layers: int, groups: int, heads: int, size: int, ffn: int, length: int
 ) -> DecoderConfig:
-    """A dense byte model: KV groups, query heads a group, the heads' size, and the longest text."""
+    """A dense byte model: KV groups, query heads per group, head size, and the longest text."""
     attention = AttentionConfig(groups, heads, size)
     return uniform(BYTE_VOCAB, width, layers, attention, mlp=MlpConfig(ffn), max_length=length)
 

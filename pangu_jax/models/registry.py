@@ -1,4 +1,4 @@
-"""Every kind of model, named once: what checkpoints, exports and commands know of it."""
+"""The registry of model kinds, which checkpoints, exports and commands consult."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""TimePro: forecasting many series at once by a scan over the series.
+"""TimePro: multivariate forecasting with a selective scan over the variates.
 
 - each window is normalized by its own mean and standard deviation, and put back at the end;
 - a series is cut into patches; all patches of a series together are its token;
@@ -38,11 +38,11 @@ class TimeProConfig:
     """The complete description of a model; the number of variates is not part of it.
 
     Attributes:
-      look_back: T, steps that are seen.
+      look_back: T, input steps.
       horizon: H, steps that are forecast.
       layers: blocks.
       channels: C, of one patch; a multiple of 16.
-      patch: steps of a patch.
+      patch: steps per patch.
       stride: steps between patches.
       dropout: on the embedded patches while training.
       normalize: whether windows are normalized.
@@ -83,7 +83,7 @@ class TimeProConfig:
 
 
 def spec(cfg: TimeProConfig) -> dict[str, Any]:
-    """The parameters: {"embed", "blocks": [one tree a layer], "norm", "head"}.
+    """The parameters: {"embed", "blocks": [one tree per layer], "norm", "head"}.
 
     Layers are kept apart, not stacked: there are at most a few, and they are not scanned over.
     """

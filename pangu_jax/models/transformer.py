@@ -1,4 +1,4 @@
-"""The layers of a transformer, on embeddings: what decoders and encoders share.
+"""The transformer's layers applied to embeddings, shared by decoders and encoders.
 
 Parameters:
 
@@ -40,8 +40,8 @@ class TransformerConfig(Protocol):
 
     Attributes:
       width: D, model width.
-      layers: one configuration a layer.
-      rope: rotary positions, for layers that have such.
+      layers: one configuration per layer.
+      rope: rotary embedding, for layers that use it.
       norm_eps: of every norm.
     """
 
@@ -57,7 +57,7 @@ class TransformerConfig(Protocol):
 
 @struct.dataclass
 class Output:
-    """What a forward pass gives.
+    """The result of a forward pass.
 
     Attributes:
       hidden: [B, T, D] after the final norm.
@@ -69,7 +69,7 @@ class Output:
 
 
 def check_layers(name: str, cfg: TransformerConfig) -> None:
-    """Nothing, if a model's layers, width and eps are such as it can have.
+    """Checks a model's layers, width and eps.
 
     Raises:
       InputError: names what is out of range; `name` is how it calls the model.
@@ -122,8 +122,8 @@ def apply(
       x: [B, T, D], embeddings, whose type the activations have.
       cfg: the model.
       positions: int32 [B, T]; None counts from 0.
-      segments: int32 [B, T], the document of each token; 0 is padding, which nobody attends to
-        and which router statistics leave out. None is one document a row.
+      segments: int32 [B, T], the document of each token; 0 is padding, which no token attends
+        to and which router statistics leave out. None is one document per row.
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 
@@ -182,7 +182,7 @@ def apply_run(
       params: the run's stacked parameters.
       x: [B, T, D].
       rotation: cosines and sines, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, T], or None for what the layer says of one document a row.
+      mask: bool [B, T, T], or None for what the layer says of one document per row.
       valid: bool [B, T], false for padding, or None.
       layer: the configuration of the run's layers.
       eps: of the norms.
@@ -212,7 +212,7 @@ def apply_run(
 
 
 def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
-    """The parameters with "layers", one tree a layer, in place of "runs".
+    """The parameters with "layers", one tree per layer, in place of "runs".
 
     Args:
       params: tree of `spec(cfg)`; one that has "layers" is given back.
@@ -237,11 +237,11 @@ def unrolled(
     """The layers written out one by one, each with its own parameters and cache.
 
     Args:
-      layers: a tree of `nn.block.block_spec` a layer.
+      layers: a tree of `nn.block.block_spec` per layer.
       x: [B, T, D], embeddings.
       positions: int32 [B, T].
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
-      caches: one a layer, None for layers without.
+      caches: one per layer, None for layers without.
       cfg: the model.
       how: implementations.
 

@@ -1,1 +1,1 @@
-"""Layers: each module has a spec and the pure function that reads parameters of that form."""
+"""Layers: each module has a spec and the pure function that applies its parameters."""

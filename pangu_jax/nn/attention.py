@@ -1,4 +1,4 @@
-"""Grouped-query attention on its own sequence, on a cache, or on another sequence."""
+"""Grouped-query attention: self-attention, with a cache, or cross-attention."""
 
 import dataclasses
 import math
@@ -132,7 +132,7 @@ def attention(
       rotation: cosines and sines of the T positions, float32 [B, T, C/2] each; None where
         positions do not rotate.
       mask: bool [B, T, S], S being T, the cache's length or the source's; None is what `cfg` says
-        of one document a row, and the whole of a source.
+        of one document per row, and the whole of a source.
       cfg: what the heads see; sizes are read from the arrays.
       eps: of the per-head norms, where there are any.
       source: another sequence to attend to, whose keys are not rotated; None is `x` itself.
@@ -205,7 +205,7 @@ def append(
       The new cache.
 
     Raises:
-      InputError: a slot for each row, but more than one new token a row.
+      InputError: a slot for each row, but more than one new token per row.
     """
     if jnp.ndim(cache.start) and key.shape[1] != 1:
         raise InputError(f"a slot for each row takes one new token, got {key.shape[1]}")

@@ -1,4 +1,4 @@
-"""One transformer layer, for every model: attention and a feed-forward part, in two halves.
+"""One transformer layer for every model: an attention half and a feed-forward half.
 
 Each half reads the residual stream and gives the next one; `norm_place` says where its norms are:
 
@@ -9,7 +9,7 @@ Each half reads the residual stream and gives the next one; `norm_place` says wh
 Whoever walks layers (calibration, probes, export) calls the halves, and sees or changes what is
 read inside by a tap: a function that is called with the place of the parameters that read an array
 ("attention_norm", "attention", "attention/out", "attention_post_norm", "mlp_norm", "mlp" or "moe",
-"mlp/down", "mlp_post_norm") and the array, and gives the array to go on with.
+"mlp/down", "mlp_post_norm") and the array, and returns the array to continue with.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class LayerConfig:
       moe: the routed feed-forward part, or None.
       norm: the kind of the layer's norms.
       norm_place: before each branch, after its sum, or around the branch.
-      dropout: share of each branch's outputs that is dropped in training.
+      dropout: dropout rate of each branch's output.
     """
 
     attention: AttentionConfig
@@ -61,7 +61,7 @@ class LayerConfig:
 
 
 def block_spec(embed: int, cfg: LayerConfig, *, gain: float = 1.0) -> dict[str, Any]:
-    """Spec of one layer; `gain` scales what each branch adds to the residual at the start."""
+    """Spec of one layer; `gain` scales each branch's initial contribution to the residual."""
     spec = {
         "attention_norm": norm_spec(cfg.norm, embed),
         "attention": attention_spec(embed, cfg.attention, gain=gain),
@@ -96,7 +96,7 @@ def block(
       params: tree of `block_spec`.
       x: [B, T, D], the residual stream.
       rotation: cosines and sines of the positions, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, S], or None for what `cfg.attention` says of one document a row.
+      mask: bool [B, T, S], or None for what `cfg.attention` says of one document per row.
       valid: bool [B, T], false for padding, which router statistics leave out; None for none.
       cfg: the layer's configuration; sizes are read from the arrays.
       eps: of the norms.

@@ -1,4 +1,4 @@
-"""How a model is computed: what travels unchanged through every call, as one frozen value."""
+"""How a model is computed: the options passed unchanged through every call, as one frozen value."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from pangu_jax.nn.stack import check_remat
 from pangu_jax.ops import attention, cache_write, deform_sample, expert_mlp, selective_scan
 from pangu_jax.sharding.layout import Layout
 
-# The operators that a forward pass may be told about, and their implementations.
+# The operators whose implementation a caller may choose, and these implementations.
 OPERATORS = {
     "attention": attention.IMPLEMENTATIONS,
     "cache_write": cache_write.IMPLEMENTATIONS,
@@ -27,18 +27,18 @@ OPERATORS = {
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How a model is computed, beside what it is (`cfg`) and what it has learned (`params`).
+    """How a model is computed, as opposed to what it is (`cfg`) and has learned (`params`).
 
     It is hashable, so a jitted function takes it as a static argument.
 
     Attributes:
-      layout: how activations are split over devices; None is one device.
+      layout: how activations are sharded over devices; None is one device.
       impl: {operator: implementation}, None or {} to choose by platform and shape.
       remat: what a backward pass recomputes of each layer: None (nothing), "full" or "dots".
       dtype: type of the activations; None takes the parameters'.
 
     Raises:
-      InputError: an operator, implementation, policy or type that there is not.
+      InputError: an unknown operator, implementation, policy or type.
     """
 
     layout: Layout | None = None
@@ -63,7 +63,7 @@ class How:
             object.__setattr__(self, "dtype", _float(self.dtype))
 
     def implementation(self, operator: str) -> str | None:
-        """The implementation of an operator that was asked for, None to choose."""
+        """The requested implementation of an operator; None lets the operator choose."""
         return self.impl.get(operator)
 
 

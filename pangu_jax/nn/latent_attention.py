@@ -1,4 +1,4 @@
-"""Latent attention: hidden states look things up in a trained dictionary, before they are pooled.
+"""Latent attention: hidden states attend to a trained dictionary before they are pooled.
 
     y = x + out(attention of norm(x) over context_norm(table))
     y + down(gelu(gate(norm(y))) * up(norm(y)))

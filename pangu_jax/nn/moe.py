@@ -1,4 +1,4 @@
-"""Mixture of grouped experts: the same number of experts from every group, for every token."""
+"""Mixture of grouped experts: every token picks the same number of experts from every group."""
 
 import dataclasses
 from functools import partial
@@ -57,7 +57,8 @@ class MoEConfig:
             raise InputError(f"moe groups {self.groups} must divide the {self.experts} experts")
         if self.top_k > self.experts // self.groups:
             raise InputError(
-                f"moe top_k {self.top_k} exceeds the {self.experts // self.groups} experts a group"
+                f"moe top_k {self.top_k} exceeds the {self.experts // self.groups} "
+                "experts per group"
             )
         check_size("moe shared_width", self.shared_width, least=0)
 

@@ -1,4 +1,4 @@
-"""Cutting series into overlapping patches."""
+"""Splits series into overlapping patches."""
 
 import jax
 import jax.numpy as jnp

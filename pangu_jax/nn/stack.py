@@ -1,4 +1,4 @@
-"""Runs: stretches of layers of equal shape, stored with a leading layers axis."""
+"""Runs: consecutive layers of equal shape, stored with a leading layers axis."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -87,7 +87,7 @@ def remat(body: Callable, policy: str | None) -> Callable:
 
 
 def check_remat(policy: str | None) -> None:
-    """Nothing, if there is such a policy, or none.
+    """Checks that there is such a policy, or none.
 
     Raises:
       InputError: an unknown one.

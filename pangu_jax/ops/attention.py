@@ -48,7 +48,7 @@ def attention(
       key: [B, S, K, C].
       value: [B, S, K, C].
       mask: bool [B, T, S], true where the query sees the source (`visible` makes it), whatever
-        `causal` and `window` say; None means one document a row without padding.
+        `causal` and `window` say; None means one document per row without padding.
       causal: whether, without a mask, a query sees no later source; then T = S.
       window: how many sources, its own among them, a causal query sees without a mask; None is all.
       scale: of the products; None is C^-1/2.
@@ -57,7 +57,7 @@ def attention(
 
     Returns:
       [B, T, K, Q, C] in the type of `query`; scores and softmax are float32. A query that sees
-      nothing gets a finite value of no meaning.
+      nothing gets a finite but meaningless value.
 
     Raises:
       InputError: an unknown `impl`, or one that has no soft-cap.

@@ -1,4 +1,4 @@
-"""One new row of a key-value cache for each row of the batch, each in its own slot.
+"""Writes one new row per sequence into a key-value cache, each at its own slot.
 
 | implementation | picked when |
 |---|---|

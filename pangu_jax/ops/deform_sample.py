@@ -1,8 +1,8 @@
-"""Deformable 3x3 sampling on a grid: every cell reads nine learned places and weighs what it reads.
+"""Deformable 3x3 sampling on a grid: each cell reads and weighs nine learned locations.
 
 | implementation | picked when | memory beside inputs and result |
 |---|---|---|
-| dense | grids of up to 256 cells, on GPUs 1024 | one [cells, cells] matrix a group |
+| dense | grids of up to 256 cells, on GPUs 1024 | one [cells, cells] matrix per group |
 | taps | larger grids | the four corners of one tap |
 | reference | never by itself: the oracle, and the loop-free form that exports | all corners |
 

@@ -83,7 +83,7 @@ def one_group(ids, weights, *kernels):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def blocked(size, step, x, ids, weights, gate, up, down):
-    """`block` with `size` rows a block and `step` blocks a step."""
+    """`block` with `size` rows per block and `step` blocks per step."""
     return _forward(size, step, x, ids, weights, gate, up, down)[0]
 
 

@@ -1,4 +1,4 @@
-"""The experts' part of a routed layer: every chosen pair is computed, none is dropped.
+"""The expert MLPs of a routed layer: dropless, every chosen (token, expert) pair is computed.
 
 | implementation | FLOPs | picked when |
 |---|---|---|
@@ -51,9 +51,9 @@ LOWERS_ANYWHERE = True
 
 # What `pangu-jax backends` shows: tokens, experts chosen and experts of each group.
 EXAMPLES = {
-    "1 token, 8 experts a group": (1, 1, 8),
-    "64 tokens, 8 experts a group": (64, 1, 8),
-    "4096 tokens, 8 experts a group": (4096, 1, 8),
+    "1 token, 8 experts per group": (1, 1, 8),
+    "64 tokens, 8 experts per group": (64, 1, 8),
+    "4096 tokens, 8 experts per group": (4096, 1, 8),
 }
 
 

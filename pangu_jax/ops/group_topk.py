@@ -1,4 +1,4 @@
-"""Routing: the best experts inside every group, with weights from one global softmax."""
+"""Routing: the top experts within each group, weighted by one global softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ def group_topk(
     Args:
       scores: float [..., G, E/G].
       k: how many of each group.
-      vote_keep: lossy, never on by itself: chooses only among the `vote_keep` experts of a group
+      vote_keep: lossy, off by default: chooses only among the `vote_keep` experts of a group
         that most tokens of the batch put first. Fewer experts are read, but a token's experts then
         depend on the other tokens of its batch: rows are no longer independent and speculative
         decoding no longer exact. E/G changes nothing.

@@ -1,4 +1,4 @@
-"""The linear recurrence h_t = a_t * h_{t-1} + b_t, with every state kept.
+"""The linear recurrence h_t = a_t * h_{t-1} + b_t, returning every state.
 
 | form | steps | loop-free | for |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba: a linear recurrence whose decay and input depend on the token.
+"""Mamba's selective scan: a linear recurrence with input-dependent decay and input.
 
 With d_t = softplus(dt_t + dt_bias), for every channel e and state n:
 

@@ -8,7 +8,7 @@ one chunk at a time, so both hold about 2 sqrt(T) states instead of T. Inside a 
 | loop | one step at a time, backward written out | CPU |
 | associative | log depth | chips that are idle in small steps |
 
-The loop is laid out for a vector unit: channels innermost, and few operations a step. Measured on
+The loop is laid out for a vector unit: channels innermost, and few operations per step. Measured on
 a CPU, this layout with the contraction as a product costs a fifth of [E, N] with a sum, and
 unrolling steps makes it slower: each output is fused with a copy of all that precedes it.
 """

@@ -1,4 +1,4 @@
-"""What surrounds the kernels of the selective scan: shapes that fit, and the backward pass."""
+"""Wrappers of the selective-scan kernels: padding to their shapes, and the backward pass."""
 
 import math
 from functools import partial

@@ -1,4 +1,4 @@
-"""A smooth bound on scores."""
+"""Soft-capping: a smooth bound on scores."""
 
 import jax
 import jax.numpy as jnp

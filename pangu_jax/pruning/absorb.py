@@ -1,4 +1,4 @@
-"""Post-RMSNorm absorption: sandwich norms become constants and fold into the projection before.
+"""Post-RMSNorm absorption: sandwich norms become constants folded into the projection before.
 
 The norm after a branch gives gamma * u / r, u being the projection's output and r = RMS(u), which
 depends on the token. With a constant c in the place of 1 / r it folds: W' = W diag(c gamma), and

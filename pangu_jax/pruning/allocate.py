@@ -1,4 +1,4 @@
-"""How much of each layer goes: layer ratios, and widths that meet a parameter or FLOP target."""
+"""How much of each layer to prune: layer ratios, and widths for a parameter or FLOP target."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from pangu_jax.pruning.axes import Sizes
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is to be left: of the whole model, or of single axes.
+    """How much to keep: of the whole model, or of single axes.
 
     Attributes:
       params: share of the parameters.
@@ -72,7 +72,7 @@ def parse(text: str) -> Target:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What widths may be.
+    """Constraints on widths.
 
     Attributes:
       multiple: FFN and hidden widths are multiples of it, where the model's own are; None is 16,
@@ -153,7 +153,7 @@ def shrink(
     kept: list[int] | None = None,
     biased: bool = False,
 ) -> DecoderConfig:
-    """The configuration of these layers that meets the target, from above, as closely as it can.
+    """The largest configuration of these layers that meets the target.
 
     Axes that the target names take their share; the `free` ones share one ratio, found by
     bisection; FFN channels then fill what is left, one at a time.

@@ -1,4 +1,4 @@
-"""The axis registry: which dimension of which leaf is cut along which axis, read off the specs.
+"""The axis registry: which dimension of each leaf is pruned along which axis, read off the specs.
 
 Slicing, counting and export all go through here, so a new leaf needs no change in this room: the
 names of its axes say how it is cut.
@@ -28,7 +28,7 @@ Keep = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Widths of one layer: KV groups, query heads a group, FFN channels."""
+    """Widths of one layer: KV groups, query heads per group, FFN channels."""
 
     groups: int
     heads: int
@@ -50,7 +50,7 @@ def resized(layer: LayerConfig, new: Sizes) -> LayerConfig:
 
 
 def cut(leaf: Any, axes: tuple[str | None, ...], keep: Keep) -> Any:
-    """A leaf with only the kept indices of each of its axes.
+    """A leaf sliced to the kept indices of each of its axes.
 
     Args:
       leaf: any array.
@@ -73,7 +73,7 @@ def cut(leaf: Any, axes: tuple[str | None, ...], keep: Keep) -> Any:
 
 
 def host_view(leaf: Any) -> Any:
-    """The leaf as numpy where that is no copy, so that odd shapes need no compiling."""
+    """The leaf as a numpy view where that needs no copy, so that odd shapes need no compilation."""
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return leaf
     on_host = jax.default_backend() == "cpu" and len(leaf.sharding.device_set) == 1
@@ -102,7 +102,7 @@ def parameters(cfg: DecoderConfig) -> int:
 
 
 def flops(cfg: DecoderConfig, length: int) -> float:
-    """Multiplications and additions of a forward pass, a token, in a context of `length`.
+    """FLOPs per token (multiplications and additions) of a forward pass in a context of `length`.
 
     Two for each entry of each kernel, the output projection included, and the two products of
     causal attention, which see half the context on average.

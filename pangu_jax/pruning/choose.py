@@ -1,4 +1,4 @@
-"""Which units of a layer stay, for each method."""
+"""Selects the units of a layer to keep, for each method."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ BY_HEAD = "k q c d -> (k q) c d"
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """KV groups that stay, for each the query heads that stay, and what they were chosen by."""
+    """The KV groups to keep, the query heads to keep in each, and the scores behind the choice."""
 
     units: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...]
@@ -28,7 +28,7 @@ class Chosen:
 def choose_heads(
     stats: LayerStats, size: Sizes, recipe: Any, layer: int, mask: np.ndarray | None = None
 ) -> Chosen:
-    """The KV groups, and then in each group the query heads, that stay.
+    """Selects KV groups, and then query heads in each group, to keep.
 
     Args:
       stats: the layer's statistics.

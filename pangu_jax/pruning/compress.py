@@ -1,4 +1,4 @@
-"""From a checkpoint and calibration windows to a smaller model: the whole method in one call.
+"""The whole pruning method in one call: a checkpoint and calibration windows to a smaller model.
 
 1. A profile of the dense model, where something needs it: similarity of each layer's input and
    output, importance of hidden channels, global ranks.
@@ -79,7 +79,7 @@ def compress(
       limits: what widths may be.
       sweep_cfg: batches and types of the sweeps.
       plan: choose these units instead of scoring; the repair is still fitted to the windows.
-      donate: give up `params` to save memory.
+      donate: donates `params`, which saves memory.
       progress: called with what is being done, layers done, and layers in all.
       how: implementations, and the type of activations.
 
@@ -151,7 +151,7 @@ def plan(
     recipe: Recipe = Recipe(),
     limits: Limits = Limits(),
 ) -> Plan:
-    """The plan that these statistics give, without touching a weight.
+    """The plan that these statistics lead to, without touching a weight.
 
     Args:
       stats: of the dense model (`stats.collect`), with `saliency` for the Taylor method.

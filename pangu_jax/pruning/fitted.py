@@ -1,4 +1,4 @@
-"""Repaired projections: kept apart, fitted to statistics, and put into a pruned model."""
+"""Repaired projections: fitted to statistics, kept apart, then inserted into a pruned model."""
 
 import dataclasses
 from typing import Any
@@ -36,7 +36,7 @@ def fit(
     ridge: float | None,
     donate: bool = False,
 ) -> tuple[Fitted | None, dict[str, Any] | None, repairs.SiteReport | None]:
-    """Fits one projection of one layer to what stays of its inputs.
+    """Fits one projection of one layer to its kept inputs.
 
     Args:
       stats: the layer's.
@@ -44,7 +44,7 @@ def fit(
       part: what stays, without moved groups.
       method: of the repair.
       ridge: see `repair.fit`.
-      donate: give up the statistics of the site, to save memory.
+      donate: donates the statistics of the site, which saves memory.
 
     Returns:
       What to put into the pruned model, the projection at the dense shape with zero rows, and the
@@ -75,7 +75,7 @@ def fit(
 
 
 def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Which inputs of a projection stay: bool [U].
+    """Which inputs of a projection are kept: bool [U].
 
     Args:
       part: what stays of the layer.
@@ -95,7 +95,7 @@ def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
 def insert_fitted(
     params: dict[str, Any], cfg: DecoderConfig, fitted: dict[str, Fitted], plan: Plan
 ) -> tuple[dict[str, Any], DecoderConfig]:
-    """Puts repaired projections into a pruned model.
+    """Inserts repaired projections into a pruned model.
 
     A bias in one layer gives every layer a bias, so that equal layers stay equal.
 

@@ -1,4 +1,4 @@
-"""How much each unit matters: SlimLLM, Minitron (Pangu Light), and the baselines, in one frame.
+"""Importance scores of units: SlimLLM, Minitron (Pangu Light) and baselines, in one interface.
 
 | method | channels | heads and KV groups |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""First and second moments of what a projection reads: one pass, merged by addition."""
+"""First and second moments of a projection's inputs: one pass, merged by addition."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ class Moments:
 
 
 def zeros(units: int, dtype: Any, device: Any = None) -> Moments:
-    """Moments of nothing."""
+    """Empty moments."""
     shapes = {"tokens": (), "total": (units,), "outer": (units, units), "absolute": (units,)}
     return Moments(**{n: jnp.zeros(s, dtype, device=device) for n, s in shapes.items()})
 
 
 def add(moments: Moments, x: jax.Array) -> Moments:
-    """The moments with B windows of T tokens more.
+    """The moments after adding B windows of T tokens.
 
     Sums have the type of the moments: give them float64 where there is one. Products of one call's
     tokens are taken around their mean and in the type of `x`, float32 or wider, which is three
@@ -73,7 +73,7 @@ def _outer(x):
 
 
 def merge(first: Moments, second: Moments | None, *, donate: bool = False) -> Moments:
-    """The moments of both sets of tokens; `donate` gives `first` up, to save memory."""
+    """The moments of both sets of tokens; `donate` donates `first`, which saves memory."""
     if second is None:
         return first
     return (_merge_into if donate else _merge)(first, second)

@@ -1,4 +1,4 @@
-"""The decoder one layer at a time, where a measurement needs more than `stats.sweep` keeps."""
+"""Inputs of each norm, layer by layer, for measurements that need more than `stats.sweep` keeps."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +18,7 @@ NORMS = ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
 def norm_inputs(
     params: dict[str, Any], tokens: jax.Array, *, cfg: DecoderConfig
 ) -> Iterator[tuple[str, jax.Array]]:
-    """What every norm over the model width reads: ("<layer>/<norm>" or "norm", [B, T, D]).
+    """Inputs of every norm over the model width: ("<layer>/<norm>" or "norm", [B, T, D]).
 
     Args:
       params: tree of `decoder.spec(cfg)`, dense layers.

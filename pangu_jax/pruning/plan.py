@@ -1,4 +1,4 @@
-"""A plan: which units of which layers stay. It is JSON, holds no weights, and can be replayed."""
+"""A pruning plan: which units of which layers are kept, as JSON without weights; replayable."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ NORMS = ("none", "l2", "dim", "calibrated")
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """What stays of one layer.
+    """What is kept of one layer.
 
     Attributes:
       layer: its number in the original model.
@@ -49,13 +49,13 @@ class LayerScores:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A pruned model in terms of the original one.
+    """A pruned model described in terms of the original one.
 
     Attributes:
       layers: the layers that stay, in order.
       hidden: channels of the residual stream that stay, ascending.
       width: D of the original model.
-      sizes: groups, query heads a group, and FFN width of each original layer.
+      sizes: groups, query heads per group, and FFN width of each original layer.
       norm: how RMSNorm gains are re-initialized when hidden channels go (SLNP): none, l2, dim,
         calibrated.
       norm_factors: for "calibrated", the factor of each norm by the norm's name.

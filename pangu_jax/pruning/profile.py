@@ -121,7 +121,7 @@ def _merged(part: LayerPlan, pool, plan: Plan, profile, cfg) -> LayerPlan:
     for layer, _ in moved:
         if plan.sizes[layer].heads != plan.sizes[part.layer].heads:
             raise InputError(
-                f"layers {part.layer} and {layer} have different numbers of query heads a group, "
+                f"layers {part.layer} and {layer} have different numbers of query heads per group, "
                 "so CLAP cannot merge them; use clap=False"
             )
     heads = (tuple(range(plan.sizes[part.layer].heads)),) * (len(groups) + len(moved))

@@ -1,4 +1,4 @@
-"""Slicing: `prune(params, plan, cfg=cfg) -> (params, cfg)`. No data, only takes of indices.
+"""Slicing: `prune(params, plan, cfg=cfg) -> (params, cfg)`. No data, only indexing.
 
 With hidden channels removed, RMSNorm gains are re-initialized as the plan says (SLNP); groups that
 a removed layer hands over are concatenated to the layer's own (CLAP). Both are in `reinit.py`.

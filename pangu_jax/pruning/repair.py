@@ -1,4 +1,4 @@
-"""Closed-form repair of a projection whose inputs were partly dropped.
+"""Closed-form repair of a projection after some of its inputs were pruned.
 
 The projection y = x W + b loses the inputs outside K. What is left is fitted to y over the
 calibration tokens, from the moments of x alone:
@@ -93,7 +93,7 @@ def fit(
       method: one of `METHODS`.
       ridge: in units of the mean variance of the kept inputs; None chooses among `RIDGES` on the
         held-out moments, or takes the middle one where there are none.
-      donate: give up `sums`, to save memory.
+      donate: donates `sums`, which saves memory.
 
     Returns:
       The kernel [U, D] in its own type, the bias (None if there is none), and the errors.

@@ -35,7 +35,7 @@ Projection = dict[str, jax.Array]
 
 @struct.dataclass
 class LayerStats:
-    """What calibration tells about one layer; all sums merge by addition.
+    """Calibration statistics of one layer; all sums merge by addition.
 
     Attributes:
       weights: the layer's parameters, as the checkpoint has them.
@@ -71,7 +71,7 @@ class Stats:
     """Statistics of all layers.
 
     Attributes:
-      layers: one entry a layer.
+      layers: one entry per layer.
       cfg: the model.
     """
 
@@ -80,7 +80,7 @@ class Stats:
 
 
 class Visitor(Protocol):
-    """What `sweep` asks at each site; None leaves the projection as it is."""
+    """Called by `sweep` at each site; None leaves the projection as it is."""
 
     def heads(self, layer: int, stats: LayerStats) -> Projection | None:
         """The out projection {"kernel": [K, Q, C, D], "bias": [D]} to go on with."""
@@ -93,7 +93,7 @@ class Visitor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep computes.
+    """How a sweep is computed.
 
     Attributes:
       batch: windows computed at once.
@@ -213,7 +213,7 @@ def sweep(
 
 
 def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtype: Any) -> int:
-    """Bytes a sweep takes beside the parameters: one boundary, and the widest layer's moments."""
+    """Bytes a sweep needs besides the parameters: one boundary and the widest layer's moments."""
     size, item = np.dtype(dtype).itemsize, np.dtype(sweep_cfg.moments).itemsize
     boundary = windows.size * cfg.width * size * (not sweep_cfg.offload)
     widest = max(

@@ -1,4 +1,4 @@
-"""A language model as a judge, by the engine, and how far what it says agrees with the truth."""
+"""A language model as a judge, run on the engine, and how often its verdicts are right."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

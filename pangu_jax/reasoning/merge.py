@@ -63,7 +63,7 @@ class Recipe:
             raise InputError(f"weights must be finite and add up to more than 0, got {weights}")
 
     def check(self, trees: int, base: bool) -> None:
-        """Nothing, if so many trees, and a base or none, can be merged so.
+        """Checks that so many trees, and a base or none, can be merged so.
 
         Raises:
           InputError: they cannot.
@@ -126,7 +126,7 @@ def _leaf(recipe: Recipe, arrays: list[np.ndarray], base: Any, path: str, stacke
 
 
 def same_shapes(one: Any, other: Any, first: str, second: str) -> None:
-    """Nothing, if two trees have the same leaves of the same shapes.
+    """Checks that two trees have the same leaves of the same shapes.
 
     Args:
       one: a tree of whatever has a shape.

@@ -1,4 +1,4 @@
-"""Checkpoints that are merged where they lie: one tensor of each is in memory at a time."""
+"""Merges checkpoints on disk, with one tensor of each in memory at a time."""
 
 import dataclasses
 import json
@@ -136,7 +136,7 @@ def _same_settings(first: Source, other: Source) -> None:
 
 
 def same_tokens(first: Source, other: Source) -> None:
-    """Nothing, if two tokenizers give a text the same ids, or one of them cannot be read.
+    """Checks that two tokenizers give a text the same ids, or one of them cannot be read.
 
     Raises:
       InputError: they do not; names a token, or the part of tokenizer.json that differs.

@@ -1,4 +1,4 @@
-"""Whether a merge may take the place of the checkpoints that it was made of."""
+"""Decides whether a merge may replace the checkpoints it was made from."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""A preference model: one number for an answer, from a decoder's hidden states.
+"""A preference model: a scalar score for an answer, from a decoder's hidden states.
 
     rows = [ids(question, answer) for ...]                 # chosen and rejected answers
     model = fit(features(params, chosen, cfg=cfg), features(params, rejected, cfg=cfg))
@@ -130,7 +130,7 @@ def fit(
       chosen: features [N, D] of the better answers.
       rejected: features [N, D] of the others.
       steps: optimizer steps.
-      batch: pairs a step, drawn without return within a pass.
+      batch: pairs per step, drawn without return within a pass.
       decay: what the sum of the head's squares, over two, is multiplied by in the loss: pairs are
         few and features many.
       optimizer: of the head.

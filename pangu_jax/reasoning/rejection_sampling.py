@@ -1,4 +1,4 @@
-"""What a student is taught: of a teacher's answers the shortest that two verifiers accept."""
+"""Rejection sampling of a teacher's answers: the shortest that two verifiers accept."""
 
 import dataclasses
 from collections.abc import Sequence

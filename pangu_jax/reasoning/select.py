@@ -1,4 +1,4 @@
-"""Which questions the next iteration trains on: those of a difficulty that suits the student."""
+"""Selects the next iteration's training questions by difficulty for the student."""
 
 import dataclasses
 

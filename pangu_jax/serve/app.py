@@ -1,4 +1,4 @@
-"""The routes: what is asked becomes jobs of the driver, and their pieces become answers."""
+"""The routes: requests become jobs of the driver, whose output becomes responses."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""From the engine's tokens to texts that may be sent: stop strings, thinking, scores."""
+"""From the engine's tokens to text that can be sent: stop strings, thinking, log-probabilities."""
 
 import dataclasses
 import math

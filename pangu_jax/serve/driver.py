@@ -1,4 +1,4 @@
-"""One engine, driven by one thread, for requests that come from others.
+"""One engine, driven by one thread, serving requests from others.
 
 jax is called from that thread alone. What it makes of a request is given to the request's own
 function, which is called there and must return at once.
@@ -146,7 +146,7 @@ class Driver:
         return self._ended is None
 
     def check(self, name: str, ids: Sequence[int]) -> None:
-        """Nothing, if the model can read a prompt; may be called from any thread.
+        """Checks that the model can read a prompt; may be called from any thread.
 
         Raises:
           InputError: see `decode.engine.check_prompt`.

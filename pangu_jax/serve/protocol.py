@@ -1,4 +1,4 @@
-"""What may be asked, in OpenAI's form: every field is known and heeded, or refused by its name.
+"""What may be asked, in OpenAI's form: every field is known and honored, or refused by its name.
 
 Source: the reference of OpenAI's API, chat completions and completions.
 """
@@ -202,7 +202,7 @@ def chat_ask(body: bytes) -> ChatAsk:
     """What a body asks of /v1/chat/completions.
 
     Raises:
-      Refusal: says which field cannot be heeded.
+      Refusal: says which field cannot be honored.
     """
     found = _object(body, _CHAT)
     if isinstance(found.get("messages"), list):
@@ -224,7 +224,7 @@ def text_ask(body: bytes) -> TextAsk:
     """What a body asks of /v1/completions.
 
     Raises:
-      Refusal: says which field cannot be heeded.
+      Refusal: says which field cannot be honored.
     """
     ask = _checked(TextAsk, _object(body, _TEXT))
     if ask.logprobs and ask.temperature:

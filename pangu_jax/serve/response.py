@@ -1,4 +1,4 @@
-"""Answers in OpenAI's form, whole and in chunks."""
+"""Responses in OpenAI's format, whole and in chunks."""
 
 import dataclasses
 import time

@@ -1,4 +1,4 @@
-"""Several processes as one run: joining, and which part of a batch each of them reads."""
+"""Multi-process runs: joining, and which part of a batch each process reads."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ HEARTBEAT_S = 30
 
 
 def connect(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the processes of a run; to be called before jax is asked for a device.
+    """Joins the processes of a run; call it before jax touches a device.
 
     Args:
       coordinator: "" for a run of one process, which does nothing; host:port of process 0; or
@@ -25,7 +25,7 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
       process: which this is, from 0; None with "auto".
 
     Raises:
-      InputError: the numbers make no sense, or the others were not reached.
+      InputError: the numbers are inconsistent, or the other processes were not reached.
     """
     if not coordinator:
         if processes is not None or process is not None:

@@ -1,4 +1,4 @@
-"""A layout is a mesh and two rule tables; it is handed down unchanged, None meaning one device."""
+"""A layout is a mesh and two rule tables, passed down unchanged; None means one device."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ def shardings(spec: Any, layout: Layout) -> Any:
 
 
 def whole(spec: Any, layout: Layout) -> list[str]:
-    """One line a dimension that the rules would split but the mesh does not divide."""
+    """One line per dimension that the rules would split but the mesh does not divide."""
     lines = []
     for name, leaf in flatten(spec, is_leaf=is_spec).items():
         for axis, size in zip(leaf.axes, leaf.shape, strict=True):

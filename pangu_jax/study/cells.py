@@ -1,4 +1,4 @@
-"""The cells of an experiment, in one process: what is missing is computed and saved at once.
+"""The cells of an experiment in one process: what is missing is computed and saved at once.
 
     cells = begin(folder, experiment, checkpoint=options.checkpoint)
     for seed in experiment.seeds:
@@ -31,7 +31,7 @@ class Cells:
 
 
 def begin(folder: Path, experiment: Any, **settings: Any) -> Cells:
-    """Begins a run or goes on with it, and holds its folder until the process ends.
+    """Starts or resumes a run, and holds its folder until the process ends.
 
     Args:
       folder: of the run; made if missing.

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and figures with their spread over seeds or draws."""
+"""Markdown tables, and figures with their spread over seeds or draws."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown: one line of heads, one a row; no line break at the end."""
+    """A table in Markdown: one line of heads, one per row; no line break at the end."""
     lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Cells that several processes share: each is a file of its own, taken by who comes first.
+"""Cells shared by several processes: each is a file of its own, taken by whoever is first.
 
     begin(folder, settings)
     if given.workers == 1:
@@ -34,7 +34,7 @@ MEASURING = 25  # seconds kept for measuring what was trained when time is up
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
-    """Begins a run or goes on with it, and holds its folder until this process ends.
+    """Starts or resumes a run, and holds its folder until this process ends.
 
     Raises:
       InputError: the folder holds a run of other settings, or another process computes there.

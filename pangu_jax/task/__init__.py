@@ -1,1 +1,1 @@
-"""What one does with a model from Python: the functions that `import pangu_jax` offers."""
+"""The functions behind `import pangu_jax`: what you do with a model from Python."""

@@ -1,4 +1,4 @@
-"""How good a model is, whatever its kind."""
+"""Evaluates a model of any kind."""
 
 from typing import Any
 

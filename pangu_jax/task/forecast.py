@@ -1,4 +1,4 @@
-"""Forecasters of many series at once: trained on a CSV file or a table, measured, used."""
+"""Time-series forecasters: train on a CSV file or a table, evaluate, forecast."""
 
 import dataclasses
 import logging
@@ -60,13 +60,13 @@ def fit(
       horizon: H, steps to forecast.
       out: the folder to keep it in, for `load`; None keeps it in memory.
       seeds: how many models are trained; their forecasts are averaged.
-      coverage: what share of the truth the intervals are to cover.
-      look_back: steps that a forecast is made from.
+      coverage: the share of observations the intervals should cover.
+      look_back: input steps of a forecast.
       layers: blocks of the model.
-      channels: of a patch, a multiple of 16.
-      patch: steps of a patch.
+      channels: of each patch, a multiple of 16.
+      patch: steps per patch.
       stride: steps between patches.
-      batch: windows a step.
+      batch: windows per step.
       learning_rate: of Adam; halves with every epoch from the third on.
       epochs: at most.
       patience: epochs without a better validation error before it stops.
@@ -152,7 +152,7 @@ def read(data: str | Path | Series, layout: CsvFormat = CsvFormat()) -> Series:
 
 
 def check_training(seeds: int, coverage: float) -> None:
-    """Nothing, if a forecaster can be trained so.
+    """Checks the arguments of a training.
 
     Raises:
       InputError: no seed, or a coverage that is no share.
@@ -182,10 +182,10 @@ def fit_series(
       model: its other sizes; None takes the published ones for hourly data.
       training: batches and rates.
       seeds: one model each; their forecasts are averaged.
-      coverage: what share of the truth the intervals are to cover; they are calibrated on the
+      coverage: the share of observations the intervals should cover; they are calibrated on the
         validation part, tracked through the test part, and what they cover of it is measured.
       progress: called with steps done, steps at most, and a line of text.
-      folder: where metrics and checkpoints go, to go on from; None keeps nothing.
+      folder: where metrics and checkpoints go, to resume from; None keeps nothing.
 
     Raises:
       InputError: unusable data, too few rows, sizes out of range, another run in the folder.

@@ -1,4 +1,4 @@
-"""Texts and language models: continuing them, measuring on them, vectors of them."""
+"""Language models and text encoders: generate, measure perplexity, embed."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -38,19 +38,19 @@ def generate(
     batch: int = 32,
     dtype: Dtype = "float32",
 ) -> list[str]:
-    """Continues every prompt; gives the texts that follow them, as `pangu-jax generate` does.
+    """Continues every prompt, and returns the continuations, as `pangu-jax generate` does.
 
         >>> pj.generate(m, ["Once upon a time", "The"], max_new=20, temperature=0.8)
 
     Args:
       model: a language model.
       prompts: texts; an empty one starts a new document.
-      max_new: most tokens to generate for each.
-      temperature: scores are divided by it; 0 takes the best token.
-      top_k: only so many best tokens; 0 for all.
-      top_p: only the best tokens whose probability reaches it; 1 for all.
-      seed: of the drawing; a prompt's text does not depend on the prompts beside it.
-      batch: how many are answered at once.
+      max_new: maximum number of new tokens for each.
+      temperature: divides the logits; 0 is greedy decoding.
+      top_k: sample from the k most likely tokens; 0 for all.
+      top_p: sample from the smallest set of tokens whose total probability reaches it; 1 for all.
+      seed: of the sampling; a prompt's text does not depend on the other prompts.
+      batch: how many are decoded at once.
       dtype: type of activations and cache.
 
     Raises:
@@ -162,7 +162,7 @@ def embed(
     max_length: int | None = None,
     dtype: Dtype = "float32",
 ) -> np.ndarray:
-    """One vector a text, float32 [texts, width], as `pangu-jax embed` writes them.
+    """One vector per text, float32 [texts, width], as `pangu-jax embed` writes them.
 
         >>> vectors = pj.embed(pj.load("all-MiniLM-L6-v2"), ["a question", "a passage"])
         >>> vectors @ vectors.T

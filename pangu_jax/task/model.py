@@ -1,4 +1,4 @@
-"""A model and what belongs to it, as it was read from wherever it lies."""
+"""A model with its configuration and tokenizer, loaded from wherever it is stored."""
 
 import dataclasses
 import tempfile
@@ -21,16 +21,16 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as data; the functions of `pangu_jax` take it.
+    """A loaded model, as data: what the functions of `pangu_jax` take.
 
     Attributes:
-      kind: "decoder" (a language model), "encoder" (vectors of texts), or "forecaster"; or another
+      kind: "decoder" (a language model), "encoder" (text embeddings), or "forecaster"; or another
         of `models.registry.KINDS`.
       params: a nested tree of arrays.
       cfg: the frozen dataclass that describes it completely.
       tokenizer: its tokenizer; None where it has none.
       path: where it was read from; "" if nowhere.
-      half_width: of a forecaster, float64 [H, V]: the half widths of its intervals.
+      half_width: for a forecaster, float64 [H, V]: the half widths of its intervals.
     """
 
     kind: str
@@ -47,7 +47,7 @@ def load(
     dtype: Literal["float32", "bfloat16"] | None = None,
     tokenizer: str | Path | None = None,
 ) -> Model:
-    """Reads a model: a run folder, a Hugging Face folder, a GGUF file, or a forecaster.
+    """Loads a model: a run folder, a Hugging Face folder, a GGUF file, or a forecaster.
 
         >>> m = pj.load("smollm2")
         >>> m.kind, m.cfg.width
@@ -84,7 +84,7 @@ def from_forecaster(found: Forecaster, path: str | Path = "") -> Model:
 
 
 def as_forecaster(model: Model) -> Forecaster:
-    """A model as the forecaster that it is.
+    """The forecaster that a model holds.
 
     Raises:
       InputError: it is another kind of model.
@@ -94,7 +94,7 @@ def as_forecaster(model: Model) -> Forecaster:
 
 
 def expect(model: Model, *kinds: str) -> None:
-    """Nothing, if the model is of one of these kinds.
+    """Checks that the model is of one of these kinds.
 
     Raises:
       InputError: it is not.

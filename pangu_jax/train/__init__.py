@@ -1,1 +1,1 @@
-"""Training: optimizer, step, loop, metrics. Losses are given as functions."""
+"""Training: optimizer, step, loop, metrics. Losses are passed in as functions."""

@@ -1,4 +1,4 @@
-"""When to stop: evaluations that get no better; the best parameters are kept meanwhile."""
+"""Early stopping, which keeps the best parameters."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ class StopRule:
     """Ends a run after so many evaluations in a row without a better one.
 
     Attributes:
-      metric: the name among those that `evaluate` returns; less is better.
+      metric: the name of one that `evaluate` returns; lower is better.
       patience: evaluations. Of several seeds each has its own: one whose patience is over keeps
         its best parameters while the others go on, and the run ends with the last.
     """
@@ -51,7 +51,7 @@ def begin(params: Any, seeds: int = 1) -> Best:
     shape = () if seeds == 1 else (seeds,)
     zeros = np.zeros(shape, np.int32)
     score = jnp.full(shape, np.finfo(np.float32).max, jnp.float32)
-    # A copy, as the state's own parameters are given up with every step.
+    # A copy, as every step donates the state's own parameters.
     return Best(jax.tree.map(jnp.copy, params), score, jnp.asarray(zeros), jnp.asarray(zeros))
 
 

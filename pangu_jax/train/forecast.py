@@ -1,4 +1,4 @@
-"""Trains a forecaster from several seeds at once, each with its own shuffle and early stop."""
+"""Trains a forecaster with several seeds at once, each with its own shuffle and early stopping."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ class FitConfig:
     """How a forecaster is trained.
 
     Attributes:
-      batch: windows a step.
+      batch: windows per step.
       learning_rate: of Adam in epochs 1 and 2; it halves with every epoch after.
       epochs: at most.
       patience: epochs without a better validation error before a seed stops.
@@ -61,9 +61,9 @@ class Fit:
       params: the best parameters, every leaf with a leading axis of seeds.
       curves: for each seed, {"train", "validation"} a mean squared error per epoch.
       best_epoch: for each seed, counted from 1.
-      step_s: seconds a step of all seeds together, after compilation; the median over chunks. 0
+      step_s: seconds per step of all seeds together, after compilation; the median over chunks. 0
         where nothing was left to train.
-      seconds: in all, since the training was begun or gone on with.
+      seconds: in all, since the training was started or resumed.
       cut: whether `stop` ended the training before it would have ended itself.
     """
 
@@ -132,7 +132,7 @@ def batches(
     Args:
       starts: int32, first rows of the windows.
       seeds: several give every leaf a leading axis of them.
-      batch: windows a step; windows of an epoch that do not fill one are left out.
+      batch: windows per step; windows of an epoch that do not fill one are left out.
       step: where to begin.
     """
     epoch_steps = len(starts) // batch
@@ -173,7 +173,7 @@ def fit(
       how: implementations.
       progress: called with steps done, steps at most, and a line about the last epoch.
       stop: asked after every epoch; True ends the training there.
-      folder: where metrics and checkpoints go, a run of its own, which goes on where it was
+      folder: where metrics and checkpoints go, a run of its own, which resumes where it was
         stopped; None keeps nothing.
 
     Raises:
@@ -283,7 +283,7 @@ class _Watch:
         return curve
 
     def step_s(self) -> float:
-        """Seconds a step, the first chunk's apart, which is compiled."""
+        """Seconds per step, the first chunk's apart, which is compiled."""
         return float(np.median(self._times[1:] or self._times or [0.0]))
 
 

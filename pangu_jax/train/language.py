@@ -1,4 +1,4 @@
-"""The loss of language modeling, as the training step wants it, and a training with it."""
+"""The language-modeling loss in the form the training step takes, and training with it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -95,7 +95,7 @@ def train_language(
     how: How = HOW,
     label: str = "train",
 ) -> Any:
-    """Trains a model from scratch, or goes on from the last checkpoint in `folder`.
+    """Trains a model from scratch, or resumes from the last checkpoint in `folder`.
 
     Args:
       cfg: the model; kept in the folder, which commands then take as a checkpoint.

@@ -1,4 +1,4 @@
-"""The training loop: restores, steps, logs, saves, and stops when it is told to."""
+"""The training loop: restores, steps, logs, checkpoints, and stops on a signal."""
 
 import contextlib
 import dataclasses
@@ -57,14 +57,14 @@ def train(
       batches: `batches(step)` gives the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
       optimizer: what turns gradients into updates, such as `optimizer.make_optimizer` makes.
-      folder: the run's folder, or the claim of it that the caller holds: metrics.jsonl and
-        checkpoints/ go there. None keeps nothing, and leaves signals alone.
+      folder: the run's folder, or the caller's claim on it: metrics.jsonl and checkpoints/ go
+        there. None saves nothing, and leaves signals alone.
       schedule: the learning rate by step, for metrics.
-      frozen: arrays that the loss reads and nobody trains; see `Stage`.
-      params: as in `train_stages`, and so is all that follows: where to start from.
+      frozen: arrays that the loss reads but are not trained; see `Stage`.
+      params: where to start from, as in `train_stages`; so are all that follow.
       trainable: which leaves are trained.
-      evaluate: what is measured on the way.
-      rule: when to stop for want of better evaluations.
+      evaluate: what is measured along the way.
+      rule: early stopping.
       should_stop: whether to stop after an evaluation.
       unit: what the loss's weight counts.
       label: what the progress line says.
@@ -108,10 +108,10 @@ def train_stages(
     layout: Layout | None = None,
     profile: Profiler | None = None,
 ) -> TrainState:
-    """Trains one stage after the other, from the last checkpoint in `folder`, or from the start.
+    """Trains one stage after another, from the last checkpoint in `folder`, or from the start.
 
-    The same run in one piece or in several ends in the same bits: the state is saved whole, and a
-    stage's batches are entered at the step where it goes on.
+    A run ends in the same bits whether or not it was interrupted: the state is saved whole, and a
+    stage's batches are entered at the step where it resumes.
 
     Args:
       stages: together of `cfg.steps` steps.
@@ -120,11 +120,11 @@ def train_stages(
       folder: as in `train`.
       params: parameters to start from, those of several seeds stacked; None draws them. Not used
         where a checkpoint is found.
-      trainable: a regular expression that the whole paths of trained leaves match; None trains all.
+      trainable: a regular expression that trained leaves' full paths match; None trains all.
       evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
         returns, numbers or for several seeds a list of them, goes to metrics.jsonl under "eval_"
         names.
-      rule: when to stop for want of better evaluations; the best parameters are the state's `best`.
+      rule: early stopping; the best parameters are the state's `best`.
       should_stop: asked after every evaluation; True stops the run there, as a signal would.
       unit: what the loss's weight counts, in the plural.
       label: what the progress line says; None shows none.
@@ -138,7 +138,8 @@ def train_stages(
     Raises:
       InputError: the loss is not finite (names the step), the run in the folder is of other stages,
         or something cannot be written.
-      Stopped: SIGTERM or SIGINT came, or there was enough; the step was finished and saved.
+      Stopped: on SIGTERM or SIGINT, or when `should_stop` returned True; the step was finished and
+        saved.
     """
     timeline = sequence(stages, cfg, trainable, layout)
     if rule is not None and evaluate is None:
@@ -178,7 +179,7 @@ def train_stages(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays the same while a run runs."""
+    """What stays constant during a run."""
 
     timeline: StageSequence
     spec: Any
@@ -204,7 +205,7 @@ def _keys(cfg: LoopConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
-    """The steps of a stage that are left."""
+    """The remaining steps of a stage."""
     timeline, stage, end = run.timeline, run.timeline.stages[index], run.timeline.ends[index]
     begin, number = end - stage.steps, int(state.step)
     if number == end or _is_over(run, state):

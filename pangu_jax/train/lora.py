@@ -1,4 +1,4 @@
-"""Low-rank adapters as a transform of trees: leaves beside kernels, which are added in the loss.
+"""LoRA adapters as a tree transform: leaves beside the kernels, added inside the loss.
 
     spec = lora.attach(decoder.spec(cfg), LORA)
     params = lora.attach_params(params, spec, key=key)
@@ -31,7 +31,7 @@ class LoraConfig:
     """Which kernels are adapted, and how much.
 
     Attributes:
-      pattern: a regular expression that the whole paths of kernels match.
+      pattern: a regular expression that the full paths of kernels match.
       rank: of what is added to each matrix.
       alpha: what is added is scaled by alpha / rank.
     """
@@ -68,7 +68,7 @@ def attach(spec: Any, cfg: LoraConfig) -> Any:
 
 
 def attach_params(params: Any, spec: Any, *, key: jax.Array) -> Any:
-    """Parameters with the leaves that the spec has beyond them; so far they add nothing.
+    """Parameters with the spec's further leaves, which add nothing yet.
 
     Args:
       params: those of the model.
@@ -79,7 +79,7 @@ def attach_params(params: Any, spec: Any, *, key: jax.Array) -> Any:
 
 
 def merge(params: Any, cfg: LoraConfig) -> Any:
-    """The plain parameters: every kernel with what was added to it.
+    """The plain parameters: every adapter merged into its kernel.
 
     Args:
       params: a tree with the leaves that `attach` describes.
@@ -97,7 +97,7 @@ def merge(params: Any, cfg: LoraConfig) -> Any:
 
 
 def adapted(loss: Loss | WholeLoss, cfg: LoraConfig) -> Loss | WholeLoss:
-    """The loss of a model as one of its adapted parameters."""
+    """A model's loss as a function of its adapted parameters."""
     if isinstance(loss, WholeLoss):
         embed = loss.embed
         return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What a run writes down and shows while it runs."""
+"""The metrics file and the progress line of a run."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from pangu_jax.core.files import atomic_write
 
 
 class MetricLog:
-    """A file of one JSON object a line, continued after the step that a run resumes from."""
+    """A file of one JSON object per line, continued after the step that a run resumes from."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class ProgressLine:
         Args:
           label: what the line begins with.
           steps: of the run.
-          start_step: where it goes on.
+          start_step: where it resumes.
           unit: what is counted, in the plural.
           every_s: seconds between plain lines.
           shows: False for the speed alone.
@@ -122,7 +122,7 @@ class ProgressLine:
             self._task = self._bar.add_task(label, total=steps, completed=start_step, text="")
 
     def update(self, step: int, loss: float, counted: float) -> float:
-        """Shows a step in which so much was counted; returns units a second since the start."""
+        """Shows a step and how much it counted; returns units per second since the start."""
         self._counted += counted
         now = time.monotonic()
         speed = self._counted / max(now - self._begin, 1e-9)

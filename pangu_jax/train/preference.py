@@ -1,4 +1,4 @@
-"""The loss of preferences as the training step wants it."""
+"""The preference loss in the form the training step takes."""
 
 from collections.abc import Callable
 from typing import Any

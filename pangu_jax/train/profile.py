@@ -1,4 +1,4 @@
-"""A trace of a few training steps, and where their time and memory go."""
+"""Profiles a few training steps: where their time and memory go."""
 
 import collections
 import gzip
@@ -78,13 +78,15 @@ class Profiler:
             self.tell(line)
 
     def _report(self, seconds: float, steps: int) -> list[str]:
-        lines = [f"profile: {1e3 * seconds:.1f} ms a step over {steps} steps"]
+        lines = [f"profile: {1e3 * seconds:.1f} ms per step over {steps} steps"]
         times = part_times(self.folder, self._compiled.as_text())
         total = sum(times.values())
         if total:
             lines.append("  time of the compiled operations, summed over devices and threads:")
         for part, busy in times.most_common():
-            lines.append(f"    {part:20} {busy / total:6.1%}  {busy / steps / 1e3:10.2f} ms a step")
+            lines.append(
+                f"    {part:20} {busy / total:6.1%}  {busy / steps / 1e3:10.2f} ms per step"
+            )
         lines.append("  memory of a device:")
         lines += [f"    {name:20} {_size(size)}" for name, size in self._memory().items()]
         lines.append(f"  {self.folder} holds the trace: tensorboard --logdir {self.folder}, or")

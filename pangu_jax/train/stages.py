@@ -20,7 +20,7 @@ class LoopConfig:
 
     Attributes:
       steps: optimizer steps.
-      accumulate: microbatches a step.
+      accumulate: microbatches per step.
       seed: of initial values and of the keys that losses get. Several train as many models at once:
         then all leaves of parameters and batches have a leading axis of them.
       checkpoint_every: steps between checkpoints; the last step is always saved.

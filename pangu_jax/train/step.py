@@ -47,7 +47,7 @@ class WholeLoss:
 
 @struct.dataclass
 class TrainState:
-    """Everything a run goes on from.
+    """Everything a run resumes from.
 
     Where several seeds are trained, all leaves but `step` have a leading axis of them.
 
@@ -78,7 +78,7 @@ def init_state(
     Args:
       spec: tree of `Spec`.
       optimizer: whose state is made.
-      key: for initial values; an array of keys, one a seed, for several.
+      key: for initial values; an array of keys, one per seed, for several.
       params: parameters to start from, those of several seeds stacked; None draws them.
       layout: where arrays live; None is one device.
       trainable: see `make_step`.

@@ -1,4 +1,4 @@
-"""Being told to stop: one answer to SIGTERM and SIGINT, the same in every process of a run."""
+"""SIGTERM and SIGINT: one answer to both, the same in every process of a run."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """The run was told to stop; its state is saved.
+    """The run was asked to stop; its state is saved.
 
     Attributes:
       step: the last step, which is saved.
@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a signal asked this run to stop, and which."""
+    """Whether a signal asked this run to stop, and which one."""
 
     def __init__(self):
         """Nothing was asked yet."""

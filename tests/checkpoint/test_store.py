@@ -88,7 +88,7 @@ def test_a_checkpoint_whose_deletion_is_cut_short_is_none(tmp_path, monkeypatch)
 
 
 def test_what_is_saved_is_the_state_at_the_call(tmp_path, monkeypatch):
-    """The loop gives the arrays up (donates them) while they are still being written."""
+    """The loop donates the arrays while they are still being written."""
 
     def places(tree):
         return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}

@@ -12,7 +12,7 @@ import pytest
 
 import pangu_jax as pj
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.encoder_inputs import encode_for_decoder, stacked
+from pangu_jax.data.encoder_inputs import encode_for_decoder, encode_for_encoder, stacked
 from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.text_encoder import open_text_encoder
 from pangu_jax.models.encoder import EncoderConfig
@@ -147,7 +147,7 @@ def test_training_embeds_what_users_get(encoder_folder, tiny_run):
         model = open_text_encoder(folder, **options)
         some = ["a b c", "d", "e f g h i j"]
         if isinstance(model.cfg, EncoderConfig):
-            marked = list(mark(model.tokenizer, some, 12))
+            marked = list(encode_for_encoder(model.tokenizer, some, 12))
         else:
             marked = list(encode_for_decoder(model.tokenizer, some, 12, prefixes=[""] * 3))
         inputs = stacked(marked, 12)

@@ -51,7 +51,7 @@ def test_forecasts_are_the_models_and_atc_clean(variates, sampling, tmp_path):
     graph = lowered["forecast"]
     assert not violations("forecast", graph.graph.nodes, profile("cann-8.0"))
     assert not {"Loop", "Scan", "Einsum", "If"} & {*graph.operators}
-    # The scan takes log2 steps over the variates, not one a variate.
+    # The scan takes log2 steps over the variates, not one per variate.
     assert graph.operators["Pad"] < 30
     assert sum(graph.operators.values()) < 3000
 

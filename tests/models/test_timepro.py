@@ -1,7 +1,7 @@
 """TimePro against plain torch loops and its released code, and what must hold for any weights.
 
 `tests/golden` holds the loops' figures (`tools/make_golden_timepro.py`); those of the released code
-are compared too where they are at hand.
+are compared too where they are available.
 """
 
 import dataclasses

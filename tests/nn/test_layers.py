@@ -274,7 +274,7 @@ def test_at_the_start_the_weights_of_an_undecided_router_sum_to_one():
     ("make", "words"),
     [
         (lambda: MoEConfig(8, 3, 1, 4), "groups 3 must divide the 8 experts"),
-        (lambda: MoEConfig(8, 4, 3, 4), "top_k 3 exceeds the 2 experts a group"),
+        (lambda: MoEConfig(8, 4, 3, 4), "top_k 3 exceeds the 2 experts per group"),
         (lambda: MoEConfig(8, 4, 1, 0), "width must be at least 1"),
         (lambda: AttentionConfig(2, 2, 5), "head_dim must be even"),
         (lambda: AttentionConfig(0, 2, 4), "kv_heads must be at least 1"),

@@ -16,7 +16,7 @@ G, SIZE, K, D, F = 2, 4, 2, 6, 5
 
 
 def blocks(x, ids, weights, *kernels, step):
-    """The block form with so many blocks a step, as other platforms run it."""
+    """The block form with so many blocks per step, as other platforms run it."""
     size = expert_block.block_rows(ids.shape[0] * ids.shape[2], kernels[0].shape[1])
     return expert_block.blocked(size, step, x, ids, weights, *kernels)
 
@@ -178,7 +178,7 @@ def traced(form, sizes, tokens, *, gradients=False):
     return jax.make_jaxpr(form)(*arrays).jaxpr
 
 
-# tokens, groups, experts a group, k: grouped, the same as one group, many experts, two a group
+# tokens, groups, experts per group, k: grouped, the same as one group, many experts, two a group
 @pytest.mark.parametrize(("groups", "size", "k"), [(8, 8, 1), (1, 64, 8), (1, 128, 8), (8, 16, 2)])
 def test_blocks_cost_at_most_1_3_times_the_ideal(groups, size, k):
     tokens, width, hidden = 4096, 32, 32

@@ -246,7 +246,7 @@ def test_memory_does_not_grow_with_the_moments_of_more_text(model):
         stats.memory(small.cfg, np.tile(small.tokens, (times, 1)), SweepConfig(), np.float32)
         for times in (10, 50)
     )
-    # Only the boundary does: 4 bytes a token and channel. Of a short text the units are kept, too.
+    # Only the boundary does: 4 bytes per token and channel. A short text's units are kept, too.
     assert many - few == 40 * small.tokens.size * small.cfg.width * 4
     short = stats.memory(small.cfg, small.tokens, SweepConfig(), np.float32)
     boundary = 9 * small.tokens.size * small.cfg.width * 4

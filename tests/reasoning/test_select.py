@@ -1,4 +1,4 @@
-"""Questions are kept by how hard they are for the student at hand."""
+"""Questions are kept by how hard they are for the current student."""
 
 import numpy as np
 import pytest

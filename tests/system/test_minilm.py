@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     try:
         tool("get_model").get("minilm", out)
     except InputError as error:
-        pytest.skip(f"the model is not at hand: {error}")
+        pytest.skip(f"the model is not available: {error}")
     return out
 
 

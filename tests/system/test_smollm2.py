@@ -61,7 +61,7 @@ def gguf(tmp_path_factory):
     try:
         return get_model.download(get_model.MODELS["smollm2"], tmp_path_factory.mktemp("smollm2"))
     except InputError as error:
-        pytest.skip(f"the model is not at hand: {error}")
+        pytest.skip(f"the model is not available: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_train_profile_writes_a_trace_and_says_where_time_and_memory_go(tiny_run
         main(["train", "--data", str(text), *out, *more])
     assert end.value.code == 0
     err = capsys.readouterr().err
-    assert "ms a step over 5 steps" in err
+    assert "ms per step over 5 steps" in err
     for name in ("attention, forward", "attention, backward", "mlp, forward", "head", "optimizer"):
         assert name in err, err
     for name in ("parameters", "optimizer's state", "work of the step"):

@@ -10,7 +10,7 @@ peak memory is the case's. Forms:
     mask       the same, the new rows of the cache written by a mask over all of it
     sliced     layers unrolled, but slices of stacked weights
 
-Prints a line a case: tokens/s (all slots together, prompts not counted), seconds to compile the
+Prints one line per case: tokens/s (all slots together, prompts not counted), seconds to compile the
 step, bytes of parameters and caches, the step's own temporary memory, and the device's peak where
 it tells.
 """
@@ -153,7 +153,7 @@ def main():
             line = one(rows, form)
             print(
                 f"B {rows:3} {form:8} {line['tok_s']:10,.0f} tok/s {line['ms_per_step']:8.3f} "
-                f"ms a step, compiled in {line['compile_s']:.1f} s, parameters "
+                f"ms per step, compiled in {line['compile_s']:.1f} s, parameters "
                 f"{line['params_gib']:.3f}, caches {line['caches_gib']:.3f}, temporary "
                 f"{line['temp_gib']:.3f}, peak {line['peak_gib']:.3f} GiB on {line['device']}",
                 flush=True,

@@ -22,6 +22,7 @@ import time
 import jax
 import numpy as np
 
+from pangu_jax.data.encoder_inputs import encode_for_encoder
 from pangu_jax.data.multiconir import find_parts, read_rows
 from pangu_jax.data.multiconir_fact import texts as texts_of
 from pangu_jax.eval.embedding import cut_length
@@ -119,7 +120,7 @@ def main():
     if given.texts is not None:
         draw = np.random.default_rng(0)
         found = [found[i] for i in draw.permutation(len(found))[: given.texts].tolist()]
-    tokens = sum(len(item.ids) for item in mark(model.tokenizer, found, length))
+    tokens = sum(len(item.ids) for item in encode_for_encoder(model.tokenizer, found, length))
     forms = {
         "jax": ours(given.model, given.batch, given.dtype),
         "torch": by_torch(given.model, given.batch, given.dtype, length),

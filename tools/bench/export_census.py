@@ -263,7 +263,7 @@ def text(row):
 
 
 def main():
-    """Prints a line a case."""
+    """Prints one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer", help="a Python that has jax2onnx")
     parser.add_argument("--out", type=Path, help="also write JSON here")

@@ -77,7 +77,7 @@ def time_prefill(model, repeats):
 
 
 def time_decode(model, repeats):
-    """Seconds a token of a chain of `repeats` steps, the least of three."""
+    """Seconds per token of a chain of `repeats` steps, the least of three."""
     times = []
     for _ in range(3):
         caches = model["caches"]

@@ -2,7 +2,7 @@
 
     python tools/bench/train_step.py --preset moge-small --batch 16 --length 2048 --dtype bfloat16
 
-Prints tokens a second, model FLOP/s (6 x active parameters a token, attention scores left out),
+Prints tokens per second, model FLOP/s (6 x active parameters per token, attention scores left out),
 and the device's peak memory where it tells; `--out` writes the same as JSON. `--twin` takes the
 ordinary top-k router of the same sizes.
 """
@@ -91,7 +91,7 @@ def main():
     print(
         f"{options.preset}{' twin' if options.twin else ''} {options.impl} remat {options.remat} "
         f"on {result['device']}: {tokens:,.0f} tok/s, "
-        f"{result['model_tflops']:.2f} model TFLOP/s, {seconds * 1e3:.1f} ms a step, "
+        f"{result['model_tflops']:.2f} model TFLOP/s, {seconds * 1e3:.1f} ms per step, "
         f"peak {result['peak_gib']:.1f} GiB, first two steps {compiled:.1f} s",
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""A checkpoint of another library whose configuration and tensors have been brought together."""
+"""An opened checkpoint of another library: its configuration matched with its tensors."""
 
 import abc
 import dataclasses

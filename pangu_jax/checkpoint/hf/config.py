@@ -107,7 +107,7 @@ def write_keys(
 
 
 def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
-    """Nothing, if a folder that was just filled says what the model is.
+    """Checks that a folder that was just filled says what the model is.
 
     Args:
       cfg: the model.

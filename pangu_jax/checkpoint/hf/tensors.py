@@ -1,4 +1,4 @@
-"""Which tensor of a file is which part of which leaf."""
+"""Which tensor of a file holds which part of which leaf."""
 
 import dataclasses
 import itertools

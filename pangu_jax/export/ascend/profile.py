@@ -3,7 +3,7 @@
 The list is that of the operator reference of CANN 8.0, commercial edition ("ONNX operator list",
 operatorlist_00176), which also says: ONNX 1.12.0, hence opset 17 and IR 8 at most. Names are
 compared without regard to case, as the page spells some otherwise than ONNX does (Argmax, Cumsum).
-Being on the list is what we check; no Ascend device was at hand to compile on.
+Being on the list is what we check; no Ascend device was available to compile on.
 """
 
 import dataclasses

@@ -1,1 +1,1 @@
-"""From a jaxpr to an ONNX graph of opset 17, by a table of one small rule a primitive."""
+"""From a jaxpr to an ONNX graph of opset 17, by a table of one small rule per primitive."""

@@ -12,7 +12,7 @@ at its start, which the forward pass left, and keeps these in shared memory alon
 C's gradients sum over channels, so over threads: products of some steps are laid out as rows in
 shared memory, each read back by four neighboring lanes. What is summed over blocks of channels or
 over the batch is left to XLA. At N = 16 a block takes 141 KB of shared memory, so a multiprocessor
-runs one at a time, four warps, and waits on latencies: about 1400 cycles a step where the
+runs one at a time, four warps, and waits on latencies: about 1400 cycles per step where the
 instructions would take some 500. Room for a second block is where this kernel can gain.
 """
 
@@ -342,7 +342,7 @@ def _flat(x):
 
 
 def _rows(rows, interpret):
-    """The products, four lanes a row: the matrix unit's layout, whose rows are cheap to sum."""
+    """The products, four lanes per row: the matrix unit's layout, whose rows are cheap to sum."""
     if interpret:
         return rows[:, pl.ds(0, LANES)]
     # jax 0.10 wants an index beside the reference, 0.11 warns about one.

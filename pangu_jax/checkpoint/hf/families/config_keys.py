@@ -256,7 +256,7 @@ def read_decoder(
 
     Args:
       config: the keys.
-      layers: one a layer.
+      layers: one per layer.
       theta: the family's default, or REQUIRED.
       eps: the family's default.
       length: the family's default of the longest context.
