@@ -47,9 +47,10 @@ from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.models import timepro
 from pangu_jax.train import forecast
 from pangu_jax.train.forecast import fit
-from pangu_jax.train.loop import LoopConfig, _on_device, _rest, train
+from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.metrics import read_metrics
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.resume import beside_parameters, on_device
 from pangu_jax.train.step import TrainState, abstract_state
 
 WIDTH = 16
@@ -127,7 +128,7 @@ SUBJECTS = {
 def digests(folder: Path, subject: Subject, steps: int) -> dict[int, str]:
     """A hash of every leaf of every checkpoint there is; raises where one cannot be read."""
     state = subject.state(steps)
-    params, rest = _on_device((state.params, _rest(state)), None)
+    params, rest = on_device((state.params, beside_parameters(state)), None)
     found = {}
     with Store(folder, writes=False) as store:
         for step in store.steps():

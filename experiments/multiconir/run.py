@@ -43,7 +43,7 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data import multiconir
 from pangu_jax.data.encoder_inputs import encode_for_decoder, encode_for_encoder, stacked
 from pangu_jax.data.multiconir_fact import Record, keep_apart, overlap, read_records, refuse_names
-from pangu_jax.data.multiconir_pair import pair_batches
+from pangu_jax.data.multiconir_pair import pair_batches, told_apart
 from pangu_jax.eval import lexical
 from pangu_jax.eval.text_encoder import TextEncoder
 from pangu_jax.models import embedder, encoder
@@ -128,6 +128,7 @@ def prepare(
     everything = [row for own in rows.values() for row in own]
     kept = keep_apart(records, everything, seed=0)
     refuse_names(kept, everything)  # whatever was done to keep them apart
+    kept = told_apart(kept)
     opened = text_encoder(load(model, dtype="float32"))
     other = None if decoder is None else load(decoder, dtype="float32")
     return Run(experiment, opened, other, rows, kept)

@@ -92,6 +92,24 @@ def check_records(records: Sequence[Record], rows: int) -> None:
                 )
 
 
+def told_apart(records: Sequence[Record]) -> list[Record]:
+    """Those records of which some query is answered by them alone; of equal ones the first.
+
+    A record all of whose facts another one has, too, answers no query better than that one does.
+    """
+    holders: dict[Fact, set[int]] = {}
+    for number, record in enumerate(records):
+        for fact in record.facts:
+            holders.setdefault(fact, set()).add(number)
+    kept = []
+    for number, record in enumerate(records):
+        others = set.intersection(*(holders[fact] for fact in record.facts)) - {number}
+        equal = {n for n in others if set(records[n].facts) == set(record.facts)}
+        if others == equal and all(number < n for n in equal):
+            kept.append(record)
+    return kept
+
+
 def values_by_kind(records: Sequence[Record]) -> dict[str, list[str]]:
     """All values of each kind, which broken conditions take theirs from."""
     found: dict[str, set[str]] = {}

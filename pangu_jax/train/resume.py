@@ -26,7 +26,7 @@ def save(store: Store | NullStore, number: int, state: TrainState, told: dict[st
     if not _finite(state.params):
         kept = last_saved(store)
         raise InputError(f"the parameters are not finite after step {number}; {kept}")
-    store.save(number, state.params, _rest(state) | told)
+    store.save(number, state.params, beside_parameters(state) | told)
 
 
 @jax.jit
@@ -40,7 +40,7 @@ def last_saved(store: Store | NullStore) -> str:
     return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
 
 
-def _rest(state: TrainState) -> dict[str, Any]:
+def beside_parameters(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds beside the parameters."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     return rest if state.best is None else {**rest, "best": state.best}
@@ -77,7 +77,7 @@ def restore(
     stacked = with_seeds(spec, seeds)
     params = template(abstract(stacked), stacked, layout)
     told = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), plan.told(index))
-    params, rest = store.restore(step, params, _on_device(_rest(state) | told, layout))
+    params, rest = store.restore(step, params, on_device(beside_parameters(state) | told, layout))
     where = str(store.folder / str(step))
     check_all_finite(params, where)
     check_all_finite(rest, where)
@@ -89,7 +89,8 @@ def restore(
     return TrainState(rest["step"], params, rest["opt_state"], rest.get("best"))
 
 
-def _on_device(shapes: Any, layout: Layout | None) -> Any:
+def on_device(shapes: Any, layout: Layout | None) -> Any:
+    """Shapes with the default device as their place, unless a layout says where they live."""
     if layout is not None:
         return shapes
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])

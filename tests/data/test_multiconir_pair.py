@@ -13,6 +13,7 @@ from pangu_jax.data.multiconir_pair import (
     check_records,
     draw_pairs,
     pair_batches,
+    told_apart,
     values_by_kind,
 )
 
@@ -28,6 +29,15 @@ def record(number):
 
 
 RECORDS = [record(number) for number in range(24)]
+
+
+def test_records_that_another_one_answers_in_full_are_left_out():
+    twin = Record("twin", RECORDS[3].facts[::-1])
+    part = Record("part", RECORDS[5].facts[:4])
+    more = Record("more", (*RECORDS[7].facts, ("cast", "Somebody Else")))
+    kept = told_apart([*RECORDS, twin, part, more])
+    assert kept == [r for r in RECORDS if r is not RECORDS[7]] + [more]
+    assert told_apart(RECORDS) == RECORDS
 
 
 def drawn(seed=0, rows=20, negatives=4):

@@ -114,7 +114,7 @@ def test_added_tokens_are_cut_out_first_and_each_stretch_is_a_text_of_its_own(tm
     assert tokenizer.encode("<s>the model<|end|> a[PAD]b") == want
     # As transformers reads Llama's: only the first stretch begins with a space.
     first = config(folder, '{"legacy": false, "tokenizer_class": "LlamaTokenizer"}')
-    bare = [first.find(token) for token in "▁the"[:1]]
+    bare = [first.token_to_id(token) for token in "▁the"[:1]]
     assert first.encode("<s>[unused9]")[0] == 1 and bare[0] not in first.encode("<s>[unused9]")
     assert first.encode("the model") == plain.encode("the model")
     old = config(folder, "{}", added_tokens=f'{{"[NEW]": {new}}}')

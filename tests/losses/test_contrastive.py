@@ -91,4 +91,4 @@ def test_devices_compare_their_queries_with_the_documents_of_all():
     assert split[0].addressable_shards[0].data.shape == (1, 5)
     found = jax.jit(jax.value_and_grad(lambda *x: value(*x, layout=layout)))(*split)
     for a, b in zip(found, want, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)  # of up to 50

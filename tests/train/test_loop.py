@@ -21,7 +21,7 @@ from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.train import loop, stages
+from pangu_jax.train import loop, resume, stages
 from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.loop import LoopConfig, Stage, train, train_stages
 from pangu_jax.train.metrics import MetricLog, read_metrics
@@ -313,16 +313,16 @@ def test_what_several_processes_fail_in_is_told_by_its_first_line(monkeypatch):
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     words = r"has ended, or cannot be reached \(the peer is gone\); step 4 is saved; start all 2"
-    with pytest.raises(InputError, match=words), loop._together(Kept()):
+    with pytest.raises(InputError, match=words), resume.explained(Kept()):
         raise jax.errors.JaxRuntimeError("the peer is gone\nand where that was noticed")
-    with pytest.raises(InputError, match=rf"\({'x' * 200}\)"), loop._together(Kept()):
+    with pytest.raises(InputError, match=rf"\({'x' * 200}\)"), resume.explained(Kept()):
         raise jax.errors.JaxRuntimeError("x" * 300)
 
 
 def test_states_are_restored_to_where_the_layout_or_the_device_is():
     shapes = {"step": jax.ShapeDtypeStruct((), jnp.int32)}
-    assert loop._on_device(shapes, layout=object()) is shapes  # they say themselves
-    (found,) = jax.tree.leaves(loop._on_device(shapes, None))
+    assert resume.on_device(shapes, layout=object()) is shapes  # they say themselves
+    (found,) = jax.tree.leaves(resume.on_device(shapes, None))
     assert found.sharding.device_set == {jax.devices()[0]}
 
 
