@@ -1,8 +1,10 @@
 """Eight virtual CPU devices for every test, and where real data lies."""
 
 import gc
+import importlib
 import inspect
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +38,22 @@ def data_dir() -> Path:
     if not root:
         pytest.skip("PANGU_JAX_DATA is not set: real data files are not at hand")
     return Path(root) / "data"
+
+
+@pytest.fixture(scope="session")
+def golden_tool():
+    """Modules of tools/ that make models with torch, by name; skipped where torch is not."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+
+    def load(name):
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.pop(0)
+
+    return load
 
 
 @pytest.fixture(scope="session")

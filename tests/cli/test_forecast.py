@@ -42,9 +42,8 @@ def write(path, times, columns):
         writer = csv.writer(file)
         writer.writerow(["date", *columns])
         for i, time in enumerate(times):
-            writer.writerow(
-                [str(time).replace("T", " "), *(f"{v[i]:.5f}" for v in columns.values())]
-            )
+            values = (f"{v[i]:.5f}" for v in columns.values())
+            writer.writerow([str(time).replace("T", " "), *values])
     return path
 
 
@@ -292,10 +291,8 @@ def test_a_forecaster_of_before_keeps_its_widths_and_says_so(trained, capsys):
 def test_seeds_forecast_together_what_they_do_on_average(trained):
     model = forecaster.load(trained / "model")
     series = forecast.read_csv(trained / "load.csv")
-    one, other = (
-        forecast.predict(dataclasses.replace(model, params=[params]), series).values
-        for params in model.params
-    )
+    alone = (dataclasses.replace(model, params=[params]) for params in model.params)
+    one, other = (forecast.predict(one, series).values for one in alone)
     assert (one[:, :2] != other[:, :2]).all()
     np.testing.assert_allclose(forecast.predict(model, series).values, (one + other) / 2, rtol=1e-5)
 
@@ -362,9 +359,8 @@ def test_a_short_file_of_the_same_step_is_known_by_the_model(trained, tmp_path):
     # Weekdays, of which none is left out in sixteen rows but the weekends.
     weekdays = np.arange("2024-05-01", "2024-06-15", dtype="datetime64[D]")
     weekdays = weekdays[np.is_busday(weekdays)][:18]
-    found = rows_of(
-        with_step(model, step_count=1, step_unit="weekday"), tmp_path / "b.csv", weekdays
-    )
+    known = with_step(model, step_count=1, step_unit="weekday")
+    found = rows_of(known, tmp_path / "b.csv", weekdays)
     assert [str(t)[:10] for t in found.times] == ["2024-05-27", "2024-05-28"]
     with pytest.raises(InputError, match="every 1 weekday, the model was trained on one "
                        "every 1 d"):  # fmt: skip
@@ -373,27 +369,12 @@ def test_a_short_file_of_the_same_step_is_known_by_the_model(trained, tmp_path):
 
 def test_forecasts_are_written_with_the_offset_that_the_file_has(trained, tmp_path, capsys):
     local = stamps("2024-03-30T20:00", 900, 24)
-    times = [
-        f"{t}+01:00" if i < 24 else f"{t}+02:00"
-        for i, t in enumerate(
-            [
-                *local,
-                *(local[-1] + np.arange(1, 9) * np.timedelta64(900, "s") + np.timedelta64(1, "h")),
-            ]
-        )
-    ]
+    after = local[-1] + np.arange(1, 9) * np.timedelta64(900, "s") + np.timedelta64(1, "h")
+    times = [*(f"{t}+01:00" for t in local), *(f"{t}+02:00" for t in after)]
     path = write(tmp_path / "x.csv", times, {k: v[:32] for k, v in waves().items()})
-    arguments = [
-        "predict",
-        "--csv",
-        path,
-        "--model",
-        trained / "model",
-        "--out",
-        tmp_path / "o.csv",
-    ]
+    files = ["--csv", path, "--model", trained / "model", "--out", tmp_path / "o.csv"]
     for zone in ((), ("--zone", "Europe/Berlin")):
-        assert call(*arguments, "--plot", tmp_path / "p.svg", *zone) == 0
+        assert call("predict", *files, "--plot", tmp_path / "p.svg", *zone) == 0
         out, err = capsys.readouterr()
         assert out.endswith("4 steps from 2024-03-31 05:00:00+02:00 to 2024-03-31 05:45:00+02:00\n")
         assert ("the forecasts keep its last offset, +02:00" in err) == (not zone)
@@ -459,9 +440,8 @@ def test_the_command_that_train_names_works(trained, tmp_path, capsys, monkeypat
 def test_what_is_wrong_is_said_in_one_sentence(trained, tmp_path, capsys):
     good, model = trained / "load.csv", trained / "model"
     times, columns = stamps("2024-02-27T00:00", 900, 40), {k: v[:40] for k, v in waves().items()}
-    other = write(
-        tmp_path / "other.csv", times, {"load, MW": columns["oil"], "wind": columns["oil"]}
-    )
+    strange = {"load, MW": columns["oil"], "wind": columns["oil"]}
+    other = write(tmp_path / "other.csv", times, strange)
     short = write(tmp_path / "short.csv", times[:10], {k: v[:10] for k, v in columns.items()})
     hourly = write(tmp_path / "hourly.csv", stamps("2024-02-27", 3600, 40), columns)
     hole = write(tmp_path / "hole.csv", np.delete(times, 5), {k: v[1:] for k, v in columns.items()})

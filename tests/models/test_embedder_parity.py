@@ -4,9 +4,7 @@ By `make parity`.
 """
 
 import dataclasses
-import importlib.util
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +15,11 @@ from pangu_jax.checkpoint import hf
 from pangu_jax.models import embedder
 
 pytestmark = pytest.mark.parity
-TOOL = Path(__file__).parents[2] / "tools" / "make_golden.py"
 
 
 @pytest.fixture(scope="module")
-def tool():
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    found = importlib.util.spec_from_file_location("make_golden", TOOL)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+def tool(golden_tool):
+    return golden_tool("make_golden")
 
 
 @pytest.mark.parametrize("causal", [True, False])

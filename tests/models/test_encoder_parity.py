@@ -1,8 +1,5 @@
 """Live against torch, on fresh encoders: states, scores, gradients, files. By `make parity`."""
 
-import importlib.util
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,18 +11,12 @@ from pangu_jax.core.tree import flatten
 from pangu_jax.models import encoder
 
 pytestmark = pytest.mark.parity
-TOOL = Path(__file__).parents[2] / "tools" / "make_golden.py"
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu"]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    found = importlib.util.spec_from_file_location("make_golden", TOOL)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+def tool(golden_tool):
+    return golden_tool("make_golden_encoder")
 
 
 def ours(folder, inputs, **options):

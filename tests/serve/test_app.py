@@ -1,21 +1,17 @@
 """The endpoint as a client meets it: OpenAI's own, over a server with a tiny model."""
 
 import asyncio
-import contextlib
 import functools
 import json
-import random
 import socket
 import threading
 import time
-import types
 
 import httpx
 import jax
 import numpy as np
 import pytest
 
-from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import serve as command
 from pangu_jax.cli.main import main
 from pangu_jax.data.chat import TEMPLATES
@@ -24,70 +20,13 @@ from pangu_jax.decode.engine import Engine, Request, answers
 from pangu_jax.decode.generate import generate
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models import decoder
-from pangu_jax.nn.how import How
 from pangu_jax.serve import driver as drivers
 from pangu_jax.serve.app import LARGEST, Served, build
 from pangu_jax.serve.driver import Driver
-from pangu_jax.serve.server import Server, bound
 
 BYTES = ByteTokenizer()
-HOW = How(dtype="float32")  # as the command has it, so that nothing is compiled twice
-SIZES = {"slots": 4, "length": 200, "burst": 4}
 HELLO = [{"role": "user", "content": "hello"}]
 LONG = {"model": "tiny", "prompt": "on", "max_tokens": 190, "seed": 1, "temperature": 0}
-
-
-@contextlib.contextmanager
-def running(served):
-    """The address of a server in a thread."""
-    ready, listener = threading.Event(), bound("127.0.0.1", 0)
-    server = Server(build(served), drain=5, end=served.driver.end, ready=ready.set)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    assert ready.wait(20)
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-    server.stop()
-    thread.join(20)
-    assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def openai():
-    """The client's library: every worker imports every file, and this takes seconds."""
-    import openai
-
-    return openai
-
-
-@pytest.fixture(scope="module")
-def here(tiny_run, openai):
-    params, cfg, _ = open_checkpoint(tiny_run, dtype="float32")
-    driver = Driver(params, cfg=cfg, queue=60, how=HOW, **SIZES)
-    driver.start()
-    served = Served(driver, BYTES, TEMPLATES["chatml"], "tiny")
-    with running(served) as url:
-        client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-        yield types.SimpleNamespace(
-            url=url, client=client, driver=driver, params=params, cfg=cfg, served=served
-        )
-        client.close()
-    driver.end("over")
-    driver.join(20)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays(request):
-    """After every test all slots are free, and nobody waits or is remembered."""
-    yield
-    if "here" in request.fixturenames:
-        idle(request.getfixturevalue("here").driver)
-
-
-def idle(driver):
-    end = time.monotonic() + 10
-    while driver.free < SIZES["slots"] or driver.waiting or driver._open or driver._jobs:
-        assert time.monotonic() < end, "a slot is still taken"
-        time.sleep(0.01)
 
 
 def ask(served, path, body, **headers):
@@ -105,7 +44,7 @@ def ask(served, path, body, **headers):
 
 def drawn(here, prompts, max_new, seed):
     """What an engine of one's own draws for the rows of a seed: their ids."""
-    engine = Engine(here.params, cfg=here.cfg, how=HOW, **SIZES)
+    engine = Engine(here.params, cfg=here.cfg, how=here.how, **here.sizes)
     keys = [jax.random.fold_in(jax.random.key(seed), row) for row in range(len(prompts))]
     pairs = zip(prompts, keys, strict=True)
     requests = [Request(ids, max_new, SamplingConfig(1.0), (256,), key) for ids, key in pairs]
@@ -203,11 +142,13 @@ def test_defaults_are_openais(here):
     best = here.client.completions.create(model="tiny", prompt="on", temperature=0, logprobs=1)
     scores = best.choices[0].logprobs
     assert [max(top.values()) for top in scores.top_logprobs] == scores.token_logprobs
-    left = SIZES["length"] - 3
+    left = here.sizes["length"] - 3
     ids = here.client.completions.create(model="tiny", prompt=[256, *b"on"], max_tokens=left)
     assert ids.usage.prompt_tokens == 3
     chat = here.client.chat.completions.create(model="tiny", messages=HELLO, seed=9)
-    assert chat.usage.total_tokens == SIZES["length"] or chat.choices[0].finish_reason == "stop"
+    assert (
+        chat.usage.total_tokens == here.sizes["length"] or chat.choices[0].finish_reason == "stop"
+    )
     empty = here.client.completions.create(model="tiny", prompt="", max_tokens=1)
     assert empty.usage.prompt_tokens == 1
     big = {"temperature": 1e308, "extra_body": {"top_k": 2**70}, "seed": -(2**63)}
@@ -364,14 +305,14 @@ def slow(monkeypatch):
 def test_who_goes_away_frees_slots_and_places_in_the_queue(here, slow, caplog):
     with here.client.completions.create(**LONG, n=6, stream=True) as stream:
         next(iter(stream))
-    idle(here.driver)
+    here.idle()
     assert slow == [True] * 6
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(here.url + "/completions", json=LONG, timeout=0.5)
     end = time.monotonic() + 10
     while len(slow) < 7 and time.monotonic() < end:
         time.sleep(0.01)
-    idle(here.driver)
+    here.idle()
     assert slow == [True] * 7
     with socket.create_connection(httpx.URL(here.url).netloc.decode().split(":")) as half:
         half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n")
@@ -384,7 +325,7 @@ def test_a_stop_string_frees_the_slot(here, slow):
     begin = here.client.completions.create(**{**LONG, "max_tokens": 5}).choices[0].text
     found = here.client.completions.create(**LONG, stop=begin[-1])
     assert begin.startswith(found.choices[0].text) and found.usage.completion_tokens < 12
-    idle(here.driver)
+    here.idle()
     assert slow == [True]
 
 
@@ -400,10 +341,13 @@ def test_a_full_queue_asks_to_come_again(here, openai, slow, monkeypatch):
 
 def test_requests_that_are_open_at_the_end_are_told(here, openai, slow):
     """Past the time to drain; the streams end with an error that clients understand."""
-    driver = Driver(here.params, cfg=here.cfg, queue=60, how=HOW, **SIZES)
+    driver = Driver(here.params, cfg=here.cfg, queue=60, how=here.how, **here.sizes)
     driver.start()
     served = Served(driver, BYTES, "no", "tiny")
-    with running(served) as url, openai.OpenAI(base_url=url, api_key="-", max_retries=0) as client:
+    with (
+        here.running(served) as url,
+        openai.OpenAI(base_url=url, api_key="-", max_retries=0) as client,
+    ):
         stream = iter(client.completions.create(**LONG, stream=True))
         next(stream)
         driver.end("the server is ending")
@@ -442,7 +386,7 @@ def test_an_engine_that_fails_ends_the_server_and_is_said(here, tiny_run, monkey
 
     thread = threading.Thread(target=client)
     thread.start()
-    sizes = [f"--{name}={value}" for name, value in SIZES.items()]
+    sizes = [f"--{name}={value}" for name, value in here.sizes.items()]
     with pytest.raises(ZeroDivisionError, match="broken"):
         main(["serve", str(tiny_run), "--port=0", "--name=tiny", *sizes])
     thread.join()
@@ -452,7 +396,7 @@ def test_an_engine_that_fails_ends_the_server_and_is_said(here, tiny_run, monkey
 
 def test_health_after_a_failure(here, monkeypatch):
     monkeypatch.setattr(drivers, "Engine", Breaks)
-    driver = Driver(here.params, cfg=here.cfg, queue=1, how=HOW, **SIZES)
+    driver = Driver(here.params, cfg=here.cfg, queue=1, how=here.how, **here.sizes)
     driver.start()
     served = Served(driver, BYTES, "no", "tiny")
     assert ask(served, TEXT, {**LONG, "prompt": [7]}).status_code == 500
@@ -465,86 +409,3 @@ def test_health_after_a_failure(here, monkeypatch):
 
     found = asyncio.run(health())
     assert (found.status_code, found.json()["status"]) == (503, "failed")
-
-
-@functools.cache
-def variants():
-    """Bodies of distinct requests."""
-    rng = random.Random(0)
-    found = []
-    for number in range(16):
-        sampling = rng.choice([{"temperature": 0}, {}, {"top_k": 9}, {"top_p": 0.8}])
-        size = rng.choice([1, 2, 5, 17, 60, 120])
-        prompt = [rng.randrange(256) for _ in range(rng.randrange(1, 60))]
-        found.append({"model": "tiny", "prompt": prompt, "max_tokens": size, "seed": number})
-        found[-1] |= sampling
-    return found
-
-
-def alone(here):
-    """The answer to each of them from an engine of its own, one after the other."""
-    engine = Engine(here.params, cfg=here.cfg, how=HOW, **SIZES)
-    for body in variants():
-        key = jax.random.fold_in(jax.random.key(body["seed"]), 0)
-        way = SamplingConfig(
-            body.get("temperature", 1.0), body.get("top_k", 0), body.get("top_p", 1.0)
-        )
-        [(_, answer)] = answers(
-            engine, [Request(body["prompt"], body["max_tokens"], way, (256,), key)]
-        )
-        yield len(answer.ids), answer.end, [float(x) for x in answer.log_probs]
-
-
-async def one(client, rng, want):
-    """One request of a client that may be slow or leave; whether it stayed."""
-    number = rng.randrange(len(want))
-    body = {**variants()[number], "logprobs": 0}
-    leaves, dawdles, whole = (rng.random() < share for share in (0.15, 0.1, 0.3))
-    stay = rng.randrange(4)
-    if whole and not leaves:
-        found = (await client.post("/completions", json=body)).json()
-        check(found["choices"], found["usage"], want[number])
-        return True
-    body |= {"stream": True, "stream_options": {"include_usage": True}}
-    events = []
-    async with client.stream("POST", "/completions", json=body) as response:
-        assert response.status_code == 200
-        async for line in response.aiter_lines():
-            if leaves and len(events) == stay:
-                return False
-            if line.startswith("data: {"):
-                events.append(json.loads(line[6:]))
-            if dawdles:
-                await asyncio.sleep(0.01)
-    assert line == "" and "error" not in events[-1]
-    check([e["choices"][0] for e in events[:-1]], events[-1]["usage"], want[number])
-    return True
-
-
-def check(choices, usage, want):
-    count, end, scores = want
-    assert usage["completion_tokens"] == count
-    assert choices[-1]["finish_reason"] == end
-    found = [score for choice in choices for score in choice["logprobs"]["token_logprobs"]]
-    assert found == scores[: len(found)] and len(found) == count - (end == "stop")
-
-
-async def many(url, count, want):
-    stayed = []
-    limits = httpx.Limits(max_connections=40)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
-        left = iter(range(count))
-
-        async def work():
-            for number in left:
-                stayed.append(await one(client, random.Random(number), want))
-
-        await asyncio.gather(*(work() for _ in range(32)))
-    return stayed
-
-
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_of_many_requests_none_is_lost_and_none_is_mixed_with_another(here, count):
-    stayed = asyncio.run(many(here.url, count, list(alone(here))))
-    assert len(stayed) == count
-    assert stayed.count(False) > 0.05 * count

@@ -64,10 +64,8 @@ class Maker:
             (folder / "model.safetensors").write_bytes(weights)
         config = (source / "config.json").read_text() if config is None else config
         config = json.dumps(config) if isinstance(config, dict) else config
-        if isinstance(config, bytes):
-            (folder / "config.json").write_bytes(config)
-        else:
-            (folder / "config.json").write_text(config)
+        raw = config if isinstance(config, bytes) else config.encode()
+        (folder / "config.json").write_bytes(raw)
         return folder
 
     def text(self, raw, name="a.txt"):
@@ -250,8 +248,7 @@ def config_without_a_key(make):
             yield generate(make.checkpoint(config=kept, source=source)), f"config.json.*{name}"
 
 
-# What no model has, by key.
-WRONG = {
+IMPOSSIBLE = {
     "vocab_size": (-1, 0, 1.5, "x", True, [], 10**12),
     "hidden_size": (-1, 0, 1.5, "x", True, {}, 10**12),
     "num_hidden_layers": (-1, 0, 1.5, "x", True, [2]),
@@ -275,7 +272,7 @@ def config_with_an_impossible_value(make):
     for source in (LLAMA, MOE):
         config = json.loads((source / "config.json").read_text())
         config.pop("rope_parameters", None)  # it would come before the older keys
-        for name, values in WRONG.items():
+        for name, values in IMPOSSIBLE.items():
             for value in values:
                 changed = {**config, name: value}
                 if name == "architectures":
@@ -480,9 +477,8 @@ def damaged(make, change):
     for file in sorted(p.relative_to(make.run) for p in place.rglob("*") if p.is_file()):
         for changed in change((make.run / file).read_bytes()):
             folder = make.copy_of_run({})
-            if changed is None:
-                (folder / file).unlink()
-            else:
+            (folder / file).unlink()
+            if changed is not None:
                 (folder / file).write_bytes(changed)
             if not make.reads_the_same(folder):
                 yield generate(folder), "checkpoints"
@@ -492,13 +488,11 @@ def damaged(make, change):
 def checkpoint_with_a_file_gone(make):
     yield from damaged(make, lambda raw: [None])
     (place,) = (make.run / "checkpoints").glob("[0-9]*")
-    for gone in ("params", "."):
+    words = {place / "params": "checkpoint", place: "checkpoint"}
+    for gone, word in {**words, place.parent: "has no folder checkpoints"}.items():
         folder = make.copy_of_run({})
-        shutil.rmtree(folder / "checkpoints" / place.name / gone)
-        yield generate(folder), "checkpoint"
-    folder = make.copy_of_run({})
-    shutil.rmtree(folder / "checkpoints")
-    yield generate(folder), "has no folder checkpoints"
+        shutil.rmtree(folder / gone.relative_to(make.run))
+        yield generate(folder), word
 
 
 @kind

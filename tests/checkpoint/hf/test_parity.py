@@ -72,13 +72,8 @@ EXPORTS = [(family, cfg) for family, configs in EXPORTS.items() for cfg in confi
 
 
 @pytest.fixture(scope="module")
-def tool():
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    module = importlib.util.spec_from_file_location("make_golden", TOOL)
-    tool = importlib.util.module_from_spec(module)
-    module.loader.exec_module(tool)
-    return tool
+def tool(golden_tool):
+    return golden_tool("make_golden")
 
 
 def random(cfg, seed=0):
