@@ -26,7 +26,7 @@ train_language(cfg, batches, "runs/dense", loop=LoopConfig(steps=40))
 
 Path("runs/text.txt").write_text(text)
 model = pj.load("runs/dense")
-out = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()  # a new or an empty folder
+out = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(dir="runs")  # a new folder
 sizes = {"windows": 8, "length": 32, "eval_windows": 0}
 small = pj.prune(model, out, target="ffn=0.5", calib="runs/text.txt", **sizes)
 for name, found in (("dense", model), ("pruned", small)):

@@ -38,7 +38,8 @@ from experiments.multiconir.measure import (
 )
 from experiments.multiconir.report import write_report
 from pangu_jax.cli.stopping import script
-from pangu_jax.core.digest import sha256
+from pangu_jax.core.config import to_json
+from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data import multiconir
 from pangu_jax.data.encoder_inputs import encode_for_decoder, encode_for_encoder, stacked
@@ -85,8 +86,8 @@ def main() -> None:
     read = read_records(given.records)
     run = prepare(experiment, rows, read, model=given.model, decoder=given.decoder)
     settings = {
-        "parameters": content_hash(run.model.params),
-        "decoder": None if run.decoder is None else content_hash(run.decoder.params),
+        "model": _identity(run.model),
+        "decoder": None if run.decoder is None else _identity(run.decoder),
         "data": {part.stem: multiconir.content_hash(part) for part in rows},
         "records": sha256(given.records),
     }
@@ -110,6 +111,12 @@ def main() -> None:
         for seed in experiment.seeds:
             compute(f"pooling/causal {pooling}/{seed}", partial(_causal, run, pooling, seed))
     say(f"{write_report(folder, experiment, cells.results)} is the report")
+
+
+def _identity(model: TextEncoder | Model) -> list[str]:
+    """What tells a model from another one: parameters, configuration and tokens."""
+    cfg = json_digest(to_json(model.cfg))
+    return [content_hash(model.params), cfg, getattr(model.tokenizer, "digest", "")]
 
 
 def prepare(

@@ -139,7 +139,7 @@ def main(options: Options) -> None:
         prompts = {task.name: [asker.prompt(item) for item in task.items] for task in tasks}
     _measure(Run(options, folder, params, cfg, asker, tasks, prompts), results)
     print(write_report(folder, settings, results))
-    _note_unjudged(tasks, results)
+    _note_unjudged(tasks, results, options.judge)
 
 
 def _check(options: Options) -> None:
@@ -182,13 +182,13 @@ def _settings(
     return {"model": about, "data": {t.name: t.sha256 for t in tasks}, "protocol": protocol}
 
 
-def _note_unjudged(tasks: list[Task], results: dict[str, Any]) -> None:
+def _note_unjudged(tasks: list[Task], results: dict[str, Any], judge: str) -> None:
     left = {task.name: results[task.name]["not_judged"] for task in tasks}
     if any(left.values()):
         counts = ", ".join(f"{count:,} of {name}" for name, count in left.items() if count)
         print(
             f"note: answers that are not judged: {counts}; answers/ says why, and the same command "
-            "judges them again",
+            + ("judges them again" if judge == "now" else "without --judge later judges them"),
             file=sys.stderr,
         )
 

@@ -181,21 +181,22 @@ def pair_batches(
       batch: pairs.
       negatives: hard negatives of each; 0 for none.
       seed: of the draws.
-      shuffled: whether each query gets the documents of the next pair instead of its own, which is
-        a control: nothing about conditions can be learned from such pairs.
+      shuffled: whether each query gets the documents of another record, and its own are not in
+        the batch, which is a control: such pairs say nothing about conditions.
       start_step: the first batch to give.
 
     Raises:
       InputError: see `check_records` and `draw_pairs`.
     """
-    check_records(records, batch)
+    rows = 2 * batch if shuffled else batch
+    check_records(records, rows)
     values, step = values_by_kind(records), start_step
     while True:
         draw = np.random.default_rng((seed, step))
-        pairs = draw_pairs(records, values, rows=batch, negatives=negatives, draw=draw)
-        answers = [*pairs[1:], pairs[0]] if shuffled else pairs
+        pairs = draw_pairs(records, values, rows=rows, negatives=negatives, draw=draw)
+        answers = pairs[-batch:]
         found = {
-            "queries": encode([pair.query for pair in pairs]),
+            "queries": encode([pair.query for pair in pairs[:batch]]),
             "documents": encode([pair.positive for pair in answers]),
         }
         if negatives:

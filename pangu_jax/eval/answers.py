@@ -11,12 +11,13 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.eval.answers_maths import equal_maths
 
 _DIGITS = r"(?>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
-_FRAC = r"\\[dt]?frac\s*(?:\{\s*\d+\s*\}|\d)\s*(?:\{\s*\d+\s*\}|\d)"
+_SHARE = r"(?:\{\s*[-+\u2212]?\s*\d[\d,]*(?:\.\d+)?\s*\}|\d)"
+_FRAC = rf"\\[dt]?frac\s*{_SHARE}\s*{_SHARE}"
 _POWER = r"10\s*\^\s*(?:\{\s*[-+]?\d+\s*\}|[-+]?\d+)"
 # A sign counts where nothing stands before it that it could be subtracted from. What is an
 # exponent, or has one that is no power of ten, is no number: cm^2, 2^3.
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)\]}.])[-+\u2212])?(?:\\?[$€£])?(?<![A-Za-z_^])(?<!\^\{)"
+    r"(?P<sign>(?<![\w)\]}.])[-+\u2212])?(?:\\?[$€£])?(?<![A-Za-z_^\d])(?<!\^\{)"
     rf"(?:(?P<power>{_POWER})|(?P<frac>{_FRAC})|(?P<whole>\d+)(?:\s*(?P<part>{_FRAC})|"
     rf"\s+(?P<top>\d+)/(?P<under>\d+)(?![\d/]))|(?P<digits>{_DIGITS})(?:(?P<e>e[-+]?\d+)|"
     rf"\s*(?:\\times|\\cdot|[×*x])\s*(?P<ten>{_POWER})|\s*/\s*(?P<over>\d+)(?!\d|\s*/))?)"
@@ -27,7 +28,10 @@ _WORDS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 # What makes a number beside it a part of something that is not worked out.
 _SIGN = r"(?:[-+*/^×·÷\u2212]|\\(?:times|cdot|div|pm))"
 _NEXT = re.compile(rf"\s*{_SIGN}\s*[\[({{]*\s*(?:\\?[$€£])?(?:\\(?:sqrt|[dt]?frac)|[\d.])")
-_BEFORE = re.compile(rf"(?:[\w)\]}}%]\s*{_SIGN}|\\sqrt|\\pm)\s*[\[({{]*\s*(?:\\?[$€£])?$")
+_BEFORE = re.compile(
+    rf"(?:[\w)\]}}%]\s*{_SIGN}|\\sqrt|\\pm|\\[dt]?frac(?:\s*\{{[^{{}}]*\}})?)\s*[\[({{]*\s*"
+    r"(?:\\?[$€£])?$"
+)
 _SIDE = re.compile(r"[,;(]|\b(?:where|when|if|with|as)\b")
 _IS = r"(?:\s+(?:is|was|are|(?:should|would|must|will)\s+be)\b|\s*[:=：])"
 _SAID = re.compile(
@@ -35,9 +39,9 @@ _SAID = re.compile(
 )
 _MARKED = re.compile(r"^####[ \t]*(.+)$", re.M)
 _END = re.compile(r"\n|([.!?;])(?=\s|$)|。|,?\s\(?(?:because|since)\s", re.I)
-# Two prices, "$5. Then $7", are no formula.
+# Prices are no formula: "$5. Then $7", "$5 + $10", "$15*2=$30".
 _FORMULA = re.compile(
-    r"\$(?!\$)((?:\\.|(?![.!?;]\s)[^$\n\\])+)\$|(?:\$\$|\\\(|\\\[)(.+?)(?:\$\$|\\\)|\\\])",
+    r"\$(?![\s$])((?:\\.|(?![.!?;]\s)[^$\n\\])+)(?<![\s=+*/×])\$(?!\d)|(?:\$\$|\\\(|\\\[)(.+?)(?:\$\$|\\\)|\\\])",
     re.DOTALL,
 )
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\n`]*\n(.*?)(?:^[ \t]*\1|\Z)", re.M | re.S)
@@ -45,11 +49,11 @@ _BOX = r"\\(?:boxed|fbox)\s*\{"
 _BRACES = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.S)
 # A letter, and what may stand before it. A and I are words where another one follows.
 _MARKS = r"(?:[\s*$_`\"'“‘{(\[:：]|\\(?:text|mathrm|textbf|mathbf|textit)\s*\{|\\[(\[])*"
-_LEAD = (
-    rf"{_MARKS}(?:(?:therefore|thus|clearly|probably|likely|the|option|choice|letter)\b{_MARKS})*"
-)
+_SURELY = r"therefore|thus|clearly|probably|(?:most\s+)?likely|definitely|actually|indeed|still"
+_LEAD = rf"{_MARKS}(?:(?:{_SURELY}|the|option|choice|letter)\b{_MARKS})*"
 _ONE = (
-    r"([A-Z])(?![\w'’])(?!\W{0,3}\s*(?:or|and|/|&)\s*\W{0,3}[A-Z]\b)"
+    r"([A-Z])(?![\w'’])(?!\W{0,3}\s*(?:or|/|&)\s*\W{0,3}[A-Z]\b)"
+    r"(?!\W{0,3}\s*and\s*\W{0,3}[A-Z]\b(?!\s+(?!are\b|both\b)[a-z]))"  # but "B, and I am sure"
     r"(?<![AI](?=\s(?!(?:because|since|as|is|and|or|which|with|for|by|in)\b)[a-z]))"
 )
 _LETTER = re.compile(rf"(?i:{_LEAD}){_ONE}")
@@ -291,20 +295,23 @@ def _size(found: re.Match) -> Fraction | None:
         if found[name]
     ]
     shares = [
-        [int(one or other) for one, other in re.findall(r"\{\s*(\d+)\s*\}|(\d)", found[name])]
+        [
+            Fraction(re.sub(r"[{},\s]", "", x).replace("\u2212", "-"))
+            for x in re.findall(_SHARE, found[name].partition("frac")[2])
+        ]
         for name in ("frac", "part")
         if found[name]
     ]
     if found["under"]:
-        shares.append([int(found["top"]), int(found["under"])])
+        shares.append([Fraction(found["top"]), Fraction(found["under"])])
     if found["over"]:
-        shares.append([1, int(found["over"])])
+        shares.append([Fraction(1), Fraction(found["over"])])
     if any(abs(x) > LARGEST for x in powers) or not all(under for _, under in shares):
         return None
     digits = found["digits"] or found["whole"] or ("1" if found["power"] else "0")
     result = Fraction(digits.replace(",", "")) * Fraction(10) ** sum(powers)
     for top, under in shares:
-        result = result * Fraction(top, under) if found["over"] else result + Fraction(top, under)
+        result = result * top / under if found["over"] else result + top / under
     return result * _WORDS.get((found["word"] or "").lower(), 1)
 
 

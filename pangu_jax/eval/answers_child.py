@@ -64,14 +64,27 @@ def plain(text: str) -> str:
         text = re.sub(pattern, instead, text)
     text = text.strip().rstrip(".$")
     written = re.search(r"(?<=[\d})])\s+[A-Za-z]{2,}$", text)  # "3 centimeters"
-    text = text[: written.start()] if written and unit(written[0]) else text
+    text = text[: written.start()] if written and named(written[0]) else text
     return text.strip().strip("$").rstrip(".").strip()
 
 
+# A number, and what stands behind it: "x = 24\,\text{cm}^2". In "m + s" letters are variables.
+_QUANTITY = re.compile(
+    r"(?:[^=]*=)?[\s$]*[-+\u2212]?\s*(?:[\d.,]*\d|\d*\s*\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\})\s*[\s$~]*"
+    r"(?:\\[,;:! ]\s*)*(?:\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}|([A-Za-z\s]+))"
+    r"[\s$]*(?:\^\s*\{?\d\}?)?[\s$.]*"
+)
+
+
 def unit(text: str) -> str | None:
-    """The unit that a text ends in, if it is one of `UNITS`."""
-    inside = re.findall(r"\\(?:text|mathrm|textrm|mbox)\s*\{([^{}]*)\}", text)
-    words = re.findall(r"[a-z]+", (inside[-1] if inside else text.rpartition("}")[2]).lower())
+    """The unit of a quantity, if it is one of `UNITS`."""
+    found = _QUANTITY.fullmatch(text)
+    return named(found[1] or found[2]) if found else None
+
+
+def named(text: str) -> str | None:
+    """The unit that some words end in, if it is one of `UNITS`."""
+    words = re.findall(r"[a-z]+", text.lower())
     last = words[-1] if words else ""
     return NAMES.get(last) or NAMES.get(last.removesuffix("s"))
 

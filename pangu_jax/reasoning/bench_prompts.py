@@ -203,7 +203,7 @@ class Asker:
             return extract(said, item.kind)
         if self.template is None:  # the text is the code
             return said if said.strip() else None
-        return code(said, item.code.names if item.code else ())
+        return code(said, item.code.asked if item.code else ())
 
     def described(self, items: Sequence[Item]) -> dict[str, Any]:
         """What a run keeps of how questions are asked and read: words for each kind of them."""

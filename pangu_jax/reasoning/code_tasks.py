@@ -97,6 +97,11 @@ class CodeTask:
     program: bool = False
     limits: Limits = Limits()
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """What the model was asked to define; a program defines what it likes."""
+        return () if self.program else self.names
+
     def source(self, answer: str) -> str:
         """What is run for an answer: it, behind what it continues where it is a continuation.
 

@@ -154,7 +154,7 @@ def _code(sample: Sample, *, allow: bool, binary: bool) -> Score:
     task = sample.code
     if task is None:
         return Score(None, "there is nothing to run")
-    source = answers.code(sample.said, task.names)
+    source = answers.code(sample.said, task.asked)
     if source is None:
         return Score(0.0, "no block of code found")
     shown, hidden = task.tests[: task.shown], task.tests[task.shown :]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import jax
 from jax.sharding import PartitionSpec
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
 from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
 
@@ -45,11 +46,24 @@ def expert_split(batch: int, kernels: Mapping[str, Spec], layout: Layout) -> Exp
       kernels: specs of "gate" and others, with the axes group, expert, embed and expert_mlp.
       layout: its rules may split all but the axis expert: experts of one group have different
         numbers of tokens.
+
+    Raises:
+      InputError: they split that axis, or hidden units of one kernel otherwise than of another.
     """
     partitions = {name: where.spec for name, where in shardings(dict(kernels), layout).items()}
     named = dict(zip(kernels["gate"].axes, map(_names, partitions["gate"]), strict=True))
     if named["expert"]:
-        raise ValueError("rules for a routed layer split groups or hidden units, not experts")
+        raise InputError(
+            "sharding rules split a routed layer by the axes group and expert_mlp, not by expert: "
+            "the experts of a group have different numbers of tokens"
+        )
+    for name, spec in kernels.items():
+        other = dict(zip(spec.axes, map(_names, partitions[name]), strict=True))
+        if other["expert_mlp"] != named["expert_mlp"]:
+            raise InputError(
+                f"sharding rules split expert_mlp over {named['expert_mlp']} in gate and over "
+                f"{other['expert_mlp']} in {name}: give embed and expert_mlp different mesh axes"
+            )
     return ExpertSplit(
         tokens=_names(batch_sharding((batch,), layout).spec[0]),
         groups=named["group"],

@@ -118,13 +118,18 @@ def test_batches_are_functions_of_seed_and_step():
     assert "negatives" not in taken(negatives=0)
 
 
-def test_shuffled_pairs_have_the_same_texts_and_no_right_document():
-    whole, shuffled = taken(), taken(shuffled=True)
-    np.testing.assert_array_equal(whole["queries"]["text"], shuffled["queries"]["text"])
-    for name in ("documents", "negatives"):
-        moved = np.roll(whole[name]["text"], -1, axis=0)
-        np.testing.assert_array_equal(shuffled[name]["text"], moved)
-    assert (whole["documents"]["text"] != shuffled["documents"]["text"]).all()
+def test_no_document_of_a_shuffled_batch_is_right_for_a_query_of_it():
+    """Nor the wrong form of a right one: else the control would be trained against it."""
+    draw = np.random.default_rng((1, 0))
+    options = {"rows": 12, "negatives": 2, "draw": draw}
+    pairs = draw_pairs(RECORDS, values_by_kind(RECORDS), **options)
+    found = taken(shuffled=True)
+    assert found["queries"]["text"].tolist() == [pair.query for pair in pairs[:6]]
+    assert found["documents"]["text"].tolist() == [pair.positive for pair in pairs[6:]]
+    assert found["negatives"]["text"].tolist() == [list(pair.negatives) for pair in pairs[6:]]
+    assert not {pair.facts for pair in pairs[:6]} & {pair.facts for pair in pairs[6:]}
+    with pytest.raises(InputError, match="a batch of 26 needs as many records"):
+        taken(batch=13, shuffled=True)
 
 
 def test_records_that_make_no_batch():

@@ -234,6 +234,13 @@ def test_devices_that_hold_groups_exchange_tokens_never_kernels(name):
     assert worst(compiled(*placed), naive(*arrays, np.float64(dy))) < 1e-5
 
 
+def test_kernels_trace_under_vmap_as_several_seeds_need_it():
+    x, ids, weights, *kernels = draw(24, sizes=(2, 4, 1, 64, 64), dtype=jnp.bfloat16)
+    many = [jnp.stack([jnp.asarray(a)] * 2) for a in (x, ids, weights, *kernels)]
+    form = jax.vmap(partial(expert_mlp, impl="grouped"))
+    assert jax.eval_shape(form, *many).shape == (2, 24, 64)
+
+
 def test_the_rule_reads_platform_and_shape():
     assert choose("gpu", 1, 1, 8) == choose("gpu", 7, 1, 8) == "gather"
     assert choose("gpu", 8, 1, 8) == choose("gpu", 256, 1, 8) == "dense"

@@ -68,6 +68,7 @@ def test_gpqa_s_choices_are_in_an_order_of_their_own_that_never_changes(tmp_path
 def test_programs_of_livecodebench_read_and_print(tmp_path):
     (task,) = livecodebench(write(tmp_path, live(CASES, packed(json.dumps(CASES * 2)))))
     assert (len(task.tests), task.shown, task.program) == (3, 1, True)
+    assert task.names and not task.asked  # `run` is our own name for it
     sandbox.backend()
     right = "import sys\nprint(sum(map(int, sys.stdin.read().split())), '')\nsys.exit()"
     opened = "a, b = open(0)\nprint(float(a) + float(b))"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import init
 from pangu_jax.nn.how import How
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
@@ -104,7 +105,11 @@ def test_grouped_experts_need_a_gather_and_a_scatter_and_copies_nothing(params):
 
 
 def test_rules_that_split_the_experts_of_a_group_are_refused():
-    rules = Rules({"expert": ("expert",)}, {"batch": ("expert",)})
     kernels = {name: leaf["kernel"] for name, leaf in SPEC["experts"].items()}
-    with pytest.raises(ValueError, match="split groups or hidden units, not experts"):
-        expert_split(8, kernels, Layout(make_mesh(expert=4, data=2), rules))
+    for table, words in (
+        ({"expert": ("expert",)}, "by the axes group and expert_mlp, not by expert"),
+        ({"embed": ("expert",), "expert_mlp": ("expert",)}, "different mesh axes"),
+    ):
+        where = Layout(make_mesh(expert=4, data=2), Rules(table, {"batch": ("expert",)}))
+        with pytest.raises(InputError, match=words):
+            expert_split(8, kernels, where)

@@ -1,13 +1,14 @@
 """Grouped matrix products on Hopper GPUs: jax's Mosaic kernels, with settings for each shape.
 
 A block of 128 threads computes a tile of rows and columns; the tensor copy engine brings operands
-into shared memory ahead of their use, and the tensor cores add up in float32. `SETTINGS` is what
-tools/tune_grouped_matmul.py found; other shapes take the nearest rule of `_default`.
+into shared memory ahead of their use, and the tensor cores add up in float32. `SETTINGS` has what
+tools/tune_grouped_matmul.py finds for a shape; there is none yet, and all shapes take `_default`.
 """
 
 from typing import NamedTuple
 
 import jax
+from jax.custom_batching import sequential_vmap
 from jax.experimental.pallas.ops.gpu.ragged_dot_mgpu import ragged_dot
 from jax.experimental.pallas.ops.gpu.transposed_ragged_dot_mgpu import transposed_ragged_dot
 
@@ -49,7 +50,14 @@ def matmul(
         tile = SETTINGS.get((form, rows.shape[1], columns)) or _default(columns)
         if rows.shape[0] < 96 * kernels.shape[0]:  # else most rows of a tile would be empty
             tile = tile._replace(block_m=64)
-    return ragged_dot(rows, kernels, group_sizes=counts, transpose_rhs=transpose, **tile._asdict())
+
+    # The kernel has no rule for batches: under vmap, as of several seeds, one follows the other.
+    @sequential_vmap
+    def product(rows, kernels, counts):
+        options = tile._asdict()
+        return ragged_dot(rows, kernels, group_sizes=counts, transpose_rhs=transpose, **options)
+
+    return product(rows, kernels, counts)
 
 
 def outer(
@@ -58,7 +66,12 @@ def outer(
     """`ops.grouped_matmul.grouped_outer` of 16-bit numbers; see there."""
     shape = left.shape[1], right.shape[1]
     tile = tile or SETTINGS.get(("outer", *shape)) or _default_outer(*shape)
-    return transposed_ragged_dot(left, right, group_sizes=counts, **tile._asdict())
+
+    @sequential_vmap
+    def product(left, right, counts):
+        return transposed_ragged_dot(left, right, group_sizes=counts, **tile._asdict())
+
+    return product(left, right, counts)
 
 
 def _default(columns: int) -> Tile:
