@@ -23,7 +23,8 @@ FILES = (
     "tests/**/*.py", "experiments/*/*.py", "experiments/*/*.json",
 )  # fmt: skip
 MODULE = re.compile(r"\]\(((?:\.\./)*)pangu_jax/(\w+)/((?:\w+/)*\w+)\.py\)")
-ACTIONS = re.compile(r"\((?:\.\./)+(actions/[^)]*)\)")
+# What only the place has where the repository lies: the badge of its own workflow.
+ACTIONS = re.compile(r"^\[!\[[^]]*\]\((?:\.\./)+actions/.*\n", re.M)
 FENCE = re.compile(r"^\s*(```|~~~)")
 ITEM = re.compile(r"^(\s*)(-|\d+\.) ")
 
@@ -53,7 +54,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """A page as the site needs it: links to code, and lists that need a blank line before them."""
     del page, files
     markdown = MODULE.sub(_to_reference, markdown)
-    markdown = ACTIONS.sub(rf"({config.repo_url}/\1)", markdown)
+    markdown = ACTIONS.sub("", markdown)
     return "\n".join(_with_blank_lines(markdown.split("\n")))
 
 

@@ -45,10 +45,12 @@ def up_to_date(value: Any, depth: int = 16) -> Any:
         return value
     if isinstance(value, list):
         return [up_to_date(item, depth - 1) for item in value]
-    return {
-        RENAMED_FIELDS.get(key, key) if isinstance(item, bool) else key: up_to_date(item, depth - 1)
-        for key, item in value.items()
-    }
+    found = {}
+    for key, item in value.items():
+        new = RENAMED_FIELDS.get(key, key) if isinstance(item, bool) else key
+        # Where both are there one of them is unknown, which is said where the fields are read.
+        found[key if new in value else new] = up_to_date(item, depth - 1)
+    return found
 
 
 def from_json(cls: type[T], value: Any, where: str = "config") -> T:

@@ -136,6 +136,8 @@ def test_fields_of_older_files_are_found_under_their_names_of_today():
     assert from_json(Scaled, old) == Scaled(True, (Scaled(False), Scaled(True)))
     # Only what can be such a field; anything deeper than configurations lie stays as it is.
     assert up_to_date({"normalise": "a column"}) == {"normalise": "a column"}
+    both = {"normalize": True, "normalise": False}  # one of them is unknown
+    assert up_to_date(both) == both
     deep = []
     for _ in range(900):
         deep = [deep]
