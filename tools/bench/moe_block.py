@@ -5,8 +5,8 @@
 The block has Pangu Pro MoE's size: width 5120, 64 experts of width 1344 in 8 groups, one of each;
 the shared expert is left out on both sides. The peer is transformers' Qwen3-MoE block of the same
 size with torch's grouped products, ordinary top-8 routing, weights and inputs drawn likewise.
-`--skew X` makes the first expert of every group the likelier the larger X is; the load that comes of
-it is not printed.
+`--skew X` makes the first expert of every group the likelier the larger X is; the load that comes
+of it is not printed.
 
 Prints milliseconds (median), TFLOP/s of the chosen experts alone, and the ratio to the peer. Before
 it times anything it compares the implementation with the reference at a small size: values and all
