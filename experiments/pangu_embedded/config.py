@@ -36,3 +36,32 @@ PRESETS = {
     "gpu": Experiment(None, judged=400, batch=64, dtype="bfloat16"),
     "paper": Experiment(None, judged=400, batch=64),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Merging:
+    """Two checkpoints fine-tuned on halves of the same questions, and their merges.
+
+    Attributes:
+      held_out: solutions that the gate measures.
+      seeds: of the halves and of the training; the mean and spread over them stand in the report.
+      steps: optimizer steps of a fine-tuning.
+      batch: windows a step.
+      length: tokens per window.
+      learning_rate: the greatest of the schedule.
+      dtype: type of the activations in training.
+    """
+
+    held_out: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 100
+    batch: int = 16
+    length: int = 512
+    learning_rate: float = 1e-4
+    dtype: str = "bfloat16"
+
+
+MERGES = {
+    "smoke": Merging(20, (0,), steps=2, batch=2, length=64, dtype="float32"),
+    "gpu": Merging(500),
+}

@@ -1,0 +1,205 @@
+"""Pangu Embedded: merges of two fine-tuned checkpoints, measured, and opened by transformers.
+
+Source: "Pangu Embedded", arXiv 2505.22375, whose iterations end with a merge of checkpoints. Which
+checkpoints and which rule is our reading: here two halves of the same questions, every rule.
+
+    python -m experiments.pangu_embedded.merging --checkpoint SMOLLM2 --data gsm8k_train.jsonl.gz
+
+The last questions are held out. For each seed the others are drawn into two halves, the checkpoint
+is trained on the worked solutions of each (`pangu-jax train --init`), and the two are merged by
+every rule (`pangu-jax merge`). All are measured on the held-out solutions, as a gate would, and
+each merge is opened by transformers, if it is installed, and its logits are compared with ours.
+Writes runs/<name>/results.json and prints a table; a run that was stopped goes on where it was.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.pangu_embedded.config import MERGES, Merging
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli import merge, train
+from pangu_jax.cli.stopping import script
+from pangu_jax.core.digest import sha256
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.core.tree import content_hash
+from pangu_jax.data.text import records
+from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.models import decoder
+from pangu_jax.reasoning.merge_gate import read_gate
+from pangu_jax.study import options
+from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.study.table import deviation, table
+from pangu_jax.train.optimizer import OptimizerConfig
+
+RULES = {
+    "mean": {},
+    "slerp": {},
+    "delta": {"scale": 0.5},
+    "ties": {"density": 0.5},
+    "dare": {"density": 0.5, "scale": 0.5},
+}
+BASED = ("delta", "ties", "dare")  # rules that take the base
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What every cell works on: the settings, the run's folder, the base, and the solutions."""
+
+    experiment: Merging
+    folder: Path
+    checkpoint: str
+    solutions: list[str]
+    gate: Path
+
+
+def main() -> None:
+    parser = options.parser(__doc__, MERGES, data=None)
+    parser.add_argument("--checkpoint", required=True, help="the decoder, a Hugging Face folder")
+    parser.add_argument("--data", required=True, help="questions with worked solutions (GSM8K's)")
+    given = parser.parse_args()
+    experiment, folder = options.chosen(given, MERGES, "pangu_embedded_merging")
+    solutions = read(given.data)
+    if len(solutions) < experiment.held_out + 2:
+        raise InputError(f"{given.data} has {len(solutions)} solutions, too few to hold out some")
+    params, _, _ = open_checkpoint(given.checkpoint, kind="decoder", by="this experiment")
+    cells = begin(folder, experiment, data=sha256(given.data), parameters=content_hash(params))
+    del params
+    held = solutions[-experiment.held_out :]
+    gate = _written(folder / "gate.jsonl", held)
+    run = Run(experiment, folder, given.checkpoint, solutions[: -experiment.held_out], gate)
+    cell(cells, "base", lambda: {"merged": _score(run, run.checkpoint)})
+    for seed in experiment.seeds:
+        cell(cells, f"seed{seed}", partial(_measured, run, seed))
+    print(_table(cells.results, experiment))
+
+
+def read(path: str) -> list[str]:
+    """Each question with its worked solution, as one text."""
+    return [
+        f"Question: {record['question']}\nAnswer: {record['answer']}"
+        for _, _, record in records(path, "answer")
+    ]
+
+
+def _written(path: Path, texts: list[str]) -> Path:
+    with atomic_write(path) as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    return path
+
+
+def _measured(run: Run, seed: int) -> dict[str, Any]:
+    """Bits per byte of both halves and of every merge, and how transformers computes the merges."""
+    order = np.random.default_rng(seed).permutation(len(run.solutions))
+    halves = [
+        _trained(run, seed, name, [run.solutions[i] for i in order[place::2]])
+        for place, name in enumerate("ab")
+    ]
+    merges = {rule: _merged(run, seed, rule, halves) for rule in RULES}
+    return {"halves": [_score(run, path) for path in halves], **merges}
+
+
+def _score(run: Run, path: str) -> float:
+    """Bits per byte of the held-out solutions."""
+    params, cfg, found = open_checkpoint(path, kind="decoder", by="this experiment")
+    tokenizer = load_tokenizer(found, checkpoint=path)
+    return read_gate(run.gate, tokenizer, batch=run.experiment.batch).score(params, cfg)
+
+
+def _trained(run: Run, seed: int, name: str, texts: list[str]) -> str:
+    experiment, out = run.experiment, run.folder / f"seed{seed}-{name}"
+    data = _written(run.folder / f"seed{seed}-{name}.jsonl", texts)
+    train.main(
+        train.Options(
+            data=str(data),
+            out=str(out),
+            init=run.checkpoint,
+            tokenizer=run.checkpoint,
+            held_out=0.0,
+            steps=experiment.steps,
+            batch=experiment.batch,
+            length=experiment.length,
+            optimizer=OptimizerConfig(learning_rate=experiment.learning_rate),
+            dtype=experiment.dtype,
+            seed=seed,
+            checkpoint_every=experiment.steps,
+        )
+    )
+    return str(out)
+
+
+def _merged(run: Run, seed: int, rule: str, halves: list[str]) -> dict[str, Any]:
+    out = run.folder / f"seed{seed}-{rule}"
+    shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped after it was written
+    merge.main(
+        merge.Options(
+            checkpoints=tuple(halves),
+            out=str(out),
+            base=run.checkpoint if rule in BASED else None,
+            method=rule,
+            seed=seed,
+            **RULES[rule],
+        )
+    )
+    found = {"merged": _score(run, str(out))}
+    found |= _opened_by_transformers(str(out), run.solutions[:4])
+    shutil.rmtree(out)
+    return found
+
+
+def _opened_by_transformers(folder: str, texts: list[str]) -> dict[str, Any]:
+    """The greatest difference of its logits from ours, as a share of the greatest logit."""
+    if importlib.util.find_spec("transformers") is None or not importlib.util.find_spec("torch"):
+        say("transformers or torch is not installed, so the merge is not opened by it")
+        return {"difference": None, "same_tokens": None}
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    their_tokens = AutoTokenizer.from_pretrained(folder)
+    params, cfg, found = open_checkpoint(folder, kind="decoder", by="this experiment")
+    tokenizer = load_tokenizer(found, checkpoint=folder)
+    forward = jax.jit(lambda ids: decoder.apply(params, ids, cfg=cfg).hidden[0] @ head)
+    head, same, differences = decoder.head_kernel(params), True, []
+    for text in texts:
+        ids = tokenizer.encode(text)
+        same &= ids == their_tokens(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            wanted = theirs(torch.tensor([ids])).logits[0].numpy()
+        with jax.default_matmul_precision("highest"):
+            logits = np.asarray(forward(np.array([ids], np.int32)), np.float32)
+        differences.append(float(np.abs(logits - wanted).max() / np.abs(wanted).max()))
+    return {"difference": max(differences), "same_tokens": same}
+
+
+def _table(results: dict[str, Any], experiment: Merging) -> str:
+    cells = [results[f"seed{seed}"] for seed in experiment.seeds]
+    rows = [["the base", f"{results['base']['merged']:.3f}", "", ""]]
+    for place, name in enumerate(("one half", "the other half")):
+        found = [cell["halves"][place] for cell in cells]
+        rows.append([f"trained on {name}", deviation(found), "", ""])
+    for rule in RULES:
+        found = [cell[rule] for cell in cells]
+        taken = sum(cell[rule]["merged"] <= min(cell["halves"]) for cell in cells)
+        opened = [one["difference"] for one in found if one["difference"] is not None]
+        rows.append(
+            [
+                ", ".join([rule, *(f"{key} {value}" for key, value in RULES[rule].items())]),
+                deviation([one["merged"] for one in found]),
+                f"{taken} of {len(found)}",
+                f"{max(opened):.1e}" if opened else "not tried",
+            ]
+        )
+    return table(["model", "bits per byte", "better than both", "logits of transformers"], rows)
+
+
+if __name__ == "__main__":
+    script(main)
