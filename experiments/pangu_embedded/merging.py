@@ -6,7 +6,7 @@ checkpoints and which rule is our reading: here two halves of the same questions
     python -m experiments.pangu_embedded.merging --checkpoint SMOLLM2 --data gsm8k_train.jsonl.gz
 
 The last questions are held out. For each seed the others are drawn into two halves, the checkpoint
-is trained on the worked solutions of each (`pangu-jax train --init`), and the two are merged by
+is trained on the worked solutions of each, and the two are merged by
 every rule (`pangu-jax merge`). All are measured on the held-out solutions, as a gate would, and
 each merge is opened by transformers, if it is installed, and its logits are compared with ours.
 Writes runs/<name>/results.json and prints a table; a run that was stopped goes on where it was.
@@ -25,19 +25,25 @@ import numpy as np
 
 from experiments.pangu_embedded.config import MERGES, Merging
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli import merge, train
+from pangu_jax.cli import merge
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.tree import content_hash
-from pangu_jax.data.text import records
+from pangu_jax.data.packing import PackedTokens, tokenize
+from pangu_jax.data.pipeline import drawn_batches
+from pangu_jax.data.text import Document, records
 from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.models import decoder
+from pangu_jax.nn.how import How
 from pangu_jax.reasoning.merge_gate import read_gate
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.study.table import deviation, table
+from pangu_jax.train.language import train_language
+from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.optimizer import OptimizerConfig
 
 RULES = {
@@ -115,24 +121,26 @@ def _score(run: Run, path: str) -> float:
 
 
 def _trained(run: Run, seed: int, name: str, texts: list[str]) -> str:
+    """A run folder, whose training goes on where it was."""
     experiment, out = run.experiment, run.folder / f"seed{seed}-{name}"
-    data = _written(run.folder / f"seed{seed}-{name}.jsonl", texts)
-    train.main(
-        train.Options(
-            data=str(data),
-            out=str(out),
-            init=run.checkpoint,
-            tokenizer=run.checkpoint,
-            held_out=0.0,
-            steps=experiment.steps,
-            batch=experiment.batch,
-            length=experiment.length,
-            optimizer=OptimizerConfig(learning_rate=experiment.learning_rate),
-            dtype=experiment.dtype,
-            seed=seed,
-            checkpoint_every=experiment.steps,
-        )
+    params, cfg, found = open_checkpoint(
+        run.checkpoint, kind="decoder", by="this experiment", dtype="float32"
     )
+    tokenizer = load_tokenizer(found, checkpoint=run.checkpoint)
+    solutions = [Document(str(place), text) for place, text in enumerate(texts)]
+    source = PackedTokens(tokenize(solutions, tokenizer), experiment.length)
+    train_language(
+        cfg,
+        lambda step: drawn_batches(source, batch=experiment.batch, seed=seed, start_step=step),
+        out,
+        loop=LoopConfig(experiment.steps, seed=seed, checkpoint_every=experiment.steps),
+        params=params,
+        optimizer=OptimizerConfig(learning_rate=experiment.learning_rate),
+        how=How(dtype=experiment.dtype),
+        label=out.name,
+    )
+    for file, content in tokenizer_files(tokenizer).items():
+        (out / file).write_bytes(content)
     return str(out)
 
 

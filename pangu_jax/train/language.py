@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pangu_jax.checkpoint import store
 from pangu_jax.core.run_folder import Claim
+from pangu_jax.core.tree import content_hash
 from pangu_jax.losses.balance import balance
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder, registry, transformer
@@ -89,13 +90,14 @@ def train_language(
     folder: str | Path,
     *,
     loop: LoopConfig,
+    params: Any = None,
     optimizer: OptimizerConfig = OptimizerConfig(),
     aux_weight: float = AUX_WEIGHT,
     chunk: int = CHUNK,
     how: How = HOW,
     label: str = "train",
 ) -> Any:
-    """Trains a model from scratch, or resumes from the last checkpoint in `folder`.
+    """Trains a model, or resumes from the last checkpoint in `folder`.
 
     Args:
       cfg: the model; kept in the folder, which commands then take as a checkpoint.
@@ -103,6 +105,8 @@ def train_language(
         (`sharding.launch.batch_share`).
       folder: the run's folder; a run of another model or of other settings is refused.
       loop: length and checkpoints.
+      params: float32 parameters to start from, whose buffers the training takes over; None draws
+        them.
       optimizer: AdamW and its schedule.
       aux_weight: as in `language_loss`.
       chunk: as in `language_loss`.
@@ -127,6 +131,8 @@ def train_language(
         "aux_weight": aux_weight,
         "dtype": None if how.dtype is None else str(how.dtype),
     }
+    if params is not None:
+        settings["parameters"] = content_hash(params)
     with contextlib.ExitStack() as held:
         place: str | Path | Claim = folder
         if first_process():
@@ -139,6 +145,7 @@ def train_language(
             optimizer=make_optimizer(optimizer, loop.steps),
             schedule=schedule(optimizer, loop.steps),
             folder=place,
+            params=params,
             label=label,
             layout=how.layout,
         )
