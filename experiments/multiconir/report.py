@@ -28,7 +28,7 @@ def gains(experiment: Experiment, results: Results, name: str, domain: str) -> l
     base = np.array(results["base"][domain]["wins"], np.float64)
     return [
         retrieval.compare(
-            [np.array(results[f"{name}/{seed}"][domain]["wins"], np.float64)],
+            [np.array(results[f"{name}-{seed}"][domain]["wins"], np.float64)],
             [base],
             retrieval.rate(CONDITIONS - 1),
         )
@@ -58,6 +58,8 @@ whose positive scores strictly above the hard negative, by the query of i condit
 {_table(experiment, results)}
 
 {_verdict(experiment, results)}
+
+{_cut(experiment, results)}
 
 ## Where in the query poolings look
 
@@ -91,11 +93,29 @@ def _overlap(shared: Results) -> str:
     return "\n".join(lines)
 
 
+def _cut(experiment: Experiment, results: Results) -> str:
+    """How many of the texts that were trained on were longer than they may be."""
+    found = {
+        name: cell["training_texts"] for name, cell in results.items() if "training_texts" in cell
+    }
+    cut, texts = (sum(seen[key] for seen in found.values()) for key in ("cut", "texts"))
+    lines = [
+        f"Of the {texts:,} texts that all trainings read, {cut:,} ({cut / texts:.2%}) were cut to "
+        f"{experiment.length} tokens."
+    ]
+    lines += [
+        f"- {name}: {seen['cut']:,} of {seen['texts']:,}"
+        for name, seen in found.items()
+        if seen["cut"]
+    ]
+    return "\n".join(lines)
+
+
 def _table(experiment: Experiment, results: Results) -> str:
     head = ["scorer", "domain", "WR_1", "WR_5", "WR_10", "task 1", "task 2", "task 3, flips"]
     names = [
-        *(("as it was", ["base"]), ("tuned", [f"tuned/{s}" for s in experiment.seeds])),
-        ("tuned on shuffled pairs", [f"shuffled/{s}" for s in experiment.seeds]),
+        *(("as it was", ["base"]), ("tuned", [f"tuned-{s}" for s in experiment.seeds])),
+        ("tuned on shuffled pairs", [f"shuffled-{s}" for s in experiment.seeds]),
         *(("BM25", ["bm25"]), ("BM25, official", ["bm25 official"])),
         ("length of the document", ["length"]),
     ]
@@ -131,9 +151,9 @@ def _verdict(experiment: Experiment, results: Results) -> str:
 
 def _studies(results: Results, domain: str) -> dict[str, Results]:
     return {
-        cell.removeprefix("pooling/"): found[domain]
+        cell.removeprefix("pooling-"): found[domain]
         for cell, found in results.items()
-        if cell.startswith("pooling/")
+        if cell.startswith("pooling-")
     }
 
 
@@ -164,14 +184,14 @@ def _leaning(found: Results) -> str:
 def _plot(folder: Path, domain: str, results: Results) -> None:
     """Shares by place in random orders, a line a way of pooling, a panel a model."""
     studies = _studies(results, domain)
-    models = list(dict.fromkeys(name.split("/")[0] for name in studies))
+    models = list(dict.fromkeys(name.split("-")[0] for name in studies))
     size = (3.2 * max(len(models), 1) + 1, 3.4)
     with plot.figure(
         folder, f"places-{domain}", 1, max(len(models), 1), figsize=size, squeeze=False, sharey=True
     ) as panels:
         for panel, model in zip(panels[0], models, strict=False):
             for name, found in studies.items():
-                if name.split("/")[0] == model:
+                if name.split("-")[0] == model:
                     _line(panel, name, found["shuffled"]["share"])
             panel.axhline(1 / CONDITIONS, color="gray", lw=0.8, ls=":")
             panel.set(xlabel="place in the query", title=model)
@@ -185,5 +205,5 @@ def _line(panel: Any, name: str, shares: list[Results]) -> None:
         for key in ("value", "low", "high")
     )
     places = np.arange(1, CONDITIONS + 1)
-    (line,) = panel.plot(places, value, "o-", ms=3, label=name.split("/", 1)[1])
+    (line,) = panel.plot(places, value, "o-", ms=3, label=name.split("-", 1)[1])
     panel.fill_between(places, low, high, color=line.get_color(), alpha=0.15)

@@ -6,23 +6,26 @@ releases no tuning; the pairs and the measure of places are ours.
 
     python tools/get_model.py minilm minilm
     python experiments/multiconir/run.py --preset gpu --model minilm --data MultiConIR \
-      --records movies_unused.jsonl.xz --decoder smollm2
+      --records movies_unused.jsonl.xz --decoder smollm2 --workers 4
 
 Tunes an encoder by InfoNCE on pairs made from records of films, once a seed, beside the same tuning
 with shuffled pairs, the model as it was, BM25 and the documents' length; then measures, for ways
 of pooling of the encoder, of a decoder, and of causal encoders trained here, what each place of a
 query of ten conditions is worth. No record is in both training and test, and names that occur in
 the test are mapped to others. Writes runs/<name>/report.md; a run that was stopped goes on where it
-was, cell by cell.
+was, cell by cell, and several processes may share the cells (--workers).
 
 Not reproduced here: the paper's models and its data, so no figure here stands beside its figures.
 """
 
+import argparse
 import dataclasses
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +42,8 @@ from experiments.multiconir.measure import (
 from experiments.multiconir.report import write_report
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import to_json
-from pangu_jax.core.digest import json_digest, sha256
-from pangu_jax.core.tree import content_hash
+from pangu_jax.core.digest import sha256
+from pangu_jax.core.errors import InputError
 from pangu_jax.data import multiconir
 from pangu_jax.data.encoder_inputs import encode_for_decoder, encode_for_encoder, stacked
 from pangu_jax.data.multiconir_fact import Record, keep_apart, overlap, read_records, refuse_names
@@ -52,7 +55,8 @@ from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import How
 from pangu_jax.study import options
-from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.study.cells import say
+from pangu_jax.study.workers import begin, collect, share, work
 from pangu_jax.task.language import text_encoder
 from pangu_jax.task.model import Model, load
 from pangu_jax.train.contrastive import contrastive_loss, text_vectors
@@ -83,40 +87,84 @@ def main() -> None:
     given = _options()
     experiment, folder = options.chosen(given, PRESETS, "multiconir")
     rows = read_test(given.data, experiment.rows)
-    read = read_records(given.records)
-    run = prepare(experiment, rows, read, model=given.model, decoder=given.decoder)
+    if given.worker:
+        _work(given, experiment, folder, rows)
+        return
     settings = {
-        "model": _identity(run.model),
-        "decoder": None if run.decoder is None else _identity(run.decoder),
+        "model": _files(given.model),
+        "decoder": None if given.decoder is None else _files(given.decoder),
         "data": {part.stem: multiconir.content_hash(part) for part in rows},
         "records": sha256(given.records),
     }
-    cells = begin(folder, experiment, **settings)
-    compute = partial(cell, cells, shown=_shown)
-    everything = [row for own in rows.values() for row in own]
-    compute("overlap", lambda: {**overlap(read, everything), "trained": len(run.records)})
-    for name, scorer_of in _words().items():
-        compute(name, partial(measured, rows, scorer_of))
-    compute("base", lambda: _measured(run, run.model))
-    for seed in experiment.seeds:
-        for name in ("tuned", "shuffled"):
-            compute(f"{name}/{seed}", lambda n=name, s=seed: _measured(run, _tuned(run, n, s)))
-    for pooling in experiment.poolings:
-        compute(f"pooling/encoder/{pooling}", partial(_studied, run, run.model, pooling))
-    if run.decoder is not None:
-        for pooling in experiment.decoder_poolings:
-            model = text_encoder(run.decoder, pooling=pooling)
-            compute(f"pooling/decoder/{pooling}", partial(_studied, run, model, pooling))
-    for pooling in experiment.causal_poolings:
-        for seed in experiment.seeds:
-            compute(f"pooling/causal {pooling}/{seed}", partial(_causal, run, pooling, seed))
-    say(f"{write_report(folder, experiment, cells.results)} is the report")
+    begin(folder, {**to_json(experiment), **settings})
+    if given.workers == 1:
+        _work(given, experiment, folder, rows)
+    else:  # this process leaves the device alone
+        share(folder, "experiments.multiconir.run", given.workers, seconds=given.seconds)
+    results, names = collect(folder), cell_names(experiment, decoder=given.decoder is not None)
+    done = sum(name in results for name in names)
+    say(f"{done} of {len(names)} cells are done")
+    if done == len(names):
+        say(f"{write_report(folder, experiment, results)} is the report")
 
 
-def _identity(model: TextEncoder | Model) -> list[str]:
-    """What tells a model from another one: parameters, configuration and tokens."""
-    cfg = json_digest(to_json(model.cfg))
-    return [content_hash(model.params), cfg, getattr(model.tokenizer, "digest", "")]
+def cell_names(experiment: Experiment, *, decoder: bool) -> list[str]:
+    """All cells, in the order in which they are taken."""
+    found = ["overlap", "base"]
+    found += [f"{name}-{seed}" for seed in experiment.seeds for name in ("tuned", "shuffled")]
+    found += [
+        f"pooling-causal-{pooling}-{seed}"
+        for seed in experiment.seeds
+        for pooling in experiment.causal_poolings
+    ]
+    if decoder:
+        found += [f"pooling-decoder-{pooling}" for pooling in experiment.decoder_poolings]
+    found += [f"pooling-encoder-{pooling}" for pooling in experiment.poolings]
+    return [*found, *_words()]
+
+
+def _work(given: Any, experiment: Experiment, folder: Path, rows: Rows) -> None:
+    """Computes cells until none is left that nobody has taken."""
+    read = read_records(given.records)
+    run = prepare(experiment, rows, read, model=given.model, decoder=given.decoder)
+
+    def make(name: str, *_: Any) -> dict[str, Any]:
+        began = time.monotonic()
+        return {**_cell(run, read, name), "seconds": time.monotonic() - began}
+
+    names = cell_names(experiment, decoder=run.decoder is not None)
+    work(folder, {name: partial(make, name) for name in names}, shown=_shown, seconds=given.seconds)
+
+
+def _cell(run: Run, read: Sequence[Record], name: str) -> dict[str, Any]:
+    """What the cell of that name is: JSON values."""
+    words = _words()
+    if name in words:
+        return measured(run.rows, words[name])
+    if name == "overlap":
+        everything = [row for own in run.rows.values() for row in own]
+        return {**overlap(read, everything), "trained": len(run.records)}
+    kind, *rest = name.split("-")
+    if kind == "base":
+        return _measured(run, run.model)
+    if kind != "pooling":
+        model, seen = _tuned(run, kind, int(rest[0]))
+        return {**_measured(run, model), "training_texts": seen}
+    pooling = cast(Pooling, rest[1])
+    if rest[0] == "causal":
+        return _causal(run, pooling, int(rest[2]))
+    if rest[0] == "encoder":
+        return _studied(run, run.model, pooling)
+    assert run.decoder is not None  # its cells are named only where there is one
+    return _studied(run, text_encoder(run.decoder, pooling=pooling), pooling)
+
+
+def _files(path: str) -> dict[str, str]:
+    """What tells a model from another one without the device: the hashes of its files."""
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist; give a model's folder or file")
+    files = [Path(path)] if Path(path).is_file() else sorted(Path(path).rglob("*"))
+    return {str(file.relative_to(path)): sha256(file) for file in files if file.is_file()}
 
 
 def prepare(
@@ -142,10 +190,19 @@ def prepare(
 
 
 def batches(
-    run: Run, model: TextEncoder, *, seed: int, shuffled: bool, step: int = 0
+    run: Run,
+    model: TextEncoder,
+    *,
+    seed: int,
+    shuffled: bool,
+    step: int = 0,
+    seen: Counter[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What is trained on from a step on, as `contrastive_loss` wants it."""
-    experiment = run.experiment
+    """What is trained on from a step on, as `contrastive_loss` wants it.
+
+    Counts into `seen` the "texts" that were prepared, and those of them that were "cut".
+    """
+    experiment, counted = run.experiment, Counter() if seen is None else seen
 
     def encode(texts: Sequence[str]) -> dict[str, Any]:
         if isinstance(model.cfg, EncoderConfig):
@@ -153,7 +210,9 @@ def batches(
         else:
             prefixes = [""] * len(texts)
             found = encode_for_decoder(model.tokenizer, texts, experiment.length, prefixes=prefixes)
-        return stacked(list(found), experiment.length)
+        found = list(found)
+        counted.update(texts=len(found), cut=sum(text.cut for text in found))
+        return stacked(found, experiment.length)
 
     return pair_batches(
         run.records,
@@ -176,16 +235,17 @@ def _trained(
     shuffled: bool = False,
     steps: int,
     optimizer: OptimizerConfig,
-) -> TextEncoder:
-    """The model after its training from these parameters, or None for fresh ones."""
+) -> tuple[TextEncoder, dict[str, int]]:
+    """The model after its training from these parameters, or None for fresh ones; texts seen."""
     experiment, cfg = run.experiment, model.cfg
+    seen = Counter(texts=0, cut=0)
     room = encoder if isinstance(cfg, EncoderConfig) else embedder
     # The step gives the memory of its parameters away, and other cells start from the same ones.
     own = None if params is None else jax.tree.map(jnp.copy, params)
     state = train(
         _loss(cfg, experiment.temperature, experiment.dtype),
         room.spec(cfg),
-        lambda step: batches(run, model, seed=seed, shuffled=shuffled, step=step),
+        lambda step: batches(run, model, seed=seed, shuffled=shuffled, step=step, seen=seen),
         cfg=LoopConfig(steps, accumulate=experiment.accumulate, seed=seed),
         optimizer=_optimizer(optimizer, steps),
         folder=None,
@@ -193,7 +253,7 @@ def _trained(
         unit="pairs",
         label=label,
     )
-    return dataclasses.replace(model, params=state.params)
+    return dataclasses.replace(model, params=state.params), dict(seen)
 
 
 @lru_cache(maxsize=8)
@@ -207,12 +267,12 @@ def _optimizer(cfg: OptimizerConfig, steps: int):
     return make_optimizer(cfg, steps)
 
 
-def _tuned(run: Run, name: str, seed: int) -> TextEncoder:
+def _tuned(run: Run, name: str, seed: int) -> tuple[TextEncoder, dict[str, int]]:
     return _trained(
         run,
         run.model,
         run.model.params,
-        label=f"{name}/{seed}",
+        label=f"{name}-{seed}",
         seed=seed,
         shuffled=name == "shuffled",
         steps=run.experiment.steps,
@@ -241,16 +301,17 @@ def _causal(run: Run, pooling: Pooling, seed: int) -> dict[str, Any]:
     experiment = run.experiment
     cfg = causal_encoder(experiment, run.model.tokenizer, pooling)
     model = TextEncoder({}, cfg, run.model.tokenizer)
-    model = _trained(
+    model, seen = _trained(
         run,
         model,
         None,
-        label=f"causal {pooling}/{seed}",
+        label=f"causal-{pooling}-{seed}",
         seed=seed,
         steps=experiment.causal_steps,
         optimizer=experiment.causal_training,
     )
-    return {**_studied(run, model, pooling), "measured": _measured(run, model)}
+    tested = {"measured": _measured(run, model), "training_texts": seen}
+    return {**_studied(run, model, pooling), **tested}
 
 
 def _words() -> dict[str, Any]:
@@ -291,6 +352,13 @@ def _options():
     parser.add_argument("--decoder", help="a decoder to study: a folder, or a GGUF file")
     parser.add_argument("--steps", type=options.positive, help="of the tuning; the preset's")
     parser.add_argument("--seeds", nargs="+", type=int, help="the preset's if left out")
+    parser.add_argument(
+        "--workers", type=options.positive, default=1, help="processes that share the device"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="after so long no cell is begun, and workers are ended"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
