@@ -175,15 +175,15 @@ def _opened_by_transformers(folder: str, texts: list[str]) -> dict[str, Any]:
     their_tokens = AutoTokenizer.from_pretrained(folder)
     params, cfg, found = open_checkpoint(folder, kind="decoder", by="this experiment")
     tokenizer = load_tokenizer(found, checkpoint=folder)
-    forward = jax.jit(lambda ids: decoder.apply(params, ids, cfg=cfg).hidden[0] @ head)
-    head, same, differences = decoder.head_kernel(params), True, []
+    forward = jax.jit(lambda p, x: decoder.apply(p, x, cfg=cfg).hidden[0] @ decoder.head_kernel(p))
+    same, differences = True, []
     for text in texts:
         ids = tokenizer.encode(text)
         same &= ids == their_tokens(text, add_special_tokens=False)["input_ids"]
         with torch.no_grad():
             wanted = theirs(torch.tensor([ids])).logits[0].numpy()
         with jax.default_matmul_precision("highest"):
-            logits = np.asarray(forward(np.array([ids], np.int32)), np.float32)
+            logits = np.asarray(forward(params, np.array([ids], np.int32)), np.float32)
         differences.append(float(np.abs(logits - wanted).max() / np.abs(wanted).max()))
     return {"difference": max(differences), "same_tokens": same}
 
