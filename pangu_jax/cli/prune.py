@@ -70,7 +70,9 @@ class Options:
     """Tokens per window."""
     seed: int | None = None
     """Draws random windows of the text; None takes its first ones."""
-    free: tuple[Literal["groups", "ffn", "hidden"], ...] = ()
+    prunable_axes: Annotated[
+        tuple[Literal["groups", "ffn", "hidden"], ...], tyro.conf.arg(aliases=["--free"])
+    ] = ()
     """Axes that a params or flops target cuts; empty is the method's own."""
     ridge: float | None = Recipe.ridge
     """Strength of the ridge repair; None chooses it on held-out windows."""
@@ -325,7 +327,7 @@ def _recipe(options: Options, family: str) -> Recipe:
         pruned_layers=options.pruned_layers,
         propagate=options.propagate,
         keep_lowest=options.keep_lowest,
-        free=options.free,
+        prunable_axes=options.prunable_axes,
         norm=options.norm,
         clap=options.clap,
         seed=options.seed or 0,

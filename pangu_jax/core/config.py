@@ -16,8 +16,14 @@ from pangu_jax.core.files import atomic_write, regular
 
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
-# Fields that older files hold under another name; their values are true or false.
-RENAMED_FIELDS = {"normalise": "normalize", "renormalise": "renormalize"}
+# Fields that older files hold under another name: the type of their values, and today's name.
+RENAMED_FIELDS: dict[str, tuple[type, str]] = {
+    "deviation": (list, "std"),
+    "end": (bool, "append_eos"),
+    "max_new": (int, "max_new_tokens"),
+    "normalise": (bool, "normalize"),
+    "renormalise": (bool, "renormalize"),
+}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -47,7 +53,8 @@ def up_to_date(value: Any, depth: int = 16) -> Any:
         return [up_to_date(item, depth - 1) for item in value]
     found = {}
     for key, item in value.items():
-        new = RENAMED_FIELDS.get(key, key) if isinstance(item, bool) else key
+        kind, new = RENAMED_FIELDS.get(key, (None, key))
+        new = new if type(item) is kind else key
         # Where both are there one of them is unknown, which is said where the fields are read.
         found[key if new in value else new] = up_to_date(item, depth - 1)
     return found

@@ -58,7 +58,7 @@ def step_of(model: Forecaster) -> TimeStep:
 
 def scaler_of(model: Forecaster) -> Scaler:
     """The scaling of the training rows."""
-    return Scaler(model.cfg.mean, model.cfg.deviation)
+    return Scaler(model.cfg.mean, model.cfg.std)
 
 
 def arrange(model: Forecaster, series: Series, where: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -258,7 +258,7 @@ def residuals(
     for first in range(0, len(starts), PIECE):
         part = starts[first : first + PIECE]
         difference = scaled[_targets(cfg, part)] - average(model, scaled, part)
-        found[first : first + PIECE] = difference * np.array(scaler.deviation, np.float32)
+        found[first : first + PIECE] = difference * np.array(scaler.std, np.float32)
         if progress is not None:
             progress(first + len(part), len(starts))
     return found

@@ -59,7 +59,7 @@ def logit_kl(
     return total * temperature**2
 
 
-def hidden_match(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
+def hidden_state_loss(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
     """Summed squared difference of hidden states, relative to the teacher's mean square.
 
     Args:

@@ -159,7 +159,7 @@ def shrink(
     small = allocate.shrink(
         cfg,
         target,
-        free=recipe.axes,
+        prunable_axes=recipe.axes,
         limits=limits,
         shape=shape,
         kept=kept,

@@ -15,7 +15,7 @@ import numpy as np
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.decode.engine import Engine, Piece, Request, check_prompt, round_up
+from pangu_jax.decode.engine import Engine, Request, TokenDelta, check_prompt, round_up
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
@@ -46,23 +46,23 @@ class Job:
 
     Attributes:
       ids: the prompt.
-      max_new: most tokens to draw.
+      max_new_tokens: most tokens to draw.
       sampling: how they are drawn.
       stop_ids: the answer ends with the first of these.
       seed: 0 to SEEDS - 1; with `row`, all that decides what is drawn: the answer is that of row
         `row` of `decode.generate` with the key of this seed.
       row: which answer of that seed.
-      give: called in the engine's thread with each piece, or with why no more will come.
+      give: called in the engine's thread with each delta, or with why no more will come.
       number: the engine's, once it knows of it.
     """
 
     ids: Sequence[int]
-    max_new: int
+    max_new_tokens: int
     sampling: SamplingConfig
     stop_ids: Sequence[int]
     seed: int
     row: int
-    give: Callable[[Piece | Exception], None]
+    give: Callable[[TokenDelta | Exception], None]
     number: int | None = None
 
 
@@ -194,11 +194,11 @@ class Driver:
             _try(engine, min(self.length - 1, 4 * self._burst), self._longest)
             self._warm.set()
             while self._heed(engine):
-                for piece in engine.advance():
-                    job = self._jobs[piece.request]
-                    if piece.end is not None:
+                for delta in engine.advance():
+                    job = self._jobs[delta.request]
+                    if delta.finish_reason is not None:
                         self._close(job)
-                    job.give(piece)
+                    job.give(delta)
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._fail(error)
             self._warm.set()
@@ -223,7 +223,7 @@ class Driver:
     def _submit(self, engine: Engine, job: Job) -> None:
         key = _key(job.seed, job.row)
         try:
-            request = Request(job.ids, job.max_new, job.sampling, job.stop_ids, key)
+            request = Request(job.ids, job.max_new_tokens, job.sampling, job.stop_ids, key)
             job.number = engine.submit(request)
         except InputError as error:
             self._free()

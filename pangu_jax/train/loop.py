@@ -22,12 +22,12 @@ from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.profile import Profiler
 from pangu_jax.train.resume import explained, last_saved, restore, save
 from pangu_jax.train.stages import LoopConfig, Stage, StageSequence, sequence
-from pangu_jax.train.step import Loss, TrainState, WholeLoss, make_step
+from pangu_jax.train.step import BatchLoss, Loss, TrainState, make_step
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
 
 def train(
-    loss: Loss | WholeLoss,
+    loss: Loss | BatchLoss,
     spec: Any,
     batches: Callable[[int], Iterator[Any]],
     *,
@@ -52,7 +52,7 @@ def train(
     A run of one stage; see `train_stages` for the result and what it raises.
 
     Args:
-      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `WholeLoss`.
+      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
       spec: tree of `Spec` of the parameters.
       batches: `batches(step)` gives the batches from that step on, numpy arrays.
       cfg: length and checkpoints.

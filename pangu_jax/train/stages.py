@@ -11,7 +11,7 @@ import optax
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.layout import Layout
-from pangu_jax.train.step import Loss, TrainState, WholeLoss, init_state
+from pangu_jax.train.step import BatchLoss, Loss, TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Stage:
     """
 
     steps: int
-    loss: Loss | WholeLoss
+    loss: Loss | BatchLoss
     batches: Callable[[int], Iterator[Any]]
     optimizer: optax.GradientTransformation | None = None
     schedule: optax.Schedule | None = None

@@ -84,7 +84,7 @@ def test_what_is_written_is_what_was_read(folder, tmp_path):
         assert written.keys() == load_file(folder / "model.safetensors").keys()
     for change, said in (({"pooling": "last"}, "cannot express pooling"),
                          ({"prefix": "a"}, "cannot express prefix"),
-                         ({"end": False}, "cannot express end")):  # fmt: skip
+                         ({"append_eos": False}, "cannot express append_eos")):  # fmt: skip
         with pytest.raises(InputError, match=said):
             other = dataclasses.replace(cfg, **change)
             hf.save(params, other, tmp_path / "other", family="nv-embed")
