@@ -44,7 +44,7 @@ def split_rows(rows: int, rule: Rule = "ratio", *, where: str = "the series") ->
     Raises:
       InputError: too few rows, or no such rule.
     """
-    check_choice("the rule of borders", rule, typing.get_args(Rule))
+    check_choice("the rule of the split", rule, typing.get_args(Rule))
     if rule == "ratio":
         train, test = int(rows * 0.7), int(rows * 0.2)
         if train < 1 or test < 1:

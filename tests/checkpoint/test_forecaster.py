@@ -123,6 +123,7 @@ def test_one_of_an_older_version_is_read(tmp_path):
     values = described(tmp_path)
     (tmp_path / values.pop("arrays")).rename(tmp_path / forecaster.ARRAYS)
     del values["sha256"], values["month_day"], values["rate"], values["tracked_to"]
+    values["deviation"] = values.pop("std")
     describe(tmp_path, values, sealed=False)
     assert number_of(tmp_path) == 1
     assert forecaster.load(tmp_path).cfg.rate == 0  # its intervals stay as they are

@@ -126,6 +126,14 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
         assert answers_in(out) == whole
         assert out.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
     assert "5 of them were there" in capsys.readouterr().out
+    older = [json.loads(line) for line in text.splitlines()]
+    for line in older:
+        line["by"]["max_new"] = line["by"].pop("max_new_tokens")
+    out.write_text("".join(json.dumps(line) + "\n" for line in older))
+    words = ["--max-new" if word == "--max-new-tokens" else word for word in options]
+    assert call("generate", run_folder, *words) == 0  # by their older names
+    assert "5 of them were there" in capsys.readouterr().out
+    out.write_bytes(text)
     for changes in (["--temperature", 2], ["--max-new-tokens", 8], ["--seed", 1]):
         assert call("generate", run_folder, *options, *changes) == 2
         name = changes[0][2:].replace("-", "_")

@@ -25,7 +25,7 @@ def test_test_windows_are_as_many_as_the_tables_count(name, total):
         assert at.train[-1] + 96 + horizon == split.train[1]
 
 
-def test_borders_are_the_published_ones():
+def test_splits_are_the_published_ones():
     assert split_rows(17420, "hourly") == SplitRows((0, 8640), (8640, 11520), (11520, 14400))
     assert split_rows(69680, "quarter").test == (46080, 57600)
     assert split_rows(7588) == SplitRows((0, 5311), (5311, 6071), (6071, 7588))
