@@ -170,7 +170,7 @@ def load(folder: str | Path) -> Forecaster:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
-    """The description's values, the file of arrays and its bytes; again if another was saved."""
+    """The description's values, the file of arrays and its bytes; retried if another is saved."""
     text = None
     while True:
         before, text = text, (folder / DESCRIPTION).read_bytes()

@@ -249,7 +249,7 @@ def _prune(options: Options, out: Path, model: Model | None) -> str:
 def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> str:
     """The folder, whole or not at all: checkpoint, loaded back and compared, plan, report."""
     with new_folder(out) as temporary, working("writing, reading back and comparing"):
-        # A run folder of ours has a config.json too, which is no Hugging Face one.
+        # A run folder of ours has a config.json too, but not Hugging Face's.
         own = (Path(options.checkpoint) / "model.json").is_file()
         where = options.tokenizer or options.checkpoint
         written, written_cfg, written_family = export.export(

@@ -55,7 +55,7 @@ def up_to_date(value: Any, depth: int = 16) -> Any:
     for key, item in value.items():
         kind, new = RENAMED_FIELDS.get(key, (None, key))
         new = new if type(item) is kind else key
-        # Where both are there one of them is unknown, which is said where the fields are read.
+        # If both are there, one is unknown, which the error says when fields are read.
         found[key if new in value else new] = up_to_date(item, depth - 1)
     return found
 
@@ -93,7 +93,7 @@ def save_config(config: Any, path: str | Path) -> None:
 
 
 def read_json(path: str | Path, *, finite: bool = True) -> Any:
-    """What the JSON file holds.
+    """Reads the values of a JSON file.
 
     Args:
       path: the file.
@@ -115,7 +115,7 @@ def read_json(path: str | Path, *, finite: bool = True) -> Any:
 
 
 def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
-    """What a JSON text says, as `read_json`; `where` is how errors name it.
+    """Reads the values of a JSON text, as `read_json`; `where` is how errors name it.
 
     Raises:
       InputError: see `read_json`.
@@ -171,7 +171,7 @@ def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) 
 
 
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Checks that a value is one of those that are known.
+    """Checks that a value is one of the known ones.
 
     Args:
       name: how the error names it.

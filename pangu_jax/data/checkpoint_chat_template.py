@@ -132,7 +132,7 @@ class _Program:
 
     def __init__(self, source: str, where: str):
         self._source, self._where = source, where
-        # JSON may write a character in twelve bytes.
+        # JSON may take twelve bytes for a character.
         longest = 12 * LONGEST + 1000
         self._child = Child(SCRIPT, (MEMORY, LONGEST), ("jinja2", "markupsafe"), longest=longest)
 

@@ -116,7 +116,7 @@ def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]
     """The texts as rows padded to one length: "tokens", int32 [N, T], and "valid", bool [N, T].
 
     Args:
-      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most so many ids.
+      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most `length` ids.
       length: T.
     """
     tokens = np.zeros((len(inputs), length), np.int32)

@@ -115,14 +115,14 @@ class Scaler:
 
     @classmethod
     def fit(cls, values: np.ndarray) -> "Scaler":
-        """From rows of training data [rows, V], in float64, with the population's deviation."""
+        """From rows of training data [rows, V], in float64, with the population's std."""
         mean, std = values.mean(0), values.std(0)
-        # A column of equal numbers may show a rest of rounding in its deviation.
+        # Rounding may leave the std of a column of equal numbers slightly above 0.
         still = np.ptp(values, axis=0) == 0
         return cls(tuple(mean.tolist()), tuple(np.where(still, 1.0, std).tolist()))
 
     def scale(self, values: np.ndarray) -> np.ndarray:
-        """Values [..., V] less the mean, over the deviation, as float32."""
+        """Values [..., V] less the mean, divided by the std, as float32."""
         return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
     def unscale(self, values: np.ndarray) -> np.ndarray:

@@ -204,9 +204,9 @@ class Engine:
         return self.version
 
     def advance(self) -> list[TokenDelta]:
-        """Fills free slots, draws tokens, and gives those that are known.
+        """Fills free slots, draws tokens, and returns those that are known.
 
-        Where nobody waits, the next tokens are asked for before these are looked at.
+        If no request waits, the next tokens are asked of the device before these are read.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
@@ -214,7 +214,7 @@ class Engine:
                 if text is None and self._waiting:
                     self._admit(slot)
             stepped = self._step()
-            # Somebody who waits gets a slot as soon as it is seen that one is free.
+            # While requests wait, a slot that becomes free must be seen at once.
             keep = 1 if stepped and not self._waiting else 0
             while len(self._asked) > keep:
                 deltas += self._look(self._asked.popleft())
@@ -265,7 +265,7 @@ class Engine:
         return True
 
     def _look(self, asked: _Asked) -> Iterator[TokenDelta]:
-        """What a result holds for those who are still there."""
+        """The deltas that a result holds for requests that have not been canceled or ended."""
         made = jax.device_get(asked.made)
         for row, text in enumerate(asked.texts):
             if text is None or text not in self._texts:
@@ -310,7 +310,7 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
     source, places, parts = enumerate(iter(requests)), {}, {}
     more = True
     while True:
-        # One that waits is enough to say that a slot is wanted, and there may be many free ones.
+        # A single waiting request shows that a slot is wanted, even if many slots are free.
         while more and engine.waiting <= engine.free:
             found = next(source, None)
             more = found is not None
@@ -360,10 +360,10 @@ def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
 
 
 def check_max_new_tokens(max_new_tokens: int) -> None:
-    """Checks that so many tokens can be drawn.
+    """Checks the maximum number of new tokens.
 
     Raises:
-      InputError: there are none.
+      InputError: it is below 1.
     """
     check_size("max_new_tokens", max_new_tokens)
 

@@ -167,7 +167,7 @@ def _newest_widths(
             f"all rows after {model.cfg.tracked_to}, {where} must begin {cfg.look_back - 1} rows "
             "before that time",
         )
-    # The last windows reach beyond the series; what is put there is never looked at.
+    # The last windows reach beyond the series; the filling is never read.
     beyond = np.repeat(values[-1:], cfg.horizon, 0)
     if filled is not None:
         filled = np.concatenate([filled, np.ones(beyond.shape, bool)])

@@ -231,7 +231,7 @@ class _Maker:
         step = self.limits.step(self.base.width)
         first = axes.sizes(self.base.layers[0])
         if self.limits.heads_divide and self._share("hidden", ratio) < 1:
-            # With as many heads as there are, so that whatever group count divides that, divides.
+            # The original number of heads: every group count that divides it divides the width too.
             step = math.lcm(step, first.groups * first.heads)
         return _multiple(self._share("hidden", ratio) * self.base.width, step, self.base.width)
 
@@ -243,7 +243,7 @@ class _Maker:
             for g in range(1, size.groups + 1)
             if not self.limits.heads_divide or width % (g * heads) == 0 or g == size.groups
         ]
-        # The nearest that is allowed; the larger of two.
+        # The nearest allowed one; of two equally near, the larger.
         groups = min(reversed(allowed), key=lambda g: abs(g - wanted))
         ffn = _multiple(self._share("ffn", ratio) * size.ffn, self.limits.step(size.ffn), size.ffn)
         return Sizes(groups, heads, ffn)

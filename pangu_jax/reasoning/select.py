@@ -46,7 +46,7 @@ class AttemptCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is kept: exp(-(complexity - mu)^2 / (2 sigma^2)) of the questions.
+    """Which share of questions is kept: exp(-(complexity - mu)^2 / (2 sigma^2)).
 
     Attributes:
       mu: the complexity of which all are kept.
@@ -78,7 +78,7 @@ def select(attempts: AttemptCounts, selection: Selection = Selection(), *, seed:
     They must be measured anew in each iteration, with the student that it begins with.
 
     Args:
-      attempts: of that student.
+      attempts: that student's.
       selection: what is kept.
       seed: of the draw; a question's part in it depends on its place only.
 

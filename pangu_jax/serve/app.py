@@ -39,14 +39,14 @@ LARGEST = 2**22  # bytes of a body
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What answers.
+    """What the endpoints answer with.
 
     Attributes:
       driver: started.
       tokenizer: of the model.
       template: how dialogues are written, or a sentence that says why that is not known.
       name: of the model.
-      key: what clients must show; None lets everybody in.
+      key: what clients must send; None lets everybody in.
     """
 
     driver: Driver
@@ -58,7 +58,7 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """Ids to go on from, what stops the answer, and what makes its text."""
+    """The ids of a prompt, what stops the answer, and what turns its tokens into text."""
 
     ids: list[int]
     stop_ids: tuple[int, ...]
@@ -66,7 +66,7 @@ class _Prompt:
 
 
 def build(served: Served) -> Starlette:
-    """The ASGI application over an engine that runs."""
+    """The ASGI application over a running engine."""
     endpoints = _Endpoints(served)
     routes = [
         Route("/health", endpoints.health),
@@ -135,7 +135,7 @@ class _Endpoints:
         }
 
     def _admit(self, request: Request) -> None:
-        """Raises ApiError for who does not show the key."""
+        """Raises ApiError unless the request carries the key."""
         if self._served.key is None:
             return
         shown = request.headers.get("authorization", "").encode("latin-1")
@@ -244,7 +244,7 @@ class _Endpoints:
 
 
 class _Answering:
-    """The answers that one request asks for, as they come; made where the event loop runs."""
+    """The answers to one request, as they come; to be made in the event loop's thread."""
 
     def __init__(
         self,
@@ -256,7 +256,7 @@ class _Answering:
         """Submits the jobs.
 
         Raises:
-          ApiError: the driver takes them not now, or not any more.
+          ApiError: the queue is full, or the driver has ended.
         """
         self._driver, self._loop = driver, asyncio.get_running_loop()
         self._deltas: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
@@ -398,7 +398,7 @@ _Result = TypeVar("_Result")
 
 
 async def _while_there(receive: Receive, work: Awaitable[_Result]) -> _Result | None:
-    """What the work gives; None where the client goes away first, and the work is cancelled."""
+    """The result of the work; None if the client disconnects first, which cancels the work."""
     tasks = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -423,7 +423,7 @@ def _blaming(param: str):
 
 
 def _refusal(error: Exception) -> ApiError:
-    """Why an answer that was begun does not come."""
+    """The error for an answer that was begun and does not come."""
     if isinstance(error, InputError):
         return ApiError(error)
     failed = not isinstance(error, Ended) or error.failed

@@ -61,7 +61,7 @@ class Decoded(Protocol):
 
 
 class Continuation:
-    """The text that tokens add to a prompt's: spaces are as they are within one text."""
+    """The text that tokens add to a prompt's, with spaces as within one text."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
         """Begins behind the prompt."""
@@ -109,7 +109,7 @@ class Token:
 
 @dataclasses.dataclass
 class Part:
-    """What may be sent of an answer next; several joined are the answer so far.
+    """The next part of an answer that may be sent; several joined are the answer so far.
 
     Attributes:
       text: of the answer.

@@ -24,11 +24,11 @@ SEEDS = 2**32  # as many as jax's keys tell apart
 
 
 class Busy(Exception):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class Ended(Exception):
-    """Why requests are not answered any more.
+    """The driver has ended, and why: requests are no longer answered.
 
     Attributes:
       failed: whether it is a fault of the engine; else it was told to end.
@@ -42,11 +42,11 @@ class Ended(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """An answer that is asked for.
+    """An answer to be generated.
 
     Attributes:
       ids: the prompt.
-      max_new_tokens: most tokens to draw.
+      max_new_tokens: maximum number of tokens to draw.
       sampling: how they are drawn.
       stop_ids: the answer ends with the first of these.
       seed: 0 to SEEDS - 1; with `row`, all that decides what is drawn: the answer is that of row
@@ -67,15 +67,15 @@ class Job:
 
 
 class Driver:
-    """The engine's thread, and how others speak to it.
+    """The engine's thread, and how other threads talk to it.
 
     Attributes:
       cfg: the model.
       slots: answers that are made at once.
       length: tokens that a prompt and its answer may have together.
       most: jobs that may be open: in slots, and waiting.
-      failure: what ended the thread, where nobody asked it to end.
-      failed: called in the engine's thread when it ends so; to be set by who wants to know.
+      failure: the error that ended the thread; None if `end` did.
+      failed: called in the engine's thread when it ends that way; may be replaced.
       free: slots without a job, as of the engine's last turn.
       waiting: jobs without a slot, as of then.
     """
@@ -252,7 +252,7 @@ class Driver:
         self.failed()
 
     def _give_up(self) -> None:
-        """Tells everybody who is still there why no more comes."""
+        """Tells every open job why no more tokens will come."""
         with self._changed:
             late = [job for what, job in self._inbox if what == "submit"]
             self._inbox.clear()
@@ -262,7 +262,7 @@ class Driver:
 
 
 def _try(engine: Engine, most: int, longest: int) -> None:
-    """Compiles what requests and cancelled ones run through: nobody then waits for it."""
+    """Compiles what requests and cancellations run, so that no client waits for it."""
     number = engine.submit(Request([0], most, key=_key(0, 0)))
     engine.advance()
     engine.cancel(number)

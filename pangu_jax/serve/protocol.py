@@ -1,4 +1,4 @@
-"""What may be asked, in OpenAI's form: every field is known and honored, or refused by its name.
+"""Requests in OpenAI's format: every field is known and honored, or refused by its name.
 
 Source: the reference of OpenAI's API, chat completions and completions.
 """
@@ -15,7 +15,7 @@ from pangu_jax.decode.sample import SamplingConfig
 
 
 class ApiError(InputError):
-    """An answer that is no answer: what is wrong, in OpenAI's form.
+    """A request that is refused or fails: what is wrong, in OpenAI's format.
 
     Attributes:
       status: of HTTP.
@@ -85,7 +85,7 @@ _MESSAGE = {
 
 
 def _drop(found: Any, neutral: Mapping[str, tuple[str, ...]], where: str = "") -> Any:
-    """An object without what asks for nothing.
+    """The object without fields that ask for nothing.
 
     Raises:
       ApiError: something that is not implemented is asked for.
@@ -139,7 +139,7 @@ def _prompts(found: Any) -> Any:
 
 
 class Message(_Strict):
-    """A turn of a dialogue; what the model thought is taken and, as in `chat`, not shown to it."""
+    """A turn of a dialogue; its thinking is accepted and, as in `chat`, not shown to the model."""
 
     role: str
     content: Annotated[str, BeforeValidator(_content)]
@@ -147,14 +147,14 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream has beside the answer."""
+    """What a stream holds besides the answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
 class RequestBase(_Strict):
-    """What both endpoints take."""
+    """The fields that both endpoints take."""
 
     model: str
     n: int = Field(1, ge=1, le=128)
@@ -187,7 +187,7 @@ class ChatCompletionRequest(RequestBase):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of an answer; None is what there is room for."""
+        """Maximum number of tokens of an answer; None is as many as there is room for."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
@@ -199,7 +199,7 @@ class CompletionRequest(RequestBase):
 
 
 def parse_chat_completion(body: bytes) -> ChatCompletionRequest:
-    """What a body asks of /v1/chat/completions.
+    """Reads the body of a request to /v1/chat/completions.
 
     Raises:
       ApiError: says which field cannot be honored.
@@ -221,7 +221,7 @@ def parse_chat_completion(body: bytes) -> ChatCompletionRequest:
 
 
 def parse_completion(body: bytes) -> CompletionRequest:
-    """What a body asks of /v1/completions.
+    """Reads the body of a request to /v1/completions.
 
     Raises:
       ApiError: says which field cannot be honored.

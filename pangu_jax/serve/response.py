@@ -10,7 +10,7 @@ from pangu_jax.serve.detokenizer import Part, Token
 
 @dataclasses.dataclass(frozen=True)
 class ResponseBuilder:
-    """What all parts of a response have in common.
+    """Builds a response, whole or in chunks; holds what all its parts have in common.
 
     Attributes:
       model: its served name.

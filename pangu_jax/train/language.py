@@ -119,7 +119,7 @@ def train_language(
       InputError: as in `loop.train` and `store.begin`.
       Stopped: as in `loop.train`.
     """
-    # Without what changes no result, but for rounding.
+    # Without options that change results by rounding alone.
     settings = {
         "model": registry.to_json(cfg),
         "steps": loop.steps,

@@ -224,7 +224,7 @@ def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
         if pending is not None:
             _report(run, *pending)
         pending, number = (number, count, metrics), number + count
-        # Asked once a call: a signal that comes later is for the next.
+        # Asked once per call: a later signal is handled by the next one.
         stopping = run.stop.reached(number)
         evaluates, saves = timeline.due(number)
         if evaluates or saves or stopping or number == end:
@@ -261,7 +261,7 @@ def _make_step(run: _Run, index: int, count: int) -> Callable:
 
 
 def _batch(stream: Iterator[Any], count: int, layout: Layout | None) -> Any:
-    """The next batch; of several steps with a leading axis of them."""
+    """The next batch; for several steps, with a leading axis."""
     if count == 1:
         return _place(next(stream), layout)
     taken = [next(stream) for _ in range(count)]
@@ -269,7 +269,7 @@ def _batch(stream: Iterator[Any], count: int, layout: Layout | None) -> Any:
 
 
 def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
-    """Measures, writes it down, and keeps the parameters that a stop rule prefers."""
+    """Evaluates, logs the result, and keeps the parameters that a stop rule prefers."""
     if run.evaluate is None:
         return state
     scores = run.evaluate(state.params)

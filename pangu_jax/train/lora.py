@@ -123,7 +123,7 @@ def _with_factors(node: dict, cfg: LoraConfig, wanted: bool) -> dict:
     at = len(axes) - 1 if axes[-1] == "embed" else 1
     rows, columns = math.prod(shape[:at]), math.prod(shape[at:])
     names = kernel.axes[:many]
-    # A side that is one axis keeps its name, so that it is split as the kernel is.
+    # A side that is a single axis keeps its name, so it is sharded as the kernel is.
     row, column = (part[0] if len(part) == 1 else None for part in (axes[:at], axes[at:]))
     into = Spec((*lead, rows, cfg.rank), (*names, row, None), Normal(rows**-0.5), kernel.dtype)
     out = Spec((*lead, cfg.rank, columns), (*names, None, column), zeros, kernel.dtype)

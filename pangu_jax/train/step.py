@@ -92,7 +92,7 @@ def init_state(
 
 
 def draw(spec: Any, key: jax.Array, layout: Layout | None = None) -> Any:
-    """Initial values; of several keys with a leading axis of them, each as it is alone."""
+    """Initial values; several keys add a leading axis, each entry as for that key alone."""
     if key.size == 1:
         return init(spec, key=key.reshape(()), layout=layout)
     return jax.vmap(lambda one: init(spec, key=one))(key)
@@ -127,7 +127,7 @@ def abstract_state(
 
 
 def with_seeds(spec: Any, seeds: int) -> Any:
-    """The spec of so many models: a leading axis where there are several."""
+    """The spec of one or more models; several have a leading axis."""
     if seeds == 1:
         return spec
     return jax.tree.map(

@@ -160,8 +160,8 @@ def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
     """The keys of the first layer's widths, and what differs in the others."""
     keys, changes = {}, {}
     for i, layer in enumerate(cfg.layers):
-        # Written with one group: what stock transformers asks of the heads' number does not bind
-        # layers that it cannot build one by one anyway.
+        # Written with one group: stock transformers' condition on the number of heads does not
+        # apply, as it cannot build such layers anyway.
         one = dataclasses.replace(layer.attention, kv_heads=1)
         one = dataclasses.replace(layer, attention=one)
         found = family.write(dataclasses.replace(cfg, layers=(one,) * len(cfg.layers)))

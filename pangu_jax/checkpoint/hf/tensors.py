@@ -141,11 +141,11 @@ def _fused_place(
 def _place(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -> TensorPlace:
     shape = shape[len(at) :]
     if not inner.endswith("/kernel"):
-        # Tables hold a row for each of what they embed, here and there; all others are flat there.
+        # Tables have a row per embedded thing in both layouts; everything else is flat in files.
         flat = (1, math.prod(shape)) if inner == "moe/router/scale" else (math.prod(shape),)
         stored = shape if inner.endswith("/table") else flat
         return TensorPlace(name, stored, at, shape, tuple(range(len(shape))))
-    # Files hold [outputs, inputs], each flat; leaves hold the inputs first, with their structure.
+    # Files hold [outputs, inputs], each flat; leaves have inputs first, with their structure.
     count = 3 if inner.endswith("attention/out/kernel") else 1
     inputs, outputs = shape[:count], shape[count:]
     axes = range(len(shape))

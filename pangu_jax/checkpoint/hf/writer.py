@@ -157,7 +157,7 @@ def _pending(
 def _counted(
     tensors: dict[str, PendingTensor], progress: Callable[[int, int], None]
 ) -> dict[str, PendingTensor]:
-    """The same tensors, which say that they were made."""
+    """The same tensors, which report each as it is made."""
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
     def made(tensor: PendingTensor) -> np.ndarray:
