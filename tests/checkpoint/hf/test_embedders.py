@@ -51,7 +51,7 @@ def test_the_numbers_are_torchs_and_every_leaf_matters(golden, folder):
     """Of GritLM's form, a mean of states that see both ways, and of NV-Embed's latent attention."""
     params, cfg = hf.load(folder, dtype=jnp.float32)
     assert hf.read_config(folder) == (cfg, "nv-embed")
-    assert cfg.decoder.layers[0].attention.window is None and not cfg.causal and cfg.end
+    assert cfg.decoder.layers[0].attention.window is None and not cfg.causal and cfg.append_eos
     grit = dataclasses.replace(cfg, latent=None)
 
     @jax.jit
