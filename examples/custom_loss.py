@@ -13,7 +13,7 @@ from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
 from pangu_jax.train.loop import LoopConfig, train
 
-cfg = byte_model(64, 1, groups=2, heads=2, size=16, ffn=128, length=256)
+cfg = byte_model(64, 1, kv_heads=2, q_per_kv=2, head_dim=16, mlp_width=128, max_length=256)
 
 
 def loss(params, frozen, batch, key):

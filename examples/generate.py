@@ -12,6 +12,6 @@ model = pj.load(path)  # a run, a Hugging Face folder, or a GGUF file
 prompts = ["the quick", "over the"]
 
 for temperature in (0.0, 1.0):
-    texts = pj.generate(model, prompts, max_new=24, temperature=temperature, seed=1)
+    texts = pj.generate(model, prompts, max_new_tokens=24, temperature=temperature, seed=1)
     for prompt, text in zip(prompts, texts, strict=True):
         print(f"temperature {temperature:g}: {prompt}|{text}")

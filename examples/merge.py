@@ -17,7 +17,7 @@ from pangu_jax.train.language import language_loss
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
-cfg = byte_model(64, 1, groups=2, heads=2, size=16, ffn=128, length=256)
+cfg = byte_model(64, 1, kv_heads=2, q_per_kv=2, head_dim=16, mlp_width=128, max_length=256)
 texts = {"fox": "the quick brown fox jumps. " * 80, "pack": "my box with five dozen jugs. " * 80}
 
 

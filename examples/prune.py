@@ -19,7 +19,7 @@ from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
 
 text = "the quick brown fox jumps over the lazy dog. " * 50
-cfg = byte_model(64, 1, groups=2, heads=2, size=16, ffn=128, length=256)
+cfg = byte_model(64, 1, kv_heads=2, q_per_kv=2, head_dim=16, mlp_width=128, max_length=256)
 source = PackedTokens(tokenize([Document("fox", text)], ByteTokenizer()), 32)
 batches = lambda step: drawn_batches(source, batch=8, start_step=step)  # noqa: E731
 train_language(cfg, batches, "runs/dense", loop=LoopConfig(steps=40))

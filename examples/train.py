@@ -34,4 +34,4 @@ train_language(
     loop=LoopConfig(steps=60),
 )
 model = pj.load(folder)
-print(pj.generate(model, ["the quick", "over the"], max_new=24))
+print(pj.generate(model, ["the quick", "over the"], max_new_tokens=24))

@@ -12,7 +12,7 @@ import pangu_jax
 from pangu_jax.core.errors import InputError
 
 # What engines give, which nobody configures; the command line's options are checked by tyro.
-RESULTS = {"Answer", "Part", "Piece"}
+RESULTS = {"Answer", "Part", "TokenDelta"}
 LATE = ("pangu_jax.cli", "pangu_jax.ops.kernels", "pangu_jax.data.wikitext2")
 
 

@@ -1,7 +1,7 @@
 """Generates text with an exported decoder: onnxruntime, numpy and tokenizers, no jax, no pangu_jax.
 
     pangu-jax export CHECKPOINT --target onnx --profiles 64 --out exported
-    python tools/generate_onnx.py exported "Once upon a time" --max-new 100
+    python tools/generate_onnx.py exported "Once upon a time" --max-new-tokens 100
 
 Copy this file next to an export and it runs anywhere that onnxruntime does. With onnxruntime-cann
 and `--provider CANNExecutionProvider` the same files run on Ascend. The ids that begin and end a
@@ -31,8 +31,8 @@ class Model:
         self.prefills = {length: load(f"prefill_{length}") for length in self.profiles}
         self.decode = load("decode")
 
-    def generate(self, prompt, max_new, stop=()):
-        """Greedy: yields ids until a stop id, `max_new` tokens, or a full cache."""
+    def generate(self, prompt, max_new_tokens, stop=()):
+        """Greedy: yields ids until a stop id, `max_new_tokens` tokens, or a full cache."""
         fitting = [length for length in self.profiles if length >= len(prompt)]
         if not prompt or not fitting:
             longest = max(self.profiles)
@@ -47,10 +47,10 @@ class Model:
         position = len(prompt)
         given = {"tokens": tokens, "length": np.array([position], np.int32)}
         state = self._run(self.prefills[fitting[0]], given)
-        for made in range(max_new):
+        for made in range(max_new_tokens):
             token = int(state.pop("logits")[0].argmax())
             yield token
-            if token in stop or made + 1 == max_new or position == self.slots:
+            if token in stop or made + 1 == max_new_tokens or position == self.slots:
                 return
             given = {f"past_{name}": array for name, array in state.items()}
             given["token"] = np.array([token], np.int32)
@@ -101,13 +101,13 @@ def _generate(options):
     if options.ids:
         prompt = [int(word) for word in options.prompt.split()]
         stop = model.facts.get("stop", []) if options.stop is None else options.stop
-        print(*model.generate(prompt, options.max_new, stop))
+        print(*model.generate(prompt, options.max_new_tokens, stop))
         return
     stop = _ids(model.facts, options.stop, "stop", "--stop")
     tokenizer = _tokenizer(Path(options.folder))
     text = tokenizer.encode(options.prompt, add_special_tokens=False).ids
     begin = _ids(model.facts, options.bos, "begin" if text else "empty", "--bos")
-    made = list(model.generate([*begin, *text], options.max_new, stop))
+    made = list(model.generate([*begin, *text], options.max_new_tokens, stop))
     print(tokenizer.decode([*text, *made]))
 
 
@@ -116,7 +116,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder")
     parser.add_argument("prompt", nargs="?", default="")
-    parser.add_argument("--max-new", type=int, default=100)
+    parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--ids", action="store_true", help="the prompt is ids, print ids")
     parser.add_argument("--bos", type=int, nargs="*", help="ids before a prompt; else the export's")
     parser.add_argument("--stop", type=int, nargs="*", help="ids that end it; else the export's")

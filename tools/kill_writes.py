@@ -45,7 +45,7 @@ def only(arrays) -> int:
 
 def write_forecaster(folder: Path, number: int) -> None:
     cfg = forecaster.ForecasterConfig(
-        model=MODEL, names=("a", "b"), mean=(float(number),) * 2, deviation=(1.0, 1.0),
+        model=MODEL, names=("a", "b"), mean=(float(number),) * 2, std=(1.0, 1.0),
         step_count=3600, step_unit="s", month_end=False, seeds=(0,), coverage=0.9,
         measured_coverage=0.9, trained_on=f"{number}",
     )  # fmt: skip

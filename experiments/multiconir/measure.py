@@ -15,7 +15,7 @@ from pangu_jax.eval import condition_position
 from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.embedding_cache import Cosines, wanted_texts
 from pangu_jax.eval.lexical import Scorer
-from pangu_jax.eval.multiconir import figures, outcomes, score_graded, score_growing
+from pangu_jax.eval.multiconir import figures, outcomes, score_ranked, score_task1
 from pangu_jax.eval.text_encoder import TextEncoder
 
 Rows = dict[Part, list]
@@ -53,10 +53,10 @@ def measured(rows: Rows, scorer_of: Callable[[Part, list], Scorer]) -> dict[str,
             next(part for part in rows if part.domain == domain and part.task == task)
             for task in (1, 2)
         )
-        growing = score_growing(rows[first], scorer_of(first, rows[first]), pairs_only=True)
+        growing = score_task1(rows[first], scorer_of(first, rows[first]), pairs_only=True)
         scorer = scorer_of(second, rows[second])
-        listed = score_graded(rows[second], scorer)
-        natural = score_graded(rows[second], scorer, natural=True)
+        listed = score_ranked(rows[second], scorer)
+        natural = score_ranked(rows[second], scorer, natural=True)
         wins = outcomes(1, growing, "collection")
         found[domain] = {
             "task1": figures(1, growing, "collection"),

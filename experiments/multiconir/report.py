@@ -7,9 +7,9 @@ import numpy as np
 
 from experiments.multiconir.config import Experiment
 from pangu_jax.data.multiconir import CONDITIONS
-from pangu_jax.eval import retrieval
+from pangu_jax.eval import pairwise_metrics
 from pangu_jax.study import plot, report
-from pangu_jax.study.table import deviation, table
+from pangu_jax.study.table import mean_std, table
 
 NEEDED = 0.05  # what tuning has to win at ten conditions on the films
 TRAINED_ON = "Movies"
@@ -27,10 +27,10 @@ def gains(experiment: Experiment, results: Results, name: str, domain: str) -> l
     """By how much WR_10 of the trainings of that name is above the base's, seed by seed."""
     base = np.array(results["base"][domain]["wins"], np.float64)
     return [
-        retrieval.compare(
+        pairwise_metrics.compare(
             [np.array(results[f"{name}-{seed}"][domain]["wins"], np.float64)],
             [base],
-            retrieval.rate(CONDITIONS - 1),
+            pairwise_metrics.rate(CONDITIONS - 1),
         )
         for seed in experiment.seeds
     ]
@@ -123,7 +123,7 @@ def _table(experiment: Experiment, results: Results) -> str:
     for domain in _domains(results):
         for name, cells in names:
             found = [_figures(results[cell][domain]) for cell in cells]
-            rows.append([name, domain, *map(deviation, zip(*found, strict=True))])
+            rows.append([name, domain, *map(mean_std, zip(*found, strict=True))])
     return table(head, rows)
 
 

@@ -319,11 +319,11 @@ def _words() -> dict[str, Any]:
 
     def collection(part: multiconir.Part, rows: list) -> lexical.Scorer:
         first = (row.positive if part.task == 1 else row.documents[0] for row in rows)
-        return lexical.Collection(text for text in first if text is not None).scores
+        return lexical.CollectionBM25(text for text in first if text is not None).scores
 
     return {
         "bm25": collection,
-        "bm25 official": lambda part, rows: lexical.fresh_bm25,
+        "bm25 official": lambda part, rows: lexical.candidate_bm25,
         "length": lambda part, rows: lexical.length,
     }
 

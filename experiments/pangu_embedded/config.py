@@ -12,7 +12,7 @@ class Experiment:
       held_out: share of the questions that the head is not trained on.
       seeds: of the split and of the head's training; the figures of each stand in the report.
       judged: how many held-out pairs the evaluator is asked about.
-      max_new: tokens of its reply.
+      max_new_tokens: tokens of its reply.
       batch: rows, and replies, at once.
       steps: optimizer steps of the head.
       decay: see `preference.fit`.
@@ -23,7 +23,7 @@ class Experiment:
     held_out: float = 0.3
     seeds: tuple[int, ...] = (0, 1, 2)
     judged: int = 60
-    max_new: int = 8
+    max_new_tokens: int = 8
     batch: int = 8
     steps: int = 300
     decay: float = 0.1

@@ -41,7 +41,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning.merge_gate import read_gate
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
-from pangu_jax.study.table import deviation, table
+from pangu_jax.study.table import mean_std, table
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.optimizer import OptimizerConfig
@@ -49,11 +49,11 @@ from pangu_jax.train.optimizer import OptimizerConfig
 RULES = {
     "mean": {},
     "slerp": {},
-    "delta": {"scale": 0.5},
+    "task_arithmetic": {"scale": 0.5},
     "ties": {"density": 0.5},
     "dare": {"density": 0.5, "scale": 0.5},
 }
-BASED = ("delta", "ties", "dare")  # rules that take the base
+BASED = ("task_arithmetic", "ties", "dare")  # rules that take the base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _table(results: dict[str, Any], experiment: Merging) -> str:
     rows = [["the base", f"{results['base']['merged']:.3f}", "", ""]]
     for place, name in enumerate(("one half", "the other half")):
         found = [cell["halves"][place] for cell in cells]
-        rows.append([f"trained on {name}", deviation(found), "", ""])
+        rows.append([f"trained on {name}", mean_std(found), "", ""])
     for rule in RULES:
         found = [cell[rule] for cell in cells]
         taken = sum(cell[rule]["merged"] <= min(cell["halves"]) for cell in cells)
@@ -201,7 +201,7 @@ def _table(results: dict[str, Any], experiment: Merging) -> str:
         rows.append(
             [
                 ", ".join([rule, *(f"{key} {value}" for key, value in RULES[rule].items())]),
-                deviation([one["merged"] for one in found]),
+                mean_std([one["merged"] for one in found]),
                 f"{taken} of {len(found)}",
                 f"{max(opened):.1e}" if opened else "not tried",
             ]

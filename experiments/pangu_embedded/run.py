@@ -27,7 +27,7 @@ from pangu_jax.cli.stopping import script
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
-from pangu_jax.data.chat_template import choose_template
+from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.eval import answers
@@ -165,7 +165,7 @@ def _evaluator(run: Run) -> dict[str, Any]:
         cfg=run.cfg,
         tokenizer=run.tokenizer,
         template=choose_template("auto", run.checkpoint, run.tokenizer),
-        max_new=run.experiment.max_new,
+        max_new_tokens=run.experiment.max_new_tokens,
         slots=run.experiment.batch,
         how=How(dtype=run.experiment.dtype),
     )

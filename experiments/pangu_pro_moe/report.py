@@ -8,7 +8,7 @@ import numpy as np
 from experiments.pangu_pro_moe.config import Experiment
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.study import plot, report
-from pangu_jax.study.table import deviation, standard_error, table
+from pangu_jax.study.table import mean_std, standard_error, table
 from pangu_jax.train.metrics import read_metrics
 
 NAMES = {"moge": "MoGE (grouped)", "topk": "ordinary top-k"}
@@ -106,7 +106,7 @@ def _row(name: str, cells: list[dict], experiment: Experiment, small: int) -> li
         NAMES[name],
         f"{cells[0]['parameters']:,}",
         f"{cells[0]['active']:,}",
-        deviation([c["bits_per_byte"] for c in cells]),
+        mean_std([c["bits_per_byte"] for c in cells]),
         f"{_mean(cells, 'tokens_per_s'):,.0f}",
         f"{_balance(cells, most, small, 'score'):.3f}",
         f"{_balance(cells, most, small, 'straggler'):.3f}",

@@ -236,7 +236,7 @@ def _samples(experiment, cfg, tokenizer: Tokenizer, params, how) -> list[str]:
         params,
         [prompt] * 3,
         cfg=cfg,
-        max_new=160,
+        max_new_tokens=160,
         sampling=SamplingConfig(temperature=0.8, top_p=0.95),
         stop_ids=tokenizer.eos_ids,
         key=jax.random.key(0),

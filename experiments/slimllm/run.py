@@ -123,7 +123,7 @@ def _pruned(run: Run, target: str, method: str, repair: str, draw: int) -> dict[
 
 
 def _prune(run: Run, target: str, method: str, repair: str, draw: int):
-    recipe = Recipe(method=method, repair=repair, free=("groups", "ffn"), seed=draw)
+    recipe = Recipe(method=method, repair=repair, prunable_axes=("groups", "ffn"), seed=draw)
     return prune(run.base, run.draws[draw], target, recipe)
 
 

@@ -13,7 +13,7 @@ from experiments.timepro.tuned import tuned_cell
 from pangu_jax.core.config import to_json
 from pangu_jax.core.spec import count
 from pangu_jax.data import ltsf
-from pangu_jax.data.windows import Parts, Scaler, borders, parts
+from pangu_jax.data.windows import Parts, Scaler, parts, split_rows
 from pangu_jax.eval.forecast import (
     fit_linear,
     forecasts,
@@ -32,12 +32,12 @@ LOOK_BACK = 96
 def scaled(name: str, folder: str) -> np.ndarray:
     """A data set's rows, scaled by its training rows."""
     values = ltsf.load(name, folder)
-    first, last = borders(len(values), ltsf.benchmark(name).rule).train
+    first, last = split_rows(len(values), ltsf.benchmark(name).rule).train
     return Scaler.fit(values[first:last]).scale(values)
 
 
 def windows_of(name: str, series: np.ndarray, horizon: int, look_back: int = LOOK_BACK) -> Parts:
-    split = borders(len(series), ltsf.benchmark(name).rule)
+    split = split_rows(len(series), ltsf.benchmark(name).rule)
     return parts(split, look_back=look_back, horizon=horizon, where=name)
 
 

@@ -19,7 +19,7 @@ from experiments.timepro.cell import scaled, windows_of
 from experiments.timepro.config import SETTINGS
 from pangu_jax.core.config import read_json
 from pangu_jax.core.files import atomic_write
-from pangu_jax.study.table import deviation
+from pangu_jax.study.table import mean_std
 from pangu_jax.train.forecast import fit
 
 HORIZON, SEEDS, EPOCHS = 720, (0, 1, 2, 3, 4), 10
@@ -65,13 +65,13 @@ def report(found: dict) -> None:
         validation, test = np.array(curves["validation"]), np.array(curves["test"])
         print(name)
         for epoch, (one, two) in enumerate(zip(validation.T, test.T, strict=True), start=1):
-            print(f"  epoch {epoch:2}  validation {deviation(one, 4)}  test {deviation(two, 4)}")
+            print(f"  epoch {epoch:2}  validation {mean_std(one, 4)}  test {mean_std(two, 4)}")
         chosen = test[np.arange(len(test)), validation.argmin(1)]
         epochs = ", ".join(map(str, validation.argmin(1) + 1))
-        print(f"  chosen by validation (epochs {epochs}): test {deviation(chosen, 4)}")
+        print(f"  chosen by validation (epochs {epochs}): test {mean_std(chosen, 4)}")
         best = test.min(1)
         print(
-            f"  stopped by hindsight: test {deviation(best, 4)}, the luckiest seed {best.min():.4f}"
+            f"  stopped by hindsight: test {mean_std(best, 4)}, the luckiest seed {best.min():.4f}"
         )
 
 

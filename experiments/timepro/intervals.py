@@ -15,7 +15,7 @@ import argparse
 import numpy as np
 
 from pangu_jax.data import ltsf
-from pangu_jax.data.windows import Scaler, borders, parts
+from pangu_jax.data.windows import Scaler, parts, split_rows
 from pangu_jax.eval.forecast import fit_linear
 from pangu_jax.eval.intervals import (
     RATES,
@@ -46,7 +46,7 @@ def residuals(forecast, series: np.ndarray, starts: np.ndarray, horizon: int) ->
 def rows_of(name: str, folder: str, horizon: int, coverage: float, rule, every: bool):
     """Lines of the table: the chosen rate's, and the others' if they are asked for."""
     values = ltsf.load(name, folder)
-    split = borders(len(values), rule or ltsf.benchmark(name).rule)
+    split = split_rows(len(values), rule or ltsf.benchmark(name).rule)
     series = Scaler.fit(values[slice(*split.train)]).scale(values)
     at = parts(split, look_back=LOOK_BACK, horizon=horizon, where=name)
     linear = fit_linear(series, at.train, look_back=LOOK_BACK, horizon=horizon)

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.timepro.config import HORIZONS, PUBLISHED_MEAN, Experiment
 from pangu_jax.study import plot, report
-from pangu_jax.study.table import deviation, standard_error, table
+from pangu_jax.study.table import mean_std, standard_error, table
 
 VARIANTS = ("full", "stateless", "linear", "repeat", "tuned")
 TITLES = {
@@ -91,7 +91,7 @@ def _score(cell: dict | None) -> str:
     if cell is None:
         return ""
     mark = "\\*" if cell.get("cut") else ""
-    return f"{deviation(cell['mse'])} / {deviation(cell['mae'])}{mark}"
+    return f"{mean_std(cell['mse'])} / {mean_std(cell['mae'])}{mark}"
 
 
 def _cut_note(cut: list[str]) -> str:

@@ -9,7 +9,7 @@ candidate is linear in the rows before the forecast, so is the mixture: one matr
 import numpy as np
 
 from pangu_jax.data import ltsf
-from pangu_jax.data.windows import borders, parts
+from pangu_jax.data.windows import parts, split_rows
 from pangu_jax.eval.forecast import fit_linear, lag_products
 
 LOOK_BACKS = (96, 192, 336, 512, 720)
@@ -18,7 +18,7 @@ LONGEST = max(LOOK_BACKS)
 
 def tuned_cell(name: str, series: np.ndarray, horizon: int) -> dict:
     """Fits all candidates, mixes them by validation, and measures the mixture on the test part."""
-    split = borders(len(series), ltsf.benchmark(name).rule)
+    split = split_rows(len(series), ltsf.benchmark(name).rule)
     candidates = {"repeat": repeat_map(horizon)}
     for look_back in LOOK_BACKS:
         at = parts(split, look_back=look_back, horizon=horizon, where=name)

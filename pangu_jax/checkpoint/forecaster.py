@@ -38,7 +38,7 @@ class ForecasterConfig:
       model: the model.
       names: the columns, in the order that the model scans them.
       mean: of each column's training rows.
-      deviation: the same; what a scaled value of 1 stands for.
+      std: the same; what a scaled value of 1 stands for.
       step_count: how many units lie between two rows.
       step_unit: "us" or "s" (of instants), "day", "weekday" or "month" (of local dates).
       month_end: whether stamps are the last days of their months.
@@ -55,7 +55,7 @@ class ForecasterConfig:
     model: TimeProConfig
     names: tuple[str, ...]
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
     step_count: int
     step_unit: Literal["us", "s", "day", "weekday", "month"]
     month_end: bool
@@ -69,15 +69,14 @@ class ForecasterConfig:
 
     def __post_init__(self):
         check_choices(self)
-        if not len(self.names) == len(self.mean) == len(self.deviation) > 0:
-            raise InputError("names, mean and deviation must be of one length, at least 1")
+        if not len(self.names) == len(self.mean) == len(self.std) > 0:
+            raise InputError("names, mean and std must be of one length, at least 1")
         if not self.seeds:
             raise InputError("seeds must name at least one set of parameters")
-        for name, mean, deviation in zip(self.names, self.mean, self.deviation, strict=True):
-            if not math.isfinite(mean) or not 0 < deviation < math.inf:
+        for name, mean, std in zip(self.names, self.mean, self.std, strict=True):
+            if not math.isfinite(mean) or not 0 < std < math.inf:
                 raise InputError(
-                    f"the mean {mean} and deviation {deviation} of {name!r} must be finite, and "
-                    "the deviation above 0"
+                    f"the mean {mean} and std {std} of {name!r} must be finite, and the std above 0"
                 )
         if not 0 < self.coverage < 1 or not 0 <= self.measured_coverage <= 1:
             raise InputError(
@@ -171,7 +170,7 @@ def load(folder: str | Path) -> Forecaster:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
-    """The description's values, the file of arrays and its bytes; again if another was saved."""
+    """The description's values, the file of arrays and its bytes; retried if another is saved."""
     text = None
     while True:
         before, text = text, (folder / DESCRIPTION).read_bytes()

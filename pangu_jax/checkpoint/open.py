@@ -71,8 +71,8 @@ def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecas
     """
     if gguf_file.is_gguf(path):
         return "gguf"
-    # A run has a config.json too. os.path, unlike Path, finds names that are too long absent; and a
-    # link to nothing, as in a copy of a snapshot without its blobs, is for the reader to name.
+    # A run has a config.json too. os.path, unlike Path, treats names that are too long as absent;
+    # and a dangling link, as in a snapshot copied without its blobs, is for the reader to report.
     if os.path.lexists(Path(path) / store.MODEL):
         return "run"
     if os.path.lexists(Path(path) / hf.CONFIG):

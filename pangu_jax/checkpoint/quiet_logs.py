@@ -14,7 +14,7 @@ LOGGERS = ("absl", "asyncio")
 
 
 class _Silence:
-    """How many want silence, and what was there before the first did: loggers are the process's.
+    """How many stores want silence, and what to restore: loggers are global to the process.
 
     It is a hook of `sys.unraisablehook`. One that others have put before it may go on calling it.
     """

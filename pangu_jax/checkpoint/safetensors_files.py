@@ -75,7 +75,7 @@ def find(folder: str | Path) -> dict[str, StoredTensor]:
         files disagree.
     """
     folder = Path(folder)
-    # A link to nothing is there too: what is behind it must not be read instead.
+    # A dangling link counts as there: the next kind of file must not be read instead.
     if os.path.lexists(folder / SINGLE):  # first, as in transformers
         return header(own_file(folder, SINGLE))
     if os.path.lexists(folder / INDEX):
@@ -164,9 +164,9 @@ def _write_file(path: Path, tensors: Mapping[str, PendingTensor]) -> None:
 
     Source: the format's description at github.com/huggingface/safetensors.
     """
-    # As the library orders them: wide types first, so that every tensor is aligned.
+    # In the library's order: wide types first, so that every tensor is aligned.
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    # transformers before 5 wants to be told which library's layout the tensors have.
+    # transformers before 5 requires the name of the library whose layout this is.
     head: dict[str, object] = {"__metadata__": {"format": "pt"}}
     expected, end = {}, 0
     for name in order:

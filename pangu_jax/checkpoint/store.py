@@ -143,7 +143,7 @@ class Store:
             ) from error
 
     def __enter__(self) -> "Store":
-        """Gives itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -213,7 +213,7 @@ class Store:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
             if self._claims and not self._claims[-1].holds():
-                # Lost while a save began: the library has begun the folder anew in its place.
+                # Lost as a save began: the library has created the folder again in its place.
                 raise FileNotFoundError("the folder was moved or deleted")
         except Exception as error:
             raise self._failure(error) from error
@@ -221,7 +221,7 @@ class Store:
             self._tidy()
 
     def abandon(self) -> None:
-        """Leaves without waiting: another process of the run is gone, and nobody would answer."""
+        """Gives up without waiting: another process of the run is gone and would not answer."""
         self._abandoned = True
 
     def restore(self, step: int, params: Any, rest: Any = None) -> tuple[Any, Any]:
@@ -327,7 +327,7 @@ class NullStore:
     """A `Store` that saves nothing, for runs without checkpoints."""
 
     def __enter__(self) -> "NullStore":
-        """Gives itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -370,7 +370,7 @@ def _save_digests(place: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words: the system's own where there are such."""
+    """What went wrong, in a few words: the system's own if it has any."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()

@@ -33,8 +33,8 @@ def check_structure(folder: str | Path) -> str:
     if not os.path.lexists(folder / safetensors_files.SINGLE):
         _check_index(folder)
     places = hf.assign_tensors(opened, folder)
-    for piece in (piece for parts in places.values() for piece in parts):
-        hf.read_part(opened.stored[piece.tensor], piece)
+    for place in (place for parts in places.values() for place in parts):
+        hf.read_part(opened.stored[place.tensor], place)
     number = len({stored.file for stored in opened.stored.values()})
     files = "1 file fit" if number == 1 else f"{number:,} files fit"
     return f"{len(opened.stored):,} tensors in {files} config.json; all values are finite"

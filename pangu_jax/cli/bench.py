@@ -25,15 +25,15 @@ from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.tree import content_hash
-from pangu_jax.data.chat_template import choose_template
+from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up
+from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench
-from pangu_jax.reasoning.bench_prompts import TEXTS, Asker, Mode, Prompt
+from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Task, find_tasks
 
 HEAD, HASHES = '{"question"', "hashes"
@@ -60,7 +60,7 @@ class Options:
     """Answers to each question; more than one need a temperature."""
     questions: int | None = None
     """How many of each task, the first; None is all."""
-    max_new: int = 1024
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 1024
     """Most tokens of an answer."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
@@ -91,7 +91,7 @@ class Run:
       folder: of the run.
       params: the model's, layer by layer.
       cfg: the model.
-      asker: how it is asked.
+      prompter: how it is asked.
       tasks: what it is asked.
       prompts: the same as the model reads it, by the names of tasks.
     """
@@ -100,7 +100,7 @@ class Run:
     folder: Path
     params: Any
     cfg: DecoderConfig
-    asker: Asker
+    prompter: Prompter
     tasks: list[Task]
     prompts: dict[str, list[Prompt]]
 
@@ -127,17 +127,17 @@ def main(options: Options) -> None:
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.model)
     dialogue = options.mode not in TEXTS
     template = choose_template(options.template, options.model, tokenizer) if dialogue else None
-    asker = Asker(tokenizer, options.mode, template, options.system)
+    prompter = Prompter(tokenizer, options.mode, template, options.system)
     about |= {"config": to_json(cfg), "tokenizer": tokenizer.digest}
-    settings = _settings(options, about, tasks, asker)
+    settings = _settings(options, about, tasks, prompter)
     folder = Path(options.out)
     results = open_results(folder, settings)
     compute(
         folder, results, HASHES, lambda: {name: json_digest(settings[name]) for name in settings}
     )
     with working("writing the prompts"):
-        prompts = {task.name: [asker.prompt(item) for item in task.items] for task in tasks}
-    _measure(Run(options, folder, params, cfg, asker, tasks, prompts), results)
+        prompts = {task.name: [prompter.prompt(item) for item in task.items] for task in tasks}
+    _measure(Run(options, folder, params, cfg, prompter, tasks, prompts), results)
     print(write_report(folder, settings, results))
     _note_unjudged(tasks, results, options.judge)
 
@@ -148,7 +148,7 @@ def _check(options: Options) -> None:
     if options.questions is not None:
         check_size("questions", options.questions)
     check_size("seed", options.seed, least=0)
-    check_new(options.max_new)
+    check_max_new_tokens(options.max_new_tokens)
     if options.samples > 1 and not options.sampling.temperature:
         raise InputError(
             f"--samples {options.samples} at temperature 0 would be {options.samples} times the "
@@ -163,16 +163,16 @@ def _first(task: Task, questions: int | None) -> Task:
 
 
 def _settings(
-    options: Options, about: dict[str, Any], tasks: list[Task], asker: Asker
+    options: Options, about: dict[str, Any], tasks: list[Task], prompter: Prompter
 ) -> dict[str, Any]:
     """What decides the results; the words of prompts are among it."""
     protocol = {
         "mode": options.mode,
-        "prompts": {task.name: asker.described(task.items) for task in tasks},
+        "prompts": {task.name: prompter.described(task.items) for task in tasks},
         "rules": bench.rules(),
         "samples": options.samples,
         "questions": options.questions,
-        "max_new": options.max_new,
+        "max_new_tokens": options.max_new_tokens,
         "sampling": to_json(options.sampling),
         "seed": options.seed,
         "batch": options.batch,
@@ -214,14 +214,14 @@ def _asking(run: Run) -> Ask:
     Tasks whose longest texts are of much the same length share one: each length is compiled, and
     each step reads all rows that there is room for.
     """
-    options, asker = run.options, run.asker
+    options, prompter = run.options, run.prompter
     longest: dict[str, int] = {}
     for name, prompts in run.prompts.items():
         for prompt in prompts:
-            check_vocabulary(prompt.ids, asker.tokenizer, run.cfg.vocab)
+            check_vocabulary(prompt.ids, prompter.tokenizer, run.cfg.vocab)
         longest[name] = round_up(max(len(prompt.ids) for prompt in prompts))
-    note_length(max(longest.values()) + options.max_new, run.cfg)
-    room = {name: length + round_up(options.max_new) for name, length in longest.items()}
+    note_length(max(longest.values()) + options.max_new_tokens, run.cfg)
+    room = {name: length + round_up(options.max_new_tokens) for name, length in longest.items()}
     made: dict[int, Engine] = {}
 
     def engine(task: Task) -> Engine:
@@ -234,7 +234,7 @@ def _asking(run: Run) -> Ask:
                 cfg=run.cfg,
                 slots=min(options.batch, options.samples * sum(len(run.prompts[n]) for n in names)),
                 length=max(room[name] for name in names),
-                stops=max(8, len(asker.stops)),
+                stops=max(8, len(prompter.stops)),
                 how=How(dtype=options.dtype),
             )
         return made[like]
@@ -245,9 +245,9 @@ def _asking(run: Run) -> Ask:
         requests = (
             Request(
                 run.prompts[task.name][question].ids,
-                options.max_new,
+                options.max_new_tokens,
                 options.sampling,
-                asker.stops,
+                prompter.stops,
                 jax.random.fold_in(jax.random.fold_in(key, question), sample),
             )
             for question, sample in places
@@ -290,12 +290,12 @@ def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show
 def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:
     """What is kept of an answer."""
     item, prompt = task.items[place[0]], run.prompts[task.name][place[0]]
-    thought, said = run.asker.read(item, prompt, answer.ids.tolist())
-    found = run.asker.found(item, said)
+    thought, said = run.prompter.read(item, prompt, answer.ids.tolist())
+    found = run.prompter.found(item, said)
     line = {
         **{"question": place[0], "sample": place[1], "thought": thought, "said": said},
         **{"found": found, "right": None, "why": "left for later"},
-        **{"tokens": len(answer.ids), "end": answer.end},
+        **{"tokens": len(answer.ids), "end": answer.finish_reason},
     }
     later = run.options.judge == "later" and found is not None
     return line if later else _judged(run, task, line)

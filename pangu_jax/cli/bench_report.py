@@ -25,7 +25,7 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
         "Intervals cover 95 %, over questions: Wilson's for shares, resampled for lengths. "
         "An answer that could not be judged is left out of avg and pass, and counted; one without "
         "an answer of the form that was asked for is wrong. Cut off is what had no end within "
-        f"{protocol['max_new']:,} tokens.", "",
+        f"{protocol['max_new_tokens']:,} tokens.", "",
         f"Mode {protocol['mode']}, {samples} answers per question, temperature "
         f"{protocol['sampling']['temperature']:g}, top-k {protocol['sampling']['top_k']}, top-p "
         f"{protocol['sampling']['top_p']:g}, seed {protocol['seed']}, {protocol['dtype']}.", "",

@@ -22,7 +22,7 @@ from pangu_jax.data.chat import (
     render,
     stop_ids,
 )
-from pangu_jax.data.chat_template import choose_template
+from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
@@ -52,7 +52,7 @@ class Options:
     """Show the thinking too; it is never part of what the model remembers."""
     history: str | None = None
     """A .json file to load the conversation from and save it to."""
-    max_new: int = 1024
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 1024
     """Maximum number of tokens per answer."""
     sampling: SamplingConfig = SamplingConfig(temperature=0.6, top_k=50, top_p=0.95)
     seed: int = 0
@@ -142,7 +142,7 @@ def _prompt(messages: list, model: _Model, options: Options) -> tuple[str, list[
 def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, str]]:
     """The dialogue without its oldest turns, where all of it is longer than the model takes."""
     dropped = 0
-    while len(_prompt(messages, model, options)[1]) + options.max_new > model.cfg.max_length:
+    while len(_prompt(messages, model, options)[1]) + options.max_new_tokens > model.cfg.max_length:
         first = int(messages[0]["role"] == "system")
         later = [i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user"]
         if not later:
@@ -160,13 +160,13 @@ def _answer(messages: list, model: _Model, options: Options, key: jax.Array) -> 
     """Prints an answer as it comes, the thinking gray; returns it without the thinking."""
     stops = stop_ids(model.tokenizer, model.template)
     text, prompt = _prompt(messages, model, options)
-    inside = opens_thinking(text, model.template)
-    reply = Reply(model.tokenizer, model.template.thinking, inside=inside)
+    starts_in_thinking = opens_thinking(text, model.template)
+    reply = Reply(model.tokenizer, model.template.thinking, starts_in_thinking=starts_in_thinking)
     tokens = stream(
         model.params,
         prompt,
         cfg=model.cfg,
-        max_new=options.max_new,
+        max_new_tokens=options.max_new_tokens,
         sampling=options.sampling,
         stop_ids=stops,
         key=key,

@@ -41,7 +41,7 @@ class Options:
     """With --prompts: the key of the prompt in its record."""
     batch: int = 32
     """With --prompts: how many are decoded at once."""
-    max_new: int = 200
+    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 200
     """Maximum number of new tokens per prompt."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
@@ -74,7 +74,7 @@ def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenize
         name = tokenizer.id_to_token(tokenizer.boundary)
         print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)
     check_vocabulary(prompt, tokenizer, cfg.vocab)
-    note_length(len(prompt) + options.max_new, cfg)
+    note_length(len(prompt) + options.max_new_tokens, cfg)
     decoder, count, start = StreamDecoder(tokenizer), 0, None
     for token in text:
         print(decoder.push(token), end="", flush=True)
@@ -82,7 +82,7 @@ def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenize
         params,
         prompt,
         cfg=cfg,
-        max_new=options.max_new,
+        max_new_tokens=options.max_new_tokens,
         sampling=options.sampling,
         stop_ids=tokenizer.eos_ids,
         key=jax.random.key(options.seed),

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import jax
 
 from pangu_jax.cli.progress import progress
-from pangu_jax.core.config import check_size, to_json
+from pangu_jax.core.config import check_size, to_json, up_to_date
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.run_folder import check_same
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
-from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_new, round_up
+from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
@@ -29,7 +29,7 @@ class Options(Protocol):
     out: str | None
     field: str
     batch: int
-    max_new: int
+    max_new_tokens: int
     sampling: SamplingConfig
     seed: int
     tokenizer: str | None
@@ -53,7 +53,7 @@ def check_file(options: Options) -> None:
     if not options.out.lower().endswith(".jsonl"):
         raise InputError(f"--out is {options.out!r}; answers are written as .jsonl")
     check_size("batch", options.batch)
-    check_new(options.max_new)
+    check_max_new_tokens(options.max_new_tokens)
 
 
 def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenizer) -> None:
@@ -76,14 +76,14 @@ def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: To
         with progress() as show:
             answered = _answers(options, params, cfg, tokenizer, prompts, rest)
             for number, (line, answer) in enumerate(answered, len(done) + 1):
-                ids = answer.ids[: -1 if answer.end == "stop" else None].tolist()
+                ids = answer.ids[: -1 if answer.finish_reason == "stop" else None].tolist()
                 journal.add(
                     {
                         "line": line,
                         "record": found[line],
                         "answer": tokenizer.decode(ids),
                         "tokens": len(answer.ids),
-                        "end": answer.end,
+                        "end": answer.finish_reason,
                         "by": by,
                     }
                 )
@@ -114,7 +114,7 @@ def _read(
         except InputError as error:
             raise InputError(f"{options.prompts} line {line}: {error}") from error
         prompts.append((line, record, ids))
-    note_length(max(len(ids) for _, _, ids in prompts) + options.max_new, cfg)
+    note_length(max(len(ids) for _, _, ids in prompts) + options.max_new_tokens, cfg)
     return prompts
 
 
@@ -123,7 +123,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "checkpoint": options.checkpoint,
         "tokenizer": options.tokenizer,
         "field": options.field,
-        "max_new": options.max_new,
+        "max_new_tokens": options.max_new_tokens,
         **to_json(options.sampling),
         "seed": options.seed,
         "dtype": options.dtype,
@@ -141,7 +141,9 @@ def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, An
                 f"{where} answers no prompt of these, or one twice; choose another --out"
             )
         made = answer.get("by")
-        check_same(made if isinstance(made, dict) else {}, by, f"{where} holds an answer")
+        check_same(
+            up_to_date(made) if isinstance(made, dict) else {}, by, f"{where} holds an answer"
+        )
         done.add(line)
     return done
 
@@ -162,12 +164,12 @@ def _answers(
         params,
         cfg=cfg,
         slots=min(options.batch, len(prompts)),
-        length=round_up(max(len(ids) for _, _, ids in prompts)) + round_up(options.max_new),
+        length=round_up(max(len(ids) for _, _, ids in prompts)) + round_up(options.max_new_tokens),
         stops=max(8, len(stops)),
         how=How(dtype=options.dtype),
     )
     requests = (
-        Request(ids, options.max_new, options.sampling, stops, jax.random.fold_in(key, line))
+        Request(ids, options.max_new_tokens, options.sampling, stops, jax.random.fold_in(key, line))
         for line, _, ids in rest
     )
     for place, answer in answers(engine, requests):

@@ -42,9 +42,9 @@ class Options:
     out: str
     """The new folder."""
     base: str | None = None
-    """The checkpoint that they all come from: for the methods delta, ties and dare."""
+    """The checkpoint that they all come from: for task_arithmetic, ties and dare."""
     method: Method = "mean"
-    """mean; delta (task arithmetic); slerp (of two); ties; dare."""
+    """mean; task_arithmetic (delta is an older name of it); slerp (of two); ties; dare."""
     scale: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
     """How far to go from the base, 1 if not given; for slerp from the first, 0.5 if not given."""
     density: float = 0.5

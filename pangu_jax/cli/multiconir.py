@@ -22,18 +22,18 @@ from pangu_jax.core.config import check_size
 from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.multiconir import Part, content_hash, find_parts, read_rows
-from pangu_jax.eval import condition_position, lexical, retrieval
+from pangu_jax.eval import condition_position, lexical, pairwise_metrics
 from pangu_jax.eval.lexical import Scorer
 from pangu_jax.eval.multiconir import (
     Table,
     figures,
-    oracle_graded,
-    oracle_growing,
-    score_graded,
-    score_growing,
+    oracle_ranked,
+    oracle_task1,
+    score_ranked,
+    score_task1,
     write_scores,
 )
-from pangu_jax.eval.retrieval import Protocol
+from pangu_jax.eval.pairwise_metrics import Protocol
 from pangu_jax.eval.text_encoder import Attention
 from pangu_jax.models.pooling import Pooling
 
@@ -149,7 +149,7 @@ def _settings(options: Options, model: Model, parts: list[Part]) -> dict[str, An
         "comparison": "strictly greater; a tie is no win",
         "missing texts": "refused" if options.protocol == "official" else "left out",
         "rows": options.rows,
-        "intervals": f"{retrieval.COVERAGE:.0%}, {retrieval.DRAWS} resamples of rows",
+        "intervals": f"{pairwise_metrics.COVERAGE:.0%}, {pairwise_metrics.DRAWS} resamples of rows",
         "seed": options.seed,
     }
     settings = {"model": model.about, "data": hashes, "protocol": protocol}
@@ -221,11 +221,11 @@ def _write(run: Run, file: str, table: Table) -> dict[str, Any]:
 
 def _table(who: str, task: int, rows: list, scorer: Scorer, *, pairs_only: bool) -> Table:
     if who == "oracle":
-        return oracle_growing(len(rows)) if task == 1 else oracle_graded(len(rows))
+        return oracle_task1(len(rows)) if task == 1 else oracle_ranked(len(rows))
     floor = FLOORS.get(who)
     if task == 1:
-        return score_growing(rows, floor or scorer, pairs_only=pairs_only or floor is not None)
-    return score_graded(rows, floor or scorer, natural=task == 3)
+        return score_task1(rows, floor or scorer, pairs_only=pairs_only or floor is not None)
+    return score_ranked(rows, floor or scorer, natural=task == 3)
 
 
 def _orders(rows: list, run: Run) -> np.ndarray:

@@ -21,7 +21,7 @@ from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.eval import lexical
 from pangu_jax.eval.embedding import Embeddings, classify, cut_length, embed
 from pangu_jax.eval.embedding_cache import Cosines, embed_distinct, wanted_texts
-from pangu_jax.eval.lexical import Collection, Scorer
+from pangu_jax.eval.lexical import CollectionBM25, Scorer
 from pangu_jax.eval.text_encoder import open_text_encoder
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.nn.how import How
@@ -57,7 +57,7 @@ class Model:
 
     Attributes:
       about: what decides its scores, as JSON values.
-      pairs_only: see `eval.multiconir.score_growing`.
+      pairs_only: see `eval.multiconir.score_task1`.
       prepare: of a run's folder and results, a domain, what has a scorer see all that is to be
         scored in it, and progress, gives what gives the scorer of a part and its rows.
     """
@@ -93,9 +93,9 @@ def bm25_model(options: Options) -> Model:
 
     def scorer(part: Part, rows: Sequence) -> Scorer:
         if alone:
-            return lexical.fresh_bm25
+            return lexical.candidate_bm25
         first = (row.positive if part.task == 1 else row.documents[0] for row in rows)
-        return Collection(text for text in first if text is not None).scores
+        return CollectionBM25(text for text in first if text is not None).scores
 
     return Model(about, alone, lambda *_: scorer)
 

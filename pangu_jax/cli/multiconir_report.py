@@ -13,11 +13,11 @@ from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.run_folder import SETTINGS
-from pangu_jax.eval import retrieval
+from pangu_jax.eval import pairwise_metrics
 from pangu_jax.eval.embedding_cache import check_file
 from pangu_jax.eval.forecast_plot import FORMATS
 from pangu_jax.eval.multiconir import STATISTICS, Table, outcomes, read_scores
-from pangu_jax.eval.retrieval import Difference, Estimate, estimate
+from pangu_jax.eval.pairwise_metrics import Difference, Estimate, estimate
 
 PLACES = "places"
 
@@ -108,10 +108,10 @@ def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
         for where, domains in groups + [(domain, [domain]) for domain in a[key]]:
             pair = [[run[key][domain] for domain in domains] for run in (a, b)]
             values = [estimate(x, STATISTICS[key[0]], seed=seed) for x in pair]
-            found.append(retrieval.compare(*pair, STATISTICS[key[0]], seed=seed))
+            found.append(pairwise_metrics.compare(*pair, STATISTICS[key[0]], seed=seed))
             rows.append((_short(key).strip(), where, *values))
     _draw(Path(picture), names, a, b, seed)
-    adjusted = retrieval.holm([difference.p for difference in found])
+    adjusted = pairwise_metrics.holm([difference.p for difference in found])
     lines = [f"first      {names[0]}", f"second     {names[1]}", f"picture    {picture}", ""]
     lines.append("| task | domain | first | second | first - second | p | p by Holm |")
     lines.append("|---|---|---|---|---|---|---|")
@@ -282,7 +282,7 @@ def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
             for name, run, color in zip(names, (a, b), ("tab:blue", "tab:orange"), strict=True):
                 sets = list(run[key].values())
-                found = [estimate(sets, retrieval.rate(i), seed=seed) for i in range(10)]
+                found = [estimate(sets, pairwise_metrics.rate(i), seed=seed) for i in range(10)]
                 at = np.arange(1, 11)
                 axes.plot(at, [x.value for x in found], "o-", ms=3, color=color, label=name)
                 axes.fill_between(at, [x.low for x in found], [x.high for x in found],

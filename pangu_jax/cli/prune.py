@@ -70,7 +70,9 @@ class Options:
     """Tokens per window."""
     seed: int | None = None
     """Draws random windows of the text; None takes its first ones."""
-    free: tuple[Literal["groups", "ffn", "hidden"], ...] = ()
+    prunable_axes: Annotated[
+        tuple[Literal["groups", "ffn", "hidden"], ...], tyro.conf.arg(aliases=["--free"])
+    ] = ()
     """Axes that a params or flops target cuts; empty is the method's own."""
     ridge: float | None = Recipe.ridge
     """Strength of the ridge repair; None chooses it on held-out windows."""
@@ -247,7 +249,7 @@ def _prune(options: Options, out: Path, model: Model | None) -> str:
 def _write(out, options, result: Result, cfg, family, calibration, facts, began) -> str:
     """The folder, whole or not at all: checkpoint, loaded back and compared, plan, report."""
     with new_folder(out) as temporary, working("writing, reading back and comparing"):
-        # A run folder of ours has a config.json too, which is no Hugging Face one.
+        # A run folder of ours has a config.json too, but not Hugging Face's.
         own = (Path(options.checkpoint) / "model.json").is_file()
         where = options.tokenizer or options.checkpoint
         written, written_cfg, written_family = export.export(
@@ -325,7 +327,7 @@ def _recipe(options: Options, family: str) -> Recipe:
         pruned_layers=options.pruned_layers,
         propagate=options.propagate,
         keep_lowest=options.keep_lowest,
-        free=options.free,
+        prunable_axes=options.prunable_axes,
         norm=options.norm,
         clap=options.clap,
         seed=options.seed or 0,

@@ -18,7 +18,7 @@ from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import Template, stop_ids
-from pangu_jax.data.chat_template import choose_template
+from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How

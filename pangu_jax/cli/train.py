@@ -134,7 +134,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
         check_vocabulary(tokens.ids, tokenizer, cfg.vocab)
     folder = Path(options.out)
     source = PackedTokens(training, options.length)
-    # Before the folder is taken, so that it is not left to a run that cannot be.
+    # Before the folder is claimed, so that an impossible run leaves none behind.
     check_batches(len(source), options.batch, options.seed)
     if options.batch % options.accumulate:
         raise InputError(

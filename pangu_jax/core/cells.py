@@ -80,7 +80,7 @@ def compute(
     *,
     timed: bool = False,
 ) -> bool:
-    """Computes a cell that is not there yet and saves it; whether it did.
+    """Computes and saves a missing cell; returns whether it did.
 
     Args:
       folder: of the run.

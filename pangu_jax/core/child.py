@@ -56,7 +56,7 @@ class Child:
         return self._exchange(json.dumps(request), seconds)
 
     def start(self) -> None:
-        """Has the process there before it is asked.
+        """Starts the process before it is asked.
 
         Raises:
           OSError: it cannot be started.
@@ -91,7 +91,7 @@ class Child:
 
 
 def _line(pipe: int, seconds: float, longest: int) -> bytes:
-    """The next line, or what there is of it when the time is over, the pipe ends or it is long."""
+    """The next line, or what came of it until time ran out, the pipe ended or it grew too long."""
     end, found = time.monotonic() + seconds, bytearray()
     with selectors.DefaultSelector() as ready:
         ready.register(pipe, selectors.EVENT_READ)

@@ -16,8 +16,14 @@ from pangu_jax.core.files import atomic_write, regular
 
 T = TypeVar("T")
 _UNIONS = (typing.Union, types.UnionType)
-# Fields that older files hold under another name; their values are true or false.
-RENAMED_FIELDS = {"normalise": "normalize", "renormalise": "renormalize"}
+# Fields that older files hold under another name: the type of their values, and today's name.
+RENAMED_FIELDS: dict[str, tuple[type, str]] = {
+    "deviation": (list, "std"),
+    "end": (bool, "append_eos"),
+    "max_new": (int, "max_new_tokens"),
+    "normalise": (bool, "normalize"),
+    "renormalise": (bool, "renormalize"),
+}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -47,8 +53,9 @@ def up_to_date(value: Any, depth: int = 16) -> Any:
         return [up_to_date(item, depth - 1) for item in value]
     found = {}
     for key, item in value.items():
-        new = RENAMED_FIELDS.get(key, key) if isinstance(item, bool) else key
-        # Where both are there one of them is unknown, which is said where the fields are read.
+        kind, new = RENAMED_FIELDS.get(key, (None, key))
+        new = new if type(item) is kind else key
+        # If both are there, one is unknown, which the error says when fields are read.
         found[key if new in value else new] = up_to_date(item, depth - 1)
     return found
 
@@ -86,7 +93,7 @@ def save_config(config: Any, path: str | Path) -> None:
 
 
 def read_json(path: str | Path, *, finite: bool = True) -> Any:
-    """What the JSON file holds.
+    """Reads the values of a JSON file.
 
     Args:
       path: the file.
@@ -108,7 +115,7 @@ def read_json(path: str | Path, *, finite: bool = True) -> Any:
 
 
 def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
-    """What a JSON text says, as `read_json`; `where` is how errors name it.
+    """Reads the values of a JSON text, as `read_json`; `where` is how errors name it.
 
     Raises:
       InputError: see `read_json`.
@@ -164,7 +171,7 @@ def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) 
 
 
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Checks that a value is one of those that are known.
+    """Checks that a value is one of the known ones.
 
     Args:
       name: how the error names it.

@@ -6,7 +6,7 @@ WORD, SENTENCE = 300, 600  # characters that are shown of a word, and of a sente
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one sentence that says what and why.
+    """Input that cannot be used; the message is one sentence that says what and why.
 
     The message names the file, field or tensor, what was found and what would be accepted. It may
     quote what was found as it is: line breaks become spaces, other control characters are written

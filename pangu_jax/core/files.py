@@ -37,7 +37,7 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[I
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     _make_folder(path.parent)
     try:
-        # An ordinary open, so that the file gets the mode that the user's umask asks for.
+        # An ordinary open, so that the file's mode follows the user's umask.
         with open(temporary, mode.replace("w", "x"), encoding=_encoding(mode)) as file:
             yield file
             file.flush()
@@ -88,7 +88,7 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             _refuse_occupied(path, replace)  # filled by someone else meanwhile
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        # Before the lock goes; after a swap this is what was replaced.
+        # Before the lock is released; after a swap this is the folder that was replaced.
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
 
@@ -134,7 +134,7 @@ def _refuse_occupied(path: Path, replace: bool) -> None:
 
 
 def _locked_folder(place: Path) -> tuple[Path, int]:
-    """A new folder beside `place`, and the lock that says that its maker lives."""
+    """A new folder beside `place`, and the lock that shows that its creator is alive."""
     while True:
         temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}{_NEW}")
         try:
@@ -143,7 +143,7 @@ def _locked_folder(place: Path) -> tuple[Path, int]:
             raise InputError(f"cannot write {place}: {error.strerror}") from error
         with contextlib.suppress(FileNotFoundError):
             lock = os.open(temporary, _AS_FOLDER)
-            # Until it is locked another process may clear it away; then another name.
+            # Until it is locked another process may remove it; then another name is tried.
             if _lock(lock) is not False and temporary.exists():
                 return temporary, lock
             os.close(lock)
@@ -187,7 +187,7 @@ def _clear_one(left: Path, place: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Has every file below a folder on disk, and readable as the folder is, whoever wrote it."""
+    """Syncs every file below a folder to disk, and makes it as readable as the folder."""
     mode = folder.stat().st_mode
     for where, _, names in os.walk(folder):
         for name in names:
@@ -198,7 +198,7 @@ def _settle(folder: Path) -> None:
 
 
 def _put(temporary: Path, place: Path, replace: bool) -> None:
-    """Gives a folder its name; what had it is then called `temporary`, or gone."""
+    """Gives a folder its name; what had that name is then called `temporary`, or is gone."""
     try:
         os.rename(temporary, place)
         return

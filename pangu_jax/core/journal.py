@@ -28,7 +28,7 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, *, head: str):
-        """Reads what is there; an empty file is made where nothing is.
+        """Reads the lines that are there; creates the file if there is none.
 
         Args:
           path: the file; its folder is made if missing.
@@ -41,7 +41,7 @@ class Journal:
         self.path, self._head = Path(path), head
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Not to wait where the name is that of a pipe.
+            # So that opening a pipe does not block.
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
@@ -52,11 +52,11 @@ class Journal:
             raise
 
     def __enter__(self) -> "Journal":
-        """Gives itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closes the file; one without a line is removed."""
+        """Closes the file, and removes it if it is empty."""
         with contextlib.suppress(OSError):
             if os.fstat(self._file).st_size:
                 os.fsync(self._file)

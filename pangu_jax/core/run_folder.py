@@ -33,7 +33,7 @@ class Claim:
 
         Args:
           folder: what is claimed.
-          doing: what one does who has claimed it, for those who find that another has.
+          doing: what the holder of the claim does, for the errors that others then get.
           wait: whether to wait for that other, a minute at most.
 
         Raises:
@@ -49,15 +49,15 @@ class Claim:
         self._open: int | None = lock
 
     def __enter__(self) -> "Claim":
-        """Gives itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Gives the folder up."""
+        """Releases the folder."""
         self.close()
 
     def close(self) -> None:
-        """Gives the folder up, and removes it if it was made for the claim and stayed empty."""
+        """Releases the folder, and removes it if the claim made it and it is still empty."""
         if self._open is None:
             return
         if self._made and self.holds():
@@ -71,7 +71,7 @@ class Claim:
         return self._open is not None and _is_named(self._open, self.folder)
 
     def _lock(self) -> int | None:
-        """The folder, open and locked; None where another has locked it, or it is changing."""
+        """The folder, open and locked; None if another has locked or is replacing it."""
         try:
             made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def open_run(
     free: Collection[str] = (),
     doing: str = "computing in",
 ) -> Claim:
-    """Claims the folder of a run, which is started there or resumed.
+    """Claims the folder of a run, which is then started or resumed.
 
     The rules are the same for everything that keeps a run in a folder:
 
@@ -138,7 +138,7 @@ def open_run(
 
 
 def begin_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> None:
-    """The part of `open_run` that comes after the claim; the arguments are its."""
+    """The part of `open_run` after the claim, with the same arguments."""
     wanted = json.loads(json.dumps(to_json(settings)))  # as reading gives them back
     if not has_run(folder, wanted, free=free):
         save_config(wanted, Path(folder) / SETTINGS)
@@ -197,7 +197,7 @@ def check_same(
 
 
 def _difference(name: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
-    """What differs first, as deep as both are objects: its name with dots, and both values."""
+    """The first difference, as deep as both are objects: its dotted name, and both values."""
     while isinstance(found, dict) and isinstance(wanted, dict):
         inner = next(
             key for key in sorted({*found, *wanted})

@@ -114,14 +114,18 @@ class Reply:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, thinking: tuple[str, str] | None, *, inside: bool = False
+        self,
+        tokenizer: Tokenizer,
+        thinking: tuple[str, str] | None,
+        *,
+        starts_in_thinking: bool = False,
     ):
         """Begins with nothing said.
 
         Args:
           tokenizer: of the model.
           thinking: the tags of the thinking span, or None where a turn is all answer.
-          inside: whether the prompt opened the span (`opens_thinking`).
+          starts_in_thinking: whether the prompt opened the span (`opens_thinking`).
         """
         self._tags = thinking or ()
         # As tokens of their own they are special, and decoding would leave them out.
@@ -129,7 +133,7 @@ class Reply:
         self._single = {number: tag for number, tag in ids if number is not None}
         self._decoder = StreamDecoder(tokenizer)
         self._tokenizer = tokenizer
-        self._held, self._inside = "", inside
+        self._held, self._inside = "", starts_in_thinking
         self.answer = self.thought = ""
 
     def push(self, token: int) -> Iterator[tuple[bool, str]]:

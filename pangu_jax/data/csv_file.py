@@ -59,10 +59,10 @@ def csv_rows(
 def check_fields(
     path: Path, length: int, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows, which have so many fields.
+    """The rows, each checked to have `length` fields.
 
     Raises:
-      InputError: one has not; names its line.
+      InputError: one has another number; names its line.
     """
     for line, row in rows:
         if len(row) != length:

@@ -78,7 +78,7 @@ def encode_for_decoder(
     max_length: int,
     *,
     prefixes: Sequence[str],
-    end: bool = False,
+    append_eos: bool = False,
 ) -> Iterator[EncodedText]:
     """Texts after their prefixes, each truncated to a length, in the form a decoder reads.
 
@@ -90,13 +90,14 @@ def encode_for_decoder(
       texts: strings.
       max_length: most ids of one.
       prefixes: one per text, possibly empty. A token that is of both is the text's.
-      end: whether a text ends with the first of the tokens that end one, too, unless it does.
+      append_eos: whether the first of the tokens that end a text is put behind it, unless it ends
+        with that already.
 
     Raises:
       InputError: the special tokens leave no room, or the tokenizer has no token for a word.
     """
     last = _end(tokenizer)
-    if end and last[-1:] != tokenizer.eos_ids[:1]:
+    if append_eos and last[-1:] != tokenizer.eos_ids[:1]:
         last = (*last, *tokenizer.eos_ids[:1])
     begin = tokenizer.begin
     room = max_length - len(begin) - len(last)
@@ -115,7 +116,7 @@ def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]
     """The texts as rows padded to one length: "tokens", int32 [N, T], and "valid", bool [N, T].
 
     Args:
-      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most so many ids.
+      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most `length` ids.
       length: T.
     """
     tokens = np.zeros((len(inputs), length), np.int32)

@@ -59,7 +59,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Growing:
+class Task1Row:
     """A row of task 1: a query grows by one condition at a time.
 
     Attributes:
@@ -76,7 +76,7 @@ class Growing:
 
 
 @dataclasses.dataclass(frozen=True)
-class Graded:
+class RankedRow:
     """A row of tasks 2, 3 and 4: documents that meet fewer and fewer of ten conditions.
 
     Attributes:
@@ -118,7 +118,7 @@ def find_parts(folder: str | Path) -> list[Part]:
     return sorted(found.values(), key=lambda part: (part.task, part.length or 0, part.domain))
 
 
-def read_rows(part: Part, *, missing: bool = False) -> Iterator[Growing | Graded]:
+def read_rows(part: Part, *, missing: bool = False) -> Iterator[Task1Row | RankedRow]:
     """The rows of a part, one by one as the file is read.
 
     Args:
@@ -132,7 +132,7 @@ def read_rows(part: Part, *, missing: bool = False) -> Iterator[Growing | Graded
     """
     header, rows = csv_rows(part.path, strict=True)
     places = _places(part, header)
-    make = _growing if part.task == 1 else _graded
+    make = _task1_row if part.task == 1 else _ranked_row
     number = 0
     for number, (_, row) in enumerate(check_fields(part.path, len(header), rows), 1):
         texts = {name: _text(row[place]) for name, place in places.items()}
@@ -226,14 +226,14 @@ def _text(field: str) -> Text:
     return None if field in MISSING or not field.strip() else field
 
 
-def _growing(texts: dict[str, Text]) -> Growing:
+def _task1_row(texts: dict[str, Text]) -> Task1Row:
     def those(prefix: str) -> tuple[Text, ...]:
         return tuple(texts[name] for name in _names(prefix))
 
     others = those("HN_") if "HN_1" in texts else None
-    return Growing(those("Query"), texts["Positive"], those("HN"), others)
+    return Task1Row(those("Query"), texts["Positive"], those("HN"), others)
 
 
-def _graded(texts: dict[str, Text]) -> Graded:
+def _ranked_row(texts: dict[str, Text]) -> RankedRow:
     documents = tuple(texts[name] for name in ("Positive", *_names("HN")))
-    return Graded(texts["Query10"], texts.get("Natural_Query10"), documents)
+    return RankedRow(texts["Query10"], texts.get("Natural_Query10"), documents)

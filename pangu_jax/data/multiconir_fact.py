@@ -23,7 +23,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.csv_file import open_packed
-from pangu_jax.data.multiconir import Graded, Growing
+from pangu_jax.data.multiconir import RankedRow, Task1Row
 
 NAMES = frozenset({"director", "writer", "cast"})  # kinds whose values are names of people
 Fact = tuple[str, str]  # kind and value
@@ -75,11 +75,11 @@ def names(records: Iterable[Record]) -> set[str]:
     return {value for record in records for kind, value in record.facts if kind in NAMES}
 
 
-def texts(rows: Iterable[Growing | Graded]) -> set[str]:
+def texts(rows: Iterable[Task1Row | RankedRow]) -> set[str]:
     """The different texts of a test's rows: queries, positives, and all negatives."""
     found: set[str | None] = set()
     for row in rows:
-        if isinstance(row, Growing):
+        if isinstance(row, Task1Row):
             found.update([*row.queries, row.positive, *row.negatives, *(row.others or ())])
         else:
             found.update([row.query, row.natural, *row.documents])
@@ -98,7 +98,7 @@ def found_values(values: Iterable[str], where: Iterable[str]) -> set[str]:
 
 
 def shared_records(
-    records: Sequence[Record], rows: Iterable[Growing | Graded]
+    records: Sequence[Record], rows: Iterable[Task1Row | RankedRow]
 ) -> list[tuple[Record, int]]:
     """Records that a row's positive is about, and which row, from 1.
 
@@ -108,14 +108,14 @@ def shared_records(
     told = [(record, _telling(record)) for record in records]
     index, found = _indexed(value for _, own in told for value in own), []
     for number, row in enumerate(rows, 1):
-        positive = row.positive if isinstance(row, Growing) else row.documents[0]
+        positive = row.positive if isinstance(row, Task1Row) else row.documents[0]
         there = set(_found(index, positive or ""))
         found += [(record, number) for record, own in told if own and own <= there]
     return found
 
 
 def keep_apart(
-    records: Sequence[Record], rows: Sequence[Growing | Graded], *, seed: int
+    records: Sequence[Record], rows: Sequence[Task1Row | RankedRow], *, seed: int
 ) -> list[Record]:
     """The records to train on where these rows are the test.
 
@@ -135,7 +135,7 @@ def keep_apart(
 
 
 def rename(
-    records: Sequence[Record], taken: set[str], *, rows: Iterable[Growing | Graded], seed: int
+    records: Sequence[Record], taken: set[str], *, rows: Iterable[Task1Row | RankedRow], seed: int
 ) -> list[Record]:
     """The records with other names in place of those that are taken, one for one.
 
@@ -181,7 +181,7 @@ def rename(
     ]
 
 
-def refuse_names(records: Sequence[Record], rows: Iterable[Growing | Graded]) -> None:
+def refuse_names(records: Sequence[Record], rows: Iterable[Task1Row | RankedRow]) -> None:
     """Nothing, if no name of the records occurs in a test.
 
     Raises:
@@ -195,7 +195,7 @@ def refuse_names(records: Sequence[Record], rows: Iterable[Growing | Graded]) ->
         )
 
 
-def overlap(records: Sequence[Record], rows: Sequence[Growing | Graded]) -> dict[str, Any]:
+def overlap(records: Sequence[Record], rows: Sequence[Task1Row | RankedRow]) -> dict[str, Any]:
     """What training and test have in common, as JSON values.
 
     Of names how many are in a test's texts; of year, genre and title length how many of the rows
@@ -241,8 +241,8 @@ def _found(index: _Index, text: str) -> Iterator[str]:
                 yield value
 
 
-def _told(form: re.Pattern[str], row: Growing | Graded) -> str | None:
-    query = row.queries[-1] if isinstance(row, Growing) else row.query
+def _told(form: re.Pattern[str], row: Task1Row | RankedRow) -> str | None:
+    query = row.queries[-1] if isinstance(row, Task1Row) else row.query
     found = form.search(query or "")
     return None if found is None else found[1]
 

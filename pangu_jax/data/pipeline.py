@@ -47,8 +47,8 @@ def batches(
     rows = rows.shuffle() if shuffle else rows
     rows = rows.repeat(epochs)[process_index::process_count]
     local = batch // process_count
-    # Threads and no child processes, so it starts at once and ends with the run; more than two
-    # only wait for each other, as a row is a few small numpy calls.
+    # Threads, not processes, so that it starts at once and ends with the run; more than two would
+    # only wait for one another, as a row is a few small numpy calls.
     rows = rows[start_step * local :].to_iter_dataset(grain.ReadOptions(num_threads=2))
     return iter(rows.batch(local, drop_remainder=True))
 

@@ -241,7 +241,7 @@ def _number(path, line, name, text) -> float:
     if text.lower() in MISSING:
         return math.nan
     try:
-        # Python also takes 1_000 and the digits of other scripts for numbers.
+        # Python also reads 1_000 and digits of other scripts as numbers.
         value = float(text if text.isascii() and "_" not in text else "no number")
     except ValueError:
         raise InputError(f"{path} line {line}: {text!r} in column {name!r} is no number") from None

@@ -146,7 +146,7 @@ def packages(max_bytes: int | None = None) -> Iterator[Document]:
     """Python source of the installed packages, sorted by path; one file in memory at a time.
 
     Args:
-      max_bytes: stops before the document that would exceed so many UTF-8 bytes; None takes all.
+      max_bytes: stops before the document that would exceed this many UTF-8 bytes; None takes all.
 
     Raises:
       InputError: no package is installed, or the first file is larger than `max_bytes`.

@@ -95,7 +95,7 @@ class TimeStep:
           InputError: they go beyond the year 9999.
         """
         last = len(stamps) - 1
-        # Asked before any are made: too many fit in neither memory nor 64 bits.
+        # Checked before any are made: too many fit in neither memory nor 64 bits.
         left = int((END - stamps.local[last]).astype(np.int64))
         if steps * self.count * AT_LEAST[self.unit] < left:
             found = self.follow(stamps, np.full(steps, last), np.arange(1, steps + 1))

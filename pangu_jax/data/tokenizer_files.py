@@ -14,7 +14,7 @@ CONFIG = "tokenizer_config.json"
 
 
 def tokenizer_config(folder: Path) -> dict:
-    """What tokenizer_config.json holds, and older files beside it where it leaves that out.
+    """The content of tokenizer_config.json, completed by older files beside it.
 
     Raises:
       InputError: one of them holds no JSON object.
@@ -49,7 +49,7 @@ def json_file(values: dict) -> bytes:
 
 @contextlib.contextmanager
 def encoding(name: str) -> Iterator[None]:
-    """Says in one sentence what the library raises, such as for words that it has no token for.
+    """Turns what the library raises, as for words without a token, into one sentence.
 
     Raises:
       InputError: the tokenizer of that name cannot encode a text.

@@ -48,7 +48,7 @@ class Wikitext2(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(source: str | Path, out: str | Path) -> Path:
-    """Writes the dataset once; found again, it is left as it is.
+    """Writes the dataset, unless it is there already.
 
     Args:
       source: the folder of the files.
@@ -66,7 +66,7 @@ def prepare(source: str | Path, out: str | Path) -> Path:
 
 
 def find_files(folder: str | Path) -> dict[str, Path]:
-    """The file of each split that is there, its checksum looked at.
+    """The file of each split that is there, with its checksum verified.
 
     Raises:
       InputError: there is none, or one is not the published one.

@@ -14,7 +14,7 @@ MONTH = 30 * 24  # rows of the ETT benchmark's month of hours
 
 
 @dataclasses.dataclass(frozen=True)
-class Borders:
+class SplitRows:
     """Rows of each split: from the first number up to, not including, the second.
 
     Validation and test windows look back across their border, so that the first step that is
@@ -31,7 +31,7 @@ class Borders:
     test: tuple[int, int]
 
 
-def borders(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> Borders:
+def split_rows(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> SplitRows:
     """The splits that the published tables use.
 
     Args:
@@ -44,16 +44,16 @@ def borders(rows: int, rule: Rule = "ratio", *, where: str = "the series") -> Bo
     Raises:
       InputError: too few rows, or no such rule.
     """
-    check_choice("the rule of borders", rule, typing.get_args(Rule))
+    check_choice("the rule of the split", rule, typing.get_args(Rule))
     if rule == "ratio":
         train, test = int(rows * 0.7), int(rows * 0.2)
         if train < 1 or test < 1:
             raise InputError(f"{where} has {rows} rows, too few to split")
-        return Borders((0, train), (train, rows - test), (rows - test, rows))
+        return SplitRows((0, train), (train, rows - test), (rows - test, rows))
     month = MONTH * (4 if rule == "quarter" else 1)
     if rows < 20 * month:
         raise InputError(f"{where} has {rows} rows, the {rule} rule needs {20 * month}")
-    return Borders((0, 12 * month), (12 * month, 16 * month), (16 * month, 20 * month))
+    return SplitRows((0, 12 * month), (12 * month, 16 * month), (16 * month, 20 * month))
 
 
 def starts(part: tuple[int, int], *, look_back: int, horizon: int, reach: bool) -> np.ndarray:
@@ -82,7 +82,7 @@ class Parts:
     test: np.ndarray
 
 
-def parts(split: Borders, *, look_back: int, horizon: int, where: str = "the series") -> Parts:
+def parts(split: SplitRows, *, look_back: int, horizon: int, where: str = "the series") -> Parts:
     """All windows of all parts.
 
     Raises:
@@ -107,27 +107,27 @@ class Scaler:
 
     Attributes:
       mean: one number per variate.
-      deviation: the same; 1 where the variate does not change.
+      std: the same; 1 where the variate does not change.
     """
 
     mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    std: tuple[float, ...]
 
     @classmethod
     def fit(cls, values: np.ndarray) -> "Scaler":
-        """From rows of training data [rows, V], in float64, with the population's deviation."""
-        mean, deviation = values.mean(0), values.std(0)
-        # A column of equal numbers may show a rest of rounding in its deviation.
+        """From rows of training data [rows, V], in float64, with the population's std."""
+        mean, std = values.mean(0), values.std(0)
+        # Rounding may leave the std of a column of equal numbers slightly above 0.
         still = np.ptp(values, axis=0) == 0
-        return cls(tuple(mean.tolist()), tuple(np.where(still, 1.0, deviation).tolist()))
+        return cls(tuple(mean.tolist()), tuple(np.where(still, 1.0, std).tolist()))
 
     def scale(self, values: np.ndarray) -> np.ndarray:
-        """Values [..., V] less the mean, over the deviation, as float32."""
-        return ((values - np.array(self.mean)) / np.array(self.deviation)).astype(np.float32)
+        """Values [..., V] less the mean, divided by the std, as float32."""
+        return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
     def unscale(self, values: np.ndarray) -> np.ndarray:
         """The inverse, as float64."""
-        return values.astype(np.float64) * np.array(self.deviation) + np.array(self.mean)
+        return values.astype(np.float64) * np.array(self.std) + np.array(self.mean)
 
 
 class WindowSource:

@@ -1,9 +1,9 @@
 """Continuous batching: requests are admitted to free slots, each decoded as if it ran alone.
 
     engine = Engine(params, cfg=cfg, slots=8, length=1024)
-    number = engine.submit(Request(ids, max_new=100, stop_ids=(2,)))
+    number = engine.submit(Request(ids, max_new_tokens=100, stop_ids=(2,)))
     while engine.busy:
-        for piece in engine.advance():
+        for delta in engine.advance():
             ...
 
 `answers` does that for requests that need not be shown while they are made. The state and its
@@ -28,7 +28,7 @@ from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
-End = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Request:
 
     Attributes:
       inputs: ids, at least one; or embeddings [T, D], what `decoder.embed` gives for ids.
-      max_new: maximum number of tokens to sample.
+      max_new_tokens: maximum number of tokens to sample.
       sampling: how they are sampled.
       stop_ids: the answer ends with the first of these.
       key: token n is sampled with fold_in(key, n); None is `jax.random.key(0)`.
     """
 
     inputs: Sequence[int] | np.ndarray | jax.Array
-    max_new: int
+    max_new_tokens: int
     sampling: SamplingConfig = SamplingConfig()
     stop_ids: Sequence[int] = ()
     key: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TokenDelta:
     """The next tokens of a request, at least one.
 
     Attributes:
@@ -61,7 +61,7 @@ class Piece:
       sampled_log_probs: float32 [N], under the distribution sampled from: after temperature, top-k
         and top-p; 0 for greedy.
       versions: int32 [N], of the weights that made each token.
-      end: why the request ends with this piece; None if it is unfinished.
+      finish_reason: why the request ends with this delta; None if it is unfinished.
     """
 
     request: int
@@ -69,7 +69,7 @@ class Piece:
     log_probs: np.ndarray
     sampled_log_probs: np.ndarray
     versions: np.ndarray
-    end: End | None
+    finish_reason: FinishReason | None
 
 
 @dataclasses.dataclass(eq=False)
@@ -163,12 +163,12 @@ class Engine:
           InputError: it cannot be answered by this engine; says why.
         """
         check_prompt("the prompt", request.inputs, self._cfg)
-        check_new(request.max_new)
-        needed = len(request.inputs) + request.max_new
+        check_max_new_tokens(request.max_new_tokens)
+        needed = len(request.inputs) + request.max_new_tokens
         if needed > self._length:
             raise InputError(
-                f"a prompt of {len(request.inputs)} tokens and {request.max_new} new ones need "
-                f"{needed}; the engine's slots have room for {self._length}"
+                f"a prompt of {len(request.inputs)} tokens and {request.max_new_tokens} new ones "
+                f"need {needed}; the engine's slots have room for {self._length}"
             )
         if len(request.stop_ids) > self._stops:
             raise InputError(
@@ -203,28 +203,28 @@ class Engine:
         self.params, self.version = by_layer(params), self.version + 1
         return self.version
 
-    def advance(self) -> list[Piece]:
-        """Fills free slots, draws tokens, and gives those that are known.
+    def advance(self) -> list[TokenDelta]:
+        """Fills free slots, draws tokens, and returns those that are known.
 
-        Where nobody waits, the next tokens are asked for before these are looked at.
+        If no request waits, the next tokens are asked of the device before these are read.
         """
-        pieces: list[Piece] = []
-        while self.busy and not pieces:
+        deltas: list[TokenDelta] = []
+        while self.busy and not deltas:
             for slot, text in enumerate(self._texts):
                 if text is None and self._waiting:
                     self._admit(slot)
             stepped = self._step()
-            # Somebody who waits gets a slot as soon as it is seen that one is free.
+            # While requests wait, a slot that becomes free must be seen at once.
             keep = 1 if stepped and not self._waiting else 0
             while len(self._asked) > keep:
-                pieces += self._look(self._asked.popleft())
-        return pieces
+                deltas += self._look(self._asked.popleft())
+        return deltas
 
     def _admit(self, slot: int) -> None:
         number, request = self._waiting.popleft()
-        text = _Text(number, frozenset(map(int, request.stop_ids)), request.max_new - 1)
-        ask = device.Ask(
-            limit=np.int32(request.max_new),
+        text = _Text(number, frozenset(map(int, request.stop_ids)), request.max_new_tokens - 1)
+        slot_request = device.SlotRequest(
+            limit=np.int32(request.max_new_tokens),
             stops=device.padded(request.stop_ids, self._stops),
             key=self._key if request.key is None else _typed(request.key),
             sampling=jax.tree.map(lambda x: x[0], rows_of([request.sampling])),
@@ -235,7 +235,7 @@ class Engine:
             np.int32(slot),
             _padded(request.inputs, self._length),
             np.int32(len(request.inputs)),
-            ask,
+            slot_request,
             np.int32(self.version),
             cfg=self._cfg,
             how=self._how,
@@ -264,8 +264,8 @@ class Engine:
                 text.left -= count
         return True
 
-    def _look(self, asked: _Asked) -> Iterator[Piece]:
-        """What a result holds for those who are still there."""
+    def _look(self, asked: _Asked) -> Iterator[TokenDelta]:
+        """The deltas that a result holds for requests that have not been canceled or ended."""
         made = jax.device_get(asked.made)
         for row, text in enumerate(asked.texts):
             if text is None or text not in self._texts:
@@ -275,23 +275,23 @@ class Engine:
             if not count:
                 continue
             ids, *scores = (x[:count, row] for x in jax.tree.leaves(made.draws))
-            end: End | None = None
+            end: FinishReason | None = None
             if not made.active[row]:
                 end = "stop" if int(ids[-1]) in text.stops else "length"
                 self._texts[self._texts.index(text)] = None
             versions = np.full(count, made.version, np.int32)
-            yield Piece(text.number, ids, *scores, versions, end)
+            yield TokenDelta(text.number, ids, *scores, versions, end)
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """All tokens of a request; the attributes of a `Piece`."""
+    """All tokens of a request; the attributes of a `TokenDelta`."""
 
     ids: np.ndarray
     log_probs: np.ndarray
     sampled_log_probs: np.ndarray
     versions: np.ndarray
-    end: End
+    finish_reason: FinishReason
 
 
 def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
@@ -310,7 +310,7 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
     source, places, parts = enumerate(iter(requests)), {}, {}
     more = True
     while True:
-        # One that waits is enough to say that a slot is wanted, and there may be many free ones.
+        # A single waiting request shows that a slot is wanted, even if many slots are free.
         while more and engine.waiting <= engine.free:
             found = next(source, None)
             more = found is not None
@@ -319,17 +319,17 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
                 places[number], parts[number] = found[0], []
         if not engine.busy:
             return
-        for piece in engine.advance():
-            parts[piece.request].append(piece)
-            if piece.end is not None:
-                yield places.pop(piece.request), join(parts.pop(piece.request))
+        for delta in engine.advance():
+            parts[delta.request].append(delta)
+            if delta.finish_reason is not None:
+                yield places.pop(delta.request), join(parts.pop(delta.request))
 
 
-def join(pieces: Sequence[Piece]) -> Answer:
-    """The pieces of a request that has ended, as one."""
+def join(deltas: Sequence[TokenDelta]) -> Answer:
+    """The deltas of a request that has ended, as one."""
     names = ("ids", "log_probs", "sampled_log_probs", "versions")
-    arrays = [np.concatenate([getattr(piece, name) for piece in pieces]) for name in names]
-    return Answer(*arrays, pieces[-1].end)
+    arrays = [np.concatenate([getattr(delta, name) for delta in deltas]) for name in names]
+    return Answer(*arrays, deltas[-1].finish_reason)
 
 
 def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
@@ -359,13 +359,13 @@ def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
         raise InputError(f"{name} has the id {wrong[0]}, the vocabulary ends at {cfg.vocab - 1}")
 
 
-def check_new(max_new: int) -> None:
-    """Checks that so many tokens can be drawn.
+def check_max_new_tokens(max_new_tokens: int) -> None:
+    """Checks the maximum number of new tokens.
 
     Raises:
-      InputError: there are none.
+      InputError: it is below 1.
     """
-    check_size("max_new", max_new)
+    check_size("max_new_tokens", max_new_tokens)
 
 
 def round_up(length: int) -> int:

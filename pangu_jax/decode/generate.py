@@ -13,7 +13,7 @@ from pangu_jax.decode.engine import (
     Engine,
     Request,
     answers,
-    check_new,
+    check_max_new_tokens,
     check_prompt,
     round_up,
 )
@@ -27,7 +27,7 @@ class Generation:
     """The generated tokens.
 
     Attributes:
-      ids: int32 [B, max_new]; after a row's stop token the rest is 0.
+      ids: int32 [B, max_new_tokens]; after a row's stop token the rest is 0.
       lengths: int32 [B], tokens of each row, its stop token included.
     """
 
@@ -44,14 +44,14 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     cfg: DecoderConfig,
-    max_new: int,
+    max_new_tokens: int,
     sampling: SamplingConfig = SamplingConfig(),
     stop_ids: Sequence[int] = (),
     key: jax.Array | None = None,
     slots: int | None = None,
     how: How = HOW,
 ) -> Generation:
-    """Continues every prompt until a stop token or `max_new` tokens.
+    """Continues every prompt until a stop token or `max_new_tokens` tokens.
 
     Lengths are rounded up to a few sizes, so that calls of similar lengths share a compilation.
 
@@ -60,7 +60,7 @@ def generate(
         copy of the layers.
       prompts: ids of each row, at least one each.
       cfg: the model.
-      max_new: maximum number of new tokens per row.
+      max_new_tokens: maximum number of new tokens per row.
       sampling: how tokens are sampled.
       stop_ids: a row ends with the first of these.
       key: for drawing; row b uses fold_in(key, b), so that a row's text does not depend on the
@@ -71,15 +71,15 @@ def generate(
     Raises:
       InputError: an empty prompt, an id outside the vocabulary, or nothing to generate.
     """
-    _check(prompts, max_new, cfg)
+    _check(prompts, max_new_tokens, cfg)
     keys = _row_keys(key, len(prompts))
     slots = len(prompts) if slots is None else min(slots, len(prompts))
-    engine = _engine(params, prompts, max_new, stop_ids, keys, slots=slots, cfg=cfg, how=how)
+    engine = _engine(params, prompts, max_new_tokens, stop_ids, keys, slots=slots, cfg=cfg, how=how)
     requests = (
-        Request(prompt, max_new, sampling, stop_ids, keys[row])
+        Request(prompt, max_new_tokens, sampling, stop_ids, keys[row])
         for row, prompt in enumerate(prompts)
     )
-    ids = np.zeros((len(prompts), max_new), np.int32)
+    ids = np.zeros((len(prompts), max_new_tokens), np.int32)
     lengths = np.zeros(len(prompts), np.int32)
     for row, answer in answers(engine, requests):
         lengths[row] = len(answer.ids)
@@ -92,7 +92,7 @@ def stream(
     prompt: Sequence[int],
     *,
     cfg: DecoderConfig,
-    max_new: int,
+    max_new_tokens: int,
     sampling: SamplingConfig = SamplingConfig(),
     stop_ids: Sequence[int] = (),
     key: jax.Array | None = None,
@@ -102,31 +102,33 @@ def stream(
 
     See `generate` for arguments and errors. The stop token is given too.
     """
-    _check([prompt], max_new, cfg)
+    _check([prompt], max_new_tokens, cfg)
     keys = _row_keys(key, 1)
-    engine = _engine(params, [prompt], max_new, stop_ids, keys, slots=1, cfg=cfg, how=how, burst=1)
-    engine.submit(Request(prompt, max_new, sampling, stop_ids, keys[0]))
+    engine = _engine(
+        params, [prompt], max_new_tokens, stop_ids, keys, slots=1, cfg=cfg, how=how, burst=1
+    )
+    engine.submit(Request(prompt, max_new_tokens, sampling, stop_ids, keys[0]))
     while engine.busy:
-        for piece in engine.advance():
-            yield from map(int, piece.ids)
+        for delta in engine.advance():
+            yield from map(int, delta.ids)
 
 
-def _engine(params, prompts, max_new, stop_ids, keys, **options) -> Engine:
+def _engine(params, prompts, max_new_tokens, stop_ids, keys, **options) -> Engine:
     return Engine(
         params,
-        length=round_up(max(map(len, prompts))) + round_up(max_new),
+        length=round_up(max(map(len, prompts))) + round_up(max_new_tokens),
         stops=max(8, -(-len(stop_ids) // 8) * 8),  # their number is rarely another program
         key=keys[0],
         **options,
     )
 
 
-def _check(prompts: Sequence[Sequence[int]], max_new: int, cfg: DecoderConfig) -> None:
+def _check(prompts: Sequence[Sequence[int]], max_new_tokens: int, cfg: DecoderConfig) -> None:
     if len(prompts) == 0:
         raise InputError("there is no prompt")
     for row, prompt in enumerate(prompts):
         check_prompt(f"prompt {row}", prompt, cfg)
-    check_new(max_new)
+    check_max_new_tokens(max_new_tokens)
 
 
 def _row_keys(key: jax.Array | None, rows: int) -> jax.Array:

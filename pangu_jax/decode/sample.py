@@ -99,7 +99,7 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Ar
     # The best at 0, so that a small temperature overflows to -inf and nothing becomes a NaN.
     heat = jnp.where(greedy, 1.0, jnp.maximum(cfg.temperature, 1e-30))[:, None]
     hot = (logits - logits.max(-1, keepdims=True)) / heat
-    # Sorting takes longer than all else, so it is done only where somebody asks for a cut.
+    # Sorting takes longer than everything else, so it is done only if a row asks for a cut.
     hot = jax.lax.cond(cuts.any(), _cut, lambda hot, _: hot, hot, cfg)
     best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, -1, keepdims=True)
     return jnp.where(greedy[:, None], jnp.where(best, logits, -jnp.inf), hot)
@@ -113,9 +113,9 @@ def _cut(logits: jax.Array, cfg: Sampling) -> jax.Array:
     rank, k, p = jnp.arange(vocab), cfg.top_k[:, None], cfg.top_p[:, None]
     keep = (k == 0) | (rank < k)
     probs = jax.nn.softmax(jnp.where(keep, ranked, -jnp.inf), axis=-1)
-    # A token stays while those before it have not reached top_p: the best one always does.
+    # A token is kept if those before it have not reached top_p; the best one always is.
     keep = keep & ((p >= 1) | (jnp.cumsum(probs, axis=-1) - probs < p))
-    # The last one that stays says of every token whether it does.
+    # Score and rank of the last one that is kept decide for every token whether it is.
     last = jnp.where(keep, rank, 0).max(-1, keepdims=True)
     score, token = (jnp.take_along_axis(x, last, axis=-1) for x in (ranked, order))
     stays = (logits > score) | ((logits == score) & (rank <= token))
@@ -144,7 +144,7 @@ def sample(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array)
 def _draw(logits, cfg, key):
     adjusted = adjusted_logits(logits, cfg)
     drawn = jax.vmap(jax.random.categorical)(key, adjusted)
-    # The best token itself: scores that are no numbers leave nothing to draw from.
+    # The best token itself: if scores are NaN there is nothing to draw from.
     ids = jnp.where(cfg.temperature == 0, jnp.argmax(logits, -1), drawn).astype(jnp.int32)
     return ids, _log_prob(adjusted, ids)
 

@@ -56,7 +56,7 @@ class Slots:
 
 
 @struct.dataclass
-class Ask:
+class SlotRequest:
     """What a slot is asked to do after a prompt; the values of one row of `Slots`.
 
     Attributes:
@@ -130,7 +130,7 @@ def admit(
     slot: jax.Array,
     inputs: jax.Array,
     length: jax.Array,
-    ask: Ask,
+    request: SlotRequest,
     version: jax.Array,
     *,
     cfg: DecoderConfig,
@@ -145,7 +145,7 @@ def admit(
       inputs: int32 [T], ids, or [T, D], what `decoder.embed` would give for ids; padded behind
         `length` with ids that there are, or with zeros.
       length: int32 scalar, 1 to T.
-      ask: what to do then.
+      request: what to do then.
       version: int32 scalar, of the weights.
       cfg: the model.
       how: layout, implementations, type of activations.
@@ -155,19 +155,19 @@ def admit(
     """
     logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
     caches = jax.tree.map(lambda whole, rows: _take_over(whole, rows, slot), slots.caches, read)
-    row = jax.tree.map(lambda x: x[None], (ask.key, ask.sampling))
+    row = jax.tree.map(lambda x: x[None], (request.key, request.sampling))
     first = _draw(logits, row[0], jnp.zeros(1, jnp.int32), row[1])
-    goes_on = ~((first.ids[0] == ask.stops).any() | (ask.limit <= 1))
+    goes_on = ~((first.ids[0] == request.stops).any() | (request.limit <= 1))
     slots = Slots(
         caches=caches,
         token=slots.token.at[slot].set(first.ids[0]),
         length=slots.length.at[slot].set(length),
         made=slots.made.at[slot].set(1),
-        limit=slots.limit.at[slot].set(ask.limit),
+        limit=slots.limit.at[slot].set(request.limit),
         active=slots.active.at[slot].set(goes_on),
-        stops=slots.stops.at[slot].set(ask.stops),
-        keys=slots.keys.at[slot].set(ask.key),
-        sampling=jax.tree.map(lambda x, y: x.at[slot].set(y), slots.sampling, ask.sampling),
+        stops=slots.stops.at[slot].set(request.stops),
+        keys=slots.keys.at[slot].set(request.key),
+        sampling=jax.tree.map(lambda x, y: x.at[slot].set(y), slots.sampling, request.sampling),
     )
     draws = jax.tree.map(lambda x: x[None], first)
     made = Made(draws, jnp.ones(1, jnp.int32), goes_on[None], version)

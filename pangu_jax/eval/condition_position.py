@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pangu_jax.data.multiconir import CONDITIONS, Growing, reordered
+from pangu_jax.data.multiconir import CONDITIONS, Task1Row, reordered
 from pangu_jax.eval.lexical import Scorer
 from pangu_jax.eval.multiconir import Table, columns, jsonable, scored
-from pangu_jax.eval.retrieval import estimate, rates
+from pangu_jax.eval.pairwise_metrics import estimate, rates
 
 Orders = np.ndarray  # int [rows, orders, 10], from 0: which condition stands at each place
 
@@ -30,13 +30,13 @@ def draw_orders(rows: int, orders: int, *, seed: int) -> Orders:
     return draw.permuted(places, axis=-1)
 
 
-def queries(row: Growing, orders: np.ndarray) -> list[str | None]:
+def queries(row: Task1Row, orders: np.ndarray) -> list[str | None]:
     """The query of ten conditions as it is, and in each order; None where it lists none."""
     given = row.queries[-1]
     return [given, *(None if given is None else reordered(given, order) for order in orders)]
 
 
-def score_positions(rows: Sequence[Growing], scorer: Scorer, orders: Orders) -> Table:
+def score_positions(rows: Sequence[Task1Row], scorer: Scorer, orders: Orders) -> Table:
     """Scores of the positive and of each single broken condition, by place, float64 [n] a column.
 
     "Order0_Positive" and "Order0_Broken1" are of the query as it is, "Order1_Broken1" of the first
@@ -89,7 +89,7 @@ def figures(table: Table, orders: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def share(place: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """A statistic of drops for `retrieval.estimate`: what one place has of the sum of ten."""
+    """For `pairwise_metrics.estimate`: the share of one place in the sum of all ten drops."""
     return lambda sums, counts: _shares(sums, counts)[..., place]
 
 

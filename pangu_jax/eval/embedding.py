@@ -79,7 +79,9 @@ def embed(
         whole = [prefix + text for prefix, text in zip(before, texts, strict=True)]
         inputs = list(encode_for_encoder(tokenizer, whole, length))
     else:
-        inputs = list(encode_for_decoder(tokenizer, texts, length, prefixes=before, end=cfg.end))
+        inputs = list(
+            encode_for_decoder(tokenizer, texts, length, prefixes=before, append_eos=cfg.append_eos)
+        )
     _check(inputs, cfg, tokenizer)
     computed = dataclasses.replace(cfg, text_length=None, prefix="")  # one compilation for all
     rows = partial(_vectors, params, cfg=computed, how=how)

@@ -39,7 +39,7 @@ class Cosines:
     def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
         """The documents' scores, float64."""
         before, behind = self._prefixes
-        # Summed in float64, so that equal texts have equal scores wherever they stand.
+        # Summed in float64, so that equal texts have equal scores wherever they are.
         one = self._vectors[self._places[before, query]].astype(np.float64)
         others = self._vectors[[self._places[behind, text] for text in documents]]
         return (100 * (others * one).sum(1)).astype(np.float32).astype(np.float64)

@@ -2,7 +2,7 @@
 
 All are functions of a query and of documents, and give float64, one score per document.
 
-BM25 is rank_bm25's (k1 1.5, b 0.75). `fresh_bm25` indexes just the documents that are compared,
+BM25 is rank_bm25's (k1 1.5, b 0.75). `candidate_bm25` indexes just the documents that are compared,
 as MultiConIR's released code does. With two of them the inverse document frequency of every word
 that tells them apart is log(1.5 / 1.5) = 0, and words of both get a negative one, so that scores
 are ties or follow the lengths. `Collection` takes the frequencies from a collection instead.
@@ -30,7 +30,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def fresh_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
+def candidate_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
     """Okapi BM25 over an index of these documents alone.
 
     Raises:
@@ -39,7 +39,7 @@ def fresh_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
     return _index(documents, split_words).get_scores(split_words(query))
 
 
-class Collection:
+class CollectionBM25:
     """BM25 with the frequencies of a collection, which the scored documents need not be in.
 
     A word's weight is log(1 + (N - df + 0.5) / (df + 0.5)), which is never negative and is as
@@ -68,10 +68,10 @@ class Collection:
             return np.zeros(len(documents))
         index = _index(documents, words)
         index.avgdl = self._total / self._size
-        index.idf = {word: self.weight(word) for word in index.idf}
+        index.idf = {word: self.idf(word) for word in index.idf}
         return index.get_scores(words(query))
 
-    def weight(self, word: str) -> float:
+    def idf(self, word: str) -> float:
         """The inverse document frequency of a word."""
         found = self._frequency[word]
         return math.log(1 + (self._size - found + 0.5) / (found + 0.5))

@@ -126,7 +126,7 @@ def over_batches(
       experts: E.
       devices: over how many devices the experts are spread.
       tokens: size of a batch.
-      most: at most so many batches.
+      most: maximum number of batches.
       seed: of the drawing.
 
     Raises:

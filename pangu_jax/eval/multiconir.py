@@ -18,10 +18,10 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.csv_file import check_fields, csv_rows
-from pangu_jax.data.multiconir import CONDITIONS, Graded, Growing, Text
-from pangu_jax.eval import retrieval
+from pangu_jax.data.multiconir import CONDITIONS, RankedRow, Task1Row, Text
+from pangu_jax.eval import pairwise_metrics
 from pangu_jax.eval.lexical import Scorer
-from pangu_jax.eval.retrieval import (
+from pangu_jax.eval.pairwise_metrics import (
     EASY,
     GROWING,
     NEIGHBORS,
@@ -40,14 +40,14 @@ INDEX = "Index"
 
 # The single figure of each task.
 STATISTICS: dict[int, Statistic] = {
-    1: retrieval.mean_rate,
-    2: retrieval.mean_rate,
-    3: retrieval.pooled_rate,
-    4: retrieval.mean_rate,
+    1: pairwise_metrics.mean_rate,
+    2: pairwise_metrics.mean_rate,
+    3: pairwise_metrics.pooled_rate,
+    4: pairwise_metrics.mean_rate,
 }
 
 
-def score_growing(rows: Sequence[Growing], scorer: Scorer, *, pairs_only: bool) -> Table:
+def score_task1(rows: Sequence[Task1Row], scorer: Scorer, *, pairs_only: bool) -> Table:
     """Task 1: each of the ten queries with the positive and its negatives, float64 [n] a column.
 
     Args:
@@ -73,7 +73,7 @@ def score_growing(rows: Sequence[Growing], scorer: Scorer, *, pairs_only: bool) 
     return columns(found)
 
 
-def score_graded(rows: Iterable[Graded], scorer: Scorer, *, natural: bool = False) -> Table:
+def score_ranked(rows: Iterable[RankedRow], scorer: Scorer, *, natural: bool = False) -> Table:
     """Tasks 2, 3 and 4: one query with the positive and its ten negatives, float64 [n] a column.
 
     Args:
@@ -88,7 +88,7 @@ def score_graded(rows: Iterable[Graded], scorer: Scorer, *, natural: bool = Fals
     return columns(found)
 
 
-def oracle_growing(rows: int) -> Table:
+def oracle_task1(rows: int) -> Table:
     """What one gives in task 1 who counts the conditions that are met."""
     found = {}
     for i in range(1, CONDITIONS + 1):
@@ -97,7 +97,7 @@ def oracle_growing(rows: int) -> Table:
     return found
 
 
-def oracle_graded(rows: int) -> Table:
+def oracle_ranked(rows: int) -> Table:
     """The same in tasks 2, 3 and 4."""
     return {name: np.full(rows, float(CONDITIONS - k)) for k, name in enumerate(RANKED)}
 
@@ -133,21 +133,23 @@ def figures(
     found = outcomes(task, table, protocol, listed=listed)
     there = ~np.isnan(found)
     pairs = GROWING if task == 1 else STEPS
-    by_column = retrieval.rates(np.nansum(found, axis=0), there.sum(0))
+    by_column = pairwise_metrics.rates(np.nansum(found, axis=0), there.sum(0))
     compared = sum(a in table and b in table for a, b in pairs) * len(found)
     values = {
         "rows": len(found),
         "left_out": int(compared - there.sum()),
         "flip_rate" if task == 3 else "win_rate": by_column.tolist(),
         "mean": dataclasses.asdict(estimate([found], STATISTICS[task], seed=seed)),
-        "ties": retrieval.ties(table, pairs).tolist(),
+        "ties": pairwise_metrics.ties(table, pairs).tolist(),
     }
     if task != 3:
-        values["average_difference"] = retrieval.gaps(table, pairs).tolist()
+        values["average_difference"] = pairwise_metrics.gaps(table, pairs).tolist()
     if task == 1:
-        values["decline"] = dataclasses.asdict(estimate([found], retrieval.decline, seed=seed))
-        second = estimate([wins(table, SECOND, protocol)], retrieval.mean_rate, seed=seed)
-        easy = estimate([wins(table, EASY, protocol)], retrieval.mean_rate, seed=seed)
+        values["decline"] = dataclasses.asdict(
+            estimate([found], pairwise_metrics.decline, seed=seed)
+        )
+        second = estimate([wins(table, SECOND, protocol)], pairwise_metrics.mean_rate, seed=seed)
+        easy = estimate([wins(table, EASY, protocol)], pairwise_metrics.mean_rate, seed=seed)
         values |= {"second": dataclasses.asdict(second), "easy": dataclasses.asdict(easy)}
     return jsonable(values)
 

@@ -28,7 +28,7 @@ class Estimate:
     questions: int
 
 
-def average(right: np.ndarray, tried: np.ndarray) -> Estimate:
+def avg_at_k(right: np.ndarray, tried: np.ndarray) -> Estimate:
     """avg@k: the mean over questions of the share of their answers that are right.
 
     Args:

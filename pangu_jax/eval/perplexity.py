@@ -86,7 +86,7 @@ def measure(
       length: inputs of a window.
       stride: new tokens of a window; None is `length` (no overlap, cheapest).
       batch: windows computed at once.
-      max_tokens: stop after the document in which so many tokens were predicted; None takes all.
+      max_tokens: stops after the document that reaches this number of tokens; None takes all.
         Bits per byte then count the bytes of the documents measured in proportion to tokens, as
         they do where a document's first token is not predicted.
       how: layout, implementations, and the type of activations.

@@ -58,7 +58,7 @@ def step_of(model: Forecaster) -> TimeStep:
 
 def scaler_of(model: Forecaster) -> Scaler:
     """The scaling of the training rows."""
-    return Scaler(model.cfg.mean, model.cfg.deviation)
+    return Scaler(model.cfg.mean, model.cfg.std)
 
 
 def arrange(model: Forecaster, series: Series, where: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -167,7 +167,7 @@ def _newest_widths(
             f"all rows after {model.cfg.tracked_to}, {where} must begin {cfg.look_back - 1} rows "
             "before that time",
         )
-    # The last windows reach beyond the series; what is put there is never looked at.
+    # The last windows reach beyond the series; the filling is never read.
     beyond = np.repeat(values[-1:], cfg.horizon, 0)
     if filled is not None:
         filled = np.concatenate([filled, np.ones(beyond.shape, bool)])
@@ -258,7 +258,7 @@ def residuals(
     for first in range(0, len(starts), PIECE):
         part = starts[first : first + PIECE]
         difference = scaled[_targets(cfg, part)] - average(model, scaled, part)
-        found[first : first + PIECE] = difference * np.array(scaler.deviation, np.float32)
+        found[first : first + PIECE] = difference * np.array(scaler.std, np.float32)
         if progress is not None:
             progress(first + len(part), len(starts))
     return found

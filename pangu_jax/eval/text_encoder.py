@@ -48,7 +48,7 @@ class TextEncoder:
       prompts: what may be put before texts, by name.
       max_seq_length: tokens that a text is cut to; None is what the model says.
       how: layout, implementations, and the type of activations.
-      mteb_model_meta: what MTEB 2 calls the model, for who has it.
+      mteb_model_meta: how MTEB 2 describes the model; None where it is not used.
     """
 
     params: dict[str, Any]

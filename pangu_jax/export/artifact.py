@@ -171,9 +171,14 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield folder
 
 
-def save_samples(folder: Path, samples: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Keeps {"program/sample": {"in/name" or "out/name": array}} unless it is large."""
-    flat = {f"{where}/{n}": np.asarray(a) for where, s in samples.items() for n, a in s.items()}
+def save_samples(folder: Path, samples: Mapping[tuple[str, str], tuple[Any, Any]]) -> bool:
+    """Keeps {(program, sample): (inputs, results)}, arrays by name, unless it is large."""
+    flat = {
+        f"{program}/{sample}/{side}/{name}": np.asarray(array)
+        for (program, sample), pair in samples.items()
+        for side, arrays in zip(("in", "out"), pair, strict=True)
+        for name, array in arrays.items()
+    }
     if sum(a.nbytes for a in flat.values()) > SAMPLES_LIMIT:
         return False
     # npz has no bfloat16; float32 holds every one of its values.

@@ -45,7 +45,7 @@ def bundle(
     params = {
         "members": list(model.params),
         "mean": np.asarray(cfg.mean, np.float32),
-        "deviation": np.asarray(cfg.deviation, np.float32),
+        "std": np.asarray(cfg.std, np.float32),
         "half_width": np.asarray(model.half_width, np.float32),
     }
 
@@ -55,7 +55,7 @@ def bundle(
     shape = (cfg.model.look_back, len(cfg.names))
     rows = batch if isinstance(batch, int) else 2
     walk = np.random.default_rng(seed).normal(size=(rows, *shape)).cumsum(1)
-    samples = {"random": {"x": (walk * cfg.deviation + cfg.mean).astype(np.float32)}}
+    samples = {"random": {"x": (walk * cfg.std + cfg.mean).astype(np.float32)}}
     if windows is not None:
         samples["real"] = {"x": np.asarray(windows[:rows], np.float32)}
     program = Program(
@@ -87,7 +87,7 @@ def forecast(
     """The mean forecast of all members, with the interval that was calibrated for it, not tracked.
 
     Args:
-      params: {"members": [one tree per seed], "mean", "deviation": [V], "half_width": [H, V]}.
+      params: {"members": [one tree per seed], "mean", "std": [V], "half_width": [H, V]}.
       x: float32 [B, T, V], windows in the units of the data.
       cfg: the model.
       how: implementations.
@@ -95,8 +95,8 @@ def forecast(
     Returns:
       "forecast", "low" and "high", float32 [B, H, V].
     """
-    scaled = (x - params["mean"]) / params["deviation"]
+    scaled = (x - params["mean"]) / params["std"]
     members = [timepro.apply(p, scaled, cfg=cfg, how=how) for p in params["members"]]
-    middle = sum(members) / len(members) * params["deviation"] + params["mean"]
+    middle = sum(members) / len(members) * params["std"] + params["mean"]
     width = jnp.broadcast_to(params["half_width"], middle.shape)
     return {"forecast": middle, "low": middle - width, "high": middle + width}

@@ -111,10 +111,7 @@ def export(
                 weights = {} if inside else leaves
                 found = exported[program.name].call(weights, dict(inputs))
                 rows += compare(program.name, name, results, found)
-            kept[f"{program.name}/{name}"] = {
-                **{f"in/{n}": a for n, a in inputs.items()},
-                **{f"out/{n}": a for n, a in results.items()},
-            }
+            kept[program.name, name] = inputs, results
     save_samples(folder, kept)
     versions = {
         "pangu_jax": pangu_jax.__version__,

@@ -3,7 +3,9 @@
 import jax
 
 
-def balance(load: jax.Array, prob_sum: jax.Array, tokens: jax.Array, *, active: int) -> jax.Array:
+def load_balancing_loss(
+    load: jax.Array, prob_sum: jax.Array, tokens: jax.Array, *, active: int
+) -> jax.Array:
     """Sum over experts of f_i p_i: 1 when both are uniform, more when they are uneven together.
 
     f_i = E / (K tokens) * load_i is the share of choices that fell on expert i, times E; p_i =

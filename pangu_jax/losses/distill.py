@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
+from pangu_jax.losses.chunked import chunked_sum
 from pangu_jax.ops.soft_cap import soft_cap
 
 
@@ -33,33 +33,21 @@ def logit_kl(
 
     Source: arXiv 1503.02531, section 2; the factor keeps gradients of one size.
     """
-    tokens = weights.size
-    chunk = min(chunk, tokens)
-    pieces = -(-tokens // chunk)
-
-    def cut(x):
-        x = rearrange(x, "b t ... -> (b t) ...")
-        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
-        return rearrange(jnp.pad(x, pad), "(piece t) ... -> piece t ...", t=chunk)
-
     kernels = [kernel.astype(hidden.dtype) for hidden, kernel in (student, teacher)]
 
-    @jax.checkpoint
-    def piece(total, inputs):
-        mine, theirs, weight = inputs
+    def divergence(mine, theirs, weight):
         scores = [
             soft_cap(jnp.dot(x, kernel, preferred_element_type=jnp.float32), cap) / temperature
             for x, kernel, cap in zip((mine, theirs), kernels, softcaps, strict=True)
         ]
         q, p = (jax.nn.log_softmax(x, axis=-1) for x in scores)
-        return total + (weight * (jnp.exp(p) * (p - q)).sum(-1)).sum(), None
+        return (weight * (jnp.exp(p) * (p - q)).sum(-1)).sum()
 
-    inputs = (cut(student[0]), cut(jax.lax.stop_gradient(teacher[0])), cut(weights))
-    total, _ = jax.lax.scan(piece, jnp.float32(0), inputs)
-    return total * temperature**2
+    hidden = (student[0], jax.lax.stop_gradient(teacher[0]))
+    return chunked_sum(divergence, *hidden, weights, chunk=chunk) * temperature**2
 
 
-def hidden_match(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
+def hidden_state_loss(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
     """Summed squared difference of hidden states, relative to the teacher's mean square.
 
     Args:

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 
+from pangu_jax.losses.chunked import chunked_sum
 from pangu_jax.ops.soft_cap import soft_cap
 
 
@@ -32,24 +32,11 @@ def cross_entropy(
     Returns:
       Two float32 scalars: sum of weights * nats, and sum of weights.
     """
-    tokens = labels.size
-    chunk = min(chunk, tokens)
-    pieces = -(-tokens // chunk)
-
-    def cut(x):
-        x = rearrange(x, "b t ... -> (b t) ...")
-        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
-        return rearrange(jnp.pad(x, pad), "(piece t) ... -> piece t ...", t=chunk)
-
     kernel = kernel.astype(hidden.dtype)
 
-    @jax.checkpoint
-    def piece(total, inputs):
-        x, label, weight = inputs
+    def nats(x, label, weight):
         logits = soft_cap(jnp.dot(x, kernel, preferred_element_type=jnp.float32), softcap)
         found = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-        return total + (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum(), None
+        return (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum()
 
-    inputs = (cut(hidden), cut(labels), cut(weights))
-    total, _ = jax.lax.scan(piece, jnp.float32(0), inputs)
-    return total, weights.sum()
+    return chunked_sum(nats, hidden, labels, weights, chunk=chunk), weights.sum()

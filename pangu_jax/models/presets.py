@@ -34,11 +34,19 @@ def uniform(
 
 
 def byte_model(
-    width: int, layers: int, groups: int, heads: int, size: int, ffn: int, length: int
+    width: int,
+    layers: int,
+    kv_heads: int,
+    q_per_kv: int,
+    head_dim: int,
+    mlp_width: int,
+    max_length: int,
 ) -> DecoderConfig:
     """A dense byte model: KV groups, query heads per group, head size, and the longest text."""
-    attention = AttentionConfig(groups, heads, size)
-    return uniform(BYTE_VOCAB, width, layers, attention, mlp=MlpConfig(ffn), max_length=length)
+    attention = AttentionConfig(kv_heads, q_per_kv, head_dim)
+    return uniform(
+        BYTE_VOCAB, width, layers, attention, mlp=MlpConfig(mlp_width), max_length=max_length
+    )
 
 
 def pangu_pro_moe() -> DecoderConfig:
@@ -74,7 +82,7 @@ def moge_tiny() -> DecoderConfig:
 
 def dense_tiny() -> DecoderConfig:
     """A dense byte model whose active parameters are about those of `moge_tiny`."""
-    return byte_model(128, 3, groups=2, heads=2, size=32, ffn=332, length=512)
+    return byte_model(128, 3, kv_heads=2, q_per_kv=2, head_dim=32, mlp_width=332, max_length=512)
 
 
 def moge_small() -> DecoderConfig:

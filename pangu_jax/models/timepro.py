@@ -128,19 +128,19 @@ def apply(
     """
     if x.ndim != 3 or x.shape[1] != cfg.look_back:
         raise InputError(f"x has shape {x.shape}, expected [B, {cfg.look_back}, V]")
-    x, mean, deviation = normalize(x) if cfg.normalize else (x, 0, 1)
+    x, mean, std = normalize(x) if cfg.normalize else (x, 0, 1)
     tokens = embed(params["embed"], x, cfg=cfg, key=key)
     for block_params in params["blocks"]:
         tokens = block(block_params, tokens, cfg=cfg, how=how)
-    return head(params, tokens) * deviation + mean
+    return head(params, tokens) * std + mean
 
 
 def normalize(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Windows of mean 0 and variance 1, and the mean and deviation [B, 1, V] that undo it."""
+    """Windows of mean 0 and variance 1, and the mean and std [B, 1, V] that undo it."""
     mean = jax.lax.stop_gradient(x.mean(1, keepdims=True))
     x = x - mean
-    deviation = jnp.sqrt(jnp.var(x, axis=1, keepdims=True) + EPS)
-    return x / deviation, mean, deviation
+    std = jnp.sqrt(jnp.var(x, axis=1, keepdims=True) + EPS)
+    return x / std, mean, std
 
 
 def embed(

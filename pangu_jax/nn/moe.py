@@ -16,7 +16,7 @@ from pangu_jax.core.spec import Constant, Normal, Spec
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.mlp import MlpConfig, mlp, mlp_spec
 from pangu_jax.ops.expert_mlp import expert_mlp
-from pangu_jax.ops.group_topk import router_weights
+from pangu_jax.ops.routing import router_weights
 from pangu_jax.sharding.expert import exchange, expert_split
 from pangu_jax.sharding.layout import constrain
 

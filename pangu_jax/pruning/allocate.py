@@ -147,7 +147,7 @@ def shrink(
     cfg: DecoderConfig,
     target: Target,
     *,
-    free: tuple[str, ...],
+    prunable_axes: tuple[str, ...],
     limits: Limits = Limits(),
     shape: Callable[[float], np.ndarray] | None = None,
     kept: list[int] | None = None,
@@ -155,13 +155,13 @@ def shrink(
 ) -> DecoderConfig:
     """The largest configuration of these layers that meets the target.
 
-    Axes that the target names take their share; the `free` ones share one ratio, found by
+    Axes that the target names take their share; the `prunable_axes` share one ratio, found by
     bisection; FFN channels then fill what is left, one at a time.
 
     Args:
       cfg: the original model.
       target: what is to be left.
-      free: axes that a params or flops target may cut: groups, ffn, hidden.
+      prunable_axes: axes that a params or flops target may cut: groups, ffn, hidden.
       limits: what widths may be.
       shape: ratio to the ratios of the kept layers; None is the same for all.
       kept: numbers of the layers that stay, None for all.
@@ -173,8 +173,8 @@ def shrink(
     layers = cfg.layers if kept is None else tuple(cfg.layers[i] for i in kept)
     layers = tuple(_biased(layer) for layer in layers) if biased else layers
     base = dataclasses.replace(cfg, layers=layers)
-    free = tuple(name for name in free if getattr(target, name) is None)
-    make = _Maker(base, target, free, limits, shape or (lambda r: np.full(len(layers), r)))
+    prunable_axes = tuple(name for name in prunable_axes if getattr(target, name) is None)
+    make = _Maker(base, target, prunable_axes, limits, shape or (lambda r: np.full(len(layers), r)))
     share = target.params if target.params is not None else target.flops
     if share is None:
         return make(0.0)
@@ -187,13 +187,14 @@ def shrink(
     if smallest > goal:
         name = "params" if target.params is not None else "flops"
         raise InputError(
-            f"the target {name}={share:g} cannot be met by cutting {', '.join(free) or 'nothing'}: "
-            f"at most {limits.max_ratio:g} of a layer goes, which leaves {smallest / cost(cfg):.3f}"
+            f"the target {name}={share:g} cannot be met by cutting "
+            f"{', '.join(prunable_axes) or 'nothing'}: at most {limits.max_ratio:g} of a layer "
+            f"goes, which leaves {smallest / cost(cfg):.3f}"
         )
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(make(middle)) > goal else (low, middle)
-    return _fill(make(high), base, goal, cost, limits) if "ffn" in free else make(high)
+    return _fill(make(high), base, goal, cost, limits) if "ffn" in prunable_axes else make(high)
 
 
 def _biased(layer: LayerConfig) -> LayerConfig:
@@ -207,8 +208,8 @@ def _biased(layer: LayerConfig) -> LayerConfig:
 class _Maker:
     """Configurations by ratio."""
 
-    def __init__(self, base, target, free, limits, shape):
-        self.base, self.target, self.free = base, target, free
+    def __init__(self, base, target, prunable_axes, limits, shape):
+        self.base, self.target, self.prunable_axes = base, target, prunable_axes
         self.limits, self.shape = limits, shape
 
     def __call__(self, ratio: float) -> DecoderConfig:
@@ -224,13 +225,13 @@ class _Maker:
         fixed = getattr(self.target, name)
         if fixed is not None:
             return fixed
-        return 1.0 - ratio if name in self.free else 1.0
+        return 1.0 - ratio if name in self.prunable_axes else 1.0
 
     def _width(self, ratio: float) -> int:
         step = self.limits.step(self.base.width)
         first = axes.sizes(self.base.layers[0])
         if self.limits.heads_divide and self._share("hidden", ratio) < 1:
-            # With as many heads as there are, so that whatever group count divides that, divides.
+            # The original number of heads: every group count that divides it divides the width too.
             step = math.lcm(step, first.groups * first.heads)
         return _multiple(self._share("hidden", ratio) * self.base.width, step, self.base.width)
 
@@ -242,7 +243,7 @@ class _Maker:
             for g in range(1, size.groups + 1)
             if not self.limits.heads_divide or width % (g * heads) == 0 or g == size.groups
         ]
-        # The nearest that is allowed; the larger of two.
+        # The nearest allowed one; of two equally near, the larger.
         groups = min(reversed(allowed), key=lambda g: abs(g - wanted))
         ffn = _multiple(self._share("ffn", ratio) * size.ffn, self.limits.step(size.ffn), size.ffn)
         return Sizes(groups, heads, ffn)

@@ -112,8 +112,8 @@ def compress(
     if plan is None or recipe.repair != "none":
         from threadpoolctl import threadpool_limits  # here, as it sets an environment variable
 
-        # LAPACK's threads spin while they wait for one another. Beside other work they wait long:
-        # more than there are cores for then take many times what one alone does.
+        # LAPACK's threads spin while they wait for one another. With fewer free cores than threads
+        # that takes many times as long as a single thread.
         with threadpool_limits(max(1, (os.cpu_count() or 1) // 2), user_api="blas"):
             statistics.sweep(
                 inner,

@@ -105,7 +105,7 @@ def plan_depth(cfg: DecoderConfig, target: Target, recipe: Recipe, profile: Prof
     if number == len(cfg.layers):
         return plan
     assert profile is not None  # a target of fewer layers is what it was measured for
-    # The most similar go: they change the residual least (block influence).
+    # The most similar are removed: they change the residual least (block influence).
     order = np.argsort(-np.asarray(profile.similarity), kind="stable")
     drop = sorted(order[: len(cfg.layers) - number].tolist())
     parts = [part for part in plan.layers if part.layer not in drop]
@@ -159,7 +159,7 @@ def shrink(
     small = allocate.shrink(
         cfg,
         target,
-        free=recipe.axes,
+        prunable_axes=recipe.axes,
         limits=limits,
         shape=shape,
         kept=kept,

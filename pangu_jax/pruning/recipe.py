@@ -9,7 +9,10 @@ from pangu_jax.pruning import plan as plans
 from pangu_jax.pruning import repair as repairs
 
 # What a params or flops target cuts unless told otherwise.
-FREE = {"pangu-light": ("groups", "ffn", "hidden"), "minitron": ("groups", "ffn", "hidden")}
+PRUNABLE_AXES = {
+    "pangu-light": ("groups", "ffn", "hidden"),
+    "minitron": ("groups", "ffn", "hidden"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Recipe:
       greedy: whether SlimLLM's swaps are done.
       keep_lowest: share of the least important channels that are kept nevertheless, a quirk of the
         released code (0.01 there).
-      free: axes that a params or flops target cuts; empty is the method's own.
+      prunable_axes: axes that a params or flops target cuts; empty is the method's own.
       norm: re-initialization of RMSNorm gains when hidden channels go.
       clap: whether removed layers hand their best KV groups on.
       gain_correct: whether those are corrected for the other layer's norm.
@@ -44,7 +47,7 @@ class Recipe:
     propagate: str = "pruned"
     greedy: bool = True
     keep_lowest: float = 0.0
-    free: tuple[str, ...] = ()
+    prunable_axes: tuple[str, ...] = ()
     norm: str = "l2"
     clap: bool = True
     gain_correct: bool = True
@@ -63,10 +66,10 @@ class Recipe:
             raise InputError(f"keep_lowest must be in [0, 1), got {self.keep_lowest}")
         if self.ridge is not None and self.ridge < 0:
             raise InputError(f"ridge must not be negative, got {self.ridge}")
-        for name in self.free:
-            check_choice("a free axis", name, ("groups", "ffn", "hidden"))
+        for name in self.prunable_axes:
+            check_choice("a prunable axis", name, ("groups", "ffn", "hidden"))
 
     @property
     def axes(self) -> tuple[str, ...]:
         """The axes that a params or flops target cuts."""
-        return self.free or FREE.get(self.method, ("groups", "ffn"))
+        return self.prunable_axes or PRUNABLE_AXES.get(self.method, ("groups", "ffn"))

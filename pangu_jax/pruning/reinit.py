@@ -165,6 +165,6 @@ def _gain_ratio(source, layer, to, path, hidden) -> jax.Array:
         return jnp.ones(1, jnp.float32)
     xp = np if isinstance(old, np.ndarray) else jnp
     old, new = old.astype(np.float32), new.astype(np.float32)
-    # A gain of nearly nothing cannot be divided by; what stands behind it is lost.
+    # A gain near zero cannot be divided by; what it scales is lost.
     ratio = xp.where(abs(new) > 1e-6, old / xp.where(new == 0, 1, new), 0.0)
     return ratio[hidden["embed"]] if "embed" in hidden else ratio

@@ -148,7 +148,7 @@ def _choose_ridge(sums, held, kernel, kept, dropped, method, ridge):
             jnp.nan_to_num(least_squares.held_out_error(found, choices[place]), nan=np.inf)
         )
 
-    # The error falls to its least and then rises, so it is followed down: not all are tried.
+    # The error falls to a minimum and then rises, so it is followed down without trying all.
     best = len(choices) // 2
     for step in (1, -1):
         while 0 <= best + step < len(choices) and error(best + step) < error(best):

@@ -225,7 +225,7 @@ def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtyp
     batch = sweep_cfg.batch * windows.shape[1] * widest * (item + 2 * size)
     kept = _keeps_units(windows.size, widest, size, item) and not sweep_cfg.offload
     units = windows.size * widest * size * kept
-    # The moments, and at most four times one of them for what a repair gathers and solves.
+    # The moments, and up to four times the largest for what a repair gathers and solves.
     return boundary + units + batch + (sets + 4) * widest * widest * item
 
 
@@ -258,7 +258,7 @@ class _Walk:
         self.dtype, self.offload = jnp.dtype(sweep_cfg.moments), sweep_cfg.offload
         self.width = weights["mlp"]["down"]["kernel"].shape[-1]
         self.store = np.asarray if sweep_cfg.offload else lambda x: x
-        # Sums begin where the parameters are: else the first call of each function compiles twice.
+        # Sums start on the parameters' devices; otherwise each function compiles twice.
         devices = jax.tree.leaves(weights)[0].devices()
         self.home = next(iter(devices)) if len(devices) == 1 else None
 

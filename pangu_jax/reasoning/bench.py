@@ -21,7 +21,7 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class Judgment:
     """What is made of one answer.
 
     Attributes:
@@ -52,7 +52,7 @@ def check_judges(tasks: Sequence[Task], *, allow_code: bool) -> None:
         answers.equal("1", "1", "maths")
 
 
-def judge(item: Item, found: str | None, *, allow_code: bool = False) -> Judged:
+def judge(item: Item, found: str | None, *, allow_code: bool = False) -> Judgment:
     """Whether an answer is right.
 
     Args:
@@ -61,17 +61,17 @@ def judge(item: Item, found: str | None, *, allow_code: bool = False) -> Judged:
       allow_code: whether code may be run; see `sandbox.run`.
     """
     if found is None:
-        return Judged(False, "no answer found")
+        return Judgment(False, "no answer found")
     try:
         if item.code is None:
             right = answers.equal(item.gold, found, item.kind)
-            return Judged(right, "cannot be compared" if right is None else None)
+            return Judgment(right, "cannot be compared" if right is None else None)
         verdict = item.code.judge(found, allow=allow_code)
     except InputError as error:  # a process cannot be started, say
-        return Judged(None, str(error))
+        return Judgment(None, str(error))
     passed = f"{verdict.passed} of {verdict.total} tests"
     why = None if verdict.right else f"{passed}: {verdict.error or 'not passed'}"
-    return Judged(verdict.right, why)
+    return Judgment(verdict.right, why)
 
 
 def rules() -> str:
@@ -108,7 +108,7 @@ def figures(
     return {
         "questions": questions,
         "answers": count,
-        "avg": _shown(pass_at_k.average(right, tried)),
+        "avg": _shown(pass_at_k.avg_at_k(right, tried)),
         "pass": {str(k): _shown(pass_at_k.pass_at(k, right, tried)) for k in powers(samples)},
         "tokens": _shown(pass_at_k.mean(tokens / samples, seed=seed)),
         "format_errors": unanswered,

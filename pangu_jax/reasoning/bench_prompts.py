@@ -1,7 +1,7 @@
 """How questions are put to a model, and where in its text the answer is looked for.
 
 All words are our own, but for the form of HumanEval's completions. They are part of what is
-measured, so a run keeps them with its results (`Asker.described`).
+measured, so a run keeps them with its results (`Prompter.described`).
 """
 
 import dataclasses
@@ -112,15 +112,15 @@ class Prompt:
 
     Attributes:
       ids: tokens.
-      inside: whether an answer begins inside a span of thinking.
+      starts_in_thinking: whether an answer begins inside a span of thinking.
     """
 
     ids: list[int]
-    inside: bool = False
+    starts_in_thinking: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Asker:
+class Prompter:
     """How a model is asked.
 
     Attributes:
@@ -193,7 +193,9 @@ class Asker:
             text = text[len(before) :] if text.startswith(before) else self.tokenizer.decode(ids)
             ends = (text.find(cut) for cut in CUTS[_form(item)])
             return "", text[: min((end for end in ends if end >= 0), default=None)]
-        reply = Reply(self.tokenizer, self.template.thinking, inside=prompt.inside)
+        reply = Reply(
+            self.tokenizer, self.template.thinking, starts_in_thinking=prompt.starts_in_thinking
+        )
         reply.take(ids)
         return reply.thought, reply.answer
 

@@ -22,7 +22,7 @@ def make_asker(
     cfg: DecoderConfig,
     tokenizer: Tokenizer,
     template: Template,
-    max_new: int = 16,
+    max_new_tokens: int = 16,
     slots: int = 32,
     length: int = 2048,
     how: How = HOW,
@@ -34,7 +34,7 @@ def make_asker(
       cfg: the model.
       tokenizer: of the model.
       template: how it reads dialogues.
-      max_new: most tokens of a reply.
+      max_new_tokens: most tokens of a reply.
       slots: prompts that are answered at once.
       length: tokens that there is room for; a longer prompt is an InputError.
       how: layout, implementations, and the type of activations.
@@ -55,10 +55,12 @@ def make_asker(
         for row in rows:
             check_vocabulary(row, tokenizer, cfg.vocab)
         replies = [""] * len(rows)
-        for place, answer in answers(engine, (Request(r, max_new, stop_ids=stops) for r in rows)):
-            inside = opens_thinking(texts[place], template)
-            reply = Reply(tokenizer, template.thinking, inside=inside)
-            reply.take(answer.ids[: -1 if answer.end == "stop" else None].tolist())
+        for place, answer in answers(
+            engine, (Request(r, max_new_tokens, stop_ids=stops) for r in rows)
+        ):
+            starts_in_thinking = opens_thinking(texts[place], template)
+            reply = Reply(tokenizer, template.thinking, starts_in_thinking=starts_in_thinking)
+            reply.take(answer.ids[: -1 if answer.finish_reason == "stop" else None].tolist())
             replies[place] = reply.answer
         return replies
 

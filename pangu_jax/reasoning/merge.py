@@ -19,8 +19,9 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten, map_named
 
-Method = Literal["mean", "delta", "slerp", "ties", "dare"]
-FROM_BASE = ("delta", "ties", "dare")
+# "delta" is an older name of task_arithmetic.
+Method = Literal["mean", "task_arithmetic", "slerp", "ties", "dare", "delta"]
+FROM_BASE = ("task_arithmetic", "ties", "dare")
 STACKED = ("layers", "group", "expert")  # axes whose entries are tensors of their own
 COLLINEAR = 0.9995  # cosine from which slerp is linear, as in mergekit
 
@@ -30,9 +31,9 @@ class Recipe:
     """How to merge.
 
     Attributes:
-      method: one of `Method`.
-      scale: how far to go from the base (delta, ties, dare), or from the first to the second
-        (slerp); the mean has none.
+      method: one of `Method`; "delta" becomes "task_arithmetic".
+      scale: how far to go from the base (task_arithmetic, ties, dare), or from the first to the
+        second (slerp); the mean has none.
       density: share of each difference that is kept (ties, dare).
       weights: of each tree; None is 1 each for the mean and for ties, which divide by their sum,
         and one by their number for the others, which do not.
@@ -51,9 +52,13 @@ class Recipe:
     def __post_init__(self):
         """Raises InputError for what makes no sense."""
         check_choices(self)
+        if self.method == "delta":
+            object.__setattr__(self, "method", "task_arithmetic")
         check_size("seed", self.seed, least=0)
         if self.method == "mean" and self.scale != 1:
-            raise InputError("a mean has no scale; method delta goes part of the way from a base")
+            raise InputError(
+                "a mean has no scale; method task_arithmetic goes part of the way from a base"
+            )
         if not 0 <= self.scale <= (1 if self.method == "slerp" else float("inf")):
             raise InputError(f"scale must be at least 0, for slerp at most 1; got {self.scale:g}")
         if not 0 < self.density <= 1:
@@ -193,8 +198,8 @@ def _between(wide: list[np.ndarray], recipe: Recipe) -> np.ndarray:
 
 def _from_base(base: np.ndarray, wide: list[np.ndarray], recipe: Recipe, name: str) -> np.ndarray:
     options = {"weights": recipe.weights, "scale": recipe.scale}
-    if recipe.method == "delta":
-        return delta(base, wide, **options)
+    if recipe.method == "task_arithmetic":
+        return task_arithmetic(base, wide, **options)
     if recipe.method == "ties":
         return ties(base, wide, density=recipe.density, **options)
     masks = [
@@ -216,7 +221,7 @@ def mean(arrays: Sequence[np.ndarray], *, weights: Sequence[float] | None = None
     return total / each.sum()
 
 
-def delta(
+def task_arithmetic(
     base: np.ndarray,
     arrays: Sequence[np.ndarray],
     *,
@@ -311,7 +316,7 @@ def dare(
         base + _rescaled(np.float64(x) - base, mask, density)
         for x, mask in zip(arrays, masks, strict=True)
     ]
-    return delta(base, kept, weights=weights, scale=scale)
+    return task_arithmetic(base, kept, weights=weights, scale=scale)
 
 
 def _shares(number: int, weights: Sequence[float] | None) -> np.ndarray:

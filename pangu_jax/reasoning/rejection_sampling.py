@@ -9,7 +9,7 @@ from pangu_jax.reasoning.reward import Sample, Score, Source, repetition
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """What became of the answers to one question.
+    """The outcome for the answers to one question.
 
     Attributes:
       place: of the answer to teach; None where none is accepted.
@@ -34,7 +34,7 @@ def choose(
     most_repeated: float = 0.0,
     accepts: float = 1.0,
 ) -> Chosen:
-    """The shortest of the answers to one question that is accepted; the first of equals.
+    """The shortest accepted answer to a question; of equally short ones the first.
 
     An answer is accepted by the rule and then, if there is one, by the model; what either cannot
     tell is not taught. The model is asked about the shortest first, until it accepts one.

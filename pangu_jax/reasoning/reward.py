@@ -37,7 +37,7 @@ class Sample:
       gold: the right answer; empty where there is none.
       code: how code is judged.
       mode: the think mode that was asked for, if any.
-      inside: whether the prompt opened the span of thinking.
+      starts_in_thinking: whether the prompt opened the span of thinking.
       tokens: how long the answer is.
       budget: how long it may be.
     """
@@ -49,7 +49,7 @@ class Sample:
     gold: str = ""
     code: CodeTask | None = None
     mode: str | None = None
-    inside: bool = False
+    starts_in_thinking: bool = False
     tokens: int = 0
     budget: int | None = None
 
@@ -152,7 +152,7 @@ class Seen:
 
 
 @dataclasses.dataclass(frozen=True)
-class Health:
+class SourceHealth:
     """How sources have done in the last groups, and what their weights are by that.
 
     Attributes:
@@ -181,7 +181,7 @@ class Health:
         quiet = len(groups) == self.window and not any(group.varied for group in groups)
         return base * self.floor if quiet else base
 
-    def after(self, graded: Graded) -> "Health":
+    def after(self, graded: Graded) -> "SourceHealth":
         """What is known with one more group.
 
         Raises:
@@ -212,7 +212,7 @@ def grade(
     samples: Sequence[Sample],
     routes: Mapping[str, Route],
     sources: Mapping[str, Source],
-    health: Health = Health(),
+    health: SourceHealth = SourceHealth(),
 ) -> Graded:
     """The rewards of a group.
 
@@ -272,7 +272,11 @@ def overlong(tokens: int, budget: int, last: float = 0.2) -> float:
 
 
 def well_formed(
-    text: str, thinking: tuple[str, str] | None, *, mode: str | None = None, inside: bool = False
+    text: str,
+    thinking: tuple[str, str] | None,
+    *,
+    mode: str | None = None,
+    starts_in_thinking: bool = False,
 ) -> str | None:
     """What is wrong with the form of an answer; None where nothing is.
 
@@ -280,12 +284,12 @@ def well_formed(
       text: all that the model wrote, with its tags.
       thinking: what opens and closes a span of thinking; None where the model has none.
       mode: "fast" asks for an empty span, "slow" for one that is not.
-      inside: whether the prompt opened the span.
+      starts_in_thinking: whether the prompt opened the span.
     """
     if thinking is None:
         return None if text.strip() else "there is no answer"
     start, end = thinking
-    text = start + text if inside else text
+    text = start + text if starts_in_thinking else text
     if text.count(start) != 1 or text.count(end) != 1 or text.index(end) < text.index(start):
         return "there must be one span of thinking, opened and then closed"
     before, _, rest = text.partition(start)
@@ -366,7 +370,7 @@ def _ask(
 
 
 def _reward(
-    route: Route, scores: Mapping[str, Sequence[Score | None]], i: int, health: Health
+    route: Route, scores: Mapping[str, Sequence[Score | None]], i: int, health: SourceHealth
 ) -> float:
     """NaN where a source failed or none applied."""
     said = {name: scores[name][i] for name in route.names if name in scores}

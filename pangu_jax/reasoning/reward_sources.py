@@ -84,7 +84,9 @@ def format_of(thinking: tuple[str, str] | None) -> Source:
     """1 for an answer of the form that was asked for, else 0; see `well_formed`."""
 
     def judge(sample: Sample) -> Score:
-        wrong = well_formed(sample.text, thinking, mode=sample.mode, inside=sample.inside)
+        wrong = well_formed(
+            sample.text, thinking, mode=sample.mode, starts_in_thinking=sample.starts_in_thinking
+        )
         return Score(0.0 if wrong else 1.0, wrong or "")
 
     return per_sample(judge)

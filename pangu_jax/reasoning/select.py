@@ -8,7 +8,7 @@ from pangu_jax.core.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Passes:
+class AttemptCounts:
     """How often a student solved each of N questions.
 
     The counts are kept, not their ratio alone: of 8 answers and of 800 the same ratio does not say
@@ -46,7 +46,7 @@ class Passes:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is kept: exp(-(complexity - mu)^2 / (2 sigma^2)) of the questions.
+    """Which share of questions is kept: exp(-(complexity - mu)^2 / (2 sigma^2)).
 
     Attributes:
       mu: the complexity of which all are kept.
@@ -72,13 +72,13 @@ class Selection:
         return np.where(complexity == 0, 0.0, kept)
 
 
-def select(passes: Passes, selection: Selection = Selection(), *, seed: int) -> np.ndarray:
+def select(attempts: AttemptCounts, selection: Selection = Selection(), *, seed: int) -> np.ndarray:
     """Which of the questions to train on.
 
     They must be measured anew in each iteration, with the student that it begins with.
 
     Args:
-      passes: of that student.
+      attempts: that student's.
       selection: what is kept.
       seed: of the draw; a question's part in it depends on its place only.
 
@@ -88,5 +88,5 @@ def select(passes: Passes, selection: Selection = Selection(), *, seed: int) -> 
     Source: arXiv 2505.22375 for selection by the complexity that a question has for the model at
     hand; the curve and its values are our reading of it.
     """
-    chance = selection.chance(passes.complexity)
+    chance = selection.chance(attempts.complexity)
     return np.random.default_rng(seed).random(len(chance)) < chance

@@ -8,6 +8,7 @@ import json
 import secrets
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -20,10 +21,17 @@ from starlette.types import Receive, Scope, Send
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import Reply, Template, opens_thinking, prompt_ids, render, stop_ids
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
-from pangu_jax.decode.engine import Piece
+from pangu_jax.decode.engine import TokenDelta
 from pangu_jax.serve.detokenizer import Continuation, Decoded, Part, TextStreamer
 from pangu_jax.serve.driver import SEEDS, Busy, Driver, Ended, Job
-from pangu_jax.serve.protocol import Ask, ChatAsk, Refusal, TextAsk, chat_ask, text_ask
+from pangu_jax.serve.protocol import (
+    ApiError,
+    ChatCompletionRequest,
+    CompletionRequest,
+    RequestBase,
+    parse_chat_completion,
+    parse_completion,
+)
 from pangu_jax.serve.response import ResponseBuilder
 
 LARGEST = 2**22  # bytes of a body
@@ -31,14 +39,14 @@ LARGEST = 2**22  # bytes of a body
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What answers.
+    """What the endpoints answer with.
 
     Attributes:
       driver: started.
       tokenizer: of the model.
       template: how dialogues are written, or a sentence that says why that is not known.
       name: of the model.
-      key: what clients must show; None lets everybody in.
+      key: what clients must send; None lets everybody in.
     """
 
     driver: Driver
@@ -50,7 +58,7 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """Ids to go on from, what stops the answer, and what makes its text."""
+    """The ids of a prompt, what stops the answer, and what turns its tokens into text."""
 
     ids: list[int]
     stop_ids: tuple[int, ...]
@@ -58,7 +66,7 @@ class _Prompt:
 
 
 def build(served: Served) -> Starlette:
-    """The ASGI application over an engine that runs."""
+    """The ASGI application over a running engine."""
     endpoints = _Endpoints(served)
     routes = [
         Route("/health", endpoints.health),
@@ -68,7 +76,7 @@ def build(served: Served) -> Starlette:
         Route("/v1/completions", endpoints.text, methods=["POST"]),
     ]
     handlers = {
-        Refusal: _refuse,
+        ApiError: _refuse,
         HTTPException: _no_route,
         ClientDisconnect: _unheard,
         Exception: _fault,
@@ -96,26 +104,26 @@ class _Endpoints:
         self._check_name(request.path_params["name"])
         return JSONResponse(self._described())
 
-    async def chat(self, request: Request) -> Response:
-        ask = chat_ask(await self._body(request))
-        self._check_name(ask.model)
-        form = ResponseBuilder(self._served.name, chat=True, scores=ask.logprobs)
-        prompt = await asyncio.to_thread(self._dialogue, ask)
-        return await self._answer(request, ask, form, [prompt], ask.limit)
+    async def chat(self, raw_request: Request) -> Response:
+        request = parse_chat_completion(await self._body(raw_request))
+        self._check_name(request.model)
+        form = ResponseBuilder(self._served.name, chat=True, scores=request.logprobs)
+        prompt = await asyncio.to_thread(self._dialogue, request)
+        return await self._answer(raw_request, request, form, [prompt], request.limit)
 
-    async def text(self, request: Request) -> Response:
-        ask = text_ask(await self._body(request))
-        self._check_name(ask.model)
-        scores = ask.logprobs is not None
+    async def text(self, raw_request: Request) -> Response:
+        request = parse_completion(await self._body(raw_request))
+        self._check_name(request.model)
+        scores = request.logprobs is not None
         form = ResponseBuilder(
-            self._served.name, chat=False, scores=scores, best=bool(ask.logprobs)
+            self._served.name, chat=False, scores=scores, best=bool(request.logprobs)
         )
-        if len(ask.prompt) > self._driver.most:
-            raise self._too_many(len(ask.prompt))
-        prompts = await asyncio.to_thread(self._prompts, ask)
+        if len(request.prompt) > self._driver.most:
+            raise self._too_many(len(request.prompt))
+        prompts = await asyncio.to_thread(self._prompts, request)
         room = min(self._driver.length - len(prompt.ids) for prompt in prompts)
-        limit = max(1, min(16, room)) if ask.max_tokens is None else ask.max_tokens
-        return await self._answer(request, ask, form, prompts, limit)
+        limit = max(1, min(16, room)) if request.max_tokens is None else request.max_tokens
+        return await self._answer(raw_request, request, form, prompts, limit)
 
     def _described(self) -> dict[str, Any]:
         return {
@@ -127,12 +135,12 @@ class _Endpoints:
         }
 
     def _admit(self, request: Request) -> None:
-        """Raises Refusal for who does not show the key."""
+        """Raises ApiError unless the request carries the key."""
         if self._served.key is None:
             return
         shown = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(shown, b"Bearer " + self._served.key.encode()):
-            raise Refusal(
+            raise ApiError(
                 "the header Authorization must be Bearer and the server's key",
                 status=401,
                 code="invalid_api_key",
@@ -141,7 +149,7 @@ class _Endpoints:
 
     def _check_name(self, name: str) -> None:
         if name != self._served.name:
-            raise Refusal(
+            raise ApiError(
                 f"there is no model {name!r} here; the one that there is is {self._served.name!r}",
                 "model",
                 status=404,
@@ -152,19 +160,19 @@ class _Endpoints:
         self._admit(request)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # which no page of another site may send unasked
-            raise Refusal("the header Content-Type must be application/json", status=415)
+            raise ApiError("the header Content-Type must be application/json", status=415)
         body = bytearray()
         async for part in request.stream():
             body += part
             if len(body) > LARGEST:
-                raise Refusal(f"the body has more than {LARGEST:,} bytes", status=413)
+                raise ApiError(f"the body has more than {LARGEST:,} bytes", status=413)
         return bytes(body)
 
-    def _dialogue(self, ask: ChatAsk) -> _Prompt:
+    def _dialogue(self, request: ChatCompletionRequest) -> _Prompt:
         template = self._served.template
         if isinstance(template, str):
-            raise Refusal(template, "messages")
-        messages = [{"role": m.role, "content": m.content} for m in ask.messages]
+            raise ApiError(template, "messages")
+        messages = [{"role": m.role, "content": m.content} for m in request.messages]
         for message in messages:
             if message["role"] == "developer":  # OpenAI's later name
                 message["role"] = "system"
@@ -173,12 +181,16 @@ class _Endpoints:
                 text = render(messages, template)
             ids = prompt_ids(text, self._tokenizer, template)
             check_vocabulary(ids, self._tokenizer, self._driver.cfg.vocab)
-        inside = opens_thinking(text, template)
-        decoded = lambda: Reply(self._tokenizer, template.thinking, inside=inside)  # noqa: E731
+        decoded = partial(
+            Reply,
+            self._tokenizer,
+            template.thinking,
+            starts_in_thinking=opens_thinking(text, template),
+        )
         return _Prompt(ids, stop_ids(self._tokenizer, template), decoded)
 
-    def _prompts(self, ask: TextAsk) -> list[_Prompt]:
-        return [self._prompt(prompt) for prompt in ask.prompt]
+    def _prompts(self, request: CompletionRequest) -> list[_Prompt]:
+        return [self._prompt(prompt) for prompt in request.prompt]
 
     def _prompt(self, given: str | list[int]) -> _Prompt:
         tokenizer = self._tokenizer
@@ -193,20 +205,20 @@ class _Endpoints:
 
     async def _answer(
         self,
-        request: Request,
-        ask: Ask,
+        raw_request: Request,
+        request: RequestBase,
         form: ResponseBuilder,
         prompts: list[_Prompt],
         limit: int | None,
     ) -> Response:
         limits = [self._limit(prompt.ids, limit) for prompt in prompts]
-        if len(prompts) * ask.n > self._driver.most:
-            raise self._too_many(len(prompts) * ask.n)
-        answering = _Answering(self._driver, ask, prompts, limits)
-        if ask.stream:
-            return _Stream(answering, form, ask)
+        if len(prompts) * request.n > self._driver.most:
+            raise self._too_many(len(prompts) * request.n)
+        answering = _Answering(self._driver, request, prompts, limits)
+        if request.stream:
+            return _Stream(answering, form, request)
         with contextlib.closing(answering):
-            whole = await _while_there(request.receive, answering.whole())
+            whole = await _while_there(raw_request.receive, answering.whole())
         if whole is None:
             raise ClientDisconnect
         return JSONResponse(form.whole(whole, answering.usage))
@@ -217,7 +229,7 @@ class _Endpoints:
         needed = len(ids) + (1 if limit is None else limit)
         if needed > most:
             asked = "an answer" if limit is None else f"an answer of up to {limit} tokens"
-            raise Refusal(
+            raise ApiError(
                 f"a prompt of {len(ids)} tokens and {asked} need room for {needed}; this server "
                 f"has room for {most} tokens of both",
                 "max_tokens" if len(ids) < most else None,
@@ -225,29 +237,43 @@ class _Endpoints:
             )
         return most - len(ids) if limit is None else limit
 
-    def _too_many(self, answers: int) -> Refusal:
-        return Refusal(
+    def _too_many(self, answers: int) -> ApiError:
+        return ApiError(
             f"{answers} answers are asked for; this server takes {self._driver.most} at once", "n"
         )
 
 
 class _Answering:
-    """The answers that one request asks for, as they come; made where the event loop runs."""
+    """The answers to one request, as they come; to be made in the event loop's thread."""
 
-    def __init__(self, driver: Driver, ask: Ask, prompts: Sequence[_Prompt], limits: Sequence[int]):
+    def __init__(
+        self,
+        driver: Driver,
+        request: RequestBase,
+        prompts: Sequence[_Prompt],
+        limits: Sequence[int],
+    ):
         """Submits the jobs.
 
         Raises:
-          Refusal: the driver takes them not now, or not any more.
+          ApiError: the queue is full, or the driver has ended.
         """
         self._driver, self._loop = driver, asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
-        seed = secrets.randbelow(SEEDS) if ask.seed is None else ask.seed % SEEDS
-        each = [(p, limit) for p, limit in zip(prompts, limits, strict=True) for _ in range(ask.n)]
-        self._writers = [TextStreamer(prompt.decoded(), ask.stop) for prompt, _ in each]
+        self._deltas: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
+        seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed % SEEDS
+        each = [
+            (p, limit) for p, limit in zip(prompts, limits, strict=True) for _ in range(request.n)
+        ]
+        self._writers = [TextStreamer(prompt.decoded(), request.stop) for prompt, _ in each]
         self._jobs: dict[int, Job] = {
             index: Job(
-                prompt.ids, limit, ask.sampling, prompt.stop_ids, seed, index, self._giver(index)
+                prompt.ids,
+                limit,
+                request.sampling,
+                prompt.stop_ids,
+                seed,
+                index,
+                self._giver(index),
             )
             for index, (prompt, limit) in enumerate(each)
         }
@@ -255,7 +281,7 @@ class _Answering:
         try:
             driver.submit(list(self._jobs.values()))
         except Busy as error:
-            raise Refusal(
+            raise ApiError(
                 f"{driver.most} answers are being made or wait already; try again",
                 status=429,
                 code="queue_full",
@@ -279,22 +305,22 @@ class _Answering:
         """(which answer, what comes next in it), until all have ended.
 
         Raises:
-          Refusal: no more will come.
+          ApiError: no more will come.
         """
         while self._jobs:
-            index, piece = await self._pieces.get()
+            index, delta = await self._deltas.get()
             if index not in self._jobs:
                 continue  # what came after a stop string
-            if isinstance(piece, Exception):
-                raise _refusal(piece)
+            if isinstance(delta, Exception):
+                raise _refusal(delta)
             try:
-                part = self._writers[index].push(piece)
+                part = self._writers[index].push(delta)
             except ArithmeticError as error:
                 raise _refusal(error) from error
             self._made += part.count
-            if part.end is not None:
+            if part.finish_reason is not None:
                 job = self._jobs.pop(index)
-                if piece.end is None:
+                if delta.finish_reason is None:
                     self._driver.cancel([job])
             yield index, part
 
@@ -302,7 +328,7 @@ class _Answering:
         """All answers.
 
         Raises:
-          Refusal: see `parts`.
+          ApiError: see `parts`.
         """
         answers = [Part() for _ in range(self.size)]
         async for index, part in self.parts():
@@ -315,10 +341,10 @@ class _Answering:
             self._driver.cancel(list(self._jobs.values()))
             self._jobs.clear()
 
-    def _giver(self, index: int) -> Callable[[Piece | Exception], None]:
-        def give(piece: Piece | Exception) -> None:
+    def _giver(self, index: int) -> Callable[[TokenDelta | Exception], None]:
+        def give(delta: TokenDelta | Exception) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, so nobody listens
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
+                self._loop.call_soon_threadsafe(self._deltas.put_nowait, (index, delta))
 
         return give
 
@@ -328,11 +354,11 @@ class _Stream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, answering: _Answering, form: ResponseBuilder, ask: Ask):
+    def __init__(self, answering: _Answering, form: ResponseBuilder, request: RequestBase):
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._answering, self._form = answering, form
-        self._usage = ask.stream_options is not None and ask.stream_options.include_usage
+        self._usage = request.stream_options is not None and request.stream_options.include_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with contextlib.closing(self._answering):
@@ -345,7 +371,7 @@ class _Stream(Response):
             async for event in self._events():
                 await send(_event(event))
             await send(_event("[DONE]"))
-        except Refusal as error:
+        except ApiError as error:
             await send(_event(error.body))
         await send({"type": "http.response.body", "body": b""})
 
@@ -356,7 +382,7 @@ class _Stream(Response):
             for index in range(answering.size):
                 yield {**form.begin(index), **more}
         async for index, part in answering.parts():
-            if part.text or part.thought or part.tokens or part.end:
+            if part.text or part.thought or part.tokens or part.finish_reason:
                 yield {**form.chunk(index, part), **more}
         if self._usage:
             yield form.last(answering.usage)
@@ -372,7 +398,7 @@ _Result = TypeVar("_Result")
 
 
 async def _while_there(receive: Receive, work: Awaitable[_Result]) -> _Result | None:
-    """What the work gives; None where the client goes away first, and the work is cancelled."""
+    """The result of the work; None if the client disconnects first, which cancels the work."""
     tasks = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -393,18 +419,18 @@ def _blaming(param: str):
     try:
         yield
     except InputError as error:
-        raise Refusal(error, param) from error
+        raise ApiError(error, param) from error
 
 
-def _refusal(error: Exception) -> Refusal:
-    """Why an answer that was begun does not come."""
+def _refusal(error: Exception) -> ApiError:
+    """The error for an answer that was begun and does not come."""
     if isinstance(error, InputError):
-        return Refusal(error)
+        return ApiError(error)
     failed = not isinstance(error, Ended) or error.failed
-    return Refusal(error, status=500 if failed else 503)
+    return ApiError(error, status=500 if failed else 503)
 
 
-async def _refuse(request: Request, error: Refusal) -> Response:
+async def _refuse(request: Request, error: ApiError) -> Response:
     return JSONResponse(error.body, error.status, headers=error.headers)
 
 
@@ -412,7 +438,7 @@ async def _no_route(request: Request, error: HTTPException) -> Response:
     path = request.url.path
     said = {404: f"there is no {path}", 405: f"{path} does not take {request.method}"}
     status = error.status_code
-    refusal = Refusal(said.get(status, error.detail), status=status, headers=error.headers)
+    refusal = ApiError(said.get(status, error.detail), status=status, headers=error.headers)
     return await _refuse(request, refusal)
 
 
@@ -421,4 +447,4 @@ async def _unheard(request: Request, error: Exception) -> Response:
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    return await _refuse(request, Refusal("the server has a fault; see its log", status=500))
+    return await _refuse(request, ApiError("the server has a fault; see its log", status=500))

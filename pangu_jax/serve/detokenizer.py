@@ -7,7 +7,7 @@ from typing import Protocol
 
 from pangu_jax.data.chat import partial_tag_length
 from pangu_jax.data.tokenizer import StreamDecoder, Tokenizer
-from pangu_jax.decode.engine import End, Piece
+from pangu_jax.decode.engine import FinishReason, TokenDelta
 
 TAIL = 16  # tokens of a prompt that may decide how the next one is written
 
@@ -61,7 +61,7 @@ class Decoded(Protocol):
 
 
 class Continuation:
-    """The text that tokens add to a prompt's: spaces are as they are within one text."""
+    """The text that tokens add to a prompt's, with spaces as within one text."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
         """Begins behind the prompt."""
@@ -109,21 +109,21 @@ class Token:
 
 @dataclasses.dataclass
 class Part:
-    """What may be sent of an answer next; several joined are the answer so far.
+    """The next part of an answer that may be sent; several joined are the answer so far.
 
     Attributes:
       text: of the answer.
       thought: of its thinking.
       tokens: whose texts are sent with this part or were before.
       count: tokens that were drawn.
-      end: why the answer ends here; None if it goes on.
+      finish_reason: why the answer ends here; None if it goes on.
     """
 
     text: str = ""
     thought: str = ""
     tokens: list[Token] = dataclasses.field(default_factory=list)
     count: int = 0
-    end: End | None = None
+    finish_reason: FinishReason | None = None
 
     def add(self, other: "Part") -> None:
         """Joins what comes next."""
@@ -131,7 +131,7 @@ class Part:
         self.thought += other.thought
         self.tokens += other.tokens
         self.count += other.count
-        self.end = other.end
+        self.finish_reason = other.finish_reason
 
 
 class TextStreamer:
@@ -148,17 +148,17 @@ class TextStreamer:
         self._said = 0  # characters of the answer, those held back included
         self._pending: list[Token] = []
 
-    def push(self, piece: Piece) -> Part:
+    def push(self, delta: TokenDelta) -> Part:
         """What the engine's next tokens make known.
 
         Raises:
           ArithmeticError: the model's scores are no numbers.
         """
-        part, size = Part(), len(piece.ids)
-        for number, (token, score) in enumerate(zip(piece.ids, piece.log_probs, strict=True), 1):
+        part, size = Part(), len(delta.ids)
+        for number, (token, score) in enumerate(zip(delta.ids, delta.log_probs, strict=True), 1):
             if not math.isfinite(score):
                 raise ArithmeticError(f"the model gives token {token} the score {score}")
-            end = piece.end if number == size else None
+            end = delta.finish_reason if number == size else None
             part.count += 1
             if end != "stop":
                 self._pending.append(Token("", float(score), self._said, self._said))
@@ -166,9 +166,9 @@ class TextStreamer:
             if end is not None:
                 self._take(self._decoded.finish(), part)
                 part.text += self._stops.push("", final=True)
-            part.end = "stop" if self._stops.hit else end
-            part.tokens += self._ready(part.end is not None)
-            if part.end is not None:
+            part.finish_reason = "stop" if self._stops.hit else end
+            part.tokens += self._ready(part.finish_reason is not None)
+            if part.finish_reason is not None:
                 break
         return part
 

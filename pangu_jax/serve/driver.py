@@ -15,7 +15,7 @@ import numpy as np
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
-from pangu_jax.decode.engine import Engine, Piece, Request, check_prompt, round_up
+from pangu_jax.decode.engine import Engine, Request, TokenDelta, check_prompt, round_up
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
@@ -24,11 +24,11 @@ SEEDS = 2**32  # as many as jax's keys tell apart
 
 
 class Busy(Exception):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class Ended(Exception):
-    """Why requests are not answered any more.
+    """The driver has ended, and why: requests are no longer answered.
 
     Attributes:
       failed: whether it is a fault of the engine; else it was told to end.
@@ -42,40 +42,40 @@ class Ended(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """An answer that is asked for.
+    """An answer to be generated.
 
     Attributes:
       ids: the prompt.
-      max_new: most tokens to draw.
+      max_new_tokens: maximum number of tokens to draw.
       sampling: how they are drawn.
       stop_ids: the answer ends with the first of these.
       seed: 0 to SEEDS - 1; with `row`, all that decides what is drawn: the answer is that of row
         `row` of `decode.generate` with the key of this seed.
       row: which answer of that seed.
-      give: called in the engine's thread with each piece, or with why no more will come.
+      give: called in the engine's thread with each delta, or with why no more will come.
       number: the engine's, once it knows of it.
     """
 
     ids: Sequence[int]
-    max_new: int
+    max_new_tokens: int
     sampling: SamplingConfig
     stop_ids: Sequence[int]
     seed: int
     row: int
-    give: Callable[[Piece | Exception], None]
+    give: Callable[[TokenDelta | Exception], None]
     number: int | None = None
 
 
 class Driver:
-    """The engine's thread, and how others speak to it.
+    """The engine's thread, and how other threads talk to it.
 
     Attributes:
       cfg: the model.
       slots: answers that are made at once.
       length: tokens that a prompt and its answer may have together.
       most: jobs that may be open: in slots, and waiting.
-      failure: what ended the thread, where nobody asked it to end.
-      failed: called in the engine's thread when it ends so; to be set by who wants to know.
+      failure: the error that ended the thread; None if `end` did.
+      failed: called in the engine's thread when it ends that way; may be replaced.
       free: slots without a job, as of the engine's last turn.
       waiting: jobs without a slot, as of then.
     """
@@ -194,11 +194,11 @@ class Driver:
             _try(engine, min(self.length - 1, 4 * self._burst), self._longest)
             self._warm.set()
             while self._heed(engine):
-                for piece in engine.advance():
-                    job = self._jobs[piece.request]
-                    if piece.end is not None:
+                for delta in engine.advance():
+                    job = self._jobs[delta.request]
+                    if delta.finish_reason is not None:
                         self._close(job)
-                    job.give(piece)
+                    job.give(delta)
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._fail(error)
             self._warm.set()
@@ -223,7 +223,7 @@ class Driver:
     def _submit(self, engine: Engine, job: Job) -> None:
         key = _key(job.seed, job.row)
         try:
-            request = Request(job.ids, job.max_new, job.sampling, job.stop_ids, key)
+            request = Request(job.ids, job.max_new_tokens, job.sampling, job.stop_ids, key)
             job.number = engine.submit(request)
         except InputError as error:
             self._free()
@@ -252,7 +252,7 @@ class Driver:
         self.failed()
 
     def _give_up(self) -> None:
-        """Tells everybody who is still there why no more comes."""
+        """Tells every open job why no more tokens will come."""
         with self._changed:
             late = [job for what, job in self._inbox if what == "submit"]
             self._inbox.clear()
@@ -262,7 +262,7 @@ class Driver:
 
 
 def _try(engine: Engine, most: int, longest: int) -> None:
-    """Compiles what requests and cancelled ones run through: nobody then waits for it."""
+    """Compiles what requests and cancellations run, so that no client waits for it."""
     number = engine.submit(Request([0], most, key=_key(0, 0)))
     engine.advance()
     engine.cancel(number)

@@ -1,4 +1,4 @@
-"""What may be asked, in OpenAI's form: every field is known and honored, or refused by its name.
+"""Requests in OpenAI's format: every field is known and honored, or refused by its name.
 
 Source: the reference of OpenAI's API, chat completions and completions.
 """
@@ -14,8 +14,8 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.decode.sample import SamplingConfig
 
 
-class Refusal(InputError):
-    """An answer that is no answer: what is wrong, in OpenAI's form.
+class ApiError(InputError):
+    """A request that is refused or fails: what is wrong, in OpenAI's format.
 
     Attributes:
       status: of HTTP.
@@ -85,17 +85,17 @@ _MESSAGE = {
 
 
 def _drop(found: Any, neutral: Mapping[str, tuple[str, ...]], where: str = "") -> Any:
-    """An object without what asks for nothing.
+    """The object without fields that ask for nothing.
 
     Raises:
-      Refusal: something that is not implemented is asked for.
+      ApiError: something that is not implemented is asked for.
     """
     if not isinstance(found, dict):
         return found
     for name, texts in neutral.items():
         if found.get(name) is not None and json.dumps(found[name]) not in texts:
             only = " or ".join(("null", *texts))
-            raise Refusal(
+            raise ApiError(
                 f"{where}{name} {json.dumps(found[name])[:80]} is not supported; it may be left "
                 f"out or be {only}",
                 where + name,
@@ -139,7 +139,7 @@ def _prompts(found: Any) -> Any:
 
 
 class Message(_Strict):
-    """A turn of a dialogue; what the model thought is taken and, as in `chat`, not shown to it."""
+    """A turn of a dialogue; its thinking is accepted and, as in `chat`, not shown to the model."""
 
     role: str
     content: Annotated[str, BeforeValidator(_content)]
@@ -147,14 +147,14 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream has beside the answer."""
+    """What a stream holds besides the answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
 
-class Ask(_Strict):
-    """What both endpoints take."""
+class RequestBase(_Strict):
+    """The fields that both endpoints take."""
 
     model: str
     n: int = Field(1, ge=1, le=128)
@@ -178,7 +178,7 @@ class Ask(_Strict):
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 
-class ChatAsk(Ask):
+class ChatCompletionRequest(RequestBase):
     """The body of /v1/chat/completions."""
 
     messages: list[Message]
@@ -187,22 +187,22 @@ class ChatAsk(Ask):
 
     @property
     def limit(self) -> int | None:
-        """Most tokens of an answer; None is what there is room for."""
+        """Maximum number of tokens of an answer; None is as many as there is room for."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class TextAsk(Ask):
+class CompletionRequest(RequestBase):
     """The body of /v1/completions."""
 
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
     logprobs: int | None = Field(None, ge=0, le=1)
 
 
-def chat_ask(body: bytes) -> ChatAsk:
-    """What a body asks of /v1/chat/completions.
+def parse_chat_completion(body: bytes) -> ChatCompletionRequest:
+    """Reads the body of a request to /v1/chat/completions.
 
     Raises:
-      Refusal: says which field cannot be honored.
+      ApiError: says which field cannot be honored.
     """
     found = _object(body, _CHAT)
     if isinstance(found.get("messages"), list):
@@ -210,57 +210,57 @@ def chat_ask(body: bytes) -> ChatAsk:
             _drop(message, _MESSAGE, f"messages.{number}.")
             for number, message in enumerate(found["messages"])
         ]
-    ask = _checked(ChatAsk, found)
-    if len({ask.max_tokens, ask.max_completion_tokens} - {None}) > 1:
-        raise Refusal(
-            f"max_tokens {ask.max_tokens} and max_completion_tokens {ask.max_completion_tokens} "
-            "are two names for one number; give one",
+    request = _checked(ChatCompletionRequest, found)
+    if len({request.max_tokens, request.max_completion_tokens} - {None}) > 1:
+        raise ApiError(
+            f"max_tokens {request.max_tokens} and max_completion_tokens "
+            f"{request.max_completion_tokens} are two names for one number; give one",
             "max_tokens",
         )
-    return ask
+    return request
 
 
-def text_ask(body: bytes) -> TextAsk:
-    """What a body asks of /v1/completions.
+def parse_completion(body: bytes) -> CompletionRequest:
+    """Reads the body of a request to /v1/completions.
 
     Raises:
-      Refusal: says which field cannot be honored.
+      ApiError: says which field cannot be honored.
     """
-    ask = _checked(TextAsk, _object(body, _TEXT))
-    if ask.logprobs and ask.temperature:
-        raise Refusal(
+    request = _checked(CompletionRequest, _object(body, _TEXT))
+    if request.logprobs and request.temperature:
+        raise ApiError(
             "logprobs 1 asks for the likeliest token beside the one drawn, which is known where "
             "they are the same: with temperature 0; logprobs may be 0",
             "logprobs",
         )
-    return ask
+    return request
 
 
 def _object(body: bytes, neutral: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     try:
         found = pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Refusal(f"the body is not JSON: {error}") from error
+        raise ApiError(f"the body is not JSON: {error}") from error
     if not isinstance(found, dict):
-        raise Refusal("the body must be a JSON object")
+        raise ApiError("the body must be a JSON object")
     return _drop(found, neutral)
 
 
-_Kind = TypeVar("_Kind", bound=Ask)
+_Kind = TypeVar("_Kind", bound=RequestBase)
 
 
 def _checked(kind: type[_Kind], found: dict[str, Any]) -> _Kind:
     try:
-        ask = kind.model_validate(found)
+        request = kind.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise Refusal(f"there is no field {where}", where) from error
+            raise ApiError(f"there is no field {where}", where) from error
         if first["type"] == "missing":
-            raise Refusal(f"{where} is missing", where) from error
+            raise ApiError(f"{where} is missing", where) from error
         message = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-        raise Refusal(f"{where}: {message}, got {first['input']!r:.80}", where) from error
-    if ask.stream_options is not None and not ask.stream:
-        raise Refusal("stream_options is for answers with stream true", "stream_options")
-    return ask
+        raise ApiError(f"{where}: {message}, got {first['input']!r:.80}", where) from error
+    if request.stream_options is not None and not request.stream:
+        raise ApiError("stream_options is for answers with stream true", "stream_options")
+    return request

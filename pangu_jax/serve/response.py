@@ -10,7 +10,7 @@ from pangu_jax.serve.detokenizer import Part, Token
 
 @dataclasses.dataclass(frozen=True)
 class ResponseBuilder:
-    """What all parts of a response have in common.
+    """Builds a response, whole or in chunks; holds what all its parts have in common.
 
     Attributes:
       model: its served name.
@@ -29,7 +29,7 @@ class ResponseBuilder:
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
 
     def whole(self, parts: list[Part], usage: dict[str, int]) -> dict[str, Any]:
-        """The response to an ask without streaming."""
+        """The response to a request without streaming."""
         choices = []
         for index, part in enumerate(parts):
             if self.chat:
@@ -70,7 +70,7 @@ class ResponseBuilder:
         scores = None
         if self.scores:
             scores = _chat_scores(part.tokens) if self.chat else self._text_scores(part.tokens)
-        return {"index": index, **said, "logprobs": scores, "finish_reason": part.end}
+        return {"index": index, **said, "logprobs": scores, "finish_reason": part.finish_reason}
 
     def _text_scores(self, tokens: list[Token]) -> dict[str, Any]:
         best = [{token.text: token.log_prob} for token in tokens] if self.best else None

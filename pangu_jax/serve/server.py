@@ -17,7 +17,7 @@ SLACK = 5  # seconds that clients have to read what they are told at the end
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that has the address, and does not listen yet.
+    """A socket bound to the address, which does not listen yet.
 
     Args:
       host: a name or an address.
@@ -43,7 +43,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves until a signal or `stop`; then answers what was asked, for so long as it may.
+    """Serves until a signal or `stop`; then finishes open requests, for a limited time.
 
     A second signal ends the process at once.
     """
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
 
 
 def _quiet(app: Any) -> Any:
-    """The application, whose cancelled requests are no errors: their clients read nothing."""
+    """The application, with canceled requests not counted as errors: nobody reads the answer."""
 
     async def call(scope, receive, send):
         with contextlib.suppress(asyncio.CancelledError):

@@ -51,7 +51,7 @@ def cell(
     *,
     shown: Callable[[dict[str, Any]], str] | None = None,
 ) -> dict[str, Any]:
-    """What a cell gave; one that is not there yet is computed, with the "seconds" that it took.
+    """A cell's result; a missing one is computed, with the "seconds" that it took.
 
     Args:
       cells: the run.

@@ -112,7 +112,7 @@ def open_base(
     *,
     dtype: str | None = None,
 ) -> Base:
-    """Opens --checkpoint, or trains the experiment's model in base/, which goes on where it was.
+    """Opens --checkpoint, or trains the experiment's model in base/, resuming if it was begun.
 
     Args:
       experiment: the settings.
@@ -174,7 +174,7 @@ def perplexity(base: Base, params: Any, cfg: DecoderConfig, windows: np.ndarray)
 
 
 def prune(base: Base, windows: np.ndarray, target: str, recipe: Recipe) -> Result:
-    """Prunes the dense model to the very size that the target names, whatever hardware likes."""
+    """Prunes the dense model to exactly the target's size, not rounded to hardware's multiples."""
     return compress(
         base.params,
         windows,
@@ -196,7 +196,7 @@ def recover(
     seed: int = 0,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> Any:
-    """Distils a pruned model from the dense one in recover/NAME; gives its parameters.
+    """Distills a pruned model from the dense one in recover/NAME; returns its parameters.
 
     Args:
       base: the dense model, and the text it was trained on.

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown: one line of heads, one per row; no line break at the end."""
+    """A Markdown table: a header line, then a line per row; no line break at the end."""
     lines = [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
     return "\n".join(lines)
 
@@ -15,14 +15,14 @@ def _line(cells: Sequence[object]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def deviation(values: Sequence[float], digits: int = 3) -> str:
+def mean_std(values: Sequence[float], digits: int = 3) -> str:
     """The mean ± standard deviation (of the population, ddof 1); of one value itself."""
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def extent(values: Sequence[float], digits: int = 3) -> str:
-    """The mean and, of several values, (least-greatest)."""
+    """The mean and, for several values, their range: "mean (least-greatest)"."""
     mean = f"{np.mean(values):.{digits}f}"
     if len(values) == 1:
         return mean

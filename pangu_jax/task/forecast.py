@@ -11,7 +11,7 @@ import numpy as np
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig, save
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.series import CsvFormat, Series, read_csv
-from pangu_jax.data.windows import Scaler, borders, parts
+from pangu_jax.data.windows import Scaler, parts, split_rows
 from pangu_jax.eval.forecast import fit_linear, repeat_last, score_function
 from pangu_jax.eval.intervals import Coverage, choose_rate, conformal, measure_coverage
 from pangu_jax.eval.predict import (
@@ -194,7 +194,7 @@ def fit_series(
     where = "the series" if isinstance(data, Series) else str(data)
     series = data if isinstance(data, Series) else read_csv(data)
     cfg = dataclasses.replace(model or TimeProConfig(), horizon=horizon)
-    split = borders(len(series.values), where=where)
+    split = split_rows(len(series.values), where=where)
     at = parts(split, look_back=cfg.look_back, horizon=horizon, where=where)
     there = {
         part: measured(series.filled, getattr(at, part), cfg, series.names, f"{where}, {part} part")
@@ -212,7 +212,7 @@ def fit_series(
         folder=folder,
     )
     description = ForecasterConfig(
-        cfg, series.names, scaler.mean, scaler.deviation, series.step.count, series.step.unit,
+        cfg, series.names, scaler.mean, scaler.std, series.step.count, series.step.unit,
         series.step.month_end, tuple(seeds), coverage, 0.0, Path(where).name, series.step.day,
     )  # fmt: skip
     zero = np.zeros((horizon, len(series.names)))
@@ -255,13 +255,13 @@ def score_series(model: Forecaster, series: Series, *, where: str = "the series"
     """
     cfg, scaler = model.cfg.model, scaler_of(model)
     values, filled = arrange(model, series, where)
-    at = parts(borders(len(values), where=where), look_back=cfg.look_back, horizon=cfg.horizon,
+    at = parts(split_rows(len(values), where=where), look_back=cfg.look_back, horizon=cfg.horizon,
                where=where)  # fmt: skip
     count = measured(filled, at.test, cfg, model.cfg.names, f"{where}, test part")
     left, widths = _with_widths(model, series, values, filled, at.test)
     tracked = measure_coverage(left, widths, count)
     fixed = measure_coverage(left, model.half_width, count)
-    scaled = (left / np.array(scaler.deviation))[count]
+    scaled = (left / np.array(scaler.std))[count]
     sizes = {"look_back": cfg.look_back, "horizon": cfg.horizon}
     table = scaler.scale(values)
     fitted = fit_linear(table, at.train, **sizes)

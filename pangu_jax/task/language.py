@@ -30,7 +30,7 @@ def generate(
     model: Model,
     prompts: Sequence[str],
     *,
-    max_new: int = 200,
+    max_new_tokens: int = 200,
     temperature: float = SamplingConfig.temperature,
     top_k: int = SamplingConfig.top_k,
     top_p: float = SamplingConfig.top_p,
@@ -40,12 +40,12 @@ def generate(
 ) -> list[str]:
     """Continues every prompt, and returns the continuations, as `pangu-jax generate` does.
 
-        >>> pj.generate(m, ["Once upon a time", "The"], max_new=20, temperature=0.8)
+        >>> pj.generate(m, ["Once upon a time", "The"], max_new_tokens=20, temperature=0.8)
 
     Args:
       model: a language model.
       prompts: texts; an empty one starts a new document.
-      max_new: maximum number of new tokens for each.
+      max_new_tokens: maximum number of new tokens for each.
       temperature: divides the logits; 0 is greedy decoding.
       top_k: sample from the k most likely tokens; 0 for all.
       top_p: sample from the smallest set of tokens whose total probability reaches it; 1 for all.
@@ -65,7 +65,7 @@ def generate(
         model.params,
         ids,
         cfg=model.cfg,
-        max_new=max_new,
+        max_new_tokens=max_new_tokens,
         sampling=SamplingConfig(temperature, top_k, top_p),
         stop_ids=tokenizer.eos_ids,
         key=jax.random.key(seed),

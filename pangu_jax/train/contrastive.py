@@ -14,7 +14,7 @@ from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.models.pooling import check_pooling
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.sharding.layout import Layout
-from pangu_jax.train.step import WholeLoss
+from pangu_jax.train.step import BatchLoss
 
 
 def contrastive_loss(
@@ -23,7 +23,7 @@ def contrastive_loss(
     temperature: float = 0.05,
     symmetric: bool = False,
     layout: Layout | None = None,
-) -> WholeLoss:
+) -> BatchLoss:
     """InfoNCE over the whole batch, however many microbatches and devices it is embedded in.
 
     Args:
@@ -72,7 +72,7 @@ def contrastive_loss(
         )
         return nats, weight, {"accuracy": right}
 
-    return WholeLoss(rows, compare)
+    return BatchLoss(rows, compare)
 
 
 def text_vectors(

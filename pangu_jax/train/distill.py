@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.losses.distill import hidden_match, logit_kl
+from pangu_jax.losses.distill import hidden_state_loss, logit_kl
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
@@ -87,7 +87,7 @@ def distill_loss(
         total, metrics = lm_weight * nats + kl_weight * kl, {"nats": nats, "kl": kl}
         if hidden_weight:
             target = target if channels is None else target[..., channels]
-            metrics["hidden"] = hidden_match(out.hidden, target, weights)
+            metrics["hidden"] = hidden_state_loss(out.hidden, target, weights)
             total = total + hidden_weight * metrics["hidden"]
         return total, weight, metrics
 

@@ -13,7 +13,7 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class StopRule:
-    """Ends a run after so many evaluations in a row without a better one.
+    """Ends a run after `patience` evaluations in a row without improvement.
 
     Attributes:
       metric: the name of one that `evaluate` returns; lower is better.
@@ -31,7 +31,7 @@ class StopRule:
 
 @struct.dataclass
 class Best:
-    """The best so far; all with a leading axis of seeds where there are several.
+    """The best so far; with several seeds everything has a leading axis.
 
     Attributes:
       params: the parameters at the best evaluation.

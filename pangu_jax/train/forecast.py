@@ -55,7 +55,7 @@ class FitConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What came out.
+    """The result of training.
 
     Attributes:
       params: the best parameters, every leaf with a leading axis of seeds.
@@ -82,7 +82,7 @@ def learning_rate(cfg: FitConfig, epoch: int) -> float:
 
 @lru_cache(maxsize=8)
 def schedule(cfg: FitConfig, epoch_steps: int) -> optax.Schedule:
-    """The rate by step, for epochs of so many steps."""
+    """The learning rate by step, for epochs of `epoch_steps` steps."""
     rates = np.array([learning_rate(cfg, epoch + 1) for epoch in range(cfg.epochs)], np.float32)
     return lambda step: jnp.asarray(rates)[jnp.asarray(step) // epoch_steps]
 
@@ -236,7 +236,7 @@ def fit(
 
 
 class _Watch:
-    """What the lines of metrics say: errors of every epoch, and the time of a step."""
+    """The lines of metrics: errors of every epoch, and the time of a step."""
 
     def __init__(self, cfg: FitConfig, seeds: int, steps: int, progress: Callable | None):
         self._cfg, self._steps, self._progress = cfg, steps, progress
@@ -288,7 +288,7 @@ class _Watch:
 
 
 def _settings(model, cfg, seeds, arrays) -> dict[str, Any]:
-    """What a run is of."""
+    """What defines a run."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pangu_jax.checkpoint import store
 from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.tree import content_hash
-from pangu_jax.losses.balance import balance
+from pangu_jax.losses.balance import load_balancing_loss
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder, registry, transformer
 from pangu_jax.nn.how import HOW, How
@@ -80,7 +80,9 @@ def auxiliary(router: list, cfg: decoder.DecoderConfig) -> jax.Array | None:
     for stats, (layer, _) in zip(router, transformer.run_lengths(cfg), strict=True):
         if stats is not None:
             active = layer.moe.groups * layer.moe.top_k
-            layers.append(balance(stats.load, stats.prob_sum, stats.tokens, active=active))
+            layers.append(
+                load_balancing_loss(stats.load, stats.prob_sum, stats.tokens, active=active)
+            )
     return jnp.concatenate(layers).mean() if layers else None
 
 
@@ -121,7 +123,7 @@ def train_language(
       InputError: as in `loop.train` and `store.begin`.
       Stopped: as in `loop.train`.
     """
-    # Without what changes no result, but for rounding.
+    # Without options that change results by rounding alone.
     settings = {
         "model": registry.to_json(cfg),
         "steps": loop.steps,

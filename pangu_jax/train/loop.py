@@ -22,12 +22,12 @@ from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.profile import Profiler
 from pangu_jax.train.resume import explained, last_saved, restore, save
 from pangu_jax.train.stages import LoopConfig, Stage, StageSequence, sequence
-from pangu_jax.train.step import Loss, TrainState, WholeLoss, make_step
+from pangu_jax.train.step import BatchLoss, Loss, TrainState, make_step
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
 
 def train(
-    loss: Loss | WholeLoss,
+    loss: Loss | BatchLoss,
     spec: Any,
     batches: Callable[[int], Iterator[Any]],
     *,
@@ -52,7 +52,7 @@ def train(
     A run of one stage; see `train_stages` for the result and what it raises.
 
     Args:
-      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `WholeLoss`.
+      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
       spec: tree of `Spec` of the parameters.
       batches: `batches(step)` gives the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
@@ -224,7 +224,7 @@ def _run_stage(run: _Run, index: int, state: TrainState) -> TrainState:
         if pending is not None:
             _report(run, *pending)
         pending, number = (number, count, metrics), number + count
-        # Asked once a call: a signal that comes later is for the next.
+        # Asked once per call: a later signal is handled by the next one.
         stopping = run.stop.reached(number)
         evaluates, saves = timeline.due(number)
         if evaluates or saves or stopping or number == end:
@@ -261,7 +261,7 @@ def _make_step(run: _Run, index: int, count: int) -> Callable:
 
 
 def _batch(stream: Iterator[Any], count: int, layout: Layout | None) -> Any:
-    """The next batch; of several steps with a leading axis of them."""
+    """The next batch; for several steps, with a leading axis."""
     if count == 1:
         return _place(next(stream), layout)
     taken = [next(stream) for _ in range(count)]
@@ -269,7 +269,7 @@ def _batch(stream: Iterator[Any], count: int, layout: Layout | None) -> Any:
 
 
 def _evaluated(run: _Run, state: TrainState, number: int) -> TrainState:
-    """Measures, writes it down, and keeps the parameters that a stop rule prefers."""
+    """Evaluates, logs the result, and keeps the parameters that a stop rule prefers."""
     if run.evaluate is None:
         return state
     scores = run.evaluate(state.params)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec, init, is_spec, zeros
 from pangu_jax.core.tree import flatten, split
-from pangu_jax.train.step import Loss, WholeLoss
+from pangu_jax.train.step import BatchLoss, Loss
 
 TRAINED = r".*/lora_(into|out)"  # the `trainable` of a training that leaves all else as it is
 _INTO, _OUT = "lora_into", "lora_out"
@@ -96,9 +96,9 @@ def merge(params: Any, cfg: LoraConfig) -> Any:
     return _walk(params, "", plain)
 
 
-def adapted(loss: Loss | WholeLoss, cfg: LoraConfig) -> Loss | WholeLoss:
+def adapted(loss: Loss | BatchLoss, cfg: LoraConfig) -> Loss | BatchLoss:
     """A model's loss as a function of its adapted parameters."""
-    if isinstance(loss, WholeLoss):
+    if isinstance(loss, BatchLoss):
         embed = loss.embed
         return dataclasses.replace(
             loss, embed=lambda params, *rest: embed(merge(params, cfg), *rest)
@@ -123,7 +123,7 @@ def _with_factors(node: dict, cfg: LoraConfig, wanted: bool) -> dict:
     at = len(axes) - 1 if axes[-1] == "embed" else 1
     rows, columns = math.prod(shape[:at]), math.prod(shape[at:])
     names = kernel.axes[:many]
-    # A side that is one axis keeps its name, so that it is split as the kernel is.
+    # A side that is a single axis keeps its name, so it is sharded as the kernel is.
     row, column = (part[0] if len(part) == 1 else None for part in (axes[:at], axes[at:]))
     into = Spec((*lead, rows, cfg.rank), (*names, row, None), Normal(rows**-0.5), kernel.dtype)
     out = Spec((*lead, cfg.rank, columns), (*names, None, column), zeros, kernel.dtype)

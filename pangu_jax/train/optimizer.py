@@ -67,7 +67,7 @@ def schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that weight decay pulls at: kernels and embedding tables."""
+    """True for the leaves that weight decay applies to: kernels and embedding tables."""
     return map_named(lambda name, _: name.endswith(("kernel", "table")), params)
 
 

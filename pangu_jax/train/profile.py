@@ -139,7 +139,7 @@ def part(scope: str) -> str:
 
 
 def _bytes_held(state: Any) -> dict[str, int]:
-    """What a state takes on the first local device."""
+    """The memory of a state on the first local device."""
     device = jax.local_devices()[0]
 
     def held(tree: Any) -> int:

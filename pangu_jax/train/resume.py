@@ -17,7 +17,7 @@ from pangu_jax.train.step import TrainState, abstract_state, with_seeds
 
 
 def save(store: Store | NullStore, number: int, state: TrainState, told: dict[str, Any]) -> None:
-    """Saves the state after a step, and what `StageSequence.told` tells of it.
+    """Saves the state after a step, with the metadata of `StageSequence.told`.
 
     Raises:
       InputError: the parameters are not finite.
@@ -35,13 +35,13 @@ def _finite(params: Any) -> jax.Array:
 
 
 def last_saved(store: Store | NullStore) -> str:
-    """What is left after a failure, as part of a sentence."""
+    """What a failure leaves behind, as part of a sentence."""
     kept = store.latest()
     return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
 
 
 def beside_parameters(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds beside the parameters."""
+    """What a checkpoint holds besides the parameters."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     return rest if state.best is None else {**rest, "best": state.best}
 
@@ -99,7 +99,7 @@ def on_device(shapes: Any, layout: Layout | None) -> Any:
 
 @contextlib.contextmanager
 def explained(store: Store | NullStore) -> Iterator[None]:
-    """Says what it means when what several processes do together fails.
+    """Explains the failure of something that several processes do together.
 
     Raises:
       InputError: a computation failed, which with several processes is mostly that one has ended.

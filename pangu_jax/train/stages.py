@@ -11,7 +11,7 @@ import optax
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.layout import Layout
-from pangu_jax.train.step import Loss, TrainState, WholeLoss, init_state
+from pangu_jax.train.step import BatchLoss, Loss, TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +59,14 @@ class Stage:
       steps: how long it is.
       loss: see `step.make_step`.
       batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
-      optimizer: None goes on with that of the stage before, and with its state; otherwise its state
-        begins anew.
+      optimizer: None keeps the previous stage's, and its state; another begins with a fresh state.
       schedule: the learning rate by the optimizer's step, for metrics.
       frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
         where there are none. They live where the caller put them.
     """
 
     steps: int
-    loss: Loss | WholeLoss
+    loss: Loss | BatchLoss
     batches: Callable[[int], Iterator[Any]]
     optimizer: optax.GradientTransformation | None = None
     schedule: optax.Schedule | None = None
@@ -85,7 +84,7 @@ class StageSequence:
     layout: Layout | None
 
     def stage_of(self, step: int) -> int:
-        """Which stage a state of so many steps is of; one at a stage's end is still of it."""
+        """The index of the stage that a step belongs to; a stage's last step is its own."""
         return next(i for i, end in enumerate(self.ends) if step <= end)
 
     def boundary(self, number: int, end: int) -> int:

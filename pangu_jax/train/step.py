@@ -25,7 +25,7 @@ Loss = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, jax.Array, dict[str
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeLoss:
+class BatchLoss:
     """A loss that does not add up over microbatches, as every row is compared with every other.
 
     Accumulating then caches gradients instead: microbatches are embedded one by one, all embeddings
@@ -92,7 +92,7 @@ def init_state(
 
 
 def draw(spec: Any, key: jax.Array, layout: Layout | None = None) -> Any:
-    """Initial values; of several keys with a leading axis of them, each as it is alone."""
+    """Initial values; several keys add a leading axis, each entry as for that key alone."""
     if key.size == 1:
         return init(spec, key=key.reshape(()), layout=layout)
     return jax.vmap(lambda one: init(spec, key=one))(key)
@@ -127,7 +127,7 @@ def abstract_state(
 
 
 def with_seeds(spec: Any, seeds: int) -> Any:
-    """The spec of so many models: a leading axis where there are several."""
+    """The spec of one or more models; several have a leading axis."""
     if seeds == 1:
         return spec
     return jax.tree.map(
@@ -139,7 +139,7 @@ def with_seeds(spec: Any, seeds: int) -> Any:
 
 @lru_cache(maxsize=8)
 def make_step(
-    loss: Loss | WholeLoss,
+    loss: Loss | BatchLoss,
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
@@ -161,7 +161,7 @@ def make_step(
     into the program.
 
     Args:
-      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `WholeLoss`.
+      loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
       optimizer: what turns gradients into updates.
       accumulate: number of microbatches; it divides every leaf's first dimension.
       schedule: reported as learning_rate, if given.
@@ -221,9 +221,9 @@ def _norm(grads: Any, layout: Layout | None) -> jax.Array:
     return optax.tree.norm(leaves)
 
 
-def _gradients(loss: Loss | WholeLoss, accumulate: int) -> Callable:
+def _gradients(loss: Loss | BatchLoss, accumulate: int) -> Callable:
     """`gradients(part, rest, frozen, batch, key) -> ((sum, sums), grads of part)`."""
-    whole = isinstance(loss, WholeLoss)
+    whole = isinstance(loss, BatchLoss)
     summed = _cached(loss, accumulate) if whole else loss
 
     def total(part, rest, frozen, batch, key):
@@ -248,7 +248,7 @@ def _gradients(loss: Loss | WholeLoss, accumulate: int) -> Callable:
     return gradients
 
 
-def _cached(loss: WholeLoss, accumulate: int) -> Loss:
+def _cached(loss: BatchLoss, accumulate: int) -> Loss:
     """The loss as a function of parameters; backward holds one microbatch at a time."""
 
     def summed(params, frozen, batch, key):

@@ -20,7 +20,7 @@ MODEL = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
 
 def make(number):
     cfg = forecaster.ForecasterConfig(
-        model=MODEL, names=("a", "b"), mean=(float(number), 2.0), deviation=(1.0, 3.0),
+        model=MODEL, names=("a", "b"), mean=(float(number), 2.0), std=(1.0, 3.0),
         step_count=3600, step_unit="s", month_end=False, seeds=(0,), coverage=0.9,
         measured_coverage=0.9, trained_on="load.csv",
     )  # fmt: skip
@@ -123,6 +123,7 @@ def test_one_of_an_older_version_is_read(tmp_path):
     values = described(tmp_path)
     (tmp_path / values.pop("arrays")).rename(tmp_path / forecaster.ARRAYS)
     del values["sha256"], values["month_day"], values["rate"], values["tracked_to"]
+    values["deviation"] = values.pop("std")
     describe(tmp_path, values, sealed=False)
     assert number_of(tmp_path) == 1
     assert forecaster.load(tmp_path).cfg.rate == 0  # its intervals stay as they are
@@ -149,9 +150,9 @@ def test_values_that_are_not_finite_are_named(value, tmp_path):
     cfg = make(1).cfg
     with pytest.raises(InputError, match=r"the mean .* of 'a' must be finite"):
         dataclasses.replace(cfg, mean=(value, 1.0))
-    for deviation in (value, 0.0, -1.0):
-        with pytest.raises(InputError, match="of 'b' must be finite, and the deviation above 0"):
-            dataclasses.replace(cfg, deviation=(1.0, deviation))
+    for std in (value, 0.0, -1.0):
+        with pytest.raises(InputError, match="of 'b' must be finite, and the std above 0"):
+            dataclasses.replace(cfg, std=(1.0, std))
     model = make(1)
     model.half_width[1, 1] = value
     forecaster.save(model, tmp_path)

@@ -10,11 +10,11 @@ from pangu_jax.cli import bench
 from pangu_jax.cli.main import main
 from pangu_jax.core.journal import Journal
 from pangu_jax.decode.engine import Answer
-from pangu_jax.reasoning.bench import Judged
+from pangu_jax.reasoning.bench import Judgment
 
 RECORDS = [{"question": f"{'abc' * i}?", "answer": "1", "kind": "number"} for i in range(3)]
 CODE = {"prompt": "Write f.", "code": "def f(): pass", "test": ["f()"]}
-PLAIN = ["--mode", "plain", "--max-new", 6, "--samples", 2, "--temperature", 2, "--batch", 3]
+PLAIN = ["--mode", "plain", "--max-new-tokens", 6, "--samples", 2, "--temperature", 2, "--batch", 3]
 
 
 def call(*arguments):
@@ -87,7 +87,7 @@ def test_answers_that_are_not_judged_are_kept_counted_and_judged_when_the_run_go
 
     def failing(item, found, **options):
         broken = next(turns) % 2 == 0
-        return Judged(None, "no sandbox") if broken else judge(item, found, **options)
+        return Judgment(None, "no sandbox") if broken else judge(item, found, **options)
 
     def results():
         return json.loads((folder / "results.json").read_text())
@@ -129,7 +129,7 @@ def test_one_long_question_takes_no_room_of_other_tasks(asked, tmp_path, monkeyp
         bench, "answers", lambda _, asked: ((i, answer) for i, _ in enumerate(asked))
     )
     tasks = f"{asked[2]},{tmp_path}/long.jsonl"
-    options = ["--mode", "plain", "--max-new", 3]
+    options = ["--mode", "plain", "--max-new-tokens", 3]
     assert call(asked[0], "--tasks", tasks, *options, "--out", tmp_path / "o") == 0
     assert [(x["slots"], x["length"]) for x in made] == [(4, 32 + 16), (1, 256 + 16)]
 

@@ -29,7 +29,7 @@ def talk(tiny_run, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
         prompts.clear()
         with pytest.raises(SystemExit) as end:
-            main(["chat", str(model), "--max-new", "50", *arguments])
+            main(["chat", str(model), "--max-new-tokens", "50", *arguments])
         return end.value.code, *capsys.readouterr(), list(prompts)
 
     return run
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_said_in_a_sentence(talk, arguments, words, tmp_path):
 
 def test_a_real_model_answers_and_the_seed_decides(tiny_run, capsys):
     def say(*more):
-        arguments = ["chat", str(tiny_run), "--template", "chatml", "--max-new", "12"]
+        arguments = ["chat", str(tiny_run), "--template", "chatml", "--max-new-tokens", "12"]
         with pytest.raises(SystemExit) as end:
             main([*arguments, "--message", "hello", *more])
         assert end.value.code == 0

@@ -106,7 +106,7 @@ def test_evaluation_beats_repeating_and_reports_coverage(trained, capsys):
     assert model.cfg.measured_coverage == pytest.approx(found["coverage"])
     # The errors once more, window by window.
     series = forecast.read_csv(trained / "load.csv")
-    scale = np.array(model.cfg.deviation)
+    scale = np.array(model.cfg.std)
     errors = []
     for end in range(192, 237):
         part = dataclasses.replace(

@@ -53,7 +53,7 @@ def call(*arguments):
 
 
 def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, capsys):
-    options = ["--prompt", "a£c", "--max-new", 9, "--temperature", 3, "--top-k", 5]
+    options = ["--prompt", "a£c", "--max-new-tokens", 9, "--temperature", 3, "--top-k", 5]
     assert call("generate", run_folder, *options, "--seed", 4) == 0
     out, err = capsys.readouterr()
     params, _, _ = open_checkpoint(run_folder)
@@ -61,7 +61,7 @@ def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, c
         params,
         [[256, *"a£c".encode()]],
         cfg=CFG,
-        max_new=9,
+        max_new_tokens=9,
         sampling=SamplingConfig(3.0, top_k=5),
         stop_ids=[256],
         key=jax.random.key(4),
@@ -72,7 +72,7 @@ def test_generate_prints_the_prompt_its_continuation_and_the_speed(run_folder, c
     assert "note" not in err
     assert call("generate", run_folder, *options, "--seed", 5) == 0
     assert capsys.readouterr().out != out
-    assert call("generate", run_folder, "--max-new", 80) == 0
+    assert call("generate", run_folder, "--max-new-tokens", 80) == 0
     assert "made for 64 tokens" in capsys.readouterr().err
 
 
@@ -95,26 +95,26 @@ def answers_in(path):
 def test_the_prompts_of_a_file_are_answered_line_by_line(run_folder, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, "--batch", 2]
-    options += ["--max-new", 9, "--tokenizer", "bytes"]
+    options += ["--max-new-tokens", 9, "--tokenizer", "bytes"]
     assert call("generate", run_folder, *options) == 0
     assert "answers    5 in " in capsys.readouterr().out
     found, (params, _, _) = answers_in(out), open_checkpoint(run_folder)
     assert sorted(found) == [1, 2, 3, 4, 6]
     for line, record in zip((1, 2, 3, 4, 6), PROMPTS, strict=True):
         prompt = [256, *record["q"].encode()]
-        want = generate(params, [prompt], cfg=CFG, max_new=9, stop_ids=[256]).rows()[0]
+        want = generate(params, [prompt], cfg=CFG, max_new_tokens=9, stop_ids=[256]).rows()[0]
         assert found[line]["record"] == record
         assert found[line]["answer"] == ByteTokenizer().decode(want)
         assert found[line]["tokens"] == 9
         assert found[line]["end"] == "length"
-    assert found[1]["by"]["max_new"] == 9
+    assert found[1]["by"]["max_new_tokens"] == 9
 
 
 def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
     """Those that are there are kept, and the others are what they would have been."""
     out = tmp_path / "answers.jsonl"
     options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, "--batch", 2]
-    options += ["--max-new", 9, "--temperature", 3]
+    options += ["--max-new-tokens", 9, "--temperature", 3]
     assert call("generate", run_folder, *options) == 0
     whole, text = answers_in(out), out.read_bytes()
     assert whole[1]["answer"] != whole[4]["answer"]  # each line has a key of its own
@@ -126,7 +126,15 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
         assert answers_in(out) == whole
         assert out.read_bytes().startswith(left[: left.rfind(b"\n") + 1])
     assert "5 of them were there" in capsys.readouterr().out
-    for changes in (["--temperature", 2], ["--max-new", 8], ["--seed", 1]):
+    older = [json.loads(line) for line in text.splitlines()]
+    for line in older:
+        line["by"]["max_new"] = line["by"].pop("max_new_tokens")
+    out.write_text("".join(json.dumps(line) + "\n" for line in older))
+    words = ["--max-new" if word == "--max-new-tokens" else word for word in options]
+    assert call("generate", run_folder, *words) == 0  # by their older names
+    assert "5 of them were there" in capsys.readouterr().out
+    out.write_bytes(text)
+    for changes in (["--temperature", 2], ["--max-new-tokens", 8], ["--seed", 1]):
         assert call("generate", run_folder, *options, *changes) == 2
         name = changes[0][2:].replace("-", "_")
         assert f"line 1 holds an answer with another {name}: " in capsys.readouterr().err
@@ -144,7 +152,10 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
         (["--out", "OUT"], "--out is for the answers to --prompts"),
         (["--prompts", "FILE", "--out", "answers.txt"], "written as .jsonl"),
         (["--prompts", "FILE", "--out", "OUT", "--batch", 0], "batch must be at least 1"),
-        (["--prompts", "FILE", "--out", "OUT", "--max-new", 0], "max_new must be at least 1"),
+        (
+            ["--prompts", "FILE", "--out", "OUT", "--max-new-tokens", 0],
+            "max_new_tokens must be at least 1",
+        ),
         (["--prompts", "FILE", "--out", "OUT"], "prompts.jsonl line 1 has no text under"),
         (["--prompts", "none.jsonl", "--out", "OUT"], "cannot read none.jsonl"),
     ],
@@ -183,7 +194,7 @@ def test_what_is_wrong_is_said_in_one_sentence(run_folder, tmp_path, capsys):
     text.write_text("abc")
     for arguments in (
         ["generate", tmp_path],
-        ["generate", run_folder, "--max-new", 0],
+        ["generate", run_folder, "--max-new-tokens", 0],
         ["generate", run_folder, "--tokenizer", tmp_path / "none.json"],
         ["eval", run_folder, "--data", tmp_path / "nothing.txt"],
         ["eval", run_folder, "--data", text, "--length", 4, "--stride", 5],

@@ -175,7 +175,7 @@ def test_a_run_of_another_kind_of_model(tmp_path, capsys):
 def test_a_forecaster_is_a_timepro_with_its_columns(tmp_path, capsys):
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract(timepro.spec(TIMEPRO)))
     cfg = forecaster.ForecasterConfig(
-        model=TIMEPRO, names=("a", "b"), mean=(1.0, 2.0), deviation=(1.0, 3.0), step_count=3600,
+        model=TIMEPRO, names=("a", "b"), mean=(1.0, 2.0), std=(1.0, 3.0), step_count=3600,
         step_unit="s", month_end=False, seeds=(0, 5), coverage=0.9, measured_coverage=0.9,
         trained_on="load.csv",
     )  # fmt: skip

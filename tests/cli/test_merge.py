@@ -67,7 +67,10 @@ def test_the_mean_is_that_of_each_tensor_and_no_model_is_loaded(three, tmp_path,
 
 @pytest.mark.parametrize(
     ("case", "method"),
-    [("llama2", "slerp"), *(("qwen3_moe_fused", m) for m in ("delta", "slerp", "ties", "dare"))],
+    [
+        ("llama2", "slerp"),
+        *(("qwen3_moe_fused", m) for m in ("task_arithmetic", "slerp", "ties", "dare")),
+    ],
 )
 def test_what_is_written_is_the_merge_of_the_trees(case, method, tmp_path):
     folders = [checkpoint(tmp_path / name, case, seed=i) for i, name in enumerate("abo")]

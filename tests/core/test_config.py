@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_jax.core.config import (
+    RENAMED_FIELDS,
     check_size,
     from_json,
     load_config,
@@ -142,6 +143,14 @@ def test_fields_of_older_files_are_found_under_their_names_of_today():
     for _ in range(900):
         deep = [deep]
     assert up_to_date([{"renormalise": False}, deep]) == [{"renormalize": False}, deep]
+
+
+@pytest.mark.parametrize("old", RENAMED_FIELDS)
+def test_a_renamed_field_is_known_by_the_type_of_its_value(old):
+    kind, new = RENAMED_FIELDS[old]
+    for value in (True, 1, [1.0]):
+        name = new if type(value) is kind else old
+        assert up_to_date({"inner": {old: value}}) == {"inner": {name: value}}
 
 
 def test_a_long_value_is_cut_in_the_message():

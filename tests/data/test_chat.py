@@ -188,7 +188,8 @@ def test_a_reply_is_cut_into_thinking_and_answer(text, thought, answer, kind, tm
 def test_a_reply_may_begin_inside_the_thinking(text, thought, answer, tmp_path):
     for tokenizer in (tagged(tmp_path), ByteTokenizer()):
         whole, reply = (
-            Reply(tokenizer, chat.TEMPLATES["pangu"].thinking, inside=True) for _ in range(2)
+            Reply(tokenizer, chat.TEMPLATES["pangu"].thinking, starts_in_thinking=True)
+            for _ in range(2)
         )
         whole.take(tokenizer.encode(text))
         assert (whole.thought, whole.answer) == (thought, answer)

@@ -69,31 +69,44 @@ def test_bytes_begin_with_their_boundary():
     ]
 
 
-def plain(tokenizer, texts, length, prefix="", end=False):
-    found = [*encode_for_decoder(tokenizer, texts, length, prefixes=[prefix] * len(texts), end=end)]
+def plain(tokenizer, texts, length, prefix="", append_eos=False):
+    found = [
+        *encode_for_decoder(
+            tokenizer, texts, length, prefixes=[prefix] * len(texts), append_eos=append_eos
+        )
+    ]
     assert all(item.types == [0] * len(item.ids) for item in found)
     return [(item.ids, item.cut, item.prefix) for item in found]
 
 
-@pytest.mark.parametrize("end", [True, False])  # there is one anyway
-def test_what_a_decoder_reads(end, tmp_path):
+@pytest.mark.parametrize("append_eos", [True, False])  # there is one anyway
+def test_what_a_decoder_reads(append_eos, tmp_path):
     tokenizer = word_pieces(tmp_path)
-    assert plain(tokenizer, ["c d", "", "c d e"], 6, "a b ", end) == [
+    assert plain(tokenizer, ["c d", "", "c d e"], 6, "a b ", append_eos) == [
         ([CLS, A, B, C, D, SEP], False, 3),
         ([CLS, A, B, SEP], False, 3),
         ([CLS, A, B, C, D, SEP], True, 3),
     ]
-    assert plain(tokenizer, ["c"], 4, "a b d ", end) == [([CLS, A, B, SEP], True, 3)]
-    assert plain(tokenizer, [" c"], 9, "a b", end) == [([CLS, A, B, C, SEP], False, 3)]
-    assert plain(tokenizer, ["d"], 9, "a b", end) == [([CLS, A, 1, SEP], False, 2)]  # "bd" is both
-    assert plain(tokenizer, ["a"] * MANY + ["b"], 3, end=end)[-1] == ([CLS, B, SEP], False, 0)
+    assert plain(tokenizer, ["c"], 4, "a b d ", append_eos) == [([CLS, A, B, SEP], True, 3)]
+    assert plain(tokenizer, [" c"], 9, "a b", append_eos) == [([CLS, A, B, C, SEP], False, 3)]
+    assert plain(tokenizer, ["d"], 9, "a b", append_eos) == [
+        ([CLS, A, 1, SEP], False, 2)
+    ]  # "bd" is both
+    assert plain(tokenizer, ["a"] * MANY + ["b"], 3, append_eos=append_eos)[-1] == (
+        [CLS, B, SEP],
+        False,
+        0,
+    )
 
 
 def test_what_a_decoder_reads_without_special_tokens(tmp_path):
     tokenizer = word_pieces(tmp_path, template=False)
     assert tokenizer.begin == ()
     assert plain(tokenizer, ["a b", ""], 9) == [([A, B], False, 0), ([CLS], False, 0)]
-    assert plain(tokenizer, ["a b", ""], 2, end=True) == [([A, SEP], True, 0), ([SEP], False, 0)]
+    assert plain(tokenizer, ["a b", ""], 2, append_eos=True) == [
+        ([A, SEP], True, 0),
+        ([SEP], False, 0),
+    ]
     assert plain(tokenizer, ["a b"], 9, "c") == [([1, B], False, 0)]  # "ca" is one word
     assert plain(ByteTokenizer(), ["c", ""], 3, "ab") == [
         ([256, 97, 98], True, 3), ([256, 97, 98], False, 3)]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import multiconir_fact
-from pangu_jax.data.multiconir import Graded, Growing, find_parts, read_rows
+from pangu_jax.data.multiconir import RankedRow, Task1Row, find_parts, read_rows
 from pangu_jax.data.multiconir_fact import (
     Record,
     found_values,
@@ -36,7 +36,7 @@ FILMS = [
 
 
 def growing(positive, negative="nothing", query="released in 1990; belongs to the noir genre"):
-    return Growing((query,) * 10, positive, (negative,) * 10, None)
+    return Task1Row((query,) * 10, positive, (negative,) * 10, None)
 
 
 ROWS = [
@@ -50,7 +50,7 @@ def test_a_planted_record_is_found_whatever_its_other_facts():
     assert [r.id for r, _ in shared_records([moved], ROWS)] == ["One again"]
     # One name is missing; and a name is more than its words here and there.
     assert not shared_records(FILMS, [growing("Ann Smith, Bob Gray, and a hill with Cleo.")])
-    graded = Graded("q", "n", ("Fay Wood, Gus Reed, Hana Lake", *("no",) * 10))
+    graded = RankedRow("q", "n", ("Fay Wood, Gus Reed, Hana Lake", *("no",) * 10))
     assert [r.id for r, _ in shared_records(FILMS, [graded])] == ["Three"]
     plain = Record("no names", (("year", "1999"), ("genre", "noir")))
     assert shared_records([plain], [growing("A noir of 1999.")])

@@ -20,7 +20,7 @@ from tokenizers import (
 from pangu_jax.checkpoint import store
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import prompt_ids, render
-from pangu_jax.data.chat_template import load_template
+from pangu_jax.data.checkpoint_chat_template import load_template
 from pangu_jax.data.tokenizer import (
     RUN,
     ByteTokenizer,

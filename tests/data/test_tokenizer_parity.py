@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 
 from pangu_jax.cli.main import main
 from pangu_jax.data.chat import prompt_ids, render
-from pangu_jax.data.chat_template import load_template
+from pangu_jax.data.checkpoint_chat_template import load_template
 from pangu_jax.data.tokenizer import load_tokenizer
 
 from .test_tokenizer import ADDED, begins, byte_fallback, byte_level

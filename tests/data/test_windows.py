@@ -5,7 +5,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import ltsf
-from pangu_jax.data.windows import Borders, Scaler, WindowSource, borders, parts, starts
+from pangu_jax.data.windows import Scaler, SplitRows, WindowSource, parts, split_rows, starts
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from pangu_jax.data.windows import Borders, Scaler, WindowSource, borders, parts
 def test_test_windows_are_as_many_as_the_tables_count(name, total):
     kind = ltsf.benchmark(name)
     for horizon in (96, 192, 336, 720):
-        split = borders(kind.rows, kind.rule)
+        split = split_rows(kind.rows, kind.rule)
         at = parts(split, look_back=96, horizon=horizon)
         assert len(at.test) == total - horizon
         # The first step forecast is the first row of the part; the last one its last.
@@ -25,14 +25,14 @@ def test_test_windows_are_as_many_as_the_tables_count(name, total):
         assert at.train[-1] + 96 + horizon == split.train[1]
 
 
-def test_borders_are_the_published_ones():
-    assert borders(17420, "hourly") == Borders((0, 8640), (8640, 11520), (11520, 14400))
-    assert borders(69680, "quarter").test == (46080, 57600)
-    assert borders(7588) == Borders((0, 5311), (5311, 6071), (6071, 7588))
+def test_splits_are_the_published_ones():
+    assert split_rows(17420, "hourly") == SplitRows((0, 8640), (8640, 11520), (11520, 14400))
+    assert split_rows(69680, "quarter").test == (46080, 57600)
+    assert split_rows(7588) == SplitRows((0, 5311), (5311, 6071), (6071, 7588))
     with pytest.raises(InputError, match="load has 3 rows, too few"):
-        borders(3, where="load")
+        split_rows(3, where="load")
     with pytest.raises(InputError, match="needs 14400"):
-        borders(14399, "hourly")
+        split_rows(14399, "hourly")
 
 
 def test_which_files_have_no_times():
@@ -45,7 +45,7 @@ def test_windows_stay_in_their_part():
     assert starts((10, 20), look_back=4, horizon=3, reach=True).tolist() == [*range(6, 14)]
     assert starts((10, 12), look_back=4, horizon=3, reach=True).size == 0
     with pytest.raises(InputError, match="the validation part has 10 rows, too few for a look"):
-        parts(borders(100), look_back=20, horizon=11)
+        parts(split_rows(100), look_back=20, horizon=11)
     values = np.arange(40.0).reshape(20, 2)
     source = WindowSource(values, np.array([3, 5]), look_back=4, horizon=2)
     assert len(source) == 2
@@ -61,7 +61,7 @@ def test_scaling_and_back():
     assert scaled.dtype == np.float32
     np.testing.assert_allclose(scaled[:, 0].mean(), 0, atol=1e-6)
     np.testing.assert_allclose(scaled[:, 0].std(), 1, atol=1e-6)
-    assert scaler.deviation[1] == 1.0
+    assert scaler.std[1] == 1.0
     np.testing.assert_allclose(scaled[:, 1], 0, atol=1e-7)
     np.testing.assert_allclose(scaler.unscale(scaled), values, atol=1e-5)
 

@@ -60,9 +60,9 @@ def engine(**changes):
     return Engine(model(), cfg=CFG, **{**SIZES, **changes})
 
 
-def request(seed, length, max_new, way, stops=()):
+def request(seed, length, max_new_tokens, way, stops=()):
     ids = np.random.default_rng(seed).integers(0, CFG.vocab, length).tolist()
-    return Request(ids, max_new, WAYS[way], stops, jax.random.key(seed))
+    return Request(ids, max_new_tokens, WAYS[way], stops, jax.random.key(seed))
 
 
 @functools.cache
@@ -85,26 +85,26 @@ LIFE = st.tuples(REQUEST, st.integers(0, 4), st.one_of(st.none(), st.integers(0,
 @given(st.lists(LIFE, min_size=1, max_size=9))
 def test_a_request_gets_what_it_gets_alone(lives):
     """Random arrivals, lengths, sampling, stops, refills and cancels on three slots."""
-    here, pieces, numbers, cancelled, turn = engine(), {}, {}, set(), 0
+    here, deltas, numbers, cancelled, turn = engine(), {}, {}, set(), 0
     while here.busy or turn < 7:
         for index, (what, arrives, leaves) in enumerate(lives):
             if arrives == turn:
                 numbers[here.submit(request(*what))] = index
             if leaves is not None and arrives + leaves == turn:
                 found = next(n for n, i in numbers.items() if i == index)
-                ended = any(p.end for p in pieces.get(found, []))
+                ended = any(p.finish_reason for p in deltas.get(found, []))
                 assert here.cancel(found) is not ended
                 cancelled |= set() if ended else {found}
-        for piece in here.advance():
-            assert piece.request not in cancelled
-            assert piece.ids.size
-            assert not any(p.end for p in pieces.get(piece.request, []))
-            pieces.setdefault(piece.request, []).append(piece)
+        for delta in here.advance():
+            assert delta.request not in cancelled
+            assert delta.ids.size
+            assert not any(p.finish_reason for p in deltas.get(delta.request, []))
+            deltas.setdefault(delta.request, []).append(delta)
         turn += 1
     for number, index in numbers.items():
-        want, got = alone(*lives[index][0]), pieces.get(number, [])
+        want, got = alone(*lives[index][0]), deltas.get(number, [])
         if number not in cancelled:
-            assert join(got).end == want.end
+            assert join(got).finish_reason == want.finish_reason
         size = sum(len(p.ids) for p in got)
         assert size == len(want.ids) or number in cancelled
         for name in ("ids", "log_probs", "sampled_log_probs", "versions"):
@@ -171,11 +171,11 @@ def test_a_slot_is_free_at_once_when_a_request_ends():
     here = engine()
     for what in (request(2, 5, 20, 1), short, request(3, 2, 20, 0), request(4, 2, 20, 0)):
         here.submit(what)
-    pieces = here.advance()
+    deltas = here.advance()
     for number in range(3):
-        mine = [p for p in pieces if p.request == number]
+        mine = [p for p in deltas if p.request == number]
         assert sum(len(p.ids) for p in mine) == last + 1  # not five, as one ended
-        assert mine[-1].end == ("stop" if number == 1 else None)
+        assert mine[-1].finish_reason == ("stop" if number == 1 else None)
     assert here.free == 1
     assert 3 in {p.request for p in here.advance()}
 
@@ -197,13 +197,13 @@ def test_the_caches_are_updated_in_place():
     flag = jax.ShapeDtypeStruct((), bool)
     options = {"cfg": cfg, "how": How()}
     step = slots.step.lower(params, here, number, flag, number, most=8, **options)
-    ask = slots.Ask(
+    request = slots.SlotRequest(
         number,
         jax.ShapeDtypeStruct((8,), jnp.int32),
         *jax.eval_shape(lambda s: (s.keys[0], jax.tree.map(lambda x: x[0], s.sampling)), here),
     )
     inputs = jax.ShapeDtypeStruct((16,), jnp.int32)
-    admit = slots.admit.lower(params, here, number, inputs, number, ask, number, **options)
+    admit = slots.admit.lower(params, here, number, inputs, number, request, number, **options)
     size = sum(x.size * 4 for x in jax.tree.leaves(here.caches))
     weights = sum(x.size * 4 for x in jax.tree.leaves(stacked["runs"]))
     for program in (step, admit):
@@ -226,11 +226,11 @@ def test_each_token_says_which_weights_made_it():
     other = {**model(), "head": {"kernel": model()["head"]["kernel"][:, ::-1]}}
     here, what = engine(), request(5, 4, 12, 0)
     here.submit(what)
-    pieces = here.advance()
+    deltas = here.advance()
     assert here.update(other) == 1
     while here.busy:
-        pieces += here.advance()
-    answer = join(pieces)
+        deltas += here.advance()
+    answer = join(deltas)
     changed = int((answer.versions == 0).sum())
     assert 0 < changed < 12
     assert (np.diff(answer.versions) >= 0).all()
@@ -271,8 +271,8 @@ def test_requests_are_read_as_slots_become_free():
         ({"inputs": [1, 23]}, "the id 23, the vocabulary ends at 22"),
         ({"inputs": np.zeros((2, 15), "f4")}, "width 15, the model's are 16"),
         ({"inputs": np.full((2, 16), np.nan, "f4")}, "not finite"),
-        ({"max_new": 0}, "max_new must be at least 1"),
-        ({"max_new": 39}, "prompt of 2 tokens and 39 new ones need 41; .* room for 40"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_new_tokens": 39}, "prompt of 2 tokens and 39 new ones need 41; .* room for 40"),
         ({"stop_ids": (1, 2, 3)}, "has 3 stop ids; the engine takes 2"),
         ({"key": jax.random.key(0, impl="rbg")}, "key is of key<rbg>"),
     ],

@@ -97,7 +97,7 @@ def test_prefill_and_steps_equal_the_full_forward_at_every_position():
 
 
 def test_greedy_text_is_that_of_a_full_forward_for_every_token():
-    out = generate(model(), PROMPTS, cfg=CFG, max_new=12)
+    out = generate(model(), PROMPTS, cfg=CFG, max_new_tokens=12)
     want = [continued(prompt, 12) for prompt in PROMPTS]
     assert len({tuple(row) for row in want}) == 3
     assert max(len(set(row)) for row in want) > 2
@@ -109,7 +109,7 @@ def test_greedy_text_is_that_of_a_full_forward_for_every_token():
 
 def test_a_row_has_the_text_it_would_have_alone():
     """moge.md 6, test 20: batch invariance, with what is drawn as well; keys change the draws."""
-    options = {"cfg": CFG, "max_new": 12, "sampling": HOT}
+    options = {"cfg": CFG, "max_new_tokens": 12, "sampling": HOT}
     rows = generate(model(), PROMPTS, **options, key=jax.random.key(7)).rows()
     again = generate(model(), PROMPTS, **options, key=jax.random.key(7)).rows()
     assert again == rows
@@ -125,7 +125,7 @@ def test_a_row_has_the_text_it_would_have_alone():
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(), HOT])
 def test_a_stream_gives_the_same_tokens(sampling):
-    options = {"cfg": DENSE, "max_new": 9, "sampling": sampling, "key": jax.random.key(7)}
+    options = {"cfg": DENSE, "max_new_tokens": 9, "sampling": sampling, "key": jax.random.key(7)}
     want = generate(model(DENSE), PROMPTS[:1], **options).rows()[0]
     assert len(set(want)) > 2
     assert list(stream(model(DENSE), PROMPTS[0], **options)) == want
@@ -139,19 +139,19 @@ def test_a_row_ends_with_its_stop_token_and_the_rest_goes_on():
     stop = (plain[0][2], plain[1][5])
     want = [continued(prompt, 12, stop) for prompt in PROMPTS]
     assert len({len(row) for row in want}) > 1
-    out = generate(model(), PROMPTS, cfg=CFG, max_new=12, stop_ids=stop)
+    out = generate(model(), PROMPTS, cfg=CFG, max_new_tokens=12, stop_ids=stop)
     assert out.rows() == want
     for row, length in zip(out.ids, out.lengths, strict=True):
         assert (row[length:] == 0).all()
 
 
 def test_the_loop_ends_when_every_row_has_stopped():
-    """Not after max_new steps: these would take minutes."""
+    """Not after max_new_tokens steps: these would take minutes."""
     options = {"cfg": DENSE, "stop_ids": range(0, 23, 2), "sampling": HOT}
-    short = generate(model(DENSE), PROMPTS, **options, max_new=16)
+    short = generate(model(DENSE), PROMPTS, **options, max_new_tokens=16)
     assert (short.lengths < 16).all()
     start = time.perf_counter()
-    out = generate(model(DENSE), PROMPTS, **options, max_new=100_000)
+    out = generate(model(DENSE), PROMPTS, **options, max_new_tokens=100_000)
     assert time.perf_counter() - start < 30
     assert out.rows() == short.rows()
 
@@ -160,10 +160,12 @@ def test_similar_calls_share_a_compilation(at_most):
     """moge.md 6, test 23: a program to read prompts of a size, one for the loop."""
     options = {"cfg": DENSE, "sampling": HOT}
 
-    def lengths(longest, max_new, seed):
+    def lengths(longest, max_new_tokens, seed):
         prompts, key = [[1 + seed] * longest, [2]], jax.random.key(seed)
         options["stop_ids"] = range(seed)
-        return generate(model(DENSE), prompts, **options, max_new=max_new, key=key).ids.shape
+        return generate(
+            model(DENSE), prompts, **options, max_new_tokens=max_new_tokens, key=key
+        ).ids.shape
 
     at_most(1, decoder, "prefill")
     at_most(1, decoder, "step")
@@ -176,7 +178,7 @@ def test_similar_calls_share_a_compilation(at_most):
     at_most(1, decoder, "prefill")
     at_most(1, decoder, "step")
     for length in (1, 16):
-        assert len(list(stream(model(DENSE), [1] * length, **options, max_new=10))) == 10
+        assert len(list(stream(model(DENSE), [1] * length, **options, max_new_tokens=10))) == 10
 
 
 def test_parameters_split_over_devices_give_the_same_text():
@@ -184,8 +186,8 @@ def test_parameters_split_over_devices_give_the_same_text():
     where = shardings(decoder.spec(CFG), layout)
     params = jax.device_put(model(), where)
     prompts = [*PROMPTS, [2, 2]]
-    want = generate(model(), prompts, cfg=CFG, max_new=8).rows()
-    assert generate(params, prompts, cfg=CFG, max_new=8, how=How(layout)).rows() == want
+    want = generate(model(), prompts, cfg=CFG, max_new_tokens=8).rows()
+    assert generate(params, prompts, cfg=CFG, max_new_tokens=8, how=How(layout)).rows() == want
 
 
 def test_bfloat16_is_the_type_of_activations_and_cache(monkeypatch):
@@ -197,13 +199,13 @@ def test_bfloat16_is_the_type_of_activations_and_cache(monkeypatch):
         return x, places
 
     monkeypatch.setattr(transformer, "unrolled", seen)
-    generate(model(DENSE), [[1, 2]], cfg=DENSE, max_new=3, how=How(dtype=jnp.bfloat16))
+    generate(model(DENSE), [[1, 2]], cfg=DENSE, max_new_tokens=3, how=How(dtype=jnp.bfloat16))
     assert kinds == {jnp.dtype(jnp.bfloat16)}
 
 
 def test_prompts_may_be_an_array_and_bad_ones_are_refused():
     prompts = np.array([[1, 2, 3], [4, 5, 6]])
-    options = {"cfg": DENSE, "max_new": 3}
+    options = {"cfg": DENSE, "max_new_tokens": 3}
     assert generate(model(DENSE), prompts, **options).rows() == (
         generate(model(DENSE), prompts.tolist(), **options).rows()
     )
@@ -215,7 +217,7 @@ def test_prompts_may_be_an_array_and_bad_ones_are_refused():
     ):
         with pytest.raises(InputError, match=message):
             generate(model(DENSE), wrong, **options)
-    with pytest.raises(InputError, match="max_new"):
-        generate(model(DENSE), [[1]], cfg=DENSE, max_new=0)
-    with pytest.raises(InputError, match="max_new"):
-        list(stream(model(DENSE), [1], cfg=DENSE, max_new=0))
+    with pytest.raises(InputError, match="max_new_tokens"):
+        generate(model(DENSE), [[1]], cfg=DENSE, max_new_tokens=0)
+    with pytest.raises(InputError, match="max_new_tokens"):
+        list(stream(model(DENSE), [1], cfg=DENSE, max_new_tokens=0))

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pangu_jax.data.multiconir import Growing, reordered
+from pangu_jax.data.multiconir import Task1Row, reordered
 from pangu_jax.eval import condition_position
 from pangu_jax.eval.condition_position import draw_orders, drops, score_positions, shuffled_drops
-from pangu_jax.eval.retrieval import estimate
+from pangu_jax.eval.pairwise_metrics import estimate
 
 LETTERS = "abcdefghij"
 
@@ -19,7 +19,7 @@ def rows(count=40):
     found = []
     for _ in range(count):
         broken = tuple(LETTERS.replace(x, "-") for x in LETTERS)
-        found.append(Growing((*"012345678", query(LETTERS)), LETTERS, broken, None))
+        found.append(Task1Row((*"012345678", query(LETTERS)), LETTERS, broken, None))
     return found
 
 
@@ -75,7 +75,7 @@ def test_orders_and_what_is_left_out():
     assert (orders != draw_orders(5, 2, seed=1)).any()
     assert len(np.unique(orders.reshape(-1, 10), axis=0)) == 10
     some = rows(5)
-    some[2] = Growing((*"012345678", "no list"), some[2].positive, some[2].negatives, None)
+    some[2] = Task1Row((*"012345678", "no list"), some[2].positive, some[2].negatives, None)
     table = score_positions(some, _whole, orders)
     found = condition_position.figures(table, 2)
     assert (found["given"]["left_out"], found["shuffled"]["left_out"]) == (0, 1)

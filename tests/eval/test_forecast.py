@@ -7,7 +7,7 @@ import pytest
 
 from pangu_jax.core.spec import init
 from pangu_jax.data import ltsf
-from pangu_jax.data.windows import Scaler, borders, parts
+from pangu_jax.data.windows import Scaler, parts, split_rows
 from pangu_jax.eval.forecast import (
     fit_linear,
     forecasts,
@@ -78,7 +78,7 @@ def test_the_linear_map_is_least_squares_over_windows_written_out():
 
 def test_baselines_of_etth1_are_the_known_ones(data_dir):
     values = ltsf.load("ETTh1", data_dir / "ltsf")
-    split = borders(len(values), "hourly")
+    split = split_rows(len(values), "hourly")
     series = Scaler.fit(values[: split.train[1]]).scale(values)
     at = parts(split, look_back=96, horizon=96)
     assert len(at.test) == 2785

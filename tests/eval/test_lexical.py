@@ -8,10 +8,10 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.multiconir import find_parts, read_rows
-from pangu_jax.eval import lexical, retrieval
-from pangu_jax.eval.lexical import Collection, fresh_bm25
-from pangu_jax.eval.multiconir import score_graded, score_growing
-from pangu_jax.eval.retrieval import GROWING, STEPS, flips, wins
+from pangu_jax.eval import lexical, pairwise_metrics
+from pangu_jax.eval.lexical import CollectionBM25, candidate_bm25
+from pangu_jax.eval.multiconir import score_ranked, score_task1
+from pangu_jax.eval.pairwise_metrics import GROWING, STEPS, flips, wins
 
 DOCUMENTS = ["A red fox, a Red hen.", "the red barn", "one blue hen and one blue barn", "!"]
 
@@ -54,18 +54,20 @@ def with_collection(query, documents, collection):
 def test_bm25_by_plain_loops():
     for query in ("red hen", "Red red hen. zebra", "one blue barn", "none of it"):
         for documents in (DOCUMENTS, DOCUMENTS[:2], DOCUMENTS[1:]):
-            np.testing.assert_allclose(fresh_bm25(query, documents), okapi(query, documents))
+            np.testing.assert_allclose(candidate_bm25(query, documents), okapi(query, documents))
             for collection in (DOCUMENTS[:2], DOCUMENTS, ["zebra zebra", "red"]):
                 want = with_collection(query, documents, collection)
-                found = Collection(iter(collection)).scores(query, documents)
+                found = CollectionBM25(iter(collection)).scores(query, documents)
                 np.testing.assert_allclose(found, want, atol=1e-12)
 
 
 def test_two_documents_alone_tell_nothing_apart():
     """Words of one have the weight log(1.5 / 1.5), so a document without the words is as good."""
-    found = fresh_bm25("a fox with a bell", ["one fox has a bell here", "one hen has a hat here"])
+    found = candidate_bm25(
+        "a fox with a bell", ["one fox has a bell here", "one hen has a hat here"]
+    )
     assert found[0] == found[1] != 0
-    collection = Collection(["a fox", "a hen", "a bell", "a hat"])
+    collection = CollectionBM25(["a fox", "a hen", "a bell", "a hat"])
     found = collection.scores("fox bell", ["one fox has a bell here", "one hen has a hat here"])
     assert found[0] > found[1] == 0
 
@@ -74,14 +76,14 @@ def test_floors():
     assert lexical.overlap("Red, red hen?", DOCUMENTS).tolist() == [1, 0.5, 0.5, 0]
     assert lexical.length("any", DOCUMENTS).tolist() == [6, 3, 7, 0]
     assert lexical.constant("any", DOCUMENTS).tolist() == [0, 0, 0, 0]
-    assert Collection(["red"]).scores("red", ["!", "?"]).tolist() == [0, 0]
+    assert CollectionBM25(["red"]).scores("red", ["!", "?"]).tolist() == [0, 0]
 
 
 def test_what_has_no_words():
     with pytest.raises(InputError, match="the collection has no words"):
-        Collection(["!", ""])
+        CollectionBM25(["!", ""])
     with pytest.raises(InputError, match="a document that has a word"):
-        fresh_bm25("red", [" ", ""])
+        candidate_bm25("red", [" ", ""])
 
 
 # By the released metric scripts from the scores of its BM25 script, on the stand-in set.
@@ -100,11 +102,11 @@ OURS = {
 def test_the_stand_in_gives_the_released_figures_and_the_collection_s(domain, data_dir):
     parts = {(part.domain, part.task): part for part in find_parts(data_dir / "multiconir")}
     first, second = (list(read_rows(parts[domain, task])) for task in (1, 2))
-    collection = Collection(row.positive for row in first)
-    for scorer, alone in ((fresh_bm25, True), (collection.scores, False)):
-        growing = score_growing(first, scorer, pairs_only=True)
-        listed = wins(score_graded(second, scorer), STEPS, "official")
-        natural = wins(score_graded(second, scorer, natural=True), STEPS, "official")
+    collection = CollectionBM25(row.positive for row in first)
+    for scorer, alone in ((candidate_bm25, True), (collection.scores, False)):
+        growing = score_task1(first, scorer, pairs_only=True)
+        listed = wins(score_ranked(second, scorer), STEPS, "official")
+        natural = wins(score_ranked(second, scorer, natural=True), STEPS, "official")
         won = wins(growing, GROWING, "official")
         found = [won.mean(), listed.mean(), flips(listed, natural).mean()]
         ends = won.mean(0)[[0, 4, 9]]
@@ -112,5 +114,5 @@ def test_the_stand_in_gives_the_released_figures_and_the_collection_s(domain, da
         np.testing.assert_allclose(ends, want[0], atol=5.1e-5)
         np.testing.assert_allclose(found, want[1:], atol=5.1e-5)
         if alone:
-            assert retrieval.ties(growing, GROWING).tolist() == RELEASED[domain][0]
+            assert pairwise_metrics.ties(growing, GROWING).tolist() == RELEASED[domain][0]
             assert listed.sum(0)[5:].max() <= 2

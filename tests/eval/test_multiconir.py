@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.multiconir import Graded, Growing
+from pangu_jax.data.multiconir import RankedRow, Task1Row
 from pangu_jax.eval import multiconir
-from pangu_jax.eval.multiconir import figures, read_scores, score_graded, score_growing
+from pangu_jax.eval.multiconir import figures, read_scores, score_ranked, score_task1
 
 TEN = range(1, 11)
 KNOWN = {}
@@ -22,7 +22,7 @@ def rows(count=9, *, others=True):
     found = []
     for row in range(count):
         second = texts("HN_", row) if others else None
-        found.append(Growing(texts("Q", row), f"P of {row}", texts("HN", row), second))
+        found.append(Task1Row(texts("Q", row), f"P of {row}", texts("HN", row), second))
     return found
 
 
@@ -32,7 +32,7 @@ def scorer(query, documents):
 
 
 def test_columns_of_task_1():
-    found = score_growing(rows(), scorer, pairs_only=False)
+    found = score_task1(rows(), scorer, pairs_only=False)
     assert len(found) == 10 * (1 + 1 + 1 + 7)
     for row, i in ((0, 1), (4, 10), (8, 3)):
         query = f"Q{i} of {row}"
@@ -40,25 +40,25 @@ def test_columns_of_task_1():
         want |= {f"EN{j}": f"P of {(row + j) % 9}" for j in range(1, 8)}
         for name, text in want.items():
             assert found[f"Query{i}_{name}"][row] == KNOWN[query, text]
-    assert len(score_growing(rows(others=False), scorer, pairs_only=False)) == 90
+    assert len(score_task1(rows(others=False), scorer, pairs_only=False)) == 90
     seen = []
 
     def alone(query, documents):
         seen.append(list(documents))
         return np.zeros(len(documents))
 
-    found = score_growing(rows(3), alone, pairs_only=True)
+    found = score_task1(rows(3), alone, pairs_only=True)
     assert list(found)[:3] == ["Query1_Positive", "Query1_HN1", "Query2_Positive"]
     assert seen[11] == ["P of 1", "HN2 of 1"] and len(seen) == 30
-    few = score_growing(rows(2), scorer, pairs_only=False)
+    few = score_task1(rows(2), scorer, pairs_only=False)
     assert few["Query1_EN2"][0] == KNOWN["Q1 of 0", "P of 0"]  # as the released code turns round
 
 
 def test_columns_of_the_other_tasks_and_what_is_missing():
     documents = tuple(f"D{k}" for k in range(11))
-    graded = [Graded("listed", "said", documents), Graded("listed", None, documents),
-              Graded(None, "said", (*documents[:4], None, *documents[5:]))]  # fmt: skip
-    listed, said = (score_graded(graded, scorer, natural=natural) for natural in (False, True))
+    graded = [RankedRow("listed", "said", documents), RankedRow("listed", None, documents),
+              RankedRow(None, "said", (*documents[:4], None, *documents[5:]))]  # fmt: skip
+    listed, said = (score_ranked(graded, scorer, natural=natural) for natural in (False, True))
     assert list(listed) == ["Query10_Positive", *(f"Query10_HN{i}" for i in TEN)]
     assert listed["Query10_HN3"][0] == KNOWN["listed", "D3"] == listed["Query10_HN3"][1]
     assert said["Query10_Positive"][0] == KNOWN["said", "D0"]

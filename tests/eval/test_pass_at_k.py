@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.eval.pass_at_k import average, mean, pass_at, wilson
+from pangu_jax.eval.pass_at_k import avg_at_k, mean, pass_at, wilson
 
 RIGHT, TRIED = np.array([0, 1, 3, 5, 0, 2]), np.array([5, 5, 4, 5, 0, 2])
 
@@ -23,10 +23,10 @@ def test_pass_at_k_is_the_share_of_all_sets_of_k_that_hold_a_right_answer(k):
 
 
 def test_the_average_leaves_out_what_could_not_be_judged():
-    found = average(RIGHT, TRIED)
+    found = avg_at_k(RIGHT, TRIED)
     assert found.questions == 5 and found.value == pytest.approx((0 + 1 / 5 + 3 / 4 + 1 + 1) / 5)
     assert found.value == pytest.approx(pass_at(1, RIGHT, TRIED).value)
-    assert np.isnan(average(np.array([0]), np.array([0])).value)
+    assert np.isnan(avg_at_k(np.array([0]), np.array([0])).value)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (3, 7), (30, 30), (81, 164)])
@@ -46,8 +46,8 @@ def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     "call",
     [
         lambda: pass_at(0, RIGHT, TRIED),
-        lambda: average(TRIED + 1, TRIED),
-        lambda: average(RIGHT[:2], TRIED),
+        lambda: avg_at_k(TRIED + 1, TRIED),
+        lambda: avg_at_k(RIGHT[:2], TRIED),
     ],
 )
 def test_counts_that_are_none_are_refused(call):

@@ -40,7 +40,7 @@ def test_each_starts_without_grain_and_tyro():
 
 LANGUAGE = "model data held_out steps batch length optimizer recover_steps recover_rate dtype"
 SETTINGS = {
-    "pangu_embedded": "questions held_out seeds judged max_new batch steps decay dtype",
+    "pangu_embedded": "questions held_out seeds judged max_new_tokens batch steps decay dtype",
     "multiconir": "steps batch accumulate negatives length temperature tuning seeds rows "
     "measured_batch orders poolings decoder_poolings causal_poolings causal causal_steps "
     "causal_training dtype",

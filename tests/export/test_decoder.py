@@ -243,8 +243,10 @@ def test_onnxruntime_alone_generates_what_jax_does(tmp_path):
     params, cfg, _ = open_checkpoint(GOLDEN / "pangu_pro_moe", dtype="float32")
     exported(params, cfg, tmp_path, batch=1)
     prompt = [5, 17, 2, 9, 30]
-    out = without_jax(tmp_path, " ".join(map(str, prompt)), "--ids", "--max-new", 15, "--stop", 0)
-    wanted = generate(params, [prompt], cfg=cfg, max_new=15, stop_ids=[0]).rows()[0]
+    out = without_jax(
+        tmp_path, " ".join(map(str, prompt)), "--ids", "--max-new-tokens", 15, "--stop", 0
+    )
+    wanted = generate(params, [prompt], cfg=cfg, max_new_tokens=15, stop_ids=[0]).rows()[0]
     assert [int(word) for word in out.split()] == wanted
 
 
@@ -256,10 +258,10 @@ def test_the_ids_that_begin_and_end_a_text_travel_with_the_export(tmp_path):
     inner = Tokenizer(models.WordLevel(vocab, unk_token="<s>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.save(str(tmp_path / "tokenizer.json"))
-    wanted = generate(params, [[7, 5, 17]], cfg=cfg, max_new=6).rows()[0]
+    wanted = generate(params, [[7, 5, 17]], cfg=cfg, max_new_tokens=6).rows()[0]
     words = " ".join(f"w{i}" for i in (5, 17, *wanted)) + "\n"
-    assert without_jax(tmp_path, "w5 w17", "--max-new", 6) == words.replace("w0", "<s>")
-    stopped = without_jax(tmp_path, "w5 w17", "--max-new", 6, "--stop", wanted[1])
+    assert without_jax(tmp_path, "w5 w17", "--max-new-tokens", 6) == words.replace("w0", "<s>")
+    stopped = without_jax(tmp_path, "w5 w17", "--max-new-tokens", 6, "--stop", wanted[1])
     kept = wanted[: wanted.index(wanted[1]) + 1]
     assert stopped == " ".join(f"w{i}" for i in (5, 17, *kept)) + "\n"
     said = without_jax(tmp_path, "w5 " * 60, status=2)
@@ -277,7 +279,7 @@ def test_a_real_model_tells_the_same_story(tmp_path, data_dir):
     exported(params, cfg, folder, batch=1, profiles=(16,), slots=128)
     (folder / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     ids = ["--bos", 1, "--stop", 1, 2]
-    text = without_jax(folder, "Once upon a time", "--max-new", 60, *ids)
+    text = without_jax(folder, "Once upon a time", "--max-new-tokens", 60, *ids)
     assert text.startswith(
         "Once upon a time, there was a little girl named Lily. She loved to play"
     )
@@ -285,5 +287,7 @@ def test_a_real_model_tells_the_same_story(tmp_path, data_dir):
 
     tokenizer = load_tokenizer(model)
     prompt = [tokenizer.boundary, *tokenizer.encode("Once upon a time")]
-    wanted = generate(params, [prompt], cfg=cfg, max_new=60, stop_ids=tokenizer.eos_ids).rows()[0]
+    wanted = generate(
+        params, [prompt], cfg=cfg, max_new_tokens=60, stop_ids=tokenizer.eos_ids
+    ).rows()[0]
     assert text.strip() == tokenizer.decode([*prompt[1:], *wanted]).strip()

@@ -63,13 +63,13 @@ def test_members_are_averaged_and_scaled_back():
     assert "nothing adapts them to newer data" in bundle.notes[0]
     x = bundle.programs[0].samples["random"]["x"]
     found = bundle.programs[0].reference(bundle.params, x=x)
-    mean, deviation = (np.asarray(a, np.float32) for a in (model.cfg.mean, model.cfg.deviation))
+    mean, std = (np.asarray(a, np.float32) for a in (model.cfg.mean, model.cfg.std))
     one = jax.jit(
         lambda p, x: timepro.apply(p, x, cfg=CFG),
         compiler_options={"xla_backend_optimization_level": 0},
     )
-    each = [one(p, (x - mean) / deviation) for p in model.params]
-    wanted = np.mean([np.asarray(e) for e in each], 0) * deviation + mean
+    each = [one(p, (x - mean) / std) for p in model.params]
+    wanted = np.mean([np.asarray(e) for e in each], 0) * std + mean
     np.testing.assert_allclose(found["forecast"], wanted, rtol=1e-5, atol=1e-5)
     half = np.asarray(found["high"] - found["low"])[0] / 2
     np.testing.assert_allclose(half, model.half_width, rtol=1e-4)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.losses.balance import balance
+from pangu_jax.losses.balance import load_balancing_loss
 from pangu_jax.ops.expert_mlp import expert_mlp
-from pangu_jax.ops.group_topk import router_weights
+from pangu_jax.ops.routing import router_weights
 
 T, G, SIZE, K = 30, 3, 4, 2
 
@@ -37,29 +37,29 @@ def test_equals_a_double_loop_and_ignores_masked_padding():
         f = sum(e in ids[t, g] for t in range(T)) * (G * SIZE) / (G * K * T)
         want += f * sum(probs[t, g, e] for t in range(T)) / T
     real = statistics(ids, probs, np.ones(T, bool))
-    assert float(balance(*real, active=G * K)) == pytest.approx(want, rel=1e-5)
+    assert float(load_balancing_loss(*real, active=G * K)) == pytest.approx(want, rel=1e-5)
     more_ids, more_probs = draw(rng, 9)
     padded = statistics(
         np.concatenate([ids, more_ids]), np.concatenate([probs, more_probs]), [1] * T + [0] * 9
     )
-    assert float(balance(*padded, active=G * K)) == pytest.approx(want, rel=1e-5)
+    assert float(load_balancing_loss(*padded, active=G * K)) == pytest.approx(want, rel=1e-5)
 
 
 def test_is_one_when_uniform_keeps_layers_and_is_finite_without_tokens():
     load = jnp.full((2, G, SIZE), T * K / SIZE)
     prob_sum = jnp.full((2, G, SIZE), T / (G * SIZE))
-    got = balance(load, prob_sum, jnp.full(2, float(T)), active=G * K)
+    got = load_balancing_loss(load, prob_sum, jnp.full(2, float(T)), active=G * K)
     np.testing.assert_allclose(got, [1, 1], rtol=1e-6)
-    nothing = balance(load[0] * 0, prob_sum[0] * 0, jnp.float32(0), active=G * K)
+    nothing = load_balancing_loss(load[0] * 0, prob_sum[0] * 0, jnp.float32(0), active=G * K)
     assert float(nothing) == 0
 
 
 def test_gradients_flow_through_the_probabilities_alone():
     rng = np.random.default_rng(1)
     load, prob_sum, tokens = statistics(*draw(rng, T), np.ones(T, bool))
-    by_load, by_prob = jax.grad(lambda a, b: balance(a, b, tokens, active=G * K), (0, 1))(
-        load, prob_sum
-    )
+    by_load, by_prob = jax.grad(
+        lambda a, b: load_balancing_loss(a, b, tokens, active=G * K), (0, 1)
+    )(load, prob_sum)
     assert not by_load.any()
     np.testing.assert_allclose(by_prob, load * G * SIZE / (G * K * tokens) / tokens, rtol=1e-5)
 
@@ -92,7 +92,7 @@ def test_two_thousand_steps_even_out_the_loads_inside_groups():
     def loss(p, x, alpha):
         weights, ids, load, prob_sum = statistics(p, x)
         y = expert_mlp(x, ids, weights, p["gate"], p["up"], p["down"], impl="dense")
-        aux = balance(load, prob_sum, jnp.float32(tokens), active=groups)
+        aux = load_balancing_loss(load, prob_sum, jnp.float32(tokens), active=groups)
         return ((y - jnp.tanh(x @ target)) ** 2).mean() + alpha * aux
 
     def step(alpha, p, key):

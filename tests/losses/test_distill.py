@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.losses.distill import hidden_match, logit_kl
+from pangu_jax.losses.distill import hidden_state_loss, logit_kl
 
 RNG = np.random.default_rng(0)
 
@@ -45,5 +45,5 @@ def test_hidden_states_are_compared_relative_to_the_teacher():
     weights = RNG.integers(0, 2, (2, 5)).astype(np.float32)
     on = weights.astype(bool)
     want = weights.sum() * ((mine - theirs)[on] ** 2).mean() / (theirs[on] ** 2).mean()
-    found = hidden_match(*map(jnp.float32, (mine, theirs)), jnp.asarray(weights))
+    found = hidden_state_loss(*map(jnp.float32, (mine, theirs)), jnp.asarray(weights))
     assert float(found) == pytest.approx(want, rel=1e-5)

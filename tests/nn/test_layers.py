@@ -16,7 +16,7 @@ from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
 from pangu_jax.nn.norm import rms_norm
 from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig, frequencies, rotate, rotation
 from pangu_jax.ops.attention import visible
-from pangu_jax.ops.group_topk import router_weights
+from pangu_jax.ops.routing import router_weights
 
 
 def randomized(spec, seed=0, std=0.5):

@@ -40,7 +40,7 @@ def test_what_is_clamped_goes_to_the_others(alpha):
 @pytest.mark.parametrize("equal", [True, False])
 def test_a_parameter_target_is_met_within_one_unit(model, share, equal):
     cfg = model(groups=4, heads=2, ffn=48, width=32, layers=4).cfg
-    small = shrink(cfg, Target(params=share), free=FREE, limits=Limits(equal=equal))
+    small = shrink(cfg, Target(params=share), prunable_axes=FREE, limits=Limits(equal=equal))
     goal, found = share * axes.parameters(cfg), axes.parameters(small)
     unit = 3 * cfg.width * (len(cfg.layers) if equal else 1)
     assert goal - unit < found <= goal
@@ -55,7 +55,7 @@ def test_flops_are_counted_and_met(model):
     layer = 2 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48) + 2 * 100 * 32
     assert axes.flops(cfg, 100) == 3 * layer + 2 * 32 * 24
     assert decoder.cache_bytes(cfg) == 3 * 2 * 2 * 16
-    small = shrink(cfg, Target(flops=0.7), free=FREE, limits=Limits(length=100))
+    small = shrink(cfg, Target(flops=0.7), prunable_axes=FREE, limits=Limits(length=100))
     ratio = axes.flops(small, 100) / axes.flops(cfg, 100)
     assert 0.7 - 3 * 6 * 32 / axes.flops(cfg, 100) < ratio <= 0.7
 
@@ -63,11 +63,11 @@ def test_flops_are_counted_and_met(model):
 def test_axes_take_their_own_shares(model):
     cfg = model(groups=4, heads=2, ffn=48, width=32, layers=4).cfg
     target = parse("ffn=0.5,groups=0.75,heads=0.5,hidden=0.75,layers=3")
-    small = shrink(cfg, target, free=FREE, kept=[0, 1, 3])
+    small = shrink(cfg, target, prunable_axes=FREE, kept=[0, 1, 3])
     assert (len(small.layers), small.width) == (3, 24)
     assert set(map(axes.sizes, small.layers)) == {axes.Sizes(3, 1, 24)}
     assert parse(str(target)) == target
-    same = shrink(cfg, Target(params=1.0), free=FREE)
+    same = shrink(cfg, Target(params=1.0), prunable_axes=FREE)
     assert same == cfg
 
 
@@ -75,11 +75,11 @@ def test_limits_hold(model):
     cfg = model(groups=4, heads=2, size=4, ffn=48, width=32, layers=2).cfg
     for share in (0.9, 0.6, 0.4):
         limits = Limits(multiple=16, heads_divide=True)
-        for layer in shrink(cfg, Target(params=share), free=FREE, limits=limits).layers:
+        for layer in shrink(cfg, Target(params=share), prunable_axes=FREE, limits=limits).layers:
             size = axes.sizes(layer)
             assert 32 % (size.groups * size.heads) == 0
             assert size.ffn % 16 == 0
-    biased = shrink(cfg, Target(params=0.8), free=FREE, biased=True)
+    biased = shrink(cfg, Target(params=0.8), prunable_axes=FREE, biased=True)
     layers = tuple(
         dataclasses.replace(
             x,
@@ -95,7 +95,7 @@ def test_limits_hold(model):
 def test_wide_layers_keep_multiples_of_16_unless_told_otherwise(model):
     wide = model(ffn=320, width=64, layers=1).cfg
     for limits, step in ((Limits(), 16), (Limits(multiple=64), 64), (Limits(multiple=1), 1)):
-        (layer,) = shrink(wide, Target(params=0.77), free=("ffn",), limits=limits).layers
+        (layer,) = shrink(wide, Target(params=0.77), prunable_axes=("ffn",), limits=limits).layers
         channels = axes.sizes(layer).ffn
         assert channels % step == 0 and limits.step(320) == step
         assert (channels % 16 == 0) == (step > 1)
@@ -105,7 +105,7 @@ def test_wide_layers_keep_multiples_of_16_unless_told_otherwise(model):
 def test_targets_that_make_no_sense_are_refused(model):
     cfg = model().cfg
     with pytest.raises(InputError, match=r"params=0\.1 cannot be met.*leaves 0\."):
-        shrink(cfg, Target(params=0.1), free=FREE)
+        shrink(cfg, Target(params=0.1), prunable_axes=FREE)
     for text, message in (
         ("params=0.5,flops=0.5", "not both"),
         ("size=3", "not one of"),

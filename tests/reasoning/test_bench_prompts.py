@@ -9,7 +9,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat import TEMPLATES
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.eval.answers import KINDS, equal, extract
-from pangu_jax.reasoning.bench_prompts import EXAMPLES, Asker, Prompt, asked, plain
+from pangu_jax.reasoning.bench_prompts import EXAMPLES, Prompt, Prompter, asked, plain
 from pangu_jax.reasoning.bench_tasks import Item
 from pangu_jax.reasoning.code_tasks import CodeTask
 
@@ -17,13 +17,13 @@ SUM = Item("What is 1 + 1?", "number", "2")
 HEAD = CodeTask("def f():\n", ("f()",), ("f",), "", "def f():\n", "    pass\n")
 BODY = Item("def f():\n", "code", code=HEAD)
 WRITE = Item("Write f.", "code", code=dataclasses.replace(HEAD, before=""))
-TEXT = Asker(ByteTokenizer(), "plain")
-CHAT = Asker(ByteTokenizer(), "chat", TEMPLATES["chatml"], "Be brief.")
+TEXT = Prompter(ByteTokenizer(), "plain")
+CHAT = Prompter(ByteTokenizer(), "chat", TEMPLATES["chatml"], "Be brief.")
 
 
-def said(asker, item, text, *, inside=False):
-    prompt = Prompt(asker.prompt(item).ids, inside)
-    return asker.read(item, prompt, [*text.encode(), *asker.tokenizer.eos_ids])
+def said(prompter, item, text, *, starts_in_thinking=False):
+    prompt = Prompt(prompter.prompt(item).ids, starts_in_thinking)
+    return prompter.read(item, prompt, [*text.encode(), *prompter.tokenizer.eos_ids])
 
 
 def test_a_plain_question_is_cut_before_the_next():
@@ -33,8 +33,8 @@ def test_a_plain_question_is_cut_before_the_next():
 
 
 def test_the_token_that_ends_an_answer_is_no_part_of_it():
-    asker = Asker(ByteTokenizer(eos_ids=(ord("!"),)), "plain")
-    assert said(asker, SUM, "2") == ("", "2") and said(asker, SUM, "2!") == ("", "2!")
+    prompter = Prompter(ByteTokenizer(eos_ids=(ord("!"),)), "plain")
+    assert said(prompter, SUM, "2") == ("", "2") and said(prompter, SUM, "2!") == ("", "2!")
 
 
 def test_completions_keep_their_indentation_and_end_where_the_function_does():
@@ -54,10 +54,10 @@ def test_a_completion_keeps_the_space_that_its_tokenizer_leaves_out_of_texts(tmp
         [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     inner.save(str(tmp_path / "tokenizer.json"))
-    asker = Asker(load_tokenizer(tmp_path), "plain")
+    prompter = Prompter(load_tokenizer(tmp_path), "plain")
     ids = [names.index(name) for name in ("▁▁▁▁", *"return", "▁", "1")]
-    assert asker.tokenizer.decode(ids) == "   return 1"
-    assert asker.read(BODY, Prompt([names.index(x) for x in "def"]), ids)[1] == "    return 1"
+    assert prompter.tokenizer.decode(ids) == "   return 1"
+    assert prompter.read(BODY, Prompt([names.index(x) for x in "def"]), ids)[1] == "    return 1"
 
 
 def test_a_task_in_plain_text_is_solved_in_a_block():
@@ -73,7 +73,7 @@ def test_a_dialogue_has_the_system_turn_and_says_in_which_form_to_answer():
         "3, or 4",
         "It is \\boxed{2}.",
     )
-    assert said(CHAT, SUM, "3</think>2", inside=True) == ("3", "2")
+    assert said(CHAT, SUM, "3</think>2", starts_in_thinking=True) == ("3", "2")
     assert said(CHAT, SUM, "<think>it goes on") == ("it goes on", "")
     assert CHAT.found(WRITE, "f is this: f") is None
     blocks = "```\ndef f():\n    pass\n```\nSo:\n```\n{}f()\n```"
@@ -85,7 +85,7 @@ def test_a_dialogue_has_the_system_turn_and_says_in_which_form_to_answer():
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_answers_are_found_in_the_examples(kind):
     item = Item("q", kind)
-    text = Asker(ByteTokenizer(), "few-shot").text(item)
+    text = Prompter(ByteTokenizer(), "few-shot").text(item)
     for question, answer in EXAMPLES[kind]:
         assert question in text and answer in text
         if kind != "code":
@@ -95,12 +95,14 @@ def test_answers_are_found_in_the_examples(kind):
 
 
 def test_think_modes_are_the_template_s_or_refused():
-    slow, fast = (Asker(ByteTokenizer(), m, TEMPLATES["pangu"]).text(SUM) for m in ("slow", "fast"))
+    slow, fast = (
+        Prompter(ByteTokenizer(), m, TEMPLATES["pangu"]).text(SUM) for m in ("slow", "fast")
+    )
     assert "/no_think[unused10]" in fast and fast.replace(" /no_think", "") == slow
     with pytest.raises(InputError, match="the template has no modes"):
-        Asker(ByteTokenizer(), "fast", TEMPLATES["chatml"]).text(SUM)
+        Prompter(ByteTokenizer(), "fast", TEMPLATES["chatml"]).text(SUM)
     with pytest.raises(InputError, match="needs a chat template"):
-        Asker(ByteTokenizer(), "chat").text(SUM)
+        Prompter(ByteTokenizer(), "chat").text(SUM)
 
 
 def test_what_a_run_keeps_of_the_words():

@@ -20,13 +20,13 @@ def test_replies_are_those_of_their_prompts_without_thinking(monkeypatch):
         for place, request in reversed(list(enumerate(requests))):
             text = ByteTokenizer().decode(list(request.inputs))
             asked = text.partition("user\n")[2].partition("<|im_end|>")[0]
-            assert text.endswith("<|im_start|>assistant\n") and request.max_new == 5
+            assert text.endswith("<|im_start|>assistant\n") and request.max_new_tokens == 5
             ids = [*f"<think>{asked}?</think> no {asked}".encode(), *request.stop_ids[:1]]
-            yield place, Namespace(ids=np.array(ids), end="stop")
+            yield place, Namespace(ids=np.array(ids), finish_reason="stop")
 
     monkeypatch.setattr(llm_judge, "answers", answers)
     monkeypatch.setattr(llm_judge, "Engine", lambda params, **options: None)
-    made = {"tokenizer": ByteTokenizer(), "template": TEMPLATES["chatml"], "max_new": 5}
+    made = {"tokenizer": ByteTokenizer(), "template": TEMPLATES["chatml"], "max_new_tokens": 5}
     ask = make_asker(None, cfg=Namespace(vocab=264), **made)
     assert ask(["a", "b", "c"]) == ["no a", "no b", "no c"]
 

@@ -70,7 +70,7 @@ def naive(method, base, arrays, weights, scale, density):
     return np.reshape(found, shape)
 
 
-@pytest.mark.parametrize("method", ["mean", "delta", "slerp", "ties"])
+@pytest.mark.parametrize("method", ["mean", "task_arithmetic", "slerp", "ties"])
 @pytest.mark.parametrize("scale", [1.0, 0.7])
 def test_each_rule_is_the_plain_loop(method, scale):
     scale = 1.0 if method == "mean" else scale
@@ -86,6 +86,10 @@ def test_each_rule_is_the_plain_loop(method, scale):
         assert got.dtype == np.float32
 
 
+def test_the_older_name_of_a_rule_is_known():
+    assert Recipe("delta", 0.5) == Recipe("task_arithmetic", 0.5)
+
+
 @pytest.mark.parametrize(("density", "factor"), [(None, "norm"), (0.3, "share")])
 def test_dare_keeps_what_the_mask_says_and_makes_up_for_the_rest(density, factor):
     base, arrays = BASE["a"], [t["a"] for t in TREES]
@@ -95,7 +99,7 @@ def test_dare_keeps_what_the_mask_says_and_makes_up_for_the_rest(density, factor
         change = x.astype(float) - base
         up = 1 / 0.3 if factor == "share" else abs(change).sum() / abs(change[mask]).sum()
         kept.append(base + np.where(mask, change * up, 0))
-    want = naive("delta", base, kept, WEIGHTS, 0.7, None)
+    want = naive("task_arithmetic", base, kept, WEIGHTS, 0.7, None)
     found = merging.dare(base, arrays, masks=masks, density=density, weights=WEIGHTS, scale=0.7)
     np.testing.assert_allclose(found, want, rtol=0, atol=1e-6)
 
@@ -122,16 +126,16 @@ def test_of_a_sum_of_zero_ties_elects_plus():
 def test_a_scale_of_one_is_the_mean_and_of_zero_the_base_bitwise():
     base = {"x": np.float32([-0.0, 1, 2])}
     trees = [{"x": np.float32([1, 2, v])} for v in (3, 4, 5)]
-    same = merge(trees, Recipe("delta"), base=base)["x"]
+    same = merge(trees, Recipe("task_arithmetic"), base=base)["x"]
     np.testing.assert_allclose(same, merge(trees, Recipe("mean"))["x"], atol=1e-6)
     for method in merging.FROM_BASE:
         found = merge(trees, Recipe(method, 0.0), base=base)["x"]
         assert found.tobytes() == base["x"].tobytes()
 
 
-@pytest.mark.parametrize("method", ["mean", "delta"])
+@pytest.mark.parametrize("method", ["mean", "task_arithmetic"])
 def test_the_order_of_the_trees_changes_nothing(method):
-    base = BASE if method == "delta" else None
+    base = BASE if method == "task_arithmetic" else None
     one = merge(TREES, Recipe(method), base=base)
     two = merge(TREES[::-1], Recipe(method), base=base)
     chex.assert_trees_all_equal(one, two)
@@ -182,20 +186,25 @@ def test_layers_and_experts_are_tensors_of_their_own():
         (TREES, {"method": "mean", "weights": (1.0,)}, None, "there are 1 weights for 3 models"),
         (TREES, {"method": "mean", "weights": (1.0, -1.0, 0.0)}, None, "add up to more than 0"),
         (TREES, {"method": "mean", "scale": 0.5}, None, "a mean has no scale"),
-        (TREES, {"method": "delta", "scale": float("nan")}, BASE, "scale must be at least 0"),
+        (
+            TREES,
+            {"method": "task_arithmetic", "scale": float("nan")},
+            BASE,
+            "scale must be at least 0",
+        ),
         (TREES[:2], {"method": "slerp", "scale": 1.5}, None, "for slerp at most 1; got 1.5"),
         (TREES, {"method": "ties", "density": 0.0}, BASE, "density must be above 0"),
         (
             TREES,
             {"method": "best"},
             None,
-            "method must be one of mean, delta, slerp, ties, dare, got 'best'",
+            "method must be one of mean, task_arithmetic, slerp, ties, dare, delta, got 'best'",
         ),
         ([TREES[0], {**TREES[1], "a": np.ones(2)}], {"method": "mean"}, None, "a has shape"),
         ([TREES[0], {"a": TREES[1]["a"]}], {"method": "mean"}, None, "tree 2 lacks b/c"),
         (
             [{"x": np.float16([60000])}, {"x": np.float16([65000])}],
-            {"method": "delta", "scale": 3.0},
+            {"method": "task_arithmetic", "scale": 3.0},
             {"x": np.float16([1])},
             r"x\[\] has values beyond the range of float16",
         ),

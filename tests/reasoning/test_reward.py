@@ -11,11 +11,11 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning.reward import (
     ROUTES,
     Graded,
-    Health,
     Route,
     Sample,
     Scale,
     Score,
+    SourceHealth,
     duplicates,
     grade,
     overlong,
@@ -46,7 +46,7 @@ def says(*values):
     return source
 
 
-def rewards(count=1, health=Health(), routes=ONE, **sources):
+def rewards(count=1, health=SourceHealth(), routes=ONE, **sources):
     return grade(samples(count), routes, sources, health)
 
 
@@ -98,7 +98,7 @@ def group(name, *scores):
 
 
 def test_a_source_that_never_tells_answers_apart_sinks_to_its_floor_and_comes_back():
-    health = Health(window=3, floor=0.1)
+    health = SourceHealth(window=3, floor=0.1)
     for same in range(3):
         assert health.weight("a", 3.0) == 3.0, same
         health = health.after(group("a", Score(1.0), Score(1.0)))
@@ -107,20 +107,22 @@ def test_a_source_that_never_tells_answers_apart_sinks_to_its_floor_and_comes_ba
     assert found.reward[0] == pytest.approx(0.3 / 1.3)
     assert health.after(group("a", Score(1.0), Score(0.0))).weight("a", 3.0) == 3.0
     # Values of groups that differ among them, but not within one, carry no advantage either.
-    other = Health(window=2)
+    other = SourceHealth(window=2)
     for value in (0.0, 1.0):
         other = other.after(group("a", Score(value), Score(value)))
     assert other.weight("a", 1.0) == other.floor
 
 
 def test_too_many_failures_end_the_run_and_name_the_source():
-    health, bad = Health(least=20), Score(None, "TimeoutError: 9**9", failed=True)
+    health, bad = SourceHealth(least=20), Score(None, "TimeoutError: 9**9", failed=True)
     health = health.after(group("a", *[bad] * 2, *[Score(1.0)] * 17))  # too few to mean something
     health = health.after(group("a", *[Score(1.0)] * 21))  # 2 of 40 are not more than a twentieth
     with pytest.raises(InputError, match=r"source a failed for 3 of the last 41 .*9\*\*9"):
         health.after(group("a", bad))
-    Health(least=20).after(group("a", bad, *[Score(1.0)] * 19))  # a twentieth is not more than that
-    few = Health(window=1, least=5).after(group("a", *[Score(1.0)] * 5))
+    SourceHealth(least=20).after(
+        group("a", bad, *[Score(1.0)] * 19)
+    )  # a twentieth is not more than that
+    few = SourceHealth(window=1, least=5).after(group("a", *[Score(1.0)] * 5))
     assert len(few.after(group("a", Score(0.0))).seen["a"]) == 1
 
 
@@ -134,8 +136,8 @@ def test_too_many_failures_end_the_run_and_name_the_source():
         (lambda: Score(1.0, failed=True), "from 0 to 1"),
         (lambda: Route(({"a": 0.0},)), "weight of a must be above 0"),
         (lambda: Route(()), "at least one tier"),
-        (lambda: Health(floor=0), "floor must be above 0"),
-        (lambda: Health(window=0), "window and least"),
+        (lambda: SourceHealth(floor=0), "floor must be above 0"),
+        (lambda: SourceHealth(window=0), "window and least"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, message):
@@ -168,7 +170,7 @@ def test_the_last_fifth_of_a_budget_costs_more_and_more(tokens, want):
     [
         ("<think>a</think>b", {}, None),
         ("<think></think>b", {"mode": "fast"}, None),
-        ("a</think>b", {"inside": True}, None),
+        ("a</think>b", {"starts_in_thinking": True}, None),
         ("<think>a</think>b", {"mode": "fast"}, "none was asked for"),
         ("<think> </think>b", {"mode": "slow"}, "some was asked for"),
         ("<think>a</think> ", {}, "no answer"),
@@ -176,7 +178,7 @@ def test_the_last_fifth_of_a_budget_costs_more_and_more(tokens, want):
         ("b", {}, "opened and then closed"),
         ("</think>a<think>b", {}, "opened and then closed"),
         ("<think>a</think><think>c</think>b", {}, "opened and then closed"),
-        ("<think>a</think>b", {"inside": True}, "opened and then closed"),
+        ("<think>a</think>b", {"starts_in_thinking": True}, "opened and then closed"),
         ("b<think>a</think>b", {}, "before the thinking"),
     ],
 )
@@ -196,7 +198,7 @@ def test_scores_of_a_drifting_scale_are_placed_among_the_last():
 
 
 def test_threads_may_share_health_and_routes():
-    health, found = Health(), []
+    health, found = SourceHealth(), []
     call = lambda: found.append(rewards(5, health, a=says(0.0, 1.0), b=says(1.0)).reward)  # noqa: E731
     threads = [threading.Thread(target=call) for _ in range(8)]
     for thread in threads:
@@ -204,4 +206,4 @@ def test_threads_may_share_health_and_routes():
     for thread in threads:
         thread.join()
     assert all((x == found[0]).all() for x in found) and len(found) == 8
-    assert dataclasses.replace(health) == Health()
+    assert dataclasses.replace(health) == SourceHealth()

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chi2
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.reasoning.select import Passes, Selection, select
+from pangu_jax.reasoning.select import AttemptCounts, Selection, select
 
 TRIED = 8
 
@@ -13,15 +13,15 @@ TRIED = 8
 def student(rates, seed=0):
     """What a student with these pass rates does."""
     rng = np.random.default_rng(seed)
-    return Passes(rng.binomial(TRIED, rates), np.full(len(rates), TRIED))
+    return AttemptCounts(rng.binomial(TRIED, rates), np.full(len(rates), TRIED))
 
 
 def test_each_share_of_passes_is_kept_as_the_curve_says():
-    passes = student(np.random.default_rng(1).random(40_000))
-    kept = select(passes, Selection(hard=0.02), seed=2)
+    attempts = student(np.random.default_rng(1).random(40_000))
+    kept = select(attempts, Selection(hard=0.02), seed=2)
     statistic, bins = 0.0, 0
     for right in range(TRIED + 1):
-        these = passes.right == right
+        these = attempts.right == right
         chance = np.exp(-((1 - right / TRIED - 0.5) ** 2) / (2 * 0.2**2))
         chance = {0: min(chance, 0.02), TRIED: 0.0}.get(right, chance)
         found, number = kept[these].sum(), these.sum()
@@ -45,17 +45,23 @@ def test_what_the_next_student_masters_leaves_the_set():
 
 
 def test_an_estimate_says_how_good_it_is():
-    passes = Passes(np.array([4, 400, 8]), np.array([8, 800, 8]))
-    np.testing.assert_allclose(passes.complexity, [0.5, 0.5, 0])
-    np.testing.assert_allclose(passes.error, [0.125**0.5 / 2, 0.00125**0.5 / 2, 0])
+    attempts = AttemptCounts(np.array([4, 400, 8]), np.array([8, 800, 8]))
+    np.testing.assert_allclose(attempts.complexity, [0.5, 0.5, 0])
+    np.testing.assert_allclose(attempts.error, [0.125**0.5 / 2, 0.00125**0.5 / 2, 0])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Passes(np.array([1, 9]), np.array([8, 8])), "question 1 has 9 right answers of 8"),
-        (lambda: Passes(np.array([0]), np.array([0])), "question 0 has 0 right answers of 0"),
-        (lambda: Passes(np.array([0]), np.array([1, 2])), "must be of one length"),
+        (
+            lambda: AttemptCounts(np.array([1, 9]), np.array([8, 8])),
+            "question 1 has 9 right answers of 8",
+        ),
+        (
+            lambda: AttemptCounts(np.array([0]), np.array([0])),
+            "question 0 has 0 right answers of 0",
+        ),
+        (lambda: AttemptCounts(np.array([0]), np.array([1, 2])), "must be of one length"),
         (lambda: Selection(mu=1.5), "mu and hard must be from 0 to 1"),
         (lambda: Selection(sigma=0.0), "sigma must be above 0"),
     ],

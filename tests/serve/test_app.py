@@ -42,12 +42,14 @@ def ask(served, path, body, **headers):
     return asyncio.run(call())
 
 
-def drawn(here, prompts, max_new, seed):
+def drawn(here, prompts, max_new_tokens, seed):
     """What an engine of one's own draws for the rows of a seed: their ids."""
     engine = Engine(here.params, cfg=here.cfg, how=here.how, **here.sizes)
     keys = [jax.random.fold_in(jax.random.key(seed), row) for row in range(len(prompts))]
     pairs = zip(prompts, keys, strict=True)
-    requests = [Request(ids, max_new, SamplingConfig(1.0), (256,), key) for ids, key in pairs]
+    requests = [
+        Request(ids, max_new_tokens, SamplingConfig(1.0), (256,), key) for ids, key in pairs
+    ]
     return [answer.ids.tolist() for _, answer in sorted(answers(engine, requests))]
 
 
@@ -60,7 +62,7 @@ def test_an_answer_is_what_generate_gives_streamed_or_whole_and_scores_are_the_m
     prompts, key = ["to be", "or not"], jax.random.key(5)
     ids = [[256, *prompt.encode()] for prompt in prompts]
     way = {"sampling": SamplingConfig(1.0), "stop_ids": (256,), "key": key}
-    first, second = generate(here.params, ids, cfg=here.cfg, max_new=40, **way).rows()
+    first, second = generate(here.params, ids, cfg=here.cfg, max_new_tokens=40, **way).rows()
     want = [BYTES.decode(first), BYTES.decode(second)]
     options = {"model": "tiny", "max_tokens": 40, "seed": 5, "logprobs": 0}
     whole = here.client.completions.create(prompt=prompts, **options)
@@ -78,11 +80,11 @@ def test_an_answer_is_what_generate_gives_streamed_or_whole_and_scores_are_the_m
     assert len(found) == len(first) - (first[-1] == 256)
 
     more = {"stream_options": {"include_usage": True}}
-    pieces = list(here.client.completions.create(prompt=prompts, stream=True, **options, **more))
-    assert pieces[-1].usage == whole.usage and not pieces[-1].choices
-    assert all(piece.usage is None for piece in pieces[:-1])
+    chunks = list(here.client.completions.create(prompt=prompts, stream=True, **options, **more))
+    assert chunks[-1].usage == whole.usage and not chunks[-1].choices
+    assert all(chunk.usage is None for chunk in chunks[:-1])
     for index, choice in enumerate(whole.choices):
-        parts = [p.choices[0] for p in pieces[:-1] if p.choices[0].index == index]
+        parts = [p.choices[0] for p in chunks[:-1] if p.choices[0].index == index]
         assert "".join(part.text for part in parts) == choice.text
         assert [p.finish_reason for p in parts if p.finish_reason] == [choice.finish_reason]
         scores = [score for p in parts for score in p.logprobs.token_logprobs]
@@ -99,9 +101,9 @@ def test_a_chat_is_the_templates_prompt_and_its_answers_have_scores(here):
     assert [c.message.content for c in whole.choices] == [BYTES.decode(row) for row in rows]
     assert {c.message.role for c in whole.choices} == {"assistant"}
     assert whole.usage.prompt_tokens == 1 + len(prompt)
-    pieces = list(here.client.chat.completions.create(stream=True, **options))
+    chunks = list(here.client.chat.completions.create(stream=True, **options))
     for index, choice in enumerate(whole.choices):
-        parts = [p.choices[0] for p in pieces if p.choices[0].index == index]
+        parts = [p.choices[0] for p in chunks if p.choices[0].index == index]
         assert parts[0].delta.role == "assistant"
         assert "".join(p.delta.content or "" for p in parts) == choice.message.content
         scores = [t for p in parts for t in p.logprobs.content]
@@ -127,8 +129,8 @@ def test_an_answer_ends_before_a_stop_string(here):
     for stops in (stop, ["never", stop]):
         found = here.client.completions.create(stop=stops, **options)
         assert (found.choices[0].text, found.choices[0].finish_reason) == (text[:at], "stop")
-    pieces = list(here.client.completions.create(stop=stop, stream=True, **options))
-    assert "".join(p.choices[0].text for p in pieces) == text[:at]
+    chunks = list(here.client.completions.create(stop=stop, stream=True, **options))
+    assert "".join(p.choices[0].text for p in chunks) == text[:at]
     assert found.usage.completion_tokens < 40
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from pangu_jax.data.chat import Reply
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
-from pangu_jax.decode.engine import Piece
+from pangu_jax.decode.engine import TokenDelta
 from pangu_jax.serve.detokenizer import Continuation, Part, Stops, TextStreamer
 
 BYTES = ByteTokenizer()
@@ -44,22 +44,22 @@ def test_a_text_ends_before_its_first_stop_string_however_it_is_broken(parts, st
     assert here.given == len(given_)
 
 
-def piece(ids, end=None, scores=None):
+def delta(ids, end=None, scores=None):
     scores = np.arange(len(ids)) * -0.5 if scores is None else np.array(scores)
     none = np.zeros(len(ids))
-    return Piece(0, np.array(ids, np.int32), scores, none, none.astype(int), end)
+    return TokenDelta(0, np.array(ids, np.int32), scores, none, none.astype(int), end)
 
 
 def said(text, stops, size, end="length", decoded=None):
-    """The parts of an answer of bytes, a few tokens a piece."""
+    """The parts of an answer of bytes, a few tokens at a time."""
     ids = [*text.encode(), *([256] if end == "stop" else [])]
     writer = TextStreamer(decoded or Continuation(BYTES, [256]), stops)
     parts, whole = [], Part()
     for start in range(0, len(ids), size):
         last = start + size >= len(ids)
-        parts.append(writer.push(piece(ids[start : start + size], end if last else None)))
+        parts.append(writer.push(delta(ids[start : start + size], end if last else None)))
         whole.add(parts[-1])
-        if whole.end is not None:
+        if whole.finish_reason is not None:
             break
     return parts, whole
 
@@ -67,7 +67,7 @@ def said(text, stops, size, end="length", decoded=None):
 @pytest.mark.parametrize("size", [1, 3, 99])
 def test_a_stop_string_over_tokens_ends_an_answer_with_the_scores_of_what_is_sent(size):
     parts, whole = said("one. two END three", [" END", "zz"], size)
-    assert (whole.text, whole.end) == ("one. two", "stop")
+    assert (whole.text, whole.finish_reason) == ("one. two", "stop")
     assert "".join(token.text for token in whole.tokens) == whole.text
     assert [token.start for token in whole.tokens] == list(range(8))
     assert whole.count == len("one. two END")
@@ -77,28 +77,28 @@ def test_a_stop_string_over_tokens_ends_an_answer_with_the_scores_of_what_is_sen
 def test_text_that_was_held_is_sent_when_no_stop_string_comes():
     parts, whole = said("a EN", [" END"], 1)
     assert [part.text for part in parts] == ["a", "", "", " EN"]
-    assert (whole.end, "".join(t.text for t in whole.tokens)) == ("length", "a EN")
+    assert (whole.finish_reason, "".join(t.text for t in whole.tokens)) == ("length", "a EN")
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])
 def test_characters_of_many_tokens_and_an_unfinished_one(size):
     _, whole = said("é€", [], size, end="stop")
-    assert (whole.text, whole.end, whole.count) == ("é€", "stop", 6)
+    assert (whole.text, whole.finish_reason, whole.count) == ("é€", "stop", 6)
     writer = TextStreamer(Continuation(BYTES, [256]), [])
-    part = writer.push(piece([*"é".encode(), 0xE2, 256], "stop"))
+    part = writer.push(delta([*"é".encode(), 0xE2, 256], "stop"))
     assert part.text == "é\ufffd" == "".join(token.text for token in part.tokens)
 
 
 def test_stop_strings_are_looked_for_in_the_answer_alone():
     reply = Reply(BYTES, ("<think>", "</think>"))
     _, whole = said("<think>a. b</think>four. five", ["."], 4, decoded=reply)
-    assert (whole.thought, whole.text, whole.end) == ("a. b", "four", "stop")
+    assert (whole.thought, whole.text, whole.finish_reason) == ("a. b", "four", "stop")
     assert "".join(token.text for token in whole.tokens) == "a. bfour"
 
 
 def test_scores_that_are_no_numbers_are_an_error():
     with pytest.raises(ArithmeticError, match="token 65"):
-        TextStreamer(Continuation(BYTES, [256]), []).push(piece([65], scores=[np.nan]))
+        TextStreamer(Continuation(BYTES, [256]), []).push(delta([65], scores=[np.nan]))
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def alone(here):
         [(_, answer)] = answers(
             engine, [Request(body["prompt"], body["max_tokens"], way, (256,), key)]
         )
-        yield len(answer.ids), answer.end, [float(x) for x in answer.log_probs]
+        yield len(answer.ids), answer.finish_reason, [float(x) for x in answer.log_probs]
 
 
 async def one(client, rng, want):

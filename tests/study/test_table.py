@@ -4,14 +4,14 @@ import statistics
 
 import pytest
 
-from pangu_jax.study.table import deviation, extent, standard_error, table
+from pangu_jax.study.table import extent, mean_std, standard_error, table
 
 
 def test_figures_carry_their_spread():
     values = [1.0, 2.0, 4.0]
-    assert deviation(values) == f"{7 / 3:.3f} ± {statistics.stdev(values):.3f}"
+    assert mean_std(values) == f"{7 / 3:.3f} ± {statistics.stdev(values):.3f}"
     assert extent(values, 1) == "2.3 (1.0-4.0)"
-    assert deviation([1.5]) == extent([1.5]) == "1.500"
+    assert mean_std([1.5]) == extent([1.5]) == "1.500"
     other = [3.0, 5.0]
     want = (statistics.variance(values) / 3 + statistics.variance(other) / 2) ** 0.5
     assert standard_error(values, other) == pytest.approx(want)

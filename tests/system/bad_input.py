@@ -23,7 +23,7 @@ def kind(function):
 
 
 def generate(folder):
-    return ["generate", str(folder), "--max-new", "1"]
+    return ["generate", str(folder), "--max-new-tokens", "1"]
 
 
 def split(file):
@@ -443,7 +443,7 @@ def options_out_of_range(make):
     ):
         fresh = make.text(file.read_bytes())
         yield make.train(fresh, "--held-out", "0", *more), words
-    yield ["generate", str(make.run), "--max-new", "0"], "max_new must be at least 1"
+    yield ["generate", str(make.run), "--max-new-tokens", "0"], "max_new_tokens must be at least 1"
     yield ["generate", str(make.run), "--tokenizer", "none"], "no tokenizer.json at none"
 
 

@@ -138,18 +138,18 @@ def test_greedy_texts(folder, ours, theirs):
     tokenizer = load_tokenizer(folder)
     prompts = [[*tokenizer.begin, *tokenizer.encode(prompt)] for prompt in PROMPTS]
     assert prompts == [theirs[1].encode(prompt) for prompt in PROMPTS]
-    answers = generate(params, prompts, cfg=cfg, max_new=64, stop_ids=STOPS).rows()
+    answers = generate(params, prompts, cfg=cfg, max_new_tokens=64, stop_ids=STOPS).rows()
     for prompt, answer in zip(prompts, answers, strict=True):
         assert len(answer) == 64 or answer[-1] in STOPS
         check_greedy(theirs[0], prompt, answer)
 
 
 def test_generate_and_chat_say_it(folder, theirs, capsys):
-    said = call(capsys, "generate", folder, "--prompt", PROMPTS[0], "--max-new", 12)
+    said = call(capsys, "generate", folder, "--prompt", PROMPTS[0], "--max-new-tokens", 12)
     assert said.startswith("The quick brown fox with a quick brown bear.")
     model, tokenizer = theirs
     for question in QUESTIONS:
-        words = ["chat", folder, "--message", question, "--max-new", 24]
+        words = ["chat", folder, "--message", question, "--max-new-tokens", 24]
         answer = call(capsys, *words, "--temperature", 0).strip()
         turns = [{"role": "user", "content": question}]
         prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
@@ -179,7 +179,7 @@ def test_what_is_pruned_chats_in_transformers(folder, data_dir, tmp_path, capsys
     turns = [{"role": "user", "content": QUESTIONS[0]}]
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     params, cfg = hf.load(tmp_path / "small")
-    answer = generate(params, [prompt], cfg=cfg, max_new=16, stop_ids=STOPS).rows()[0]
+    answer = generate(params, [prompt], cfg=cfg, max_new_tokens=16, stop_ids=STOPS).rows()[0]
     check_greedy(model, prompt, answer)
 
 
@@ -188,11 +188,15 @@ def test_onnxruntime_generates_the_same(folder, ours, tmp_path, capsys):
     params, cfg = ours
     tokenizer = load_tokenizer(folder)
     prompt = [*tokenizer.begin, *tokenizer.encode(PROMPTS[0])]
-    want = generate(params, [prompt], cfg=cfg, max_new=24, stop_ids=STOPS).rows()[0]
+    want = generate(params, [prompt], cfg=cfg, max_new_tokens=24, stop_ids=STOPS).rows()[0]
     command = [sys.executable, ROOT / "tools" / "generate_onnx.py", tmp_path / "onnx", PROMPTS[0]]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(
-        [*command, "--max-new", "24"], capture_output=True, text=True, env=environment, check=True
+        [*command, "--max-new-tokens", "24"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
     )
     text = PROMPTS[0] + tokenizer.decode(want)
     assert text in done.stdout or done.stdout.strip() in text

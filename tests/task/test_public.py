@@ -93,7 +93,7 @@ def command(capsys, *words):
 def test_the_page_s_examples_do_what_the_commands_do(page, place, capsys):
     assert page["m"].kind == "decoder" and len(page["texts"]) == 2
     prompt = "Once upon a time"
-    words = ["--prompt", prompt, "--max-new", 20, "--temperature", 0.8]
+    words = ["--prompt", prompt, "--max-new-tokens", 20, "--temperature", 0.8]
     out = command(capsys, "generate", place / "smollm2", *words)
     assert out == f"{prompt}{page['texts'][0]}\n"  # alone as beside another
     options = ["--data", place / "text.txt", "--length", 64, "--json"]

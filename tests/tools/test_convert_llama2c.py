@@ -262,7 +262,7 @@ def test_the_tokenizer_equals_greedy_merging_on_both_files(data_dir, stories, st
 def test_greedy_text_is_the_documented_one(stories):
     params, cfg, where = open_checkpoint(stories)
     tokenizer = load_tokenizer(where)
-    out = generate(params, [[1]], cfg=cfg, max_new=100, stop_ids=tokenizer.eos_ids)
+    out = generate(params, [[1]], cfg=cfg, max_new_tokens=100, stop_ids=tokenizer.eos_ids)
     assert tokenizer.decode(out.rows()[0]).startswith(DOCUMENTED)
 
 

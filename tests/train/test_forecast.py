@@ -14,7 +14,7 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, init
 from pangu_jax.core.tree import flatten
-from pangu_jax.data.windows import Borders, Scaler, parts
+from pangu_jax.data.windows import Scaler, SplitRows, parts
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train import forecast
@@ -34,7 +34,7 @@ from pangu_jax.train.stop_signal import Stopped
 
 MODEL = TimeProConfig(look_back=16, horizon=4, layers=1, patch=16, stride=8)
 FIT = FitConfig(batch=8, learning_rate=1e-3, epochs=3)
-SPLIT = Borders((0, 120), (120, 160), (160, 200))
+SPLIT = SplitRows((0, 120), (120, 160), (160, 200))
 
 
 def waves(rows=200, variates=3, seed=0):

@@ -114,7 +114,9 @@ def main():
     }
     dense = prepare(cfg, options)
     for target in options.targets:
-        small = prepare(shrink(cfg, parse(target), free=("groups", "ffn"), limits=limits), options)
+        small = prepare(
+            shrink(cfg, parse(target), prunable_axes=("groups", "ffn"), limits=limits), options
+        )
         found = {"layer": repr(axes.sizes(small["cfg"].layers[0]))}
         for what, clock, cost in (
             ("prefill", time_prefill, "flops"),

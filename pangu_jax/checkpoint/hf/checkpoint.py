@@ -14,7 +14,7 @@ from pangu_jax.checkpoint import safetensors_files
 from pangu_jax.checkpoint.hf.config import CONFIG, read_config
 from pangu_jax.checkpoint.hf.families.family import Family
 from pangu_jax.checkpoint.hf.families.registry import named
-from pangu_jax.checkpoint.hf.tensors import Piece, pieces
+from pangu_jax.checkpoint.hf.tensors import TensorPlace, tensor_places
 from pangu_jax.checkpoint.safetensors_files import DTYPES, StoredTensor
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import check_finite, map_named
@@ -77,27 +77,27 @@ class FileLeaf(LazyLeaf):
 
     Attributes:
       shape: of the leaf.
-      parts: its pieces, by their place in it.
+      parts: which tensor holds what, by leading indices.
       stored: the tensors.
     """
 
     shape: tuple[int, ...]
-    parts: dict[tuple[int, ...], Piece]
+    parts: dict[tuple[int, ...], TensorPlace]
     stored: dict[str, StoredTensor]
 
     def at(self, index: tuple[int, ...]) -> np.ndarray:
         """What lies at leading indices: a view of the mapped file, whose values are finite."""
-        piece = self._piece(index)
-        return read_part(self.stored[piece.tensor], piece, index[len(piece.at) :])
+        place = self._place(index)
+        return read_part(self.stored[place.tensor], place, index[len(place.at) :])
 
     def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
         """The type of what lies there."""
-        found = self.stored[self._piece(index).tensor].numpy
+        found = self.stored[self._place(index).tensor].numpy
         assert found is not None  # `assign_tensors` has seen to it
         return found
 
-    def _piece(self, index: tuple[int, ...]) -> Piece:
-        """The piece that holds it; fused tensors hold more than is asked for."""
+    def _place(self, index: tuple[int, ...]) -> TensorPlace:
+        """The tensor that holds it; a fused one holds more than is asked for."""
         leads = (index[:n] for n in range(len(index) + 1))
         return self.parts[next(lead for lead in leads if lead in self.parts)]
 
@@ -117,27 +117,27 @@ def read_headers(folder: str | Path | TensorFile) -> OpenCheckpoint:
     family = named(name)
     stored = _prefixed(safetensors_files.find(folder), family)
     leaves = {leaf for leaf, tensor in family.tensors.items() if tensor in stored}
-    cfg = family.resolve(_resolve_tie(cfg, family, stored, folder), leaves)
+    cfg = family.infer_from_tensors(_resolve_tie(cfg, family, stored, folder), leaves)
     return OpenCheckpoint(cfg, family, stored)
 
 
 def assign_tensors(
     opened: OpenCheckpoint, folder: str | Path | TensorFile
-) -> dict[str, list[Piece]]:
+) -> dict[str, list[TensorPlace]]:
     """Which tensor goes where, once every tensor is found to fit.
 
     Raises:
       InputError: a tensor is missing, surplus, of the wrong shape or type; names it and its file.
     """
     stored = opened.stored
-    places = pieces(opened.cfg, opened.family, stored)
+    places = tensor_places(opened.cfg, opened.family, stored)
     used = set()
     for path, parts in places.items():
-        for piece in parts:
-            if piece.tensor not in stored:
-                raise InputError(f"{folder} lacks the tensor {piece.tensor} (for {path})")
-            _check_one(piece, stored[piece.tensor], opened.described)
-            used.add(piece.tensor)
+        for place in parts:
+            if place.tensor not in stored:
+                raise InputError(f"{folder} lacks the tensor {place.tensor} (for {path})")
+            _check_one(place, stored[place.tensor], opened.described)
+            used.add(place.tensor)
     for name, found in stored.items():
         skipped = any(re.fullmatch(pattern, name) for pattern in opened.family.skipped)
         if name not in used and not skipped:
@@ -157,32 +157,32 @@ def view(folder: str | Path | TensorFile) -> tuple[dict[str, Any], Any]:
     places = assign_tensors(opened, folder)
 
     def leaf(name: str, spec: Any) -> FileLeaf:
-        return FileLeaf(spec.shape, {piece.at: piece for piece in places[name]}, opened.stored)
+        return FileLeaf(spec.shape, {place.at: place for place in places[name]}, opened.stored)
 
     return map_named(leaf, registry.spec(opened.cfg)), opened.cfg
 
 
-def read_part(stored: StoredTensor, piece: Piece, index: tuple[Any, ...] = ()) -> np.ndarray:
-    """What a piece gives to its leaf, or the part of that at `index`: a view of the mapped file.
+def read_part(stored: StoredTensor, place: TensorPlace, index: tuple[Any, ...] = ()) -> np.ndarray:
+    """What a tensor gives to its leaf, or the part of that at `index`: a view of the mapped file.
 
     Only that part is read, so that taking a tensor part by part reads it once.
 
     Raises:
       InputError: it holds NaN or infinity.
     """
-    array = piece.to_leaf(stored.view())[index]
-    check_finite(f"{stored.file}: {piece.tensor}", array)
+    array = place.to_leaf(stored.view())[index]
+    check_finite(f"{stored.file}: {place.tensor}", array)
     return array
 
 
-def _check_one(piece: Piece, found: StoredTensor, described: str) -> None:
-    if found.shape != piece.shape:
+def _check_one(place: TensorPlace, found: StoredTensor, described: str) -> None:
+    if found.shape != place.shape:
         raise InputError(
-            f"{found.file}: {piece.tensor} has shape {found.shape}, {described} says {piece.shape}"
+            f"{found.file}: {place.tensor} has shape {found.shape}, {described} says {place.shape}"
         )
     if found.numpy is None:
         raise InputError(
-            f"{found.file}: {piece.tensor} has type {found.dtype}, "
+            f"{found.file}: {place.tensor} has type {found.dtype}, "
             f"only {', '.join(DTYPES)} can be read"
         )
 

@@ -48,7 +48,7 @@ def read_config(folder: str | Path) -> tuple[Any, str]:
         cfg = _read_layers(keys, family)
     except InputError as error:
         raise InputError(f"{Path(folder) / CONFIG}: {error}") from error
-    return family.complete(cfg, partial(_beside, Path(folder))), family.name
+    return family.read_sidecars(cfg, partial(_beside, Path(folder))), family.name
 
 
 def read_pooling(folder: str | Path, cfg: EmbedderConfig) -> EmbedderConfig:
@@ -57,7 +57,7 @@ def read_pooling(folder: str | Path, cfg: EmbedderConfig) -> EmbedderConfig:
     Raises:
       InputError: a file is not as that library writes it, or asks for what is not supported.
     """
-    return sentence_transformers.complete(cfg, partial(_beside, Path(folder)))
+    return sentence_transformers.read_sidecars(cfg, partial(_beside, Path(folder)))
 
 
 def read_prompts(folder: str | Path) -> dict[str, str]:
@@ -160,8 +160,8 @@ def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
     """The keys of the first layer's widths, and what differs in the others."""
     keys, changes = {}, {}
     for i, layer in enumerate(cfg.layers):
-        # Written with one group: what stock transformers asks of the heads' number does not bind
-        # layers that it cannot build one by one anyway.
+        # Written with one group: stock transformers' condition on the number of heads does not
+        # apply, as it cannot build such layers anyway.
         one = dataclasses.replace(layer.attention, kv_heads=1)
         one = dataclasses.replace(layer, attention=one)
         found = family.write(dataclasses.replace(cfg, layers=(one,) * len(cfg.layers)))
@@ -179,8 +179,8 @@ def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
 
 def _express(cfg: Any, family: Family) -> dict[str, Any]:
     keys = family.write(cfg)
-    files = family.files(cfg)
-    found = family.complete(family.read(keys), lambda name: (name, files.get(name)))
+    files = family.write_sidecars(cfg)
+    found = family.read_sidecars(family.read(keys), lambda name: (name, files.get(name)))
     lost = _difference(to_json(cfg), to_json(_resolved(found, family, cfg)))
     if lost is not None:
         raise InputError(f"a {family.architecture} cannot express {lost}")
@@ -189,7 +189,7 @@ def _express(cfg: Any, family: Family) -> dict[str, Any]:
 
 def _resolved(found: Any, family: Family, cfg: Any) -> Any:
     """What `found` is beside the tensors of `cfg`."""
-    return family.resolve(found, flatten(registry.spec(cfg), is_leaf=is_spec))
+    return family.infer_from_tensors(found, flatten(registry.spec(cfg), is_leaf=is_spec))
 
 
 def _difference(wanted: Any, found: Any, where: str = "") -> str | None:

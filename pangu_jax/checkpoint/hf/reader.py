@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.checkpoint.hf.checkpoint import TensorFile, assign_tensors, read_headers, read_part
-from pangu_jax.checkpoint.hf.tensors import Piece, narrowed
+from pangu_jax.checkpoint.hf.tensors import TensorPlace, narrowed
 from pangu_jax.checkpoint.safetensors_files import StoredTensor
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec
@@ -51,15 +51,17 @@ def load(
     return map_named(fill, registry.spec(opened.cfg)), opened.cfg
 
 
-def _leaf_dtype(parts: list[Piece], stored: Mapping[str, StoredTensor], dtype: Any) -> np.dtype:
+def _leaf_dtype(
+    parts: list[TensorPlace], stored: Mapping[str, StoredTensor], dtype: Any
+) -> np.dtype:
     if dtype is not None:
         return np.dtype(dtype)
     first = stored[parts[0].tensor]
-    for piece in parts:
-        found = stored[piece.tensor]
+    for place in parts:
+        found = stored[place.tensor]
         if found.numpy != first.numpy:
             raise InputError(
-                f"{found.file}: {piece.tensor} has type {found.dtype} and {parts[0].tensor} "
+                f"{found.file}: {place.tensor} has type {found.dtype} and {parts[0].tensor} "
                 f"{first.dtype}, which share one array; give dtype"
             )
     return np.dtype(first.numpy)
@@ -73,7 +75,7 @@ def _fill(
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
-    parts: list[Piece],
+    parts: list[TensorPlace],
     stored: Mapping[str, StoredTensor],
 ) -> jax.Array:
     """One leaf: each device's part is allocated there, and gets its part of every tensor."""
@@ -81,12 +83,12 @@ def _fill(
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ranges = [range(size)[part] for part, size in zip(index, shape, strict=True)]
         shard = jnp.zeros([len(r) for r in ranges], dtype, device=device)
-        for piece in parts:
-            lead = len(piece.at)
-            if all(i in r for i, r in zip(piece.at, ranges[:lead], strict=True)):
-                array = read_part(stored[piece.tensor], piece, tuple(index[lead:]))
-                array = narrowed(array, dtype, f"{stored[piece.tensor].file}: {piece.tensor}")
-                at = [r.index(i) for i, r in zip(piece.at, ranges[:lead], strict=True)]
+        for place in parts:
+            lead = len(place.at)
+            if all(i in r for i, r in zip(place.at, ranges[:lead], strict=True)):
+                array = read_part(stored[place.tensor], place, tuple(index[lead:]))
+                array = narrowed(array, dtype, f"{stored[place.tensor].file}: {place.tensor}")
+                at = [r.index(i) for i, r in zip(place.at, ranges[:lead], strict=True)]
                 at = np.array(at + [0] * (len(shape) - lead), np.int32)
                 # Waiting keeps a single tensor in flight.
                 shard = _place(shard, jax.device_put(array, device), at).block_until_ready()

@@ -17,7 +17,7 @@ from pangu_jax.models import registry
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TensorPlace:
     """One tensor's place in a leaf.
 
     The tensor, or its part along the second axis, is folded to the shape `folded` and its axes
@@ -52,8 +52,10 @@ class Piece:
         return np.ascontiguousarray(array.transpose(np.argsort(self.order)).reshape(self.shape))
 
 
-def pieces(cfg: Any, family: Family, names: Container[str] = ()) -> dict[str, list[Piece]]:
-    """The pieces of every leaf, by the leaf's path.
+def tensor_places(
+    cfg: Any, family: Family, names: Container[str] = ()
+) -> dict[str, list[TensorPlace]]:
+    """The tensors that make up every leaf, by the leaf's path.
 
     Args:
       cfg: the model.
@@ -71,9 +73,9 @@ def pieces(cfg: Any, family: Family, names: Container[str] = ()) -> dict[str, li
         if inner not in family.tensors:
             raise InputError(f"{family.architecture} has no tensor for {path}")
         if run is None:
-            found[path] = [_piece(inner, leaf.shape, (), family.tensors[inner])]
+            found[path] = [_place(inner, leaf.shape, (), family.tensors[inner])]
         else:
-            found[path] = _run_pieces(inner, leaf, starts[run], family, names)
+            found[path] = _run_places(inner, leaf, starts[run], family, names)
     return found
 
 
@@ -92,28 +94,28 @@ def _split(path: str) -> tuple[int | None, str]:
     return int(run), inner
 
 
-def _run_pieces(
+def _run_places(
     inner: str, leaf: Spec, start: int, family: Family, names: Container[str]
-) -> list[Piece]:
+) -> list[TensorPlace]:
     found = []
     for layer in range(leaf.shape[0]):
         fused = family.fused.get(inner)
         if fused and fused[0].format(layer=start + layer) in names:
-            found.append(_fused_piece(leaf.shape, layer, start + layer, fused))
+            found.append(_fused_place(leaf.shape, layer, start + layer, fused))
         elif "{expert}" in family.tensors[inner]:
-            found += _expert_pieces(inner, leaf.shape, layer, start + layer, family)
+            found += _expert_places(inner, leaf.shape, layer, start + layer, family)
         else:
             name = family.tensors[inner].format(layer=start + layer)
-            found.append(_piece(inner, leaf.shape, (layer,), name))
+            found.append(_place(inner, leaf.shape, (layer,), name))
     return found
 
 
-def _expert_pieces(
+def _expert_places(
     inner: str, shape: tuple[int, ...], layer: int, number: int, family: Family
-) -> list[Piece]:
+) -> list[TensorPlace]:
     _, groups, size, *_ = shape
     return [
-        _piece(
+        _place(
             inner,
             shape,
             (layer, group, expert),
@@ -124,29 +126,31 @@ def _expert_pieces(
     ]
 
 
-def _fused_piece(
+def _fused_place(
     shape: tuple[int, ...], layer: int, number: int, fused: tuple[str, int, int]
-) -> Piece:
+) -> TensorPlace:
     name, which, parts = fused
     _, groups, size, inputs, outputs = shape
     stored = (groups * size, parts * outputs, inputs)
     folded = (groups, size, outputs, inputs)
-    return Piece(name.format(layer=number), stored, (layer,), folded, (0, 1, 3, 2), (which, parts))
+    return TensorPlace(
+        name.format(layer=number), stored, (layer,), folded, (0, 1, 3, 2), (which, parts)
+    )
 
 
-def _piece(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -> Piece:
+def _place(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -> TensorPlace:
     shape = shape[len(at) :]
     if not inner.endswith("/kernel"):
-        # Tables hold a row for each of what they embed, here and there; all others are flat there.
+        # Tables have a row per embedded thing in both layouts; everything else is flat in files.
         flat = (1, math.prod(shape)) if inner == "moe/router/scale" else (math.prod(shape),)
         stored = shape if inner.endswith("/table") else flat
-        return Piece(name, stored, at, shape, tuple(range(len(shape))))
-    # Files hold [outputs, inputs], each flat; leaves hold the inputs first, with their structure.
+        return TensorPlace(name, stored, at, shape, tuple(range(len(shape))))
+    # Files hold [outputs, inputs], each flat; leaves have inputs first, with their structure.
     count = 3 if inner.endswith("attention/out/kernel") else 1
     inputs, outputs = shape[:count], shape[count:]
     axes = range(len(shape))
     order = (*axes[len(outputs) :], *axes[: len(outputs)])
-    return Piece(name, (math.prod(outputs), math.prod(inputs)), at, outputs + inputs, order)
+    return TensorPlace(name, (math.prod(outputs), math.prod(inputs)), at, outputs + inputs, order)
 
 
 def narrowed(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from pangu_jax.checkpoint import safetensors_files
 from pangu_jax.checkpoint.hf.checkpoint import LazyLeaf
 from pangu_jax.checkpoint.hf.config import CONFIG, check_written, write_keys
 from pangu_jax.checkpoint.hf.families.registry import FAMILIES, named
-from pangu_jax.checkpoint.hf.tensors import Piece, narrowed, pieces
+from pangu_jax.checkpoint.hf.tensors import TensorPlace, narrowed, tensor_places
 from pangu_jax.checkpoint.safetensors_files import DTYPES, PendingTensor
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
@@ -76,7 +76,7 @@ def save(
     """
     check(registry.spec(cfg), params)
     keys = write_keys(cfg, named(family), source, per_layer=per_layer)
-    places = pieces(cfg, named(family))
+    places = tensor_places(cfg, named(family))
     tensors = _pending(flatten(params), places, dtype)
     # What config.json calls the type is that of the embeddings.
     first = min(places, key=lambda path: not path.startswith("embed/"))
@@ -91,7 +91,7 @@ def save(
                 shutil.copyfile(safetensors_files.own_file(source, name), temporary / name)
         for name, content in (companions or {}).items():
             (temporary / name).write_bytes(content)
-        for name, value in {CONFIG: keys, **named(family).files(cfg)}.items():
+        for name, value in {CONFIG: keys, **named(family).write_sidecars(cfg)}.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             text = json.dumps(value, indent=2, ensure_ascii=False)
             (temporary / name).write_text(text + "\n", encoding="utf-8")
@@ -142,22 +142,22 @@ def families_of(cfg: Any) -> list[str]:
 
 
 def _pending(
-    leaves: dict[str, Any], places: dict[str, list[Piece]], dtype: Any
+    leaves: dict[str, Any], places: dict[str, list[TensorPlace]], dtype: Any
 ) -> dict[str, PendingTensor]:
     """What is to be written, in the order of the tensors' names, numbers by value."""
     found = {}
     for path, parts in places.items():
-        for piece in parts:
-            kind = _saved_dtype(path, leaves[path], piece, dtype)
-            make = partial(_tensor, leaves[path], piece, kind)
-            found[piece.tensor] = PendingTensor(kind, piece.shape, make)
+        for place in parts:
+            kind = _saved_dtype(path, leaves[path], place, dtype)
+            make = partial(_tensor, leaves[path], place, kind)
+            found[place.tensor] = PendingTensor(kind, place.shape, make)
     return {name: found[name] for name in sorted(found, key=_natural)}
 
 
 def _counted(
     tensors: dict[str, PendingTensor], progress: Callable[[int, int], None]
 ) -> dict[str, PendingTensor]:
-    """The same tensors, which say that they were made."""
+    """The same tensors, which report each as it is made."""
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
     def made(tensor: PendingTensor) -> np.ndarray:
@@ -173,9 +173,9 @@ def _counted(
     }
 
 
-def _saved_dtype(path: str, leaf: Any, piece: Piece, dtype: Any) -> np.dtype:
+def _saved_dtype(path: str, leaf: Any, place: TensorPlace, dtype: Any) -> np.dtype:
     if dtype is None:
-        dtype = leaf.dtype_at(piece.at) if isinstance(leaf, LazyLeaf) else leaf.dtype
+        dtype = leaf.dtype_at(place.at) if isinstance(leaf, LazyLeaf) else leaf.dtype
     if np.dtype(dtype) not in DTYPES.values():
         raise InputError(
             f"{path} of type {np.dtype(dtype)} cannot be saved; float32, float16, bfloat16 can"
@@ -195,14 +195,14 @@ def _shards(tensors: dict[str, PendingTensor], limit: float) -> list[dict[str, P
     return shards
 
 
-def _tensor(leaf: Any, piece: Piece, dtype: np.dtype) -> np.ndarray:
+def _tensor(leaf: Any, place: TensorPlace, dtype: np.dtype) -> np.ndarray:
     if isinstance(leaf, LazyLeaf):
-        array = leaf.at(piece.at)
+        array = leaf.at(place.at)
     else:
-        array = np.asarray(leaf[piece.at])
-        check_finite(piece.tensor, array)
-    array = narrowed(array, dtype, piece.tensor)
-    return piece.to_file(array.astype(dtype, copy=False))
+        array = np.asarray(leaf[place.at])
+        check_finite(place.tensor, array)
+    array = narrowed(array, dtype, place.tensor)
+    return place.to_file(array.astype(dtype, copy=False))
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -51,7 +51,7 @@ def test_the_numbers_are_torchs_and_every_leaf_matters(golden, folder):
     """Of GritLM's form, a mean of states that see both ways, and of NV-Embed's latent attention."""
     params, cfg = hf.load(folder, dtype=jnp.float32)
     assert hf.read_config(folder) == (cfg, "nv-embed")
-    assert cfg.decoder.layers[0].attention.window is None and not cfg.causal and cfg.end
+    assert cfg.decoder.layers[0].attention.window is None and not cfg.causal and cfg.append_eos
     grit = dataclasses.replace(cfg, latent=None)
 
     @jax.jit
@@ -84,7 +84,7 @@ def test_what_is_written_is_what_was_read(folder, tmp_path):
         assert written.keys() == load_file(folder / "model.safetensors").keys()
     for change, said in (({"pooling": "last"}, "cannot express pooling"),
                          ({"prefix": "a"}, "cannot express prefix"),
-                         ({"end": False}, "cannot express end")):  # fmt: skip
+                         ({"append_eos": False}, "cannot express append_eos")):  # fmt: skip
         with pytest.raises(InputError, match=said):
             other = dataclasses.replace(cfg, **change)
             hf.save(params, other, tmp_path / "other", family="nv-embed")

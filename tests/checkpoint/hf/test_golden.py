@@ -14,7 +14,7 @@ from pangu_jax.checkpoint import hf
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import decoder
 from pangu_jax.nn import attention, moe
-from pangu_jax.ops.group_topk import group_topk
+from pangu_jax.ops.routing import group_topk
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())

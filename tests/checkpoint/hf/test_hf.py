@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from pangu_jax.checkpoint import hf, safetensors_files
 from pangu_jax.checkpoint.hf import checkpoint
-from pangu_jax.checkpoint.hf.tensors import Piece
+from pangu_jax.checkpoint.hf.tensors import TensorPlace
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import decoder, presets
@@ -464,7 +464,9 @@ def test_a_fused_tensor_is_read_once_though_experts_are_taken_one_by_one(tmp_pat
 
 def test_parts_of_a_fused_tensor_are_its_columns_one_after_the_other():
     array = np.arange(24).reshape(2, 12)
-    parts = [Piece("x", (2, 12), (), (2, 4), (1, 0), part=(i, 3)).to_leaf(array) for i in range(3)]
+    parts = [
+        TensorPlace("x", (2, 12), (), (2, 4), (1, 0), part=(i, 3)).to_leaf(array) for i in range(3)
+    ]
     np.testing.assert_array_equal(np.concatenate(parts).T, array)
 
 

@@ -21,7 +21,7 @@ from pangu_jax.core.cells import open_results, save_results
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
-from pangu_jax.data import chat_template
+from pangu_jax.data import checkpoint_chat_template
 from pangu_jax.data.chat import render
 from pangu_jax.data.series import CsvFormat, read_csv
 from pangu_jax.data.text import documents, records
@@ -148,7 +148,7 @@ def small_embedder(folder: Path) -> None:
     """With latent attention, as NV-Embed has."""
     attention = AttentionConfig(1, 2, 4)
     layers = (LayerConfig(attention, mlp=MlpConfig(8)),)
-    options = {"pooling": "mean", "normalize": True, "pool_prefix": False, "end": True}
+    options = {"pooling": "mean", "normalize": True, "pool_prefix": False, "append_eos": True}
     cfg = embedder.EmbedderConfig(
         decoder.DecoderConfig(24, 8, layers, tied=True, max_length=16),
         causal=False, latent=LatentAttentionConfig(3, 2, 4, 32), **options,
@@ -178,7 +178,7 @@ def small_forecaster(folder: Path) -> None:
     model = timepro.TimeProConfig(16, 4, 1, 16, 8, 8)
     params = jax.device_get(random_leaves(timepro.spec(model)))
     cfg = forecaster.ForecasterConfig(
-        model=model, names=("a", "b"), mean=(1.0, 2.0), deviation=(1.0, 3.0), step_count=3600,
+        model=model, names=("a", "b"), mean=(1.0, 2.0), std=(1.0, 3.0), step_count=3600,
         step_unit="s", month_end=False, seeds=(0,), coverage=0.9, measured_coverage=0.9,
         trained_on="load.csv",
     )  # fmt: skip
@@ -254,8 +254,8 @@ def use_tokenizer(folder: Path) -> str:
 
 
 def use_template(folder: Path) -> str:
-    with mock.patch.object(chat_template, "SECONDS", 1):  # hangs are many here
-        found = chat_template.load_template(folder, ByteTokenizer())
+    with mock.patch.object(checkpoint_chat_template, "SECONDS", 1):  # hangs are many here
+        found = checkpoint_chat_template.load_template(folder, ByteTokenizer())
         return "" if found is None else render(SAID, found)
 
 

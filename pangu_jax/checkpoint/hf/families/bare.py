@@ -36,8 +36,8 @@ def bare(family: Family) -> Family:
         read=read_config,
         write=write_config,
         kind="embedder",
-        complete=sentence_transformers.complete,
-        files=sentence_transformers.files,
+        read_sidecars=sentence_transformers.read_sidecars,
+        write_sidecars=sentence_transformers.write_sidecars,
     )
 
 
@@ -47,6 +47,6 @@ def refuse_own(cfg: EmbedderConfig, architecture: str) -> None:
     Raises:
       InputError: names it.
     """
-    for name in ("latent", "end"):
+    for name in ("latent", "append_eos"):
         if getattr(cfg, name):
             raise InputError(f"a {architecture} cannot express {name}")

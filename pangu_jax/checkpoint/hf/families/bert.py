@@ -86,7 +86,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def resolve(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
+def infer_from_tensors(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
     """The model with the pooler that there are tensors for, or without: config.json has no word."""
     return dataclasses.replace(cfg, pooler="pooler/kernel" in leaves)
 
@@ -130,13 +130,15 @@ def _refuse_unsupported(config: dict[str, Any]) -> None:
 _SKIPPED = (rf"({PREFIX})?embeddings\.position_ids",)
 FAMILY = Family(
     "bert", "BertModel", "bert", TENSORS, read_config, write_config,
-    skipped=_SKIPPED, kind="encoder", prefix=PREFIX, resolve=resolve,
-    complete=sentence_transformers.complete, files=sentence_transformers.files,
+    skipped=_SKIPPED, kind="encoder", prefix=PREFIX, infer_from_tensors=infer_from_tensors,
+    read_sidecars=sentence_transformers.read_sidecars,
+    write_sidecars=sentence_transformers.write_sidecars,
 )  # fmt: skip
 CLASSIFIER = Family(
     "bert-classifier", "BertForSequenceClassification", "bert",
     {leaf: PREFIX + name for leaf, name in TENSORS.items()} | linear("classifier", "classifier"),
     read_classifier, write_classifier,
     skipped=_SKIPPED, kind="encoder", prefix=PREFIX,
-    complete=sentence_transformers.complete, files=sentence_transformers.files,
+    read_sidecars=sentence_transformers.read_sidecars,
+    write_sidecars=sentence_transformers.write_sidecars,
 )  # fmt: skip

@@ -30,10 +30,10 @@ class Family:
       kind: of the models, one of `models.registry.KINDS`.
       prefix: what the names of a bare model's tensors lack; or, where `tensors` are those of a bare
         model, what other files put before them.
-      complete: a configuration, with what files beside config.json say.
-      files: those that say it: a configuration to {path in the folder: JSON value}.
-      resolve: a configuration, with what only the leaves that there are tensors for tell; those of
-        layers are left out.
+      read_sidecars: a configuration, with what files beside config.json say.
+      write_sidecars: those files, of a configuration to {path in the folder: JSON value}.
+      infer_from_tensors: a configuration, with what only the leaves that there are tensors for
+        tell; those of layers are left out.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Family:
     skipped: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     kind: str = "decoder"
     prefix: str = "model."
-    complete: Callable[[Any, Sidecars], Any] = _as_it_is
-    files: Callable[[Any], dict[str, Any]] = lambda _: {}
-    resolve: Callable[[Any, Container[str]], Any] = _as_it_is
+    read_sidecars: Callable[[Any, Sidecars], Any] = _as_it_is
+    write_sidecars: Callable[[Any], dict[str, Any]] = lambda _: {}
+    infer_from_tensors: Callable[[Any, Container[str]], Any] = _as_it_is
 
 
 def linear(leaf: str, tensor: str) -> dict[str, str]:

@@ -69,7 +69,7 @@ def read_config(config: dict[str, Any]) -> EmbedderConfig:
         normalize=read(own, "output_normalize", bool, True),
         pool_prefix=not read(config, "is_mask_instruction", bool, True),
         latent=latent,
-        end=True,
+        append_eos=True,
     )
 
 
@@ -82,7 +82,7 @@ def write_config(cfg: EmbedderConfig) -> dict[str, Any]:
     if cfg.latent is None:
         raise InputError("an NVEmbedModel cannot express latent being absent")
     return {
-        "add_eos": cfg.end,
+        "add_eos": cfg.append_eos,
         "is_mask_instruction": not cfg.pool_prefix,
         "latent_attention_config": {
             "model_type": "latent_attention",

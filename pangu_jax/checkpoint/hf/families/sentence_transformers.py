@@ -34,7 +34,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def complete(cfg: Model, beside: Sidecars) -> Model:
+def read_sidecars(cfg: Model, beside: Sidecars) -> Model:
     """The model, with its pooling where the folder has a modules.json.
 
     Raises:
@@ -59,7 +59,7 @@ def complete(cfg: Model, beside: Sidecars) -> Model:
     )
 
 
-def files(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
+def write_sidecars(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
     """What `complete` reads, {} for a model whose pooling nobody said."""
     if cfg.pooling is None:
         return {}

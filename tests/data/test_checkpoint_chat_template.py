@@ -6,9 +6,9 @@ import time
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.data import chat_template
+from pangu_jax.data import checkpoint_chat_template
 from pangu_jax.data.chat import render
-from pangu_jax.data.chat_template import find_template, load_template
+from pangu_jax.data.checkpoint_chat_template import find_template, load_template
 from pangu_jax.data.tokenizer import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -99,7 +99,7 @@ HARM = {
 @pytest.fixture(autouse=True)
 def little_time(monkeypatch):
     """About a second of the processor."""
-    monkeypatch.setattr(chat_template, "SECONDS", 0)
+    monkeypatch.setattr(checkpoint_chat_template, "SECONDS", 0)
 
 
 @pytest.mark.parametrize("kind", HARM)

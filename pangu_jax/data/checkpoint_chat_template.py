@@ -12,7 +12,7 @@ from pangu_jax.data.tokenizer import RUN, Tokenizer
 from pangu_jax.data.tokenizer_files import CONFIG, tokenizer_config
 
 FILE = "chat_template.jinja"
-SCRIPT = Path(__file__).with_name("chat_template_child.py")
+SCRIPT = Path(__file__).with_name("checkpoint_chat_template_child.py")
 SECONDS = 4  # of the processor for one rendering, a second more or less
 CLOCK_SECONDS = 30  # until it must be there
 MEMORY = 2**29  # bytes of its address space, jinja2 and Python included
@@ -132,7 +132,7 @@ class _Program:
 
     def __init__(self, source: str, where: str):
         self._source, self._where = source, where
-        # JSON may write a character in twelve bytes.
+        # JSON may take twelve bytes for a character.
         longest = 12 * LONGEST + 1000
         self._child = Child(SCRIPT, (MEMORY, LONGEST), ("jinja2", "markupsafe"), longest=longest)
 

@@ -5,7 +5,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.eval.load_balance import imbalance_score
-from pangu_jax.ops.group_topk import group_topk, router_weights
+from pangu_jax.ops.routing import group_topk, router_weights
 
 T, D, G, SIZE = 40, 12, 4, 4
 E = G * SIZE

@@ -1,0 +1,38 @@
+"""Sums over tokens, some at a time, so that arrays as wide as a vocabulary are never whole."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+def chunked_sum(
+    function: Callable[..., jax.Array], *arrays: jax.Array, chunk: int = 1024
+) -> jax.Array:
+    """The sum of `function` over chunks of tokens, each computed again in the backward pass.
+
+    Args:
+      function: parts [N, ...] of the arrays to a float32 scalar, a sum over tokens. The last part
+        is filled up with zeros, which must add nothing: one of the arrays has the tokens' weights.
+      *arrays: [B, T, ...] each.
+      chunk: N, tokens at a time; fewer if there are not so many.
+
+    Returns:
+      float32 scalar.
+    """
+    tokens = arrays[0].shape[0] * arrays[0].shape[1]
+    chunk = min(chunk, tokens)
+    room = -tokens % chunk
+
+    def cut(x):
+        x = rearrange(x, "b t ... -> (b t) ...")
+        x = jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1))
+        return rearrange(x, "(chunk t) ... -> chunk t ...", t=chunk)
+
+    @jax.checkpoint
+    def step(total, parts):
+        return total + function(*parts), None
+
+    total, _ = jax.lax.scan(step, jnp.float32(0), tuple(map(cut, arrays)))
+    return total
