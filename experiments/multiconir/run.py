@@ -6,7 +6,7 @@ releases no tuning; the pairs and the measure of places are ours.
 
     python tools/get_model.py minilm minilm
     python experiments/multiconir/run.py --preset gpu --model minilm --data MultiConIR \
-      --records movies_unused.jsonl.xz --decoder smollm2 --workers 4
+      --records movies_unused.jsonl.xz --decoder smollm2
 
 Tunes an encoder by InfoNCE on pairs made from records of films, once a seed, beside the same tuning
 with shuffled pairs, the model as it was, BM25 and the documents' length; then measures, for ways

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import target
 from pangu_jax.data.encoder_inputs import EncodedText, Texts, encode_for_decoder, encode_for_encoder
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
 from pangu_jax.models import embedder, encoder
@@ -17,8 +18,7 @@ from pangu_jax.models.pooling import check_pooling
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.sharding.layout import constrain
 
-SHORTEST = 16  # what rows are padded to at least; each further size is twice as long
-
+SHORTEST = 16  # what rows are padded to at least
 
 Config = EncoderConfig | EmbedderConfig
 
@@ -194,10 +194,17 @@ def _batches(
 
 
 def padded(size: int, length: int) -> int:
-    """The length that rows are padded to, one of few: `SHORTEST`, its doubles, or `length`."""
+    """The length that rows are padded to, one of few: `SHORTEST`, its doubles, or `length`.
+
+    On a CPU, where padding costs more than the compilation of further lengths, each stretch between
+    two doubles is cut into four.
+    """
     found = SHORTEST
     while found < size:
         found *= 2
+    if target() == "cpu":
+        step = max(found // 8, SHORTEST)
+        found = -(-size // step) * step
     return min(found, length)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import targeting
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.eval import embedding
 from pangu_jax.models import encoder
@@ -126,7 +127,28 @@ def test_what_lacks_classes_or_has_bytes(model):
 
 
 @pytest.mark.parametrize(
-    ("size", "length", "want"), [(1, 512, 16), (16, 512, 16), (17, 512, 32), (99, 100, 100)]
+    ("size", "length", "gpu", "cpu"),
+    [
+        (1, 512, 16, 16),
+        (16, 512, 16, 16),
+        (17, 512, 32, 32),
+        (33, 512, 64, 48),
+        (65, 512, 128, 80),
+        (81, 512, 128, 96),
+        (129, 512, 256, 160),
+        (400, 512, 512, 448),
+        (99, 100, 100, 100),
+    ],
 )
-def test_rows_have_few_lengths(size, length, want):
-    assert embedding.padded(size, length) == want
+def test_rows_have_few_lengths(size, length, gpu, cpu):
+    for platform, want in (("gpu", gpu), ("cpu", cpu)):
+        with targeting(platform):
+            assert embedding.padded(size, length) == want
+
+
+def test_a_cpu_compiles_four_lengths_from_one_double_to_the_next():
+    with targeting("cpu"):
+        found = {embedding.padded(size, 1024) for size in range(1, 1025)}
+    assert sorted(found) == [
+        *range(16, 128, 16), *range(128, 256, 32), *range(256, 512, 64), *range(512, 1025, 128)
+    ]  # fmt: skip

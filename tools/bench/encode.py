@@ -10,7 +10,8 @@ and pooled as sentence-transformers does; `sentence-transformers` is its `encode
 installed, and otherwise is left out with a line that says so. The best of the others is what the
 ratio is of.
 
-Prints a line a form: texts/s, tokens/s, the ratio, the least cosine.
+Prints a line a form: texts/s, tokens/s, the ratio, the least cosine; on a CPU also the ratio of
+what the process's cores were busy for, which tells more where others keep the cores busy, too.
 """
 
 import argparse
@@ -86,16 +87,17 @@ def by_sentence_transformers(folder, batch, dtype, length):
 
 
 def least(forms, texts, rounds):
-    """Seconds of the quickest round of each, taken in turn, and the vectors of the last."""
-    seconds, vectors = {}, {}
+    """Seconds, and those of the cores, of the best round of each, taken in turn; last vectors."""
+    seconds, busy, vectors = {}, {}, {}
     for number in range(rounds + 1):
         for name, encode in forms.items():
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             vectors[name] = encode(texts)
-            took = time.perf_counter() - began
+            took, cores = time.perf_counter() - began, time.process_time() - before
             if number:  # the first compiles
                 seconds[name] = min(took, seconds.get(name, np.inf))
-    return seconds, vectors
+                busy[name] = min(cores, busy.get(name, np.inf))
+    return seconds, busy, vectors
 
 
 def cosine(first, second):
@@ -130,8 +132,9 @@ def main():
         print("sentence-transformers is not installed, so it is left out")
     else:
         forms["sentence-transformers"] = other
-    seconds, vectors = least(forms, found, given.rounds)
-    best = min(took for name, took in seconds.items() if name != "jax")
+    seconds, busy, vectors = least(forms, found, given.rounds)
+    best, idlest = (min(x for name, x in took.items() if name != "jax") for took in (seconds, busy))
+    on_cpu = jax.default_backend() == "cpu"
     where = {"device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0))}
     for name, took in seconds.items():
         line = {
@@ -141,6 +144,8 @@ def main():
             "times the best other": round(best / took, 3),
             "least cosine to jax": round(cosine(vectors["jax"], vectors[name]), 7),
         }
+        if on_cpu:
+            line["the same of the cores' time"] = round(idlest / busy[name], 3)
         print(json.dumps({**line, **where, "dtype": given.dtype, "batch": given.batch}))
 
 
