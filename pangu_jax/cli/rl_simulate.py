@@ -196,9 +196,9 @@ def _plot(folder: Path, rows: list[dict[str, Any]]) -> None:
                 color=line.get_color(),
                 label=f"{policy}: trainer",
             )
-        for row in rows:
-            share = np.array(row["ages"]) / sum(row["ages"])
-            label = f"{row['policy']}, {row['staleness']}"
+            last = mine[-1]  # those of all bounds would hide one another
+            share = np.array(last["ages"]) / sum(last["ages"])
+            label = f"{policy}, staleness {last['staleness']}"
             ages.plot(np.arange(len(share)), share, ".-", label=label)
         speed.set(xlabel="staleness", ylabel="speed-up over synchronous")
         idle.set(xlabel="staleness", ylabel="idle (%)", ylim=(0, 100))

@@ -32,15 +32,6 @@ def cross_entropy(
     Returns:
       Two float32 scalars: sum of weights * nats, and sum of weights.
     """
-    tokens = labels.size
-    chunk = min(chunk, tokens)
-    pieces = -(-tokens // chunk)
-
-    def cut(x):
-        x = rearrange(x, "b t ... -> (b t) ...")
-        pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
-        return rearrange(jnp.pad(x, pad), "(piece t) ... -> piece t ...", t=chunk)
-
     kernel = kernel.astype(hidden.dtype)
 
     @jax.checkpoint
@@ -50,6 +41,52 @@ def cross_entropy(
         found = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
         return total + (weight * (jax.nn.logsumexp(logits, axis=-1) - found)).sum(), None
 
-    inputs = (cut(hidden), cut(labels), cut(weights))
+    inputs = [_cut(x, chunk) for x in (hidden, labels, weights)]
     total, _ = jax.lax.scan(piece, jnp.float32(0), inputs)
     return total, weights.sum()
+
+
+def token_log_probs(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    labels: jax.Array,
+    *,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> jax.Array:
+    """Log-probability of each label, in chunks as `cross_entropy`.
+
+    Args:
+      hidden: [B, T, D], any float type.
+      kernel: [D, V], cast to the type of `hidden`.
+      labels: int32 [B, T].
+      softcap: bound of the logits, by tanh; None for none.
+      temperature: what the logits are divided by, above 0.
+      chunk: tokens per chunk.
+
+    Returns:
+      float32 [B, T].
+    """
+    kernel = kernel.astype(hidden.dtype)
+
+    @jax.checkpoint
+    def piece(inputs):
+        x, label = inputs
+        logits = soft_cap(jnp.dot(x, kernel, preferred_element_type=jnp.float32), softcap)
+        logits = logits / temperature
+        found = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
+        return found - jax.nn.logsumexp(logits, axis=-1)
+
+    found = jax.lax.map(piece, (_cut(hidden, chunk), _cut(labels, chunk)))
+    return found.reshape(-1)[: labels.size].reshape(labels.shape)
+
+
+def _cut(x: jax.Array, chunk: int) -> jax.Array:
+    """[B, T, ...] as [pieces, tokens, ...], at most `chunk` tokens each, filled up with zeros."""
+    tokens = x.shape[0] * x.shape[1]
+    chunk = min(chunk, tokens)
+    pieces = -(-tokens // chunk)
+    x = rearrange(x, "b t ... -> (b t) ...")
+    pad = [(0, pieces * chunk - tokens)] + [(0, 0)] * (x.ndim - 1)
+    return rearrange(jnp.pad(x, pad), "(piece t) ... -> piece t ...", t=chunk)

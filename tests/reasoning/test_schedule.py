@@ -113,9 +113,9 @@ class Books:
     def happens(self):
         """One thing happens; False where nothing can: a deadlock."""
         draw = self.rng.random()
-        if self.running and draw < 0.02:
+        if self.running and draw < 0.03:
             return self.loses(self.rng.choice(sorted(self.running)))
-        if draw > 0.99:
+        if draw > 0.995:
             return self.crashes()
         choices = self.choices()
         if not choices:
@@ -205,10 +205,10 @@ def run(cfg, seed, hostile, updates=8, literal=True):
 PRIORITIES = st.builds(Priority, *[st.sampled_from([-2.0, 0.0, 1.0])] * 3)
 CONFIGS = st.builds(
     ScheduleConfig,
-    staleness=st.integers(0, 6),
-    batch=st.integers(1, 5),
-    group=st.integers(1, 3),
-    slots=st.integers(1, 40),
+    staleness=st.integers(0, 4),
+    batch=st.integers(1, 3),
+    group=st.integers(1, 2),
+    slots=st.sampled_from([1, 2, 3, 5, 8, 40]),
     policy=st.sampled_from(["barrier", "barrier", "barrier", "admission"]),
     priority=PRIORITIES,
 )
@@ -236,7 +236,7 @@ RANDOM = given(
     st.sampled_from([0.0, 0.1, 0.5]),
     st.integers(2, 6),
 )
-test_random_schedules = settings(max_examples=1000, **FREE)(RANDOM(anything))
+test_random_schedules = settings(max_examples=2000, **FREE)(RANDOM(anything))
 test_many_random_schedules = pytest.mark.slow(
     settings(max_examples=100_000, **FREE)(RANDOM(anything))
 )
