@@ -50,7 +50,7 @@ class PolicyConfig:
             )
 
 
-# Of arXiv 2402.03300, equation 3 (without its KL term's weight), and arXiv 2503.14476, section 3.
+# Of arXiv 2402.03300, without its KL term, and of arXiv 2503.14476.
 GRPO = PolicyConfig()
 DAPO = PolicyConfig(clip_high=0.28, mean="token")
 
@@ -61,7 +61,7 @@ def dr_grpo(longest: int) -> PolicyConfig:
     Args:
       longest: tokens that an answer has at most.
 
-    Source: arXiv 2503.20783, section 3.2.
+    Source: arXiv 2503.20783.
     """
     return PolicyConfig(scale=False, mean="constant", longest=longest)
 
@@ -80,7 +80,7 @@ def advantages(
       float32 [G, N], 0 where an answer counts for nothing, and bool [G, N], where it counts: it is
       usable, and the usable rewards of its group are not all equal, so that they tell something.
 
-    Source: arXiv 2402.03300, section 4.1.2; without scale arXiv 2503.20783, section 3.2. That
+    Source: arXiv 2402.03300; without scale arXiv 2503.20783. That
     groups of equal rewards leave the KL term and the normalizer, too, is our choice.
     """
     rewards = jnp.where(usable, rewards.astype(jnp.float32), 0.0)
@@ -132,8 +132,8 @@ def policy_loss(
     Raises:
       InputError: `cfg.kl` without a reference.
 
-    Source: arXiv 1707.06347, equation 7; w: arXiv 2505.24298, section 5.2; k: arXiv 2402.03300,
-    equation 4. Truncating w is our choice.
+    Source: arXiv 1707.06347, equation 7; w: arXiv 2505.24298; k: arXiv 2402.03300. Truncating w is
+    our choice.
     """
     if cfg.kl and reference is None:
         raise InputError("a KL term needs the log-probabilities of a reference policy")

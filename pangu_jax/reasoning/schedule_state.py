@@ -46,7 +46,7 @@ class ScheduleConfig:
       partial: whether an update may go ahead of a group that is too old and still running; it goes
         on as a new segment, whose version counts, and its older tokens must be masked. For barrier.
       distinct: whether groups whose rewards are all equal, which teach nothing, are replaced by
-        others (dynamic sampling, arXiv 2503.14476, section 3.2).
+        others (dynamic sampling, arXiv 2503.14476).
       priority: what is trained on first.
     """
 
