@@ -8,24 +8,28 @@ with its own version and the log-probability that it was sampled at. Nothing dep
 so a run is the same each time, and with a staleness of 0 it is plain synchronous training.
 """
 
+import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from pangu_jax.checkpoint.store import NullStore, Store
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.decode.engine import Answer, Engine, Piece, Request, join
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.losses.policy import PolicyConfig
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.reasoning import schedule
+from pangu_jax.reasoning import rl_resume, schedule
 from pangu_jax.reasoning.rollout import Rollout, make_batch
 from pangu_jax.reasoning.schedule_state import (
     Action,
@@ -39,8 +43,10 @@ from pangu_jax.reasoning.schedule_state import (
     Train,
     Updated,
 )
+from pangu_jax.train.metrics import MetricLog
 from pangu_jax.train.policy import answer_log_probs, answer_loss
 from pangu_jax.train.step import TrainState, init_state, make_step
+from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
 IN_VAIN = 20  # batches' worth of groups that may be replaced before a run gives up
 
@@ -62,6 +68,9 @@ class RlConfig:
       stop_ids: an answer ends with the first of these.
       corrected: whether samples of older weights are weighted by how likely they are now.
       accumulate: microbatches per update.
+      mask_truncated: whether answers that reached `max_new` are left out of the loss, though not of
+        their group's mean (overlong filtering, arXiv 2503.14476).
+      save_every: updates between checkpoints.
       seed: of the samples: each has a key made of it, its group's number and its own.
     """
 
@@ -74,10 +83,12 @@ class RlConfig:
     stop_ids: tuple[int, ...] = ()
     corrected: bool = True
     accumulate: int = 1
+    mask_truncated: bool = False
+    save_every: int = 50
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("updates", "length", "max_new", "accumulate"):
+        for name in ("updates", "length", "max_new", "accumulate", "save_every"):
             check_size(name, getattr(self, name))
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
@@ -101,10 +112,15 @@ def train(
     model: decoder.DecoderConfig,
     cfg: RlConfig,
     optimizer: optax.GradientTransformation,
+    folder: str | Path | Claim | None = None,
     on_update: Callable[[dict[str, Any]], None] | None = None,
     how: How = HOW,
 ) -> TrainState:
-    """Trains a decoder by the rewards of its answers.
+    """Trains a decoder by the rewards of its answers, from the last checkpoint if there is one.
+
+    With a staleness of 0 a run ends in the same bits whether or not it was interrupted. Otherwise
+    answers that had ended are kept, and those that ran are begun again, with the same keys but the
+    weights of now.
 
     Args:
       params: tree of `decoder.spec(model)`; it is used up.
@@ -113,7 +129,10 @@ def train(
       model: the decoder.
       cfg: the run.
       optimizer: what turns gradients into updates.
-      on_update: called with the figures of every update: version, loss, reward, ages and more.
+      folder: checkpoints/, rollouts/ and metrics.jsonl go there, every `cfg.save_every` updates and
+        at the end. None saves nothing, and leaves signals alone.
+      on_update: called with the figures of every update: version, loss, reward, ages and more;
+        those from before the run was stopped first.
       how: layout, implementations, type of activations.
 
     Returns:
@@ -122,38 +141,66 @@ def train(
     Raises:
       InputError: a prompt does not fit, rewards are not as many as answers, or the loss is not
         finite; names the group or the update. Or hardly any group's rewards differ, where
-        `distinct` asks for it.
+        `distinct` asks for it; or what the folder holds is damaged or of another run.
+      Stopped: on SIGTERM or SIGINT; the update was finished and saved.
     """
-    run = _Run(params, prompt, reward, model, cfg, optimizer, how)
-    state, actions = schedule.begin(cfg.schedule)
-    while True:
-        run.do(actions)
-        event = run.next_event()
-        state, actions = schedule.step(state, event)
-        if isinstance(event, Updated) and on_update is not None:
-            on_update({**run.figures, "version": state.version})
-        if state.version == cfg.updates:
-            return run.state
+    listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
+    with NullStore() if folder is None else Store(folder) as store, listens as stop:
+        found = rl_resume.restore(store, decoder.spec(model), optimizer, cfg.schedule)
+        if found is None:
+            run = _Run(params, prompt, reward, model, cfg, optimizer, how)
+            state, actions = schedule.begin(cfg.schedule)
+        else:
+            run = _Run(found[0].params, prompt, reward, model, cfg, optimizer, how, found)
+            state, actions = schedule.resume(found[1])
+        path = None if isinstance(store, NullStore) else store.folder.parent / "metrics.jsonl"
+        log = MetricLog(path, start_step=state.version, on_metrics=on_update)
+        with contextlib.closing(log):
+            while state.version < cfg.updates:
+                run.do(actions)
+                event = run.next_event()
+                state, actions = schedule.step(state, event)
+                if not isinstance(event, Updated):
+                    continue
+                log.write(state.version, run.figures)
+                stopping, over = stop.reached(state.version), state.version == cfg.updates
+                due = state.version % cfg.save_every == 0
+                if not isinstance(store, NullStore) and (stopping or over or due):
+                    rl_resume.save(store, run.state, state, run.rollouts)
+                if stopping and not over:
+                    store.wait()
+                    raise Stopped(state.version, 128 + stop.signal, run.state)
+            store.wait()
+    return run.state
 
 
 class _Run:
     """The engine, the trainer, and the answers between them."""
 
-    def __init__(self, params, prompt, reward, model, cfg: RlConfig, optimizer, how):
+    def __init__(self, params, prompt, reward, model, cfg: RlConfig, optimizer, how, found=None):
         self._prompt, self._reward, self._cfg = prompt, reward, cfg
         slots = cfg.schedule.slots
         stops = max(1, len(cfg.stop_ids))
         self._engine = Engine(
-            params, cfg=model, slots=slots, length=cfg.length, stops=stops, how=how
+            params,
+            cfg=model,
+            slots=slots,
+            length=cfg.length,
+            stops=stops,
+            version=0 if found is None else found[1].version,
+            how=how,
         )
-        key = jax.random.key(cfg.seed)
-        self.state = init_state(decoder.spec(model), optimizer, key=key, params=params)
-        self._key = key
+        self._key = jax.random.key(cfg.seed)
+        if found is None:
+            spec = decoder.spec(model)
+            self.state = init_state(spec, optimizer, key=self._key, params=params)
+        else:
+            self.state = found[0]
         heat: Any = {"temperature": cfg.temperature, "how": how}
         loss = answer_loss(model, cfg.policy, **heat)
         self._step = make_step(loss, optimizer, accumulate=cfg.accumulate)
         self._score = jax.jit(partial(answer_log_probs, cfg=model, **heat))
-        self._rollouts: dict[int, Rollout] = {}
+        self.rollouts: dict[int, Rollout] = {} if found is None else found[2]
         self._running: dict[int, tuple[int, int]] = {}
         self._pieces: dict[int, list[Piece]] = {}
         self._events: deque[Event] = deque()
@@ -190,7 +237,7 @@ class _Run:
 
     def _forget(self, groups: Sequence[int]) -> None:
         for group in groups:
-            del self._rollouts[group]
+            del self.rollouts[group]
         self._in_vain += len(groups)
         if self._cfg.schedule.distinct and self._in_vain >= IN_VAIN * self._cfg.schedule.batch:
             raise InputError(
@@ -200,10 +247,10 @@ class _Run:
 
     def _start(self, action: Start) -> None:
         cfg, group = self._cfg, action.group
-        if group not in self._rollouts:
-            self._rollouts[group] = Rollout(list(self._prompt(group)))
+        if group not in self.rollouts:
+            self.rollouts[group] = Rollout(list(self._prompt(group)))
         request = Request(
-            self._rollouts[group].prompt,
+            self.rollouts[group].prompt,
             cfg.max_new,
             SamplingConfig(cfg.temperature),
             cfg.stop_ids,
@@ -217,11 +264,11 @@ class _Run:
 
     def _ended(self, number: int) -> None:
         group, sample = self._running.pop(number)
-        self._rollouts[group].answers[sample] = join(self._pieces.pop(number))
+        self.rollouts[group].answers[sample] = join(self._pieces.pop(number))
         self._events.append(Ended(group, sample))
 
     def _graded(self, number: int) -> Graded:
-        group = self._rollouts[number]
+        group = self.rollouts[number]
         answers = [group.answers[i] for i in range(self._cfg.schedule.group)]
         found = np.asarray(self._reward(number, answers), np.float64)
         if found.shape != (len(answers),):
@@ -231,9 +278,11 @@ class _Run:
 
     def _update(self, batch: Train) -> None:
         cfg, version, self._in_vain = self._cfg, self._engine.version, 0
-        rollouts = [self._rollouts.pop(group) for group in batch.groups]
+        rollouts = [self.rollouts.pop(group) for group in batch.groups]
         oldest = version - cfg.schedule.staleness if cfg.schedule.partial else None
-        made = make_batch(rollouts, scale=cfg.policy.scale, oldest=oldest)
+        made = make_batch(
+            rollouts, scale=cfg.policy.scale, oldest=oldest, mask_truncated=cfg.mask_truncated
+        )
         arrays = dict(made.arrays)
         if cfg.corrected and cfg.schedule.staleness:
             arrays["proximal"] = self._score(self.state.params, arrays)
@@ -245,4 +294,9 @@ class _Run:
                 f"update {version + 1} is not finite: loss {found['loss']}, gradient norm "
                 f"{found['grad_norm']}"
             )
-        self.figures = {**found, **made.facts, "ages": list(batch.ages)}
+        self.figures = {
+            **found,
+            **made.facts,
+            "groups": list(batch.groups),
+            "ages": list(batch.ages),
+        }

@@ -40,7 +40,11 @@ class Batch:
 
 
 def make_batch(
-    rollouts: Sequence[Rollout], *, scale: bool = True, oldest: int | None = None
+    rollouts: Sequence[Rollout],
+    *,
+    scale: bool = True,
+    oldest: int | None = None,
+    mask_truncated: bool = False,
 ) -> Batch:
     """Rows of prompt and answer, of one length that is rounded up.
 
@@ -48,6 +52,7 @@ def make_batch(
       rollouts: groups with rewards.
       scale: of the advantages.
       oldest: tokens of weights older than this version are masked; None masks none.
+      mask_truncated: whether answers that were cut off are masked.
     """
     rows = [(g.prompt, g.answers[i]) for g in rollouts for i in sorted(g.answers)]
     rewards = np.stack([np.asarray(group.rewards, np.float32) for group in rollouts])
@@ -64,7 +69,8 @@ def make_batch(
         whole["segments"][row, :known] = 1
         whole["behavior"][row, first:known] = answer.sampled_log_probs
         fresh = answer.versions >= (0 if oldest is None else oldest)
-        whole["mask"][row, first:known] = fresh * counts.reshape(-1)[row]
+        cut = mask_truncated and answer.end == "length"
+        whole["mask"][row, first:known] = fresh * counts.reshape(-1)[row] * (not cut)
         stale += int((~fresh).sum())
     facts = {
         "reward": float(rewards[usable].mean()) if usable.any() else 0.0,

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from pangu_jax.checkpoint.store import Store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import init
 from pangu_jax.decode.engine import Engine, Request, answers
@@ -18,7 +19,7 @@ from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
-from pangu_jax.reasoning import rl
+from pangu_jax.reasoning import rl, rl_resume
 from pangu_jax.reasoning.rollout import Rollout, make_batch
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.policy import answer_log_probs, answer_loss
@@ -124,7 +125,7 @@ def test_it_learns_what_is_rewarded():
 def test_older_answers_are_used_up_to_the_bound_and_corrected():
     seen = run(STALE)[1]
     ages = np.concatenate([update["ages"] for update in seen])
-    assert ages.max() == 3 and [update["version"] for update in seen] == list(range(1, 51))
+    assert ages.max() == 3 and [update["step"] for update in seen] == list(range(1, 51))
     assert max(update["weight_ratio"] for update in seen[1:]) != 1
     assert not any(update["stale_tokens"] for update in seen)
 
@@ -135,6 +136,55 @@ def test_a_run_repeats_bit_for_bit():
     run.cache_clear()
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(run(cfg)[0]), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+class Killed(Exception):
+    pass
+
+
+def interrupted(cfg, folder):
+    """Killed after the fifth update, two after the last checkpoint, and gone on with."""
+    rest = dict(model=MODEL, cfg=cfg, optimizer=OPTIMIZER, folder=folder)
+
+    def dies(figures):
+        if figures["step"] == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        rl.train(model(), prompt, reward, **rest, on_update=dies)
+    seen = []
+    state = rl.train(model(), prompt, reward, **rest, on_update=seen.append)
+    return jax.device_get(state.params), seen
+
+
+def test_a_synchronous_run_that_was_killed_ends_in_the_same_bits(tmp_path):
+    cfg = dataclasses.replace(SYNC, updates=8, save_every=3)
+    found, seen = interrupted(cfg, tmp_path)
+    want, uninterrupted = run(cfg)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert seen == uninterrupted
+    assert (tmp_path / "rollouts" / "6.json").exists()
+    (tmp_path / "rollouts" / "8.json").write_text("{}")
+    with pytest.raises(InputError, match=r"8\.json lacks the field"):
+        rl.train(
+            model(), prompt, reward, model=MODEL, cfg=cfg, optimizer=OPTIMIZER, folder=tmp_path
+        )
+
+
+def test_a_run_ahead_that_was_killed_loses_no_group_and_keeps_its_bound(tmp_path):
+    cfg = dataclasses.replace(STALE, updates=8, save_every=3)
+    _, seen = interrupted(cfg, tmp_path)
+    assert [update["step"] for update in seen] == list(range(1, 9))
+    groups = sorted(group for update in seen for group in update["groups"])
+    assert len(set(groups)) == len(groups) == 24 and groups[-1] < 36
+    assert max(age for update in seen for age in update["ages"]) <= 3
+    spec = decoder.spec(MODEL)
+    with Store(tmp_path) as store:
+        _, plan, rollouts = rl_resume.restore(store, spec, OPTIMIZER, cfg.schedule)
+        assert {g.number for g in (*plan.ready, *plan.training)} <= set(rollouts)
+        with pytest.raises(InputError, match="another schedule"):
+            rl_resume.restore(store, spec, OPTIMIZER, SYNC.schedule)
 
 
 def sampled(temperature):
@@ -171,6 +221,7 @@ def test_batches_mask_what_counts_for_nothing_and_what_is_too_old():
     np.testing.assert_array_equal(made.arrays["mask"].sum(-1), [2, 0, 0, 0])
     np.testing.assert_array_equal(make_batch(groups).arrays["mask"].sum(-1), [4, 4, 0, 0])
     np.testing.assert_array_equal(made.arrays["labels"][2, 1:5], found[2].ids)
+    assert not make_batch(groups, mask_truncated=True).arrays["mask"].any()
     facts = made.facts
     assert facts["stale_tokens"] == 2 + 3 * 4 and facts["masked_groups"] == 0.5
     assert facts["unusable"] == 0.25 and facts["reward"] == pytest.approx(2 / 3)
