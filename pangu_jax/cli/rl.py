@@ -28,15 +28,13 @@ from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, round_up
 from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, dr_grpo
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning import reward_sources
+from pangu_jax.reasoning import bench, reward_sources
 from pangu_jax.reasoning.bench_prompts import TEXTS, Asker, Mode, Prompt
-from pangu_jax.reasoning.bench_tasks import Item, read_items
+from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
 from pangu_jax.reasoning.reward import ROUTES, Health, Sample, Source, grade
-from pangu_jax.reasoning.rl import RlConfig, train
+from pangu_jax.reasoning.rl import OPTIMIZER, RlConfig, train
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
-
-OPTIMIZER = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0)
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,10 @@ def main(options: Options) -> None:
         check_vocabulary(prompt.ids, tokenizer, model.vocab)
     longest = max(len(prompt.ids) for prompt in prompts)
     note_length(longest + options.max_new, model)
-    questions = _Questions(items, prompts, options.seed)
+    cfg, questions = (
+        _config(options, longest, asker.stops),
+        _Questions(items, prompts, options.seed),
+    )
     settings = {**to_json(options), "out": "", "questions": sha256(options.data)}
     folder = Path(options.out)
     with store.begin(model, folder, settings, free=FREE) as claim:
@@ -121,7 +122,7 @@ def main(options: Options) -> None:
                 questions.prompt,
                 _reward(options, asker, questions, sources),
                 model=model,
-                cfg=_config(options, longest, asker.stops),
+                cfg=cfg,
                 optimizer=make_optimizer(options.optimizer, options.updates),
                 folder=claim,
                 on_update=lambda line: show("updates", line["step"], options.updates, _text(line)),
@@ -177,6 +178,13 @@ def _sources(options: Options, items: Sequence[Item]) -> dict[str, Source]:
         raise InputError(f"{options.data} has questions that code is no answer to")
     if options.reward == "math" and "code" in kinds:
         raise InputError(f"{options.data} has questions that code answers; give --reward code")
+    if options.reward == "code" and not options.allow_code_execution:
+        raise InputError(
+            "--reward code runs code that the model writes, which is done only with "
+            "--allow-code-execution"
+        )
+    asked = Task("--data", Path(options.data), "", tuple(items))
+    bench.check_judges([asked], allow_code=options.allow_code_execution)
     found: dict[str, Source] = {}
     if options.reward == "math":
         found["answer"] = reward_sources.per_sample(reward_sources.answer, threads=4)

@@ -44,10 +44,12 @@ from pangu_jax.reasoning.schedule_state import (
     Updated,
 )
 from pangu_jax.train.metrics import MetricLog
+from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.policy import answer_log_probs, answer_loss
 from pangu_jax.train.step import TrainState, init_state, make_step
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
+OPTIMIZER = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0)
 IN_VAIN = 20  # batches' worth of groups that may be replaced before a run gives up
 
 Prompt = Callable[[int], Sequence[int]]

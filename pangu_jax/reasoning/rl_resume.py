@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from pangu_jax.checkpoint.store import NullStore, Store, template
-from pangu_jax.core.config import load_config, save_config, to_json
+from pangu_jax.core.config import check_choices, load_config, save_config, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
@@ -32,6 +32,9 @@ class SavedAnswer:
     sampled_log_probs: tuple[float, ...]
     versions: tuple[int, ...]
     end: Literal["stop", "length"]
+
+    def __post_init__(self):
+        check_choices(self)
 
 
 @dataclasses.dataclass(frozen=True)
