@@ -35,6 +35,11 @@ class SavedAnswer:
 
     def __post_init__(self):
         check_choices(self)
+        sizes = {len(x) for x in (self.ids, self.log_probs, self.sampled_log_probs, self.versions)}
+        if len(sizes) != 1 or not self.ids:
+            raise InputError("an answer's ids, scores and versions must be as many as each other")
+        if not all(0 <= x < 2**31 for x in (*self.ids, *self.versions)):
+            raise InputError("an answer's ids and versions must be from 0 to 2^31 - 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ With s = 0 all groups of a batch are begun after the update before, and none is 
 next is made: it is synchronous training, with groups in the order of their numbers.
 
 No sample is thrown away under barrier and admission, so lengths are trained on as often as they are
-given; discard fails that (docs/rl.md has the measurement).
+given; discard fails that (docs/rl.md has it simulated).
 """
 
 import dataclasses

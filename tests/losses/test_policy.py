@@ -105,6 +105,8 @@ def test_the_cases_clip_on_both_sides():
     _, weight, grad, sums = found(DAPO, proximal=None)
     flat = (sign & (ratio > 1.28)) | (~sign & (ratio < 0.8))
     assert sums["clipped"] == flat.sum() and weight == flat.size
+    q = (arrays["log_probs"] - arrays["behavior"])[arrays["mask"]]
+    assert sums["kl_behavior"] == pytest.approx((np.exp(q) - q - 1).sum(), rel=1e-4)
     assert not grad[arrays["mask"]][flat].any() and grad[arrays["mask"]][~flat].all()
 
 

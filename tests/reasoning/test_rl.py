@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +21,12 @@ from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
-from pangu_jax.reasoning import rl, rl_resume
+from pangu_jax.reasoning import rl, rl_resume, schedule
 from pangu_jax.reasoning.rollout import Rollout, make_batch
-from pangu_jax.reasoning.schedule_state import ScheduleConfig
+from pangu_jax.reasoning.schedule_state import Ended, Graded, ScheduleConfig, Updated
 from pangu_jax.train.policy import answer_log_probs, answer_loss
 from pangu_jax.train.step import init_state, make_step
+from pangu_jax.train.stop_signal import Stopped
 
 MODEL = decoder.DecoderConfig(13, 16, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(24)),))
 STOP, WANTED = 3, 7
@@ -142,24 +145,57 @@ class Killed(Exception):
     pass
 
 
-def interrupted(cfg, folder):
-    """Killed after the fifth update, two after the last checkpoint, and gone on with."""
+def killed():
+    raise Killed
+
+
+def interrupted(cfg, folder, dies, error):
+    """Ended after the fifth update, two after the last checkpoint, and gone on with."""
     rest = dict(model=MODEL, cfg=cfg, optimizer=OPTIMIZER, folder=folder)
 
-    def dies(figures):
-        if figures["step"] == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        rl.train(model(), prompt, reward, **rest, on_update=dies)
+    with pytest.raises(error):
+        rl.train(model(), prompt, reward, **rest, on_update=lambda x: x["step"] == 5 and dies())
     seen = []
-    state = rl.train(model(), prompt, reward, **rest, on_update=seen.append)
+
+    def checked(group, found):  # versions go on from the last checkpoint's
+        assert min(answer.versions.min() for answer in found) >= 3
+        return reward(group, found)
+
+    state = rl.train(model(), prompt, checked, **rest, on_update=seen.append)
     return jax.device_get(state.params), seen
+
+
+def test_answers_are_kept_as_they_are(tmp_path):
+    answer = dict(answers(Engine(model(), cfg=MODEL, slots=1, length=16), [Request([1], 4)]))[0]
+    cfg = ScheduleConfig(staleness=1, batch=2, group=1, slots=3)
+    plan, _ = schedule.begin(cfg)
+    for event in (Ended(0, 0), Graded(0), Ended(2, 0), Graded(2, (1.0,))):
+        plan, _ = schedule.step(plan, event)
+    plan, _ = schedule.step(plan, Updated())
+    plan, _ = schedule.step(plan, Ended(1, 0))
+    kept = {1: Rollout([1], {0: answer}), 3: Rollout([1])}
+    state = init_state(decoder.spec(MODEL), OPTIMIZER, key=jax.random.key(0))
+    with Store(tmp_path) as store:
+        rl_resume.save(store, state, plan, kept)
+        store.wait()
+        _, found, rollouts = rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg)
+        assert found == plan and rollouts[3] == kept[3] and rollouts[1].rewards is None
+        for x, y in zip(
+            dataclasses.astuple(rollouts[1].answers[0]), dataclasses.astuple(answer), strict=True
+        ):
+            np.testing.assert_array_equal(x, y)
+        rl_resume.save(store, state, plan, {3: kept[3]})
+        with pytest.raises(InputError, match="lacks answers or rewards of group 1"):
+            rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg)
+    with pytest.raises(InputError, match="as many"):
+        rl_resume.SavedAnswer(0, (1,), (0.5,), (), (0,), "stop")
+    with pytest.raises(InputError, match="from 0 to"):
+        rl_resume.SavedAnswer(0, (2**31,), (0.5,), (0.5,), (0,), "stop")
 
 
 def test_a_synchronous_run_that_was_killed_ends_in_the_same_bits(tmp_path):
     cfg = dataclasses.replace(SYNC, updates=8, save_every=3)
-    found, seen = interrupted(cfg, tmp_path)
+    found, seen = interrupted(cfg, tmp_path, killed, Killed)
     want, uninterrupted = run(cfg)
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -172,9 +208,11 @@ def test_a_synchronous_run_that_was_killed_ends_in_the_same_bits(tmp_path):
         )
 
 
-def test_a_run_ahead_that_was_killed_loses_no_group_and_keeps_its_bound(tmp_path):
+def test_a_run_ahead_that_was_told_to_stop_loses_no_group_and_keeps_its_bound(tmp_path):
     cfg = dataclasses.replace(STALE, updates=8, save_every=3)
-    _, seen = interrupted(cfg, tmp_path)
+    told = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    _, seen = interrupted(cfg, tmp_path, told, Stopped)
+    assert (tmp_path / "rollouts" / "5.json").exists()
     assert [update["step"] for update in seen] == list(range(1, 9))
     groups = sorted(group for update in seen for group in update["groups"])
     assert len(set(groups)) == len(groups) == 24 and groups[-1] < 36
