@@ -100,7 +100,7 @@ def restore(
     rest = resume.on_device(resume.beside_parameters(state), None)
     params, rest = store.restore(version, template(abstract(spec), spec, None), rest)
     check_all_finite(params, str(store.folder / str(version)))
-    rollouts = {one.group: _rollout(one) for one in saved.rollouts}
+    rollouts = {one.group: rollout_of(one) for one in saved.rollouts}
     _check_there(saved.schedule, rollouts, path)
     return TrainState(rest["step"], params, rest["opt_state"]), saved.schedule, rollouts
 
@@ -122,7 +122,8 @@ def _saved(number: int, rollout: Rollout) -> SavedRollout:
     return SavedRollout(number, tuple(map(int, rollout.prompt)), tuple(answers), told)
 
 
-def _rollout(saved: SavedRollout) -> Rollout:
+def rollout_of(saved: SavedRollout) -> Rollout:
+    """The rollout, as it was when it was saved."""
     answers = {
         one.sample: Answer(
             np.array(one.ids, np.int32),
