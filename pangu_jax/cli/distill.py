@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -133,7 +133,9 @@ def _kept(options: Options, cfg, teacher_cfg) -> tuple[int, ...] | None:
     return plans.load(path).hidden
 
 
-def write_model(params, cfg, folder: Path, like: str, tokenizer: str | None) -> None:
+def write_model(
+    params: Any, cfg: decoder.DecoderConfig, folder: Path, like: str, tokenizer: str | None
+) -> None:
     """Writes a decoder in the layout of the checkpoint that its training began with.
 
     Args:
