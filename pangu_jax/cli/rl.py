@@ -25,7 +25,7 @@ from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from pangu_jax.decode.engine import Answer, round_up
+from pangu_jax.decode.engine import Answer, check_new, round_up
 from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, dr_grpo
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench, reward_sources
@@ -52,6 +52,8 @@ class Options:
     algorithm: Literal["grpo", "dapo", "dr-grpo"] = "grpo"
     """dapo also replaces groups of equal rewards, and takes up to half a point off answers in the
     last fifth of --max-new."""
+    kl: float = PolicyConfig.kl
+    """Weight of the divergence from the model that the run began with."""
     staleness: int = ScheduleConfig.staleness
     """How many updates old the weights of an answer's first token may be; 0 is synchronous."""
     batch: int = ScheduleConfig.batch
@@ -93,6 +95,7 @@ FREE = ("out", "save_every")
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
+    check_new(options.max_new)
     with working("reading the questions"):
         items = read_items(options.data)
     sources = _sources(options, items)
@@ -168,8 +171,8 @@ def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
 
 def _policy(options: Options) -> PolicyConfig:
     if options.algorithm == "dr-grpo":
-        return dr_grpo(options.max_new)
-    return DAPO if options.algorithm == "dapo" else GRPO
+        return dataclasses.replace(dr_grpo(options.max_new), kl=options.kl)
+    return dataclasses.replace(DAPO if options.algorithm == "dapo" else GRPO, kl=options.kl)
 
 
 def _sources(options: Options, items: Sequence[Item]) -> dict[str, Source]:

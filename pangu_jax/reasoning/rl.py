@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -94,8 +95,6 @@ class RlConfig:
             check_size(name, getattr(self, name))
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
-        if self.policy.kl:
-            raise InputError("a run has no reference policy yet, so kl must be 0")
         rows = self.schedule.batch * self.schedule.group
         if rows % self.accumulate:
             raise InputError(f"accumulate {self.accumulate} must divide {rows} answers per update")
@@ -125,7 +124,8 @@ def train(
     weights of now.
 
     Args:
-      params: tree of `decoder.spec(model)`; it is used up.
+      params: tree of `decoder.spec(model)`; it is used up. With `cfg.policy.kl` a copy of it is the
+        reference policy, so a run that goes on must be given the same.
       prompt: ids of a group's prompt, by the group's number, 0, 1, ...
       reward: float [N] of a group's answers, in the order of the samples; NaN where there is none.
       model: the decoder.
@@ -153,7 +153,7 @@ def train(
             run = _Run(params, prompt, reward, model, cfg, optimizer, how)
             state, actions = schedule.begin(cfg.schedule)
         else:
-            run = _Run(found[0].params, prompt, reward, model, cfg, optimizer, how, found)
+            run = _Run(params, prompt, reward, model, cfg, optimizer, how, found)
             state, actions = schedule.resume(found[1])
         path = None if isinstance(store, NullStore) else store.folder.parent / "metrics.jsonl"
         log = MetricLog(path, start_step=state.version, on_metrics=on_update)
@@ -181,6 +181,8 @@ class _Run:
 
     def __init__(self, params, prompt, reward, model, cfg: RlConfig, optimizer, how, found=None):
         self._prompt, self._reward, self._cfg = prompt, reward, cfg
+        self._reference = jax.tree.map(jnp.copy, params) if cfg.policy.kl else None
+        params = params if found is None else found[0].params
         slots = cfg.schedule.slots
         stops = max(1, len(cfg.stop_ids))
         self._engine = Engine(
@@ -288,6 +290,8 @@ class _Run:
         arrays = dict(made.arrays)
         if cfg.corrected and cfg.schedule.staleness:
             arrays["proximal"] = self._score(self.state.params, arrays)
+        if self._reference is not None:
+            arrays["reference"] = self._score(self._reference, arrays)
         self.state, metrics = self._step(self.state, arrays, self._key)
         self._engine.update(self.state.params)
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}

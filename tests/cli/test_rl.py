@@ -93,6 +93,8 @@ def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
     "arguments, words",
     [
         (("--reward", "code"), "code is no answer to"),
+        (("--max-new", 0), "max_new must be at least 1"),
+        (("--kl", -1), "kl must be at least 0"),
         (("--temperature", 0), "temperature must be above 0"),
         (("--staleness", -1), "staleness must be at least 0"),
         (("--algorithm", "dapo", "--group", 1), "distinct needs 2 or more"),

@@ -16,7 +16,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import init
 from pangu_jax.decode.engine import Engine, Request, answers
 from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, advantages
+from pangu_jax.losses.policy import DAPO, GRPO, advantages
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
@@ -271,11 +271,22 @@ def test_partial_rollouts_and_dynamic_sampling_run():
     assert len(seen) == 12 and all(update["masked_groups"] == 0 for update in seen)
 
 
+def test_a_kl_term_holds_the_policy_where_it_began(tmp_path):
+    far = {}
+    for kl in (1e-9, 10.0):
+        cfg = changed({}, policy=dataclasses.replace(GRPO, kl=kl), updates=12, save_every=4)
+        seen = run(cfg)[1]
+        assert seen[0]["kl"] == pytest.approx(0, abs=1e-6)
+        far[kl] = np.mean([update["kl"] for update in seen[6:]])
+    assert 0 < far[10.0] < 0.2 * far[1e-9]
+    found, _ = interrupted(cfg, tmp_path, killed, Killed)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(run(cfg)[0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match="temperature"):
         rl.RlConfig(temperature=0.0)
-    with pytest.raises(InputError, match="reference"):
-        rl.RlConfig(policy=PolicyConfig(kl=0.1))
     with pytest.raises(InputError, match="accumulate 7"):
         rl.RlConfig(accumulate=7)
     rest = {"model": MODEL, "optimizer": OPTIMIZER}
