@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -122,7 +122,7 @@ def main(options: Options) -> None:
         if (folder / "model").exists():
             print(f"{folder / 'model'} is there already", file=sys.stderr)
             return
-        _write(options, state.params, cfg, folder / "model")
+        write_model(state.params, cfg, folder / "model", options.student, options.tokenizer)
     print(f"{folder / 'model'} holds the student; try: pangu-jax eval {folder / 'model'}")
 
 
@@ -133,18 +133,31 @@ def _kept(options: Options, cfg, teacher_cfg) -> tuple[int, ...] | None:
     return plans.load(path).hidden
 
 
-def _write(options: Options, params, cfg, folder: Path) -> None:
-    hugging = (Path(options.student) / "config.json").is_file()
-    own = (Path(options.student) / "model.json").is_file()
+def write_model(
+    params: Any, cfg: decoder.DecoderConfig, folder: Path, like: str, tokenizer: str | None
+) -> None:
+    """Writes a decoder in the layout of the checkpoint that its training began with.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      cfg: the model.
+      folder: a new one.
+      like: that checkpoint; a run of ours is written as Llama is.
+      tokenizer: as the option of commands; None takes the checkpoint's.
+
+    Raises:
+      InputError: it cannot be written, or that layout cannot hold it.
+    """
+    hugging = (Path(like) / "config.json").is_file()
+    own = (Path(like) / "model.json").is_file()
     kind = "uniform" if len(transformer.run_lengths(cfg)) == 1 else "per-layer"
-    family = hf.read_config(options.student)[1] if hugging and not own else "llama"
-    source = options.student if hugging and not own else None
+    family = hf.read_config(like)[1] if hugging and not own else "llama"
     export.export(
         params,
         cfg,
         folder,
         kind=kind,
         family=family,
-        source=source,
-        companions=companions(options.tokenizer or options.student, options.student),
+        source=like if hugging and not own else None,
+        companions=companions(tokenizer or like, like),
     )

@@ -24,6 +24,8 @@ COMMANDS = {
     "prune check": ("pangu_jax.cli.prune_check", "verify what a pruned folder promises"),
     "merge": ("pangu_jax.cli.merge", "merge checkpoints of one origin into one"),
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
+    "rl": ("pangu_jax.cli.rl", "train on the rewards of a model's own answers"),
+    "rl simulate": ("pangu_jax.cli.rl_simulate", "what a bound on staleness would buy"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),

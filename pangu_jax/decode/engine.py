@@ -95,7 +95,7 @@ class Engine:
 
     Attributes:
       params: the weights, layer by layer (`transformer.by_layer`), changed by `update` only.
-      version: how many times they were changed.
+      version: of the weights, one more with each change.
     """
 
     def __init__(
@@ -107,6 +107,7 @@ class Engine:
         length: int,
         stops: int = 8,
         burst: int = 32,
+        version: int = 0,
         key: jax.Array | None = None,
         how: How = HOW,
     ):
@@ -120,6 +121,7 @@ class Engine:
           length: capacity of a slot, in tokens of prompt and answer together.
           stops: maximum number of stop ids per request.
           burst: maximum number of tokens sampled per slot between looks by the host.
+          version: of these weights, for an engine that goes on where another ended.
           key: a key such as requests bring, where they bring another kind than jax's usual one.
           how: layout, implementations, and the type of activations and caches.
 
@@ -129,7 +131,7 @@ class Engine:
         sizes = {"slots": slots, "length": length, "stops": stops, "burst": burst}
         for name, value in sizes.items():
             check_size(f"the engine's {name}", value)
-        self.params, self.version = by_layer(params), 0
+        self.params, self.version = by_layer(params), version
         self._cfg, self._how, self._burst = cfg, how, burst
         self._length, self._stops = length, stops
         self._key = _typed(jax.random.key(0) if key is None else key)

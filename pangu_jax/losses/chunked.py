@@ -21,6 +21,22 @@ def chunked_sum(
     Returns:
       float32 scalar.
     """
+
+    @jax.checkpoint
+    def step(total, parts):
+        return total + function(*parts), None
+
+    total, _ = jax.lax.scan(step, jnp.float32(0), cut_tokens(*arrays, chunk=chunk))
+    return total
+
+
+def cut_tokens(*arrays: jax.Array, chunk: int) -> tuple[jax.Array, ...]:
+    """All tokens of [B, T, ...] in chunks, the last filled up with zeros: [chunks, N, ...].
+
+    Args:
+      *arrays: [B, T, ...] each.
+      chunk: N, tokens at a time; fewer if there are not so many.
+    """
     tokens = arrays[0].shape[0] * arrays[0].shape[1]
     chunk = min(chunk, tokens)
     room = -tokens % chunk
@@ -30,9 +46,10 @@ def chunked_sum(
         x = jnp.pad(x, [(0, room)] + [(0, 0)] * (x.ndim - 1))
         return rearrange(x, "(chunk t) ... -> chunk t ...", t=chunk)
 
-    @jax.checkpoint
-    def step(total, parts):
-        return total + function(*parts), None
+    return tuple(map(cut, arrays))
 
-    total, _ = jax.lax.scan(step, jnp.float32(0), tuple(map(cut, arrays)))
-    return total
+
+def join_tokens(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `cut_tokens`: [chunks, N, ...] as [B, T, ...], B and T being the shape."""
+    x = rearrange(x, "chunk t ... -> (chunk t) ...")[: shape[0] * shape[1]]
+    return x.reshape(*shape, *x.shape[1:])

@@ -15,6 +15,8 @@ from pangu_jax.export import stablehlo
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.reasoning.rl import OPTIMIZER, RlConfig
+from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.serve.driver import Driver
 from pangu_jax.train import distill, language
 from pangu_jax.train.forecast import FitConfig
@@ -27,6 +29,7 @@ HANDS = {
     "prune": (Recipe, SweepConfig),
     "eval": (measure,),
     "embed": (embed,),
+    "rl": (RlConfig, ScheduleConfig),
     "serve": (Driver,),
     "export": (stablehlo.export,),
     "forecast": (TimeProConfig, FitConfig),
@@ -40,6 +43,7 @@ CHOSEN = {
 # Where what a command does wants another configuration than the type's own default.
 OWN = {
     ("distill", "optimizer"): distill.OPTIMIZER,
+    ("rl", "optimizer"): OPTIMIZER,
     ("chat", "sampling"): SamplingConfig(temperature=0.6, top_k=50, top_p=0.95),
 }
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.losses.language import cross_entropy
+from pangu_jax.losses.language import cross_entropy, token_log_probs
 
 B, T, D, V = 3, 7, 5, 11
 
@@ -49,6 +49,27 @@ def test_values_and_gradients_equal_loops(chunk):
     np.testing.assert_allclose(weight, weights.sum(), rtol=1e-6)
     np.testing.assert_allclose(grads[0], dh, atol=1e-5)
     np.testing.assert_allclose(grads[1], dk, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_each_tokens_score_and_its_gradient_equal_loops(chunk):
+    hidden, kernel, labels, weights = arrays()
+    hot = (hidden / 0.7, kernel, labels)
+
+    def scores(h, k):
+        found = token_log_probs(h, k, jnp.asarray(labels), temperature=0.7, chunk=chunk)
+        return (weights * found).sum(), found
+
+    take = jax.jit(jax.grad(scores, argnums=(0, 1), has_aux=True))
+    grads, found = take(jnp.float32(hidden), jnp.float32(kernel))
+    total, dh, dk = by_loops(*hot, weights)
+    np.testing.assert_allclose(grads[0], -dh / 0.7, atol=1e-5)
+    np.testing.assert_allclose(grads[1], -dk, atol=1e-5)
+    for place in np.ndindex(B, T):
+        one = np.zeros((B, T))
+        one[place] = 1
+        assert found[place] == pytest.approx(-by_loops(*hot, one)[0], rel=1e-5)
+    assert -(weights * found).sum() == pytest.approx(total, rel=1e-5)
 
 
 def test_extreme_scores_are_finite_and_bfloat16_is_close():

@@ -18,6 +18,7 @@ from array_record.python import array_record_module as array_record
 from pangu_jax.checkpoint import forecaster, gguf_file, hf, store, verify
 from pangu_jax.cli import chat, generate_file
 from pangu_jax.core.cells import open_results, save_results
+from pangu_jax.core.config import load_config, save_config, to_json
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.spec import is_spec
 from pangu_jax.core.tree import flatten
@@ -35,6 +36,10 @@ from pangu_jax.nn.latent_attention import LatentAttentionConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning import plan as plans
+from pangu_jax.reasoning import schedule
+from pangu_jax.reasoning.rl_resume import Saved, SavedAnswer, SavedRollout, rollout_of
+from pangu_jax.reasoning.schedule_simulate import read_lengths
+from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.metrics import read_metrics
 
 from . import change
@@ -338,6 +343,31 @@ def read_answers(folder: Path) -> str:
 
 KINDS["prompts"] = Kind(prompts, read_prompts, ("a.jsonl",), change.by_ending)
 KINDS["answers"] = Kind(answers, read_answers, ("a.jsonl",), change.by_ending)
+
+
+def lengths(folder: Path) -> None:
+    lines = [json.dumps({"question": i % 2, "tokens": 10 + i}) for i in range(6)]
+    (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def read_rollout_lengths(folder: Path) -> str:
+    return repr(read_lengths(folder / "a.jsonl"))
+
+
+def rollouts(folder: Path) -> None:
+    answer = SavedAnswer(0, (1, 2), (-0.5, -1.0), (-0.5, -1.0), (3, 3), "stop")
+    plan = schedule.begin(ScheduleConfig(1, batch=1, group=1, slots=1))[0]
+    saved = Saved(plan, (SavedRollout(0, (1,), (answer,), (None,)),))
+    save_config(to_json(saved), folder / "3.json")
+
+
+def read_rollouts(folder: Path) -> str:
+    saved = load_config(Saved, folder / "3.json")
+    return repr((saved.schedule, [rollout_of(one) for one in saved.rollouts]))
+
+
+KINDS["lengths"] = Kind(lengths, read_rollout_lengths, ("a.jsonl",), change.by_ending)
+KINDS["rollouts"] = Kind(rollouts, read_rollouts, ("3.json",), change.by_ending)
 
 
 def metrics(folder: Path) -> None:

@@ -1,0 +1,237 @@
+"""Trains a decoder by the rewards of its own answers to questions: GRPO, DAPO, Dr. GRPO.
+
+Rollouts and the trainer share the device; updates train on answers whose weights are at most
+--staleness updates old. The same command goes on where it was stopped.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.distill import write_model
+from pangu_jax.cli.generate_file import note_length
+from pangu_jax.cli.progress import progress, working
+from pangu_jax.cli.stopping import stoppable
+from pangu_jax.core.config import to_json
+from pangu_jax.core.digest import sha256
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.checkpoint_chat_template import choose_template
+from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
+from pangu_jax.decode.engine import Answer, check_max_new_tokens, round_up
+from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, dr_grpo
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning import bench, reward_sources
+from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
+from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
+from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
+from pangu_jax.reasoning.rl import OPTIMIZER, RlConfig, train
+from pangu_jax.reasoning.schedule_state import ScheduleConfig
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which model learns from which questions, and how."""
+
+    model: str
+    """A run folder, or a folder in the Hugging Face layout."""
+    data: str
+    """A file of questions with answers, in a form that `bench` knows."""
+    out: str
+    """The run's folder; OUT/model is the trained checkpoint in the model's layout."""
+    reward: Literal["math", "code"] = "math"
+    """math: whether the final answer is the right one; code: what tests in a sandbox say."""
+    algorithm: Literal["grpo", "dapo", "dr-grpo"] = "grpo"
+    """dapo also replaces groups of equal rewards, and takes up to half a point off answers in the
+    last fifth of --max-new."""
+    kl: float = PolicyConfig.kl
+    """Weight of the divergence from the model that the run began with."""
+    staleness: int = ScheduleConfig.staleness
+    """How many updates old the weights of an answer's first token may be; 0 is synchronous."""
+    batch: int = ScheduleConfig.batch
+    """Questions per update."""
+    group: int = ScheduleConfig.group
+    """Answers per question."""
+    slots: int = ScheduleConfig.slots
+    """Answers that are written at once."""
+    updates: int = RlConfig.updates
+    """Updates of the weights."""
+    max_new_tokens: int = RlConfig.max_new_tokens
+    """Most tokens of an answer."""
+    temperature: float = RlConfig.temperature
+    """Of the answers, above 0."""
+    accumulate: int = RlConfig.accumulate
+    """Microbatches per update."""
+    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OPTIMIZER
+    mode: Mode = "chat"
+    """How a question is put, as in `bench`."""
+    template: str = "auto"
+    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    tokenizer: str | None = None
+    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
+    allow_code_execution: bool = False
+    """Run code that the model writes, in a sandbox."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of activations and cache; the parameters are float32."""
+    remat: Literal["full", "dots"] | None = None
+    """What the backward pass recomputes."""
+    seed: int = RlConfig.seed
+    """Of the order of questions, and of the answers."""
+    save_every: int = RlConfig.save_every
+    """Updates between checkpoints."""
+
+
+# What may differ when a run is resumed: it changes no result.
+FREE = ("out", "save_every")
+
+
+def main(options: Options) -> None:
+    """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
+    check_max_new_tokens(options.max_new_tokens)
+    with working("reading the questions"):
+        items = read_items(options.data)
+    sources = _sources(options, items)
+    with working(f"reading {options.model}"):
+        params, model, found = open_checkpoint(
+            options.model, kind="decoder", by="`pangu-jax rl`", dtype="float32"
+        )
+    tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.model)
+    dialogue = options.mode not in TEXTS
+    template = choose_template(options.template, options.model, tokenizer) if dialogue else None
+    prompter = Prompter(tokenizer, options.mode, template)
+    prompts = [prompter.prompt(item) for item in items]
+    for prompt in prompts:
+        check_vocabulary(prompt.ids, tokenizer, model.vocab)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    note_length(longest + options.max_new_tokens, model)
+    cfg, questions = (
+        _config(options, longest, prompter.stops),
+        _Questions(items, prompts, options.seed),
+    )
+    settings = {**to_json(options), "out": "", "questions": sha256(options.data)}
+    folder = Path(options.out)
+    with store.begin(model, folder, settings, free=FREE) as claim:
+        with progress() as show, stoppable():
+            state = train(
+                params,
+                questions.prompt,
+                _reward(options, prompter, questions, sources),
+                model=model,
+                cfg=cfg,
+                optimizer=make_optimizer(options.optimizer, options.updates),
+                folder=claim,
+                on_update=lambda line: show("updates", line["step"], options.updates, _text(line)),
+                how=How(remat=options.remat, dtype=options.dtype),
+            )
+        if (folder / "model").exists():
+            print(f"{folder / 'model'} is there already", file=sys.stderr)
+            return
+        write_model(state.params, model, folder / "model", options.model, options.tokenizer)
+    print(f"{folder / 'model'} holds the model; try: pangu-jax bench {folder / 'model'} ...")
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Which question a group is about: all of them in a new order, again and again."""
+
+    items: list[Item]
+    prompts: list[Prompt]
+    seed: int
+
+    def of(self, group: int) -> int:
+        """The place of its question."""
+        turn, place = divmod(group, len(self.items))
+        return int(np.random.default_rng([self.seed, turn]).permutation(len(self.items))[place])
+
+    def prompt(self, group: int) -> list[int]:
+        """Its prompt."""
+        return self.prompts[self.of(group)].ids
+
+
+def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
+    shared = ("updates", "max_new_tokens", "temperature", "accumulate", "seed", "save_every")
+    sizes = ("staleness", "batch", "group", "slots")
+    plan: dict[str, Any] = {name: getattr(options, name) for name in sizes}
+    return RlConfig(
+        ScheduleConfig(**plan, distinct=options.algorithm == "dapo"),
+        _policy(options),
+        length=round_up(longest + options.max_new_tokens),
+        stop_ids=stops,
+        **{name: getattr(options, name) for name in shared},
+    )
+
+
+def _policy(options: Options) -> PolicyConfig:
+    if options.algorithm == "dr-grpo":
+        return dataclasses.replace(dr_grpo(options.max_new_tokens), kl=options.kl)
+    return dataclasses.replace(DAPO if options.algorithm == "dapo" else GRPO, kl=options.kl)
+
+
+def _sources(options: Options, items: Sequence[Item]) -> dict[str, Source]:
+    kinds = {item.kind for item in items}
+    if options.reward == "code" and kinds != {"code"}:
+        raise InputError(f"{options.data} has questions that code is no answer to")
+    if options.reward == "math" and "code" in kinds:
+        raise InputError(f"{options.data} has questions that code answers; give --reward code")
+    if options.reward == "code" and not options.allow_code_execution:
+        raise InputError(
+            "--reward code runs code that the model writes, which is done only with "
+            "--allow-code-execution"
+        )
+    asked = Task("--data", Path(options.data), "", tuple(items))
+    bench.check_judges([asked], allow_code=options.allow_code_execution)
+    found: dict[str, Source] = {}
+    if options.reward == "math":
+        found["answer"] = reward_sources.per_sample(reward_sources.answer, threads=4)
+    else:
+        found["code"] = reward_sources.code(allow=options.allow_code_execution)
+    if options.algorithm == "dapo":
+        found["length"] = reward_sources.per_sample(reward_sources.too_long)
+    return found
+
+
+def _reward(
+    options: Options, prompter: Prompter, questions: _Questions, sources: dict[str, Source]
+) -> Callable[[int, Sequence[Answer]], np.ndarray]:
+    health = SourceHealth()
+
+    def reward(group: int, answers: Sequence[Answer]) -> np.ndarray:
+        nonlocal health
+        place = questions.of(group)
+        item, prompt = questions.items[place], questions.prompts[place]
+        like = Sample(
+            item.question,
+            "",
+            "",
+            kind=item.kind,
+            gold=item.gold,
+            code=item.code,
+            inside=prompt.inside,
+            budget=options.max_new_tokens,
+        )
+        samples = []
+        for answer in answers:
+            ids = answer.ids.tolist()
+            text, (_, said) = prompter.tokenizer.decode(ids), prompter.read(item, prompt, ids)
+            samples.append(dataclasses.replace(like, text=text, said=said, tokens=len(ids)))
+        graded = grade(samples, ROUTES, sources, health)
+        health = health.after(graded)
+        return graded.reward
+
+    return reward
+
+
+def _text(line: dict[str, Any]) -> str:
+    """What the progress says of an update."""
+    return (
+        f"reward {line['reward']:.3f}, {line['tokens']:.0f} tokens, {line['masked_groups']:.0%} of "
+        f"the groups masked, largest age {max(line['ages'])}"
+    )

@@ -1,0 +1,207 @@
+"""What reinforcement learning gains by training on older answers, for given lengths and costs.
+
+Rollouts and the trainer are on devices of their own; the speed-up is over synchronous training,
+which waits for the longest answer of a batch, updates, and begins the next one.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from pangu_jax.cli.progress import progress
+from pangu_jax.core.config import to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.reasoning.schedule_simulate import (
+    Costs,
+    Simulated,
+    lognormal,
+    measured,
+    read_lengths,
+    simulate,
+)
+from pangu_jax.reasoning.schedule_state import ScheduleConfig
+from pangu_jax.study import plot, report
+from pangu_jax.study.table import table
+
+
+@dataclass(frozen=True)
+class Options:
+    """How long answers are, what computes them, and which bounds are compared."""
+
+    lengths: str | None = None
+    """Measured lengths: a .jsonl whose lines have "tokens", as `bench` and `generate --prompts`
+    write, or a text with the numbers of one prompt a line; None draws log-normal ones."""
+    mean: float = 1000.0
+    """Mean length of drawn answers, in tokens."""
+    sigma: float = 1.0
+    """Standard deviation of the logarithm of drawn lengths."""
+    longest: int = 16384
+    """Longest drawn answer, in tokens."""
+    slots: int = ScheduleConfig.slots
+    """Answers that are decoded at once."""
+    seconds_per_token: float = Costs.token
+    """Of one slot; --slots of them make as many tokens in that time."""
+    seconds_per_update: float = Costs.update
+    """Of the trainer, for one batch."""
+    batch: int = ScheduleConfig.batch
+    """Groups per update."""
+    group: int = ScheduleConfig.group
+    """Answers per group."""
+    staleness: tuple[int, ...] = (0, 1, 2, 4, 8)
+    """Bounds to compare, in updates."""
+    policies: tuple[Literal["barrier", "admission", "discard"], ...] = ("barrier",)
+    """How the bound is kept; admission does not keep it."""
+    partial: bool = False
+    """Whether updates go ahead of what is too old and still runs (barrier)."""
+    updates: int = 100
+    """Updates to simulate."""
+    seed: int = 0
+    """Of the lengths."""
+    out: str | None = None
+    """A folder for results.json, report.md and plots/staleness.png."""
+    json: bool = False
+    """Prints the results as JSON in place of the table."""
+
+
+def main(options: Options) -> None:
+    """Simulates every setting, prints a table, draws a plot."""
+    if not options.staleness or not options.policies:
+        raise InputError("name at least one --staleness and one of --policies")
+    rows = _rows(options)
+    results = {"options": to_json(asdict(options)), "rows": rows}
+    if options.out is not None:
+        _write(Path(options.out), results)
+    print(json.dumps(results) if options.json else _table(rows))
+    if options.out is not None and not options.json:
+        print(f"written to {options.out}")
+
+
+def _rows(options: Options) -> list[dict[str, Any]]:
+    costs = Costs(options.seconds_per_token, options.seconds_per_update)
+    lengths = (
+        lognormal(options.mean, options.sigma, options.longest)
+        if options.lengths is None
+        else measured(read_lengths(options.lengths))
+    )
+    sizes = {"batch": options.batch, "group": options.group, "slots": options.slots}
+    every = [ScheduleConfig(0, **sizes)]  # what the others are compared with
+    for policy in dict.fromkeys(options.policies):
+        partial = options.partial and policy == "barrier"
+        more = {"policy": policy, "partial": partial, **sizes}
+        every += [ScheduleConfig(s, **more) for s in dict.fromkeys(options.staleness)]
+    rows = []
+    with progress() as show:
+        show("settings", 0, len(every))
+        for number, cfg in enumerate(every, start=1):
+            found = simulate(cfg, lengths, costs, updates=options.updates, seed=options.seed)
+            rows.append(_row(found))
+            show("settings", number, len(every))
+    for row in rows:
+        row["speed_up"] = rows[0]["seconds"] / row["seconds"]
+    return rows[1:]
+
+
+def _row(found: Simulated) -> dict[str, Any]:
+    return {
+        "policy": found.cfg.policy,
+        "staleness": found.cfg.staleness,
+        "seconds": float(found.seconds),
+        "generator_idle": float(found.generator_idle),
+        "trainer_idle": float(found.trainer_idle),
+        "mean_age": found.mean_age,
+        "largest_age": len(found.ages) - 1,
+        "ages": list(found.ages),
+        "discarded": found.discarded,
+        "mean_used": float(found.used.mean()),
+        "mean_made": float(found.made.mean()),
+    }
+
+
+HEAD = (
+    *("policy", "staleness", "speed-up", "generator idle", "trainer idle", "mean age"),
+    *("largest age", "discarded", "tokens used", "tokens made"),
+)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    return table(
+        HEAD,
+        [
+            (
+                row["policy"],
+                row["staleness"],
+                f"{row['speed_up']:.2f}",
+                f"{row['generator_idle']:.1%}",
+                f"{row['trainer_idle']:.1%}",
+                f"{row['mean_age']:.2f}",
+                row["largest_age"],
+                f"{row['discarded']:.1%}",
+                f"{row['mean_used']:.0f}",
+                f"{row['mean_made']:.0f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    rows, options = results["rows"], results["options"]
+    _plot(folder, rows)
+    with atomic_write(folder / "results.json") as file:
+        json.dump(results, file, indent=1)
+        file.write("\n")
+    source = options["lengths"] or (
+        f"log-normal, mean {options['mean']:g}, sigma {options['sigma']:g}, "
+        f"at most {options['longest']}"
+    )
+    report.write(
+        folder,
+        f"""# Simulated schedules
+
+{_table(rows)}
+
+Simulated, not measured: {options["updates"]} updates of {options["batch"]} groups of
+{options["group"]} answers, {options["slots"]} slots, {options["seconds_per_token"]:g} s per token
+of a slot, {options["seconds_per_update"]:g} s per update, seed {options["seed"]}. Lengths: {source}
+tokens. Rollouts and the trainer have devices of their own. Speed-up is over staleness 0 with the
+policy barrier; tokens are means per answer trained on, and per answer begun.
+
+![speed-up, idle shares, ages](plots/staleness.png)
+""",
+    )
+
+
+def _plot(folder: Path, rows: list[dict[str, Any]]) -> None:
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    size = {"figsize": (11, 3.4)}
+    with plot.figure(folder, "staleness", 1, 3, **size) as (speed, idle, ages):
+        for policy in policies:
+            mine = sorted((r for r in rows if r["policy"] == policy), key=lambda r: r["staleness"])
+            bounds = [row["staleness"] for row in mine]
+            speed.plot(bounds, [row["speed_up"] for row in mine], "o-", label=policy)
+            line = idle.plot(
+                bounds,
+                [100 * row["generator_idle"] for row in mine],
+                "o-",
+                label=f"{policy}: slots",
+            )[0]
+            idle.plot(
+                bounds,
+                [100 * row["trainer_idle"] for row in mine],
+                "s--",
+                color=line.get_color(),
+                label=f"{policy}: trainer",
+            )
+            last = mine[-1]  # those of all bounds would hide one another
+            share = np.array(last["ages"]) / sum(last["ages"])
+            label = f"{policy}, staleness {last['staleness']}"
+            ages.plot(np.arange(len(share)), share, ".-", label=label)
+        speed.set(xlabel="staleness", ylabel="speed-up over synchronous")
+        idle.set(xlabel="staleness", ylabel="idle (%)", ylim=(0, 100))
+        ages.set(xlabel="age (updates)", ylabel="share of groups trained on")
+        for axes in (speed, idle, ages):
+            plot.guide(axes)

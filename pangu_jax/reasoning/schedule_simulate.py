@@ -1,0 +1,256 @@
+"""What a bound on staleness would buy: the scheduler, driven by a clock that is only counted.
+
+Rollouts and the trainer have devices of their own. A slot makes a token in the same time however
+many others are taken, as decoding reads all weights anyway; an update takes the same time whatever
+its lengths are; new weights arrive at once. So it tells how much of the waiting goes away, not how
+fast a machine is.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.config import check_size, parse_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.reasoning import schedule
+from pangu_jax.reasoning.schedule_state import (
+    Ended,
+    Event,
+    Forget,
+    Grade,
+    Graded,
+    ScheduleConfig,
+    ScheduleState,
+    Start,
+    Train,
+    Updated,
+)
+
+Lengths = Callable[[np.random.Generator, int], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """How long things take, in seconds.
+
+    Attributes:
+      token: of one slot, to make a token.
+      update: of the trainer, from a batch to new weights.
+    """
+
+    token: float = 0.02
+    update: float = 30.0
+
+    def __post_init__(self):
+        for name in ("token", "update"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"seconds per {name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulated:
+    """What a schedule led to.
+
+    Attributes:
+      cfg: its settings.
+      seconds: until the last update was applied.
+      updates: how many there were.
+      generator_idle: share of the slots' time in which they made nothing.
+      trainer_idle: share of the time without an update under way.
+      ages: histogram of the groups trained on, from age 0.
+      discarded: share of the groups that ended and were thrown away.
+      used: int64, tokens of each sample trained on.
+      made: int64, tokens of each sample begun, whether it was used or not.
+    """
+
+    cfg: ScheduleConfig
+    seconds: float
+    updates: int
+    generator_idle: float
+    trainer_idle: float
+    ages: tuple[int, ...]
+    discarded: float
+    used: np.ndarray
+    made: np.ndarray
+
+    @property
+    def mean_age(self) -> float:
+        """Updates between a group's first token and its use."""
+        return float(np.average(np.arange(len(self.ages)), weights=self.ages))
+
+
+def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
+    """Lengths whose logarithms are normal, rounded, cut at the longest.
+
+    Args:
+      mean: before the cut, in tokens.
+      sigma: standard deviation of the logarithm; 0 is one length for all.
+      longest: tokens that no answer exceeds.
+
+    Raises:
+      InputError: a number is out of range.
+    """
+    if not mean > 0 or not sigma >= 0 or not np.isfinite([mean, sigma]).all():
+        raise InputError(f"mean must be above 0 and sigma at least 0, got {mean} and {sigma}")
+    check_size("longest", longest)
+
+    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
+        found = np.exp(rng.normal(np.log(mean) - sigma**2 / 2, sigma, count))
+        return np.rint(np.clip(found, 1, longest)).astype(np.int64)
+
+    return draw
+
+
+def measured(prompts: Sequence[Sequence[int]]) -> Lengths:
+    """Lengths that were measured: a group draws a prompt, and its samples from that prompt's.
+
+    Args:
+      prompts: tokens of the answers to each prompt.
+    """
+    rows = [np.asarray(row, np.int64) for row in prompts]
+
+    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
+        return rng.choice(rows[rng.integers(len(rows))], count)
+
+    return draw
+
+
+def read_lengths(path: str | Path) -> list[list[int]]:
+    """Tokens of the answers to each prompt, from a file.
+
+    Args:
+      path: .jsonl with "tokens" in every line, as `pangu-jax bench` and `generate --prompts` write
+        it, where lines of equal "question", or else equal "line", are of one prompt; or a text with
+        the numbers of one prompt a line.
+
+    Raises:
+      InputError: the file cannot be read, is empty, or holds something else; names the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    found: dict[Any, list[int]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if str(path).endswith(".jsonl"):
+            row = parse_json(line, f"{path}, line {number}")
+            row = row if isinstance(row, dict) else {}
+            if "tokens" not in row and number == 1:
+                continue  # a head
+            key, values = row.get("question", row.get("line", number)), [row.get("tokens")]
+            key = key if isinstance(key, int | str) else number
+        else:
+            key, values = number, [int(w) if w.isdecimal() else None for w in line.split()]
+        wrong = [v for v in values if not isinstance(v, int) or isinstance(v, bool) or v < 0]
+        if wrong:
+            raise InputError(f"{path}, line {number}: a number of tokens is expected")
+        found.setdefault(key, []).extend(max(value, 1) for value in values if value is not None)
+    if not found:
+        raise InputError(f"{path} holds no lengths")
+    return list(found.values())
+
+
+def simulate(
+    cfg: ScheduleConfig, lengths: Lengths, costs: Costs, *, updates: int = 200, seed: int = 0
+) -> Simulated:
+    """Runs a schedule until so many updates were applied.
+
+    Args:
+      cfg: the settings; groups have no rewards, so `distinct` must be False.
+      lengths: `lengths(rng, n)` gives the tokens of a group's n samples.
+      costs: how long things take.
+      updates: how many updates.
+      seed: the lengths of a group depend on it, the group's number and how often it was begun
+        again: so they are the same ones under any settings.
+
+    Raises:
+      InputError: a number is out of range.
+    """
+    check_size("updates", updates)
+    if cfg.distinct:
+        raise InputError("simulated groups have no rewards, so none is replaced for them")
+    world = _World(cfg, lengths, costs, seed)
+    state, actions = schedule.begin(cfg)
+    world.do(actions)
+    while state.version < updates:
+        state, actions = schedule.step(state, world.next_event())
+        world.do(actions)
+    return world.result(state)
+
+
+class _World:
+    """The clock, what is under way, and the lengths."""
+
+    def __init__(self, cfg: ScheduleConfig, lengths: Lengths, costs: Costs, seed: int):
+        self._cfg, self._lengths, self._costs, self._seed = cfg, lengths, costs, seed
+        self._now, self._order, self._busy, self._ended = 0.0, 0, 0.0, 0
+        self._coming: list[tuple[float, int, float, Event]] = []
+        self._tokens: dict[int, np.ndarray] = {}
+        self._attempts: dict[int, int] = {}
+        self._made: list[np.ndarray] = []
+        self._used: list[np.ndarray] = []
+        self._training: tuple[int, ...] = ()
+
+    def do(self, actions: Sequence[schedule.Action]) -> None:
+        """Lets what the actions ask for happen, now or in some time."""
+        for action in actions:
+            if isinstance(action, Start):
+                tokens = int(self._of(action.group)[action.sample])
+                self._after(tokens * self._costs.token, Ended(action.group, action.sample))
+            elif isinstance(action, Grade):
+                self._ended += 1
+                self._after(0.0, Graded(action.group))
+            elif isinstance(action, Train):
+                self._training = action.groups
+                self._after(self._costs.update, Updated())
+            elif isinstance(action, Forget):
+                for group in action.groups:
+                    del self._tokens[group]
+                    self._attempts[group] = self._attempts.get(group, 0) + 1
+
+    def next_event(self) -> Event:
+        """What happens next; the clock is there then."""
+        self._now, _, seconds, event = heapq.heappop(self._coming)
+        if isinstance(event, Ended):
+            self._busy += seconds
+        if isinstance(event, Updated):
+            self._used += [self._tokens.pop(group) for group in self._training]
+        return event
+
+    def result(self, state: ScheduleState) -> Simulated:
+        """What it came to, up to now."""
+        begun = [self._now - (at - seconds) for at, _, seconds, e in self._coming if _runs(e)]
+        slots = self._now * self._cfg.slots
+        return Simulated(
+            cfg=self._cfg,
+            seconds=self._now,
+            updates=state.version,
+            generator_idle=max(0.0, 1 - (self._busy + sum(begun)) / slots),
+            trainer_idle=max(0.0, 1 - state.version * self._costs.update / self._now),
+            ages=state.ages,
+            discarded=state.discarded / self._ended,
+            used=np.concatenate(self._used),
+            made=np.concatenate(self._made),
+        )
+
+    def _after(self, seconds: float, event: Event) -> None:
+        self._order += 1  # what happens at once happens in the order in which it was asked for
+        heapq.heappush(self._coming, (self._now + seconds, self._order, seconds, event))
+
+    def _of(self, group: int) -> np.ndarray:
+        """The lengths of a group's samples."""
+        if group not in self._tokens:
+            rng = np.random.default_rng([self._seed, group, self._attempts.get(group, 0)])
+            self._tokens[group] = self._lengths(rng, self._cfg.group)
+            self._made.append(self._tokens[group])
+        return self._tokens[group]
+
+
+def _runs(event: Event) -> bool:
+    return isinstance(event, Ended)

@@ -1,0 +1,229 @@
+"""What the scheduler of rollouts knows: its settings, its state, what happens, what is to be done.
+
+All of it is frozen and holds plain values, so `core.config.to_json` and `from_json` save a state
+and bring it back.
+"""
+
+import dataclasses
+from typing import Literal
+
+from pangu_jax.core.config import check_choices, check_size
+from pangu_jax.core.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Priority:
+    """Which finished group is trained on first, where the bound leaves a choice.
+
+    A group's score is age * its age / staleness + learnable * 4 p (1 - p), p being its mean reward
+    cut to [0, 1], + resumed * whether it was begun again or renewed. Ties go to the lower number,
+    so the default is oldest first. No group is used twice, so nothing is subtracted for use.
+
+    Attributes:
+      age: weight of the age.
+      learnable: weight of how much the rewards of a group differ.
+      resumed: weight of a group that was interrupted.
+    """
+
+    age: float = 1.0
+    learnable: float = 0.0
+    resumed: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Settings of the scheduler; they stay what they are for a whole run.
+
+    Attributes:
+      staleness: s, how many updates old the weights of a group's first token may be when the group
+        is trained on; 0 is synchronous.
+      batch: B, groups per update.
+      group: N, samples per group, which are trained on together.
+      slots: samples that run at once.
+      policy: barrier keeps the bound and uses every sample; admission uses what ends first, so its
+        ages have no bound; discard keeps the bound by beginning again what is too old, so that
+        short answers are trained on more often than they are given.
+      partial: whether an update may go ahead of a group that is too old and still running; it goes
+        on as a new segment, whose version counts, and its older tokens must be masked. For barrier.
+      distinct: whether groups whose rewards are all equal, which teach nothing, are replaced by
+        others (dynamic sampling, arXiv 2503.14476).
+      priority: what is trained on first.
+    """
+
+    staleness: int = 4
+    batch: int = 32
+    group: int = 8
+    slots: int = 64
+    policy: Literal["barrier", "admission", "discard"] = "barrier"
+    partial: bool = False
+    distinct: bool = False
+    priority: Priority = Priority()
+
+    def __post_init__(self):
+        check_choices(self)
+        check_size("staleness", self.staleness, least=0)
+        for name in ("batch", "group", "slots"):
+            check_size(name, getattr(self, name))
+        if self.partial and self.policy != "barrier":
+            raise InputError(f"partial rollouts are for the policy barrier, not {self.policy}")
+        if self.distinct and self.group == 1:
+            raise InputError("the rewards of a group of 1 cannot differ: distinct needs 2 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The samples of one prompt; those neither waiting nor running have ended.
+
+    Attributes:
+      number: which group; the prompt depends on it alone.
+      since: version of the weights that its first token was made with, or, renewed, that it went on
+        with; None until a sample runs.
+      waiting: samples without a slot.
+      running: samples in slots.
+      mean: mean reward, cut to [0, 1], once there is one.
+      resumed: whether a sample was begun again, or the group was renewed.
+    """
+
+    number: int
+    since: int | None = None
+    waiting: tuple[int, ...] = ()
+    running: tuple[int, ...] = ()
+    mean: float | None = None
+    resumed: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether all samples have ended."""
+        return not self.waiting and not self.running
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleState:
+    """Everything that a schedule goes on from.
+
+    Attributes:
+      cfg: the settings.
+      version: v, updates applied so far; batches of B groups each.
+      next: number of the next new group.
+      open: groups that were begun and have no rewards yet, in the order of their numbers.
+      ready: groups with rewards, in the order in which they got them.
+      training: groups of the update under way.
+      again: numbers of groups that were thrown away, to be begun again.
+      ages: histogram: how many groups were trained on at age 0, 1, ...; updates applied only.
+      discarded: groups thrown away for their age.
+      dropped: groups that were replaced as all their rewards were equal.
+      renewed: how often groups went on as a new segment.
+      lost: samples that were begun again, as whoever ran them was lost.
+    """
+
+    cfg: ScheduleConfig
+    version: int = 0
+    next: int = 0
+    open: tuple[Group, ...] = ()
+    ready: tuple[Group, ...] = ()
+    training: tuple[Group, ...] = ()
+    again: tuple[int, ...] = ()
+    ages: tuple[int, ...] = ()
+    discarded: int = 0
+    dropped: int = 0
+    renewed: int = 0
+    lost: int = 0
+
+    @property
+    def running(self) -> int:
+        """How many slots are taken."""
+        return sum(len(group.running) for group in self.open)
+
+    @property
+    def admitted(self) -> int:
+        """Groups trained on, in training, and outstanding."""
+        return self.version * self.cfg.batch + sum(
+            len(groups) for groups in (self.training, self.ready, self.open)
+        )
+
+    def age(self, group: Group) -> int:
+        """How many updates ago a group's first token was made; 0 for one not begun."""
+        return 0 if group.since is None else self.version - group.since
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """A sample has its last token."""
+
+    group: int
+    sample: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """A group of which all samples have ended has rewards.
+
+    Attributes:
+      group: its number.
+      rewards: of its samples; those that have none are left out.
+    """
+
+    group: int
+    rewards: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A running sample is lost, as the process that ran it is; it is begun again."""
+
+    group: int
+    sample: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Updated:
+    """The update under way is applied: there is a new version of the weights."""
+
+
+Event = Ended | Graded | Lost | Updated
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Begin a sample, its first token with the weights of this version or newer ones."""
+
+    group: int
+    sample: int
+    version: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Grade:
+    """All samples of a group have ended: find their rewards."""
+
+    group: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Make the next update from these groups.
+
+    Attributes:
+      groups: their numbers, ascending.
+      ages: of each.
+    """
+
+    groups: tuple[int, ...]
+    ages: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Renew:
+    """Groups go on with the newest weights; what they have so far must be masked in training."""
+
+    groups: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Forget:
+    """The samples of these groups are not needed: thrown away, or replaced by other groups."""
+
+    groups: tuple[int, ...]
+
+
+Action = Start | Grade | Train | Renew | Forget

@@ -1,0 +1,82 @@
+"""The policy loss of a decoder in the form the training step takes."""
+
+from typing import Any
+
+import jax
+
+from pangu_jax.losses.language import token_log_probs
+from pangu_jax.losses.policy import PolicyConfig, policy_loss
+from pangu_jax.models import decoder
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.train.step import Loss
+
+CHUNK = 1024
+
+
+def answer_log_probs(
+    params: Any,
+    batch: Any,
+    *,
+    cfg: decoder.DecoderConfig,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    how: How = HOW,
+) -> jax.Array:
+    """Log-probability of each label, as the engine gives it for what it samples.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      batch: tokens, labels and segments, int32 [B, T]; segments are 0 for padding.
+      cfg: the model.
+      temperature: what the tokens were sampled at.
+      chunk: tokens whose logits are held at once.
+      how: layout, implementations, type of activations, and what backward recomputes.
+
+    Returns:
+      float32 [B, T].
+    """
+    out = decoder.apply(params, batch["tokens"], cfg=cfg, segments=batch["segments"], how=how)
+    kernel, softcap = decoder.head_kernel(params), cfg.logit_softcap
+    more: Any = {"softcap": softcap, "temperature": temperature, "chunk": chunk}
+    return token_log_probs(out.hidden, kernel, batch["labels"], **more)
+
+
+def answer_loss(
+    cfg: decoder.DecoderConfig,
+    policy: PolicyConfig,
+    *,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    how: How = HOW,
+) -> Loss:
+    """`policy_loss` of a decoder; routed layers have no balance loss here.
+
+    Args:
+      cfg: the model.
+      policy: the loss.
+      temperature: what the tokens were sampled at.
+      chunk: tokens whose logits are held at once.
+      how: layout, implementations, type of activations, and what backward recomputes.
+
+    Returns:
+      loss(params, None, batch, key); the batch has what `answer_log_probs` reads, behavior and
+      mask, float32 [B, T], advantage, float32 [B], and, where they are wanted, proximal and
+      reference, float32 [B, T].
+    """
+
+    def loss(params, frozen, batch, key):
+        del frozen, key
+        found = answer_log_probs(
+            params, batch, cfg=cfg, temperature=temperature, chunk=chunk, how=how
+        )
+        return policy_loss(
+            found,
+            batch["behavior"],
+            batch["advantage"],
+            batch["mask"],
+            cfg=policy,
+            proximal=batch.get("proximal"),
+            reference=batch.get("reference"),
+        )
+
+    return loss

@@ -1,0 +1,299 @@
+"""Reinforcement learning in one process: synchronous at 0, bounded above, and it learns."""
+
+import dataclasses
+import functools
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pangu_jax.checkpoint.store import Store
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import init
+from pangu_jax.decode.engine import Engine, Request, answers
+from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.losses.policy import DAPO, GRPO, advantages
+from pangu_jax.models import decoder
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.mlp import MlpConfig
+from pangu_jax.reasoning import rl, rl_resume, schedule
+from pangu_jax.reasoning.rollout import Rollout, make_batch
+from pangu_jax.reasoning.schedule_state import Ended, Graded, ScheduleConfig, Updated
+from pangu_jax.train.policy import answer_log_probs, answer_loss
+from pangu_jax.train.step import init_state, make_step
+from pangu_jax.train.stop_signal import Stopped
+
+MODEL = decoder.DecoderConfig(13, 16, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(24)),))
+STOP, WANTED = 3, 7
+OPTIMIZER = optax.adam(2e-2)
+SYNC = rl.RlConfig(
+    ScheduleConfig(0, batch=3, group=4, slots=5),
+    policy=GRPO,
+    updates=50,
+    length=16,
+    max_new_tokens=9,
+    temperature=0.9,
+    stop_ids=(STOP,),
+)
+
+
+def model():
+    return init(decoder.spec(MODEL), key=jax.random.key(0))
+
+
+def prompt(group):
+    return [1, 2 + group % 3, 5][: 2 + group % 2]
+
+
+def reward(group, found):
+    return [float(np.mean(answer.ids == WANTED)) for answer in found]
+
+
+@functools.cache
+def run(cfg):
+    seen = []
+    state = rl.train(
+        *(model(), prompt, reward),
+        **dict(model=MODEL, cfg=cfg, optimizer=OPTIMIZER, on_update=seen.append),
+    )
+    return jax.device_get(state.params), seen
+
+
+def changed(schedule, **changes):
+    return dataclasses.replace(
+        SYNC, schedule=dataclasses.replace(SYNC.schedule, **schedule), **changes
+    )
+
+
+STALE = changed({"staleness": 3, "slots": 48}, policy=DAPO)
+
+
+def plain(cfg):
+    """Samples a batch, updates, and so on; rows are made one by one."""
+    b, n, key = cfg.schedule.batch, cfg.schedule.group, jax.random.key(cfg.seed)
+    state = init_state(decoder.spec(MODEL), OPTIMIZER, key=key, params=model())
+    step = make_step(answer_loss(MODEL, cfg.policy, temperature=cfg.temperature), OPTIMIZER)
+    engine = Engine(state.params, cfg=MODEL, slots=3, length=cfg.length, stops=1)
+    for version in range(cfg.updates):
+        places = [(version * b + i // n, i % n) for i in range(b * n)]
+        engine.update(state.params)
+        asked = [
+            Request(
+                prompt(group),
+                cfg.max_new_tokens,
+                SamplingConfig(cfg.temperature),
+                cfg.stop_ids,
+                jax.random.fold_in(jax.random.fold_in(key, group), sample),
+            )
+            for group, sample in places
+        ]
+        found = dict(answers(engine, asked))
+        rewards = jnp.array(
+            [reward(0, [found[i * n + j] for j in range(n)]) for i in range(b)], jnp.float32
+        )
+        gain, counts = jax.jit(advantages)(rewards, jnp.ones((b, n), bool))
+        names = ("tokens", "labels", "segments", "behavior", "mask")
+        batch = {x: np.zeros((b * n, 16), "i4" if x in names[:3] else "f4") for x in names}
+        for row, (group, _) in enumerate(places):
+            ids, first = [*prompt(group), *found[row].ids.tolist()], len(prompt(group)) - 1
+            for t in range(len(ids) - 1):
+                batch["tokens"][row, t], batch["labels"][row, t] = ids[t], ids[t + 1]
+                batch["segments"][row, t] = 1
+                if t >= first:
+                    batch["behavior"][row, t] = found[row].sampled_log_probs[t - first]
+                    batch["mask"][row, t] = counts[row // n, row % n]
+        state, _ = step(state, {**batch, "advantage": np.asarray(gain).reshape(-1)}, key)
+    return jax.device_get(state.params)
+
+
+def test_a_bound_of_zero_is_plain_synchronous_training_bit_for_bit():
+    found, seen = run(SYNC)
+    want = plain(SYNC)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert all(update["ages"] == [0, 0, 0] for update in seen)
+
+
+def test_it_learns_what_is_rewarded():
+    for cfg in (SYNC, STALE):
+        rewards = [update["reward"] for update in run(cfg)[1]]
+        assert np.mean(rewards[:5]) < 0.3 and np.mean(rewards[-5:]) > 0.7
+
+
+def test_older_answers_are_used_up_to_the_bound_and_corrected():
+    seen = run(STALE)[1]
+    ages = np.concatenate([update["ages"] for update in seen])
+    assert ages.max() == 3 and [update["step"] for update in seen] == list(range(1, 51))
+    assert max(update["weight_ratio"] for update in seen[1:]) != 1
+    assert not any(update["stale_tokens"] for update in seen)
+
+
+def test_a_run_repeats_bit_for_bit():
+    cfg = dataclasses.replace(STALE, updates=8)
+    found = run(cfg)[0]
+    run.cache_clear()
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(run(cfg)[0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed():
+    raise Killed
+
+
+def interrupted(cfg, folder, dies, error):
+    """Ended after the fifth update, two after the last checkpoint, and gone on with."""
+    rest = dict(model=MODEL, cfg=cfg, optimizer=OPTIMIZER, folder=folder)
+
+    with pytest.raises(error):
+        rl.train(model(), prompt, reward, **rest, on_update=lambda x: x["step"] == 5 and dies())
+    seen = []
+
+    def checked(group, found):  # versions go on from the last checkpoint's
+        assert min(answer.versions.min() for answer in found) >= 3
+        return reward(group, found)
+
+    state = rl.train(model(), prompt, checked, **rest, on_update=seen.append)
+    return jax.device_get(state.params), seen
+
+
+def test_answers_are_kept_as_they_are(tmp_path):
+    answer = dict(answers(Engine(model(), cfg=MODEL, slots=1, length=16), [Request([1], 4)]))[0]
+    cfg = ScheduleConfig(staleness=1, batch=2, group=1, slots=3)
+    plan, _ = schedule.begin(cfg)
+    for event in (Ended(0, 0), Graded(0), Ended(2, 0), Graded(2, (1.0,))):
+        plan, _ = schedule.step(plan, event)
+    plan, _ = schedule.step(plan, Updated())
+    plan, _ = schedule.step(plan, Ended(1, 0))
+    kept = {1: Rollout([1], {0: answer}), 3: Rollout([1])}
+    state = init_state(decoder.spec(MODEL), OPTIMIZER, key=jax.random.key(0))
+    with Store(tmp_path) as store:
+        rl_resume.save(store, state, plan, kept)
+        store.wait()
+        _, found, rollouts = rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg)
+        assert found == plan and rollouts[3] == kept[3] and rollouts[1].rewards is None
+        for x, y in zip(
+            dataclasses.astuple(rollouts[1].answers[0]), dataclasses.astuple(answer), strict=True
+        ):
+            np.testing.assert_array_equal(x, y)
+        rl_resume.save(store, state, plan, {3: kept[3]})
+        with pytest.raises(InputError, match="lacks answers or rewards of group 1"):
+            rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg)
+    with pytest.raises(InputError, match="as many"):
+        rl_resume.SavedAnswer(0, (1,), (0.5,), (), (0,), "stop")
+    with pytest.raises(InputError, match="from 0 to"):
+        rl_resume.SavedAnswer(0, (2**31,), (0.5,), (0.5,), (0,), "stop")
+
+
+def test_a_synchronous_run_that_was_killed_ends_in_the_same_bits(tmp_path):
+    cfg = dataclasses.replace(SYNC, updates=8, save_every=3)
+    found, seen = interrupted(cfg, tmp_path, killed, Killed)
+    want, uninterrupted = run(cfg)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert seen == uninterrupted
+    assert (tmp_path / "rollouts" / "6.json").exists()
+    (tmp_path / "rollouts" / "8.json").write_text("{}")
+    with pytest.raises(InputError, match=r"8\.json lacks the field"):
+        rl.train(
+            model(), prompt, reward, model=MODEL, cfg=cfg, optimizer=OPTIMIZER, folder=tmp_path
+        )
+
+
+def test_a_run_ahead_that_was_told_to_stop_loses_no_group_and_keeps_its_bound(tmp_path):
+    cfg = dataclasses.replace(STALE, updates=8, save_every=3)
+    told = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+    _, seen = interrupted(cfg, tmp_path, told, Stopped)
+    assert (tmp_path / "rollouts" / "5.json").exists()
+    assert [update["step"] for update in seen] == list(range(1, 9))
+    groups = sorted(group for update in seen for group in update["groups"])
+    assert len(set(groups)) == len(groups) == 24 and groups[-1] < 36
+    assert max(age for update in seen for age in update["ages"]) <= 3
+    spec = decoder.spec(MODEL)
+    with Store(tmp_path) as store:
+        _, plan, rollouts = rl_resume.restore(store, spec, OPTIMIZER, cfg.schedule)
+        assert {g.number for g in (*plan.ready, *plan.training)} <= set(rollouts)
+        with pytest.raises(InputError, match="another schedule"):
+            rl_resume.restore(store, spec, OPTIMIZER, SYNC.schedule)
+
+
+def sampled(temperature):
+    """Rows as they are trained on, and the scores that the engine sampled them at."""
+    engine = Engine(model(), cfg=MODEL, slots=3, length=16, stops=1)
+    ask = SamplingConfig(temperature)
+    asked = [Request(prompt(i), 9, ask, (STOP,), jax.random.key(i)) for i in range(8)]
+    found = dict(answers(engine, asked))
+    groups = [Rollout(prompt(i), {0: found[i]}, np.zeros(1)) for i in range(8)]
+    return make_batch(groups).arrays, found
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_trainer_scores_tokens_as_the_sampler_did(temperature):
+    batch, found = sampled(temperature)
+    score = jax.jit(functools.partial(answer_log_probs, cfg=MODEL, temperature=temperature))
+    scores = np.asarray(score(model(), batch))
+    for row in range(8):
+        first, count = len(prompt(row)) - 1, len(found[row].ids)
+        here = slice(first, first + count)
+        np.testing.assert_array_equal(batch["behavior"][row, here], found[row].sampled_log_probs)
+        np.testing.assert_allclose(scores[row, here], found[row].sampled_log_probs, atol=1e-4)
+
+
+def test_batches_mask_what_counts_for_nothing_and_what_is_too_old():
+    ask = [Request([1, 2], 4, SamplingConfig(1.0), key=jax.random.key(i)) for i in range(4)]
+    found = dict(answers(Engine(model(), cfg=MODEL, slots=4, length=16), ask))
+    old = dataclasses.replace(found[0], versions=np.array([0, 0, 1, 2], np.int32))
+    groups = [
+        Rollout([1, 2], {0: old, 1: found[1]}, np.array([1.0, 0.0])),
+        Rollout([1, 2], {1: found[3], 0: found[2]}, np.array([np.nan, 1.0])),
+    ]
+    made = make_batch(groups, oldest=1)
+    np.testing.assert_array_equal(made.arrays["mask"].sum(-1), [2, 0, 0, 0])
+    np.testing.assert_array_equal(make_batch(groups).arrays["mask"].sum(-1), [4, 4, 0, 0])
+    np.testing.assert_array_equal(made.arrays["labels"][2, 1:5], found[2].ids)
+    assert not make_batch(groups, mask_truncated=True).arrays["mask"].any()
+    facts = made.facts
+    assert facts["stale_tokens"] == 2 + 3 * 4 and facts["masked_groups"] == 0.5
+    assert facts["unusable"] == 0.25 and facts["reward"] == pytest.approx(2 / 3)
+
+
+def test_partial_rollouts_and_dynamic_sampling_run():
+    more = {"staleness": 1, "partial": True, "distinct": True, "slots": 48, "batch": 1}
+    seen = run(changed(more, policy=DAPO, updates=12))[1]
+    assert len(seen) == 12 and all(update["masked_groups"] == 0 for update in seen)
+
+
+def test_a_kl_term_holds_the_policy_where_it_began(tmp_path):
+    far = {}
+    for kl in (1e-9, 10.0):
+        cfg = changed({}, policy=dataclasses.replace(GRPO, kl=kl), updates=12, save_every=4)
+        seen = run(cfg)[1]
+        assert seen[0]["kl"] == pytest.approx(0, abs=1e-6)
+        far[kl] = np.mean([update["kl"] for update in seen[6:]])
+    assert 0 < far[10.0] < 0.2 * far[1e-9]
+    found, _ = interrupted(cfg, tmp_path, killed, Killed)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(run(cfg)[0]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(InputError, match="temperature"):
+        rl.RlConfig(temperature=0.0)
+    with pytest.raises(InputError, match="accumulate 7"):
+        rl.RlConfig(accumulate=7)
+    rest = {"model": MODEL, "optimizer": OPTIMIZER}
+    with pytest.raises(InputError, match=r"group 0: .*room for 16"):
+        rl.train(model(), lambda group: [1] * 9, reward, cfg=SYNC, **rest)
+    with pytest.raises(InputError, match=r"group 0: .*rewards for 4 answers"):
+        rl.train(model(), prompt, lambda group, found: [1.0], cfg=SYNC, **rest)
+    with pytest.raises(InputError, match="too hard or too easy"):
+        same = lambda group, found: [1.0] * len(found)  # noqa: E731
+        rl.train(model(), prompt, same, cfg=changed({"distinct": True}), **rest)
