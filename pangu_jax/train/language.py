@@ -28,6 +28,7 @@ def language_loss(
     *,
     aux_weight: float = AUX_WEIGHT,
     chunk: int = CHUNK,
+    documents: int | None = None,
     how: How = HOW,
 ) -> Loss:
     """Next-token cross-entropy plus the experts' auxiliary loss.
@@ -36,7 +37,8 @@ def language_loss(
       cfg: the model.
       aux_weight: alpha of the auxiliary loss, which is averaged over the routed layers and
         defined on a microbatch.
-      chunk: tokens whose logits are held at once.
+      chunk: tokens whose logits a device holds at once.
+      documents: the most documents a row of the batches holds, or None; see `transformer.apply`.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
@@ -52,6 +54,7 @@ def language_loss(
             cfg=cfg,
             positions=batch["positions"],
             segments=batch["segments"],
+            documents=documents,
             key=key,
             how=how,
         )
@@ -64,6 +67,7 @@ def language_loss(
                 batch["weights"],
                 softcap=cfg.logit_softcap,
                 chunk=chunk,
+                layout=how.layout,
             )
         aux = auxiliary(out.router, cfg)
         if aux is None:
