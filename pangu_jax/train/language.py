@@ -96,6 +96,7 @@ def train_language(
     optimizer: OptimizerConfig = OptimizerConfig(),
     aux_weight: float = AUX_WEIGHT,
     chunk: int = CHUNK,
+    documents: int | None = None,
     how: How = HOW,
     label: str = "train",
 ) -> Any:
@@ -110,6 +111,7 @@ def train_language(
       optimizer: AdamW and its schedule.
       aux_weight: as in `language_loss`.
       chunk: as in `language_loss`.
+      documents: as in `language_loss`.
       how: as in `language_loss`; parameters, optimizer state and batches are laid out by its
         layout, too.
       label: what the progress line says.
@@ -136,7 +138,7 @@ def train_language(
         if first_process():
             place = held.enter_context(store.begin(cfg, folder, settings))
         state = train(
-            language_loss(cfg, aux_weight=aux_weight, chunk=chunk, how=how),
+            language_loss(cfg, aux_weight=aux_weight, chunk=chunk, documents=documents, how=how),
             decoder.spec(cfg),
             batches,
             cfg=loop,
