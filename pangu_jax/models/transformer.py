@@ -145,7 +145,12 @@ def apply(
     if not any(layer.dropout for layer in cfg.layers):
         key = None
 
-    packed = None if documents is None else pack(segments, documents)
+    packed = None
+    if documents is not None:  # split as queries are, which kernels over devices rely on
+        axes = ("batch", None)
+        packed = Packed(
+            *(constrain(x, axes[: x.ndim], how.layout) for x in pack(segments, documents))
+        )
 
     @_once_each
     def sees(causal, window):

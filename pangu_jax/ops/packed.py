@@ -34,8 +34,7 @@ def pack(segments: jax.Array, most: int) -> Packed:
     """
     length = segments.shape[1]
     at = jnp.arange(length, dtype=jnp.int32)
-    first = (at == 0) | (segments != jnp.roll(segments, 1, axis=1))
-    starts = jnp.sort(jnp.where(first, at, length), axis=1)
+    starts = jnp.sort(jnp.where(_first(segments), at, length), axis=1)
     starts = jnp.pad(starts, [(0, 0), (0, max(most + 1 - length, 0))], constant_values=length)
     lengths = jnp.diff(starts[:, : most + 1], axis=1)
     fits, starts = starts[:, most] == length, starts[:, :most]
@@ -44,9 +43,14 @@ def pack(segments: jax.Array, most: int) -> Packed:
 
 
 def packed_mask(packed: Packed) -> jax.Array:
-    """The same as a mask, bool [B, T, T]; only of rows that fit."""
+    """The same as a mask, bool [B, T, T], for any number of documents."""
     at = jnp.arange(packed.segments.shape[1])
-    behind = at[None, :] <= at[:, None]
-    begins = (packed.starts[:, None, :] <= at[None, :, None]) & (packed.starts >= 0)[:, None, :]
-    document = begins.sum(-1)
-    return (document[:, :, None] == document[:, None, :]) & behind
+    document = jnp.cumsum(_first(packed.segments), axis=1)
+    same = document[:, :, None] == document[:, None, :]
+    return same & (at[None, :] <= at[:, None])
+
+
+def _first(segments):
+    """Where documents begin: bool [B, T]."""
+    at = jnp.arange(segments.shape[1])
+    return (at == 0) | (segments != jnp.roll(segments, 1, axis=1))
