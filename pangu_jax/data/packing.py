@@ -138,6 +138,16 @@ class PackedTokens:
         """UTF-8 bytes of all the text, for bits per byte."""
         return self.tokens.bytes
 
+    @property
+    def most_documents(self) -> int:
+        """The most documents that a window shows, its padding among them."""
+        firsts = np.arange(len(self)) * self.length
+        lasts = np.minimum(firsts + self.length, len(self.tokens.ids)) - 1
+        first, last = (np.searchsorted(self.tokens.starts, at, "right") for at in (firsts, lasts))
+        found = last - first + 1
+        found[-1] += lasts[-1] - firsts[-1] + 1 < self.length
+        return int(found.max())
+
     def __len__(self) -> int:
         """Number of windows; the last flat token has no successor and needs none."""
         return max(1, -(-(len(self.tokens.ids) - 1) // self.length))

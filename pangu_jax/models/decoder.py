@@ -88,6 +88,7 @@ def apply(
     cfg: DecoderConfig,
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
+    documents: int | None = None,
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
@@ -99,6 +100,7 @@ def apply(
       cfg: the model.
       positions: int32 [B, T], or None.
       segments: int32 [B, T], or None.
+      documents: the most documents a row holds, or None; see `transformer.apply`.
       key: for dropout; None drops nothing.
       how: layout, implementations, type of activations, and what backward recomputes.
 
@@ -111,6 +113,7 @@ def apply(
         cfg=cfg,
         positions=positions,
         segments=segments,
+        documents=documents,
         key=key,
         how=how,
     )

@@ -29,6 +29,7 @@ from pangu_jax.nn.rotary import RopeConfig, rotation
 from pangu_jax.nn.stack import run_lengths as _run_lengths
 from pangu_jax.nn.stack import scan_layers, split
 from pangu_jax.ops.attention import visible
+from pangu_jax.ops.packed import Packed, pack
 from pangu_jax.sharding.layout import constrain
 
 # Far above any model; a file that says more is wrong, and would be worked on for hours.
@@ -108,6 +109,7 @@ def apply(
     cfg: TransformerConfig,
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
+    documents: int | None = None,
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
@@ -124,6 +126,9 @@ def apply(
       positions: int32 [B, T]; None counts from 0.
       segments: int32 [B, T], the document of each token; 0 is padding, which no token attends
         to and which router statistics leave out. None is one document per row.
+      documents: the most documents a row holds, where every document is one stretch of tokens whose
+        positions count up, as in packed rows: attention then needs no mask of [B, T, T]. A row of
+        more gives NaN. None promises nothing.
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 
@@ -140,8 +145,17 @@ def apply(
     if not any(layer.dropout for layer in cfg.layers):
         key = None
 
+    packed = None
+    if documents is not None:  # split as queries are, which kernels over devices rely on
+        axes = ("batch", None)
+        packed = Packed(
+            *(constrain(x, axes[: x.ndim], how.layout) for x in pack(segments, documents))
+        )
+
     @_once_each
     def sees(causal, window):
+        if packed is not None and causal:
+            return packed
         return visible(segments, positions, segments, positions, causal=causal, window=window)
 
     turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
@@ -168,7 +182,7 @@ def apply_run(
     params: dict[str, Any],
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array] | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Packed | None,
     valid: jax.Array | None = None,
     *,
     layer: LayerConfig,
@@ -182,7 +196,7 @@ def apply_run(
       params: the run's stacked parameters.
       x: [B, T, D].
       rotation: cosines and sines, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, T], or None for what the layer says of one document per row.
+      mask: bool [B, T, T], packed rows, or None for what the layer says of one document per row.
       valid: bool [B, T], false for padding, or None.
       layer: the configuration of the run's layers.
       eps: of the norms.
@@ -208,7 +222,7 @@ def apply_run(
         )
         return x, stats
 
-    return scan_layers(body, x, params, policy=how.remat)
+    return scan_layers(body, x, params, policy=how.remat, unroll=how.unroll)
 
 
 def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pangu_jax.nn.norm import rms_norm, rms_norm_spec
 from pangu_jax.nn.rotary import rotate
 from pangu_jax.ops.attention import attention as attend
 from pangu_jax.ops.cache_write import cache_write
+from pangu_jax.ops.packed import Packed
 from pangu_jax.sharding.layout import constrain
 
 HEADS = ("kv_heads", "q_per_kv", "head_dim")
@@ -116,7 +117,7 @@ def attention(
     params: dict[str, Any],
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array] | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Packed | None,
     *,
     cfg: AttentionConfig,
     eps: float,
@@ -131,7 +132,8 @@ def attention(
       x: [B, T, D].
       rotation: cosines and sines of the T positions, float32 [B, T, C/2] each; None where
         positions do not rotate.
-      mask: bool [B, T, S], S being T, the cache's length or the source's; None is what `cfg` says
+      mask: bool [B, T, S], S being T, the cache's length or the source's; packed rows, without a
+        cache or a source; None is what `cfg` says
         of one document per row, and the whole of a source.
       cfg: what the heads see; sizes are read from the arrays.
       eps: of the per-head norms, where there are any.
@@ -152,7 +154,7 @@ def mix(
     params: dict[str, Any],
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array] | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Packed | None,
     *,
     cfg: AttentionConfig,
     eps: float,

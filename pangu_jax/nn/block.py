@@ -27,6 +27,7 @@ from pangu_jax.nn.linear import linear
 from pangu_jax.nn.mlp import MlpConfig, hidden, mlp_spec
 from pangu_jax.nn.moe import MoEConfig, RouterStats, moe, moe_spec
 from pangu_jax.nn.norm import NormKind, norm, norm_spec
+from pangu_jax.ops.packed import Packed
 from pangu_jax.sharding.layout import constrain
 
 Tap = Callable[[str, jax.Array], jax.Array]
@@ -81,7 +82,7 @@ def block(
     params: dict[str, Any],
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array] | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Packed | None,
     valid: jax.Array | None = None,
     *,
     cfg: LayerConfig,
@@ -96,7 +97,8 @@ def block(
       params: tree of `block_spec`.
       x: [B, T, D], the residual stream.
       rotation: cosines and sines of the positions, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, S], or None for what `cfg.attention` says of one document per row.
+      mask: bool [B, T, S], packed rows, or None for what `cfg.attention` says of one
+        document per row.
       valid: bool [B, T], false for padding, which router statistics leave out; None for none.
       cfg: the layer's configuration; sizes are read from the arrays.
       eps: of the norms.
@@ -119,7 +121,7 @@ def attention_half(
     params: dict[str, Any],
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array] | None,
-    mask: jax.Array | None,
+    mask: jax.Array | Packed | None,
     *,
     cfg: LayerConfig,
     eps: float,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from pangu_jax.core.config import check_choice
+from pangu_jax.core.config import check_choice, check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.nn.stack import check_remat
 from pangu_jax.ops import attention, cache_write, deform_sample, expert_mlp, selective_scan
@@ -36,15 +36,18 @@ class How:
       impl: {operator: implementation}, None or {} to choose by platform and shape.
       remat: what a backward pass recomputes of each layer: None (nothing), "full" or "dots".
       dtype: type of the activations; None takes the parameters'.
+      unroll: layers that one turn of the loop over a run of equal layers applies: more takes longer
+        to compile, and as many as there are leaves no loop.
 
     Raises:
-      InputError: an unknown operator, implementation, policy or type.
+      InputError: an unknown operator, implementation, policy or type, or no layer a turn.
     """
 
     layout: Layout | None = None
     impl: Mapping[str, str] | None = None
     remat: str | None = None
     dtype: Any = None
+    unroll: int = 1
 
     def __post_init__(self):
         if self.layout is not None and not isinstance(self.layout, Layout):
@@ -58,6 +61,7 @@ class How:
             check_choice("an operator in impl", operator, OPERATORS)
             check_choice(f"impl of {operator}", name, OPERATORS[operator])
         check_remat(self.remat)
+        check_size("unroll", self.unroll)
         object.__setattr__(self, "impl", FrozenDict(self.impl or {}))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", _float(self.dtype))

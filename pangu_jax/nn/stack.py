@@ -11,12 +11,19 @@ from pangu_jax.core.config import check_choice
 
 Config = TypeVar("Config")
 
+
+def _dots(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
+    """Keeps products without a batch dimension, and what cudnn's attention gives."""
+    if primitive.name.startswith("dot_product_attention_fwd"):
+        return True
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+        primitive, *inputs, **parameters
+    )
+
+
 # What backward may keep of a layer: None keeps all, "full" only the layer's input, "dots" also the
-# results of matrix products that have no batch dimension.
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+# results of matrix products that have no batch dimension and of attention by cudnn.
+REMAT = {"full": jax.checkpoint_policies.nothing_saveable, "dots": _dots}
 
 
 def run_lengths(layers: Sequence[Config]) -> list[tuple[Config, int]]:
@@ -96,7 +103,9 @@ def check_remat(policy: str | None) -> None:
         check_choice("the remat policy", policy, REMAT)
 
 
-def scan_layers(body: Callable, carry: Any, params: Any, *, policy: str | None = None) -> tuple:
+def scan_layers(
+    body: Callable, carry: Any, params: Any, *, policy: str | None = None, unroll: int = 1
+) -> tuple:
     """Applies a run: `carry, out = body(carry, (layer params, layer index))`, layer by layer.
 
     A run of one layer is applied without a loop.
@@ -106,6 +115,7 @@ def scan_layers(body: Callable, carry: Any, params: Any, *, policy: str | None =
       carry: what goes from layer to layer.
       params: the run's stacked parameters.
       policy: which remat policy backward follows.
+      unroll: layers that one turn of the loop applies.
 
     Returns:
       The last carry, and the outputs stacked over the layers.
@@ -116,4 +126,5 @@ def scan_layers(body: Callable, carry: Any, params: Any, *, policy: str | None =
         first = jax.tree.map(lambda x: x[0], params)
         carry, out = body(carry, (first, jnp.int32(0)))
         return carry, jax.tree.map(lambda x: x[None], out)
-    return jax.lax.scan(body, carry, (params, jnp.arange(layers, dtype=jnp.int32)))
+    numbers = jnp.arange(layers, dtype=jnp.int32)
+    return jax.lax.scan(body, carry, (params, numbers), unroll=min(unroll, layers))

@@ -8,6 +8,7 @@ said through segments and positions.
 | implementation | picked when |
 |---|---|
 | cudnn | GPU, bfloat16 or float16, head size a multiple of 8 up to 128, no soft-cap |
+| cudnn_packed | the same on Hopper GPUs, causal without a window, where documents are `Packed` |
 | reference | everywhere else; the oracle, and the form that exports |
 """
 
@@ -17,7 +18,8 @@ from einops import rearrange
 
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.platform import target
+from pangu_jax.core.platform import chip
+from pangu_jax.ops.packed import Packed, packed_mask
 from pangu_jax.ops.soft_cap import soft_cap
 
 EXPORT = "reference"  # the form that lowers everywhere, from any machine
@@ -34,7 +36,7 @@ def attention(
     key: jax.Array,
     value: jax.Array,
     *,
-    mask: jax.Array | None,
+    mask: jax.Array | Packed | None,
     causal: bool = True,
     window: int | None = None,
     scale: float | None = None,
@@ -48,35 +50,54 @@ def attention(
       key: [B, S, K, C].
       value: [B, S, K, C].
       mask: bool [B, T, S], true where the query sees the source (`visible` makes it), whatever
-        `causal` and `window` say; None means one document per row without padding.
+        `causal` and `window` say; None means one document per row without padding. `Packed` rows
+        need none made of them: they are causal, and a row that does not fit gives NaN.
       causal: whether, without a mask, a query sees no later source; then T = S.
       window: how many sources, its own among them, a causal query sees without a mask; None is all.
       scale: of the products; None is C^-1/2.
       softcap: scores s become softcap * tanh(s / softcap); None leaves them.
-      impl: "reference", "cudnn", or None to choose by platform and shape.
+      impl: a name of the module's table, or None to choose by platform and shape.
 
     Returns:
       [B, T, K, Q, C] in the type of `query`; scores and softmax are float32. A query that sees
       nothing gets a finite but meaningless value.
 
     Raises:
-      InputError: an unknown `impl`, or one that has no soft-cap.
+      InputError: an unknown `impl`, one that has no soft-cap, or packed rows that are not causal.
 
     Source: arXiv 1706.03762, section 3.2.1; windows arXiv 2310.06825, section 2; soft-caps arXiv
     2408.00118, section 2.
     """
-    name = choose(target(), query, softcap) if impl is None else impl
+    packed = isinstance(mask, Packed)
+    if packed and not causal:
+        raise InputError("attention over packed rows is causal")
+    name = choose(chip(), query, softcap, packed, window) if impl is None else impl
     check_choice("impl of attention", name, IMPLEMENTATIONS)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return IMPLEMENTATIONS[name](query, key, value, mask, causal, window, scale, softcap)
+    if not packed or name == "cudnn_packed":
+        return IMPLEMENTATIONS[name](query, key, value, mask, causal, window, scale, softcap)
+    seen = packed_mask(mask)
+    if window is not None:
+        positions = jnp.arange(seen.shape[1])[None]
+        seen &= within_window(positions, positions, window)
+    out = IMPLEMENTATIONS[name](query, key, value, seen, causal, window, scale, softcap)
+    return _unless_overfull(out, mask)
 
 
-def choose(platform: str, query: jax.Array, softcap: float | None = None) -> str:
+def choose(
+    platform: str,
+    query: jax.Array,
+    softcap: float | None = None,
+    packed: bool = False,
+    window: int | None = None,
+) -> str:
     """The implementation that `impl=None` picks."""
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     head = query.shape[-1]
     fits = half and head % 8 == 0 and head <= 128 and softcap is None
-    return "cudnn" if platform == "gpu" and fits else "reference"
+    if not (platform in ("gpu", "hopper") and fits):
+        return "reference"
+    return "cudnn_packed" if platform == "hopper" and packed and window is None else "cudnn"
 
 
 def visible(
@@ -153,4 +174,32 @@ def _cudnn(query, key, value, mask, causal, window, scale, softcap):
     return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])
 
 
-IMPLEMENTATIONS = {"reference": _reference, "cudnn": _cudnn}
+def _cudnn_packed(query, key, value, mask, causal, window, scale, softcap):
+    if not isinstance(mask, Packed) or not causal or window is not None or softcap is not None:
+        raise InputError(
+            "attention by cudnn_packed takes causal packed rows, without window or soft-cap"
+        )
+    # jax.nn.dot_product_attention hands no offsets down to it.
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+    offsets = jnp.pad(mask.starts, [(0, 0), (0, 1)], constant_values=-1)
+    out = dot_product_attention(
+        rearrange(query, "b t k q c -> b t (k q) c"),
+        key,
+        value,
+        q_seqlen=mask.lengths,
+        kv_seqlen=mask.lengths,
+        q_offsets=offsets,
+        kv_offsets=offsets,
+        scale=scale,
+        mask_type=MaskType.PADDING_CAUSAL,
+    )
+    return _unless_overfull(rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3]), mask)
+
+
+def _unless_overfull(out, packed):
+    """NaN where a row has more documents than were announced, and so was not looked at whole."""
+    return jnp.where(packed.fits[:, None, None, None, None], out, jnp.nan)
+
+
+IMPLEMENTATIONS = {"reference": _reference, "cudnn": _cudnn, "cudnn_packed": _cudnn_packed}

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from pangu_jax.ops.grouped_matmul import grouped_matmul, grouped_outer
+from pangu_jax.ops.grouped_matmul import filled_up, grouped_matmul, grouped_outer
 
 LINES = 8  # rows come in whole lines of so many, which the kernels' copies need
 
@@ -62,9 +62,21 @@ def sort_pairs(ids: jax.Array, weights: jax.Array, experts: int) -> Order:
 
 def sorted_experts(x, ids, weights, gate, up, down, *, impl: str):
     """`ops.expert_mlp` by grouped products; see there, and `ops.grouped_matmul` for `impl`."""
+    if impl == "mosaic":
+        gate, up, down = filled(gate, up, down)
     kernels = (rearrange(kernel, "g e ... -> (g e) ...") for kernel in (gate, up, down))
     order = sort_pairs(ids, jax.lax.stop_gradient(weights), gate.shape[1])
     return _sorted(impl, x, weights, order, *kernels)
+
+
+def filled(gate, up, down):
+    """The same experts with hidden units of zeros, as many as the kernels want."""
+    more = filled_up(gate.shape[-1]) - gate.shape[-1]
+    if not more:
+        return gate, up, down
+    none = (0, 0)
+    gate, up = (jnp.pad(x, (none, none, none, (0, more))) for x in (gate, up))
+    return gate, up, jnp.pad(down, (none, none, (0, more), none))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -23,6 +23,11 @@ def has_kernel(dtype: jnp.dtype, *widths: int) -> bool:
     return jnp.dtype(dtype).itemsize == 2 and all(width % MULTIPLE == 0 for width in widths)
 
 
+def filled_up(width: int) -> int:
+    """The next width that the Mosaic kernels take."""
+    return -(-width // MULTIPLE) * MULTIPLE
+
+
 def grouped_matmul(
     rows: jax.Array,
     kernels: jax.Array,

@@ -58,6 +58,14 @@ def batch_sharding(shape: tuple[int, ...], layout: Layout) -> NamedSharding:
     return NamedSharding(layout.mesh, partition)
 
 
+def batch_axes(rows: int, layout: Layout | None) -> tuple[str, ...]:
+    """The mesh axes that split a batch of so many rows; none without a layout."""
+    if layout is None:
+        return ()
+    entry = batch_sharding((rows,), layout).spec[0]
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 def batch_parts(layout: Layout) -> int:
     """Into how many parts the rules would split a batch that they divide."""
     return _parts(_wanted("batch", layout.rules.activations, layout.mesh), layout.mesh)

@@ -75,6 +75,7 @@ def distill_loss(
             weights,
             softcap=cfg.logit_softcap,
             chunk=chunk,
+            layout=how.layout,
         )
         kl = logit_kl(
             (out.hidden, kernel),

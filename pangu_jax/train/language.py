@@ -29,6 +29,7 @@ def language_loss(
     *,
     aux_weight: float = AUX_WEIGHT,
     chunk: int = CHUNK,
+    documents: int | None = None,
     how: How = HOW,
 ) -> Loss:
     """Next-token cross-entropy plus the experts' auxiliary loss.
@@ -37,7 +38,8 @@ def language_loss(
       cfg: the model.
       aux_weight: alpha of the auxiliary loss, which is averaged over the routed layers and
         defined on a microbatch.
-      chunk: tokens whose logits are held at once.
+      chunk: tokens whose logits a device holds at once.
+      documents: the most documents a row of the batches holds, or None; see `transformer.apply`.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
@@ -53,6 +55,7 @@ def language_loss(
             cfg=cfg,
             positions=batch["positions"],
             segments=batch["segments"],
+            documents=documents,
             key=key,
             how=how,
         )
@@ -65,6 +68,7 @@ def language_loss(
                 batch["weights"],
                 softcap=cfg.logit_softcap,
                 chunk=chunk,
+                layout=how.layout,
             )
         aux = auxiliary(out.router, cfg)
         if aux is None:
@@ -96,6 +100,7 @@ def train_language(
     optimizer: OptimizerConfig = OptimizerConfig(),
     aux_weight: float = AUX_WEIGHT,
     chunk: int = CHUNK,
+    documents: int | None = None,
     how: How = HOW,
     label: str = "train",
 ) -> Any:
@@ -112,6 +117,7 @@ def train_language(
       optimizer: AdamW and its schedule.
       aux_weight: as in `language_loss`.
       chunk: as in `language_loss`.
+      documents: as in `language_loss`.
       how: as in `language_loss`; parameters, optimizer state and batches are laid out by its
         layout, too.
       label: what the progress line says.
@@ -140,7 +146,7 @@ def train_language(
         if first_process():
             place = held.enter_context(store.begin(cfg, folder, settings))
         state = train(
-            language_loss(cfg, aux_weight=aux_weight, chunk=chunk, how=how),
+            language_loss(cfg, aux_weight=aux_weight, chunk=chunk, documents=documents, how=how),
             decoder.spec(cfg),
             batches,
             cfg=loop,

@@ -111,9 +111,22 @@ def part_times(folder: str | Path, compiled: str) -> collections.Counter[str]:
       folder: where the trace was written.
       compiled: the text of the compiled program, which says what each operation is part of.
     """
+    times: collections.Counter[str] = collections.Counter()
+    for (_, scope), busy in operation_times(folder, compiled).items():
+        times[part(scope)] += busy
+    return times
+
+
+def operation_times(folder: str | Path, compiled: str) -> collections.Counter[tuple[str, str]]:
+    """Microseconds of the newest trace by operation: its name, and its scope in the program.
+
+    Args:
+      folder: where the trace was written.
+      compiled: the text of the compiled program.
+    """
     scopes = dict(re.findall(r'%?([\w.\-]+) = [^\n]*?op_name="([^"]*)"', compiled))
     module = re.match(r"HloModule ([\w.\-]+)", compiled)
-    times: collections.Counter[str] = collections.Counter()
+    times: collections.Counter[tuple[str, str]] = collections.Counter()
     traces = sorted(Path(folder).glob("plugins/profile/*/*.trace.json.gz"))
     if not traces or module is None:
         return times
@@ -125,7 +138,7 @@ def part_times(folder: str | Path, compiled: str) -> collections.Counter[str]:
         # Loops and calls contain the operations that are counted by themselves.
         if arguments.get("hlo_module") != module[1] or re.match("while|call|conditional", name):
             continue
-        times[part(scopes.get(name, ""))] += event.get("dur", 0)
+        times[name, scopes.get(name, "")] += event.get("dur", 0)
     return times
 
 

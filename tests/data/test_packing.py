@@ -84,6 +84,8 @@ def test_windows_are_those_of_loops(texts, length):
         for name, array in window.items():
             assert array.dtype == (np.float32 if name == "weights" else np.int32)
             assert array.tolist() == [row[name] for row in rows], name
+    each = [1 + np.count_nonzero(np.diff([row["segments"] for row in rows])) for rows in want]
+    assert source.most_documents == max(each)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,11 +1,18 @@
 """Chunked cross-entropy: equal to the plain one in value and gradient, for any padding; bounded."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.core.spec import Spec
 from pangu_jax.losses.language import cross_entropy, token_log_probs
+from pangu_jax.ops.soft_cap import soft_cap
+from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
 
 B, T, D, V = 3, 7, 5, 11
 
@@ -70,6 +77,54 @@ def test_each_tokens_score_and_its_gradient_equal_loops(chunk):
         one[place] = 1
         assert found[place] == pytest.approx(-by_loops(*hot, one)[0], rel=1e-5)
     assert -(weights * found).sum() == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_gradients_of_everything_equal_those_of_the_whole_logits(softcap):
+    hidden, kernel, labels, weights = (jnp.asarray(x, jnp.float32) for x in arrays(1))
+    labels = labels.astype(jnp.int32)
+
+    def plain(hidden, kernel, weights):
+        scores = soft_cap(hidden @ kernel, softcap)
+        picked = jnp.take_along_axis(jax.nn.log_softmax(scores), labels[..., None], -1)[..., 0]
+        return -3 * (weights * picked).sum()
+
+    def chunked(hidden, kernel, weights):
+        return 3 * cross_entropy(hidden, kernel, labels, weights, softcap=softcap, chunk=4)[0]
+
+    got, want = (jax.grad(f, argnums=(0, 1, 2))(hidden, kernel, weights) for f in (chunked, plain))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+RULES = {"ddp": {"data": 8}, "fsdp": {"fsdp": 8}, "fsdp+tensor": {"fsdp": 4, "tensor": 2}}
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_devices_take_their_own_tokens_and_add_up_to_one_device(rules):
+    layout = Layout(make_mesh(**RULES[rules]), preset(rules))
+    rng = np.random.default_rng(2)
+    hidden, kernel = rng.normal(size=(8, 64, 16)), rng.normal(size=(16, 24))
+    labels, weights = rng.integers(0, 24, (8, 64)), rng.uniform(size=(8, 64))
+    arrays = [jnp.asarray(x, k) for x, k in zip(
+        (hidden, kernel, labels, weights), "ffif", strict=True)]  # fmt: skip
+
+    def loss(layout, hidden, kernel, labels, weights):
+        more = {"chunk": 16, "layout": layout}
+        return cross_entropy(hidden, kernel, labels, weights, **more)[0]
+
+    run = jax.jit(jax.value_and_grad(loss, argnums=(1, 2)), static_argnums=0)
+    want, spec = run(None, *arrays), {"kernel": Spec((16, 24), ("embed", "vocab"))}
+    shapes = [x.shape for x in arrays]
+    places = [batch_sharding(s, layout) for s in shapes]
+    places[1] = shardings(spec, layout)["kernel"]
+    placed = jax.device_put(arrays, places)
+    program = run.lower(layout, *placed).compile()
+    for a, b in zip(jax.tree.leaves(program(*placed)), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    found = re.findall(r"= \w+\[([\d,]*)\]\S* all-(?:gather|to-all)", program.as_text())
+    sizes = [np.prod([int(n) for n in dims.split(",") if n]) for dims in found]
+    assert max(sizes, default=0) <= 16 * 24, "the kernel at most, never tokens"
 
 
 def test_extreme_scores_are_finite_and_bfloat16_is_close():

@@ -102,16 +102,17 @@ def test_packed_documents_equal_documents_alone():
     np.testing.assert_array_equal(changed.router[1].load, packed.router[1].load)
 
 
-def test_remat_changes_no_gradient():
+def test_remat_and_unrolling_change_no_gradient():
     cfg = dataclasses.replace(MIXED, layers=(ROUTED, ROUTED))
     params, x = model(cfg), tokens(2, 5)
 
-    def loss(params, policy):
-        return (decoder.apply(params, x, cfg=cfg, how=How(remat=policy)).hidden ** 2).sum()
+    def loss(params, policy, unroll=1):
+        how = How(remat=policy, unroll=unroll)
+        return (decoder.apply(params, x, cfg=cfg, how=how).hidden ** 2).sum()
 
     want = jax.jit(jax.grad(lambda p: loss(p, None)))(params)
-    for policy in ("full", "dots"):
-        got = jax.jit(jax.grad(lambda p, policy=policy: loss(p, policy)))(params)
+    for policy, unroll in (("full", 1), ("dots", 2)):
+        got = jax.jit(jax.grad(functools.partial(loss, policy=policy, unroll=unroll)))(params)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()))
     with pytest.raises(InputError, match=r"remat policy must be one of .* got 'some'"):

@@ -73,12 +73,18 @@ def of_documents(params):
     return total
 
 
-def test_packed_rows_give_the_nats_of_their_documents(params):
-    loss = jax.jit(language_loss(CFG, aux_weight=0.0, chunk=3))
+@pytest.mark.parametrize("documents", [None, 2])
+def test_packed_rows_give_the_nats_of_their_documents(params, documents):
+    loss = jax.jit(language_loss(CFG, aux_weight=0.0, chunk=3, documents=documents))
     total, weight, metrics = loss(params, None, packed(), jax.random.key(0))
     assert float(weight) == 11
     np.testing.assert_allclose(metrics["nats"], of_documents(params), rtol=1e-5)
     np.testing.assert_allclose(total, metrics["nats"], rtol=1e-6)
+
+
+def test_rows_of_more_documents_than_promised_are_no_number(params):
+    total, _, _ = jax.jit(language_loss(CFG, documents=1))(params, None, packed(), None)
+    assert np.isnan(total)
 
 
 def test_the_auxiliary_loss_is_weighed_by_tokens_and_blind_to_padding(params):

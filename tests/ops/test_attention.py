@@ -1,0 +1,106 @@
+"""Attention over packed rows: where documents begin, what a mask gives, and what is refused."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.ops.attention import attention, choose, visible
+from pangu_jax.ops.packed import pack, packed_mask
+
+LENGTH = 12
+# Three documents; two and padding; one; five, one of a single token.
+ROWS = np.array(
+    [[1] * 3 + [2] * 4 + [3] * 5, [1] * 6 + [2] * 4 + [0] * 2, [1] * 12,
+     [1, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 5]], np.int32)  # fmt: skip
+
+
+def draw(size=4):
+    rng = np.random.default_rng(0)
+    heads = [(2, 2), (2,), (2,)]
+    return [jnp.float32(rng.normal(size=(len(ROWS), LENGTH, *h, size))) for h in heads]
+
+
+def by_mask(segments):
+    at = np.broadcast_to(np.arange(LENGTH), segments.shape)
+    return visible(segments, at, segments, at)
+
+
+def test_documents_begin_where_segments_change():
+    found = pack(jnp.asarray(ROWS), 4)
+    np.testing.assert_array_equal(
+        found.starts[:3], [[0, 3, 7, -1], [0, 6, 10, -1], [0, -1, -1, -1]]
+    )
+    np.testing.assert_array_equal(
+        found.lengths[:3], [[3, 4, 5, -1], [6, 4, 2, -1], [12, -1, -1, -1]]
+    )
+    np.testing.assert_array_equal(found.fits, [True, True, True, False])
+    assert pack(jnp.asarray(ROWS), 5).fits.all()
+    many = pack(jnp.asarray(ROWS), 20)  # more than tokens
+    assert many.starts.shape == (4, 20)
+    assert many.fits.all()
+
+
+def test_a_token_sees_its_document_up_to_itself():
+    got = np.asarray(packed_mask(pack(jnp.asarray(ROWS), 5)))
+    tokens = ROWS > 0
+    np.testing.assert_array_equal(got[tokens], np.asarray(by_mask(ROWS))[tokens])
+    assert not got[1, :10, 10:].any()  # nobody sees padding
+    assert not got[1, 10:, :10].any()
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_packed_rows_give_what_a_mask_gives_and_nan_where_they_do_not_fit(window):
+    segments = jnp.asarray(ROWS)
+    at = np.broadcast_to(np.arange(LENGTH), ROWS.shape)
+    mask = visible(ROWS, at, ROWS, at, window=window)
+    want = attention(*draw(), mask=mask)
+    for most, fit in ((5, [0, 1, 2, 3]), (4, [0, 1, 2])):
+        got = attention(*draw(), mask=pack(segments, most), window=window)
+        tokens = (ROWS > 0)[fit]
+        np.testing.assert_allclose(
+            got[jnp.array(fit)][tokens], want[jnp.array(fit)][tokens], atol=1e-6
+        )
+    assert jnp.isnan(got[3]).all()
+
+
+def test_what_packed_rows_cannot_be_is_refused():
+    packed = pack(jnp.asarray(ROWS), 5)
+    with pytest.raises(InputError, match="over packed rows is causal"):
+        attention(*draw(), mask=packed, causal=False)
+    for more in ({"mask": None}, {"mask": packed, "window": 3}, {"mask": packed, "softcap": 9.0}):
+        with pytest.raises(InputError, match="cudnn_packed takes causal packed rows"):
+            attention(*draw(), impl="cudnn_packed", **more)
+
+
+def test_the_choice_is_by_platform_type_and_what_is_asked():
+    half, full = (jax.ShapeDtypeStruct((1, 8, 2, 2, 64), t) for t in (jnp.bfloat16, jnp.float32))
+    assert choose("hopper", half, packed=True) == "cudnn_packed"
+    assert choose("hopper", half, packed=True, window=4) == "cudnn"
+    assert choose("hopper", half) == choose("gpu", half, packed=True) == "cudnn"
+    assert choose("hopper", full, packed=True) == "reference"
+    assert choose("hopper", half, 30.0, packed=True) == choose("cpu", half) == "reference"
+
+
+def test_cudnn_is_told_where_documents_begin_forward_and_backward(monkeypatch):
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_200)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+    query, other = (jax.ShapeDtypeStruct((4, LENGTH, *h, 64), jnp.bfloat16) for h in ((2, 2), (2,)))
+
+    def loss(query, key, value):
+        packed = pack(jnp.asarray(ROWS), 5)
+        return attention(query, key, value, mask=packed, impl="cudnn_packed").sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, other, other)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(
+        r'custom_call @(__cudnn\S+?)\((.*?)\).*?max_seg_per_batch\\?22?"?: (\d+)', text
+    )
+    assert [name for name, _, _ in calls] == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
+    assert {most for _, _, most in calls} == {"5"}
