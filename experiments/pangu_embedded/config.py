@@ -63,5 +63,6 @@ class Merging:
 
 MERGES = {
     "smoke": Merging(20, (0,), steps=2, batch=2, length=64, dtype="float32"),
+    "cpu": Merging(40, (0,), steps=20, batch=4, length=128, dtype="float32"),
     "gpu": Merging(500),
 }

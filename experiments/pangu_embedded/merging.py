@@ -34,7 +34,7 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import drawn_batches
 from pangu_jax.data.text import Document, records
-from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import How
@@ -58,11 +58,12 @@ BASED = ("task_arithmetic", "ties", "dare")  # rules that take the base
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What every cell works on: the settings, the run's folder, the base, and the solutions."""
+    """What every cell works on: the settings, the run's folder, the base, and what it learns."""
 
     experiment: Merging
     folder: Path
     checkpoint: str
+    tokenizer: Tokenizer
     solutions: list[str]
     gate: Path
 
@@ -76,15 +77,19 @@ def main() -> None:
     solutions = read(given.data)
     if len(solutions) < experiment.held_out + 2:
         raise InputError(f"{given.data} has {len(solutions)} solutions, too few to hold out some")
-    params, _, _ = open_checkpoint(given.checkpoint, kind="decoder", by="this experiment")
+    params, _, found = open_checkpoint(given.checkpoint, kind="decoder", by="this experiment")
+    tokenizer = load_tokenizer(found, checkpoint=given.checkpoint)
     cells = begin(folder, experiment, data=sha256(given.data), parameters=content_hash(params))
     del params
     held = solutions[-experiment.held_out :]
     gate = _written(folder / "gate.jsonl", held)
-    run = Run(experiment, folder, given.checkpoint, solutions[: -experiment.held_out], gate)
+    training = solutions[: -experiment.held_out]
+    run = Run(experiment, folder, given.checkpoint, tokenizer, training, gate)
     cell(cells, "base", lambda: {"merged": _score(run, run.checkpoint)})
     for seed in experiment.seeds:
-        cell(cells, f"seed{seed}", partial(_measured, run, seed))
+        cell(cells, f"halves/{seed}", partial(_halves, run, seed))
+        for rule in RULES:
+            cell(cells, f"{rule}/{seed}", partial(_merged, run, seed, rule))
     print(_table(cells.results, experiment))
 
 
@@ -102,33 +107,35 @@ def _written(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def _measured(run: Run, seed: int) -> dict[str, Any]:
-    """Bits per byte of both halves and of every merge, and how transformers computes the merges."""
+def _halves(run: Run, seed: int) -> dict[str, Any]:
+    """Bits per byte of what each half of the solutions makes of the base."""
     order = np.random.default_rng(seed).permutation(len(run.solutions))
-    halves = [
-        _trained(run, seed, name, [run.solutions[i] for i in order[place::2]])
-        for place, name in enumerate("ab")
-    ]
-    merges = {rule: _merged(run, seed, rule, halves) for rule in RULES}
-    return {"halves": [_score(run, path) for path in halves], **merges}
+    scores = []
+    for place, out in enumerate(_folders(run, seed)):
+        _train(run, seed, out, [run.solutions[i] for i in order[place::2]])
+        scores.append(_score(run, str(out)))
+    return {"scores": scores}
+
+
+def _folders(run: Run, seed: int) -> list[Path]:
+    return [run.folder / f"seed{seed}-{name}" for name in "ab"]
 
 
 def _score(run: Run, path: str) -> float:
     """Bits per byte of the held-out solutions."""
-    params, cfg, found = open_checkpoint(path, kind="decoder", by="this experiment")
-    tokenizer = load_tokenizer(found, checkpoint=path)
-    return read_gate(run.gate, tokenizer, batch=run.experiment.batch).score(params, cfg)
+    params, cfg, _ = open_checkpoint(path, kind="decoder", by="this experiment")
+    gate = read_gate(run.gate, run.tokenizer, length=256, batch=run.experiment.batch)
+    return gate.score(params, cfg)
 
 
-def _trained(run: Run, seed: int, name: str, texts: list[str]) -> str:
-    """A run folder, whose training goes on where it was."""
-    experiment, out = run.experiment, run.folder / f"seed{seed}-{name}"
-    params, cfg, found = open_checkpoint(
+def _train(run: Run, seed: int, out: Path, texts: list[str]) -> None:
+    """Makes a run folder, whose training goes on where it was."""
+    experiment = run.experiment
+    params, cfg, _ = open_checkpoint(
         run.checkpoint, kind="decoder", by="this experiment", dtype="float32"
     )
-    tokenizer = load_tokenizer(found, checkpoint=run.checkpoint)
     solutions = [Document(str(place), text) for place, text in enumerate(texts)]
-    source = PackedTokens(tokenize(solutions, tokenizer), experiment.length)
+    source = PackedTokens(tokenize(solutions, run.tokenizer), experiment.length)
     train_language(
         cfg,
         lambda step: drawn_batches(source, batch=experiment.batch, seed=seed, start_step=step),
@@ -139,17 +146,16 @@ def _trained(run: Run, seed: int, name: str, texts: list[str]) -> str:
         how=How(dtype=experiment.dtype),
         label=out.name,
     )
-    for file, content in tokenizer_files(tokenizer).items():
+    for file, content in tokenizer_files(run.tokenizer).items():
         (out / file).write_bytes(content)
-    return str(out)
 
 
-def _merged(run: Run, seed: int, rule: str, halves: list[str]) -> dict[str, Any]:
+def _merged(run: Run, seed: int, rule: str) -> dict[str, Any]:
     out = run.folder / f"seed{seed}-{rule}"
     shutil.rmtree(out, ignore_errors=True)  # of a run that was stopped after it was written
     merge.main(
         merge.Options(
-            checkpoints=tuple(halves),
+            checkpoints=tuple(map(str, _folders(run, seed))),
             out=str(out),
             base=run.checkpoint if rule in BASED else None,
             method=rule,
@@ -189,14 +195,13 @@ def _opened_by_transformers(folder: str, texts: list[str]) -> dict[str, Any]:
 
 
 def _table(results: dict[str, Any], experiment: Merging) -> str:
-    cells = [results[f"seed{seed}"] for seed in experiment.seeds]
+    halves = [results[f"halves/{seed}"]["scores"] for seed in experiment.seeds]
     rows = [["the base", f"{results['base']['merged']:.3f}", "", ""]]
     for place, name in enumerate(("one half", "the other half")):
-        found = [cell["halves"][place] for cell in cells]
-        rows.append([f"trained on {name}", mean_std(found), "", ""])
+        rows.append([f"trained on {name}", mean_std([pair[place] for pair in halves]), "", ""])
     for rule in RULES:
-        found = [cell[rule] for cell in cells]
-        taken = sum(cell[rule]["merged"] <= min(cell["halves"]) for cell in cells)
+        found = [results[f"{rule}/{seed}"] for seed in experiment.seeds]
+        taken = sum(one["merged"] <= min(pair) for one, pair in zip(found, halves, strict=True))
         opened = [one["difference"] for one in found if one["difference"] is not None]
         rows.append(
             [

@@ -1,7 +1,10 @@
 """Embeddings of texts and scores of pairs: batched by length, returned in the original order."""
 
+import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -85,7 +88,7 @@ def embed(
     _check(inputs, cfg, tokenizer)
     computed = dataclasses.replace(cfg, text_length=None, prefix="")  # one compilation for all
     rows = partial(_vectors, params, cfg=computed, how=how)
-    found = _each_batch(rows, inputs, cfg.width, length, batch, progress)
+    found = _each_batch(rows, inputs, cfg.width, length, batch, _at_once(how), progress)
     return Embeddings(found, sum(item.cut for item in inputs), length)
 
 
@@ -112,7 +115,7 @@ def classify(
     inputs = list(encode_for_encoder(tokenizer, texts, length))
     _check(inputs, cfg, tokenizer)
     rows = partial(_scores, params, cfg=cfg, how=how)
-    found = _each_batch(rows, inputs, cfg.classes, length, batch, progress)
+    found = _each_batch(rows, inputs, cfg.classes, length, batch, _at_once(how), progress)
     return Embeddings(found, sum(item.cut for item in inputs), length)
 
 
@@ -148,12 +151,22 @@ def _check(inputs: list[EncodedText], cfg: Config, tokenizer: Tokenizer) -> None
         )
 
 
+def _at_once(how: How) -> int:
+    """Batches that are computed side by side.
+
+    On a CPU parts of a model keep one core busy, which leaves the others to another batch; what
+    runs on several devices waits for all of them, so there it must keep its turn.
+    """
+    return 2 if target() == "cpu" and how.layout is None else 1
+
+
 def _each_batch(
     function: Callable,
     inputs: list[EncodedText],
     width: int,
     length: int,
     batch: int,
+    at_once: int,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     """What the function gives for batches of few shapes, longest first: float32 [N, width]."""
@@ -161,11 +174,17 @@ def _each_batch(
         raise InputError(f"batch must be at least 1, got {batch}")
     found = np.zeros((len(inputs), width), np.float32)
     done, batch = 0, min(batch, len(inputs))
-    for rows, arrays in _batches(inputs, length, batch):
-        found[rows] = np.asarray(function(*arrays))[: len(rows)]
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(inputs))
+    running: collections.deque[tuple[list[int], Future]] = collections.deque()
+    batches = _batches(inputs, length, batch)
+    with ThreadPoolExecutor(at_once) as pool:
+        while running or done == 0:
+            for rows, arrays in itertools.islice(batches, at_once - len(running)):
+                running.append((rows, pool.submit(lambda *x: np.asarray(function(*x)), *arrays)))
+            rows, values = running.popleft()
+            found[rows] = values.result()[: len(rows)]
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(inputs))
     return found
 
 

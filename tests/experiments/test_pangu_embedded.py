@@ -1,0 +1,50 @@
+"""Merges of two fine-tuned checkpoints, on a byte model."""
+
+import json
+
+import pytest
+
+from experiments.pangu_embedded import merging
+from pangu_jax.core.errors import InputError
+
+
+@pytest.fixture
+def questions(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(30)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
+def run(monkeypatch, *options):
+    monkeypatch.setattr("sys.argv", ["merging.py", *map(str, options)])
+    merging.main()
+
+
+def test_every_rule_merges_what_two_halves_made(monkeypatch, capsys, tmp_path, tiny_run, questions):
+    asked = []
+    monkeypatch.setattr(
+        merging, "_opened_by_transformers", lambda *a: asked.append(a) or {"difference": None}
+    )
+    out = tmp_path / "run"
+    options = ("--checkpoint", tiny_run, "--data", questions, "--out", out)
+    run(monkeypatch, *options)
+    shown = capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert len(asked) == len(merging.RULES)
+    first, second = results["halves/0"]["scores"]
+    assert first != second
+    assert results["base"]["merged"] not in (first, second)
+    merges = [results[f"{rule}/0"]["merged"] for rule in merging.RULES]
+    # Two weights: half of their sum is half of the way, along a line or an arc that is hardly bent.
+    assert merges[1:3] == pytest.approx([merges[0]] * 2, rel=1e-3)
+    assert all(f"| {rule}" in shown for rule in merging.RULES)
+    run(monkeypatch, *options)
+    assert len(asked) == len(merging.RULES), "nothing is computed twice"
+    assert shown.endswith(capsys.readouterr().out)
+
+
+def test_too_few_solutions_are_refused(monkeypatch, tmp_path, tiny_run, questions):
+    monkeypatch.setitem(merging.MERGES, "smoke", merging.Merging(29, (0,)))
+    with pytest.raises(InputError, match="30 solutions"):
+        run(monkeypatch, "--checkpoint", tiny_run, "--data", questions, "--out", tmp_path / "run")
