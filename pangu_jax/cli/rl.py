@@ -32,7 +32,7 @@ from pangu_jax.reasoning import bench, reward_sources
 from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
-from pangu_jax.reasoning.rl import OPTIMIZER, RlConfig, train
+from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -51,7 +51,9 @@ class Options:
     """math: whether the final answer is the right one; code: what tests in a sandbox say."""
     algorithm: Literal["grpo", "dapo", "dr-grpo"] = "grpo"
     """dapo also replaces groups of equal rewards, and takes up to half a point off answers in the
-    last fifth of --max-new."""
+    last fifth of --max-new-tokens."""
+    corrected: bool = True
+    """Whether answers of older weights count for how likely they are now."""
     kl: float = PolicyConfig.kl
     """Weight of the divergence from the model that the run began with."""
     staleness: int = ScheduleConfig.staleness
@@ -120,17 +122,23 @@ def main(options: Options) -> None:
     folder = Path(options.out)
     with store.begin(model, folder, settings, free=FREE) as claim:
         with progress() as show, stoppable():
-            state = train(
-                params,
-                questions.prompt,
-                _reward(options, prompter, questions, sources),
-                model=model,
-                cfg=cfg,
-                optimizer=make_optimizer(options.optimizer, options.updates),
-                folder=claim,
-                on_update=lambda line: show("updates", line["step"], options.updates, _text(line)),
-                how=How(remat=options.remat, dtype=options.dtype),
-            )
+            try:
+                state = train(
+                    params,
+                    questions.prompt,
+                    _reward(options, prompter, questions, sources),
+                    model=model,
+                    cfg=cfg,
+                    optimizer=make_optimizer(options.optimizer, options.updates),
+                    folder=claim,
+                    on_update=lambda line: show(
+                        "updates", line["step"], options.updates, _text(line)
+                    ),
+                    how=How(remat=options.remat, dtype=options.dtype),
+                )
+            except NothingToLearn as end:
+                print(end, file=sys.stderr)
+                state = end.state
         if (folder / "model").exists():
             print(f"{folder / 'model'} is there already", file=sys.stderr)
             return
@@ -165,6 +173,8 @@ def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
         _policy(options),
         length=round_up(longest + options.max_new_tokens),
         stop_ids=stops,
+        overlong=0.5 if options.algorithm == "dapo" else 0.0,
+        corrected=options.corrected,
         **{name: getattr(options, name) for name in shared},
     )
 
@@ -193,8 +203,6 @@ def _sources(options: Options, items: Sequence[Item]) -> dict[str, Source]:
         found["answer"] = reward_sources.per_sample(reward_sources.answer, threads=4)
     else:
         found["code"] = reward_sources.code(allow=options.allow_code_execution)
-    if options.algorithm == "dapo":
-        found["length"] = reward_sources.per_sample(reward_sources.too_long)
     return found
 
 
@@ -214,8 +222,7 @@ def _reward(
             kind=item.kind,
             gold=item.gold,
             code=item.code,
-            inside=prompt.inside,
-            budget=options.max_new_tokens,
+            starts_in_thinking=prompt.starts_in_thinking,
         )
         samples = []
         for answer in answers:

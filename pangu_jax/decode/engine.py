@@ -205,19 +205,24 @@ class Engine:
         self.params, self.version = by_layer(params), self.version + 1
         return self.version
 
-    def advance(self) -> list[TokenDelta]:
+    def advance(self, *, wake: bool = False) -> list[TokenDelta]:
         """Fills free slots, draws tokens, and returns those that are known.
 
         If no request waits, the next tokens are asked of the device before these are read.
+
+        Args:
+          wake: whether the end of a request is to be seen at once, as if another one waited: for
+            callers that submit the next one only then.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
             for slot, text in enumerate(self._texts):
                 if text is None and self._waiting:
                     self._admit(slot)
-            stepped = self._step()
+            wanted = wake or bool(self._waiting)
+            stepped = self._step(wanted)
             # While requests wait, a slot that becomes free must be seen at once.
-            keep = 1 if stepped and not self._waiting else 0
+            keep = 1 if stepped and not wanted else 0
             while len(self._asked) > keep:
                 deltas += self._look(self._asked.popleft())
         return deltas
@@ -245,7 +250,7 @@ class Engine:
         self._texts[slot] = text
         self._asked.append(_Asked(made, 1, [text]))
 
-    def _step(self) -> bool:
+    def _step(self, wanted: bool) -> bool:
         """Asks for more tokens; whether some may come."""
         count = min(self._burst, max((text.left for text in self._texts if text), default=0))
         if not count:
@@ -254,7 +259,7 @@ class Engine:
             self.params,
             self._state,
             np.int32(count),
-            np.bool_(len(self._waiting) > 0),
+            np.bool_(wanted),
             np.int32(self.version),
             most=self._burst,
             cfg=self._cfg,

@@ -39,7 +39,7 @@ def cross_entropy(
     Returns:
       Two float32 scalars: sum of weights * nats, and sum of weights.
     """
-    kernel = kernel.astype(hidden.dtype)
+    kernel, labels = kernel.astype(hidden.dtype), labels.astype(jnp.int32)
     total = _summed(softcap, chunk, layout, hidden, kernel, labels, weights)
     return total, weights.sum()
 

@@ -50,6 +50,8 @@ class PolicyConfig:
             )
 
 
+FARTHEST = 20.0  # nats between two log-probabilities of a token that are told apart
+
 # Of arXiv 2402.03300, without its KL term, and of arXiv 2503.14476.
 GRPO = PolicyConfig()
 DAPO = PolicyConfig(clip_high=0.28, mean="token")
@@ -126,8 +128,8 @@ def policy_loss(
     Returns:
       float32 scalars: the sum and what it is divided by (answered tokens, or sequences with any),
       and sums {"clipped": where the clipped loss is taken, "kl_behavior": how far the weights are
-      from those that sampled, "weight_ratio": w, "kl": k, if there is a reference}, each weighted
-      as the loss.
+      from those that sampled, "weight_ratio": w, "kl": k, if there is a reference}: means over
+      tokens, times the divisor.
 
     Raises:
       InputError: `cfg.kl` without a reference.
@@ -142,7 +144,8 @@ def policy_loss(
     log_probs, behavior = keep(log_probs), jax.lax.stop_gradient(keep(behavior))
     near = behavior if proximal is None else jax.lax.stop_gradient(keep(proximal))
     worth = jnp.minimum(jnp.exp(near - behavior), cfg.truncate)
-    ratio = jnp.exp(log_probs - near)
+    # Beyond this the ratio is clipped, or as good as 0; without it a gradient may be no number.
+    ratio = jnp.exp(jnp.clip(log_probs - near, -FARTHEST, FARTHEST))
     gain = advantage.astype(jnp.float32)[:, None]
     free = ratio * gain
     held = jnp.clip(ratio, 1 - cfg.clip_low, 1 + cfg.clip_high) * gain
@@ -156,7 +159,9 @@ def policy_loss(
     if reference is not None:
         found["kl"] = _k3(jax.lax.stop_gradient(keep(reference)) - log_probs)
         loss = loss + cfg.kl * found["kl"]
-    sums = {name: (each * jax.lax.stop_gradient(x)).sum() for name, x in found.items()}
+    # Of tokens, whatever a unit of the loss is: how far a policy has gone does not depend on that.
+    token = mask * weight / jnp.maximum(mask.sum(), 1)
+    sums = {name: (token * jax.lax.stop_gradient(x)).sum() for name, x in found.items()}
     return (each * loss).sum(), weight, sums
 
 
@@ -171,4 +176,5 @@ def _weights(mask: jax.Array, cfg: PolicyConfig) -> tuple[jax.Array, jax.Array]:
 
 
 def _k3(q: jax.Array) -> jax.Array:
+    q = jnp.clip(q, -FARTHEST, FARTHEST)
     return jnp.expm1(q) - q

@@ -10,6 +10,7 @@ so a run is the same each time, and with a staleness of 0 it is plain synchronou
 
 import contextlib
 import dataclasses
+import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ import numpy as np
 import optax
 
 from pangu_jax.checkpoint.store import NullStore, Store
-from pangu_jax.core.config import check_size
+from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
 from pangu_jax.decode.engine import Answer, Engine, Request, TokenDelta, join
@@ -31,6 +32,7 @@ from pangu_jax.losses.policy import PolicyConfig
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning import rl_resume, schedule
+from pangu_jax.reasoning.reward import overlong
 from pangu_jax.reasoning.rollout import Rollout, make_batch
 from pangu_jax.reasoning.schedule_state import (
     Action,
@@ -71,6 +73,9 @@ class RlConfig:
       stop_ids: an answer ends with the first of these.
       corrected: whether samples of older weights are weighted by how likely they are now.
       accumulate: microbatches per update.
+      overlong: what an answer of `max_new_tokens` loses of its reward; less in the last fifth
+        before that, nothing earlier (arXiv 2503.14476). Whether a group's rewards are equal is
+        decided without it.
       mask_truncated: whether answers that reached `max_new_tokens` are left out of the loss, though
         not of their group's mean (overlong filtering, arXiv 2503.14476).
       save_every: updates between checkpoints.
@@ -86,8 +91,9 @@ class RlConfig:
     stop_ids: tuple[int, ...] = ()
     corrected: bool = True
     accumulate: int = 1
+    overlong: float = 0.0
     mask_truncated: bool = False
-    save_every: int = 50
+    save_every: int = 10
     seed: int = 0
 
     def __post_init__(self):
@@ -95,9 +101,29 @@ class RlConfig:
             check_size(name, getattr(self, name))
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
+        if not self.overlong >= 0:
+            raise InputError(f"overlong must be at least 0, got {self.overlong}")
+        if self.schedule.group < 2:
+            raise InputError("a group needs 2 answers at least, which its rewards compare")
         rows = self.schedule.batch * self.schedule.group
         if rows % self.accumulate:
             raise InputError(f"accumulate {self.accumulate} must divide {rows} answers per update")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What a run must go on with, beside its schedule, each as JSON."""
+        left_out = ("updates", "save_every", "schedule")
+        found = to_json(self)
+        return {name: json.dumps(found[name]) for name in found if name not in left_out}
+
+
+class NothingToLearn(InputError):
+    """Hardly any group's rewards differ any more; `state` is that of the last update."""
+
+    def __init__(self, message: str, state: TrainState):
+        """Raised after the state was saved."""
+        super().__init__(message)
+        self.state = state
 
 
 def sample_key(seed: int, group: int, sample: int) -> jax.Array:
@@ -142,13 +168,15 @@ def train(
 
     Raises:
       InputError: a prompt does not fit, rewards are not as many as answers, or the loss is not
-        finite; names the group or the update. Or hardly any group's rewards differ, where
-        `distinct` asks for it; or what the folder holds is damaged or of another run.
+        finite; names the group or the update. Or what the folder holds is damaged or of another
+        run.
+      NothingToLearn: hardly any group's rewards differ, where `distinct` asks for it; the last
+        update is saved.
       Stopped: on SIGTERM or SIGINT; the update was finished and saved.
     """
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
     with NullStore() if folder is None else Store(folder) as store, listens as stop:
-        found = rl_resume.restore(store, decoder.spec(model), optimizer, cfg.schedule)
+        found = rl_resume.restore(store, decoder.spec(model), optimizer, cfg.schedule, cfg.settings)
         if found is None:
             run = _Run(params, prompt, reward, model, cfg, optimizer, how)
             state, actions = schedule.begin(cfg.schedule)
@@ -160,6 +188,11 @@ def train(
         with contextlib.closing(log):
             while state.version < cfg.updates:
                 run.do(actions)
+                if run.in_vain:
+                    if store.latest() != state.version and not isinstance(store, NullStore):
+                        rl_resume.save(store, run.state, state, run.rollouts, cfg.settings)
+                    store.wait()
+                    raise NothingToLearn(run.in_vain, run.state)
                 event = run.next_event()
                 state, actions = schedule.step(state, event)
                 if not isinstance(event, Updated):
@@ -168,7 +201,7 @@ def train(
                 stopping, over = stop.reached(state.version), state.version == cfg.updates
                 due = state.version % cfg.save_every == 0
                 if not isinstance(store, NullStore) and (stopping or over or due):
-                    rl_resume.save(store, run.state, state, run.rollouts)
+                    rl_resume.save(store, run.state, state, run.rollouts, cfg.settings)
                 if stopping and not over:
                     store.wait()
                     raise Stopped(state.version, 128 + stop.signal, run.state)
@@ -209,7 +242,10 @@ class _Run:
         self._pieces: dict[int, list[TokenDelta]] = {}
         self._events: deque[Event] = deque()
         self._batch: Train | None = None
-        self._in_vain = 0  # groups that were replaced since the last update
+        self.in_vain = ""  # why no update can be made, if so
+        self._equal: dict[int, float] = {}  # groups to be replaced, as their rewards are all this
+        self._replaced: list[float] = []  # the reward of each of those since the last update
+        self._graded_rewards: list[float] = []  # of all groups since then
         self.figures: dict[str, Any] = {}
 
     def do(self, actions: Sequence[Action]) -> None:
@@ -233,7 +269,10 @@ class _Run:
             self._batch = None
             return Updated()
         while not self._events:
-            for piece in self._engine.advance():
+            if not self._engine.busy:
+                raise RuntimeError("nothing runs and nothing happened: the schedule rests")
+            # The schedule has no more samples than slots: who ends is to be seen at once.
+            for piece in self._engine.advance(wake=True):
                 self._pieces[piece.request].append(piece)
                 if piece.finish_reason is not None:
                     self._ended(piece.request)
@@ -242,11 +281,14 @@ class _Run:
     def _forget(self, groups: Sequence[int]) -> None:
         for group in groups:
             del self.rollouts[group]
-        self._in_vain += len(groups)
-        if self._cfg.schedule.distinct and self._in_vain >= IN_VAIN * self._cfg.schedule.batch:
-            raise InputError(
-                f"the last {self._in_vain} groups that were replaced had equal rewards each, and "
-                "no update could be made: the questions are too hard or too easy"
+            if group in self._equal:
+                self._replaced.append(self._equal.pop(group))
+        count = len(self._replaced)
+        if count >= IN_VAIN * self._cfg.schedule.batch:
+            self.in_vain = (
+                f"the last {count} groups had equal rewards each, {np.mean(self._replaced):.3f} on "
+                "average, and no update could be made: there is nothing to learn from these "
+                "questions any more, or they are too hard"
             )
 
     def _start(self, action: Start) -> None:
@@ -277,11 +319,18 @@ class _Run:
         found = np.asarray(self._reward(number, answers), np.float64)
         if found.shape != (len(answers),):
             raise InputError(f"group {number}: {found.shape} rewards for {len(answers)} answers")
-        group.rewards = found
-        return Graded(number, tuple(found[~np.isnan(found)].tolist()))
+        known = found[~np.isnan(found)]
+        self._graded_rewards += known.tolist()
+        # Equal by what the answers are worth, not by how long they are.
+        if self._cfg.schedule.distinct and len(set(known.tolist())) <= 1:
+            self._equal[number] = float(known[0]) if known.size else 0.0
+        most = self._cfg.max_new_tokens
+        lengths = np.array([overlong(len(answer.ids), most) for answer in answers])
+        group.rewards = found - self._cfg.overlong * lengths
+        return Graded(number, tuple(known.tolist()))
 
     def _update(self, batch: Train) -> None:
-        cfg, version, self._in_vain = self._cfg, self._engine.version, 0
+        cfg, version = self._cfg, self._engine.version
         rollouts = [self.rollouts.pop(group) for group in batch.groups]
         oldest = version - cfg.schedule.staleness if cfg.schedule.partial else None
         made = make_batch(
@@ -303,6 +352,9 @@ class _Run:
         self.figures = {
             **found,
             **made.facts,
+            "graded_reward": float(np.mean(self._graded_rewards or [0.0])),
+            "replaced": len(self._replaced),
             "groups": list(batch.groups),
             "ages": list(batch.ages),
         }
+        self._replaced, self._graded_rewards = [], []

@@ -54,21 +54,34 @@ class SavedRollout:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """The schedule, and the answers that it counts on."""
+    """The schedule, the answers that it counts on, and the settings that made them."""
 
+    settings: dict[str, str]
     schedule: ScheduleState
     rollouts: tuple[SavedRollout, ...]
 
 
 def save(
-    store: Store, state: TrainState, plan: ScheduleState, rollouts: Mapping[int, Rollout]
+    store: Store,
+    state: TrainState,
+    plan: ScheduleState,
+    rollouts: Mapping[int, Rollout],
+    settings: Mapping[str, str],
 ) -> None:
     """Saves what belongs to a version; the answers first, so that no checkpoint is without them.
+
+    Args:
+      store: of the run.
+      state: of the training.
+      plan: of the schedule.
+      rollouts: by group, those that are not trained on yet.
+      settings: with which the run must go on, each as JSON.
 
     Raises:
       InputError: the parameters are not finite, or something cannot be written.
     """
-    saved = Saved(plan, tuple(_saved(number, rollouts[number]) for number in sorted(rollouts)))
+    kept = tuple(_saved(number, rollouts[number]) for number in sorted(rollouts))
+    saved = Saved(dict(settings), plan, kept)
     place = store.folder.parent / FOLDER
     save_config(to_json(saved), place / f"{plan.version}.json")
     resume.save(store, plan.version, state, {})
@@ -83,17 +96,30 @@ def restore(
     spec: Any,
     optimizer: optax.GradientTransformation,
     cfg: ScheduleConfig,
+    settings: Mapping[str, str],
 ) -> tuple[TrainState, ScheduleState, dict[int, Rollout]] | None:
     """What was saved last; None where nothing was.
 
+    Args:
+      store: of the run.
+      spec: of the model.
+      optimizer: that trains it.
+      cfg: of the schedule.
+      settings: the others, as they were saved.
+
     Raises:
-      InputError: it is damaged, or of another schedule.
+      InputError: it is damaged, or of other settings; names one.
     """
     version = store.latest()
     if version is None or isinstance(store, NullStore):
         return None
     path = store.folder.parent / FOLDER / f"{version}.json"
     saved = load_config(Saved, path)
+    for name, value in settings.items():
+        if saved.settings.get(name) != value:
+            raise InputError(
+                f"{path} is of a run with {name} = {saved.settings.get(name)}, this one has {value}"
+            )
     if saved.schedule.cfg != cfg or saved.schedule.version != version:
         raise InputError(f"{path} is of another schedule than this run's")
     state = abstract_state(spec, optimizer)

@@ -5,6 +5,7 @@ import functools
 import os
 import signal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,17 +177,17 @@ def test_answers_are_kept_as_they_are(tmp_path):
     kept = {1: Rollout([1], {0: answer}), 3: Rollout([1])}
     state = init_state(decoder.spec(MODEL), OPTIMIZER, key=jax.random.key(0))
     with Store(tmp_path) as store:
-        rl_resume.save(store, state, plan, kept)
+        rl_resume.save(store, state, plan, kept, {})
         store.wait()
-        _, found, rollouts = rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg)
+        _, found, rollouts = rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg, {})
         assert found == plan and rollouts[3] == kept[3] and rollouts[1].rewards is None
         for x, y in zip(
             dataclasses.astuple(rollouts[1].answers[0]), dataclasses.astuple(answer), strict=True
         ):
             np.testing.assert_array_equal(x, y)
-        rl_resume.save(store, state, plan, {3: kept[3]})
+        rl_resume.save(store, state, plan, {3: kept[3]}, {})
         with pytest.raises(InputError, match="lacks answers or rewards of group 1"):
-            rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg)
+            rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg, {})
     with pytest.raises(InputError, match="as many"):
         rl_resume.SavedAnswer(0, (1,), (0.5,), (), (0,), "stop")
     with pytest.raises(InputError, match="from 0 to"):
@@ -219,10 +220,10 @@ def test_a_run_ahead_that_was_told_to_stop_loses_no_group_and_keeps_its_bound(tm
     assert max(age for update in seen for age in update["ages"]) <= 3
     spec = decoder.spec(MODEL)
     with Store(tmp_path) as store:
-        _, plan, rollouts = rl_resume.restore(store, spec, OPTIMIZER, cfg.schedule)
+        _, plan, rollouts = rl_resume.restore(store, spec, OPTIMIZER, cfg.schedule, {})
         assert {g.number for g in (*plan.ready, *plan.training)} <= set(rollouts)
         with pytest.raises(InputError, match="another schedule"):
-            rl_resume.restore(store, spec, OPTIMIZER, SYNC.schedule)
+            rl_resume.restore(store, spec, OPTIMIZER, SYNC.schedule, {})
 
 
 def sampled(temperature):
@@ -294,6 +295,40 @@ def test_what_cannot_be_is_refused():
         rl.train(model(), lambda group: [1] * 9, reward, cfg=SYNC, **rest)
     with pytest.raises(InputError, match=r"group 0: .*rewards for 4 answers"):
         rl.train(model(), prompt, lambda group, found: [1.0], cfg=SYNC, **rest)
-    with pytest.raises(InputError, match="too hard or too easy"):
-        same = lambda group, found: [1.0] * len(found)  # noqa: E731
-        rl.train(model(), prompt, same, cfg=changed({"distinct": True}), **rest)
+    with pytest.raises(InputError, match="a group needs 2 answers"):
+        changed({"group": 1})
+
+
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_where_all_rewards_are_equal_a_run_ends_with_what_it_has(tmp_path, value):
+    same = lambda group, found: [value] * len(found)  # noqa: E731
+    rest = {"model": MODEL, "optimizer": OPTIMIZER, "folder": tmp_path}
+    with pytest.raises(rl.NothingToLearn, match="nothing to learn from these") as end:
+        rl.train(model(), prompt, same, cfg=changed({"distinct": True}, updates=2), **rest)
+    first = jax.device_get(model())
+    chex.assert_trees_all_equal(jax.device_get(end.value.state.params), first)
+
+
+def test_long_answers_lose_some_of_their_reward_and_groups_are_told_apart_without():
+    cfg = changed({"distinct": True}, overlong=0.5, updates=1, policy=DAPO)
+    given = {}
+
+    def rewards(group, found):
+        given[group] = [float(group % 2 and i == 0) for i in range(len(found))]
+        return given[group]
+
+    seen = []
+    more = {"model": MODEL, "optimizer": OPTIMIZER, "on_update": seen.append}
+    rl.train(model(), prompt, rewards, cfg=cfg, **more)
+    assert all(group % 2 for group in seen[0]["groups"]), "of others all rewards are 0"
+    assert seen[0]["replaced"] > 0 and seen[0]["graded_reward"] < 0.25
+    assert seen[0]["reward"] < 0.25, "what is long has lost some of it"
+
+
+def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):
+    cfg = changed({}, updates=1)
+    rest = {"model": MODEL, "optimizer": OPTIMIZER, "folder": tmp_path}
+    rl.train(model(), prompt, reward, cfg=cfg, **rest)
+    other = dataclasses.replace(cfg, temperature=0.5, updates=2)
+    with pytest.raises(InputError, match=r"temperature = 0.9, this one has 0.5"):
+        rl.train(model(), prompt, reward, cfg=other, **rest)

@@ -357,7 +357,7 @@ def read_rollout_lengths(folder: Path) -> str:
 def rollouts(folder: Path) -> None:
     answer = SavedAnswer(0, (1, 2), (-0.5, -1.0), (-0.5, -1.0), (3, 3), "stop")
     plan = schedule.begin(ScheduleConfig(1, batch=1, group=1, slots=1))[0]
-    saved = Saved(plan, (SavedRollout(0, (1,), (answer,), (None,)),))
+    saved = Saved({}, plan, (SavedRollout(0, (1,), (answer,), (None,)),))
     save_config(to_json(saved), folder / "3.json")
 
 
