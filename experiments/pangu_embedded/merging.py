@@ -49,9 +49,9 @@ from pangu_jax.train.optimizer import OptimizerConfig
 RULES = {
     "mean": {},
     "slerp": {},
-    "task_arithmetic": {"scale": 0.5},
+    "task_arithmetic": {"scale": 1.5},
     "ties": {"density": 0.5},
-    "dare": {"density": 0.5, "scale": 0.5},
+    "dare": {"density": 0.5},
 }
 BASED = ("task_arithmetic", "ties", "dare")  # rules that take the base
 
