@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from expert_mlp import machine  # beside this file
+from train_step import profile  # beside this file
 
 from pangu_jax.core.files import atomic_write
 from pangu_jax.nn.how import How
@@ -90,6 +91,13 @@ def ours(tokens, options):
         found["forward"] = seconds(partial(forward, params, x), wait, options.repeats)
         if tokens >= options.least:
             found["both"] = seconds(partial(gradient, params, x, x), wait, options.repeats)
+        if options.profile:
+            for run, given in ((forward, (params, x)), (gradient, (params, x, x))):
+                program = run.lower(*given).compile()
+                parts = profile(program, partial(program, *given))["longest"]
+                found.setdefault("profiles", []).append(parts)
+                for name, scope, busy in parts:
+                    print(f"    {busy:8.3f} ms {name:36} {scope}")
         rows.append(found)
     return rows
 
@@ -171,6 +179,7 @@ def main():
     parser.add_argument("--skew", type=float, default=0.0)
     parser.add_argument("--least", type=int, default=512, help="tokens from which gradients count")
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--profile", action="store_true", help="as in train_step.py")
     parser.add_argument("--check", type=int, nargs="*", default=[1, 2, 7, 127, 129, 1000])
     parser.add_argument("--out")
     options = parser.parse_args()

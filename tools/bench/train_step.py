@@ -79,13 +79,17 @@ def held(program):
     )
 
 
-def profile(program, state, data, key, steps=3):
-    """Milliseconds of a step by its parts, and those of its longest operations."""
+def profile(program, call, steps=3):
+    """Milliseconds of a call of a compiled program by its parts, and of its longest operations.
+
+    On GPUs only with XLA_FLAGS=--xla_gpu_enable_command_buffer= (nothing behind it): graphs of
+    operations hide what is in them.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(steps):
-                state, metrics = program(state, data, key)
-            jax.block_until_ready(metrics)
+                out = call()
+            jax.block_until_ready(out)
         text = program.as_text()
         parts = part_times(folder, text).most_common()
         longest = operation_times(folder, text).most_common(40)
@@ -124,8 +128,14 @@ def measure(options):
     seconds = statistics.median(times[1:])
     tokens = options.batch * options.length / seconds
     loss_now = float(metrics["loss"])
+
+    def again():
+        nonlocal state
+        state, metrics = program(state, data, key)
+        return metrics
+
     return {
-        "profile": profile(program, state, data, key) if options.profile else None,
+        "profile": profile(program, again) if options.profile else None,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
         "flags": os.environ.get("XLA_FLAGS", ""),
