@@ -4,7 +4,7 @@
 |---|---|---|
 | gather | 1x | very few pairs: read just the chosen kernels |
 | dense | E / (G k) x | few tokens: every expert is read once anyway; loop-free, the export form |
-| grouped | 1-1.25x | more tokens, 16-bit, on Hopper GPUs: sort, then kernels for grouped products |
+| grouped | about 1.05x | 16-bit, on Hopper GPUs: sort, then kernels for grouped products |
 | ragged | 1x | more tokens, on TPU: sort, then `jax.lax.ragged_dot` |
 | block | about 1.1-1.3x | more tokens, elsewhere: pad each expert's rows to whole blocks |
 | reference | E / (G k) x | never: a loop over experts, the oracle |
@@ -25,7 +25,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import chip as platform
 from pangu_jax.ops.expert_block import block
 from pangu_jax.ops.expert_sorted import sorted_experts
-from pangu_jax.ops.grouped_matmul import filled_up, has_kernel
+from pangu_jax.ops.grouped_matmul import has_kernel
 
 
 class Limits(NamedTuple):
@@ -44,10 +44,6 @@ class Limits(NamedTuple):
 # takes the time, and multiplying by experts that were not chosen is free. CPU: measured with
 # tools/bench/expert_mlp.py; gather copies what it looks up, and dense never wins for long.
 LIMITS = {"gpu": Limits(1.0, 256), "tpu": Limits(1.0, 256), "cpu": Limits(0.3, 0)}
-
-# Times the hidden units, how many the kernels may have: experts are filled up to no more. With more
-# than 1 other widths than multiples of 64 take the kernels too, which was not timed on a GPU yet.
-MOST_FILLED = 1.0
 
 EXPORT = "dense"  # loop-free, static operators only
 # Every form that is picked for another machine is plain XLA.
@@ -90,9 +86,7 @@ def expert_mlp(
     """
     _check(x, ids, weights, gate, up, down, impl)
     if impl is None:
-        width, hidden = gate.shape[2:]
-        whole = filled_up(hidden)
-        fits = has_kernel(x.dtype, width, whole) and whole <= MOST_FILLED * hidden
+        fits = has_kernel(x.dtype, *gate.shape[2:])
         name = choose(platform(), x.shape[0], ids.shape[2], gate.shape[1], fits)
     else:
         name = impl

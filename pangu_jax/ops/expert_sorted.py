@@ -1,9 +1,9 @@
-"""Experts over sorted rows: the ideal number of FLOPs, no padding, nothing dropped.
+"""Experts over sorted rows: the ideal number of FLOPs but for filling up, nothing dropped.
 
-Pairs of token and expert are sorted by expert, their tokens' rows are gathered, three grouped
-products make the experts' outputs, and every token takes the weighted sum of its rows back by
-index: no scatter. The backward pass is written out, as differentiating would scatter rows and keep
-twice as many; it gathers the rows again and keeps both pre-activations.
+Pairs of token and expert are sorted by expert, their tokens' rows are gathered, grouped products
+make the experts' outputs, and every token takes the weighted sum of its rows back by index: no
+scatter. The backward pass is written out, as differentiating would scatter rows and keep twice as
+many; it gathers the rows again and keeps both pre-activations.
 """
 
 from functools import partial
@@ -13,21 +13,19 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from pangu_jax.ops.grouped_matmul import filled_up, grouped_matmul, grouped_outer
-
-LINES = 8  # rows come in whole lines of so many, which the kernels' copies need
+from pangu_jax.ops.grouped_matmul import alignment, grouped_matmul, grouped_outer, grouped_swiglu
 
 
 class Order(NamedTuple):
-    """Pairs sorted by expert: R = T G k of them, filled up to whole lines.
+    """Pairs sorted by expert, every expert's filled up to a multiple of some rows.
 
-    What fills up is the last expert's, of any token, at a weight of 0.
+    What fills up is of any token, at a weight of 0.
 
     Attributes:
       token: int32 [R], the token of each row.
       place: int32 [T, G * k], the row of each pair.
       weight: float32 [R], the weight of each row.
-      counts: int32 [E], rows of each expert.
+      counts: int32 [E], rows of each expert; behind them, rows up to R are nobody's.
     """
 
     token: jax.Array
@@ -36,74 +34,78 @@ class Order(NamedTuple):
     counts: jax.Array
 
 
-def sort_pairs(ids: jax.Array, weights: jax.Array, experts: int) -> Order:
+def sort_pairs(ids: jax.Array, weights: jax.Array, experts: int, align: int = 1) -> Order:
     """Sorts the pairs of all groups.
 
     Args:
       ids: int32 [T, G, k], indices inside the group.
       weights: float32 [T, G, k].
       experts: E/G, experts of a group.
+      align: what every expert's rows are filled up to a multiple of.
     """
     tokens, groups, k = ids.shape
+    every = groups * experts
     expert = (ids + jnp.arange(groups, dtype=ids.dtype)[:, None] * experts).reshape(-1)
-    pairs, more = expert.size, -expert.size % LINES
-    expert = jnp.pad(expert, (0, more), constant_values=groups * experts - 1)
-    weight = jnp.pad(weights.reshape(-1).astype(jnp.float32), (0, more))
-    number = jnp.arange(expert.size, dtype=jnp.int32)
-    _, pair = jax.lax.sort((expert, number), num_keys=1, is_stable=True)
-    place = jnp.zeros_like(number).at[pair].set(number, unique_indices=True)[:pairs]
+    pairs = expert.size
+    # Of the experts that have rows, each is filled up by less than `align`.
+    rows = (pairs + min(every, pairs) * (align - 1)) // align * align
+    number = jnp.arange(pairs, dtype=jnp.int32)
+    owner, pair = jax.lax.sort((expert, number), num_keys=1, is_stable=True)
+    counts = jnp.bincount(expert, length=every).astype(jnp.int32)
+    filled = -(-counts // align) * align
+    shift = jnp.cumsum(filled - counts) - (filled - counts)  # rows filled up before each expert
+    row = number + _take(shift, owner)
+
+    def by_row(values):
+        empty = jnp.zeros(rows, values.dtype)
+        return empty.at[row].set(values, unique_indices=True, indices_are_sorted=True)
+
     return Order(
-        token=jnp.minimum(pair, pairs - 1) // (groups * k),
-        place=place.reshape(tokens, groups * k),
-        weight=_take(weight, pair),
-        counts=jnp.bincount(expert, length=groups * experts).astype(jnp.int32),
+        token=by_row(pair // (groups * k)),
+        place=jnp.zeros_like(number).at[pair].set(row, unique_indices=True).reshape(tokens, -1),
+        weight=by_row(_take(weights.reshape(-1).astype(jnp.float32), pair)),
+        counts=filled,
     )
 
 
 def sorted_experts(x, ids, weights, gate, up, down, *, impl: str):
     """`ops.expert_mlp` by grouped products; see there, and `ops.grouped_matmul` for `impl`."""
-    if impl == "mosaic":
-        gate, up, down = filled(gate, up, down)
+    align = alignment(impl, ids.size, gate.shape[0] * gate.shape[1])
     kernels = (rearrange(kernel, "g e ... -> (g e) ...") for kernel in (gate, up, down))
-    order = sort_pairs(ids, jax.lax.stop_gradient(weights), gate.shape[1])
-    return _sorted(impl, x, weights, order, *kernels)
+    order = sort_pairs(ids, jax.lax.stop_gradient(weights), gate.shape[1], align)
+    return _sorted(impl, align, x, weights, order, *kernels)
 
 
-def filled(gate, up, down):
-    """The same experts with hidden units of zeros, as many as the kernels want."""
-    more = filled_up(gate.shape[-1]) - gate.shape[-1]
-    if not more:
-        return gate, up, down
-    none = (0, 0)
-    gate, up = (jnp.pad(x, (none, none, none, (0, more))) for x in (gate, up))
-    return gate, up, jnp.pad(down, (none, none, (0, more), none))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sorted(impl, align, x, weights, order, gate, up, down):
+    return _outputs(impl, align, x, weights, order, gate, up, down, keep=False)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sorted(impl, x, weights, order, gate, up, down):
-    return _forward(impl, x, weights, order, gate, up, down)[0]
-
-
-def _forward(impl, x, weights, order, gate, up, down):
+def _outputs(impl, align, x, weights, order, gate, up, down, keep):
+    """The tokens' outputs, and with `keep` both pre-activations."""
+    options = {"impl": impl, "align": align}
     rows = _take(x, order.token)
-    a, b = (grouped_matmul(rows, kernel, order.counts, impl=impl) for kernel in (gate, up))
-    out = grouped_matmul(jax.nn.silu(a) * b, down, order.counts, impl=impl)
-    flat = rearrange(weights, "t g k -> t (g k)")
-    y = _to_tokens(out, order, flat).astype(x.dtype)
+    hidden, *both = grouped_swiglu(rows, gate, up, order.counts, keep=keep, **options)
+    out = grouped_matmul((hidden,), (down,), order.counts, **options)
+    y = _to_tokens(out, order, rearrange(weights, "t g k -> t (g k)"))
+    return y.astype(x.dtype), *both
+
+
+def _forward(impl, align, x, weights, order, gate, up, down):
+    y, a, b = _outputs(impl, align, x, weights, order, gate, up, down, keep=True)
     return y, (x, weights, order, gate, up, down, a, b)
 
 
-def _backward(impl, saved, dy):
+def _backward(impl, align, saved, dy):
     x, weights, order, gate, up, down, a, b = saved
-    product = partial(grouped_matmul, impl=impl, counts=order.counts, transpose=True)
-    outer = partial(grouped_outer, counts=order.counts, impl=impl)
+    options = {"counts": order.counts, "impl": impl, "align": align}
     rows, dout = _take(x, order.token), _take(dy, order.token)
-    unweighted = product(dout, down)
-    dweight = (unweighted.astype(jnp.float32) * (jax.nn.silu(a) * b)).sum(-1)
-    scaled, da, db = _through_swiglu(a, b, order.weight[:, None], unweighted)
+    unweighted = grouped_matmul((dout,), (down,), transpose=True, **options)
+    scaled, da, db, dweight = _through_swiglu(a, b, order.weight[:, None], unweighted)
     # Weights are applied in float32 and rounded once, as the rows are.
-    dx = _to_tokens(product(da, gate) + product(db, up), order, None).astype(x.dtype)
-    grads = outer(rows, da), outer(rows, db), outer(scaled, dout)
+    drows = grouped_matmul((da, db), (gate, up), transpose=True, **options)
+    dx = _to_tokens(drows, order, None).astype(x.dtype)
+    grads = *grouped_outer(rows, (da, db), **options), *grouped_outer(scaled, (dout,), **options)
     return dx, _take(dweight, order.place).reshape(weights.shape), None, *grads
 
 
@@ -111,13 +113,18 @@ _sorted.defvjp(_forward, _backward)
 
 
 def _through_swiglu(a, b, weight, dhidden):
-    """The weighted hidden units, and the gradients of both pre-activations, in a's type."""
+    """The weighted hidden units and the gradients of both pre-activations, in a's type.
+
+    Last, in float32, each row's gradient of its weight.
+    """
     dtype = a.dtype
     a, b, dhidden = (v.astype(jnp.float32) for v in (a, b, dhidden))
     sigmoid = jax.nn.sigmoid(a)
+    hidden = a * sigmoid * b
     da = weight * dhidden * b * (sigmoid * (1 + a * (1 - sigmoid)))
     db = weight * dhidden * a * sigmoid
-    return tuple(v.astype(dtype) for v in (weight * a * sigmoid * b, da, db))
+    arrays = (v.astype(dtype) for v in (weight * hidden, da, db))
+    return *arrays, (dhidden * hidden).sum(-1)
 
 
 def _to_tokens(rows, order, weights):

@@ -2,10 +2,15 @@
 
 | implementation | picked when |
 |---|---|
-| mosaic | 16-bit numbers on a Hopper GPU, both widths multiples of 64: jax's kernels |
+| mosaic | 16-bit numbers on a Hopper GPU, both widths multiples of 8: kernels of our own |
 | ragged_dot | on TPUs; CPUs and GPUs multiply by all experts and mask, so there it is an oracle |
 | reference | never: a loop over experts, the oracle |
+
+Rows behind the last expert's are anything in the results, and nothing reads them.
 """
+
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +20,9 @@ from pangu_jax.core.errors import InputError
 
 IMPLEMENTATIONS = ("mosaic", "ragged_dot", "reference")
 
-MULTIPLE = 64  # of widths: what a tensor core reads from a row of shared memory at once
+MULTIPLE = 8  # of widths: the copy engine's strides are multiples of 16 bytes
+ALIGNMENTS = (64, 128)  # rows of the Mosaic kernels' tiles
+ROOMY = 96  # rows an expert from which tiles of 128 rows waste fewer products than time
 
 
 def has_kernel(dtype: jnp.dtype, *widths: int) -> bool:
@@ -23,76 +30,153 @@ def has_kernel(dtype: jnp.dtype, *widths: int) -> bool:
     return jnp.dtype(dtype).itemsize == 2 and all(width % MULTIPLE == 0 for width in widths)
 
 
-def filled_up(width: int) -> int:
-    """The next width that the Mosaic kernels take."""
-    return -(-width // MULTIPLE) * MULTIPLE
+def alignment(impl: str, rows: int, experts: int) -> int:
+    """What every expert's rows should be filled up to a multiple of.
+
+    Args:
+      impl: a name of the module's table.
+      rows: how many rows there are for all experts.
+      experts: E.
+    """
+    if impl != "mosaic":
+        return 1
+    return ALIGNMENTS[rows >= ROOMY * experts]
 
 
 def grouped_matmul(
-    rows: jax.Array,
-    kernels: jax.Array,
+    lefts: Sequence[jax.Array],
+    kernels: Sequence[jax.Array],
     counts: jax.Array,
     *,
+    align: int = 1,
     transpose: bool = False,
     impl: str,
 ) -> jax.Array:
-    """Every row times its expert's kernel.
+    """Every row times its expert's kernel, summed over pairs of rows and kernels.
 
     Args:
-      rows: [R, D], the first `counts[0]` rows are of expert 0, and so on.
-      kernels: [E, D, F], or with `transpose` [E, F, D].
-      counts: int32 [E]; they sum to R.
+      lefts: arrays [R, D], all sorted alike: the first `counts[0]` rows are of expert 0, and so on.
+      kernels: as many arrays [E, D, F], or with `transpose` [E, F, D].
+      counts: int32 [E]; they sum to R or less.
+      align: what `counts` are multiples of; see `alignment`.
       transpose: whether the kernels' last axis is the one to sum over.
       impl: a name of the module's table.
 
     Returns:
-      [R, F] in the type of `rows`, added up in float32.
+      [R, F] in the type of `lefts`, added up in float32.
 
     Raises:
       InputError: an unknown `impl`, or one that cannot multiply these arrays.
     """
-    _check(impl, rows, kernels.shape[1:])
+    _check(impl, lefts[0], kernels[0].shape[1:], align)
     if impl == "mosaic":
         from pangu_jax.ops.kernels import grouped_matmul_mosaic
 
-        return grouped_matmul_mosaic.matmul(rows, kernels, counts, transpose=transpose)
-    kernels = kernels.swapaxes(1, 2) if transpose else kernels
-    if impl == "ragged_dot":
-        return jax.lax.ragged_dot(rows, kernels, counts)
-    y = jnp.zeros((rows.shape[0], kernels.shape[2]), jnp.float32)
-    for kernel, own in zip(kernels, _owned(counts, rows.shape[0]), strict=True):
-        y = jnp.where(own[:, None], jnp.matmul(rows, kernel, preferred_element_type=jnp.float32), y)
-    return y.astype(rows.dtype)
+        return grouped_matmul_mosaic.matmul(
+            lefts, kernels, counts, rows=align, transpose=transpose
+        )
+    kernels = [kernel.swapaxes(1, 2) if transpose else kernel for kernel in kernels]
+    product = _ragged if impl == "ragged_dot" else _reference
+    total = sum(product(a, kernel, counts) for a, kernel in zip(lefts, kernels, strict=True))
+    return total.astype(lefts[0].dtype)
 
 
-def grouped_outer(left: jax.Array, right: jax.Array, counts: jax.Array, *, impl: str) -> jax.Array:
-    """The sum over each expert's rows of their outer products: the gradient of kernels.
+def grouped_swiglu(
+    left: jax.Array,
+    gate: jax.Array,
+    up: jax.Array,
+    counts: jax.Array,
+    *,
+    align: int = 1,
+    keep: bool = True,
+    impl: str,
+) -> tuple[jax.Array, ...]:
+    """The hidden units of SwiGLU experts: silu(a) * b, of a = left @ gate and b = left @ up.
 
     Args:
       left: [R, D], sorted as in `grouped_matmul`.
-      right: [R, F], in the type of `left`.
-      counts: int32 [E]; they sum to R.
+      gate: [E, D, F].
+      up: [E, D, F].
+      counts: as in `grouped_matmul`.
+      align: as in `grouped_matmul`.
+      keep: whether a and b are wanted, too.
       impl: a name of the module's table.
 
     Returns:
-      [E, D, F] in the type of `left`, added up in float32; zeros for an expert without rows.
+      silu(a) * b, and with `keep` a and b: each [R, F] in the type of `left`.
 
     Raises:
-      InputError: an unknown `impl`, or one that cannot multiply these arrays.
+      InputError: as in `grouped_matmul`.
+
+    Source: arXiv 2002.05202, section 2.
     """
-    _check(impl, left, right.shape[1:])
+    _check(impl, left, gate.shape[1:], align)
     if impl == "mosaic":
         from pangu_jax.ops.kernels import grouped_matmul_mosaic
 
-        return grouped_matmul_mosaic.outer(left, right, counts)
-    if impl == "ragged_dot":
-        over_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-        return jax.lax.ragged_dot_general(left, right, counts, over_rows)
+        return grouped_matmul_mosaic.swiglu(left, gate, up, counts, rows=align, keep=keep)
+    product = _ragged if impl == "ragged_dot" else _reference
+    a, b = product(left, gate, counts), product(left, up, counts)
+    values = (jax.nn.silu(a) * b, a, b)[: 3 if keep else 1]
+    return tuple(value.astype(left.dtype) for value in values)
+
+
+def grouped_outer(
+    left: jax.Array,
+    rights: Sequence[jax.Array],
+    counts: jax.Array,
+    *,
+    align: int = 1,
+    impl: str,
+) -> tuple[jax.Array, ...]:
+    """Sums over each expert's rows of their outer products: the gradients of kernels.
+
+    Args:
+      left: [R, D], sorted as in `grouped_matmul`.
+      rights: arrays [R, F], in the type of `left`.
+      counts: as in `grouped_matmul`.
+      align: as in `grouped_matmul`.
+      impl: a name of the module's table.
+
+    Returns:
+      For each of `rights` [E, D, F] in the type of `left`, added up in float32; zeros for an expert
+      without rows.
+
+    Raises:
+      InputError: as in `grouped_matmul`.
+    """
+    _check(impl, left, (rights[0].shape[1],), align)
+    if impl == "mosaic":
+        from pangu_jax.ops.kernels import grouped_matmul_mosaic
+
+        return grouped_matmul_mosaic.outer(left, rights, counts)
+    product = _ragged_outer if impl == "ragged_dot" else _reference_outer
+    return tuple(product(left, right, counts).astype(left.dtype) for right in rights)
+
+
+_ragged = partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
+
+
+def _reference(left, kernels, counts):
+    y = jnp.zeros((left.shape[0], kernels.shape[2]), jnp.float32)
+    for kernel, own in zip(kernels, _owned(counts, left.shape[0]), strict=True):
+        y = jnp.where(own[:, None], jnp.matmul(left, kernel, preferred_element_type=jnp.float32), y)
+    return y
+
+
+def _ragged_outer(left, right, counts):
+    over_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
+    return jax.lax.ragged_dot_general(
+        left, right, counts, over_rows, preferred_element_type=jnp.float32
+    )
+
+
+def _reference_outer(left, right, counts):
     products = [
         jnp.matmul((left * own[:, None]).T, right, preferred_element_type=jnp.float32)
         for own in _owned(counts, left.shape[0])
     ]
-    return jnp.stack(products).astype(left.dtype)
+    return jnp.stack(products)
 
 
 def _owned(counts: jax.Array, rows: int) -> jax.Array:
@@ -102,10 +186,17 @@ def _owned(counts: jax.Array, rows: int) -> jax.Array:
     return (at >= (ends - counts)[:, None]) & (at < ends[:, None])
 
 
-def _check(impl: str, rows: jax.Array, widths: tuple[int, ...]) -> None:
-    check_choice("impl of grouped_matmul", impl, IMPLEMENTATIONS)
-    if impl == "mosaic" and not has_kernel(rows.dtype, rows.shape[1], *widths):
+def _check(impl: str, left: jax.Array, widths: tuple[int, ...], align: int) -> None:
+    check_choice("impl of grouped products", impl, IMPLEMENTATIONS)
+    if impl != "mosaic":
+        return
+    if not has_kernel(left.dtype, left.shape[1], *widths):
         raise InputError(
             f"the kernels for grouped products take 16-bit numbers of widths that are multiples "
-            f"of {MULTIPLE}, got {rows.dtype} of widths {(rows.shape[1], *widths)}"
+            f"of {MULTIPLE}, got {left.dtype} of widths {(left.shape[1], *widths)}"
+        )
+    if align not in ALIGNMENTS or left.shape[0] % align:
+        raise InputError(
+            f"the kernels for grouped products take rows in multiples of 64 or 128 for each "
+            f"expert, got align {align} and {left.shape[0]} rows"
         )

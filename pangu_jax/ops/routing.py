@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import chip
+from pangu_jax.ops.split_matmul import split_matmul
 
 
 def group_topk(
@@ -70,19 +73,22 @@ def router_weights(
 
     Source: arXiv 2505.21411, equations 5-7; the scale is that of the released model's code.
     """
-    logits = jnp.einsum(
-        "td,dge->tge",
-        x.astype(jnp.float32),
-        kernel.astype(jnp.float32),
-        precision=jax.lax.Precision.HIGHEST,
-    )
-    probs = jax.nn.softmax(logits, axis=(1, 2))
+    probs = jax.nn.softmax(_logits(x, kernel.astype(jnp.float32)), axis=(1, 2))
     weights, ids = group_topk(probs, k, vote_keep=vote_keep, mask=mask)
     if renormalize:
         weights = weights / weights.sum((1, 2), keepdims=True)
     if scale is not None:
         weights = weights * _pick(scale.astype(jnp.float32), ids)
     return weights, ids, probs
+
+
+def _logits(x, kernel):
+    """x @ kernel at full precision: [T, G, E/G]."""
+    if x.dtype == jnp.bfloat16 and chip() in ("gpu", "hopper"):  # which multiply float32 slowly
+        flat = split_matmul(x, rearrange(kernel, "d g e -> d (g e)"))
+        return rearrange(flat, "t (g e) -> t g e", g=kernel.shape[1])
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("td,dge->tge", x.astype(jnp.float32), kernel, precision=precision)
 
 
 def _voted(scores, keep, mask):

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from pangu_jax.core.errors import InputError
 from pangu_jax.ops import expert_block
 from pangu_jax.ops.expert_mlp import choose, expert_mlp
-from pangu_jax.ops.expert_sorted import filled, sorted_experts
+from pangu_jax.ops.expert_sorted import sort_pairs
 
 G, SIZE, K, D, F = 2, 4, 2, 6, 5
 
@@ -242,24 +242,22 @@ def test_kernels_trace_under_vmap_as_several_seeds_need_it():
     assert jax.eval_shape(form, *many).shape == (2, 24, 64)
 
 
-def test_experts_are_filled_up_to_what_the_kernels_take():
-    x, ids, weights, *kernels = draw(24, sizes=(2, 4, 1, 64, 56), dtype=jnp.bfloat16)
-    assert [k.shape[2:] for k in filled(*kernels)] == [(64, 64), (64, 64), (64, 64)]
-    assert filled(*filled(*kernels))[0].shape == (2, 4, 64, 64)
-    run = jax.eval_shape(partial(expert_mlp, impl="grouped"), x, ids, weights, *kernels)
-    assert run.shape == (24, 64)
-    x, ids, weights, *kernels = draw(24, sizes=(2, 4, 1, 6, 5))
-
-    def form(*arrays, fill):
-        own = filled(*arrays[3:]) if fill else arrays[3:]
-        return sorted_experts(*arrays[:3], *own, impl="ragged_dot")
-
-    got, want = (
-        jax.jit(with_gradients(partial(form, fill=fill), x))(x, ids, weights, *kernels)
-        for fill in (True, False)
-    )
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+@pytest.mark.parametrize("align", [1, 4, 64])
+@pytest.mark.parametrize(("tokens", "case"), [(1, "random"), (13, "one expert"), (40, "random")])
+def test_every_expert_s_rows_begin_at_a_multiple(tokens, case, align):
+    _, ids, weights, *_ = draw(tokens, case)
+    order = jax.jit(sort_pairs, static_argnums=(2, 3))(ids, weights, SIZE, align)
+    counts = np.bincount((ids + np.arange(G)[:, None] * SIZE).ravel(), minlength=G * SIZE)
+    filled = -(-counts // align) * align
+    assert (order.counts == filled).all() and filled.sum() <= len(order.token)
+    begins = np.cumsum(filled) - filled
+    used = np.zeros(len(order.token), bool)
+    for (t, g, k), e in np.ndenumerate(ids):
+        row, expert = int(order.place[t, g * K + k]), g * SIZE + e
+        assert begins[expert] <= row < begins[expert] + counts[expert] and not used[row]
+        assert order.token[row] == t and order.weight[row] == weights[t, g, k]
+        used[row] = True
+    assert (np.asarray(order.weight)[~used] == 0).all()
 
 
 def test_the_rule_reads_platform_and_shape():

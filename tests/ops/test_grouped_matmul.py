@@ -8,51 +8,125 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.ops.grouped_matmul import grouped_matmul, grouped_outer, has_kernel
+from pangu_jax.ops.grouped_matmul import (
+    alignment,
+    grouped_matmul,
+    grouped_outer,
+    grouped_swiglu,
+    has_kernel,
+)
+from pangu_jax.ops.kernels import grouped_matmul_mosaic as kernels_of_ours
 
 R, E, D, F = 13, 4, 6, 5
-COUNTS = {"mixed": [3, 0, 9, 1], "one": [0, 13, 0, 0], "ends empty": [0, 6, 7, 0]}
+COUNTS = {"mixed": [3, 0, 9, 1], "one": [0, 13, 0, 0], "ends empty": [0, 6, 4, 0]}
+
+
+def draw(rows, experts, width, hidden, dtype=np.float32):
+    """Two arrays of rows of either width, and two kernels."""
+    rng = np.random.default_rng(rows)
+    shapes = [(rows, width)] * 2 + [(rows, hidden)] * 2 + [(experts, width, hidden)] * 2
+    return tuple(jnp.asarray(rng.normal(size=s) / 4, dtype) for s in shapes)
+
+
+def products(left, other, right, second, gate, up, counts, **options):
+    """Every product of sorted rows, one after the other."""
+    summed = partial(grouped_matmul, (left, other), counts=counts, **options)
+    return (
+        *grouped_swiglu(left, gate, up, counts, **options),
+        summed((gate, up)),
+        grouped_matmul((right,), (gate,), counts, transpose=True, **options),
+        *grouped_outer(left, (right, second), counts, **options),
+    )
+
+
+def naive(left, other, right, second, gate, up, counts):
+    """The same, row by row in float64; rows behind the last expert's are missing."""
+    left, other, right, second, gate, up = (
+        np.asarray(v, np.float64) for v in (left, other, right, second, gate, up)
+    )
+    expert = np.repeat(np.arange(len(counts)), counts)
+    a, b, summed, back = [], [], [], []
+    outer = np.zeros((2, *gate.shape))
+    for r, e in enumerate(expert):
+        a.append(left[r] @ gate[e])
+        b.append(left[r] @ up[e])
+        summed.append(a[-1] + other[r] @ up[e])
+        back.append(gate[e] @ right[r])
+        outer[0, e] += np.outer(left[r], right[r])
+        outer[1, e] += np.outer(left[r], second[r])
+    a, b = np.stack(a), np.stack(b)
+    return a / (1 + np.exp(-a)) * b, a, b, np.stack(summed), np.stack(back), *outer
 
 
 @pytest.fixture(scope="module")
-def arrays():
-    rng = np.random.default_rng(0)
-    return tuple(rng.normal(size=shape).astype(np.float32) for shape in ((R, D), (R, F), (E, D, F)))
-
-
-@pytest.fixture(scope="module")
-def products():
+def compiled():
     """Every implementation that runs here, compiled once."""
-
-    def run(left, right, kernels, counts, impl):
-        turned = kernels.swapaxes(1, 2)
-        return (
-            grouped_matmul(left, kernels, counts, impl=impl),
-            grouped_matmul(left, turned, counts, transpose=True, impl=impl),
-            grouped_outer(left, right, counts, impl=impl),
-        )
-
-    return {impl: jax.jit(partial(run, impl=impl)) for impl in ("ragged_dot", "reference")}
+    return {impl: jax.jit(partial(products, impl=impl)) for impl in ("ragged_dot", "reference")}
 
 
 @pytest.mark.parametrize("case", COUNTS)
 @pytest.mark.parametrize("impl", ["ragged_dot", "reference"])
-def test_products_equal_a_loop_over_rows(impl, case, arrays, products):
-    left, right, kernels = arrays
-    expert = np.repeat(np.arange(E), COUNTS[case])
-    plain = np.stack([left[r] @ kernels[e] for r, e in enumerate(expert)])
-    outer = np.zeros((E, D, F))
-    for r, e in enumerate(expert):
-        outer[e] += np.outer(left[r], right[r])
-    got = products[impl](left, right, kernels, jnp.asarray(COUNTS[case], jnp.int32))
-    for a, b in zip(got, (plain, plain, outer), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+def test_products_equal_a_loop_over_rows(impl, case, compiled):
+    arrays = draw(R, E, D, F)
+    got = compiled[impl](*arrays, jnp.asarray(COUNTS[case], jnp.int32))
+    for a, b in zip(got, naive(*arrays, COUNTS[case]), strict=True):
+        np.testing.assert_allclose(a[: len(b)], b, atol=1e-5)
 
 
-def test_kernels_are_for_16_bit_numbers_of_whole_lines():
-    assert has_kernel(jnp.bfloat16, 5120, 1344) and has_kernel(jnp.float16, 64)
+def interpreted(monkeypatch):
+    """The kernels as functions of one block of threads, on any machine."""
+    monkeypatch.setattr(kernels_of_ours, "MULTIPROCESSORS", 2)
+    for name in ("matmul", "swiglu", "outer"):
+        run = partial(getattr(kernels_of_ours, name), interpret=True)
+        monkeypatch.setattr(kernels_of_ours, name, run)
+
+
+@pytest.mark.parametrize(
+    ("align", "counts", "widths"),
+    [
+        (64, [64, 0, 128], (72, 264)),  # edges: beyond them, zeros are read and nothing is written
+        pytest.param(128, [128, 0, 128], (96, 160), marks=pytest.mark.slow),
+        pytest.param(128, [0, 384, 0], (136, 512), marks=pytest.mark.slow),
+        pytest.param(64, [0, 0, 64], (8, 16), marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_equal_a_loop_over_rows(align, counts, widths, monkeypatch):
+    """The interpreter fills memory that nobody wrote with NaN."""
+    interpreted(monkeypatch)
+    rows = sum(counts) + align  # the last ones are nobody's
+    arrays = draw(rows, len(counts), *widths, dtype=jnp.bfloat16)
+    got = products(*arrays, jnp.asarray(counts, jnp.int32), align=align, impl="mosaic")
+    for a, b in zip(got, naive(*arrays, counts), strict=True):
+        a = np.asarray(a, np.float64)[: len(b)]
+        assert np.linalg.norm(a - b) < 3e-3 * np.linalg.norm(b)
+        empty = np.array(counts) == 0
+        if len(b) == len(counts):
+            assert not a[empty].any()
+
+
+@pytest.mark.parametrize("align", [64, 128])
+def test_kernels_lower_for_their_chip(align):
+    """To the chip's own calls; no chip is needed for that."""
+    arrays = draw(256, 3, 72, 264, dtype=jnp.bfloat16)
+    exported = jax.export.export(
+        jax.jit(partial(products, align=align, impl="mosaic")),
+        platforms=["cuda"],
+        disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("mosaic_gpu_v2")],
+    )(*arrays, jnp.zeros(3, jnp.int32))
+    assert exported.mlir_module().count("@mosaic_gpu_v2") == 4
+
+
+def test_kernels_take_16_bit_numbers_in_whole_tiles():
+    assert has_kernel(jnp.bfloat16, 5120, 1344) and has_kernel(jnp.float16, 8)
     assert not has_kernel(jnp.float32, 5120, 1344) and not has_kernel(jnp.bfloat16, 5120, 1350)
-    counts = jnp.asarray([R, 0, 0, 0], jnp.int32)
-    for impl, words in (("mosaic", "take 16-bit numbers"), ("fast", "impl of grouped_matmul")):
+    assert alignment("mosaic", 96 * 64, 64) == 128 and alignment("mosaic", 95 * 64, 64) == 64
+    assert alignment("ragged_dot", 131072, 64) == 1
+    arrays = draw(R, E, D, F)
+    bad = [
+        ({"impl": "mosaic"}, arrays, "take 16-bit numbers"),
+        ({"impl": "fast"}, arrays, "impl of grouped products"),
+        ({"impl": "mosaic", "align": 64}, draw(70, E, 8, 8, jnp.bfloat16), "multiples of 64"),
+    ]
+    for options, given, words in bad:
         with pytest.raises(InputError, match=words):
-            grouped_matmul(jnp.ones((R, D)), jnp.ones((E, D, F)), counts, impl=impl)
+            products(*given, jnp.asarray([R, 0, 0, 0], jnp.int32), **options)
