@@ -143,6 +143,7 @@ def _train(run: Run, seed: int, out: Path, texts: list[str]) -> None:
         loop=LoopConfig(experiment.steps, seed=seed, checkpoint_every=experiment.steps),
         params=params,
         optimizer=OptimizerConfig(learning_rate=experiment.learning_rate),
+        documents=source.most_documents,
         how=How(dtype=experiment.dtype),
         label=out.name,
     )

@@ -158,6 +158,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         optimizer=experiment.optimizer,
         label=folder.name,
         aux_weight=experiment.aux_weight,
+        documents=source.most_documents,
         how=how,
     )
     seconds = time.monotonic() - began

@@ -164,7 +164,9 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
 
     with stoppable():
         state = train(
-            language_loss(cfg, aux_weight=options.aux_weight, how=how),
+            language_loss(
+                cfg, aux_weight=options.aux_weight, documents=source.most_documents, how=how
+            ),
             decoder.spec(cfg),
             lambda step: batches(
                 source,

@@ -222,7 +222,7 @@ def apply_run(
         )
         return x, stats
 
-    return scan_layers(body, x, params, policy=how.remat, unroll=how.unroll)
+    return scan_layers(body, x, params, policy=how.remat, unroll=how.unroll or 1)
 
 
 def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:

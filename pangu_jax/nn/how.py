@@ -10,6 +10,7 @@ from flax.core import FrozenDict
 
 from pangu_jax.core.config import check_choice, check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.platform import chip
 from pangu_jax.nn.stack import check_remat
 from pangu_jax.ops import attention, cache_write, deform_sample, expert_mlp, selective_scan
 from pangu_jax.sharding.layout import Layout
@@ -37,7 +38,7 @@ class How:
       remat: what a backward pass recomputes of each layer: None (nothing), "full" or "dots".
       dtype: type of the activations; None takes the parameters'.
       unroll: layers that one turn of the loop over a run of equal layers applies: more takes longer
-        to compile, and as many as there are leaves no loop.
+        to compile, and as many as there are leaves no loop. None is 1, but see `in_training`.
 
     Raises:
       InputError: an unknown operator, implementation, policy or type, or no layer a turn.
@@ -47,7 +48,7 @@ class How:
     impl: Mapping[str, str] | None = None
     remat: str | None = None
     dtype: Any = None
-    unroll: int = 1
+    unroll: int | None = None
 
     def __post_init__(self):
         if self.layout is not None and not isinstance(self.layout, Layout):
@@ -61,7 +62,8 @@ class How:
             check_choice("an operator in impl", operator, OPERATORS)
             check_choice(f"impl of {operator}", name, OPERATORS[operator])
         check_remat(self.remat)
-        check_size("unroll", self.unroll)
+        if self.unroll is not None:
+            check_size("unroll", self.unroll)
         object.__setattr__(self, "impl", FrozenDict(self.impl or {}))
         if self.dtype is not None:
             object.__setattr__(self, "dtype", _float(self.dtype))
@@ -69,6 +71,19 @@ class How:
     def implementation(self, operator: str) -> str | None:
         """The requested implementation of an operator; None lets the operator choose."""
         return self.impl.get(operator)
+
+
+# Layers that a training step on a GPU applies in a row. A loop over layers reads and writes their
+# parameters, gradients and kept activations through slices of stacked arrays: without it the step
+# of a model of Qwen3-0.6B's shape takes 11 % less time, and 30 s to compile in place of 7.
+UNROLLED = 64
+
+
+def in_training(how: How) -> How:
+    """How a training step is computed: on GPUs without a loop over layers, unless it says so."""
+    if how.unroll is None and chip() in ("gpu", "hopper"):
+        return dataclasses.replace(how, unroll=UNROLLED)
+    return how
 
 
 def _float(dtype: Any) -> np.dtype:

@@ -8,7 +8,7 @@ said through segments and positions.
 | implementation | picked when |
 |---|---|
 | cudnn | GPU, bfloat16 or float16, head size a multiple of 8 up to 128, no soft-cap |
-| cudnn_packed | the same on Hopper GPUs, causal without a window, where documents are `Packed` |
+| cudnn_packed | the same on Hopper GPUs, causal, no window, `Packed` documents of some length |
 | reference | everywhere else; the oracle, and the form that exports |
 """
 
@@ -21,6 +21,8 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import chip
 from pangu_jax.ops.packed import Packed, packed_mask
 from pangu_jax.ops.soft_cap import soft_cap
+
+SHORT = 32  # tokens a document at the least: of more and shorter ones, a mask is faster
 
 EXPORT = "reference"  # the form that lowers everywhere, from any machine
 
@@ -71,7 +73,8 @@ def attention(
     packed = isinstance(mask, Packed)
     if packed and not causal:
         raise InputError("attention over packed rows is causal")
-    name = choose(chip(), query, softcap, packed, window) if impl is None else impl
+    roomy = packed and mask.starts.shape[-1] * SHORT <= query.shape[1]
+    name = choose(chip(), query, softcap, roomy, window) if impl is None else impl
     check_choice("impl of attention", name, IMPLEMENTATIONS)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if not packed or name == "cudnn_packed":

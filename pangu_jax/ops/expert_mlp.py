@@ -103,13 +103,13 @@ def choose(platform: str, tokens: int, k: int, experts: int, fits: bool = True) 
       experts: E/G, experts in each group.
       fits: whether the kernels for grouped products take arrays of this type and these widths.
     """
+    if platform == "hopper" and fits:
+        return "grouped"
     limits = LIMITS.get(platform, LIMITS["gpu"])
     if tokens * k < limits.gather * experts:
         return "gather"
     if tokens <= limits.dense:
         return "dense"
-    if platform == "hopper" and fits:
-        return "grouped"
     return "ragged" if platform == "tpu" else "block"
 
 

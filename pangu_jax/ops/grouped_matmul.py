@@ -2,7 +2,7 @@
 
 | implementation | picked when |
 |---|---|
-| mosaic | 16-bit numbers on a Hopper GPU, both widths multiples of 8: kernels of our own |
+| mosaic | 16-bit numbers on a Hopper GPU, both widths multiples of 16: kernels of our own |
 | ragged_dot | on TPUs; CPUs and GPUs multiply by all experts and mask, so there it is an oracle |
 | reference | never: a loop over experts, the oracle |
 
@@ -20,7 +20,7 @@ from pangu_jax.core.errors import InputError
 
 IMPLEMENTATIONS = ("mosaic", "ragged_dot", "reference")
 
-MULTIPLE = 8  # of widths: the copy engine's strides are multiples of 16 bytes
+MULTIPLE = 16  # of widths: what the kernels' layouts of shared memory ask for
 ALIGNMENTS = (64, 128)  # rows of the Mosaic kernels' tiles
 ROOMY = 96  # rows an expert from which tiles of 128 rows waste fewer products than time
 
@@ -72,9 +72,7 @@ def grouped_matmul(
     if impl == "mosaic":
         from pangu_jax.ops.kernels import grouped_matmul_mosaic
 
-        return grouped_matmul_mosaic.matmul(
-            lefts, kernels, counts, rows=align, transpose=transpose
-        )
+        return grouped_matmul_mosaic.matmul(lefts, kernels, counts, rows=align, transpose=transpose)
     kernels = [kernel.swapaxes(1, 2) if transpose else kernel for kernel in kernels]
     product = _ragged if impl == "ragged_dot" else _reference
     total = sum(product(a, kernel, counts) for a, kernel in zip(lefts, kernels, strict=True))

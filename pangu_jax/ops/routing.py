@@ -1,7 +1,10 @@
 """Routing: the top experts within each group, weighted by one global softmax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from pangu_jax.core.errors import InputError
@@ -39,7 +42,21 @@ def group_topk(
         if not k <= vote_keep <= size:
             raise InputError(f"vote_keep is {vote_keep}; it must be {k} (k) to {size} (a group)")
         scores = jnp.where(_voted(scores, vote_keep, mask), scores, -jnp.inf)
-    return jax.lax.top_k(scores, k)
+    return _best(k, scores)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _best(k, scores):
+    return tuple(jax.lax.top_k(scores, k))  # a list in some versions of jax
+
+
+@_best.defjvp
+def _best_tangent(k, primals, tangents):
+    # By a masked sum, whose transpose is one, too; that of a look-up scatters.
+    best, ids = _best(k, *primals)
+    chosen = ids[..., None] == jnp.arange(primals[0].shape[-1], dtype=ids.dtype)
+    slope = jnp.where(chosen, tangents[0][..., None, :], 0).sum(-1)
+    return (best, ids), (slope, np.zeros(ids.shape, jax.dtypes.float0))
 
 
 def router_weights(
@@ -83,7 +100,7 @@ def router_weights(
 
 
 def _logits(x, kernel):
-    """x @ kernel at full precision: [T, G, E/G]."""
+    """The products at full precision: [T, G, E/G]."""
     if x.dtype == jnp.bfloat16 and chip() in ("gpu", "hopper"):  # which multiply float32 slowly
         flat = split_matmul(x, rearrange(kernel, "d g e -> d (g e)"))
         return rearrange(flat, "t (g e) -> t g e", g=kernel.shape[1])

@@ -142,6 +142,7 @@ def open_base(
             loop=LoopConfig(experiment.steps, checkpoint_every=500, keep=1),
             optimizer=experiment.optimizer,
             label="base",
+            documents=source.most_documents,
             how=experiment.how,
         )
     return Base(experiment, folder, params, cfg, tokenizer, source, kept)

@@ -9,7 +9,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.losses.distill import hidden_state_loss, logit_kl
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
-from pangu_jax.nn.how import HOW, How
+from pangu_jax.nn.how import HOW, How, in_training
 from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.step import Loss
 
@@ -61,6 +61,8 @@ def distill_loss(
             f"{teacher_cfg.width} channels the student kept (plan.json)"
         )
     channels = None if hidden is None else np.asarray(hidden)
+
+    how = in_training(how)
 
     def loss(params, teacher, batch, key):
         inputs = {"positions": batch["positions"], "segments": batch["segments"]}

@@ -14,7 +14,7 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.losses.balance import load_balancing_loss
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder, registry, transformer
-from pangu_jax.nn.how import HOW, How
+from pangu_jax.nn.how import HOW, How, in_training
 from pangu_jax.sharding.launch import first_process
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
@@ -46,6 +46,7 @@ def language_loss(
       loss(params, None, batch, key) -> (sum in nats, tokens, {"nats", "aux"}); the batch has
       tokens, labels, weights, segments and positions, each [B, T].
     """
+    how = in_training(how)
 
     def loss(params, frozen, batch, key):
         del frozen

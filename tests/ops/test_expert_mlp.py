@@ -264,7 +264,8 @@ def test_the_rule_reads_platform_and_shape():
     assert choose("gpu", 1, 1, 8) == choose("gpu", 7, 1, 8) == "gather"
     assert choose("gpu", 8, 1, 8) == choose("gpu", 256, 1, 8) == "dense"
     assert choose("gpu", 257, 1, 8) == "block" and choose("tpu", 257, 1, 8) == "ragged"
-    assert choose("hopper", 256, 1, 8) == "dense" and choose("hopper", 257, 1, 8) == "grouped"
+    assert choose("hopper", 1, 1, 8) == choose("hopper", 257, 1, 8) == "grouped"
+    assert choose("hopper", 1, 1, 8, fits=False) == "gather"
     assert choose("hopper", 257, 1, 8, fits=False) == "block"
     assert choose("cpu", 1, 8, 64) == "gather" and choose("cpu", 64, 1, 8) == "block"
 

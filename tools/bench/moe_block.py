@@ -5,8 +5,8 @@
 The block has Pangu Pro MoE's size: width 5120, 64 experts of width 1344 in 8 groups, one of each;
 the shared expert is left out on both sides. The peer is transformers' Qwen3-MoE block of the same
 size with torch's grouped products, ordinary top-8 routing, weights and inputs drawn likewise.
-`--skew X` makes the first expert of every group the likelier the larger X is; the load that comes
-of it is not printed.
+`--skew X` makes the first expert of every group the likelier the larger X is; the busiest expert's
+share, over the mean, is printed with the times.
 
 Prints milliseconds (median), TFLOP/s of the chosen experts alone, and the ratio to the peer. Before
 it times anything it compares the implementation with the reference at a small size: values and all
@@ -84,10 +84,12 @@ def ours(tokens, options):
         jnp.bfloat16
     )
     rows, wait = [], jax.block_until_ready
+    load = jax.jit(lambda params, x: moe(params, x, cfg=CFG)[1].load)(params, x)
     for impl in options.impl:
         forward = jax.jit(partial(block, impl=impl))
         gradient = jax.jit(partial(both, impl=impl))
         found = {"name": f"pangu_jax {impl or 'as chosen'}", "tokens": tokens}
+        found["load"] = float(load.max() / load.mean())
         found["forward"] = seconds(partial(forward, params, x), wait, options.repeats)
         if tokens >= options.least:
             found["both"] = seconds(partial(gradient, params, x, x), wait, options.repeats)
@@ -204,7 +206,8 @@ def main():
                     if "both" in row
                     else ""
                 )
-                + (f"  x{found[0]['forward'] / row['forward']:.2f}" if options.peer else ""),
+                + (f"  x{found[0]['forward'] / row['forward']:.2f}" if options.peer else "")
+                + (f"  load {row['load']:.2f}" if "load" in row else ""),
                 flush=True,
             )
         rows += found

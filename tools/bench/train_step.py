@@ -163,7 +163,7 @@ def main():
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--remat", choices=["full", "dots"])
     parser.add_argument("--chunk", type=int, default=CHUNK, help="tokens whose logits are held")
-    parser.add_argument("--unroll", type=int, default=1)
+    parser.add_argument("--unroll", type=int, help="layers in a row; all where not given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--impl", nargs="*", default=[], metavar="OPERATOR=NAME")

@@ -1,7 +1,7 @@
 """Grouped matrix products on Hopper GPUs, through Pallas' Mosaic back end.
 
-Rows are sorted by expert, and every expert's rows begin at a multiple of a tile's rows. So a tile of
-the result belongs to one expert, and nothing has to be masked. What an edge tile reads beyond an
+Rows are sorted by expert, and every expert's rows begin at a multiple of a tile's rows. So a tile
+of the result belongs to one expert, and nothing has to be masked. What an edge tile reads beyond an
 array is zeros, and what it writes there is dropped: the copy engine does both.
 
 A multiprocessor computes one tile after another. Of its three groups of 128 threads one fetches
@@ -29,7 +29,8 @@ MULTIPROCESSORS = 132  # of an H100 or H200; where there are fewer, some blocks 
 MULTIPLYING = 2  # groups of threads
 ROWS = 64  # that a group of threads multiplies at once
 WRITTEN = 64  # columns that are written at once
-DEPTH = 64  # what is summed over in a step: 128 bytes, a line of a swizzle
+DEPTH = 64  # what is summed over in a step
+LINES = 64, 32, 16  # numbers in a row of a swizzle, of which all widths are multiples
 INT = jnp.int32
 
 
@@ -147,6 +148,10 @@ def _owners(counts, rows, tile_rows):
     return jnp.where(owner < counts.size, owner, -1)
 
 
+def _line(*widths):
+    return next(line for line in LINES if all(width % line == 0 for width in widths))
+
+
 def _swiglu(a, b):
     """SwiGLU of float32 pre-activations, beside them."""
     return a / (1.0 + jnp.exp(-a)) * b, a, b
@@ -158,10 +163,10 @@ def _rows(lefts, kernels, owners, tile, transpose, finish, results, interpret):
     width = tile.columns // (len(kernels) if finish else 1)
     deep, across, tiles = pl.cdiv(depth, DEPTH), pl.cdiv(columns, width), total // tile.rows
 
-    def work(index, owners, refs):
-        lefts_, kernels_ = refs[: len(lefts)], refs[len(lefts) :]
+    def work(index, table, arrays):
+        lefts_, kernels_ = arrays[: len(lefts)], arrays[len(lefts) :]
         m, n = plgpu.planar_snake(index, (tiles, across), 1, min(tile.beside, across))
-        owner, own_rows, own_columns = owners[m], pl.ds(m * tile.rows, tile.rows), n * width
+        owner, own_rows, own_columns = table[m], pl.ds(m * tile.rows, tile.rows), n * width
 
         def fetch_pair(step, left, kernels, left_smem, right_smems, barrier):
             at = pl.ds(step * DEPTH, DEPTH)
@@ -185,17 +190,16 @@ def _rows(lefts, kernels, owners, tile, transpose, finish, results, interpret):
         steps = jnp.where(owner < 0, 0, deep * len(lefts))
         return _Work(steps, owner >= 0, fetch, target)
 
-    call = _ring(
-        work,
+    plan = _Plan(
         units=tiles * across,
         tile=tile,
+        line=_line(depth, columns),
         together=len(kernels) if finish else 1,
         turned=(False, transpose),
         finish=finish,
         results=(jax.ShapeDtypeStruct((total, columns), lefts[0].dtype),) * results,
-        interpret=interpret,
     )
-    return call(owners, *lefts, *kernels)
+    return _run(plan, work, interpret)(owners, *lefts, *kernels)
 
 
 def _outer(left, rights, counts, tile, interpret):
@@ -206,11 +210,11 @@ def _outer(left, rights, counts, tile, interpret):
     ends = jnp.cumsum(counts)
     spans = jnp.stack([ends - counts, counts // DEPTH])  # first row and steps of each expert
 
-    def work(index, spans, refs):
-        left_, rights_ = refs[0], refs[1:]
+    def work(index, table, arrays):
+        left_, *rights_ = arrays
         expert, place = jax.lax.div(index, INT(down * across)), jax.lax.rem(index, down * across)
         m, n = plgpu.planar_snake(place, (down, across), 1, min(tile.beside, across))
-        first = spans[0, expert]
+        first = table[0, expert]
 
         def fetch(step, left_smem, right_smems, barrier):
             at = pl.ds(pl.multiple_of(first + step * DEPTH, DEPTH), DEPTH)
@@ -223,138 +227,101 @@ def _outer(left, rights, counts, tile, interpret):
             rows = pl.ds(m * tile.rows + row, rows)
             return result.at[expert, rows, pl.ds(n * width + column, columns)]
 
-        return _Work(spans[1, expert], True, fetch, target)
+        return _Work(table[1, expert], True, fetch, target)
 
-    call = _ring(
-        work,
+    plan = _Plan(
         units=experts * down * across,
         tile=tile,
+        line=_line(height, columns),
         together=len(rights),
         turned=(True, False),
         finish=None,
         results=(jax.ShapeDtypeStruct((experts, height, columns), left.dtype),) * len(rights),
-        interpret=interpret,
     )
-    return call(spans, left, *rights)
+    return _run(plan, work, interpret)(spans, left, *rights)
 
 
-def _ring(work, *, units, tile, together, turned, finish, results, interpret):
-    """The kernel: fetching, multiplying and writing, tile after tile.
+class _Plan(NamedTuple):
+    """What the kernel is made of.
 
-    Args:
-      work: (index, table, arrays) -> `_Work`, for the tile of that index.
+    Attributes:
       units: how many tiles there are.
       tile: how they are cut.
+      line: numbers in a row of a swizzle.
       together: products of the same left operand, summed apart.
       turned: whether the left and the right operands lie transposed in shared memory.
       finish: from these sums to what is written, None for the sums.
       results: shapes and types of the results.
-      interpret: whether to interpret the kernel.
-
-    Returns:
-      A function of the table and the arrays.
     """
-    dtype, width = results[0].dtype, tile.columns // together
-    by_rows = tile.rows > ROWS
-    own_width = width if by_rows else width // MULTIPLYING
-    left_shape = (DEPTH, tile.rows) if turned[0] else (tile.rows, DEPTH)
-    right_shape = (width, DEPTH) if turned[1] else (DEPTH, width)
+
+    units: int
+    tile: Tile
+    line: int
+    together: int
+    turned: tuple[bool, bool]
+    finish: Callable[..., Sequence[jax.Array]] | None
+    results: tuple[jax.ShapeDtypeStruct, ...]
+
+    @property
+    def width(self) -> int:
+        """Columns of a tile of one product."""
+        return self.tile.columns // self.together
+
+    @property
+    def own_width(self) -> int:
+        """Those that a group of threads multiplies."""
+        return self.width if self.tile.rows > ROWS else self.width // MULTIPLYING
+
+    def memory(self) -> dict[str, Any]:
+        """Shared memory: the ring of operands with its barriers, and a place to write from."""
+        ahead, rows, dtype = self.tile.ahead, self.tile.rows, self.results[0].dtype
+        left = (DEPTH, rows) if self.turned[0] else (rows, DEPTH)
+        right = (self.width, DEPTH) if self.turned[1] else (DEPTH, self.width)
+        # Laid out so that the tensor cores read it without conflicts.
+        layout = plgpu.TilingTransform((8, self.line)), plgpu.SwizzleTransform(2 * self.line)
+        return {
+            "left": plgpu.SMEM((ahead, *left), dtype, transforms=layout),
+            "right": plgpu.SMEM((ahead, self.together, *right), dtype, transforms=layout),
+            "out": plgpu.SMEM((MULTIPLYING, 2, ROWS, WRITTEN), dtype, transforms=layout),
+            "full": plgpu.Barrier(num_arrivals=1 + self.together, num_barriers=ahead),
+            "empty": plgpu.Barrier(num_arrivals=MULTIPLYING, num_barriers=ahead),
+        }
+
+    def each_tile(self, body: Callable[[Any, jax.Array], jax.Array]) -> jax.Array:
+        """`at = body(index, at)` for this multiprocessor's tiles; `at` counts steps over all."""
+        loop = plgpu.nd_loop(
+            (self.units,), collective_axes="multiprocessor", init_carry=jnp.int32(0)
+        )
+        return loop(lambda info, carry: body(info.index[0], carry))
+
+    def slot(self, at: jax.Array) -> jax.Array:
+        """The place in the ring of a step."""
+        return jax.lax.rem(at, INT(self.tile.ahead))
+
+
+def _run(plan: _Plan, work: Callable[..., _Work], interpret: bool) -> Callable[..., Any]:
+    """The kernel as a function of a table and the arrays.
+
+    Args:
+      plan: what it is made of.
+      work: (index, table, arrays) gives the tile of that index.
+      interpret: whether to interpret it.
+    """
 
     def body(table, *refs):
-        arrays, targets = refs[: -len(results)], refs[-len(results) :]
+        arrays, targets = refs[: -len(plan.results)], refs[-len(plan.results) :]
         me = jax.lax.axis_index("group")
-        row, column = (me * ROWS, 0) if by_rows else (0, me * own_width)
-        loop = partial(
-            plgpu.nd_loop, (units,), collective_axes="multiprocessor", init_carry=INT(0)
-        )
+        unit = partial(work, table=table, arrays=arrays)
 
-        def slot_of(step):
-            return jax.lax.rem(step, INT(tile.ahead))
+        def run(**memory):
+            pl.when(me == MULTIPLYING)(partial(_fetch_all, plan, unit, memory))
+            pl.when(me < MULTIPLYING)(partial(_multiply_all, plan, unit, memory, targets, me))
 
-        def run(left_smem, right_smem, out_smem, full, empty):
-            def fetch_tile(info, carry):
-                unit = work(info.index[0], table, arrays)
-
-                def step(k, at):
-                    slot = slot_of(at)
-                    pl.when(at >= tile.ahead)(lambda: plgpu.barrier_wait(empty.at[slot]))
-                    rights = [right_smem.at[slot, i] for i in range(together)]
-                    unit.fetch(k, left_smem.at[slot], rights, full.at[slot])
-                    return at + 1
-
-                return jax.lax.fori_loop(0, unit.steps, step, carry)
-
-            def fetch_all():
-                plgpu.set_max_registers(40, action="decrease")
-                at = loop()(fetch_tile)
-                for back in range(1, tile.ahead + 1):  # leaves no barrier in the middle of a phase
-                    pl.when(at >= back)(
-                        lambda back=back: plgpu.barrier_wait(empty.at[slot_of(at - back)])
-                    )
-
-            def multiply_tile(info, carry):
-                unit = work(info.index[0], table, arrays)
-
-                def accumulate(*sums):
-                    def step(k, at):
-                        slot = slot_of(at)
-                        plgpu.barrier_wait(full.at[slot])
-                        for i, total in enumerate(sums):
-                            left = _part(left_smem.at[slot], 0, row, ROWS, turned[0])
-                            right = right_smem.at[slot, i]
-                            right = _part(right, 1, column, own_width, turned[1])
-                            plgpu.wgmma(total, left, right)
-                        plgpu.wgmma_wait(together)  # those of the step before are done
-                        pl.when(k > 0)(lambda: plgpu.barrier_arrive(empty.at[slot_of(at - 1)]))
-                        return at + 1
-
-                    at = jax.lax.fori_loop(0, unit.steps, step, carry)
-                    values = [total[...] for total in sums]
-                    pl.when(unit.steps > 0)(
-                        lambda: plgpu.barrier_arrive(empty.at[slot_of(at - 1)])
-                    )
-                    return at, values
-
-                sums = [plgpu.ACC((ROWS, own_width), jnp.float32)] * together
-                at, values = pl.run_scoped(accumulate, *sums)
-                pl.when(unit.write)(partial(write, unit, finish(*values) if finish else values))
-                return at
-
-            def write(unit, values):
-                parts = [
-                    (value[:, c : c + WRITTEN].astype(dtype), target, c)
-                    for value, target in zip(values, targets, strict=False)
-                    for c in range(0, own_width, WRITTEN)
-                ]
-                for number, (part, target, c) in enumerate(parts):
-                    slot = number % 2
-                    plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-                    out_smem[me, slot] = part
-                    plgpu.commit_smem()
-                    place = unit.target(target, row, ROWS, column + c, WRITTEN)
-                    plgpu.copy_smem_to_gmem(out_smem.at[me, slot], place)
-
-            def multiply_all():
-                plgpu.set_max_registers(232, action="increase")
-                loop()(multiply_tile)
-                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-
-            pl.when(me == MULTIPLYING)(fetch_all)
-            pl.when(me < MULTIPLYING)(multiply_all)
-
-        pl.run_scoped(
-            run,
-            left_smem=_swizzled((tile.ahead, *left_shape), dtype),
-            right_smem=_swizzled((tile.ahead, together, *right_shape), dtype),
-            out_smem=_swizzled((MULTIPLYING, 2, ROWS, WRITTEN), dtype),
-            full=plgpu.Barrier(num_arrivals=1 + together, num_barriers=tile.ahead),
-            empty=plgpu.Barrier(num_arrivals=MULTIPLYING, num_barriers=tile.ahead),
-            collective_axes="group",
-        )
+        pl.run_scoped(run, **plan.memory(), collective_axes="group")
 
     return plgpu.kernel(
         body,
-        out_type=results,
+        out_type=plan.results,
         grid=(MULTIPROCESSORS,),
         grid_names=("multiprocessor",),
         num_threads=MULTIPLYING + 1,
@@ -367,6 +334,87 @@ def _ring(work, *, units, tile, together, turned, finish, results, interpret):
     )
 
 
+def _fetch_all(plan, work, memory):
+    """What the fetching group does."""
+    plgpu.set_max_registers(40, action="decrease")
+    ahead, full, empty = plan.tile.ahead, memory["full"], memory["empty"]
+
+    def fetch_tile(index, carry):
+        unit = work(index)
+
+        def step(k, at):
+            slot = plan.slot(at)
+            pl.when(at >= ahead)(lambda: plgpu.barrier_wait(empty.at[slot]))
+            rights = [memory["right"].at[slot, i] for i in range(plan.together)]
+            unit.fetch(k, memory["left"].at[slot], rights, full.at[slot])
+            return at + 1
+
+        return jax.lax.fori_loop(0, unit.steps, step, carry)
+
+    at = plan.each_tile(fetch_tile)
+    for back in range(1, ahead + 1):  # leaves no barrier in the middle of a phase
+        slot = plan.slot(at - back)
+        pl.when(at >= back)(partial(lambda slot: plgpu.barrier_wait(empty.at[slot]), slot))
+
+
+def _multiply_all(plan, work, memory, targets, me):
+    """What each multiplying group does."""
+    plgpu.set_max_registers(232, action="increase")
+    by_rows = plan.tile.rows > ROWS
+    corner = (me * ROWS, 0) if by_rows else (0, me * plan.own_width)
+
+    def multiply_tile(index, carry):
+        unit = work(index)
+        sums = [plgpu.ACC((ROWS, plan.own_width), jnp.float32)] * plan.together
+        add = partial(_add_up, plan, memory, corner, unit.steps, carry)
+        at, values = pl.run_scoped(add, *sums)
+        values = plan.finish(*values) if plan.finish else values
+        pl.when(unit.write)(partial(_write, memory["out"].at[me], unit, values, targets, corner))
+        return at
+
+    plan.each_tile(multiply_tile)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
+def _add_up(plan, memory, corner, steps, first, *sums):
+    """The sums of one tile, and the number of the next tile's first step."""
+
+    def give_back(at):
+        plgpu.barrier_arrive(memory["empty"].at[plan.slot(at)])
+
+    def step(k, at):
+        slot = plan.slot(at)
+        plgpu.barrier_wait(memory["full"].at[slot])
+        for i, total in enumerate(sums):
+            left = _part(memory["left"].at[slot], 0, corner[0], ROWS, plan.turned[0])
+            right = memory["right"].at[slot, i]
+            right = _part(right, 1, corner[1], plan.own_width, plan.turned[1])
+            plgpu.wgmma(total, left, right)
+        plgpu.wgmma_wait(plan.together)  # those of the step before are done
+        pl.when(k > 0)(lambda: give_back(at - 1))
+        return at + 1
+
+    at = jax.lax.fori_loop(0, steps, step, first)
+    values = [total[...] for total in sums]
+    pl.when(steps > 0)(lambda: give_back(at - 1))
+    return at, values
+
+
+def _write(memory, unit, values, targets, corner):
+    """Writes a group's part of a tile, some columns at a time by turns from two places."""
+    parts = [
+        (value[:, c : c + WRITTEN].astype(target.dtype), target, c)
+        for value, target in zip(values, targets, strict=False)
+        for c in range(0, value.shape[1], WRITTEN)
+    ]
+    for number, (part, target, c) in enumerate(parts):
+        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+        memory[number % 2] = part
+        plgpu.commit_smem()
+        place = unit.target(target, corner[0], ROWS, corner[1] + c, WRITTEN)
+        plgpu.copy_smem_to_gmem(memory.at[number % 2], place)
+
+
 def _part(ref, axis, start, size, turned):
     """So many rows (axis 0) or columns (axis 1) of an operand, which may lie transposed."""
     stored = 1 - axis if turned else axis
@@ -375,10 +423,3 @@ def _part(ref, axis, start, size, turned):
     if not turned:
         return ref
     return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
-
-
-def _swizzled(shape, dtype):
-    """Shared memory laid out so that the tensor cores read it without conflicts."""
-    swizzle = plgpu.find_swizzle(shape[-1] * 16)
-    layout = plgpu.TilingTransform((8, swizzle // 2)), plgpu.SwizzleTransform(swizzle)
-    return plgpu.SMEM(shape, dtype, transforms=layout)
