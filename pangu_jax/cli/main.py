@@ -26,6 +26,8 @@ COMMANDS = {
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "rl": ("pangu_jax.cli.rl", "train on the rewards of a model's own answers"),
     "rl simulate": ("pangu_jax.cli.rl_simulate", "what a bound on staleness would buy"),
+    "latent train": ("pangu_jax.cli.latent_train", "train to reason in thoughts, not words"),
+    "latent eval": ("pangu_jax.cli.latent_eval", "measure answers of a model that thinks so"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
