@@ -22,8 +22,8 @@ from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
-from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from pangu_jax.data.word_tokenizer import files_with_tokens, opened, word_files
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
+from pangu_jax.data.word_tokenizer import files_with_tokens
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
@@ -31,8 +31,8 @@ from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import score
-from pangu_jax.reasoning.latent.slots import NAMES, Encoded, Markers, encode, markers_of
-from pangu_jax.reasoning.latent.task import Task, read_task
+from pangu_jax.reasoning.latent.slots import NAMES
+from pangu_jax.reasoning.latent.task import Task, encode_task, read_task, words_of
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.optimizer import OptimizerConfig
 
@@ -103,24 +103,22 @@ def main(options: Options) -> None:
             seed=options.seed,
         )
     params, model, files = _model(options, task)
-    with _opened(files) as tokenizer:
-        markers = markers_of(tokenizer)
-        with working("encoding"):
-            training = [encode(problem, tokenizer) for problem in task.training]
-            testing = [encode(problem, tokenizer) for problem in task.testing]
     latent.check_model(model)
+    with working("encoding"):
+        ids = encode_task(task, files)
+    markers = ids.markers
     if options.init is not None:
-        params, model = latent.with_rows(params, model, markers, _largest(training, markers) + 1)
-    phases = latent.plan(options.method, training, options.curriculum)
-    trained = latent.Trained(
-        options.method, phases[-1], options.task, _longest(training) + MOST_NEW
-    )
+        params, model = latent.with_rows(params, model, markers, ids.vocab)
+    else:
+        model = dataclasses.replace(model, vocab=-(-ids.vocab // 8) * 8)
+    phases = latent.plan(options.method, ids.training, options.curriculum)
+    trained = latent.Trained(options.method, phases[-1], options.task, ids.longest + MOST_NEW)
     how = How(remat=options.remat, dtype=options.dtype)
 
     def evaluate(params: Any) -> dict[str, float]:
         written = solve(
             params,
-            testing,
+            ids.testing,
             method(options.method),
             phases[-1],
             markers,
@@ -128,14 +126,14 @@ def main(options: Options) -> None:
             max_new_tokens=trained.max_new_tokens,
             how=how,
         )
-        return dataclasses.asdict(score(written, testing))
+        return dataclasses.asdict(score(written, ids.testing))
 
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     folder = Path(options.out)
     with store.begin(model, folder, settings, free=FREE) as claim:
         _keep(files, trained, folder)
         print(
-            f"{count(decoder.spec(model)):,} parameters, {len(training):,} problems, "
+            f"{count(decoder.spec(model)):,} parameters, {len(ids.training):,} problems, "
             f"{len(phases)} stages",
             file=sys.stderr,
         )
@@ -148,7 +146,7 @@ def main(options: Options) -> None:
         )
         with stoppable():
             state = latent.train(
-                training,
+                ids.training,
                 phases,
                 method=options.method,
                 markers=markers,
@@ -167,48 +165,16 @@ def main(options: Options) -> None:
 
 def _model(options: Options, task: Task) -> tuple[Any, decoder.DecoderConfig, Mapping[str, bytes]]:
     """Parameters or None, the configuration, and the files of the tokenizer; none for bytes."""
-    if options.init is not None:
-        with working(f"reading {options.init}"):
-            params, cfg, found = open_checkpoint(
-                options.init, kind="decoder", by="`pangu-jax latent train`", dtype="float32"
-            )
-        tokenizer = load_tokenizer(found, checkpoint=options.init)
-        bare = isinstance(tokenizer, ByteTokenizer)
-        return params, cfg, {} if bare else files_with_tokens(tokenizer, NAMES)
-    if options.tokenizer == "bytes":
-        return None, presets.preset(options.preset), {}
-    problems = [*task.training, *task.testing]
-    texts = (text for x in problems for text in (x.question, *x.steps, x.answer))
-    files = word_files(texts, NAMES)
-    with opened(files) as tokenizer:
-        return None, presets.preset(options.preset, vocab=-(-tokenizer.vocab_size // 8) * 8), files
-
-
-def _opened(files: Mapping[str, bytes]):
-    return opened(files) if files else _Bytes()
-
-
-class _Bytes:
-    """The tokenizer of bytes, as a context."""
-
-    def __enter__(self) -> Tokenizer:
-        return load_tokenizer("bytes")
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-def _largest(problems: list[Encoded], markers: Markers) -> int:
-    """The largest id."""
-    most = max(dataclasses.astuple(markers))
-    for x in problems:
-        most = max(most, *x.question, *x.answer, *(i for step in x.steps for i in step))
-    return most
-
-
-def _longest(problems: list[Encoded]) -> int:
-    """Tokens of the longest chain and answer, with the markers."""
-    return max(sum(map(len, x.steps)) + len(x.answer) + 2 for x in problems)
+    if options.init is None:
+        files = {} if options.tokenizer == "bytes" else words_of(task)
+        return None, presets.preset(options.preset), files
+    with working(f"reading {options.init}"):
+        params, cfg, found = open_checkpoint(
+            options.init, kind="decoder", by="`pangu-jax latent train`", dtype="float32"
+        )
+    tokenizer = load_tokenizer(found, checkpoint=options.init)
+    bare = isinstance(tokenizer, ByteTokenizer)
+    return params, cfg, {} if bare else files_with_tokens(tokenizer, NAMES)
 
 
 def _fingerprint(task: Task) -> str:

@@ -6,6 +6,7 @@ thought. Here every column is computed once: the prefix as one block, the though
 before it. Gradients flow through all of them.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -68,6 +69,8 @@ def read(
         out = transformer.apply(params, x, cfg=cfg, how=how, **places)
         return Reading(out.hidden, x[:, :0])
     params = transformer.by_layer(params)
+    # One query has nothing to gain from fused kernels, whose gradients want other shapes.
+    how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})
     body, after = _Body(params, places, cfg, how), start + thoughts
 
     def think(carry, column):

@@ -1,13 +1,18 @@
 """Tasks: problems to train on and problems to measure on, by name or from a file."""
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem, read_problems
 from pangu_jax.data.multiplication import draw_multiplications
 from pangu_jax.data.prosqa import draw_prosqa
+from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.data.word_tokenizer import opened, word_files
+from pangu_jax.reasoning.latent.slots import NAMES, Encoded, Markers, encode, markers_of
 
 MULTIPLICATION = re.compile(r"mult(\d+)x(\d+)")
 TEST_SEED = 2**31 - 1  # of drawn test questions, away from those that anybody trains with
@@ -28,6 +33,54 @@ class Task:
     training: list[Problem]
     testing: list[Problem]
     chance: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """A task as ids.
+
+    Attributes:
+      markers: of the tokenizer.
+      training: problems to train on.
+      testing: problems to measure on.
+      vocab: how many ids there are.
+    """
+
+    markers: Markers
+    training: list[Encoded]
+    testing: list[Encoded]
+    vocab: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest chain and answer to train on, with the markers."""
+        return max(sum(map(len, x.steps)) + len(x.answer) + 2 for x in self.training)
+
+
+def words_of(task: Task) -> dict[str, bytes]:
+    """The files of a tokenizer with a token for each word of the task, and the markers."""
+    problems = [*task.training, *task.testing]
+    texts = (text for x in problems for text in (x.question, *x.steps, x.answer))
+    return word_files(texts, NAMES)
+
+
+def encode_task(task: Task, files: Mapping[str, bytes]) -> Ids:
+    """The task as ids.
+
+    Args:
+      task: the task.
+      files: of a tokenizer with the markers (`words_of`); none is the tokenizer of bytes.
+
+    Raises:
+      InputError: the tokenizer lacks a marker.
+    """
+    with opened(files) if files else contextlib.nullcontext(ByteTokenizer()) as tokenizer:
+        return Ids(
+            markers_of(tokenizer),
+            [encode(problem, tokenizer) for problem in task.training],
+            [encode(problem, tokenizer) for problem in task.testing],
+            tokenizer.vocab_size,
+        )
 
 
 def read_task(
