@@ -40,7 +40,8 @@ def word_files(texts: Iterable[str], names: Iterable[str] = ()) -> dict[str, byt
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    words = {word for text in texts for word, _ in split.pre_tokenize_str(text)}
+    spaced = {word for text in texts for word in text.split()}  # few, where texts are many
+    words = {word for part in spaced for word, _ in split.pre_tokenize_str(part)}
     if not words:
         raise InputError("a tokenizer of words needs texts with at least one word")
     vocab = {word: i for i, word in enumerate((BOUNDARY, UNKNOWN, *sorted(words)))}

@@ -108,6 +108,34 @@ def solve(
     return [written for written in found if written is not None]
 
 
+def think(
+    params: Any,
+    problems: Sequence[Encoded],
+    method: Method,
+    phase: Phase,
+    markers: Markers,
+    *,
+    cfg: decoder.DecoderConfig,
+    batch: int = 32,
+    how: How = HOW,
+) -> np.ndarray:
+    """The thoughts about problems, float [N, n, D]; the arguments are those of `solve`.
+
+    Raises:
+      InputError: no problem, or a method without thoughts in this phase.
+    """
+    thoughts = method.thoughts(phase)
+    if not problems or not thoughts:
+        raise InputError("there are no problems, or the method has no thoughts in this phase")
+    rows = [method.slots(_asked(x), phase, markers, 0) for x in problems]
+    start, params = round_up(max(len(row.prefix) for row in rows)), by_layer(params)
+    found = [
+        _thoughts(params, rows[i : i + batch], batch, method.feedback, start, thoughts, cfg, how)
+        for i in range(0, len(rows), batch)
+    ]
+    return np.concatenate([np.asarray(part, np.float32) for part in found])
+
+
 def final_answer(ids: Sequence[int], markers: Markers) -> tuple[int, ...] | None:
     """The ids after the last mark of an answer, up to the end of text; None without both."""
     if not ids or ids[-1] != markers.stop or markers.answer not in ids:
