@@ -12,7 +12,8 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
 from pangu_jax.core.errors import InputError
-from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
@@ -51,14 +52,7 @@ def main(options: Options) -> None:
     """Prints accuracy with its interval, tokens and thoughts, and the same for each ablation."""
     check_size("tests", options.tests)
     check_size("batch", options.batch)
-    if not (Path(options.run) / latent.RUN).is_file():
-        raise InputError(f"{options.run} was not made by `pangu-jax latent train`: no {latent.RUN}")
-    trained = load_config(latent.Trained, Path(options.run) / latent.RUN)
-    with working(f"reading {options.run}"):
-        params, cfg, found = open_checkpoint(
-            options.run, kind="decoder", by="`pangu-jax latent eval`"
-        )
-    tokenizer = load_tokenizer(found, checkpoint=options.run)
+    params, cfg, tokenizer, trained = opened(options.run)
     markers, chosen = markers_of(tokenizer), method(trained.method)
     name = options.task or trained.task
     problems = [
@@ -89,6 +83,20 @@ def main(options: Options) -> None:
         return
     for kind, found in results.items():
         print(f"{kind or trained.method:10} {described(found, chance(name))}")
+
+
+def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
+    """Parameters, configuration and tokenizer of a run of `latent train`, and how it thinks.
+
+    Raises:
+      InputError: the folder holds no such run.
+    """
+    if not (Path(path) / latent.RUN).is_file():
+        raise InputError(f"{path} was not made by `pangu-jax latent train`: no {latent.RUN}")
+    trained = load_config(latent.Trained, Path(path) / latent.RUN)
+    with working(f"reading {path}"):
+        params, cfg, found = open_checkpoint(path, kind="decoder", by="`pangu-jax latent`")
+    return params, cfg, load_tokenizer(found, checkpoint=path), trained
 
 
 def described(found: dict[str, Any], guessing: float | None) -> str:

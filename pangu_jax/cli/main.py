@@ -28,6 +28,7 @@ COMMANDS = {
     "rl simulate": ("pangu_jax.cli.rl_simulate", "what a bound on staleness would buy"),
     "latent train": ("pangu_jax.cli.latent_train", "train to reason in thoughts, not words"),
     "latent eval": ("pangu_jax.cli.latent_eval", "measure answers of a model that thinks so"),
+    "latent probe": ("pangu_jax.cli.latent_probe", "tell what thoughts hold, beside controls"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),

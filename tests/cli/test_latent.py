@@ -98,3 +98,24 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
         assert why in capsys.readouterr().err and not out.exists()
     assert call("eval", tiny_run) == 2
     assert "was not made by `pangu-jax latent train`" in capsys.readouterr().err
+
+
+def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsys):
+    assert call("probe", run, "--task", "mult2x2", "--tests", 40, "--json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(line["thought"], line["reads"]) for line in lines} == {
+        (thought, what) for thought in (1, 2) for what in ("answer", "step 1", "step 2")
+    }
+    for line in lines:
+        assert line["examples"] == 40 and line["classes"] > 1 and 0 <= line["lens"] < 264
+        assert line["selectivity"] == line["accuracy"] - line["control"]
+    assert call("probe", run, "--tests", 40) == 0
+    assert "1  answer" in capsys.readouterr().out
+    assert call("probe", run, "--tests", 5) == 2
+    assert "20 problems" in capsys.readouterr().err
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    kept = json.loads((other / "latent.json").read_text())
+    (other / "latent.json").write_text(json.dumps({**kept, "method": "pause"}))
+    assert call("probe", other) == 2
+    assert "pause, which has no thoughts" in capsys.readouterr().err
