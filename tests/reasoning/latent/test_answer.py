@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
 from pangu_jax.reasoning.latent.answer import Written, final_answer, solve
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
@@ -58,6 +59,17 @@ def test_exchanged_thoughts_reach_the_answer_in_the_order_of_problems(ask, probl
     assert [len(part) for part in seen] == [2, 1] and seen[0].shape == (2, 2, 8)
     assert ask("coconut", exchange=lambda thoughts, _: thoughts) == ask("coconut") != changed
     assert ask("coconut", problems=problems[::-1], batch=3) == ask("coconut", batch=3)[::-1]
+
+
+def test_thoughts_are_handed_on_in_half_precision(ask):
+    kinds = []
+
+    def exchange(thoughts, key):
+        kinds.append(thoughts.dtype)
+        return thoughts
+
+    found = ask("coconut", exchange=exchange, how=How(dtype="bfloat16"))
+    assert {str(kind) for kind in kinds} == {"bfloat16"} and len(found) == 3
 
 
 def test_ablations(model, markers):

@@ -35,7 +35,7 @@ def summed(cfg, thoughts, **how):
 def found(model, problems, markers):
     """Loss and gradients with two thoughts."""
     params, cfg = model
-    rows = rows_of(problems, markers, Phase(1, slots=2, removed_steps=1))
+    rows = rows_of(problems[:2], markers, Phase(1, slots=2, removed_steps=1))
     step = jax.jit(jax.value_and_grad(summed(cfg, 2)))
     return step(params, batch_of(rows, 2)), rows
 
@@ -73,6 +73,15 @@ def test_thoughts_that_are_computed_again_give_the_same(model, found):
     chex.assert_trees_all_close(
         again(params, batch_of(rows, 2)), (loss, grads), rtol=1e-5, atol=1e-6
     )
+
+
+def test_half_precision_is_near(model, found):
+    (loss, _), rows = found
+    params, cfg = model
+    half = jax.jit(jax.value_and_grad(summed(cfg, 2, dtype="bfloat16")))
+    near, grads = half(params, batch_of(rows, 2))
+    np.testing.assert_allclose(near, loss, rtol=0.03)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
 def test_padding_and_other_rows_change_nothing(model, found):
