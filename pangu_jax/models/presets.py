@@ -85,6 +85,16 @@ def dense_tiny() -> DecoderConfig:
     return byte_model(128, 3, kv_heads=2, q_per_kv=2, head_dim=32, mlp_width=332, max_length=512)
 
 
+def dense_small() -> DecoderConfig:
+    """A dense byte model for reasoning tasks on one GPU: 8 layers, 14.4 M parameters."""
+    return byte_model(384, 8, kv_heads=6, q_per_kv=1, head_dim=64, mlp_width=1024, max_length=1024)
+
+
+def dense_shallow() -> DecoderConfig:
+    """A dense byte model as wide as GPT-2 small, of two layers: 14.6 M parameters."""
+    return byte_model(768, 2, kv_heads=12, q_per_kv=1, head_dim=64, mlp_width=2048, max_length=1024)
+
+
 def moge_small() -> DecoderConfig:
     """A grouped-expert byte model for one GPU: 443 M parameters, 97 M active."""
     return uniform(
@@ -103,6 +113,8 @@ PRESETS = {
     "pangu-pro-moe": pangu_pro_moe,
     "moge-tiny": moge_tiny,
     "dense-tiny": dense_tiny,
+    "dense-small": dense_small,
+    "dense-shallow": dense_shallow,
     "moge-small": moge_small,
 }
 

@@ -15,6 +15,7 @@ from pangu_jax.export import stablehlo
 from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
+from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.rl import OPTIMIZER, RlConfig
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.serve.driver import Driver
@@ -44,6 +45,7 @@ CHOSEN = {
 OWN = {
     ("distill", "optimizer"): distill.OPTIMIZER,
     ("rl", "optimizer"): OPTIMIZER,
+    ("latent train", "optimizer"): latent.OPTIMIZER,
     ("chat", "sampling"): SamplingConfig(temperature=0.6, top_k=50, top_p=0.95),
 }
 

@@ -10,7 +10,10 @@ import pytest
 from pangu_jax.core.config import to_json
 
 FOLDER = Path(__file__).parents[2] / "experiments"
-NAMES = ("multiconir", "pangu_embedded", "pangu_light", "pangu_pro_moe", "slimllm", "timepro")
+NAMES = (
+    *("latent_cot", "multiconir", "pangu_embedded", "pangu_light", "pangu_pro_moe", "slimllm"),
+    "timepro",
+)
 # As scripts: the folder of each stands first in the path, as Python puts it there.
 CODE = """
 import runpy, sys
@@ -40,6 +43,7 @@ def test_each_starts_without_grain_and_tyro():
 
 LANGUAGE = "model data held_out steps batch length optimizer recover_steps recover_rate dtype"
 SETTINGS = {
+    "latent_cot": "plans seeds timed dtype",
     "pangu_embedded": "questions held_out seeds judged max_new_tokens batch steps decay dtype",
     "multiconir": "steps batch accumulate negatives length temperature tuning seeds rows "
     "measured_batch orders poolings decoder_poolings causal_poolings causal causal_steps "

@@ -1,0 +1,1 @@
+"""The experiment on latent chains of thought; `run` says what it does."""

@@ -1,0 +1,137 @@
+"""Latent chain of thought: written chains, none, internalized ones, pauses and thoughts compared.
+
+Source: "Reasoning Beyond Language: A Comprehensive Survey on Latent Chain-of-Thought Reasoning",
+arXiv 2505.16782, of which these methods are examples: Coconut (2412.06769), stepwise
+internalization (2405.14838), pause tokens (2310.02226).
+
+Claim examined: hidden states that are fed back can stand in for written steps, and do more than as
+many slots that are fed nothing.
+
+    python experiments/latent_cot/run.py --preset smoke                  two minutes on two cores
+    python experiments/latent_cot/run.py --preset cpu                    two cores
+    python experiments/latent_cot/run.py --preset gpu --data FOLDER      one GPU
+
+Trains every method for as many steps on the same task, from scratch, and measures accuracy, slots,
+tokens, floating-point operations and time of an answer, and what is left of the accuracy when
+thoughts are exchanged for zeros, noise, another problem's or pauses. --only takes some of the
+cells, such as mult4x4/icot; a run goes on where it was stopped, in the middle of a cell, too.
+
+Not reproduced: published runs begin with GPT-2, and have other sizes and lengths of training.
+"""
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments.latent_cot.config import PRESETS, Experiment, Plan
+from experiments.latent_cot.report import write_report
+from pangu_jax.cli.stopping import script
+from pangu_jax.core.spec import count
+from pangu_jax.models import decoder, presets
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning.latent import train as latent
+from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
+from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.registry import METHODS
+from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.task import Ids, encode_task, read_task, words_of
+from pangu_jax.study import options
+from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.train.loop import LoopConfig
+
+
+def main() -> None:
+    parser = options.parser(__doc__, PRESETS, data=None)
+    parser.add_argument("--data", help="a folder with the test files; without it tests are drawn")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of initial values and problems")
+    parser.add_argument("--only", nargs="+", help="cells to compute now, such as mult4x4/icot")
+    given = parser.parse_args()
+    experiment, folder = options.chosen(given, PRESETS, "latent_cot")
+    cells = begin(folder, experiment, data=given.data)
+    for plan in experiment.plans:
+        for seed in experiment.seeds:
+            ids = None
+            for method in plan.methods:
+                name = f"{plan.task}/{method}"
+                if given.only and name not in given.only and plan.task not in given.only:
+                    continue
+                name = f"{name}/seed{seed}"
+                if name not in cells.results:
+                    ids = ids or _ids(plan, seed, given.data)
+                make = partial(_cell, experiment, plan, method, seed, ids, folder / "runs" / name)
+                cell(cells, name, make, shown=lambda found: f"{found['accuracy']:.1%}")
+    say(f"{write_report(folder, experiment, cells.results)} is the report")
+
+
+def _ids(plan: Plan, seed: int, data: str | None) -> Ids:
+    """The task's problems; the words are those of all drawn with this seed."""
+    test = str(Path(data) / plan.test_file) if data and plan.test_file else None
+    task = read_task(plan.task, test=test, problems=plan.problems, tests=plan.tests, seed=seed)
+    return encode_task(task, words_of(task))
+
+
+def _cell(
+    experiment: Experiment, plan: Plan, method: str, seed: int, ids: Ids, folder: Path
+) -> dict[str, Any]:
+    model = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
+    phases = latent.plan(method, ids.training, plan.curriculum(method))
+    how = How(dtype=experiment.dtype)
+    began = time.monotonic()
+    state = latent.train(
+        ids.training,
+        phases,
+        method=method,
+        markers=ids.markers,
+        model=model,
+        loop=LoopConfig(plan.steps, seed=seed, checkpoint_every=2000),
+        batch=plan.batch,
+        optimizer=dataclasses.replace(latent.OPTIMIZER, learning_rate=plan.learning_rate),
+        folder=folder,
+        label=f"{plan.task} {method}",
+        how=how,
+    )
+    trained_s = time.monotonic() - began
+    ask = partial(
+        solve,
+        state.params,
+        method=METHODS[method],
+        phase=phases[-1],
+        markers=ids.markers,
+        cfg=model,
+        max_new_tokens=ids.longest + 8,
+        how=how,
+    )
+    ablations = {}
+    if METHODS[method].feedback:
+        for kind in ABLATIONS:
+            exchange = ablation(kind, state.params, ids.markers, cfg=model, how=how)
+            found = score(ask(ids.testing, batch=64, exchange=exchange), ids.testing)
+            ablations[kind] = found.accuracy
+    found = score(ask(ids.testing, batch=64), ids.testing)
+    read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
+    weights = count(decoder.spec(model)) - model.vocab * model.width
+    return {
+        **dataclasses.asdict(found),
+        "parameters": count(decoder.spec(model)),
+        "flops": 2 * weights * (read + found.thoughts + found.tokens),
+        "seconds_per_answer": _seconds(ask, ids.testing[: experiment.timed]),
+        "ablations": ablations,
+        "train_seconds": trained_s,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _seconds(ask: Any, problems: list) -> float:
+    """Seconds of an answer, one at a time, after all shapes were compiled."""
+    ask(problems, batch=1)
+    began = time.monotonic()
+    ask(problems, batch=1)
+    return (time.monotonic() - began) / len(problems)
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,189 @@
+"""Trains a decoder to answer with a chain of thought, without one, or with latent thoughts.
+
+The same command goes on where it was stopped, in the same bits.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from pangu_jax.checkpoint import store
+from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.latent_eval import described
+from pangu_jax.cli.progress import working
+from pangu_jax.cli.stopping import stoppable
+from pangu_jax.core.config import check_size, save_config, to_json
+from pangu_jax.core.digest import json_digest
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.core.spec import count
+from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
+from pangu_jax.data.word_tokenizer import files_with_tokens
+from pangu_jax.models import decoder, presets
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning.latent import train as latent
+from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.registry import method
+from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.slots import NAMES
+from pangu_jax.reasoning.latent.task import Task, encode_task, read_task, words_of
+from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.optimizer import OptimizerConfig
+
+MOST_NEW = 8  # tokens that an answer may have beyond the longest of the training problems
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which method, on which task, with which model, for how long."""
+
+    method: Literal["cot", "no-cot", "pause", "icot", "coconut"]
+    """cot and no-cot write the steps or leave them out; icot takes their tokens away one by one;
+    coconut replaces steps by hidden states that are fed back, pause by as many empty slots."""
+    task: str
+    """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; or a .jsonl file, possibly
+    .gz, of question, steps and answer, of question, cot and answer, or as GSM8K has them."""
+    out: str
+    """The run's folder: model, tokenizer, metrics, checkpoints."""
+    test: str | None = None
+    """A file of problems to measure on; without it they are drawn, or the file's last ones. None of
+    them is trained on."""
+    problems: int = 100_000
+    """Problems that are drawn to train on; of a file all are taken."""
+    tests: int = 500
+    """Most problems to measure on."""
+    preset: str = "dense-tiny"
+    """Name of a dense model: dense-tiny, dense-small, dense-shallow."""
+    init: str | None = None
+    """A decoder (run folder or Hugging Face folder) to start from, instead of a preset."""
+    tokenizer: Literal["words", "bytes"] = "words"
+    """Of a preset: a token for each word of the task, or for each byte."""
+    curriculum: Annotated[CurriculumConfig, tyro.conf.arg(name="curriculum")] = CurriculumConfig()
+    batch: int = 64
+    """Problems per step."""
+    accumulate: int = LoopConfig.accumulate
+    """Microbatches per batch."""
+    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = latent.OPTIMIZER
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the activations; parameters are float32."""
+    remat: Literal["full", "dots"] | None = None
+    """What the backward pass recomputes."""
+    seed: int = 0
+    """Of the initial values, the drawn problems and their order."""
+    checkpoint_every: int = LoopConfig.checkpoint_every
+    """Steps between checkpoints."""
+    evaluate_every: int = LoopConfig.evaluate_every
+    """Steps between measurements, in the form of the last stage; 0 measures at the end only."""
+
+
+# What may differ when a run is resumed: it changes no result.
+FREE = ("out", "checkpoint_every")
+
+
+def main(options: Options) -> None:
+    """Trains, from the last checkpoint in OUT if there is one, and measures the answers."""
+    check_size("problems", options.problems)
+    check_size("tests", options.tests)
+    if options.batch % options.accumulate:
+        raise InputError(
+            f"accumulate {options.accumulate} must divide the batch of {options.batch}"
+        )
+    with working(f"reading {options.task}"):
+        task = read_task(
+            options.task,
+            test=options.test,
+            problems=options.problems,
+            tests=options.tests,
+            seed=options.seed,
+        )
+    params, model, files = _model(options, task)
+    latent.check_model(model)
+    with working("encoding"):
+        ids = encode_task(task, files)
+    markers = ids.markers
+    if options.init is not None:
+        params, model = latent.with_rows(params, model, markers, ids.vocab)
+    else:
+        model = dataclasses.replace(model, vocab=-(-ids.vocab // 8) * 8)
+    phases = latent.plan(options.method, ids.training, options.curriculum)
+    trained = latent.Trained(options.method, phases[-1], options.task, ids.longest + MOST_NEW)
+    how = How(remat=options.remat, dtype=options.dtype)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        written = solve(
+            params,
+            ids.testing,
+            method(options.method),
+            phases[-1],
+            markers,
+            cfg=model,
+            max_new_tokens=trained.max_new_tokens,
+            how=how,
+        )
+        return dataclasses.asdict(score(written, ids.testing))
+
+    settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
+    folder = Path(options.out)
+    with store.begin(model, folder, settings, free=FREE) as claim:
+        _keep(files, trained, folder)
+        print(
+            f"{count(decoder.spec(model)):,} parameters, {len(ids.training):,} problems, "
+            f"{len(phases)} stages",
+            file=sys.stderr,
+        )
+        loop = LoopConfig(
+            options.curriculum.steps,
+            options.accumulate,
+            options.seed,
+            options.checkpoint_every,
+            evaluate_every=options.evaluate_every,
+        )
+        with stoppable():
+            state = latent.train(
+                ids.training,
+                phases,
+                method=options.method,
+                markers=markers,
+                model=model,
+                loop=loop,
+                batch=options.batch,
+                optimizer=options.optimizer,
+                params=params,
+                folder=claim,
+                evaluate=evaluate if options.evaluate_every else None,
+                how=how,
+            )
+        print(described(evaluate(state.params), task.chance))
+    print(f"{folder} holds the run; try: pangu-jax latent eval {folder}")
+
+
+def _model(options: Options, task: Task) -> tuple[Any, decoder.DecoderConfig, Mapping[str, bytes]]:
+    """Parameters or None, the configuration, and the files of the tokenizer; none for bytes."""
+    if options.init is None:
+        files = {} if options.tokenizer == "bytes" else words_of(task)
+        return None, presets.preset(options.preset), files
+    with working(f"reading {options.init}"):
+        params, cfg, found = open_checkpoint(
+            options.init, kind="decoder", by="`pangu-jax latent train`", dtype="float32"
+        )
+    tokenizer = load_tokenizer(found, checkpoint=options.init)
+    bare = isinstance(tokenizer, ByteTokenizer)
+    return params, cfg, {} if bare else files_with_tokens(tokenizer, NAMES)
+
+
+def _fingerprint(task: Task) -> str:
+    rows = [dataclasses.astuple(problem) for problem in (*task.training, *task.testing)]
+    return json_digest([len(task.training), *rows])
+
+
+def _keep(files: Mapping[str, bytes], trained: latent.Trained, folder: Path) -> None:
+    for name, content in files.items():
+        with atomic_write(folder / name, "wb") as file:
+            file.write(content)
+    save_config(trained, folder / latent.RUN)

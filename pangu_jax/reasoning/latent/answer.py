@@ -1,0 +1,187 @@
+"""Answers of a trained model: it reads, thinks, and the engine writes the rest.
+
+The thoughts are computed first; prefix, thoughts and the given part of the tail are then a prompt
+of embeddings for `decode.engine`. So what stands in the place of thoughts can be exchanged
+(`ablation`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.decode.engine import Engine, Request, answers, round_up
+from pangu_jax.models import decoder
+from pangu_jax.models.transformer import by_layer
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.feedback import feedback as find_feedback
+from pangu_jax.reasoning.latent.method import Method
+from pangu_jax.reasoning.latent.reading import read
+from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
+
+# thoughts [B, n, D] and a key to what stands in their place
+Exchange = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a model wrote for one problem.
+
+    Attributes:
+      ids: all that it wrote.
+      answer: the ids of its final answer; None where it gave none.
+      thoughts: how many slots of thought or pause were given before.
+    """
+
+    ids: tuple[int, ...]
+    answer: tuple[int, ...] | None
+    thoughts: int
+
+
+def solve(
+    params: Any,
+    problems: Sequence[Encoded],
+    method: Method,
+    phase: Phase,
+    markers: Markers,
+    *,
+    cfg: decoder.DecoderConfig,
+    max_new_tokens: int,
+    batch: int = 32,
+    exchange: Exchange | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    how: How = HOW,
+) -> list[Written]:
+    """Answers to problems, greedily.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      problems: of which the question alone is read.
+      method: how a question becomes a row.
+      phase: the phase that the model was trained in last.
+      markers: of the tokenizer.
+      cfg: the model.
+      max_new_tokens: most tokens of what is written.
+      batch: problems that are thought about, and answered, at once.
+      exchange: replaces the thoughts before the model goes on; None leaves them.
+      seed: of what `exchange` draws.
+      progress: called with how many are done, and of how many.
+      how: implementations, and type of activations and cache.
+
+    Raises:
+      InputError: no problem, or thoughts to be exchanged where there are none.
+    """
+    if not problems:
+        raise InputError("there are no problems to solve")
+    thoughts = method.thoughts(phase)
+    if exchange is not None and not thoughts:
+        raise InputError("there are no thoughts to exchange: the method has none in this phase")
+    rows = [given_part(method.slots(_asked(x), phase, markers, 0)) for x in problems]
+    start = round_up(max(len(row.prefix) for row in rows))
+    length = max(len(row.prefix) + thoughts + len(row.tail) for row in rows) + max_new_tokens
+    params = by_layer(params)
+    engine = Engine(params, cfg=cfg, slots=min(batch, len(rows)), length=round_up(length), how=how)
+
+    def prompts():
+        for first in range(0, len(rows), batch):
+            part = rows[first : first + batch]
+            given = _thoughts(params, part, batch, method.feedback, start, thoughts, cfg, how)
+            if exchange is not None:
+                given = exchange(given, jax.random.fold_in(jax.random.key(seed), first))
+            for row, thought in zip(part, given, strict=False):
+                yield _prompt(params, row, thought, cfg, how)
+
+    requests = (Request(inputs, max_new_tokens, stop_ids=(markers.stop,)) for inputs in prompts())
+    found: list[Written | None] = [None] * len(rows)
+    slots = thoughts or phase.slots
+    for done, (place, answer) in enumerate(answers(engine, requests), 1):
+        ids = tuple(int(i) for i in answer.ids)
+        found[place] = Written(ids, final_answer(ids, markers), slots)
+        progress(done, len(rows))
+    return [written for written in found if written is not None]
+
+
+def think(
+    params: Any,
+    problems: Sequence[Encoded],
+    method: Method,
+    phase: Phase,
+    markers: Markers,
+    *,
+    cfg: decoder.DecoderConfig,
+    batch: int = 32,
+    how: How = HOW,
+) -> np.ndarray:
+    """The thoughts about problems, float [N, n, D]; the arguments are those of `solve`.
+
+    Raises:
+      InputError: no problem, or a method without thoughts in this phase.
+    """
+    thoughts = method.thoughts(phase)
+    if not problems or not thoughts:
+        raise InputError("there are no problems, or the method has no thoughts in this phase")
+    rows = [method.slots(_asked(x), phase, markers, 0) for x in problems]
+    start, params = round_up(max(len(row.prefix) for row in rows)), by_layer(params)
+    found = [
+        _thoughts(params, rows[i : i + batch], batch, method.feedback, start, thoughts, cfg, how)
+        for i in range(0, len(rows), batch)
+    ]
+    return np.concatenate([np.asarray(part, np.float32) for part in found])
+
+
+def final_answer(ids: Sequence[int], markers: Markers) -> tuple[int, ...] | None:
+    """The ids after the last mark of an answer, up to the end of text; None without both."""
+    if not ids or ids[-1] != markers.stop or markers.answer not in ids:
+        return None
+    begin = len(ids) - list(ids)[::-1].index(markers.answer)
+    return tuple(ids[begin:-1])
+
+
+def given_part(row: Slots) -> Slots:
+    """A row without what is to be predicted."""
+    return Slots(row.prefix, row.tail[: row.given], row.given)
+
+
+def _asked(problem: Encoded) -> Encoded:
+    """A problem whose steps and answer nobody can see."""
+    return Encoded(problem.question, (), ())
+
+
+def _thoughts(params, rows, batch, feedback, start, thoughts, cfg, how):
+    """[batch, n, D]; rows that are missing repeat the last, so that one program serves all."""
+    if not thoughts:
+        return [None] * len(rows)
+    filled = [*rows, *[rows[-1]] * (batch - len(rows))]
+    bare = [Slots(row.prefix, (), 0) for row in filled]
+    inputs = collate(bare, start=start, thoughts=thoughts, tail=0)
+    return _think(params, inputs, feedback, start, thoughts, cfg, how)[: len(rows)]
+
+
+@partial(jax.jit, static_argnames=("feedback", "start", "thoughts", "cfg", "how"))
+def _think(params, batch, feedback, start, thoughts, cfg, how):
+    step = find_feedback(feedback)
+    return read(
+        params, batch, cfg=cfg, start=start, thoughts=thoughts, feedback=step, how=how
+    ).thoughts
+
+
+def _prompt(params, row, thought, cfg, how):
+    """Ids, or with thoughts embeddings, float [T, D]."""
+    if thought is None:
+        return [*row.prefix, *row.tail]
+    ids = np.asarray([*row.prefix, *row.tail], np.int32)
+    rows = np.asarray(_embed(params, jnp.asarray(ids)[None], cfg, how))[0]
+    parts = rows[: len(row.prefix)], np.asarray(thought), rows[len(row.prefix) :]
+    return np.concatenate(parts)
+
+
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _embed(params, ids, cfg, how):
+    return decoder.embed(params, ids, cfg=cfg, how=how)

@@ -1,0 +1,104 @@
+"""Batches of a phase: which problems, how much of their chains, and how wide they are."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.method import Method
+from pangu_jax.reasoning.latent.slots import Encoded, Markers, collate
+
+WIDTH = 16  # tails are as wide as the next multiple, so that phases share compiled programs
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """Columns of a phase's batches.
+
+    Attributes:
+      start: of the prefix.
+      thoughts: of the thoughts.
+      tail: of the tail.
+    """
+
+    start: int
+    thoughts: int
+    tail: int
+
+
+def widths(
+    problems: Sequence[Encoded], method: Method, phases: Sequence[Phase], markers: Markers
+) -> list[Widths]:
+    """Columns of each phase's batches; the prefix is equally wide in all."""
+    kinds = _different(problems)
+    rows = [
+        [method.slots(x, phase, markers, phase.removed_tokens) for x in kinds] for phase in phases
+    ]
+    start = max(len(row.prefix) for found in rows for row in found)
+    tails = [max(len(row.tail) for row in found) for found in rows]
+    return [
+        Widths(start, method.thoughts(phase), -(-tail // WIDTH) * WIDTH)
+        for phase, tail in zip(phases, tails, strict=True)
+    ]
+
+
+def longest_chain(problems: Sequence[Encoded]) -> int:
+    """Tokens of the longest chain."""
+    return max(sum(map(len, problem.steps)) for problem in problems)
+
+
+def phase_batches(
+    problems: Sequence[Encoded],
+    method: Method,
+    phase: Phase,
+    markers: Markers,
+    width: Widths,
+    *,
+    batch: int,
+    seed: tuple[int, ...],
+    step: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Endless batches of problems drawn with replacement, from `step` on.
+
+    Batch number i is a function of the seed and i alone, so a run goes on in the same bits.
+
+    Args:
+      problems: what is drawn from.
+      method: how a problem becomes a row.
+      phase: what is taken away of its chain.
+      markers: of the tokenizer.
+      width: of the columns.
+      batch: rows.
+      seed: of the draws.
+      step: the first batch to give.
+    """
+    while True:
+        rng = np.random.default_rng((*seed, step))
+        chosen = rng.integers(0, len(problems), batch)
+        more = removed_beyond(phase, batch, rng)
+        rows = [
+            method.slots(problems[i], phase, markers, phase.removed_tokens + int(extra))
+            for i, extra in zip(chosen, more, strict=True)
+        ]
+        yield collate(rows, start=width.start, thoughts=width.thoughts, tail=width.tail)
+        step += 1
+
+
+def removed_beyond(phase: Phase, count: int, rng: np.random.Generator) -> np.ndarray:
+    """How many tokens more than are due go from each of `count` examples, int64 [count].
+
+    j with probability (1 - e^-rate) e^(-rate j).
+
+    Source: arXiv 2405.14838, section 3 ("removal smoothing").
+    """
+    if not phase.smoothing:
+        return np.zeros(count, np.int64)
+    return rng.geometric(-np.expm1(-phase.smoothing), count) - 1
+
+
+def _different(problems: Sequence[Encoded]) -> list[Encoded]:
+    """One problem of each shape."""
+    shapes = {(len(x.question), tuple(map(len, x.steps)), len(x.answer)): x for x in problems}
+    return list(shapes.values())

@@ -1,0 +1,17 @@
+"""Coconut: thoughts are hidden states that are fed back, in place of a chain's first steps.
+
+Source: arXiv 2412.06769, and its released code.
+"""
+
+from pangu_jax.reasoning.latent.curriculum import Phase, step_by_step
+from pangu_jax.reasoning.latent.method import Method, answer, question, rest_of_chain
+from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots
+
+
+def slots(problem: Encoded, phase: Phase, markers: Markers, removed: int) -> Slots:
+    """Question, begin | thoughts | end, what is left of the chain, answer."""
+    tail = (*rest_of_chain(problem, phase, removed), *answer(problem, markers))
+    return Slots((*question(problem, markers), markers.begin), (markers.end, *tail), 1)
+
+
+METHOD = Method(step_by_step, slots, feedback="hidden")

@@ -1,0 +1,117 @@
+"""What is trained when: phases of a run, as values that are made from a few numbers."""
+
+import dataclasses
+
+from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
+
+ALL = 2**20  # of steps or tokens: none is kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of a run in which examples have one form.
+
+    Attributes:
+      steps: optimizer steps.
+      slots: thoughts, or pauses, of every example.
+      removed_steps: how many of a chain's first steps are left out.
+      removed_tokens: how many of a chain's first tokens are left out.
+      smoothing: rate of the exponential that draws how many more tokens are left out of an example;
+        0 for none.
+    """
+
+    steps: int
+    slots: int = 0
+    removed_steps: int = 0
+    removed_tokens: int = 0
+    smoothing: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CurriculumConfig:
+    """How a chain of thought is taken away.
+
+    Attributes:
+      steps: optimizer steps in all.
+      stage_steps: optimizer steps until the next step of the chain (or, of `icot`, token) goes; 0
+        begins with the last stage.
+      stages: how many steps are replaced by slots, one after another, before the rest goes.
+      slots_per_stage: thoughts or pauses for each of them.
+      smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
+      most_removed: of `icot`, after how many tokens all the rest goes at once; 0 for no such jump.
+
+    Raises:
+      InputError: numbers out of range.
+    """
+
+    steps: int = 5000
+    stage_steps: int = 500
+    stages: int = 6
+    slots_per_stage: int = 1
+    smoothing: float = 4.0
+    most_removed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "stages", "slots_per_stage"):
+            check_size(f"the curriculum's {name}", getattr(self, name))
+        for name in ("stage_steps", "most_removed"):
+            check_size(f"the curriculum's {name}", getattr(self, name), least=0)
+        if self.smoothing < 0:
+            raise InputError(f"the curriculum's smoothing must be at least 0, got {self.smoothing}")
+
+
+def whole_chain(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
+    """Nothing is taken away."""
+    del longest
+    return (Phase(cfg.steps),)
+
+
+def no_chain(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
+    """Everything is away from the start."""
+    del longest
+    return (Phase(cfg.steps, removed_steps=ALL),)
+
+
+def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
+    """Steps of the chain are replaced by slots, one more each stage; then the rest goes.
+
+    Source: arXiv 2412.06769, section 3; an example has as many slots as its stage, whether or not
+      its chain has as many steps, which is the released code with `pad_latent_to_max`.
+    """
+    del longest
+    per, stages = cfg.slots_per_stage, cfg.stages if cfg.stage_steps else -1
+    found = [Phase(cfg.stage_steps, per * stage, stage) for stage in range(stages + 1)]
+    return _with_last(found, Phase(1, per * cfg.stages, ALL), cfg)
+
+
+def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
+    """Tokens of the chain go from its beginning, one more each stage, some earlier by chance.
+
+    Args:
+      cfg: the curriculum.
+      longest: how many tokens the longest chain has.
+
+    Source: arXiv 2405.14838, sections 3 and 4.
+    """
+    stages = min(longest, cfg.most_removed or longest) if cfg.stage_steps else 0
+    found = [
+        Phase(cfg.stage_steps, removed_tokens=count, smoothing=cfg.smoothing)
+        for count in range(stages)
+    ]
+    return _with_last(found, Phase(1, removed_steps=ALL), cfg)
+
+
+def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple[Phase, ...]:
+    """The phases, and a last one of all steps that are left.
+
+    Raises:
+      InputError: none is left.
+    """
+    left = cfg.steps - sum(phase.steps for phase in phases)
+    if left < 1:
+        raise InputError(
+            f"{len(phases)} stages of {cfg.stage_steps} steps and a last one without a chain need "
+            f"more than {cfg.steps} steps; give more steps, or shorter stages"
+        )
+    return (*phases, dataclasses.replace(last, steps=left))

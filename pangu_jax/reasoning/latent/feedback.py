@@ -1,0 +1,37 @@
+"""What a thought's slot is given as input: a function of the state of the slot before it.
+
+| feedback | the next input |
+|---|---|
+| hidden | the state itself, after the final norm (Coconut) |
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pangu_jax.core.config import check_choice
+
+Feedback = Callable[[dict[str, Any], jax.Array], jax.Array]
+
+
+def hidden(params: dict[str, Any], state: jax.Array) -> jax.Array:
+    """The state as it is: [B, D] to [B, D].
+
+    Source: arXiv 2412.06769, section 3.
+    """
+    del params
+    return state
+
+
+FEEDBACK: dict[str, Feedback] = {"hidden": hidden}
+
+
+def feedback(name: str) -> Feedback:
+    """The feedback of that name.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    check_choice("feedback", name, FEEDBACK)
+    return FEEDBACK[name]

@@ -1,0 +1,114 @@
+"""What thoughts hold: linear probes with a control, and the logit lens.
+
+A probe that reads a step from a thought says little by itself: a large enough one reads anything.
+So each is fitted again to labels that are shuffled, the control task, and what counts is by how
+much the true labels are read better: its selectivity.
+
+Source: control tasks, arXiv 1909.03368; ours shuffles the labels over all examples.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models import decoder
+
+RIDGE = 1e-2  # of the features' mean square
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """How well labels are read from features, on the half that was not fitted.
+
+    Attributes:
+      examples: how many there are in all.
+      classes: how many labels.
+      accuracy: share of right labels.
+      control: the same where the labels were shuffled before.
+      majority: share of the commonest label.
+    """
+
+    examples: int
+    classes: int
+    accuracy: float
+    control: float
+    majority: float
+
+    @property
+    def selectivity(self) -> float:
+        """How much better than the control."""
+        return self.accuracy - self.control
+
+
+def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Probe:
+    """A ridge classifier on one half of the examples, measured on the other.
+
+    Args:
+      features: float [N, D].
+      labels: int [N].
+      seed: of the halves and of the shuffled labels.
+
+    Raises:
+      InputError: fewer than four examples, or one label alone.
+    """
+    known, labels = np.unique(labels, return_inverse=True)
+    if len(labels) < 4 or len(known) < 2:
+        raise InputError(
+            f"a probe needs at least 4 examples and 2 labels, got {len(labels)} and {len(known)}"
+        )
+    rng = np.random.default_rng(seed)
+    order, shuffled = rng.permutation(len(labels)), rng.permutation(labels)
+    fitted, kept = order[: len(order) // 2], order[len(order) // 2 :]
+    return Probe(
+        len(labels),
+        len(known),
+        _read(features, labels, fitted, kept),
+        _read(features, shuffled, fitted, kept),
+        float(np.bincount(labels).max() / len(labels)),
+    )
+
+
+def lens_ranks(
+    params: dict[str, Any], states: np.ndarray, ids: Sequence[int], *, cfg: decoder.DecoderConfig
+) -> np.ndarray:
+    """The place of an id among all, by the scores that the head gives to a state.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      states: float [N, n, D], after the final norm, as thoughts are.
+      ids: N of them.
+      cfg: the model.
+
+    Returns:
+      int [N, n]; 0 where no id has a higher score.
+    """
+    scores = np.asarray(decoder.logits(params, jnp.asarray(states), cfg=cfg))
+    own = np.take_along_axis(scores, np.asarray(ids)[:, None, None], axis=-1)
+    return (scores > own).sum(-1)
+
+
+def telling_place(texts: Sequence[Sequence[int]]) -> int:
+    """The place at which most different ids stand, as it tells texts apart best; the first such.
+
+    Raises:
+      InputError: an empty text.
+    """
+    if not texts or not all(texts):
+        raise InputError("there is an empty text, which nothing can be read of")
+    shortest = min(map(len, texts))
+    return int(np.argmax([len({text[i] for text in texts}) for i in range(shortest)]))
+
+
+def _read(features, labels, fitted, kept) -> float:
+    """The share of kept examples whose label is read."""
+    x = np.asarray(features, np.float64)
+    x = (x - x[fitted].mean(0)) / (x[fitted].std(0) + 1e-6)
+    targets = np.eye(labels.max() + 1)[labels[fitted]]
+    middle = targets.mean(0)
+    gram = x[fitted].T @ x[fitted] / len(fitted) + RIDGE * np.eye(x.shape[1])
+    weights = np.linalg.solve(gram, x[fitted].T @ (targets - middle) / len(fitted))
+    return float(np.mean(np.argmax(x[kept] @ weights + middle, -1) == labels[kept]))

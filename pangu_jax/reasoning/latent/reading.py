@@ -1,0 +1,144 @@
+"""The one scan: a prefix, thoughts that are fed back, and a tail, over one key-value cache.
+
+With n thoughts the naive form runs the whole model n + 1 times over all columns up to the next
+thought. Here every column is computed once: the prefix as one block, the thoughts in one
+`lax.scan` of one column each, the tail as one block, each reading the keys and values of what is
+before it. Gradients flow through all of them.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from pangu_jax.models import decoder, transformer
+from pangu_jax.nn.attention import LayerCache
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.ops.attention import visible
+from pangu_jax.reasoning.latent.feedback import Feedback, hidden
+
+
+@struct.dataclass
+class Reading:
+    """What a model makes of a batch.
+
+    Attributes:
+      hidden: [B, T, D], the state of every column, after the final norm.
+      thoughts: [B, n, D], what the slots of the thoughts were given as inputs.
+    """
+
+    hidden: jax.Array
+    thoughts: jax.Array
+
+
+def read(
+    params: dict[str, Any],
+    batch: dict[str, jax.Array],
+    *,
+    cfg: decoder.DecoderConfig,
+    start: int,
+    thoughts: int,
+    feedback: Feedback = hidden,
+    how: How = HOW,
+) -> Reading:
+    """Reads prefixes, thinks, and reads tails.
+
+    Without thoughts it is `decoder.apply`, to the bit.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      batch: tokens, positions and segments, int32 [B, T], as `slots.collate` makes them; T may end
+        with the thoughts.
+      cfg: the model.
+      start: columns of the prefix, at least 1.
+      thoughts: n, how many follow.
+      feedback: what makes a thought's input of the state before it.
+      how: implementations, type of activations; with `remat` the backward pass computes each
+        thought again.
+
+    Returns:
+      The states, and the thoughts' inputs.
+
+    Source: arXiv 2412.06769, section 3; one scan in place of its n + 1 passes is ours.
+    """
+    x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
+    places = {name: batch[name] for name in ("positions", "segments")}
+    if not thoughts:
+        out = transformer.apply(params, x, cfg=cfg, how=how, **places)
+        return Reading(out.hidden, x[:, :0])
+    params = transformer.by_layer(params)
+    # One query has nothing to gain from fused kernels, whose gradients want other shapes.
+    how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})
+    body, after = _Body(params, places, cfg, how), start + thoughts
+
+    def think(carry, column):
+        state, caches = carry
+        given = feedback(params, state).astype(x.dtype)
+        states, caches = body.block(given[:, None], column, caches)
+        return (states[:, 0], caches), (given, states[:, 0])
+
+    before, caches = body.block(x[:, :start], 0, body.room([], start))
+    if how.remat is not None:
+        think = jax.checkpoint(think)
+    columns = start + jnp.arange(thoughts, dtype=jnp.int32)
+    begin = before[:, -1], body.room(caches, after)
+    (_, caches), (inputs, states) = jax.lax.scan(think, begin, columns)
+    inputs, states = jnp.swapaxes(inputs, 0, 1), jnp.swapaxes(states, 0, 1)
+    found = [before, states]
+    if x.shape[1] > after:
+        found.append(body.block(x[:, after:], after, body.room(caches, x.shape[1]))[0])
+    return Reading(jnp.concatenate(found, axis=1), inputs)
+
+
+class _Body:
+    """The layers, applied to stretches of columns."""
+
+    def __init__(self, params, places, cfg, how):
+        self._params, self._places, self._cfg, self._how = params, places, cfg, how
+
+    def room(self, caches, length):
+        """The caches with room for so many columns; new ones where there are none."""
+        if caches:
+            grown = ((0, 0), (0, length - caches[0][0].shape[1]), (0, 0), (0, 0))
+            return [tuple(jnp.pad(part, grown) for part in cache) for cache in caches]
+        batch = self._places["positions"].shape[0]
+        kind = self._how.dtype or self._params["embed"]["table"].dtype
+        heads = [layer.attention for layer in self._cfg.layers]
+        shapes = [(batch, length, head.kv_heads, head.head_dim) for head in heads]
+        return [(jnp.zeros(shape, kind), jnp.zeros(shape, kind)) for shape in shapes]
+
+    def block(self, x, column, caches):
+        """States of the columns from `column` on, and the caches with theirs.
+
+        Columns that are not written yet have later positions, so none sees them.
+        """
+        width, length = x.shape[1], caches[0][0].shape[1]
+        at = {
+            name: jax.lax.dynamic_slice_in_dim(place, column, width, axis=1)
+            for name, place in self._places.items()
+        }
+        sources = {name: place[:, :length] for name, place in self._places.items()}
+
+        def sees(heads):
+            return visible(
+                at["segments"],
+                at["positions"],
+                sources["segments"],
+                sources["positions"],
+                causal=True,
+                window=heads.window,
+            )
+
+        x, found = transformer.unrolled(
+            self._params["layers"],
+            x,
+            at["positions"],
+            sees,
+            [LayerCache(*cache, column) for cache in caches],
+            cfg=self._cfg,
+            how=self._how,
+        )
+        state = transformer.final_norm(self._params, x, cfg=self._cfg)
+        return state, [(cache.key, cache.value) for cache in found]

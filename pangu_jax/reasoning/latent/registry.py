@@ -1,0 +1,23 @@
+"""The methods by name. To add one: a file beside this one, and its line here."""
+
+from pangu_jax.core.config import check_choice
+from pangu_jax.reasoning.latent import coconut, cot, icot, pause
+from pangu_jax.reasoning.latent.method import Method
+
+METHODS: dict[str, Method] = {
+    "cot": cot.COT,
+    "no-cot": cot.NO_COT,
+    "pause": pause.METHOD,
+    "icot": icot.METHOD,
+    "coconut": coconut.METHOD,
+}
+
+
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    check_choice("method", name, METHODS)
+    return METHODS[name]

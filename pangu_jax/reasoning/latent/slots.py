@@ -1,0 +1,143 @@
+"""Sequences as slots: tokens that are read, thoughts that are computed, tokens that are answered.
+
+A row is laid out in three blocks of columns,
+
+    [ padding, prefix | thoughts | tail, padding ]
+
+so that the first thought is in the same column of every row, and a batch of them is one loop of
+static shape. Prefix and tail are ids; what a thought's slot is given as its input is computed
+(`feedback`) from the state of the slot before.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.chain_of_thought import Problem
+from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer
+
+# Special tokens that a tokenizer gets; bytes have reserved ids for them.
+BEGIN, END, PAUSE, ANSWER = "<|begin-thought|>", "<|end-thought|>", "<|pause|>", "<|answer|>"
+NAMES = (BEGIN, END, PAUSE, ANSWER)
+
+
+@dataclasses.dataclass(frozen=True)
+class Markers:
+    """Ids that mark the parts of a text.
+
+    Attributes:
+      begin: before the first thought.
+      end: after the last thought.
+      pause: a slot that computes, but is given no state.
+      answer: before the final answer.
+      stop: after the final answer.
+      boundary: before a question.
+    """
+
+    begin: int
+    end: int
+    pause: int
+    answer: int
+    stop: int
+    boundary: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A problem as ids; see `Problem`."""
+
+    question: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
+    answer: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """One row.
+
+    Attributes:
+      prefix: ids before the thoughts, at least one.
+      tail: ids after them.
+      given: how many of the tail are given; the others are to be predicted.
+    """
+
+    prefix: tuple[int, ...]
+    tail: tuple[int, ...]
+    given: int
+
+
+def markers_of(tokenizer: Tokenizer) -> Markers:
+    """The tokenizer's markers.
+
+    Raises:
+      InputError: it lacks one, or names no end of text.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        found: list[int | None] = [257, 258, 259, 260]
+    else:
+        found = [tokenizer.token_to_id(name) for name in NAMES]
+    for name, number in zip(NAMES, found, strict=True):
+        if number is None:
+            raise InputError(
+                f"the tokenizer {tokenizer.name} has no token {name}: a model has them once "
+                "`pangu-jax latent train` has trained it"
+            )
+    if not tokenizer.eos_ids:
+        raise InputError(f"the tokenizer {tokenizer.name} names no token that ends a text")
+    return Markers(*found, stop=tokenizer.eos_ids[0], boundary=tokenizer.boundary)
+
+
+def encode(problem: Problem, tokenizer: Tokenizer) -> Encoded:
+    """A problem as ids, a line each for the question and every step."""
+    return Encoded(
+        tuple(tokenizer.encode(problem.question + "\n")),
+        tuple(tuple(tokenizer.encode(step + "\n")) for step in problem.steps),
+        tuple(tokenizer.encode(problem.answer)),
+    )
+
+
+def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> dict[str, Any]:
+    """Rows as one batch.
+
+    Args:
+      rows: B rows.
+      start: columns of the prefix.
+      thoughts: how many thoughts each row has.
+      tail: columns of the tail.
+
+    Returns:
+      With T = start + thoughts + tail: tokens, int32 [B, T], of which those at thoughts are not
+      read; labels, int32 [B, T], each the token of the next column; weights, float32 [B, T], 1
+      where the next column is to be predicted; positions, int32 [B, T], which count from a row's
+      first token, and segments, int32 [B, T], 1 at tokens and thoughts, 0 at padding.
+
+    Raises:
+      InputError: a row that does not fit.
+    """
+    shape = (len(rows), start + thoughts + tail)
+    tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    columns = np.arange(shape[1])
+    for i, row in enumerate(rows):
+        if not 0 < len(row.prefix) <= start or len(row.tail) > tail:
+            raise InputError(
+                f"a row of {len(row.prefix)} tokens before and {len(row.tail)} after the thoughts "
+                f"does not fit into {start} and {tail} columns"
+            )
+        begin, after = start - len(row.prefix), start + thoughts
+        tokens[i, begin:start] = row.prefix
+        tokens[i, after : after + len(row.tail)] = row.tail
+        segments[i, begin : after + len(row.tail)] = 1
+        weights[i, after + row.given - 1 : after + len(row.tail) - 1] = 1
+        positions[i] = np.maximum(columns - begin, 0)
+    labels = np.roll(tokens, -1, axis=1)
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "weights": weights,
+        "positions": positions,
+        "segments": segments,
+    }

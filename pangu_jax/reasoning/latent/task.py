@@ -1,0 +1,143 @@
+"""Tasks: problems to train on and problems to measure on, by name or from a file."""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.chain_of_thought import Problem, read_problems
+from pangu_jax.data.multiplication import draw_multiplications
+from pangu_jax.data.prosqa import draw_prosqa
+from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.data.word_tokenizer import opened, word_files
+from pangu_jax.reasoning.latent.slots import NAMES, Encoded, Markers, encode, markers_of
+
+MULTIPLICATION = re.compile(r"mult(\d+)x(\d+)")
+TEST_SEED = 2**31 - 1  # of drawn test questions, away from those that anybody trains with
+KNOWN = "mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is trained on and measured on; no question is in both.
+
+    Attributes:
+      training: problems.
+      testing: problems.
+      chance: the share of right answers of one who guesses among those that a question offers; None
+        where it offers none.
+    """
+
+    training: list[Problem]
+    testing: list[Problem]
+    chance: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    """A task as ids.
+
+    Attributes:
+      markers: of the tokenizer.
+      training: problems to train on.
+      testing: problems to measure on.
+      vocab: how many ids there are.
+    """
+
+    markers: Markers
+    training: list[Encoded]
+    testing: list[Encoded]
+    vocab: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest chain and answer to train on, with the markers."""
+        return max(sum(map(len, x.steps)) + len(x.answer) + 2 for x in self.training)
+
+
+def words_of(task: Task) -> dict[str, bytes]:
+    """The files of a tokenizer with a token for each word of the task, and the markers."""
+    problems = [*task.training, *task.testing]
+    texts = (text for x in problems for text in (x.question, *x.steps, x.answer))
+    return word_files(texts, NAMES)
+
+
+def encode_task(task: Task, files: Mapping[str, bytes]) -> Ids:
+    """The task as ids.
+
+    Args:
+      task: the task.
+      files: of a tokenizer with the markers (`words_of`); none is the tokenizer of bytes.
+
+    Raises:
+      InputError: the tokenizer lacks a marker.
+    """
+    with opened(files) if files else contextlib.nullcontext(ByteTokenizer()) as tokenizer:
+        return Ids(
+            markers_of(tokenizer),
+            [encode(problem, tokenizer) for problem in task.training],
+            [encode(problem, tokenizer) for problem in task.testing],
+            tokenizer.vocab_size,
+        )
+
+
+def read_task(
+    name: str, *, test: str | Path | None, problems: int, tests: int, seed: int = 0
+) -> Task:
+    """The task of that name.
+
+    Args:
+      name: mult4x4 and the like, or prosqa, whose problems are drawn; or a file, which is read.
+      test: a file with the problems to measure on, in the order in which they are taken; None draws
+        them, or takes the last ones of the file.
+      problems: how many are drawn to train on; of a file all are taken.
+      tests: most problems to measure on.
+      seed: of the drawn training problems.
+
+    Raises:
+      InputError: an unknown name, a file that cannot be read, or too few problems.
+    """
+    drawn = is_drawn(name)
+    training = _draw(name, problems, seed) if drawn else read_problems(name)
+    testing = test_problems(name, test=test, tests=tests)
+    held_out = {problem.question for problem in testing}
+    training = [problem for problem in training if problem.question not in held_out]
+    if not training:
+        raise InputError(f"{name} has no problem to train on besides those that are measured on")
+    return Task(training, testing, chance(name))
+
+
+def test_problems(name: str, *, test: str | Path | None, tests: int) -> list[Problem]:
+    """The problems that a task measures on; see `read_task`."""
+    if test is not None:
+        return read_problems(test)[:tests]
+    return _draw(name, tests, TEST_SEED) if is_drawn(name) else read_problems(name)[-tests:]
+
+
+def is_drawn(name: str) -> bool:
+    """Whether the task's problems are drawn.
+
+    Raises:
+      InputError: it is neither that nor a file.
+    """
+    if name == "prosqa" or MULTIPLICATION.fullmatch(name):
+        return True
+    if not Path(name).exists():
+        raise InputError(f"there is no task {name!r}; known: {KNOWN}")
+    return False
+
+
+def chance(name: str) -> float | None:
+    """The share of right answers by guessing among what a question offers."""
+    return 0.5 if name == "prosqa" else None
+
+
+def _draw(name: str, count: int, seed: int) -> list[Problem]:
+    if name == "prosqa":
+        return draw_prosqa(count, seed=seed)
+    sizes = re.findall(r"\d+", name)
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{name}: both factors must have the same number of digits")
+    return draw_multiplications(count, int(sizes[0]), seed=seed)

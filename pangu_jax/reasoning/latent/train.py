@@ -1,0 +1,182 @@
+"""Training of a latent method: its phases, one after another, in one run that resumes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import Claim
+from pangu_jax.models import decoder
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.reasoning.latent.batches import longest_chain, phase_batches, widths
+from pangu_jax.reasoning.latent.curriculum import CurriculumConfig, Phase
+from pangu_jax.reasoning.latent.loss import thought_loss
+from pangu_jax.reasoning.latent.registry import method as find_method
+from pangu_jax.reasoning.latent.slots import Encoded, Markers
+from pangu_jax.train.loop import LoopConfig, train_stages
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.stages import Stage
+from pangu_jax.train.step import TrainState
+
+# For small models from scratch. Every phase begins with a fresh state, so the rate rises again.
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3, schedule="constant", warmup_fraction=0.01, b2=0.99, weight_decay=0.01
+)
+RUN = "latent.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run's folder says of how its model thinks, in latent.json.
+
+    Attributes:
+      method: a name of `registry.METHODS`.
+      phase: the last one, in whose form questions are put.
+      task: what it was trained on.
+      max_new_tokens: most tokens that an answer of the task has, chain and all.
+    """
+
+    method: str
+    phase: Phase
+    task: str
+    max_new_tokens: int
+
+
+def plan(name: str, problems: Sequence[Encoded], curriculum: CurriculumConfig) -> tuple[Phase, ...]:
+    """The phases of a method on problems."""
+    return find_method(name).phases(curriculum, longest_chain(problems))
+
+
+def train(
+    problems: Sequence[Encoded],
+    phases: Sequence[Phase],
+    *,
+    method: str,
+    markers: Markers,
+    model: decoder.DecoderConfig,
+    loop: LoopConfig,
+    batch: int,
+    optimizer: OptimizerConfig = OPTIMIZER,
+    params: Any = None,
+    folder: str | Path | Claim | None = None,
+    evaluate: Callable[[Any], dict[str, Any]] | None = None,
+    label: str | None = "train",
+    how: How = HOW,
+) -> TrainState:
+    """Trains a model, or goes on from the last checkpoint in `folder`.
+
+    Args:
+      problems: what is learned from.
+      phases: of `plan`.
+      method: a name of `registry.METHODS`.
+      markers: of the tokenizer.
+      model: a decoder without experts.
+      loop: length, which is that of the phases, and checkpoints.
+      batch: rows of a step.
+      optimizer: AdamW and its schedule, which counts the steps of each phase, as if the run were of
+        that phase alone; every phase begins with a fresh state.
+      params: float32 parameters to start from; None draws them.
+      folder: as in `train.loop.train`.
+      evaluate: as in `train.loop.train`.
+      label: as in `train.loop.train`.
+      how: implementations, type of activations, and what backward recomputes.
+
+    Returns:
+      The state after the last step.
+
+    Raises:
+      InputError: experts or dropout, which these methods do not train; ids outside the vocabulary;
+        and as in `train.loop.train_stages`.
+      Stopped: as in `train.loop.train_stages`.
+    """
+    check_size("batch", batch)
+    check_model(model)
+    check_ids(problems, markers, model)
+    chosen = find_method(method)
+    columns = widths(problems, chosen, phases, markers)
+    # One object for all phases: each then has a fresh state and the same compiled step.
+    shared = make_optimizer(optimizer, loop.steps)
+    stages = []
+    for index, (phase, width) in enumerate(zip(phases, columns, strict=True)):
+        loss = thought_loss(
+            model, start=width.start, thoughts=width.thoughts, feedback=chosen.feedback, how=how
+        )
+        stream = partial(
+            phase_batches,
+            problems,
+            chosen,
+            phase,
+            markers,
+            width,
+            batch=batch,
+            seed=(loop.seeds[0], index),
+        )
+        stages.append(Stage(phase.steps, loss, lambda step, run=stream: run(step=step), shared))
+    return train_stages(
+        stages,
+        decoder.spec(model),
+        cfg=loop,
+        folder=folder,
+        params=params,
+        evaluate=evaluate,
+        label=label,
+    )
+
+
+def check_model(cfg: decoder.DecoderConfig) -> None:
+    """Raises InputError for a decoder that latent methods do not train."""
+    if any(layer.moe is not None for layer in cfg.layers):
+        raise InputError("latent methods train dense decoders; this one has experts")
+    if any(layer.dropout for layer in cfg.layers):
+        raise InputError("latent methods train without dropout; this decoder has some")
+
+
+def check_ids(problems: Sequence[Encoded], markers: Markers, cfg: decoder.DecoderConfig) -> None:
+    """Raises InputError where an id is outside the model's vocabulary, or a problem is empty."""
+    if not problems:
+        raise InputError("there are no problems to train on")
+    most = max(dataclasses.astuple(markers))
+    for problem in problems:
+        if not problem.question or not problem.answer:
+            raise InputError("a problem has an empty question or answer")
+        most = max(most, *problem.question, *problem.answer, *map(max, filter(None, problem.steps)))
+    if most >= cfg.vocab:
+        raise InputError(f"the tokenizer gives the id {most}, the model's ends at {cfg.vocab - 1}")
+
+
+def with_rows(
+    params: dict[str, Any], cfg: decoder.DecoderConfig, markers: Markers, vocab: int
+) -> tuple[dict[str, Any], decoder.DecoderConfig]:
+    """A model whose vocabulary has the markers.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      cfg: the model.
+      markers: their rows become the mean of all rows that there were, so that nothing that is
+        written or read stands out.
+      vocab: ids that are needed; the vocabulary grows to the next multiple of 8 if it has fewer.
+
+    Returns:
+      The parameters and the configuration.
+    """
+    size = cfg.vocab if vocab <= cfg.vocab else -(-vocab // 8) * 8
+    new = jnp.asarray([markers.begin, markers.end, markers.pause, markers.answer])
+
+    def grown(rows: jax.Array) -> jax.Array:
+        mean = rows.astype(jnp.float32).mean(0).astype(rows.dtype)
+        return (
+            jnp.concatenate([rows, jnp.broadcast_to(mean, (size - len(rows), len(mean)))])
+            .at[new]
+            .set(mean)
+        )
+
+    found = {**params, "embed": {"table": grown(params["embed"]["table"])}}
+    if "head" in params:
+        found["head"] = {"kernel": grown(params["head"]["kernel"].T).T}
+    return found, dataclasses.replace(cfg, vocab=size)

@@ -1,0 +1,110 @@
+"""Answers of models that think: those of the naive form, and what exchanged thoughts change."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
+from pangu_jax.reasoning.latent.answer import Written, final_answer, solve
+from pangu_jax.reasoning.latent.curriculum import ALL, Phase
+from pangu_jax.reasoning.latent.registry import METHODS
+from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.slots import Encoded
+
+LAST, NEW = Phase(1, 2, ALL), 5
+
+
+@pytest.fixture(scope="module")
+def ask(model, markers, problems):
+    params, cfg = model
+
+    def ask(name, phase=LAST, problems=problems, **more):
+        more = {"max_new_tokens": NEW, "batch": 2, **more}
+        return solve(params, problems, METHODS[name], phase, markers, cfg=cfg, **more)
+
+    return ask
+
+
+@pytest.mark.parametrize("name", ["coconut", "pause", "no-cot"])
+def test_answers_are_those_of_the_naive_form(ask, naive, model, markers, problems, name):
+    params, cfg = model
+    phase = Phase(1, 0 if name == "no-cot" else 2, ALL)
+    thoughts = METHODS[name].thoughts(phase)
+    for problem, written in zip(problems, ask(name, phase), strict=True):
+        row = METHODS[name].slots(problem, phase, markers, 0)
+        wanted = jax.jit(lambda p, row=row, ids=written.ids: naive.best(p, row, thoughts, ids, cfg))
+        assert written.ids == tuple(wanted(params).tolist())
+        assert len(written.ids) == NEW or written.ids[-1] == markers.stop
+        assert written.thoughts == phase.slots
+
+
+def test_steps_and_answers_of_a_problem_are_never_read(ask, problems):
+    bare = [Encoded(problem.question, (), (0,)) for problem in problems]
+    assert ask("coconut", problems=bare) == ask("coconut")
+
+
+def test_exchanged_thoughts_reach_the_answer_in_the_order_of_problems(ask, problems):
+    seen = []
+
+    def exchange(thoughts, key):
+        seen.append(np.asarray(thoughts))
+        return 3 * jnp.ones_like(thoughts)
+
+    changed = ask("coconut", exchange=exchange)
+    assert [len(part) for part in seen] == [2, 1] and seen[0].shape == (2, 2, 8)
+    assert ask("coconut", exchange=lambda thoughts, _: thoughts) == ask("coconut") != changed
+    assert ask("coconut", problems=problems[::-1], batch=3) == ask("coconut", batch=3)[::-1]
+
+
+def test_thoughts_are_handed_on_in_half_precision(ask):
+    kinds = []
+
+    def exchange(thoughts, key):
+        kinds.append(thoughts.dtype)
+        return thoughts
+
+    found = ask("coconut", exchange=exchange, how=How(dtype="bfloat16"))
+    assert {str(kind) for kind in kinds} == {"bfloat16"} and len(found) == 3
+
+
+def test_ablations(model, markers):
+    params, cfg = model
+    thoughts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 8)), jnp.float32)
+    key = jax.random.key(0)
+    made = {name: ablation(name, params, markers, cfg=cfg)(thoughts, key) for name in ABLATIONS}
+    assert not made["zeros"].any()
+    size = jnp.linalg.norm(made["noise"], axis=-1)
+    np.testing.assert_allclose(size, jnp.linalg.norm(thoughts, axis=-1), rtol=1e-5)
+    assert not np.allclose(made["noise"], thoughts, atol=0.1)
+    np.testing.assert_array_equal(made["other"][1], thoughts[0])
+    np.testing.assert_array_equal(made["pause"][2, 1], params["embed"]["table"][12])
+    with pytest.raises(InputError, match="ablation must be one of zeros, noise, other, pause"):
+        ablation("bogus", params, markers, cfg=cfg)
+
+
+def test_what_cannot_be_asked_is_refused(ask):
+    with pytest.raises(InputError, match="no thoughts to exchange"):
+        ask("pause", exchange=lambda thoughts, _: thoughts)
+    with pytest.raises(InputError, match="no problems"):
+        ask("cot", problems=[])
+
+
+def test_the_final_answer_is_between_its_mark_and_the_end(markers):
+    assert final_answer((4, 13, 7, 8, 14), markers) == (7, 8)
+    assert final_answer((13, 4, 13, 7, 14), markers) == (7,)
+    assert final_answer((13, 14), markers) == ()
+    assert final_answer((4, 13, 7), markers) is None  # cut off
+    assert final_answer((7, 14), markers) is final_answer((), markers) is None
+
+
+def test_a_score_counts_exact_answers(problems):
+    written = [Written((1, 2), answer, 2) for answer in ((7,), (1, 2, 3), None)]
+    found = dataclasses.asdict(score(written, problems))
+    assert found["accuracy"] == pytest.approx(1 / 3) and found["answered"] == pytest.approx(2 / 3)
+    assert found["low"] < 1 / 3 < found["high"]
+    assert (found["problems"], found["tokens"], found["thoughts"]) == (3, 2, 2)

@@ -1,0 +1,123 @@
+"""One scan over a cache gives what the whole model gives, computed again for every thought."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning.latent import coconut, cot
+from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.loss import thought_loss
+from pangu_jax.reasoning.latent.reading import read
+from pangu_jax.reasoning.latent.slots import collate
+from pangu_jax.train.language import language_loss
+
+START, TAIL = 8, 10
+
+
+def rows_of(problems, markers, phase, method=coconut.METHOD):
+    return [method.slots(problem, phase, markers, 0) for problem in problems]
+
+
+def batch_of(rows, thoughts, start=START, tail=TAIL):
+    return collate(rows, start=start, thoughts=thoughts, tail=tail)
+
+
+def summed(cfg, thoughts, **how):
+    feedback = {"feedback": "hidden"} if thoughts else {}
+    loss = thought_loss(cfg, start=START, thoughts=thoughts, how=How(**how), **feedback)
+    return lambda params, batch: loss(params, None, batch, jax.random.key(0))[0]
+
+
+@pytest.fixture(scope="module")
+def found(model, problems, markers):
+    """Loss and gradients with two thoughts."""
+    params, cfg = model
+    rows = rows_of(problems[:2], markers, Phase(1, slots=2, removed_steps=1))
+    step = jax.jit(jax.value_and_grad(summed(cfg, 2)))
+    return step(params, batch_of(rows, 2)), rows
+
+
+def reference(naive, model, rows, **more):
+    params, cfg = model
+
+    @jax.jit
+    def every(params):
+        return sum(naive.row_loss(params, row, 2, cfg, **more) for row in rows)
+
+    return jax.value_and_grad(every)(params)
+
+
+def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model, found):
+    (loss, grads), rows = found
+    wanted = reference(naive, model, rows)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
+    (loss, grads), rows = found
+    cut = reference(naive, model, rows, step=lambda _, state: jax.lax.stop_gradient(state))
+    np.testing.assert_allclose(loss, cut[0], rtol=1e-5)
+    table = grads["embed"]["table"] - cut[1]["embed"]["table"]
+    for row in rows:  # the question's own rows, through the first thought
+        assert float(jnp.abs(table[jnp.asarray(row.prefix)]).max()) > 1e-2
+
+
+def test_thoughts_that_are_computed_again_give_the_same(model, found):
+    (loss, grads), rows = found
+    params, cfg = model
+    again = jax.jit(jax.value_and_grad(summed(cfg, 2, remat="full")))
+    chex.assert_trees_all_close(
+        again(params, batch_of(rows, 2)), (loss, grads), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_half_precision_is_near(model, found):
+    (loss, _), rows = found
+    params, cfg = model
+    half = jax.jit(jax.value_and_grad(summed(cfg, 2, dtype="bfloat16")))
+    near, grads = half(params, batch_of(rows, 2))
+    np.testing.assert_allclose(near, loss, rtol=0.03)
+    assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_padding_and_other_rows_change_nothing(model, found):
+    (loss, _), rows = found
+    params, cfg = model
+    wide = thought_loss(cfg, start=START + 3, thoughts=2, feedback="hidden")
+    batch = batch_of(rows[::-1], 2, start=START + 3, tail=TAIL + 4)
+    batch["tokens"] = np.where(batch["segments"] > 0, batch["tokens"], 5)
+    total, weight, _ = jax.jit(wide)(params, None, batch, jax.random.key(0))
+    np.testing.assert_allclose(total, loss, rtol=1e-5)
+    assert weight == sum(len(row.tail) - row.given for row in rows)
+
+
+@pytest.mark.parametrize("method", [coconut.METHOD, cot.COT])
+def test_without_thoughts_it_is_the_language_models_loss_to_the_bit(
+    model, problems, markers, method
+):
+    params, cfg = model
+    batch = batch_of(rows_of(problems, markers, Phase(1), method), 0)
+    plain = language_loss(cfg)
+    ours = jax.jit(jax.value_and_grad(summed(cfg, 0)))(params, batch)
+    want = jax.jit(
+        jax.value_and_grad(lambda params, batch: plain(params, None, batch, jax.random.key(0))[0])
+    )(params, batch)
+    chex.assert_trees_all_equal(ours, want)
+
+
+def test_a_batch_may_end_with_its_thoughts(model, problems, markers):
+    params, cfg = model
+    rows = rows_of(problems, markers, Phase(1, slots=2))
+    whole = jax.jit(lambda p, b: read(p, b, cfg=cfg, start=START, thoughts=2))
+    long = whole(params, batch_of(rows, 2))
+    bare = [type(row)(row.prefix, (), 0) for row in rows]
+    short = whole(params, batch_of(bare, 2, tail=0))
+    assert short.hidden.shape == (3, START + 2, 8) and short.thoughts.shape == (3, 2, 8)
+    np.testing.assert_allclose(short.thoughts, long.thoughts, rtol=1e-5, atol=1e-6)
+    # The first thought is the state of the column before it.
+    np.testing.assert_array_equal(long.thoughts[:, 0], long.hidden[:, START - 1])
+    np.testing.assert_array_equal(long.thoughts[:, 1], long.hidden[:, START])

@@ -1,0 +1,167 @@
+"""Rows of slots, phases of curricula, and batches of them."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from pangu_jax.core.config import from_json, to_json
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.chain_of_thought import Problem
+from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.data.word_tokenizer import opened, word_files
+from pangu_jax.reasoning.latent import slots
+from pangu_jax.reasoning.latent.batches import (
+    Widths,
+    longest_chain,
+    phase_batches,
+    removed_beyond,
+    widths,
+)
+from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
+from pangu_jax.reasoning.latent.registry import METHODS, method
+from pangu_jax.reasoning.latent.slots import Slots
+
+# Of the markers in conftest: begin, end, pause, answer, stop, boundary are 10 to 15.
+ROWS = {
+    ("cot", Phase(1), 0): Slots((15, 1, 2, 3), (4, 5, 6, 13, 7, 14), 0),
+    ("no-cot", Phase(1, removed_steps=ALL), 0): Slots((15, 1, 2, 3), (13, 7, 14), 0),
+    ("icot", Phase(1, removed_tokens=1), 2): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
+    ("icot", Phase(1, removed_tokens=1), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0),
+    ("coconut", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (11, 6, 13, 7, 14), 1),
+    ("pause", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (12, 12, 11, 6, 13, 7, 14), 3),
+}
+
+
+@pytest.mark.parametrize("name, phase, removed", ROWS)
+def test_a_problem_as_a_row(problems, markers, name, phase, removed):
+    row = METHODS[name].slots(problems[0], phase, markers, removed)
+    assert row == ROWS[name, phase, removed]
+
+
+def test_a_pause_differs_from_coconut_in_its_feedback_alone(problems, markers):
+    cfg = CurriculumConfig(100, stage_steps=10, stages=2, slots_per_stage=2)
+    ours, control = METHODS["coconut"], METHODS["pause"]
+    assert ours.phases(cfg, 9) == control.phases(cfg, 9)
+    for phase in ours.phases(cfg, 9):
+        ours_row, row = (m.slots(problems[1], phase, markers, 0) for m in (ours, control))
+        assert row.prefix == ours_row.prefix and row.tail[phase.slots :] == ours_row.tail
+        assert row.tail[: phase.slots] == (markers.pause,) * ours.thoughts(phase)
+        assert row.given - ours_row.given == phase.slots and control.thoughts(phase) == 0
+
+
+def test_columns_of_a_batch(problems, markers):
+    rows = [METHODS["coconut"].slots(x, Phase(1, 2, 1), markers, 0) for x in problems[:2]]
+    batch = slots.collate(rows, start=6, thoughts=2, tail=8)
+    assert batch["tokens"].tolist() == [
+        [0, 15, 1, 2, 3, 10, 0, 0, 11, 6, 13, 7, 14, 0, 0, 0],
+        [0, 0, 0, 15, 3, 10, 0, 0, 11, 6, 7, 8, 13, 1, 2, 14],
+    ]
+    assert batch["segments"].tolist() == [[0] + [1] * 12 + [0] * 3, [0] * 3 + [1] * 13]
+    assert batch["weights"].tolist() == [
+        [0] * 8 + [1] * 4 + [0] * 4,
+        [0] * 8 + [1] * 7 + [0],
+    ]
+    assert batch["positions"][1].tolist() == [0, 0, 0, *range(13)]
+    predicted = batch["labels"][batch["weights"] > 0].tolist()
+    assert predicted == [6, 13, 7, 14, 6, 7, 8, 13, 1, 2, 14]
+    with pytest.raises(InputError, match="does not fit into 4 and 8 columns"):
+        slots.collate(rows, start=4, thoughts=2, tail=8)
+
+
+def test_steps_go_one_by_one_and_the_rest_at_the_end():
+    cfg = CurriculumConfig(50, stage_steps=10, stages=2, slots_per_stage=3)
+    phases = method("coconut").phases(cfg, 9)
+    assert phases == (Phase(10), Phase(10, 3, 1), Phase(10, 6, 2), Phase(20, 6, ALL))
+    assert from_json(Phase, to_json(phases[-1])) == phases[-1]
+    now = CurriculumConfig(50, stage_steps=0, stages=2)
+    assert method("pause").phases(now, 9) == (Phase(50, 2, ALL),)
+
+
+def test_tokens_go_one_by_one_up_to_the_longest_chain_or_a_jump():
+    cfg = CurriculumConfig(50, stage_steps=10, smoothing=2.0)
+    phases = method("icot").phases(cfg, 3)
+    assert phases == (
+        *(Phase(10, removed_tokens=n, smoothing=2.0) for n in range(3)),
+        Phase(20, removed_steps=ALL),
+    )
+    jump = CurriculumConfig(50, stage_steps=10, most_removed=1)
+    assert [phase.steps for phase in method("icot").phases(jump, 3)] == [10, 40]
+
+
+def test_a_run_that_is_too_short_for_its_stages_is_refused():
+    with pytest.raises(InputError, match=r"7 stages of 10 steps.*more than 70"):
+        method("coconut").phases(CurriculumConfig(70, stage_steps=10), 9)
+    with pytest.raises(InputError, match="stage_steps"):
+        CurriculumConfig(1, stage_steps=-1)
+    with pytest.raises(InputError, match="method must be one of cot, no-cot"):
+        method("bogus")
+
+
+def test_more_tokens_go_by_chance_with_the_published_odds():
+    rate, count = 1.0, 20_000
+    found = removed_beyond(Phase(1, smoothing=rate), count, np.random.default_rng(0))
+    odds = (1 - np.exp(-rate)) * np.exp(-rate * np.arange(8))
+    expected = count * np.array([*odds, 1 - odds.sum()])
+    seen = np.bincount(np.minimum(found, 8), minlength=9)
+    assert ((seen - expected) ** 2 / expected).sum() < 20.1  # chi-square, 8 degrees, p = 0.01
+    assert not removed_beyond(Phase(1), 5, np.random.default_rng(0)).any()
+
+
+def test_every_example_loses_the_tokens_that_are_due_and_those_drawn(problems, markers):
+    phase = Phase(1, removed_tokens=1, smoothing=1.0)
+    stream = phase_batches(
+        problems, METHODS["icot"], phase, markers, Widths(6, 0, 16), batch=400, seed=(0,)
+    )
+    batch = next(stream)
+    chains = {
+        (15, *problem.question): (*sum(problem.steps, ()), 13, *problem.answer, 14)
+        for problem in problems
+    }
+    gone = []
+    for tokens, segments in zip(batch["tokens"], batch["segments"], strict=True):
+        row = [t for t, s in zip(tokens.tolist(), segments, strict=True) if s]
+        begin, full = next((q, c) for q, c in chains.items() if row[: len(q)] == list(q))
+        rest = tuple(row[len(begin) :])
+        assert full[len(full) - len(rest) :] == rest and 13 in rest
+        gone.append((full.index(13), len(full) - len(rest)))
+    assert all(1 <= removed <= chain for chain, removed in gone)
+    drawn = [removed - 1 for chain, removed in gone if chain == 4]
+    assert abs(np.mean(np.equal(drawn, 0)) - (1 - np.exp(-1))) < 0.15
+
+
+def test_batch_number_i_is_the_same_wherever_the_stream_was_entered(problems, markers):
+    more = {"batch": 4, "seed": (3, 1)}
+    phase, width = Phase(1, 2, 1), Widths(7, 2, 16)
+    arguments = (problems, METHODS["coconut"], phase, markers, width)
+    whole = list(islice(phase_batches(*arguments, **more), 3))
+    last = next(phase_batches(*arguments, step=2, **more))
+    assert all((whole[2][name] == last[name]).all() for name in last)
+    assert not (whole[1]["tokens"] == last["tokens"]).all()
+
+
+def test_columns_fit_every_row_of_a_phase(problems, markers):
+    cfg = CurriculumConfig(500, stage_steps=50, stages=2, slots_per_stage=9)
+    for name, chosen in METHODS.items():
+        phases = chosen.phases(cfg, longest_chain(problems))
+        for phase, width in zip(phases, widths(problems, chosen, phases, markers), strict=True):
+            rows = [chosen.slots(x, phase, markers, phase.removed_tokens) for x in problems]
+            slots.collate(rows, start=width.start, thoughts=width.thoughts, tail=width.tail)
+            assert width.start == max(len(row.prefix) for row in rows), name
+            assert width.tail % 16 == 0
+
+
+def test_markers_are_tokens_of_words_and_reserved_ids_of_bytes():
+    problem = Problem("1 * 2", ("0 2",), "2 0")
+    assert slots.markers_of(ByteTokenizer()) == slots.Markers(257, 258, 259, 260, 256, 256)
+    assert slots.encode(problem, ByteTokenizer()).steps == (tuple(b"0 2\n"),)
+    with opened(word_files(["1 * 2 0"], slots.NAMES)) as tokenizer:
+        found = slots.markers_of(tokenizer)
+        assert found.begin == tokenizer.token_to_id("<|begin-thought|>")
+        assert len({found.begin, found.end, found.pause, found.answer, found.stop}) == 5
+        assert len(slots.encode(problem, tokenizer).question) == 3
+    with (
+        opened(word_files(["1"])) as tokenizer,
+        pytest.raises(InputError, match=r"no token <\|begin-thought\|>"),
+    ):
+        slots.markers_of(tokenizer)

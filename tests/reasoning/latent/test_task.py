@@ -1,0 +1,54 @@
+"""Tasks: what is trained on and measured on, kept apart."""
+
+import json
+
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.reasoning.latent.task import encode_task, read_task, words_of
+
+
+def written(path, *questions):
+    rows = [{"question": q, "steps": ["a b"], "answer": "c"} for q in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def asked(problems):
+    return [problem.question for problem in problems]
+
+
+def test_no_question_is_trained_on_and_measured_on(tmp_path):
+    drawn = read_task("mult1x1", test=None, problems=200, tests=30)
+    assert len(drawn.testing) == 30 and 0 < len(drawn.training) < 200
+    assert not set(asked(drawn.testing)) & set(asked(drawn.training))
+    path = written(tmp_path / "all.jsonl", *"pqrqs")
+    task = read_task(path, test=None, problems=1, tests=2)
+    assert asked(task.testing) == ["q", "s"] and asked(task.training) == ["p", "r"]
+    other = written(tmp_path / "test.jsonl", *"rxy")
+    task = read_task(path, test=other, problems=1, tests=2)
+    assert asked(task.testing) == ["r", "x"] and asked(task.training) == ["p", "q", "q", "s"]
+
+
+def test_drawn_tests_are_the_same_for_every_training_seed():
+    one, two = (read_task("mult2x2", test=None, problems=9, tests=5, seed=s) for s in (0, 1))
+    assert one.testing == two.testing and one.training != two.training
+    assert one.chance is None and read_task("prosqa", test=None, problems=1, tests=1).chance == 0.5
+
+
+def test_a_task_as_ids(tmp_path):
+    task = read_task(written(tmp_path / "all.jsonl", *"pqr"), test=None, problems=1, tests=1)
+    ids = encode_task(task, words_of(task))
+    assert ids.vocab == 2 + 6 + 4 and ids.longest == 2 + 1 + 2
+    assert len(ids.training) == 2 and ids.testing[0].steps == ids.training[0].steps
+    assert encode_task(task, {}).training[0].answer == (ord("c"),)
+
+
+def test_what_is_no_task_is_refused(tmp_path):
+    for name, why in (
+        ("mult", "known: mult4x4"),
+        ("mult2x3", "the same number of digits"),
+        (written(tmp_path / "one.jsonl", "p"), "no problem to train on"),
+    ):
+        with pytest.raises(InputError, match=why):
+            read_task(name, test=None, problems=1, tests=1)

@@ -1,0 +1,106 @@
+"""Training in phases: a tiny model learns to multiply digits, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.multiplication import multiplication
+from pangu_jax.data.word_tokenizer import opened, word_files
+from pangu_jax.models import decoder
+from pangu_jax.models.presets import byte_model
+from pangu_jax.nn.moe import MoEConfig
+from pangu_jax.reasoning.latent import train as latent
+from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.registry import METHODS
+from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.slots import NAMES, Encoded, encode, markers_of
+from pangu_jax.train.loop import LoopConfig
+
+QUICK = dataclasses.replace(latent.OPTIMIZER, learning_rate=1e-2, warmup_fraction=0.05)
+
+
+def test_a_tiny_model_learns_the_table_of_one_digit():
+    problems = [multiplication(a, b, 1) for a in range(1, 6) for b in range(1, 6)]
+    with opened(word_files(["0 1 2 3 4 5 6 7 8 9 *"], NAMES)) as tokenizer:
+        markers, size = markers_of(tokenizer), tokenizer.vocab_size
+        encoded = [encode(problem, tokenizer) for problem in problems]
+    cfg = dataclasses.replace(byte_model(32, 1, 2, 1, 16, 64, 32), vocab=size)
+    curriculum = CurriculumConfig(200, stage_steps=30, stages=1)
+    phases = latent.plan("coconut", encoded, curriculum)
+    state = latent.train(
+        encoded,
+        phases,
+        method="coconut",
+        markers=markers,
+        model=cfg,
+        loop=LoopConfig(200),
+        batch=25,
+        optimizer=QUICK,
+        label=None,
+    )
+    written = solve(
+        state.params,
+        encoded,
+        METHODS["coconut"],
+        phases[-1],
+        markers,
+        cfg=cfg,
+        max_new_tokens=6,
+        batch=25,
+    )
+    assert score(written, encoded).accuracy > 0.8  # by the commonest product 0.12
+
+
+def test_every_phase_begins_with_a_fresh_optimizer(model, markers, problems):
+    params, cfg = model
+    phases = latent.plan("icot", problems, CurriculumConfig(9, stage_steps=2, most_removed=2))
+    assert [phase.steps for phase in phases] == [2, 2, 5]
+    state = latent.train(
+        problems,
+        phases,
+        method="icot",
+        markers=markers,
+        model=cfg,
+        loop=LoopConfig(9),
+        batch=3,
+        label=None,
+    )
+    counts = {int(x) for x in jax.tree.leaves(state.opt_state) if np.ndim(x) == 0}
+    assert counts == {5} and int(state.step) == 9
+
+
+def test_what_cannot_be_trained_is_refused(model, markers, problems):
+    _, cfg = model
+    experts = MoEConfig(experts=2, groups=1, top_k=1, width=4)
+    routed = tuple(dataclasses.replace(x, mlp=None, moe=experts) for x in cfg.layers)
+    with pytest.raises(InputError, match="has experts"):
+        latent.check_model(dataclasses.replace(cfg, layers=routed))
+    dropped = tuple(dataclasses.replace(x, dropout=0.1) for x in cfg.layers)
+    with pytest.raises(InputError, match="dropout"):
+        latent.check_model(dataclasses.replace(cfg, layers=dropped))
+    with pytest.raises(InputError, match="the id 99"):
+        latent.check_ids([*problems, Encoded((1,), ((99,),), (1,))], markers, cfg)
+    with pytest.raises(InputError, match="empty question or answer"):
+        latent.check_ids([Encoded((1,), (), ())], markers, cfg)
+    with pytest.raises(InputError, match="no problems"):
+        latent.check_ids([], markers, cfg)
+
+
+def test_a_vocabulary_grows_by_rows_like_the_mean(model, markers):
+    params, cfg = model
+    grown, new = latent.with_rows(params, cfg, markers, 19)
+    assert new.vocab == 24 and decoder.spec(new)["head"]["kernel"].shape == (8, 24)
+    for rows, old in (
+        (grown["embed"]["table"], params["embed"]["table"]),
+        (grown["head"]["kernel"].T, params["head"]["kernel"].T),
+    ):
+        np.testing.assert_array_equal(rows[:10], old[:10])
+        np.testing.assert_allclose(
+            rows[np.array([10, 13, 16, 23])], old.mean(0) + np.zeros((4, 8)), rtol=1e-6
+        )
+    same, cfg_again = latent.with_rows(params, cfg, markers, 16)
+    assert cfg_again == cfg and same["embed"]["table"].shape == (16, 8)
