@@ -66,15 +66,15 @@ def both(params, x, dy, *, impl):
 
 
 def seconds(run, wait, repeats):
-    """Median of timed calls after three that warm up."""
-    for _ in range(3):
-        wait(run())
+    """Seconds of a call: the median of five rounds of calls one behind the other."""
     times = []
-    for _ in range(repeats):
+    for count in (3, *[repeats] * 5):
         start = time.perf_counter()
-        wait(run())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        for _ in range(count):
+            out = run()
+        wait(out)
+        times.append((time.perf_counter() - start) / count)
+    return statistics.median(times[1:])
 
 
 def ours(tokens, options):
@@ -180,7 +180,7 @@ def main():
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--skew", type=float, default=0.0)
     parser.add_argument("--least", type=int, default=512, help="tokens from which gradients count")
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=20, help="calls in a round")
     parser.add_argument("--profile", action="store_true", help="as in train_step.py")
     parser.add_argument("--check", type=int, nargs="*", default=[1, 2, 7, 127, 129, 1000])
     parser.add_argument("--out")
