@@ -169,7 +169,7 @@ def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
     sizes = ("staleness", "batch", "group", "slots")
     plan: dict[str, Any] = {name: getattr(options, name) for name in sizes}
     return RlConfig(
-        ScheduleConfig(**plan, distinct=options.algorithm == "dapo"),
+        ScheduleConfig(**plan, replace_equal_groups=options.algorithm == "dapo"),
         _policy(options),
         length=round_up(longest + options.max_new_tokens),
         stop_ids=stops,

@@ -116,8 +116,8 @@ def _row(found: Simulated) -> dict[str, Any]:
         "largest_age": len(found.ages) - 1,
         "ages": list(found.ages),
         "discarded": found.discarded,
-        "mean_used": float(found.used.mean()),
-        "mean_made": float(found.made.mean()),
+        "mean_used": float(found.tokens_used.mean()),
+        "mean_made": float(found.tokens_made.mean()),
     }
 
 

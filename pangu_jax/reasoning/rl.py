@@ -170,8 +170,8 @@ def train(
       InputError: a prompt does not fit, rewards are not as many as answers, or the loss is not
         finite; names the group or the update. Or what the folder holds is damaged or of another
         run.
-      NothingToLearn: hardly any group's rewards differ, where `distinct` asks for it; the last
-        update is saved.
+      NothingToLearn: hardly any group's rewards differ, where `replace_equal_groups` asks for
+        it; the last update is saved.
       Stopped: on SIGTERM or SIGINT; the update was finished and saved.
     """
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
@@ -322,7 +322,7 @@ class _Run:
         known = found[~np.isnan(found)]
         self._graded_rewards += known.tolist()
         # Equal by what the answers are worth, not by how long they are.
-        if self._cfg.schedule.distinct and len(set(known.tolist())) <= 1:
+        if self._cfg.schedule.replace_equal_groups and len(set(known.tolist())) <= 1:
             self._equal[number] = float(known[0]) if known.size else 0.0
         most = self._cfg.max_new_tokens
         lengths = np.array([overlong(len(answer.ids), most) for answer in answers])
@@ -334,7 +334,10 @@ class _Run:
         rollouts = [self.rollouts.pop(group) for group in batch.groups]
         oldest = version - cfg.schedule.staleness if cfg.schedule.partial else None
         made = make_batch(
-            rollouts, scale=cfg.policy.scale, oldest=oldest, mask_truncated=cfg.mask_truncated
+            rollouts,
+            divide_by_std=cfg.policy.divide_by_std,
+            oldest=oldest,
+            mask_truncated=cfg.mask_truncated,
         )
         arrays = dict(made.arrays)
         if cfg.corrected and cfg.schedule.staleness:

@@ -63,8 +63,8 @@ class Simulated:
       trainer_idle: share of the time without an update under way.
       ages: histogram of the groups trained on, from age 0.
       discarded: share of the groups that ended and were thrown away.
-      used: int64, tokens of each sample trained on.
-      made: int64, tokens of each sample begun, whether it was used or not.
+      tokens_used: int64, tokens of each sample trained on.
+      tokens_made: int64, tokens of each sample begun, whether it was used or not.
     """
 
     cfg: ScheduleConfig
@@ -74,8 +74,8 @@ class Simulated:
     trainer_idle: float
     ages: tuple[int, ...]
     discarded: float
-    used: np.ndarray
-    made: np.ndarray
+    tokens_used: np.ndarray
+    tokens_made: np.ndarray
 
     @property
     def mean_age(self) -> float:
@@ -162,7 +162,7 @@ def simulate(
     """Runs a schedule until so many updates were applied.
 
     Args:
-      cfg: the settings; groups have no rewards, so `distinct` must be False.
+      cfg: the settings; groups have no rewards, so `replace_equal_groups` must be False.
       lengths: `lengths(rng, n)` gives the tokens of a group's n samples.
       costs: how long things take.
       updates: how many updates.
@@ -173,7 +173,7 @@ def simulate(
       InputError: a number is out of range.
     """
     check_size("updates", updates)
-    if cfg.distinct:
+    if cfg.replace_equal_groups:
         raise InputError("simulated groups have no rewards, so none is replaced for them")
     world = _World(cfg, lengths, costs, seed)
     state, actions = schedule.begin(cfg)
@@ -235,8 +235,8 @@ class _World:
             trainer_idle=max(0.0, 1 - state.version * self._costs.update / self._now),
             ages=state.ages,
             discarded=state.discarded / self._ended,
-            used=np.concatenate(self._used),
-            made=np.concatenate(self._made),
+            tokens_used=np.concatenate(self._used),
+            tokens_made=np.concatenate(self._made),
         )
 
     def _after(self, seconds: float, event: Event) -> None:

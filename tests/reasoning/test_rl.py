@@ -267,7 +267,7 @@ def test_batches_mask_what_counts_for_nothing_and_what_is_too_old():
 
 
 def test_partial_rollouts_and_dynamic_sampling_run():
-    more = {"staleness": 1, "partial": True, "distinct": True, "slots": 48, "batch": 1}
+    more = {"staleness": 1, "partial": True, "replace_equal_groups": True, "slots": 48, "batch": 1}
     seen = run(changed(more, policy=DAPO, updates=12))[1]
     assert len(seen) == 12 and all(update["masked_groups"] == 0 for update in seen)
 
@@ -304,13 +304,15 @@ def test_where_all_rewards_are_equal_a_run_ends_with_what_it_has(tmp_path, value
     same = lambda group, found: [value] * len(found)  # noqa: E731
     rest = {"model": MODEL, "optimizer": OPTIMIZER, "folder": tmp_path}
     with pytest.raises(rl.NothingToLearn, match="nothing to learn from these") as end:
-        rl.train(model(), prompt, same, cfg=changed({"distinct": True}, updates=2), **rest)
+        rl.train(
+            model(), prompt, same, cfg=changed({"replace_equal_groups": True}, updates=2), **rest
+        )
     first = jax.device_get(model())
     chex.assert_trees_all_equal(jax.device_get(end.value.state.params), first)
 
 
 def test_long_answers_lose_some_of_their_reward_and_groups_are_told_apart_without():
-    cfg = changed({"distinct": True}, overlong=0.5, updates=1, policy=DAPO)
+    cfg = changed({"replace_equal_groups": True}, overlong=0.5, updates=1, policy=DAPO)
     given = {}
 
     def rewards(group, found):

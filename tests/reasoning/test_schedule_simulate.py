@@ -48,21 +48,23 @@ def test_updates_come_faster_the_older_weights_may_be():
     idle = [x.generator_idle for x in found]
     assert idle == sorted(idle, reverse=True)
     assert all(len(x.ages) - 1 <= s for x, s in zip(found, (0, 2, 6), strict=True))
-    np.testing.assert_array_equal(found[0].made, found[2].made[: len(found[0].made)])
+    np.testing.assert_array_equal(
+        found[0].tokens_made, found[2].tokens_made[: len(found[0].tokens_made)]
+    )
 
 
 @pytest.mark.parametrize("policy", ["barrier", "admission"])
 def test_lengths_are_trained_on_as_they_are_given(policy):
     found = heavy(policy)
     fresh = HEAVY(np.random.default_rng(1), 4000)
-    assert ks_2samp(found.used, fresh).pvalue > 0.01
-    assert found.discarded == 0 and len(found.used) == 90 * 32
+    assert ks_2samp(found.tokens_used, fresh).pvalue > 0.01
+    assert found.discarded == 0 and len(found.tokens_used) == 90 * 32
 
 
 def test_throwing_away_what_is_old_trains_on_short_answers():
     found = heavy("discard")
-    assert ks_2samp(found.used, HEAVY(np.random.default_rng(1), 4000)).pvalue < 1e-6
-    assert found.used.mean() < 0.9 * found.made.mean() and found.discarded > 0.05
+    assert ks_2samp(found.tokens_used, HEAVY(np.random.default_rng(1), 4000)).pvalue < 1e-6
+    assert found.tokens_used.mean() < 0.9 * found.tokens_made.mean() and found.discarded > 0.05
     assert len(found.ages) - 1 <= 2
 
 
@@ -113,4 +115,4 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(InputError, match="mean must be"):
         lognormal(0, 1, 5)
     with pytest.raises(InputError, match="no rewards"):
-        simulate(ScheduleConfig(distinct=True), HEAVY, Costs())
+        simulate(ScheduleConfig(replace_equal_groups=True), HEAVY, Costs())
