@@ -30,7 +30,9 @@ from pangu_jax.reasoning.schedule_state import (
     Updated,
 )
 
-Lengths = Callable[[np.random.Generator, int], np.ndarray]
+# lengths(prompt, samples, n): of a group's n samples; what the prompt decides comes of the first
+# generator, which is the same however often the group is begun.
+Lengths = Callable[[np.random.Generator, np.random.Generator, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Simulated:
       trainer_idle: share of the time without an update under way.
       ages: histogram of the groups trained on, from age 0.
       discarded: share of the groups that ended and were thrown away.
-      tokens_used: int64, tokens of each sample trained on.
+      tokens_used: int64, tokens of each sample trained on; with `partial` those not masked.
       tokens_made: int64, tokens of each sample begun, whether it was used or not.
     """
 
@@ -98,8 +100,9 @@ def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
         raise InputError(f"mean must be above 0 and sigma at least 0, got {mean} and {sigma}")
     check_size("longest", longest)
 
-    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
-        found = np.exp(rng.normal(np.log(mean) - sigma**2 / 2, sigma, count))
+    def draw(prompt: np.random.Generator, samples: np.random.Generator, count: int) -> np.ndarray:
+        del prompt
+        found = np.exp(samples.normal(np.log(mean) - sigma**2 / 2, sigma, count))
         return np.rint(np.clip(found, 1, longest)).astype(np.int64)
 
     return draw
@@ -113,8 +116,8 @@ def measured(prompts: Sequence[Sequence[int]]) -> Lengths:
     """
     rows = [np.asarray(row, np.int64) for row in prompts]
 
-    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.choice(rows[rng.integers(len(rows))], count)
+    def draw(prompt: np.random.Generator, samples: np.random.Generator, count: int) -> np.ndarray:
+        return samples.choice(rows[prompt.integers(len(rows))], count)
 
     return draw
 
@@ -163,11 +166,12 @@ def simulate(
 
     Args:
       cfg: the settings; groups have no rewards, so `replace_equal_groups` must be False.
-      lengths: `lengths(rng, n)` gives the tokens of a group's n samples.
+      lengths: `lengths(prompt, samples, n)` gives the tokens of a group's n samples, see
+        `measured`.
       costs: how long things take.
       updates: how many updates.
-      seed: the lengths of a group depend on it, the group's number and how often it was begun
-        again: so they are the same ones under any settings.
+      seed: a group's prompt depends on it and the group's number, its lengths also on how often it
+        was begun again: so they are the same ones under any settings.
 
     Raises:
       InputError: a number is out of range.
@@ -196,12 +200,15 @@ class _World:
         self._made: list[np.ndarray] = []
         self._used: list[np.ndarray] = []
         self._training: tuple[int, ...] = ()
+        self._began: dict[tuple[int, int], float] = {}
+        self._versions = [0.0]  # when each was there
 
     def do(self, actions: Sequence[schedule.Action]) -> None:
         """Lets what the actions ask for happen, now or in some time."""
         for action in actions:
             if isinstance(action, Start):
                 tokens = int(self._of(action.group)[action.sample])
+                self._began[action.group, action.sample] = self._now
                 self._after(tokens * self._costs.token, Ended(action.group, action.sample))
             elif isinstance(action, Grade):
                 self._ended += 1
@@ -220,8 +227,20 @@ class _World:
         if isinstance(event, Ended):
             self._busy += seconds
         if isinstance(event, Updated):
-            self._used += [self._tokens.pop(group) for group in self._training]
+            self._used += [self._unmasked(group) for group in self._training]
+            self._versions.append(self._now)
         return event
+
+    def _unmasked(self, group: int) -> np.ndarray:
+        """The tokens of a group that are young enough to be trained on."""
+        found = self._tokens.pop(group)
+        began = np.array([self._began.pop((group, sample)) for sample in range(len(found))])
+        if not self._cfg.partial:
+            return found
+        # The batch was taken at the version of before this update.
+        oldest = max(0, len(self._versions) - 1 - self._cfg.staleness)
+        late = (self._versions[oldest] - began) / self._costs.token
+        return found - np.clip(np.ceil(late - 1e-6), 0, found).astype(np.int64)
 
     def result(self, state: ScheduleState) -> Simulated:
         """What it came to, up to now."""
@@ -246,8 +265,9 @@ class _World:
     def _of(self, group: int) -> np.ndarray:
         """The lengths of a group's samples."""
         if group not in self._tokens:
-            rng = np.random.default_rng([self._seed, group, self._attempts.get(group, 0)])
-            self._tokens[group] = self._lengths(rng, self._cfg.group)
+            prompt = np.random.default_rng([self._seed, group])
+            samples = np.random.default_rng([self._seed, group, self._attempts.get(group, 0)])
+            self._tokens[group] = self._lengths(prompt, samples, self._cfg.group)
             self._made.append(self._tokens[group])
         return self._tokens[group]
 
