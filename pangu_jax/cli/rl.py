@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -157,11 +158,16 @@ class _Questions:
     def of(self, group: int) -> int:
         """The place of its question."""
         turn, place = divmod(group, len(self.items))
-        return int(np.random.default_rng([self.seed, turn]).permutation(len(self.items))[place])
+        return int(_order(self.seed, turn, len(self.items))[place])
 
     def prompt(self, group: int) -> list[int]:
         """Its prompt."""
         return self.prompts[self.of(group)].ids
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn]).permutation(count)
 
 
 def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
@@ -240,5 +246,7 @@ def _text(line: dict[str, Any]) -> str:
     """What the progress says of an update."""
     return (
         f"reward {line['reward']:.3f}, {line['tokens']:.0f} tokens, {line['masked_groups']:.0%} of "
-        f"the groups masked, largest age {max(line['ages'])}"
+        f"the groups masked, largest age {max(line['ages'])}, "
+        f"{line.get('tokens_per_second', 0):,.0f} tokens/s, "
+        f"slots {line.get('generator_idle', 0):.0%} idle"
     )

@@ -209,7 +209,7 @@ CONFIGS = st.builds(
     batch=st.integers(1, 3),
     group=st.integers(1, 2),
     slots=st.sampled_from([1, 2, 3, 5, 8, 40]),
-    policy=st.sampled_from(["barrier", "barrier", "barrier", "admission"]),
+    policy=st.sampled_from(["barrier", "barrier", "barrier", "admission", "discard"]),
     priority=PRIORITIES,
 )
 FREE = dict(
