@@ -32,6 +32,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench, reward_sources
 from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
+from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
 from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
@@ -88,6 +89,8 @@ class Options:
     """What the backward pass recomputes."""
     seed: int = RlConfig.seed
     """Of the order of questions, and of the answers."""
+    curriculum: bool = False
+    """Whether questions that are solved often come first, and harder ones later."""
     save_every: int = RlConfig.save_every
     """Updates between checkpoints."""
 
@@ -116,8 +119,8 @@ def main(options: Options) -> None:
     longest = max(len(prompt.ids) for prompt in prompts)
     note_length(longest + options.max_new_tokens, model)
     cfg, questions = (
-        _config(options, longest, prompter.stops),
-        _Questions(items, prompts, options.seed),
+        _config(options, len(items), longest, prompter.stops),
+        _Questions(items, prompts, options.seed, mixed=options.curriculum),
     )
     settings = {**to_json(options), "out": "", "questions": sha256(options.data)}
     folder = Path(options.out)
@@ -149,20 +152,23 @@ def main(options: Options) -> None:
 
 @dataclass(frozen=True)
 class _Questions:
-    """Which question a group is about: all of them in a new order, again and again."""
+    """Which question is asked: all of them in a new order, again and again, or those of a mix."""
 
     items: list[Item]
     prompts: list[Prompt]
     seed: int
+    mixed: bool
 
-    def of(self, group: int) -> int:
-        """The place of its question."""
-        turn, place = divmod(group, len(self.items))
+    def of(self, number: int) -> int:
+        """The place of a question."""
+        if self.mixed:
+            return number
+        turn, place = divmod(number, len(self.items))
         return int(_order(self.seed, turn, len(self.items))[place])
 
-    def prompt(self, group: int) -> list[int]:
+    def prompt(self, number: int) -> list[int]:
         """Its prompt."""
-        return self.prompts[self.of(group)].ids
+        return self.prompts[self.of(number)].ids
 
 
 @lru_cache(maxsize=4)
@@ -170,7 +176,7 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, turn]).permutation(count)
 
 
-def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
+def _config(options: Options, count: int, longest: int, stops: tuple[int, ...]) -> RlConfig:
     shared = ("updates", "max_new_tokens", "temperature", "accumulate", "seed", "save_every")
     sizes = ("staleness", "batch", "group", "slots")
     plan: dict[str, Any] = {name: getattr(options, name) for name in sizes}
@@ -181,6 +187,7 @@ def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
         stop_ids=stops,
         overlong=0.5 if options.algorithm == "dapo" else 0.0,
         corrected=options.corrected,
+        curriculum=CurriculumConfig(count, options.updates) if options.curriculum else None,
         **{name: getattr(options, name) for name in shared},
     )
 
@@ -217,9 +224,9 @@ def _reward(
 ) -> Callable[[int, Sequence[Answer]], np.ndarray]:
     health = SourceHealth()
 
-    def reward(group: int, answers: Sequence[Answer]) -> np.ndarray:
+    def reward(number: int, answers: Sequence[Answer]) -> np.ndarray:
         nonlocal health
-        place = questions.of(group)
+        place = questions.of(number)
         item, prompt = questions.items[place], questions.prompts[place]
         like = Sample(
             item.question,

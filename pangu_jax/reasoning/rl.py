@@ -78,8 +78,9 @@ def train(
     Args:
       params: tree of `decoder.spec(model)`; it is used up. A run that goes on must be given the
         same: it begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
-      prompt: ids of a group's prompt, by the group's number, 0, 1, ...
-      reward: float [N] of a group's answers, in the order of the samples; NaN where there is none.
+      prompt: ids of a question, by its number: that of the group, 0, 1, ..., or, with a curriculum,
+        one of its questions'.
+      reward: float [N] of the answers to a question, by its number; NaN where there is none.
       model: the decoder.
       cfg: the run.
       optimizer: what turns gradients into updates.
@@ -112,7 +113,9 @@ def train(
             run = Snapshot(schedule.begin(cfg.schedule)[0])
             rl_resume.save(store, run, settings)
         rest: Any = {"model": model, "cfg": cfg, "optimizer": optimizer, "how": how}
+        begins = run.state is None
         trainer = Trainer(run, params, prompt, **rest)
+        actions = trainer.prepare(schedule.begin(cfg.schedule)[1]) if begins else ()
         path = None if home is None else home / "metrics.jsonl"
         log = MetricLog(path, start_step=run.plan.version, on_metrics=on_update)
         with contextlib.closing(log), contextlib.closing(journal):
@@ -121,7 +124,6 @@ def train(
                 trainer.happens(record)
                 if record.kind == "updated":
                     log.write(run.plan.version, trainer.figures)
-            actions: tuple[Action, ...] = schedule.begin(cfg.schedule)[1]
             if again:
                 journal.write(Record("resumed"))
                 actions = trainer.happens(Record("resumed"))
@@ -265,7 +267,7 @@ class _Rollouts:
     def _graded(self, number: int) -> Record:
         group = self.trainer.rollout(number)
         answers = [group.answers[i] for i in range(self.trainer.cfg.schedule.group)]
-        found = np.asarray(self._reward(number, answers), np.float64)
+        found = np.asarray(self._reward(group.question, answers), np.float64)
         if found.shape != (len(answers),):
             raise InputError(f"group {number}: {found.shape} rewards for {len(answers)} answers")
         if np.isinf(found).any():

@@ -6,6 +6,7 @@ import json
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.policy import PolicyConfig
+from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 
 
@@ -30,6 +31,7 @@ class RlConfig:
         not of their group's mean (overlong filtering, arXiv 2503.14476).
       save_every: updates between checkpoints.
       seed: of the samples: each has a key made of it, its group's number and its own.
+      curriculum: how questions are mixed; None asks them in the order of their numbers.
     """
 
     schedule: ScheduleConfig = ScheduleConfig()
@@ -45,6 +47,7 @@ class RlConfig:
     mask_truncated: bool = False
     save_every: int = 10
     seed: int = 0
+    curriculum: CurriculumConfig | None = None
 
     def __post_init__(self):
         for name in ("updates", "length", "max_new_tokens", "accumulate", "save_every"):
@@ -55,6 +58,10 @@ class RlConfig:
             raise InputError(f"overlong must be at least 0, got {self.overlong}")
         if self.schedule.group < 2:
             raise InputError("a group needs 2 answers at least, which its rewards compare")
+        if self.curriculum is not None and self.schedule.policy == "discard":
+            raise InputError(
+                "a curriculum asks a group's question once: not for the policy discard"
+            )
         rows = self.schedule.batch * self.schedule.group
         if rows % self.accumulate:
             raise InputError(f"accumulate {self.accumulate} must divide {rows} answers per update")

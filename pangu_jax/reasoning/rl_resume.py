@@ -34,6 +34,7 @@ class Snapshot:
       graded: rewards of all answers since the last update.
       replaced: the reward of each group that was replaced since then.
       records: how many things had happened (`rl_journal`).
+      rates: of a curriculum, the mean reward of each question.
     """
 
     plan: ScheduleState
@@ -42,16 +43,18 @@ class Snapshot:
     graded: list[float] = dataclasses.field(default_factory=list)
     replaced: list[float] = dataclasses.field(default_factory=list)
     records: int = 0
+    rates: list[float | None] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRollout:
-    """A `Rollout` as JSON has it; a reward of None is NaN."""
+    """A `Rollout` as JSON has it; a reward of None is NaN, a question of None the group."""
 
     group: int
     prompt: tuple[int, ...]
     answers: tuple[SavedAnswer, ...]
     rewards: tuple[float | None, ...] | None
+    question: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Saved:
     graded: tuple[float, ...] = ()
     replaced: tuple[float, ...] = ()
     records: int = 0
+    rates: tuple[float | None, ...] = ()
 
 
 def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str]) -> int:
@@ -84,7 +88,7 @@ def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str])
     if isinstance(store, NullStore):
         return version
     kept = tuple(_saved(number, found.rollouts[number]) for number in sorted(found.rollouts))
-    rest = (tuple(found.graded), tuple(found.replaced), found.records)
+    rest = (tuple(found.graded), tuple(found.replaced), found.records, tuple(found.rates))
     place = store.folder.parent / FOLDER
     save_config(Saved(dict(settings), found.plan, kept, *rest), place / f"{version}.json")
     if found.state is None:
@@ -138,14 +142,15 @@ def restore(
         state = TrainState(rest["step"], params, rest["opt_state"])
     rollouts = {one.group: rollout_of(one) for one in saved.rollouts}
     _check_there(saved.schedule, rollouts, path)
-    rest = (list(saved.graded), list(saved.replaced), saved.records)
+    rest = (list(saved.graded), list(saved.replaced), saved.records, list(saved.rates))
     return Snapshot(saved.schedule, state, rollouts, *rest)
 
 
 def _saved(number: int, rollout: Rollout) -> SavedRollout:
     answers = [saved_answer(*pair) for pair in sorted(rollout.answers.items())]
     rewards = None if rollout.rewards is None else saved_rewards(rollout.rewards)
-    return SavedRollout(number, tuple(map(int, rollout.prompt)), tuple(answers), rewards)
+    prompt = tuple(map(int, rollout.prompt))
+    return SavedRollout(number, prompt, tuple(answers), rewards, rollout.question)
 
 
 def saved_rewards(rewards: np.ndarray) -> tuple[float | None, ...]:
@@ -162,7 +167,8 @@ def rollout_of(saved: SavedRollout) -> Rollout:
     """The rollout, as it was when it was saved."""
     answers = {one.sample: one.answer for one in saved.answers}
     rewards = None if saved.rewards is None else rewards_of(saved.rewards)
-    return Rollout(list(saved.prompt), answers, rewards)
+    question = saved.group if saved.question is None else saved.question
+    return Rollout(list(saved.prompt), question, answers, rewards)
 
 
 def _check_there(plan: ScheduleState, rollouts: Mapping[int, Rollout], path: Path) -> None:

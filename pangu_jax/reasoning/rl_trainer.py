@@ -1,6 +1,5 @@
 """The trainer of reinforcement learning: answers and rewards come in, updates are made."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -15,6 +14,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import schedule
+from pangu_jax.reasoning.curriculum import learned, mixture, pick
 from pangu_jax.reasoning.reward import overlong
 from pangu_jax.reasoning.rl_config import RlConfig
 from pangu_jax.reasoning.rl_journal import Record
@@ -27,6 +27,7 @@ from pangu_jax.reasoning.schedule_state import (
     Forget,
     Graded,
     Lost,
+    Start,
     Updated,
 )
 from pangu_jax.train.policy import answer_log_probs, answer_loss
@@ -96,6 +97,8 @@ class Trainer:
         self._step = make_step(loss, optimizer, accumulate=cfg.accumulate)
         shared: Any = {"temperature": cfg.temperature, "how": how}
         self._score = make_score(model, accumulate=cfg.accumulate, **shared)
+        if cfg.curriculum is not None and not run.rates:
+            run.rates = [None] * cfg.curriculum.questions
         self._equal: dict[int, float] = {}  # groups to be replaced, as their rewards are all this
 
     @property
@@ -107,8 +110,26 @@ class Trainer:
     def rollout(self, group: int) -> Rollout:
         """What there is of a group, at least its prompt."""
         if group not in self.run.rollouts:
-            self.run.rollouts[group] = Rollout(list(self._prompt(group)))
+            question = self._question(group)
+            self.run.rollouts[group] = Rollout(list(self._prompt(question)), question)
         return self.run.rollouts[group]
+
+    def _question(self, group: int) -> int:
+        run, mix = self.run, self.cfg.curriculum
+        if mix is None:
+            return group
+        busy = {rollout.question for rollout in run.rollouts.values()}
+        rng = np.random.default_rng([self.cfg.seed, group])
+        return pick(mix, run.rates, version=run.plan.version, busy=busy, rng=rng)
+
+    def prepare(self, actions: Sequence[Action]) -> tuple[Action, ...]:
+        """Finds the questions of groups that begin and forgets those that are not needed."""
+        for action in actions:
+            if isinstance(action, Forget):
+                self._forget(action.groups)
+            elif isinstance(action, Start):
+                self.rollout(action.group)
+        return tuple(actions)
 
     def happens(self, record: Record, made: Made | None = None) -> tuple[Action, ...]:
         """Takes in what happened.
@@ -126,10 +147,7 @@ class Trainer:
             found = schedule.step(self.run.plan, self._event(record, made))
         self.run.plan, actions = found
         self.run.records += 1
-        for action in actions:
-            if isinstance(action, Forget):
-                self._forget(action.groups)
-        return actions
+        return self.prepare(actions)
 
     def update(self) -> Made:
         """The state after the update that is due, which takes the place of the one before.
@@ -181,6 +199,9 @@ class Trainer:
         answers = [group.answers[i] for i in range(self.cfg.schedule.group)]
         known = found[~np.isnan(found)]
         self.run.graded += known.tolist()
+        if self.cfg.curriculum is not None:
+            before = self.run.rates[group.question]
+            self.run.rates[group.question] = learned(self.cfg.curriculum, before, known.tolist())
         # Equal by what the answers are worth, not by how long they are.
         if self.cfg.schedule.replace_equal_groups and len(set(known.tolist())) <= 1:
             self._equal[number] = float(known[0]) if known.size else 0.0
@@ -196,6 +217,7 @@ class Trainer:
             "graded_reward": float(np.mean(run.graded or [0.0])),
             "replaced": len(run.replaced),
             **_counts(run),
+            **({} if self.cfg.curriculum is None else mixture(self.cfg.curriculum, run.rates)),
             "groups": [group.number for group in training],
             "ages": [run.plan.age(group) for group in training],
             **told,
@@ -228,12 +250,4 @@ def in_vain(run: Snapshot, most: int) -> str:
         f"the last {count} groups had equal rewards each, {np.mean(run.replaced):.3f} on "
         "average, and no update could be made: there is nothing to learn from these "
         "questions any more, or they are too hard"
-    )
-
-
-def copied(run: Snapshot) -> Snapshot:
-    """A run whose lists and groups change no more with the other's."""
-    rollouts = {k: dataclasses.replace(r, answers=dict(r.answers)) for k, r in run.rollouts.items()}
-    return dataclasses.replace(
-        run, rollouts=rollouts, graded=list(run.graded), replaced=list(run.replaced)
     )

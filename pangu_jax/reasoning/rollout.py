@@ -17,11 +17,13 @@ class Rollout:
 
     Attributes:
       prompt: ids.
+      question: its number.
       answers: of the samples that have ended.
       rewards: float [N]; NaN where an answer has none.
     """
 
     prompt: Sequence[int]
+    question: int
     answers: dict[int, Answer] = dataclasses.field(default_factory=dict)
     rewards: np.ndarray | None = None
 

@@ -91,9 +91,11 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
 @pytest.mark.parametrize("algorithm", ["dapo", "dr-grpo"])
 def test_other_algorithms_run_ahead(asked, tmp_path, algorithm):
     arguments, _ = asked
-    more = ("--algorithm", algorithm, "--staleness", 2, "--updates", 2)
+    mixes = ("--curriculum",) if algorithm == "dapo" else ()
+    more = ("--algorithm", algorithm, "--staleness", 2, "--updates", 2, *mixes)
     assert call(*arguments, *more, "--out", tmp_path / "out") == 0
     lines = metrics(tmp_path / "out")
+    assert ("easy_questions" in lines[0]) == bool(mixes)
     assert [line["step"] for line in lines] == [1, 2] and max(lines[1]["ages"]) <= 2
 
 

@@ -53,7 +53,7 @@ def prompt(group):
     return [1, 2 + group % 3, 5][: 2 + group % 2]
 
 
-def reward(group, found):
+def reward(question, found):
     return [float(np.mean(answer.ids == WANTED)) for answer in found]
 
 
@@ -202,7 +202,7 @@ def test_answers_are_kept_as_they_are(tmp_path):
         plan, _ = schedule.step(plan, event)
     plan, _ = schedule.step(plan, Updated())
     plan, _ = schedule.step(plan, Ended(1, 0))
-    kept = {1: Rollout([1], {0: answer}), 3: Rollout([1])}
+    kept = {1: Rollout([1], 7, {0: answer}), 3: Rollout([1], 3)}
     state = init_state(decoder.spec(MODEL), OPTIMIZER, key=jax.random.key(0))
     with Store(tmp_path) as store:
         rl_resume.save(store, rl_resume.Snapshot(plan, state, kept), {})
@@ -210,6 +210,7 @@ def test_answers_are_kept_as_they_are(tmp_path):
         found = rl_resume.restore(store, decoder.spec(MODEL), OPTIMIZER, cfg, {})
         rollouts = found.rollouts
         assert found.plan == plan and rollouts[3] == kept[3] and rollouts[1].rewards is None
+        assert rollouts[1].question == 7
         for x, y in zip(
             dataclasses.astuple(rollouts[1].answers[0]), dataclasses.astuple(answer), strict=True
         ):
@@ -263,7 +264,7 @@ def sampled(temperature, cfg=MODEL, how=HOW):
     ask = SamplingConfig(temperature)
     asked = [Request(prompt(i), 9, ask, (STOP,), jax.random.key(i)) for i in range(8)]
     found = dict(answers(engine, asked))
-    groups = [Rollout(prompt(i), {0: found[i]}, np.zeros(1)) for i in range(8)]
+    groups = [Rollout(prompt(i), i, {0: found[i]}, np.zeros(1)) for i in range(8)]
     return params, make_batch(groups).arrays, found
 
 
@@ -321,8 +322,8 @@ def test_batches_mask_what_counts_for_nothing_and_what_is_too_old():
     found = dict(answers(Engine(model(), cfg=MODEL, slots=4, length=16), ask))
     old = dataclasses.replace(found[0], versions=np.array([0, 0, 1, 2], np.int32))
     groups = [
-        Rollout([1, 2], {0: old, 1: found[1]}, np.array([1.0, 0.0])),
-        Rollout([1, 2], {1: found[3], 0: found[2]}, np.array([np.nan, 1.0])),
+        Rollout([1, 2], 0, {0: old, 1: found[1]}, np.array([1.0, 0.0])),
+        Rollout([1, 2], 0, {1: found[3], 0: found[2]}, np.array([np.nan, 1.0])),
     ]
     made = make_batch(groups, oldest=1)
     np.testing.assert_array_equal(made.arrays["mask"].sum(-1), [2, 0, 0, 0])

@@ -22,6 +22,7 @@ from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning import rl
+from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.rl_trainer import Trainer
 from pangu_jax.reasoning.sampler import Sampled
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
@@ -146,6 +147,31 @@ def test_a_kill_at_any_moment_loses_the_answers_that_ran_and_nothing_else(tmp_pa
     assert seen[-1]["lost"] > 0
     with Store(tmp_path) as store:
         assert store.steps() == [5, 8]
+
+
+def test_a_curriculum_asks_the_same_questions_after_a_kill(tmp_path):
+    """Of six questions two are always right, two never, and two are worth learning from."""
+    mix = CurriculumConfig(6, updates=10, last=(0.0, 0.5, 0.5))
+    cfg = config(updates=10, batch=1, slots=4, staleness=0)
+    cfg = dataclasses.replace(cfg, curriculum=mix, save_every=3)
+    worth = lambda q, found: [q < 2 or (2 <= q < 4 and i > 0) for i in range(2)]  # noqa: E731
+    whole, part = [], []
+
+    def told(seen):
+        return lambda question: seen.append(question) or [1, 2]
+
+    _, want, *_ = train(cfg, prompt=told(whole), reward=worth)
+    for polls in (16, 7, 10**6):
+        _, seen, *_ = train(
+            cfg, sampler=mortal(polls), prompt=told(part), reward=worth, folder=tmp_path
+        )
+    names = ("step", "loss", "groups", "graded_reward", "easy_questions", "hard_questions")
+    assert [[line[k] for k in names] for line in seen] == [
+        [line[k] for k in names] for line in want
+    ]
+    assert seen[-1]["easy_questions"] == 2 / 6 and seen[-1]["hard_questions"] > 0
+    assert want[0]["new_questions"] > seen[-1]["new_questions"]
+    assert set(whole) == set(part) and len(set(whole)) > 4
 
 
 @pytest.mark.parametrize("moment", ["prompt", "reward", "update"])
