@@ -8,7 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from pangu_jax.cli.distill import write_model
 from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.cli.stopping import stoppable
-from pangu_jax.core.config import to_json
+from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.checkpoint_chat_template import choose_template
@@ -35,6 +35,7 @@ from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
 from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
 from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
+from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -89,6 +90,12 @@ class Options:
     """What the backward pass recomputes."""
     seed: int = RlConfig.seed
     """Of the order of questions, and of the answers."""
+    rollouts: Literal["local", "ray"] = "local"
+    """Who writes the answers: this process, or Ray's workers (pip install 'pangu-jax[ray]')."""
+    workers: int = 2
+    """Of Ray; each has the whole model, and its part of --slots."""
+    worker_gpus: float = 0.0
+    """GPUs of each worker of Ray."""
     curriculum: bool = False
     """Whether questions that are solved often come first, and harder ones later."""
     save_every: int = RlConfig.save_every
@@ -96,12 +103,13 @@ class Options:
 
 
 # What may differ when a run is resumed: it changes no result.
-FREE = ("out", "save_every")
+FREE = ("out", "save_every", "rollouts", "workers", "worker_gpus")
 
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
     check_max_new_tokens(options.max_new_tokens)
+    sampler = _sampler(options)
     with working("reading the questions"):
         items = read_items(options.data)
     sources = _sources(options, items)
@@ -138,6 +146,7 @@ def main(options: Options) -> None:
                     on_update=lambda line: show(
                         "updates", line["step"], options.updates, _text(line)
                     ),
+                    sampler=sampler,
                     how=How(remat=options.remat, dtype=options.dtype),
                 )
             except NothingToLearn as end:
@@ -174,6 +183,17 @@ class _Questions:
 @lru_cache(maxsize=4)
 def _order(seed: int, turn: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, turn]).permutation(count)
+
+
+def _sampler(options: Options) -> MakeSampler:
+    if options.rollouts == "local":
+        return LocalSampler
+    check_size("workers", options.workers)
+    try:
+        from pangu_jax.reasoning.sampler_ray import RaySampler
+    except ImportError as error:
+        raise InputError("--rollouts ray needs ray: pip install 'pangu-jax[ray]'") from error
+    return partial(RaySampler, workers=options.workers, gpus=options.worker_gpus)
 
 
 def _config(options: Options, count: int, longest: int, stops: tuple[int, ...]) -> RlConfig:

@@ -167,7 +167,8 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
     while run.plan.version < cfg.updates:
         rollouts.do(actions)
         actions = ()
-        if stop.reached(run.plan.version):
+        # The state that an update under way uses up cannot be saved.
+        if not rollouts.updating and stop.reached(run.plan.version):
             saver.save()
             saver.wait()
             raise Stopped(run.plan.version, 128 + stop.signal, trainer.state)
@@ -182,7 +183,7 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
             log.write(run.plan.version, trainer.figures)
             if run.plan.version % cfg.save_every == 0:
                 saver.save()
-        elif why := in_vain(run, IN_VAIN * cfg.schedule.batch):
+        elif not rollouts.updating and (why := in_vain(run, IN_VAIN * cfg.schedule.batch)):
             saver.save()
             saver.wait()
             raise NothingToLearn(why, trainer.state)
@@ -210,6 +211,11 @@ class _Rollouts:
         self._to_grade: deque[int] = deque()
         self._ended: deque[Sampled] = deque()
         self._clock = _Clock(trainer.cfg.schedule.slots)
+
+    @property
+    def updating(self) -> bool:
+        """Whether an update is under way while others write."""
+        return self._update is not None
 
     def do(self, actions: Sequence[Action]) -> None:
         """Does what the actions say, or notes that it is to be done."""

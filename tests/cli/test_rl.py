@@ -1,6 +1,7 @@
 """`pangu-jax rl`: learns from questions, goes on after a stop in the same bits, writes a model."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +100,13 @@ def test_other_algorithms_run_ahead(asked, tmp_path, algorithm):
     assert [line["step"] for line in lines] == [1, 2] and max(lines[1]["ages"]) <= 2
 
 
+def test_ray_is_asked_for_where_it_is_missing(asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "pangu_jax.reasoning.sampler_ray", raising=False)
+    assert call(*asked[0], "--rollouts", "ray", "--out", tmp_path / "out") == 2
+    assert "pip install 'pangu-jax[ray]'" in capsys.readouterr().err
+
+
 def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
     task = {"prompt": "Write f.", "code": "def f(): pass", "test": ["f()"]}
     (tmp_path / "code.jsonl").write_text(json.dumps(task) + "\n")
@@ -119,6 +127,7 @@ def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
         (("--staleness", -1), "staleness must be at least 0"),
         (("--algorithm", "dapo", "--group", 1), "replace_equal_groups needs 2 or more"),
         (("--group", 1), "a group needs 2 answers"),
+        (("--rollouts", "ray", "--workers", 0), "workers must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(asked, tmp_path, arguments, words, capsys):
