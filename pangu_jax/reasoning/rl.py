@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from pangu_jax.train.step import TrainState
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0)
+PATIENCE_S = 0.05  # between looks at an update under way
 IN_VAIN = 20  # batches' worth of groups that may be replaced before a run gives up
 
 Reward = Callable[[int, Sequence[Answer]], Sequence[float] | np.ndarray]
@@ -243,7 +245,10 @@ class _Rollouts:
             return self._updated(self._update.result(), plan.running)
         if not plan.running and self._update is None:
             raise RuntimeError("nothing runs and nothing happened: the schedule rests")
-        self._ended += self._sampler.poll()
+        if plan.running:
+            self._ended += self._sampler.poll()
+        elif self._update is not None:
+            futures.wait([self._update], timeout=PATIENCE_S)
         self._clock.tick(plan.running, trains=self._update is not None)
         return None
 

@@ -1,9 +1,9 @@
 """What a bound on staleness would buy: the scheduler, driven by a clock that is only counted.
 
-Rollouts and the trainer have devices of their own. A slot makes a token in the same time however
-many others are taken, as decoding reads all weights anyway; an update takes the same time whatever
-its lengths are; new weights arrive at once. So it tells how much of the waiting goes away, not how
-fast a machine is.
+Rollouts and the trainer have devices of their own, or share one (`Costs.shared`). A slot makes a
+token in the same time however many others are taken, as decoding reads all weights anyway; an
+update takes the same time whatever its lengths are; new weights arrive at once. So it tells how
+much of the waiting goes away, not how fast a machine is.
 """
 
 import dataclasses
@@ -42,10 +42,12 @@ class Costs:
     Attributes:
       token: of one slot, to make a token.
       update: of the trainer, from a batch to new weights.
+      shared: whether slots wait during an update, as in one process.
     """
 
     token: float = 0.02
     update: float = 30.0
+    shared: bool = False
 
     def __post_init__(self):
         for name in ("token", "update"):
@@ -179,6 +181,8 @@ def simulate(
     check_size("updates", updates)
     if cfg.replace_equal_groups:
         raise InputError("simulated groups have no rewards, so none is replaced for them")
+    if cfg.partial and costs.shared:
+        raise InputError("partial rollouts are simulated with devices of their own alone")
     world = _World(cfg, lengths, costs, seed)
     state, actions = schedule.begin(cfg)
     world.do(actions)
@@ -202,19 +206,24 @@ class _World:
         self._training: tuple[int, ...] = ()
         self._began: dict[tuple[int, int], float] = {}
         self._versions = [0.0]  # when each was there
+        self._free = 0.0  # when slots may go on
 
     def do(self, actions: Sequence[schedule.Action]) -> None:
         """Lets what the actions ask for happen, now or in some time."""
         for action in actions:
             if isinstance(action, Start):
                 tokens = int(self._of(action.group)[action.sample])
-                self._began[action.group, action.sample] = self._now
-                self._after(tokens * self._costs.token, Ended(action.group, action.sample))
+                place = (action.group, action.sample)
+                self._began[place] = self._now
+                wait = max(0.0, self._free - self._now)
+                self._after(tokens * self._costs.token, Ended(*place), wait=wait)
             elif isinstance(action, Grade):
                 self._ended += 1
                 self._after(0.0, Graded(action.group))
             elif isinstance(action, Train):
                 self._training = action.groups
+                if self._costs.shared:
+                    self._wait(self._costs.update)
                 self._after(self._costs.update, Updated())
             elif isinstance(action, Forget):
                 for group in action.groups:
@@ -244,7 +253,8 @@ class _World:
 
     def result(self, state: ScheduleState) -> Simulated:
         """What it came to, up to now."""
-        begun = [self._now - (at - seconds) for at, _, seconds, e in self._coming if _runs(e)]
+        running = [(at, seconds) for at, _, seconds, event in self._coming if _runs(event)]
+        begun = [max(0.0, self._now - (at - seconds)) for at, seconds in running]
         slots = self._now * self._cfg.slots
         return Simulated(
             cfg=self._cfg,
@@ -258,9 +268,18 @@ class _World:
             tokens_made=np.concatenate(self._made),
         )
 
-    def _after(self, seconds: float, event: Event) -> None:
+    def _after(self, seconds: float, event: Event, wait: float = 0.0) -> None:
         self._order += 1  # what happens at once happens in the order in which it was asked for
-        heapq.heappush(self._coming, (self._now + seconds, self._order, seconds, event))
+        heapq.heappush(self._coming, (self._now + wait + seconds, self._order, seconds, event))
+
+    def _wait(self, seconds: float) -> None:
+        """Lets what runs end later; what ends now has ended."""
+        self._free = self._now + seconds
+        self._coming = [
+            (at + seconds * (_runs(event) and at > self._now), order, cost, event)
+            for at, order, cost, event in self._coming
+        ]
+        heapq.heapify(self._coming)
 
     def _of(self, group: int) -> np.ndarray:
         """The lengths of a group's samples."""

@@ -125,14 +125,16 @@ class Mortal(Scripted):
         return super().poll()
 
 
-def mortal(polls):
-    return type("Mortal", (Mortal,), {"last": polls})
+def mortal(polls, shares=True):
+    return type("Mortal", (Mortal,), {"last": polls, "shares_device": shares})
 
 
-def test_a_kill_at_any_moment_loses_the_answers_that_ran_and_nothing_else(tmp_path):
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_kill_at_any_moment_loses_the_answers_that_ran_and_nothing_else(tmp_path, shares):
+    """Of a sampler that waits for updates, and of one that writes meanwhile."""
     cfg, safe, weights = config(), set(), {}
     for polls in (3, 0, 9, 14, 10**6):
-        state, seen, sampler, end = train(cfg, sampler=mortal(polls), folder=tmp_path)
+        state, seen, sampler, end = train(cfg, sampler=mortal(polls, shares), folder=tmp_path)
         assert not safe & set(sampler.started), "an answer that had ended was asked for again"
         safe |= sampler.safe
         for version, params in sampler.weights.items():

@@ -18,12 +18,20 @@ from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning import rl
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 
-pytest.importorskip("ray", reason="needs ray: pip install 'pangu-jax[ray]'")
-from pangu_jax.reasoning.sampler_ray import RaySampler
+ray = pytest.importorskip("ray", reason="needs ray: pip install 'pangu-jax[ray]'")
+from pangu_jax.reasoning.sampler_ray import RaySampler  # noqa: E402
 
 pytestmark = pytest.mark.slow  # it begins processes, each of which compiles
 
 MODEL = decoder.DecoderConfig(13, 16, (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(24)),))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    """One for all tests: it takes long to begin."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 def run(updates=8, staleness=2, on_update=None, **changes):

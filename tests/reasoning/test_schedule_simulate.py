@@ -47,6 +47,21 @@ def test_with_room_to_work_ahead_the_slower_side_sets_the_pace():
         assert found.generator_idle == pytest.approx(0, abs=1e-9) or update > 5
 
 
+def test_on_a_shared_device_slots_wait_for_the_trainer():
+    for staleness in (0, 2):  # answers of equal length drain at once: nothing is gained
+        cfg = ScheduleConfig(staleness, batch=4, group=1, slots=4)
+        found = simulate(cfg, lognormal(10, 0.0, 100), Costs(0.5, 2.0, shared=True), updates=50)
+        assert found.seconds == pytest.approx(50 * (5.0 + 2.0))
+        assert found.generator_idle == pytest.approx(2 / 7)
+    seconds = []
+    for staleness in (0, 4):
+        cfg = ScheduleConfig(staleness, batch=16, group=2, slots=32)
+        found = simulate(cfg, HEAVY, Costs(0.01, 1.0, shared=True), updates=60)
+        seconds.append(found.seconds)
+        assert found.seconds > 60 * 1.0 + found.tokens_used.sum() * 0.01 / 32
+    assert seconds[1] < 0.7 * seconds[0], "slots need not drain"
+
+
 def test_updates_come_faster_the_older_weights_may_be():
     found = [heavy("barrier", s) for s in (0, 2, 6)]
     seconds = [x.seconds for x in found]
