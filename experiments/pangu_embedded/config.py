@@ -143,11 +143,11 @@ class Staleness:
 STALENESS = {
     "smoke": Staleness(
         Speed(1, 16, 4, mean=6.0, sigma=0.3, batch=2, group=2, slots=4, bounds=(0, 2)),
-        Learning(1, 32, 1, 3, 0.2, 100, (0,), 4, 4, 32),
+        Learning(1, 32, 1, 3, 0.01, 100, (0,), 4, 4, 32),
     ),
     "cpu": Staleness(
         Speed(2, 64, 12, mean=30.0, batch=4, group=4, slots=16),
         Learning(2, 64, 1, 60, 0.4, 1500, (0,), 8, 8, 128),
     ),
-    "gpu": Staleness(Speed(6, 384, 60), Learning(4, 128, 2, 150)),
+    "gpu": Staleness(Speed(6, 384, 40), Learning(4, 128, 2, 150)),
 }

@@ -244,7 +244,7 @@ def _arm(experiment: Learning, folder: Path, cells: Cells, arm: str, seed: int) 
         on_update=seen.append,
         how=how,
     )
-    right = accuracy(state.params, cfg, experiment, how)
+    right = accuracy(state.params, cfg, experiment.digits, experiment.questions, how)
     ages = [age for line in seen for age in line["ages"]]
     return {
         "right": right,

@@ -107,6 +107,16 @@ def test_ray_is_asked_for_where_it_is_missing(asked, tmp_path, capsys, monkeypat
     assert "pip install 'pangu-jax[ray]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_ray_writes_the_answers(asked, tmp_path):
+    pytest.importorskip("ray", reason="needs ray: pip install 'pangu-jax[ray]'")
+    arguments, seen = asked
+    assert call(*arguments, "--rollouts", "ray", "--staleness", 1, "--out", tmp_path / "out") == 0
+    lines = metrics(tmp_path / "out")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and len(seen) >= 16
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
+
+
 def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
     task = {"prompt": "Write f.", "code": "def f(): pass", "test": ["f()"]}
     (tmp_path / "code.jsonl").write_text(json.dumps(task) + "\n")
