@@ -36,6 +36,7 @@ from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
 from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
+from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -189,10 +190,7 @@ def _sampler(options: Options) -> MakeSampler:
     if options.rollouts == "local":
         return LocalSampler
     check_size("workers", options.workers)
-    try:
-        from pangu_jax.reasoning.sampler_ray import RaySampler
-    except ImportError as error:
-        raise InputError("--rollouts ray needs ray: pip install 'pangu-jax[ray]'") from error
+    import_ray()
     return partial(RaySampler, workers=options.workers, gpus=options.worker_gpus)
 
 

@@ -15,11 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import ray  # pyright: ignore[reportMissingImports]  an extra
-from ray.exceptions import (  # pyright: ignore[reportMissingImports]
-    RayActorError,
-    RayTaskError,
-)
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
@@ -30,6 +25,20 @@ from pangu_jax.reasoning.sampler import LocalSampler, Sampled
 
 WAIT_S = 0.05  # how long `poll` waits for an answer
 IN_A_ROW = 3  # actors that may end one after another in one place without an answer
+
+
+def import_ray() -> Any:
+    """Ray, which is an extra.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.exceptions  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("rollouts on Ray need ray: pip install 'pangu-jax[ray]'") from error
+    return ray
 
 
 class _Actor:
@@ -98,11 +107,12 @@ class RaySampler:
           gpus: that each actor gets; the trainer has what is left.
 
         Raises:
-          InputError: a number is out of range, or there is a layout.
+          InputError: a number is out of range, there is a layout, or Ray is not installed.
         """
         check_size("workers", workers)
         if how.layout is not None:
             raise InputError("Ray's workers each have the whole model, so there is no layout")
+        self._ray = ray = import_ray()
         self._began = not ray.is_initialized()
         if self._began:
             ray.init(include_dashboard=False, log_to_driver=False)
@@ -124,7 +134,7 @@ class RaySampler:
     def update(self, params: Any) -> None:
         """Gives new weights to all actors, through one copy in Ray's store."""
         self._version += 1
-        self._weights = ray.put(jax.device_get(params))
+        self._weights = self._ray.put(jax.device_get(params))
         for place in self._places:
             place.calls.append(place.actor.update.remote(self._weights))
 
@@ -139,37 +149,37 @@ class RaySampler:
                 place.polled = place.actor.poll.remote()
         asked = [place.polled for place in self._places if place.polled is not None]
         if asked:
-            ray.wait(asked, num_returns=1, timeout=WAIT_S)
+            self._ray.wait(asked, num_returns=1, timeout=WAIT_S)
         return [found for place in self._places for found in self._look(place)]
 
     def close(self) -> None:
         """Ends the actors, and Ray if it was begun here."""
         for place in self._places:
-            ray.kill(place.actor)
+            self._ray.kill(place.actor)
         if self._began:
-            ray.shutdown()
+            self._ray.shutdown()
 
     def pids(self) -> list[int]:
         """The processes of the actors."""
-        return ray.get([place.actor.pid.remote() for place in self._places])
+        return self._ray.get([place.actor.pid.remote() for place in self._places])
 
     def _look(self, place: _Place) -> list[Sampled]:
         try:
-            done = _done(place.calls)
-            ray.get(done)
+            done = self._done(place.calls)
+            self._ray.get(done)
             place.calls = [call for call in place.calls if call not in done]
-            if place.polled is None or not _done([place.polled]):
+            if place.polled is None or not self._done([place.polled]):
                 return []
-            found, place.polled = ray.get(place.polled), None
-        except RayTaskError as error:  # what an actor raised; it lives on
+            found, place.polled = self._ray.get(place.polled), None
+        except self._ray.exceptions.RayTaskError as error:  # what an actor raised; it lives on
             raise InputError(f"a worker of Ray failed: {error.cause}") from error
-        except RayActorError as error:
+        except self._ray.exceptions.RayActorError as error:
             return self._replaced(place, error)
         place.lost = 0 if found else place.lost
         place.running -= {(one.group, one.sample) for one in found}
         return found
 
-    def _replaced(self, place: _Place, error: RayActorError) -> list[Sampled]:
+    def _replaced(self, place: _Place, error: Exception) -> list[Sampled]:
         """Another actor in place of one that is gone; what that one wrote is lost."""
         if place.lost + 1 >= IN_A_ROW:
             raise InputError(
@@ -183,7 +193,8 @@ class RaySampler:
     def _actor(self) -> Any:
         return self._make.remote(self._weights, version=self._version, **self._sizes)
 
-
-def _done(calls: Sequence[Any]) -> list[Any]:
-    """Those whose outcome is known."""
-    return ray.wait(list(calls), num_returns=len(calls), timeout=0)[0] if calls else []
+    def _done(self, calls: Sequence[Any]) -> list[Any]:
+        """Those whose outcome is known."""
+        if not calls:
+            return []
+        return self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]

@@ -16,10 +16,10 @@ from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning import rl
+from pangu_jax.reasoning.sampler_ray import RaySampler
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'pangu-jax[ray]'")
-from pangu_jax.reasoning.sampler_ray import RaySampler  # noqa: E402
 
 pytestmark = pytest.mark.slow  # it begins processes, each of which compiles
 
