@@ -66,3 +66,88 @@ MERGES = {
     "cpu": Merging(40, (0,), steps=20, batch=4, length=128, dtype="float32"),
     "gpu": Merging(500),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How much sooner updates come where answers may be older, measured and simulated.
+
+    Attributes:
+      layers: of the decoder, whose weights are drawn: lengths are told, not learned.
+      width: of the decoder.
+      mean: of the log-normal lengths, in tokens, before the cut at 480.
+      sigma: standard deviation of their logarithms.
+      batch: groups per update.
+      group: answers per group.
+      slots: answers at once.
+      updates: of each run.
+      bounds: of staleness; the first is what the others are compared with.
+      dtype: type of the activations.
+    """
+
+    layers: int
+    width: int
+    updates: int
+    mean: float = 80.0
+    sigma: float = 1.0
+    batch: int = 16
+    group: int = 4
+    slots: int = 64
+    bounds: tuple[int, ...] = (0, 1, 2, 4, 8)
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """A small decoder learns sums by their solutions, then by rewards, at several bounds.
+
+    Attributes:
+      layers: of the decoder.
+      width: of the decoder.
+      digits: of the numbers that are added; one of two digits is multiplied by one of one.
+      until: share of held-out questions answered right at which learning from solutions ends.
+      sft_steps: most steps of that.
+      updates: of reinforcement learning.
+      seeds: of the weights, questions and samples.
+      batch: questions per update.
+      group: answers per question.
+      questions: held-out questions that are measured with.
+      learning_rate: of reinforcement learning; `sft_rate` is the other.
+      sft_rate: of learning from solutions.
+      dtype: type of the activations.
+    """
+
+    layers: int
+    width: int
+    digits: int
+    updates: int
+    until: float = 0.4
+    sft_steps: int = 4000
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch: int = 32
+    group: int = 8
+    questions: int = 1024
+    learning_rate: float = 2e-4
+    sft_rate: float = 1e-3
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Staleness:
+    """Both parts."""
+
+    speed: Speed
+    learning: Learning
+
+
+STALENESS = {
+    "smoke": Staleness(
+        Speed(1, 16, 4, mean=6.0, sigma=0.3, batch=2, group=2, slots=4, bounds=(0, 2)),
+        Learning(1, 32, 1, 3, 0.01, 100, (0,), 4, 4, 32),
+    ),
+    "cpu": Staleness(
+        Speed(2, 64, 12, mean=30.0, batch=4, group=4, slots=16),
+        Learning(2, 64, 1, 60, 0.4, 1500, (0,), 8, 8, 128),
+    ),
+    "gpu": Staleness(Speed(6, 384, 40), Learning(4, 128, 2, 150)),
+}

@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from pangu_jax.cli.distill import write_model
 from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.cli.stopping import stoppable
-from pangu_jax.core.config import to_json
+from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.digest import sha256
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.checkpoint_chat_template import choose_template
@@ -31,8 +32,11 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench, reward_sources
 from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
+from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
 from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
+from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
+from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -87,17 +91,26 @@ class Options:
     """What the backward pass recomputes."""
     seed: int = RlConfig.seed
     """Of the order of questions, and of the answers."""
+    rollouts: Literal["local", "ray"] = "local"
+    """Who writes the answers: this process, or Ray's workers (pip install 'pangu-jax[ray]')."""
+    workers: int = 2
+    """Of Ray; each has the whole model, and its part of --slots."""
+    worker_gpus: float = 0.0
+    """GPUs of each worker of Ray."""
+    curriculum: bool = False
+    """Whether questions that are solved often come first, and harder ones later."""
     save_every: int = RlConfig.save_every
     """Updates between checkpoints."""
 
 
 # What may differ when a run is resumed: it changes no result.
-FREE = ("out", "save_every")
+FREE = ("out", "save_every", "rollouts", "workers", "worker_gpus")
 
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
     check_max_new_tokens(options.max_new_tokens)
+    sampler = _sampler(options)
     with working("reading the questions"):
         items = read_items(options.data)
     sources = _sources(options, items)
@@ -115,8 +128,8 @@ def main(options: Options) -> None:
     longest = max(len(prompt.ids) for prompt in prompts)
     note_length(longest + options.max_new_tokens, model)
     cfg, questions = (
-        _config(options, longest, prompter.stops),
-        _Questions(items, prompts, options.seed),
+        _config(options, len(items), longest, prompter.stops),
+        _Questions(items, prompts, options.seed, mixed=options.curriculum),
     )
     settings = {**to_json(options), "out": "", "questions": sha256(options.data)}
     folder = Path(options.out)
@@ -134,6 +147,7 @@ def main(options: Options) -> None:
                     on_update=lambda line: show(
                         "updates", line["step"], options.updates, _text(line)
                     ),
+                    sampler=sampler,
                     how=How(remat=options.remat, dtype=options.dtype),
                 )
             except NothingToLearn as end:
@@ -148,33 +162,50 @@ def main(options: Options) -> None:
 
 @dataclass(frozen=True)
 class _Questions:
-    """Which question a group is about: all of them in a new order, again and again."""
+    """Which question is asked: all of them in a new order, again and again, or those of a mix."""
 
     items: list[Item]
     prompts: list[Prompt]
     seed: int
+    mixed: bool
 
-    def of(self, group: int) -> int:
-        """The place of its question."""
-        turn, place = divmod(group, len(self.items))
-        return int(np.random.default_rng([self.seed, turn]).permutation(len(self.items))[place])
+    def of(self, number: int) -> int:
+        """The place of a question."""
+        if self.mixed:
+            return number
+        turn, place = divmod(number, len(self.items))
+        return int(_order(self.seed, turn, len(self.items))[place])
 
-    def prompt(self, group: int) -> list[int]:
+    def prompt(self, number: int) -> list[int]:
         """Its prompt."""
-        return self.prompts[self.of(group)].ids
+        return self.prompts[self.of(number)].ids
 
 
-def _config(options: Options, longest: int, stops: tuple[int, ...]) -> RlConfig:
+@lru_cache(maxsize=4)
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, turn]).permutation(count)
+
+
+def _sampler(options: Options) -> MakeSampler:
+    if options.rollouts == "local":
+        return LocalSampler
+    check_size("workers", options.workers)
+    import_ray()
+    return partial(RaySampler, workers=options.workers, gpus=options.worker_gpus)
+
+
+def _config(options: Options, count: int, longest: int, stops: tuple[int, ...]) -> RlConfig:
     shared = ("updates", "max_new_tokens", "temperature", "accumulate", "seed", "save_every")
     sizes = ("staleness", "batch", "group", "slots")
     plan: dict[str, Any] = {name: getattr(options, name) for name in sizes}
     return RlConfig(
-        ScheduleConfig(**plan, distinct=options.algorithm == "dapo"),
+        ScheduleConfig(**plan, replace_equal_groups=options.algorithm == "dapo"),
         _policy(options),
         length=round_up(longest + options.max_new_tokens),
         stop_ids=stops,
         overlong=0.5 if options.algorithm == "dapo" else 0.0,
         corrected=options.corrected,
+        curriculum=CurriculumConfig(count, options.updates) if options.curriculum else None,
         **{name: getattr(options, name) for name in shared},
     )
 
@@ -211,9 +242,9 @@ def _reward(
 ) -> Callable[[int, Sequence[Answer]], np.ndarray]:
     health = SourceHealth()
 
-    def reward(group: int, answers: Sequence[Answer]) -> np.ndarray:
+    def reward(number: int, answers: Sequence[Answer]) -> np.ndarray:
         nonlocal health
-        place = questions.of(group)
+        place = questions.of(number)
         item, prompt = questions.items[place], questions.prompts[place]
         like = Sample(
             item.question,
@@ -240,5 +271,7 @@ def _text(line: dict[str, Any]) -> str:
     """What the progress says of an update."""
     return (
         f"reward {line['reward']:.3f}, {line['tokens']:.0f} tokens, {line['masked_groups']:.0%} of "
-        f"the groups masked, largest age {max(line['ages'])}"
+        f"the groups masked, largest age {max(line['ages'])}, "
+        f"{line.get('tokens_per_second', 0):,.0f} tokens/s, "
+        f"slots {line.get('generator_idle', 0):.0%} idle"
     )

@@ -1,7 +1,7 @@
 """What reinforcement learning gains by training on older answers, for given lengths and costs.
 
-Rollouts and the trainer are on devices of their own; the speed-up is over synchronous training,
-which waits for the longest answer of a batch, updates, and begins the next one.
+Rollouts and the trainer are on devices of their own, or share one; the speed-up is over synchronous
+training, which waits for the longest answer of a batch, updates, and begins the next one.
 """
 
 import json
@@ -47,6 +47,8 @@ class Options:
     """Of one slot; --slots of them make as many tokens in that time."""
     seconds_per_update: float = Costs.update
     """Of the trainer, for one batch."""
+    shared: bool = False
+    """Whether rollouts and the trainer share a device, so that slots wait during updates."""
     batch: int = ScheduleConfig.batch
     """Groups per update."""
     group: int = ScheduleConfig.group
@@ -81,7 +83,7 @@ def main(options: Options) -> None:
 
 
 def _rows(options: Options) -> list[dict[str, Any]]:
-    costs = Costs(options.seconds_per_token, options.seconds_per_update)
+    costs = Costs(options.seconds_per_token, options.seconds_per_update, options.shared)
     lengths = (
         lognormal(options.mean, options.sigma, options.longest)
         if options.lengths is None
@@ -116,8 +118,8 @@ def _row(found: Simulated) -> dict[str, Any]:
         "largest_age": len(found.ages) - 1,
         "ages": list(found.ages),
         "discarded": found.discarded,
-        "mean_used": float(found.used.mean()),
-        "mean_made": float(found.made.mean()),
+        "mean_used": float(found.tokens_used.mean()),
+        "mean_made": float(found.tokens_made.mean()),
     }
 
 
@@ -158,6 +160,7 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
         f"log-normal, mean {options['mean']:g}, sigma {options['sigma']:g}, "
         f"at most {options['longest']}"
     )
+    devices = "share a device" if options["shared"] else "have devices of their own"
     report.write(
         folder,
         f"""# Simulated schedules
@@ -167,7 +170,7 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
 Simulated, not measured: {options["updates"]} updates of {options["batch"]} groups of
 {options["group"]} answers, {options["slots"]} slots, {options["seconds_per_token"]:g} s per token
 of a slot, {options["seconds_per_update"]:g} s per update, seed {options["seed"]}. Lengths: {source}
-tokens. Rollouts and the trainer have devices of their own. Speed-up is over staleness 0 with the
+tokens. Rollouts and the trainer {devices}. Speed-up is over staleness 0 with the
 policy barrier; tokens are means per answer trained on, and per answer begun.
 
 ![speed-up, idle shares, ages](plots/staleness.png)

@@ -15,23 +15,25 @@ class PolicyConfig:
     """How answers and their rewards become a loss.
 
     Attributes:
-      scale: whether advantages are divided by the rewards' standard deviation in their group.
+      divide_by_std: whether advantages are divided by the rewards' standard deviation in their
+        group.
       clip_low: how far below 1 the ratio of probabilities has a gradient.
       clip_high: how far above 1.
-      mean: what one unit of the loss is: a token; a sequence, whose tokens share it; or a sequence
-        whose tokens are divided by `longest`, however many there are.
-      longest: of `mean` constant: tokens that an answer has at most.
+      average_over: what one unit of the loss is: a token; a sequence, whose tokens share it; or a
+        sequence whose tokens are divided by `longest`, however many there are.
+      longest: of `average_over` constant: tokens that an answer has at most.
       kl: weight of the divergence from a reference policy; 0 is none.
-      truncate: largest weight of a token for how much likelier it is now than when it was sampled.
+      largest_weight: of a token, for how much likelier it is now than when it was sampled; what is
+        above is cut to it.
     """
 
-    scale: bool = True
+    divide_by_std: bool = True
     clip_low: float = 0.2
     clip_high: float = 0.2
-    mean: Literal["token", "sequence", "constant"] = "sequence"
+    average_over: Literal["token", "sequence", "constant"] = "sequence"
     longest: int | None = None
     kl: float = 0.0
-    truncate: float = 5.0
+    largest_weight: float = 5.0
 
     def __post_init__(self):
         check_choices(self, "policy")
@@ -40,13 +42,14 @@ class PolicyConfig:
                 f"clip_low must be in [0, 1] and clip_high at least 0, got {self.clip_low} and "
                 f"{self.clip_high}"
             )
-        if (self.mean == "constant") != (self.longest is not None):
-            raise InputError("longest is for mean=constant, which needs it")
+        if (self.average_over == "constant") != (self.longest is not None):
+            raise InputError("longest is for average_over=constant, which needs it")
         if self.longest is not None and self.longest < 1:
             raise InputError(f"longest must be at least 1, got {self.longest}")
-        if not self.kl >= 0 or not self.truncate >= 1:
+        if not self.kl >= 0 or not self.largest_weight >= 1:
             raise InputError(
-                f"kl must be at least 0 and truncate at least 1, got {self.kl} and {self.truncate}"
+                f"kl must be at least 0 and largest_weight at least 1, got {self.kl} and "
+                f"{self.largest_weight}"
             )
 
 
@@ -54,7 +57,7 @@ FARTHEST = 20.0  # nats between two log-probabilities of a token that are told a
 
 # Of arXiv 2402.03300, without its KL term, and of arXiv 2503.14476.
 GRPO = PolicyConfig()
-DAPO = PolicyConfig(clip_high=0.28, mean="token")
+DAPO = PolicyConfig(clip_high=0.28, average_over="token")
 
 
 def dr_grpo(longest: int) -> PolicyConfig:
@@ -65,25 +68,25 @@ def dr_grpo(longest: int) -> PolicyConfig:
 
     Source: arXiv 2503.20783.
     """
-    return PolicyConfig(scale=False, mean="constant", longest=longest)
+    return PolicyConfig(divide_by_std=False, average_over="constant", longest=longest)
 
 
 def advantages(
-    rewards: jax.Array, usable: jax.Array, *, scale: bool = True
+    rewards: jax.Array, usable: jax.Array, *, divide_by_std: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """How much better each answer is than the others of its group.
 
     Args:
       rewards: float [G, N], of G groups of N answers; any number where it is not usable.
       usable: bool [G, N], whether there is a reward.
-      scale: whether to divide by the standard deviation (of the population) + 1e-6.
+      divide_by_std: whether to divide by the standard deviation (of the population) + 1e-6.
 
     Returns:
       float32 [G, N], 0 where an answer counts for nothing, and bool [G, N], where it counts: it is
       usable, and the usable rewards of its group are not all equal, so that they tell something.
 
-    Source: arXiv 2402.03300; without scale arXiv 2503.20783. That
-    groups of equal rewards leave the KL term and the normalizer, too, is our choice.
+    Source: arXiv 2402.03300; not divided: arXiv 2503.20783. That groups of equal
+    rewards leave the KL term and the normalizer, too, is our choice.
     """
     rewards = jnp.where(usable, rewards.astype(jnp.float32), 0.0)
     count = jnp.maximum(usable.sum(-1, keepdims=True), 1)
@@ -91,7 +94,7 @@ def advantages(
     low = jnp.where(usable, rewards, jnp.inf).min(-1, keepdims=True)
     counts = usable & (high > low)
     away = jnp.where(counts, rewards - rewards.sum(-1, keepdims=True) / count, 0.0)
-    if scale:
+    if divide_by_std:
         away = away / (jnp.sqrt((away**2).sum(-1, keepdims=True) / count) + 1e-6)
     return away, counts
 
@@ -143,7 +146,7 @@ def policy_loss(
     keep = lambda x: jnp.where(mask > 0, x.astype(jnp.float32), 0.0)  # noqa: E731
     log_probs, behavior = keep(log_probs), jax.lax.stop_gradient(keep(behavior))
     near = behavior if proximal is None else jax.lax.stop_gradient(keep(proximal))
-    worth = jnp.minimum(jnp.exp(near - behavior), cfg.truncate)
+    worth = jnp.minimum(jnp.exp(near - behavior), cfg.largest_weight)
     # Beyond this the ratio is clipped, or as good as 0; without it a gradient may be no number.
     ratio = jnp.exp(jnp.clip(log_probs - near, -FARTHEST, FARTHEST))
     gain = advantage.astype(jnp.float32)[:, None]
@@ -167,7 +170,7 @@ def policy_loss(
 
 def _weights(mask: jax.Array, cfg: PolicyConfig) -> tuple[jax.Array, jax.Array]:
     """What each token counts, float32 [B, T], and what the sum is divided by."""
-    if cfg.mean == "token":
+    if cfg.average_over == "token":
         return mask, mask.sum()
     tokens = mask.sum(-1, keepdims=True)
     sequences = (tokens > 0).sum().astype(jnp.float32)

@@ -1,19 +1,20 @@
 """What a run of reinforcement learning goes on from: parameters, schedule, unused answers."""
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optax
 
 from pangu_jax.checkpoint.store import NullStore, Store, template
-from pangu_jax.core.config import check_choices, load_config, save_config, to_json
+from pangu_jax.core.config import load_config, save_config, up_to_date
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
-from pangu_jax.decode.engine import Answer
+from pangu_jax.reasoning.rl_journal import SavedAnswer, saved_answer
 from pangu_jax.reasoning.rollout import Rollout
 from pangu_jax.reasoning.schedule_state import ScheduleConfig, ScheduleState
 from pangu_jax.train import resume
@@ -22,34 +23,38 @@ from pangu_jax.train.step import TrainState, abstract_state
 FOLDER = "rollouts"
 
 
-@dataclasses.dataclass(frozen=True)
-class SavedAnswer:
-    """An `Answer` as JSON has it."""
+@dataclasses.dataclass
+class Snapshot:
+    """A run between two things that happen.
 
-    sample: int
-    ids: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    sampled_log_probs: tuple[float, ...]
-    versions: tuple[int, ...]
-    finish_reason: Literal["stop", "length"]
+    Attributes:
+      plan: of the schedule.
+      state: of the training; None is the one that it begins with.
+      rollouts: by group, those that are not trained on yet.
+      graded: rewards of all answers since the last update.
+      replaced: the reward of each group that was replaced since then.
+      records: how many things had happened (`rl_journal`).
+      rates: of a curriculum, the mean reward of each question.
+    """
 
-    def __post_init__(self):
-        check_choices(self)
-        sizes = {len(x) for x in (self.ids, self.log_probs, self.sampled_log_probs, self.versions)}
-        if len(sizes) != 1 or not self.ids:
-            raise InputError("an answer's ids, scores and versions must be as many as each other")
-        if not all(0 <= x < 2**31 for x in (*self.ids, *self.versions)):
-            raise InputError("an answer's ids and versions must be from 0 to 2^31 - 1")
+    plan: ScheduleState
+    state: TrainState | None = None
+    rollouts: dict[int, Rollout] = dataclasses.field(default_factory=dict)
+    graded: list[float] = dataclasses.field(default_factory=list)
+    replaced: list[float] = dataclasses.field(default_factory=list)
+    records: int = 0
+    rates: list[float | None] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRollout:
-    """A `Rollout` as JSON has it; a reward of None is NaN."""
+    """A `Rollout` as JSON has it; a reward of None is NaN, a question of None the group."""
 
     group: int
     prompt: tuple[int, ...]
     answers: tuple[SavedAnswer, ...]
     rewards: tuple[float | None, ...] | None
+    question: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,36 +64,41 @@ class Saved:
     settings: dict[str, str]
     schedule: ScheduleState
     rollouts: tuple[SavedRollout, ...]
+    graded: tuple[float, ...] = ()
+    replaced: tuple[float, ...] = ()
+    records: int = 0
+    rates: tuple[float | None, ...] = ()
 
 
-def save(
-    store: Store,
-    state: TrainState,
-    plan: ScheduleState,
-    rollouts: Mapping[int, Rollout],
-    settings: Mapping[str, str],
-) -> None:
-    """Saves what belongs to a version; the answers first, so that no checkpoint is without them.
+def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str]) -> int:
+    """Saves a run; the answers first, so that no checkpoint is without them.
 
     Args:
       store: of the run.
-      state: of the training.
-      plan: of the schedule.
-      rollouts: by group, those that are not trained on yet.
+      found: the run; without a state only that it began.
       settings: with which the run must go on, each as JSON.
+
+    Returns:
+      The oldest version that is kept.
 
     Raises:
       InputError: the parameters are not finite, or something cannot be written.
     """
-    kept = tuple(_saved(number, rollouts[number]) for number in sorted(rollouts))
-    saved = Saved(dict(settings), plan, kept)
+    version = found.plan.version
+    if isinstance(store, NullStore):
+        return version
+    kept = tuple(_saved(number, found.rollouts[number]) for number in sorted(found.rollouts))
+    rest = (tuple(found.graded), tuple(found.replaced), found.records, tuple(found.rates))
     place = store.folder.parent / FOLDER
-    save_config(to_json(saved), place / f"{plan.version}.json")
-    resume.save(store, plan.version, state, {})
-    first = min(store.steps(), default=plan.version)
+    save_config(Saved(dict(settings), found.plan, kept, *rest), place / f"{version}.json")
+    if found.state is None:
+        return version
+    resume.save(store, version, found.state, {})
+    first = min(store.steps(), default=0)
     for path in place.glob("*.json"):
         if path.stem.isdecimal() and int(path.stem) < first:
             path.unlink(missing_ok=True)
+    return first
 
 
 def restore(
@@ -97,7 +107,7 @@ def restore(
     optimizer: optax.GradientTransformation,
     cfg: ScheduleConfig,
     settings: Mapping[str, str],
-) -> tuple[TrainState, ScheduleState, dict[int, Rollout]] | None:
+) -> Snapshot | None:
     """What was saved last; None where nothing was.
 
     Args:
@@ -110,59 +120,55 @@ def restore(
     Raises:
       InputError: it is damaged, or of other settings; names one.
     """
-    version = store.latest()
-    if version is None or isinstance(store, NullStore):
+    if isinstance(store, NullStore):
         return None
-    path = store.folder.parent / FOLDER / f"{version}.json"
+    version = store.latest()
+    path = store.folder.parent / FOLDER / f"{version or 0}.json"
+    if version is None and not path.exists():
+        return None
     saved = load_config(Saved, path)
     for name, value in settings.items():
-        if saved.settings.get(name) != value:
-            raise InputError(
-                f"{path} is of a run with {name} = {saved.settings.get(name)}, this one has {value}"
-            )
-    if saved.schedule.cfg != cfg or saved.schedule.version != version:
+        before = saved.settings.get(name)
+        if before is None or up_to_date(json.loads(before)) != json.loads(value):
+            raise InputError(f"{path} is of a run with {name} = {before}, this one has {value}")
+    if saved.schedule.cfg != cfg or saved.schedule.version != (version or 0):
         raise InputError(f"{path} is of another schedule than this run's")
-    state = abstract_state(spec, optimizer)
-    rest = resume.on_device(resume.beside_parameters(state), None)
-    params, rest = store.restore(version, template(abstract(spec), spec, None), rest)
-    check_all_finite(params, str(store.folder / str(version)))
+    state = None
+    if version is not None:
+        like = abstract_state(spec, optimizer)
+        rest = resume.on_device(resume.beside_parameters(like), None)
+        params, rest = store.restore(version, template(abstract(spec), spec, None), rest)
+        check_all_finite(params, str(store.folder / str(version)))
+        state = TrainState(rest["step"], params, rest["opt_state"])
     rollouts = {one.group: rollout_of(one) for one in saved.rollouts}
     _check_there(saved.schedule, rollouts, path)
-    return TrainState(rest["step"], params, rest["opt_state"]), saved.schedule, rollouts
+    rest = (list(saved.graded), list(saved.replaced), saved.records, list(saved.rates))
+    return Snapshot(saved.schedule, state, rollouts, *rest)
 
 
 def _saved(number: int, rollout: Rollout) -> SavedRollout:
-    answers = [
-        SavedAnswer(
-            sample,
-            tuple(answer.ids.tolist()),
-            tuple(answer.log_probs.tolist()),
-            tuple(answer.sampled_log_probs.tolist()),
-            tuple(answer.versions.tolist()),
-            answer.finish_reason,
-        )
-        for sample, answer in sorted(rollout.answers.items())
-    ]
-    rewards = rollout.rewards
-    told = None if rewards is None else tuple(None if np.isnan(r) else float(r) for r in rewards)
-    return SavedRollout(number, tuple(map(int, rollout.prompt)), tuple(answers), told)
+    answers = [saved_answer(*pair) for pair in sorted(rollout.answers.items())]
+    rewards = None if rollout.rewards is None else saved_rewards(rollout.rewards)
+    prompt = tuple(map(int, rollout.prompt))
+    return SavedRollout(number, prompt, tuple(answers), rewards, rollout.question)
+
+
+def saved_rewards(rewards: np.ndarray) -> tuple[float | None, ...]:
+    """Rewards as JSON has them: None for NaN."""
+    return tuple(None if np.isnan(reward) else float(reward) for reward in rewards)
+
+
+def rewards_of(saved: Iterable[float | None]) -> np.ndarray:
+    """The rewards, as they were when they were saved."""
+    return np.array([np.nan if reward is None else reward for reward in saved], np.float64)
 
 
 def rollout_of(saved: SavedRollout) -> Rollout:
     """The rollout, as it was when it was saved."""
-    answers = {
-        one.sample: Answer(
-            np.array(one.ids, np.int32),
-            np.array(one.log_probs, np.float32),
-            np.array(one.sampled_log_probs, np.float32),
-            np.array(one.versions, np.int32),
-            one.finish_reason,
-        )
-        for one in saved.answers
-    }
-    rewards = saved.rewards
-    told = None if rewards is None else np.array([np.nan if r is None else r for r in rewards])
-    return Rollout(list(saved.prompt), answers, told)
+    answers = {one.sample: one.answer for one in saved.answers}
+    rewards = None if saved.rewards is None else rewards_of(saved.rewards)
+    question = saved.group if saved.question is None else saved.question
+    return Rollout(list(saved.prompt), question, answers, rewards)
 
 
 def _check_there(plan: ScheduleState, rollouts: Mapping[int, Rollout], path: Path) -> None:

@@ -17,11 +17,13 @@ class Rollout:
 
     Attributes:
       prompt: ids.
+      question: its number.
       answers: of the samples that have ended.
       rewards: float [N]; NaN where an answer has none.
     """
 
     prompt: Sequence[int]
+    question: int
     answers: dict[int, Answer] = dataclasses.field(default_factory=dict)
     rewards: np.ndarray | None = None
 
@@ -42,7 +44,7 @@ class Batch:
 def make_batch(
     rollouts: Sequence[Rollout],
     *,
-    scale: bool = True,
+    divide_by_std: bool = True,
     oldest: int | None = None,
     mask_truncated: bool = False,
 ) -> Batch:
@@ -50,14 +52,14 @@ def make_batch(
 
     Args:
       rollouts: groups with rewards.
-      scale: of the advantages.
+      divide_by_std: the advantages, see `losses.policy.advantages`.
       oldest: tokens of weights older than this version are masked; None masks none.
       mask_truncated: whether answers that were cut off are masked.
     """
     rows = [(g.prompt, g.answers[i]) for g in rollouts for i in sorted(g.answers)]
     rewards = np.stack([np.asarray(group.rewards, np.float32) for group in rollouts])
     usable = ~np.isnan(rewards)
-    gain, counts = map(np.asarray, _advantages(rewards, usable, scale=scale))
+    gain, counts = map(np.asarray, _advantages(rewards, usable, divide_by_std=divide_by_std))
     length = round_up(max(len(prompt) + len(answer.ids) for prompt, answer in rows) - 1)
     whole = {name: np.zeros((len(rows), length), np.int32) for name in _IDS}
     whole |= {name: np.zeros((len(rows), length), np.float32) for name in ("behavior", "mask")}
@@ -86,6 +88,6 @@ def make_batch(
 _IDS = ("tokens", "labels", "segments")
 
 
-@partial(jax.jit, static_argnames="scale")
-def _advantages(rewards, usable, *, scale):
-    return advantages(rewards, usable, scale=scale)
+@partial(jax.jit, static_argnames="divide_by_std")
+def _advantages(rewards, usable, *, divide_by_std):
+    return advantages(rewards, usable, divide_by_std=divide_by_std)

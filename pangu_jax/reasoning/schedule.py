@@ -169,7 +169,7 @@ def _graded(state: ScheduleState, group: Group, event: Graded) -> Step:
     state = dataclasses.replace(
         state, open=tuple(g for g in state.open if g.number != group.number)
     )
-    if state.cfg.distinct and len(set(event.rewards)) <= 1:
+    if state.cfg.replace_equal_groups and len(set(event.rewards)) <= 1:
         state = dataclasses.replace(state, dropped=state.dropped + 1)
         return _settle(state, (Forget((group.number,)),))
     if event.rewards:

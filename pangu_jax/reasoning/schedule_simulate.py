@@ -1,9 +1,9 @@
 """What a bound on staleness would buy: the scheduler, driven by a clock that is only counted.
 
-Rollouts and the trainer have devices of their own. A slot makes a token in the same time however
-many others are taken, as decoding reads all weights anyway; an update takes the same time whatever
-its lengths are; new weights arrive at once. So it tells how much of the waiting goes away, not how
-fast a machine is.
+Rollouts and the trainer have devices of their own, or share one (`Costs.shared`). A slot makes a
+token in the same time however many others are taken, as decoding reads all weights anyway; an
+update takes the same time whatever its lengths are; new weights arrive at once. So it tells how
+much of the waiting goes away, not how fast a machine is.
 """
 
 import dataclasses
@@ -30,7 +30,9 @@ from pangu_jax.reasoning.schedule_state import (
     Updated,
 )
 
-Lengths = Callable[[np.random.Generator, int], np.ndarray]
+# lengths(prompt, samples, n): of a group's n samples; what the prompt decides comes of the first
+# generator, which is the same however often the group is begun.
+Lengths = Callable[[np.random.Generator, np.random.Generator, int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Costs:
     Attributes:
       token: of one slot, to make a token.
       update: of the trainer, from a batch to new weights.
+      shared: whether slots wait during an update, as in one process.
     """
 
     token: float = 0.02
     update: float = 30.0
+    shared: bool = False
 
     def __post_init__(self):
         for name in ("token", "update"):
@@ -63,8 +67,8 @@ class Simulated:
       trainer_idle: share of the time without an update under way.
       ages: histogram of the groups trained on, from age 0.
       discarded: share of the groups that ended and were thrown away.
-      used: int64, tokens of each sample trained on.
-      made: int64, tokens of each sample begun, whether it was used or not.
+      tokens_used: int64, tokens of each sample trained on; with `partial` those not masked.
+      tokens_made: int64, tokens of each sample begun, whether it was used or not.
     """
 
     cfg: ScheduleConfig
@@ -74,8 +78,8 @@ class Simulated:
     trainer_idle: float
     ages: tuple[int, ...]
     discarded: float
-    used: np.ndarray
-    made: np.ndarray
+    tokens_used: np.ndarray
+    tokens_made: np.ndarray
 
     @property
     def mean_age(self) -> float:
@@ -98,8 +102,9 @@ def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
         raise InputError(f"mean must be above 0 and sigma at least 0, got {mean} and {sigma}")
     check_size("longest", longest)
 
-    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
-        found = np.exp(rng.normal(np.log(mean) - sigma**2 / 2, sigma, count))
+    def draw(prompt: np.random.Generator, samples: np.random.Generator, count: int) -> np.ndarray:
+        del prompt
+        found = np.exp(samples.normal(np.log(mean) - sigma**2 / 2, sigma, count))
         return np.rint(np.clip(found, 1, longest)).astype(np.int64)
 
     return draw
@@ -113,8 +118,8 @@ def measured(prompts: Sequence[Sequence[int]]) -> Lengths:
     """
     rows = [np.asarray(row, np.int64) for row in prompts]
 
-    def draw(rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.choice(rows[rng.integers(len(rows))], count)
+    def draw(prompt: np.random.Generator, samples: np.random.Generator, count: int) -> np.ndarray:
+        return samples.choice(rows[prompt.integers(len(rows))], count)
 
     return draw
 
@@ -162,19 +167,22 @@ def simulate(
     """Runs a schedule until so many updates were applied.
 
     Args:
-      cfg: the settings; groups have no rewards, so `distinct` must be False.
-      lengths: `lengths(rng, n)` gives the tokens of a group's n samples.
+      cfg: the settings; groups have no rewards, so `replace_equal_groups` must be False.
+      lengths: `lengths(prompt, samples, n)` gives the tokens of a group's n samples, see
+        `measured`.
       costs: how long things take.
       updates: how many updates.
-      seed: the lengths of a group depend on it, the group's number and how often it was begun
-        again: so they are the same ones under any settings.
+      seed: a group's prompt depends on it and the group's number, its lengths also on how often it
+        was begun again: so they are the same ones under any settings.
 
     Raises:
       InputError: a number is out of range.
     """
     check_size("updates", updates)
-    if cfg.distinct:
+    if cfg.replace_equal_groups:
         raise InputError("simulated groups have no rewards, so none is replaced for them")
+    if cfg.partial and costs.shared:
+        raise InputError("partial rollouts are simulated with devices of their own alone")
     world = _World(cfg, lengths, costs, seed)
     state, actions = schedule.begin(cfg)
     world.do(actions)
@@ -196,18 +204,26 @@ class _World:
         self._made: list[np.ndarray] = []
         self._used: list[np.ndarray] = []
         self._training: tuple[int, ...] = ()
+        self._began: dict[tuple[int, int], float] = {}
+        self._versions = [0.0]  # when each was there
+        self._free = 0.0  # when slots may go on
 
     def do(self, actions: Sequence[schedule.Action]) -> None:
         """Lets what the actions ask for happen, now or in some time."""
         for action in actions:
             if isinstance(action, Start):
                 tokens = int(self._of(action.group)[action.sample])
-                self._after(tokens * self._costs.token, Ended(action.group, action.sample))
+                place = (action.group, action.sample)
+                self._began[place] = self._now
+                wait = max(0.0, self._free - self._now)
+                self._after(tokens * self._costs.token, Ended(*place), wait=wait)
             elif isinstance(action, Grade):
                 self._ended += 1
                 self._after(0.0, Graded(action.group))
             elif isinstance(action, Train):
                 self._training = action.groups
+                if self._costs.shared:
+                    self._wait(self._costs.update)
                 self._after(self._costs.update, Updated())
             elif isinstance(action, Forget):
                 for group in action.groups:
@@ -220,12 +236,25 @@ class _World:
         if isinstance(event, Ended):
             self._busy += seconds
         if isinstance(event, Updated):
-            self._used += [self._tokens.pop(group) for group in self._training]
+            self._used += [self._unmasked(group) for group in self._training]
+            self._versions.append(self._now)
         return event
+
+    def _unmasked(self, group: int) -> np.ndarray:
+        """The tokens of a group that are young enough to be trained on."""
+        found = self._tokens.pop(group)
+        began = np.array([self._began.pop((group, sample)) for sample in range(len(found))])
+        if not self._cfg.partial:
+            return found
+        # The batch was taken at the version of before this update.
+        oldest = max(0, len(self._versions) - 1 - self._cfg.staleness)
+        late = (self._versions[oldest] - began) / self._costs.token
+        return found - np.clip(np.ceil(late - 1e-6), 0, found).astype(np.int64)
 
     def result(self, state: ScheduleState) -> Simulated:
         """What it came to, up to now."""
-        begun = [self._now - (at - seconds) for at, _, seconds, e in self._coming if _runs(e)]
+        running = [(at, seconds) for at, _, seconds, event in self._coming if _runs(event)]
+        begun = [max(0.0, self._now - (at - seconds)) for at, seconds in running]
         slots = self._now * self._cfg.slots
         return Simulated(
             cfg=self._cfg,
@@ -235,19 +264,29 @@ class _World:
             trainer_idle=max(0.0, 1 - state.version * self._costs.update / self._now),
             ages=state.ages,
             discarded=state.discarded / self._ended,
-            used=np.concatenate(self._used),
-            made=np.concatenate(self._made),
+            tokens_used=np.concatenate(self._used),
+            tokens_made=np.concatenate(self._made),
         )
 
-    def _after(self, seconds: float, event: Event) -> None:
+    def _after(self, seconds: float, event: Event, wait: float = 0.0) -> None:
         self._order += 1  # what happens at once happens in the order in which it was asked for
-        heapq.heappush(self._coming, (self._now + seconds, self._order, seconds, event))
+        heapq.heappush(self._coming, (self._now + wait + seconds, self._order, seconds, event))
+
+    def _wait(self, seconds: float) -> None:
+        """Lets what runs end later; what ends now has ended."""
+        self._free = self._now + seconds
+        self._coming = [
+            (at + seconds * (_runs(event) and at > self._now), order, cost, event)
+            for at, order, cost, event in self._coming
+        ]
+        heapq.heapify(self._coming)
 
     def _of(self, group: int) -> np.ndarray:
         """The lengths of a group's samples."""
         if group not in self._tokens:
-            rng = np.random.default_rng([self._seed, group, self._attempts.get(group, 0)])
-            self._tokens[group] = self._lengths(rng, self._cfg.group)
+            prompt = np.random.default_rng([self._seed, group])
+            samples = np.random.default_rng([self._seed, group, self._attempts.get(group, 0)])
+            self._tokens[group] = self._lengths(prompt, samples, self._cfg.group)
             self._made.append(self._tokens[group])
         return self._tokens[group]
 

@@ -45,8 +45,8 @@ class ScheduleConfig:
         short answers are trained on more often than they are given.
       partial: whether an update may go ahead of a group that is too old and still running; it goes
         on as a new segment, whose version counts, and its older tokens must be masked. For barrier.
-      distinct: whether groups whose rewards are all equal, which teach nothing, are replaced by
-        others (dynamic sampling, arXiv 2503.14476).
+      replace_equal_groups: whether groups whose rewards are all equal, which teach nothing, are
+        replaced by others (dynamic sampling, arXiv 2503.14476).
       priority: what is trained on first.
     """
 
@@ -56,7 +56,7 @@ class ScheduleConfig:
     slots: int = 64
     policy: Literal["barrier", "admission", "discard"] = "barrier"
     partial: bool = False
-    distinct: bool = False
+    replace_equal_groups: bool = False
     priority: Priority = Priority()
 
     def __post_init__(self):
@@ -66,8 +66,10 @@ class ScheduleConfig:
             check_size(name, getattr(self, name))
         if self.partial and self.policy != "barrier":
             raise InputError(f"partial rollouts are for the policy barrier, not {self.policy}")
-        if self.distinct and self.group == 1:
-            raise InputError("the rewards of a group of 1 cannot differ: distinct needs 2 or more")
+        if self.replace_equal_groups and self.group == 1:
+            raise InputError(
+                "the rewards of a group of 1 cannot differ: replace_equal_groups needs 2 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

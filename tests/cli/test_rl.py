@@ -1,6 +1,7 @@
 """`pangu-jax rl`: learns from questions, goes on after a stop in the same bits, writes a model."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def asked(tiny_run, tmp_path, monkeypatch):
 
 
 def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "generator_idle", "trainer_idle", "lost", "tokens_per_second")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
 def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsys, monkeypatch):
@@ -79,6 +82,9 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
     for name in want:
         np.testing.assert_array_equal(found[name], want[name])
     assert any(line["grad_norm"] > 0 for line in metrics(whole))
+    last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["tokens_per_second"] > 0 and 0 <= last["generator_idle"] < 1
+    assert "tokens/s, slots" in text(last)
     assert call(*arguments, "--staleness", 1, "--out", part) == 2
     assert "another staleness" in capsys.readouterr().err
 
@@ -86,10 +92,28 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
 @pytest.mark.parametrize("algorithm", ["dapo", "dr-grpo"])
 def test_other_algorithms_run_ahead(asked, tmp_path, algorithm):
     arguments, _ = asked
-    more = ("--algorithm", algorithm, "--staleness", 2, "--updates", 2)
+    mixes = ("--curriculum",) if algorithm == "dapo" else ()
+    more = ("--algorithm", algorithm, "--staleness", 2, "--updates", 2, *mixes)
     assert call(*arguments, *more, "--out", tmp_path / "out") == 0
     lines = metrics(tmp_path / "out")
+    assert ("easy_questions" in lines[0]) == bool(mixes)
     assert [line["step"] for line in lines] == [1, 2] and max(lines[1]["ages"]) <= 2
+
+
+def test_ray_is_asked_for_where_it_is_missing(asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert call(*asked[0], "--rollouts", "ray", "--out", tmp_path / "out") == 2
+    assert "pip install 'pangu-jax[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ray_writes_the_answers(asked, tmp_path):
+    pytest.importorskip("ray", reason="needs ray: pip install 'pangu-jax[ray]'")
+    arguments, seen = asked
+    assert call(*arguments, "--rollouts", "ray", "--staleness", 1, "--out", tmp_path / "out") == 0
+    lines = metrics(tmp_path / "out")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and len(seen) >= 16
+    assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
 def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
@@ -110,8 +134,9 @@ def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
         (("--kl", -1), "kl must be at least 0"),
         (("--temperature", 0), "temperature must be above 0"),
         (("--staleness", -1), "staleness must be at least 0"),
-        (("--algorithm", "dapo", "--group", 1), "distinct needs 2 or more"),
+        (("--algorithm", "dapo", "--group", 1), "replace_equal_groups needs 2 or more"),
         (("--group", 1), "a group needs 2 answers"),
+        (("--rollouts", "ray", "--workers", 0), "workers must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(asked, tmp_path, arguments, words, capsys):

@@ -148,7 +148,7 @@ def test_fields_of_older_files_are_found_under_their_names_of_today():
 @pytest.mark.parametrize("old", RENAMED_FIELDS)
 def test_a_renamed_field_is_known_by_the_type_of_its_value(old):
     kind, new = RENAMED_FIELDS[old]
-    for value in (True, 1, [1.0]):
+    for value in (True, 1, 1.0, "token", [1.0]):
         name = new if type(value) is kind else old
         assert up_to_date({"inner": {old: value}}) == {"inner": {name: value}}
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.core.config import from_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, advantages, dr_grpo, policy_loss
 
@@ -16,7 +17,9 @@ CONFIGS = {
     "grpo": dataclasses.replace(GRPO, kl=0.05),
     "dapo": DAPO,
     "dr_grpo": dr_grpo(7),
-    "uneven": PolicyConfig(clip_low=0.1, clip_high=0.4, mean="token", truncate=1.2, kl=0.3),
+    "uneven": PolicyConfig(
+        clip_low=0.1, clip_high=0.4, average_over="token", largest_weight=1.2, kl=0.3
+    ),
 }
 B, T = 6, 5
 
@@ -42,7 +45,7 @@ def naive(log_probs, behavior, advantage, mask, cfg, proximal=None, reference=No
             if not mask[row][t]:
                 continue
             near = behavior[row][t] if proximal is None else proximal[row][t]
-            w = min(math.exp(near - behavior[row][t]), cfg.truncate)
+            w = min(math.exp(near - behavior[row][t]), cfg.largest_weight)
             u, a = math.exp(log_probs[row][t] - near), advantage[row]
             clipped = min(max(u, 1 - cfg.clip_low), 1 + cfg.clip_high)
             loss = -w * min(u * a, clipped * a)
@@ -53,9 +56,9 @@ def naive(log_probs, behavior, advantage, mask, cfg, proximal=None, reference=No
         if not losses:
             continue
         tokens, sequences = tokens + len(losses), sequences + 1
-        by = {"token": 1, "sequence": len(losses), "constant": cfg.longest}[cfg.mean]
+        by = {"token": 1, "sequence": len(losses), "constant": cfg.longest}[cfg.average_over]
         total += sum(losses) / by
-    return total, tokens if cfg.mean == "token" else sequences
+    return total, tokens if cfg.average_over == "token" else sequences
 
 
 @functools.cache
@@ -94,7 +97,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_loop(name, stale):
             moved[place] += sign * step
             ends.append(naive(cfg=cfg, **{**arrays, "log_probs": moved})[0])
         slope = (ends[0] - ends[1]) / (2 * step)
-        assert grad[place] == pytest.approx(slope, rel=1e-3, abs=1e-4), place
+        assert grad[place] == pytest.approx(slope, rel=1e-4, abs=1e-6), place
 
 
 def test_the_cases_clip_on_both_sides():
@@ -115,7 +118,7 @@ def test_right_after_sampling_it_is_the_policy_gradient():
     same = arrays["log_probs"]
     for cfg in (GRPO, DAPO, dr_grpo(7)):
         lengths = np.maximum(arrays["mask"].sum(-1, keepdims=True), 1)
-        by = {"token": 1, "sequence": lengths, "constant": 7}[cfg.mean]
+        by = {"token": 1, "sequence": lengths, "constant": 7}[cfg.average_over]
         _, _, grad, sums = found(cfg, behavior=same, proximal=None)
         want = -arrays["advantage"][:, None] * arrays["mask"] / by
         np.testing.assert_allclose(grad, want, rtol=1e-6)
@@ -131,7 +134,7 @@ def test_fresh_samples_need_no_correction():
 def test_the_weight_of_old_samples_is_truncated_and_has_no_gradient():
     far = case()["behavior"] + 10
     _, weight, _, sums = found(DAPO, proximal=far)
-    assert sums["weight_ratio"] == pytest.approx(DAPO.truncate * weight)
+    assert sums["weight_ratio"] == pytest.approx(DAPO.largest_weight * weight)
     rest = {k: jnp.asarray(v) for k, v in case().items()}
 
     def loss(proximal, behavior):
@@ -165,7 +168,7 @@ def test_advantages_are_those_of_plain_arithmetic():
     rewards = np.array([[1.0, 0.0, 0.0, 5.0], [0.3, 0.7, 0.2, 0.9]])
     usable = np.array([[True, True, True, False], [True] * 4])
     for scale in (True, False):
-        got, counts = advantages(jnp.asarray(rewards), jnp.asarray(usable), scale=scale)
+        got, counts = advantages(jnp.asarray(rewards), jnp.asarray(usable), divide_by_std=scale)
         for row in range(2):
             there = rewards[row][usable[row]]
             want = (there - there.mean()) / (there.std() + 1e-6 if scale else 1)
@@ -178,10 +181,10 @@ def test_shifting_rewards_changes_nothing_and_scaling_as_it_should():
     rng = np.random.default_rng(0)
     rewards, usable = jnp.asarray(rng.uniform(size=(4, 6)), jnp.float32), jnp.ones((4, 6), bool)
     for scale in (True, False):
-        base = advantages(rewards, usable, scale=scale)[0]
-        shifted = advantages(rewards + 3, usable, scale=scale)[0]
+        base = advantages(rewards, usable, divide_by_std=scale)[0]
+        shifted = advantages(rewards + 3, usable, divide_by_std=scale)[0]
         np.testing.assert_allclose(shifted, base, atol=1e-5)
-        times = advantages(8 * rewards, usable, scale=scale)[0]
+        times = advantages(8 * rewards, usable, divide_by_std=scale)[0]
         np.testing.assert_allclose(times, base if scale else 8 * base, rtol=1e-4)
         np.testing.assert_allclose(base.sum(-1), 0, atol=1e-5)
 
@@ -206,11 +209,11 @@ def test_a_group_of_equal_rewards_changes_neither_loss_gradient_nor_divisor():
     "changes, words",
     [
         ({"clip_low": 1.5}, "clip_low"),
-        ({"mean": "constant"}, "longest"),
+        ({"average_over": "constant"}, "longest"),
         ({"longest": 5}, "longest"),
-        ({"mean": "constant", "longest": 0}, "longest"),
-        ({"mean": "median"}, "mean"),
-        ({"truncate": 0.5}, "truncate"),
+        ({"average_over": "constant", "longest": 0}, "longest"),
+        ({"average_over": "median"}, "average_over"),
+        ({"largest_weight": 0.5}, "largest_weight"),
         ({"kl": -1.0}, "kl"),
     ],
 )
@@ -222,3 +225,8 @@ def test_settings_that_are_none_are_refused(changes, words):
 def test_a_kl_term_needs_a_reference():
     with pytest.raises(InputError, match="reference"):
         found(dataclasses.replace(GRPO, kl=0.1), reference=None)
+
+
+def test_settings_of_older_files_open():
+    older = {"scale": False, "mean": "constant", "longest": 7, "truncate": 5.0}
+    assert from_json(PolicyConfig, older) == dr_grpo(7)

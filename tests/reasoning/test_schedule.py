@@ -132,10 +132,10 @@ class Books:
 
     def grade(self, group):
         self.to_grade.remove(group)
-        same = self.cfg.distinct and self.rng.random() < 0.4
+        same = self.cfg.replace_equal_groups and self.rng.random() < 0.4
         rewards = [0.5 if same else i / self.cfg.group for i in range(self.cfg.group)]
         self.graded.add(group)
-        if self.cfg.distinct and len(set(rewards)) == 1:
+        if self.cfg.replace_equal_groups and len(set(rewards)) == 1:
             self.dropped.add(group)
         self.take(schedule.step(self.state, Graded(group, tuple(rewards))))
 
@@ -209,7 +209,7 @@ CONFIGS = st.builds(
     batch=st.integers(1, 3),
     group=st.integers(1, 2),
     slots=st.sampled_from([1, 2, 3, 5, 8, 40]),
-    policy=st.sampled_from(["barrier", "barrier", "barrier", "admission"]),
+    policy=st.sampled_from(["barrier", "barrier", "barrier", "admission", "discard"]),
     priority=PRIORITIES,
 )
 FREE = dict(
@@ -222,7 +222,7 @@ FREE = dict(
 
 def anything(cfg, partial, distinct, seed, hostile, updates):
     if distinct and cfg.group > 1:
-        cfg = dataclasses.replace(cfg, distinct=True)
+        cfg = dataclasses.replace(cfg, replace_equal_groups=True)
     if partial and cfg.policy == "barrier":
         cfg = dataclasses.replace(cfg, partial=True)
     run(cfg, seed, hostile, updates)
@@ -356,7 +356,7 @@ def test_partial_rollouts_do_not_hold_updates_up():
 
 
 def test_groups_of_equal_rewards_are_replaced_if_wanted():
-    cfg = ScheduleConfig(staleness=0, batch=1, group=2, slots=2, distinct=True)
+    cfg = ScheduleConfig(staleness=0, batch=1, group=2, slots=2, replace_equal_groups=True)
     state, _ = schedule.begin(cfg)
     for sample in (0, 1):
         state, _ = schedule.step(state, Ended(0, sample))
@@ -387,7 +387,7 @@ def test_events_of_nothing_are_refused(event, words):
         ({"slots": 0}, "slots"),
         ({"policy": "hope"}, "policy"),
         ({"policy": "discard", "partial": True}, "partial"),
-        ({"distinct": True, "group": 1}, "distinct"),
+        ({"replace_equal_groups": True, "group": 1}, "replace_equal_groups"),
     ],
 )
 def test_settings_that_are_none_are_refused(changes, words):

@@ -1,5 +1,6 @@
 """Simulated schedules take the time that can be worked out, and use lengths as they are given."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -17,6 +18,11 @@ from pangu_jax.reasoning.schedule_simulate import (
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 
 HEAVY = lognormal(500, 1.0, 10**6)
+
+
+def drawn(count):
+    rng = np.random.default_rng(1)
+    return HEAVY(rng, rng, count)
 
 
 @functools.cache
@@ -41,6 +47,21 @@ def test_with_room_to_work_ahead_the_slower_side_sets_the_pace():
         assert found.generator_idle == pytest.approx(0, abs=1e-9) or update > 5
 
 
+def test_on_a_shared_device_slots_wait_for_the_trainer():
+    for staleness in (0, 2):  # answers of equal length drain at once: nothing is gained
+        cfg = ScheduleConfig(staleness, batch=4, group=1, slots=4)
+        found = simulate(cfg, lognormal(10, 0.0, 100), Costs(0.5, 2.0, shared=True), updates=50)
+        assert found.seconds == pytest.approx(50 * (5.0 + 2.0))
+        assert found.generator_idle == pytest.approx(2 / 7)
+    seconds = []
+    for staleness in (0, 4):
+        cfg = ScheduleConfig(staleness, batch=16, group=2, slots=32)
+        found = simulate(cfg, HEAVY, Costs(0.01, 1.0, shared=True), updates=60)
+        seconds.append(found.seconds)
+        assert found.seconds > 60 * 1.0 + found.tokens_used.sum() * 0.01 / 32
+    assert seconds[1] < 0.7 * seconds[0], "slots need not drain"
+
+
 def test_updates_come_faster_the_older_weights_may_be():
     found = [heavy("barrier", s) for s in (0, 2, 6)]
     seconds = [x.seconds for x in found]
@@ -48,21 +69,23 @@ def test_updates_come_faster_the_older_weights_may_be():
     idle = [x.generator_idle for x in found]
     assert idle == sorted(idle, reverse=True)
     assert all(len(x.ages) - 1 <= s for x, s in zip(found, (0, 2, 6), strict=True))
-    np.testing.assert_array_equal(found[0].made, found[2].made[: len(found[0].made)])
+    np.testing.assert_array_equal(
+        found[0].tokens_made, found[2].tokens_made[: len(found[0].tokens_made)]
+    )
 
 
 @pytest.mark.parametrize("policy", ["barrier", "admission"])
 def test_lengths_are_trained_on_as_they_are_given(policy):
     found = heavy(policy)
-    fresh = HEAVY(np.random.default_rng(1), 4000)
-    assert ks_2samp(found.used, fresh).pvalue > 0.01
-    assert found.discarded == 0 and len(found.used) == 90 * 32
+    fresh = drawn(4000)
+    assert ks_2samp(found.tokens_used, fresh).pvalue > 0.01
+    assert found.discarded == 0 and len(found.tokens_used) == 90 * 32
 
 
 def test_throwing_away_what_is_old_trains_on_short_answers():
     found = heavy("discard")
-    assert ks_2samp(found.used, HEAVY(np.random.default_rng(1), 4000)).pvalue < 1e-6
-    assert found.used.mean() < 0.9 * found.made.mean() and found.discarded > 0.05
+    assert ks_2samp(found.tokens_used, drawn(4000)).pvalue < 1e-6
+    assert found.tokens_used.mean() < 0.9 * found.tokens_made.mean() and found.discarded > 0.05
     assert len(found.ages) - 1 <= 2
 
 
@@ -72,7 +95,7 @@ def test_admission_alone_has_old_answers():
 
 def test_measured_lengths_are_drawn_by_prompt():
     rng = np.random.default_rng(0)
-    draws = [set(measured([[1, 2], [30, 40]])(rng, 8).tolist()) for _ in range(20)]
+    draws = [set(measured([[1, 2], [30, 40]])(rng, rng, 8).tolist()) for _ in range(20)]
     assert all(found <= {1, 2} or found <= {30, 40} for found in draws)
     assert len(set.union(*draws)) == 4
 
@@ -113,4 +136,34 @@ def test_what_cannot_be_is_refused(tmp_path):
     with pytest.raises(InputError, match="mean must be"):
         lognormal(0, 1, 5)
     with pytest.raises(InputError, match="no rewards"):
-        simulate(ScheduleConfig(distinct=True), HEAVY, Costs())
+        simulate(ScheduleConfig(replace_equal_groups=True), HEAVY, Costs())
+
+
+def test_a_group_that_is_begun_again_is_about_the_same_prompt():
+    seen = {}
+
+    def lengths(prompt, samples, count):
+        name, found = int(prompt.integers(2**62)), samples.integers(1, 400, count)
+        seen.setdefault(name, []).append(tuple(found))
+        return found
+
+    cfg = ScheduleConfig(1, batch=4, group=2, slots=40, policy="discard")
+    simulate(cfg, lengths, Costs(0.1, 3.0), updates=20)
+    again = [found for found in seen.values() if len(found) > 1]
+    assert again and all(len(set(found)) == len(found) for found in again)
+
+
+def test_tokens_that_are_masked_are_not_counted_as_used():
+    # One answer takes 100 s, the other a second; an update takes 10 s and the bound is one update.
+    def lengths(prompt, samples, count):
+        del prompt, samples
+        return np.array([[1], [1000]][next(turn) == 0]).repeat(count)
+
+    turn = iter(range(10**6))
+    cfg = ScheduleConfig(1, batch=1, group=1, slots=2, partial=True)
+    found = simulate(cfg, lengths, Costs(0.1, 10.0), updates=14)
+    used = sorted(found.tokens_used.tolist())
+    # It ended at 100 s, and weights of version v came at 10.1 v: version 10 uses those of 9.
+    assert used[:13] == [1] * 13 and used[13] == 1000 - 909
+    whole = simulate(dataclasses.replace(cfg, partial=False), lengths, Costs(0.1, 10.0), updates=5)
+    assert whole.tokens_used.min() >= 1

@@ -1,0 +1,274 @@
+"""Pangu Embedded: what a bound on staleness buys, measured beside simulated, and what it costs.
+
+Source: "Pangu Embedded", arXiv 2505.22375, whose reinforcement learning tolerates latency; the
+scheduler and the task are our own.
+
+    python -m experiments.pangu_embedded.staleness --preset smoke
+
+Speed: a decoder writes answers of told log-normal lengths and is trained on them, in one process on
+one device, at several bounds. What a token and an update take is taken from the synchronous run,
+and the simulator says from it what the others should take (`Costs.shared`).
+
+Learning: for each seed a small decoder learns sums and products from solutions until some of the
+held-out questions are right, and goes on by rewards: synchronous; at a bound of 4, corrected; and
+at a bound of 8, not corrected. Slots are as many as answers may be under way, so that ages come up
+to the bound.
+
+Writes runs/<name>/results.json and report.md and prints the tables; a run that was stopped goes on
+where it was, within a cell, too. --minutes ends it after the cell that goes beyond them.
+"""
+
+import dataclasses
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.pangu_embedded.arithmetic import LENGTH, STOP, Questions, accuracy, learn, model
+from experiments.pangu_embedded.config import STALENESS, Learning, Speed
+from pangu_jax.cli.stopping import script
+from pangu_jax.core.spec import init
+from pangu_jax.core.tree import flatten
+from pangu_jax.losses.policy import GRPO
+from pangu_jax.models import decoder
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning.rl import train
+from pangu_jax.reasoning.rl_config import RlConfig
+from pangu_jax.reasoning.sampler import LocalSampler
+from pangu_jax.reasoning.schedule_simulate import Costs, lognormal, simulate
+from pangu_jax.reasoning.schedule_state import ScheduleConfig
+from pangu_jax.study import options, report
+from pangu_jax.study.cells import Cells, begin, cell, say
+from pangu_jax.study.table import mean_std, table
+from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+
+LONGEST = 480  # tokens; a prompt of two and this have room in a slot of 512
+ARMS = {
+    "s = 0": {"staleness": 0, "corrected": True},
+    "s = 4, corrected": {"staleness": 4, "corrected": True},
+    "s = 8, not corrected": {"staleness": 8, "corrected": False},
+}
+
+
+def main() -> None:
+    parser = options.parser(__doc__, STALENESS, data=None)
+    parser.add_argument("--minutes", type=float, help="no cell is begun after so long")
+    given = parser.parse_args()
+    experiment, folder = options.chosen(given, STALENESS, "pangu_embedded_staleness")
+    cells = begin(folder, experiment, device=report.machine())
+    ends = time.monotonic() + 60 * (given.minutes or 1e9)
+    for name, make in _all(experiment, folder, cells):
+        if name not in cells.results and time.monotonic() > ends:
+            say(f"the time is over before {name}; the same command goes on")
+            return
+        cell(cells, name, make, shown=lambda found: f"{found['shown']:.3f}")
+    text = f"{_speeds(cells, experiment.speed)}\n\n{_learned(cells, experiment.learning)}"
+    report.write(folder, f"# Staleness\n\n{text}\n\n{report.machine()}\n")
+    print(text)
+
+
+def _all(experiment: Any, folder: Path, cells: Cells):
+    """Every cell's name, and what computes it."""
+    speed, learning = experiment.speed, experiment.learning
+    run = Timed(speed)
+    for bound in speed.bounds:
+        yield f"speed/{bound}", partial(run.measure, bound)
+    for seed in learning.seeds:
+        yield f"base/{seed}", partial(_base, learning, folder, seed)
+        for arm in ARMS:
+            yield f"{arm}/{seed}", partial(_arm, learning, folder, cells, arm, seed)
+
+
+class Told(LocalSampler):
+    """Answers of told lengths: as many tokens as `lengths(group, sample)` says."""
+
+    def __init__(self, lengths: Any, params: Any, **rest: Any):
+        super().__init__(params, **rest)
+        self._lengths = lengths
+
+    def start(self, group: int, sample: int, request: Any) -> None:
+        """See `LocalSampler`."""
+        tokens = self._lengths(group, sample)
+        super().start(group, sample, dataclasses.replace(request, max_new_tokens=tokens))
+
+
+class Timed:
+    """Runs at several bounds that share their programs."""
+
+    def __init__(self, experiment: Speed):
+        self._cfg, self._warm = experiment, False
+        self._model = model(experiment.layers, experiment.width)
+        settings = OptimizerConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0)
+        self._optimizer = make_optimizer(settings, experiment.updates)
+        self._draw = lognormal(experiment.mean, experiment.sigma, LONGEST)
+
+    def lengths(self, group: int, sample: int) -> int:
+        """The same as the simulator's."""
+        rngs = (np.random.default_rng([0, group]), np.random.default_rng([0, group, 0]))
+        return int(self._draw(*rngs, self._cfg.group)[sample])
+
+    def _batches(self) -> list[int]:
+        """Lengths of the longest answer of a batch, one for each program that will be needed."""
+        rows = self._cfg.batch * self._cfg.group
+        rngs = (np.random.default_rng(0), np.random.default_rng(1))
+        drawn, below, found = self._draw(*rngs, 100_000), 0.0, []
+        for tokens in (12, 28, 60, 124, 252, LONGEST):
+            share = float(np.mean(drawn <= tokens)) ** rows  # of batches that are no longer
+            if share - below > 1e-3:
+                found.append(tokens)
+            below = share
+        return found
+
+    def measure(self, bound: int) -> dict[str, Any]:
+        """Seconds of a run, once its programs are compiled."""
+        if not self._warm:
+            for tokens in self._batches():
+                for stale in (0, 1):  # corrected or not
+                    self._run(stale, 1, lambda group, sample, n=tokens: n)
+            self._warm = True
+        began = time.monotonic()
+        seen = self._run(bound, self._cfg.updates, self.lengths)
+        seconds = time.monotonic() - began
+        trained = sum(line["seconds"] * (1 - line["trainer_idle"]) for line in seen)
+        ages = np.bincount([age for line in seen for age in line["ages"]]).tolist()
+        idle = float(np.mean([line["generator_idle"] for line in seen]))
+        return {
+            "seconds_of_run": seconds,
+            "trained": trained,
+            "generator_idle": idle,
+            "ages": ages,
+            "shown": seconds,
+        }
+
+    def _run(self, bound: int, updates: int, lengths: Any) -> list[dict[str, Any]]:
+        cfg, seen = self._cfg, []
+        plan = ScheduleConfig(bound, batch=cfg.batch, group=cfg.group, slots=cfg.slots)
+        params = init(decoder.spec(self._model), key=jax.random.key(0))
+        train(
+            params,
+            lambda number: [1, 2],
+            lambda number, found: [float(np.mean(answer.ids < 8)) for answer in found],
+            model=self._model,
+            cfg=RlConfig(plan, GRPO, updates, length=512, max_new_tokens=LONGEST),
+            optimizer=self._optimizer,
+            on_update=seen.append,
+            sampler=partial(Told, lengths),
+            how=How(dtype=cfg.dtype),
+        )
+        return seen
+
+
+def _speeds(cells: Cells, cfg: Speed) -> str:
+    """Measured speed-ups beside those that the simulator gives for the synchronous run's costs."""
+    rows, found = [], {bound: cells.results[f"speed/{bound}"] for bound in cfg.bounds}
+    first = found[cfg.bounds[0]]
+    draw = lognormal(cfg.mean, cfg.sigma, LONGEST)
+    more = {"batch": cfg.batch, "group": cfg.group, "slots": cfg.slots}
+    plans = {bound: ScheduleConfig(bound, **more) for bound in cfg.bounds}
+    start = plans[cfg.bounds[0]]
+    steps = simulate(start, draw, Costs(1.0, 1e-9, True), updates=cfg.updates).seconds
+    decoding = first["seconds_of_run"] - first["trained"]
+    costs = Costs(decoding / steps, first["trained"] / cfg.updates, True)
+    said = {b: simulate(plan, draw, costs, updates=cfg.updates) for b, plan in plans.items()}
+    for bound in cfg.bounds:
+        one, other = found[bound], said[bound]
+        rows.append(
+            (
+                bound,
+                f"{one['seconds_of_run']:.1f}",
+                f"{first['seconds_of_run'] / one['seconds_of_run']:.2f}",
+                f"{said[cfg.bounds[0]].seconds / other.seconds:.2f}",
+                f"{one['generator_idle']:.1%}",
+                f"{other.generator_idle:.1%}",
+                len(one["ages"]) - 1,
+                f"{np.average(range(len(one['ages'])), weights=one['ages']):.2f}",
+                f"{other.mean_age:.2f}",
+            )
+        )
+    head = ("bound", "seconds", "speed-up", "simulated", "slots idle", "simulated")
+    said_of = (
+        f"A token of a slot takes {1e3 * costs.token:.2f} ms and an update {costs.update:.3f} s in "
+        "the synchronous run, and in the simulation."
+    )
+    return f"{table((*head, 'largest age', 'mean age', 'simulated'), rows)}\n\n{said_of}"
+
+
+def _base(experiment: Learning, folder: Path, seed: int) -> dict[str, Any]:
+    params, right, steps = learn(experiment, seed, How(dtype=experiment.dtype))
+    np.savez(folder / f"base-{seed}.npz", **jax.device_get(flatten(params)))
+    return {"right": right, "steps": steps, "shown": right}
+
+
+def _opened(experiment: Learning, folder: Path, seed: int) -> Any:
+    """The base of a seed, as it was saved."""
+    spec = decoder.spec(model(experiment.layers, experiment.width))
+    params = init(spec, key=jax.random.key(seed))
+    with np.load(folder / f"base-{seed}.npz") as saved:
+        leaves = [jax.numpy.asarray(saved[name]) for name in flatten(params)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _arm(experiment: Learning, folder: Path, cells: Cells, arm: str, seed: int) -> dict[str, Any]:
+    setting, how = ARMS[arm], How(dtype=experiment.dtype)
+    cfg = model(experiment.layers, experiment.width)
+    bound, rows = setting["staleness"], experiment.batch * experiment.group
+    plan = ScheduleConfig(
+        bound, batch=experiment.batch, group=experiment.group, slots=(bound + 1) * rows
+    )
+    settings = OptimizerConfig(
+        learning_rate=experiment.learning_rate, schedule="constant", weight_decay=0.0
+    )
+    questions, seen = Questions(experiment.digits, seed), []
+    began = time.monotonic()
+    state = train(
+        _opened(experiment, folder, seed),
+        questions.prompt,
+        questions.reward,
+        model=cfg,
+        cfg=RlConfig(
+            plan,
+            GRPO,
+            experiment.updates,
+            length=LENGTH,
+            max_new_tokens=6,
+            stop_ids=(STOP,),
+            corrected=setting["corrected"],
+            save_every=50,
+            seed=seed,
+        ),
+        optimizer=make_optimizer(settings, experiment.updates),
+        folder=folder / f"rl-{bound}-{seed}",
+        on_update=seen.append,
+        how=how,
+    )
+    right = accuracy(state.params, cfg, experiment.digits, experiment.questions, how)
+    ages = [age for line in seen for age in line["ages"]]
+    return {
+        "right": right,
+        "gain": right - cells.results[f"base/{seed}"]["right"],
+        "rewards": [line["reward"] for line in seen[:: max(1, experiment.updates // 20)]],
+        "mean_age": float(np.mean(ages)),
+        "largest_age": max(ages),
+        "run_seconds": time.monotonic() - began,
+        "shown": right,
+    }
+
+
+def _learned(cells: Cells, cfg: Learning) -> str:
+    bases = [cells.results[f"base/{seed}"]["right"] for seed in cfg.seeds]
+    rows = [("from solutions", mean_std(bases), "", "", "", "")]
+    for arm in ARMS:
+        found = [cells.results[f"{arm}/{seed}"] for seed in cfg.seeds]
+        each = ", ".join(f"{one['right']:.3f}" for one in found)
+        gains = mean_std([one["gain"] for one in found])
+        ages = f"{np.mean([one['mean_age'] for one in found]):.2f}"
+        most = max(one["largest_age"] for one in found)
+        rows.append((arm, mean_std([one["right"] for one in found]), each, gains, ages, most))
+    return table(("", "right", "each seed", "gain", "mean age", "largest age"), rows)
+
+
+if __name__ == "__main__":
+    script(main)

@@ -1,0 +1,253 @@
+"""The trainer of reinforcement learning: answers and rewards come in, updates are made."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from einops import rearrange
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.models import decoder
+from pangu_jax.nn.how import How
+from pangu_jax.reasoning import schedule
+from pangu_jax.reasoning.curriculum import learned, mixture, pick
+from pangu_jax.reasoning.reward import overlong
+from pangu_jax.reasoning.rl_config import RlConfig
+from pangu_jax.reasoning.rl_journal import Record
+from pangu_jax.reasoning.rl_resume import Snapshot, rewards_of
+from pangu_jax.reasoning.rollout import Rollout, make_batch
+from pangu_jax.reasoning.schedule_state import (
+    Action,
+    Ended,
+    Event,
+    Forget,
+    Graded,
+    Lost,
+    Start,
+    Updated,
+)
+from pangu_jax.train.policy import answer_log_probs, answer_loss
+from pangu_jax.train.step import TrainState, init_state, make_step
+
+Prompt = Callable[[int], Sequence[int]]
+Made = tuple[TrainState, dict[str, float]]
+
+# The figures that are 0 where a batch has nothing to learn.
+NOTHING = ("loss", "weight", "grad_norm", "clipped", "kl_behavior", "weight_ratio")
+
+
+@lru_cache(maxsize=8)
+def make_score(
+    model: decoder.DecoderConfig, *, temperature: float, accumulate: int, how: How
+) -> Callable[[Any, Any], jax.Array]:
+    """The jitted `answer_log_probs` of a batch, in as many parts as an update is made in."""
+    one = partial(answer_log_probs, cfg=model, temperature=temperature, how=how)
+
+    def score(params, batch):
+        rows = {name: batch[name] for name in ("tokens", "labels", "segments")}
+        if accumulate == 1:
+            return one(params, rows)
+        parts = {
+            k: rearrange(x, "(part b) t -> part b t", part=accumulate) for k, x in rows.items()
+        }
+        found = jax.lax.map(lambda part: one(params, part), parts)
+        return rearrange(found, "part b t -> (part b) t")
+
+    return jax.jit(score)
+
+
+@lru_cache(maxsize=8)
+def _loss(model, policy, temperature, how):
+    """One function for equal settings, so that runs share a compilation (`make_step`)."""
+    return answer_loss(model, policy, temperature=temperature, how=how)
+
+
+class Trainer:
+    """A run apart from who writes and who grades: it is what its records say.
+
+    Attributes:
+      run: as it is after the last record.
+      figures: of the last update.
+    """
+
+    def __init__(
+        self,
+        run: Snapshot,
+        params: Any,
+        prompt: Prompt,
+        *,
+        model: decoder.DecoderConfig,
+        cfg: RlConfig,
+        optimizer: optax.GradientTransformation,
+        how: How,
+    ):
+        """See `rl.train`; where the run has no state yet, `params` are used up."""
+        self.run, self.cfg = run, cfg
+        self.figures: dict[str, Any] = {}
+        self._prompt, self._key = prompt, jax.random.key(cfg.seed)
+        self._reference = jax.tree.map(jnp.copy, params) if cfg.policy.kl else None
+        if run.state is None:
+            spec = decoder.spec(model)
+            run.state = init_state(spec, optimizer, key=self._key, params=params)
+        loss = _loss(model, cfg.policy, cfg.temperature, how)
+        self._step = make_step(loss, optimizer, accumulate=cfg.accumulate)
+        shared: Any = {"temperature": cfg.temperature, "how": how}
+        self._score = make_score(model, accumulate=cfg.accumulate, **shared)
+        if cfg.curriculum is not None and not run.rates:
+            run.rates = [None] * cfg.curriculum.questions
+        self._equal: dict[int, float] = {}  # groups to be replaced, as their rewards are all this
+
+    @property
+    def state(self) -> TrainState:
+        """Of the training, after the last update."""
+        assert self.run.state is not None
+        return self.run.state
+
+    def rollout(self, group: int) -> Rollout:
+        """What there is of a group, at least its prompt."""
+        if group not in self.run.rollouts:
+            question = self._question(group)
+            self.run.rollouts[group] = Rollout(list(self._prompt(question)), question)
+        return self.run.rollouts[group]
+
+    def _question(self, group: int) -> int:
+        run, mix = self.run, self.cfg.curriculum
+        if mix is None:
+            return group
+        busy = {rollout.question for rollout in run.rollouts.values()}
+        rng = np.random.default_rng([self.cfg.seed, group])
+        return pick(mix, run.rates, version=run.plan.version, busy=busy, rng=rng)
+
+    def prepare(self, actions: Sequence[Action]) -> tuple[Action, ...]:
+        """Finds the questions of groups that begin and forgets those that are not needed."""
+        for action in actions:
+            if isinstance(action, Forget):
+                self._forget(action.groups)
+            elif isinstance(action, Start):
+                self.rollout(action.group)
+        return tuple(actions)
+
+    def happens(self, record: Record, made: Made | None = None) -> tuple[Action, ...]:
+        """Takes in what happened.
+
+        Args:
+          record: what.
+          made: of an update, what `update` gave; None makes it.
+
+        Returns:
+          What is to be done.
+        """
+        if record.kind == "resumed":
+            found = schedule.resume(self.run.plan)
+        else:
+            found = schedule.step(self.run.plan, self._event(record, made))
+        self.run.plan, actions = found
+        self.run.records += 1
+        return self.prepare(actions)
+
+    def update(self) -> Made:
+        """The state after the update that is due, which takes the place of the one before.
+
+        Raises:
+          InputError: it is not finite.
+        """
+        cfg, plan = self.cfg, self.run.plan
+        rollouts = [self.run.rollouts[group.number] for group in plan.training]
+        oldest = plan.version - cfg.schedule.staleness if cfg.schedule.partial else None
+        batch = make_batch(
+            rollouts,
+            divide_by_std=cfg.policy.divide_by_std,
+            oldest=oldest,
+            mask_truncated=cfg.mask_truncated,
+        )
+        arrays, state = dict(batch.arrays), self.state
+        if not arrays["mask"].any():  # moments would move the weights without a gradient
+            nothing = [*NOTHING, *(["kl"] if cfg.policy.kl else [])]
+            return state.replace(step=state.step + 1), dict.fromkeys(nothing, 0.0) | batch.facts
+        if cfg.corrected and cfg.schedule.staleness:
+            arrays["proximal"] = self._score(state.params, arrays)
+        if self._reference is not None:
+            arrays["reference"] = self._score(self._reference, arrays)
+        state, metrics = self._step(state, arrays, self._key)
+        found = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not np.isfinite([found["loss"], found["grad_norm"]]).all():
+            raise InputError(
+                f"update {plan.version + 1} is not finite: loss {found['loss']}, gradient norm "
+                f"{found['grad_norm']}"
+            )
+        return state, {**found, **batch.facts}
+
+    def _event(self, record: Record, made: Made | None) -> Event:
+        if record.kind == "ended":
+            assert record.answer is not None
+            sample = record.answer.sample
+            self.rollout(record.group).answers[sample] = record.answer.answer
+            return Ended(record.group, sample)
+        if record.kind == "lost":
+            return Lost(record.group, record.sample)
+        if record.kind == "graded":
+            return self._graded(record.group, rewards_of(record.rewards))
+        self._updated(*(made or self.update()), record.figures)
+        return Updated()
+
+    def _graded(self, number: int, found: np.ndarray) -> Graded:
+        group = self.rollout(number)
+        answers = [group.answers[i] for i in range(self.cfg.schedule.group)]
+        known = found[~np.isnan(found)]
+        self.run.graded += known.tolist()
+        if self.cfg.curriculum is not None:
+            before = self.run.rates[group.question]
+            self.run.rates[group.question] = learned(self.cfg.curriculum, before, known.tolist())
+        # Equal by what the answers are worth, not by how long they are.
+        if self.cfg.schedule.replace_equal_groups and len(set(known.tolist())) <= 1:
+            self._equal[number] = float(known[0]) if known.size else 0.0
+        most = self.cfg.max_new_tokens
+        lengths = np.array([overlong(len(answer.ids), most) for answer in answers])
+        group.rewards = found - self.cfg.overlong * lengths
+        return Graded(number, tuple(known.tolist()))
+
+    def _updated(self, state: TrainState, found: dict[str, float], told: dict[str, float]) -> None:
+        run, training = self.run, self.run.plan.training
+        self.figures = {
+            **found,
+            "graded_reward": float(np.mean(run.graded or [0.0])),
+            "replaced": len(run.replaced),
+            **_counts(run),
+            **({} if self.cfg.curriculum is None else mixture(self.cfg.curriculum, run.rates)),
+            "groups": [group.number for group in training],
+            "ages": [run.plan.age(group) for group in training],
+            **told,
+        }
+        if told.get("seconds"):
+            rows = len(training) * self.cfg.schedule.group
+            self.figures["tokens_per_second"] = found["tokens"] * rows / told["seconds"]
+        for group in training:
+            del run.rollouts[group.number]
+        run.state, run.graded, run.replaced = state, [], []
+
+    def _forget(self, groups: Sequence[int]) -> None:
+        for group in groups:
+            del self.run.rollouts[group]
+            if group in self._equal:
+                self.run.replaced.append(self._equal.pop(group))
+
+
+def _counts(run: Snapshot) -> dict[str, int]:
+    """What the schedule counts since the run began."""
+    return {name: getattr(run.plan, name) for name in ("dropped", "discarded", "renewed", "lost")}
+
+
+def in_vain(run: Snapshot, most: int) -> str:
+    """Why no update can be made, if `most` groups were replaced since the last one; else ""."""
+    count = len(run.replaced)
+    if count < most:
+        return ""
+    return (
+        f"the last {count} groups had equal rewards each, {np.mean(run.replaced):.3f} on "
+        "average, and no update could be made: there is nothing to learn from these "
+        "questions any more, or they are too hard"
+    )

@@ -1,0 +1,134 @@
+"""Who writes the answers: what reinforcement learning asks of it, and the one in this process."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+
+from pangu_jax.decode.engine import Answer, Engine, Request, TokenDelta, join
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import HOW, How
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """What became of a sample.
+
+    Attributes:
+      group: its group's number.
+      sample: its own.
+      answer: None if whoever wrote it is gone.
+    """
+
+    group: int
+    sample: int
+    answer: Answer | None
+
+
+class Sampler(Protocol):
+    """Writes answers with the newest weights that it was given.
+
+    Attributes:
+      shares_device: whether it can do nothing while the trainer updates.
+    """
+
+    shares_device: bool
+
+    def start(self, group: int, sample: int, request: Request) -> None:
+        """Begins a sample, with the weights of now or newer ones.
+
+        Raises:
+          InputError: there is no room for it.
+        """
+        ...
+
+    def update(self, params: Any) -> None:
+        """Other weights, one version newer, from the next token on."""
+        ...
+
+    def poll(self) -> list[Sampled]:
+        """What has ended; waits for a step of decoding at most, and may have nothing then."""
+        ...
+
+    def close(self) -> None:
+        """Ends it."""
+        ...
+
+
+class MakeSampler(Protocol):
+    """Makes a sampler, when the weights that it begins with are known."""
+
+    def __call__(
+        self,
+        params: Any,
+        *,
+        version: int,
+        model: DecoderConfig,
+        slots: int,
+        length: int,
+        stops: int,
+        how: How,
+    ) -> Sampler:
+        """A sampler at work.
+
+        Args:
+          params: tree of `decoder.spec(model)`.
+          version: of these weights.
+          model: the decoder.
+          slots: samples at once.
+          length: tokens that each has room for, of prompt and answer together.
+          stops: most stop ids of a request.
+          how: layout, implementations, type of activations.
+        """
+        ...
+
+
+class LocalSampler:
+    """An engine in this process, on the trainer's device."""
+
+    shares_device = True
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        version: int = 0,
+        model: DecoderConfig,
+        slots: int,
+        length: int,
+        stops: int = 1,
+        how: How = HOW,
+    ):
+        """See `MakeSampler`."""
+        sizes = {"slots": slots, "length": length, "stops": stops, "version": version}
+        self.engine = Engine(params, cfg=model, how=how, **sizes)
+        self._places: dict[int, tuple[int, int]] = {}
+        self._pieces: dict[int, list[TokenDelta]] = {}
+
+    def start(self, group: int, sample: int, request: Request) -> None:
+        """Lets a sample wait for a slot."""
+        number = self.engine.submit(request)
+        self._places[number], self._pieces[number] = (group, sample), []
+
+    def update(self, params: Any) -> None:
+        """Answers that run go on with the new weights."""
+        self.engine.update(params)
+
+    def poll(self) -> list[Sampled]:
+        """One step of the engine."""
+        found = []
+        # The schedule has no more samples than slots: who ends is to be seen at once.
+        for piece in self.engine.advance(wake=True):
+            self._pieces[piece.request].append(piece)
+            if piece.finish_reason is not None:
+                place = self._places.pop(piece.request)
+                found.append(Sampled(*place, join(self._pieces.pop(piece.request))))
+        return found
+
+    def close(self) -> None:
+        """Nothing is to be done."""
+
+
+def sample_key(seed: int, group: int, sample: int) -> jax.Array:
+    """The key of a sample: the same whenever, and however often, it is begun."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), group), sample)

@@ -1,0 +1,200 @@
+"""Answers written by Ray actors, on this machine or others: `pip install 'pangu-jax[ray]'`.
+
+    state = train(..., sampler=partial(RaySampler, workers=4))
+
+Each actor has an engine of its own, the one that a run in one process has. Weights are put into
+Ray's store once per version. A call to an actor comes after those before it, so a sample is begun
+with the weights of its version or newer ones, which is all that the schedule's bound needs. Where
+an actor is lost, another takes its place, and the schedule begins its samples again.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
+from pangu_jax.decode.engine import Request
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.reasoning.sampler import LocalSampler, Sampled
+
+WAIT_S = 0.05  # how long `poll` waits for an answer
+IN_A_ROW = 3  # actors that may end one after another in one place without an answer
+
+
+def import_ray() -> Any:
+    """Ray, which is an extra.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.exceptions  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("rollouts on Ray need ray: pip install 'pangu-jax[ray]'") from error
+    return ray
+
+
+class _Actor:
+    """What runs in another process: a `LocalSampler`."""
+
+    def __init__(self, params: Any, **sizes: Any):
+        self._sampler = LocalSampler(params, **sizes)
+
+    def start(self, group: int, sample: int, request: Request) -> None:
+        """See `Sampler`."""
+        self._sampler.start(group, sample, request)
+
+    def update(self, params: Any) -> None:
+        """See `Sampler`."""
+        self._sampler.update(params)
+
+    def poll(self) -> list[Sampled]:
+        """See `Sampler`."""
+        return self._sampler.poll() if self._sampler.engine.busy else []
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+
+@dataclasses.dataclass
+class _Place:
+    """An actor, what it writes, and the calls whose outcome is not known."""
+
+    actor: Any
+    running: set[tuple[int, int]] = dataclasses.field(default_factory=set)
+    polled: Any = None
+    calls: list[Any] = dataclasses.field(default_factory=list)
+    lost: int = 0  # actors in a row that ended here without an answer
+
+
+class RaySampler:
+    """Samples are spread over actors; see `Sampler` and `MakeSampler`."""
+
+    shares_device = False
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        version: int = 0,
+        model: DecoderConfig,
+        slots: int,
+        length: int,
+        stops: int = 1,
+        how: How = HOW,
+        workers: int = 2,
+        gpus: float = 0.0,
+    ):
+        """Begins the actors; Ray is begun, too, unless it runs (or RAY_ADDRESS says where).
+
+        Args:
+          params: tree of `decoder.spec(model)`.
+          version: of these weights.
+          model: the decoder.
+          slots: samples at once, of all actors together.
+          length: tokens that each has room for, of prompt and answer together.
+          stops: most stop ids of a request.
+          how: implementations and type of activations; no layout.
+          workers: how many actors.
+          gpus: that each actor gets; the trainer has what is left.
+
+        Raises:
+          InputError: a number is out of range, there is a layout, or Ray is not installed.
+        """
+        check_size("workers", workers)
+        if how.layout is not None:
+            raise InputError("Ray's workers each have the whole model, so there is no layout")
+        self._ray = ray = import_ray()
+        self._began = not ray.is_initialized()
+        if self._began:
+            ray.init(include_dashboard=False, log_to_driver=False)
+        sizes: Any = {"model": model, "length": length, "stops": stops, "how": how}
+        self._sizes = {**sizes, "slots": -(-slots // workers)}
+        self._make = ray.remote(num_gpus=gpus, num_cpus=1)(_Actor)
+        self._version = version
+        self._weights = ray.put(jax.device_get(params))
+        self._places = [_Place(self._actor()) for _ in range(workers)]
+
+    def start(self, group: int, sample: int, request: Request) -> None:
+        """Gives a sample to the actor that has the fewest."""
+        key = None if request.key is None else np.asarray(jax.random.key_data(request.key))
+        request = dataclasses.replace(request, key=key, stop_ids=tuple(request.stop_ids))
+        place = min(self._places, key=lambda place: len(place.running))
+        place.running.add((group, sample))
+        place.calls.append(place.actor.start.remote(group, sample, request))
+
+    def update(self, params: Any) -> None:
+        """Gives new weights to all actors, through one copy in Ray's store."""
+        self._version += 1
+        self._weights = self._ray.put(jax.device_get(params))
+        for place in self._places:
+            place.calls.append(place.actor.update.remote(self._weights))
+
+    def poll(self) -> list[Sampled]:
+        """What has ended, after a short while at most, and what is lost with its actor.
+
+        Raises:
+          InputError: actors end again and again, or cannot begin a sample; says why.
+        """
+        for place in self._places:
+            if place.polled is None and place.running:
+                place.polled = place.actor.poll.remote()
+        asked = [place.polled for place in self._places if place.polled is not None]
+        if asked:
+            self._ray.wait(asked, num_returns=1, timeout=WAIT_S)
+        return [found for place in self._places for found in self._look(place)]
+
+    def close(self) -> None:
+        """Ends the actors, and Ray if it was begun here."""
+        for place in self._places:
+            self._ray.kill(place.actor)
+        if self._began:
+            self._ray.shutdown()
+
+    def pids(self) -> list[int]:
+        """The processes of the actors."""
+        return self._ray.get([place.actor.pid.remote() for place in self._places])
+
+    def _look(self, place: _Place) -> list[Sampled]:
+        try:
+            done = self._done(place.calls)
+            self._ray.get(done)
+            place.calls = [call for call in place.calls if call not in done]
+            if place.polled is None or not self._done([place.polled]):
+                return []
+            found, place.polled = self._ray.get(place.polled), None
+        except self._ray.exceptions.RayTaskError as error:  # what an actor raised; it lives on
+            raise InputError(f"a worker of Ray failed: {error.cause}") from error
+        except self._ray.exceptions.RayActorError as error:
+            return self._replaced(place, error)
+        place.lost = 0 if found else place.lost
+        place.running -= {(one.group, one.sample) for one in found}
+        return found
+
+    def _replaced(self, place: _Place, error: Exception) -> list[Sampled]:
+        """Another actor in place of one that is gone; what that one wrote is lost."""
+        if place.lost + 1 >= IN_A_ROW:
+            raise InputError(
+                f"{IN_A_ROW} workers of Ray ended one after another: {error}"
+            ) from error
+        gone = [Sampled(*one, None) for one in sorted(place.running)]
+        place.actor, place.running, place.polled, place.calls = self._actor(), set(), None, []
+        place.lost += 1
+        return gone
+
+    def _actor(self) -> Any:
+        return self._make.remote(self._weights, version=self._version, **self._sizes)
+
+    def _done(self, calls: Sequence[Any]) -> list[Any]:
+        """Those whose outcome is known."""
+        if not calls:
+            return []
+        return self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]

@@ -1,0 +1,73 @@
+"""The experiment on staleness: its questions, its lengths and its tables; nothing is compiled."""
+
+import numpy as np
+import pytest
+
+from experiments.pangu_embedded import arithmetic, staleness
+from experiments.pangu_embedded.config import STALENESS, Learning, Speed
+from pangu_jax.decode.engine import Answer
+from pangu_jax.study.cells import Cells
+
+
+def told(text):
+    ids = np.array(arithmetic.ids(text), np.int32)
+    return Answer(ids, *np.zeros((2, len(ids)), np.float32), np.zeros(len(ids), np.int32), "stop")
+
+
+def test_questions_are_right_and_none_that_is_learned_from_is_held_out():
+    questions = arithmetic.Questions(2, 0)
+    found = [questions.of(number) for number in range(300)]
+    for text, answer in found:
+        assert eval(text[:-1]) == int(answer)
+    rng = np.random.default_rng(0)
+    held = {arithmetic.question(rng, 2, held_out=True)[0] for _ in range(300)}
+    assert not held & {text for text, _ in found} and len({t for t, _ in found}) > 200
+    right = found[0][1]
+    answers = [told(right), told("1" + right), told(right[:-1])]
+    assert questions.reward(0, answers) == [1.0, 0.0, 0.0]
+    assert questions.prompt(0) == arithmetic.ids(found[0][0]) == questions.prompt(0)
+
+
+def test_rows_count_answers_alone():
+    rows = arithmetic._rows(np.random.default_rng(0), 2)
+    text = ["".join(arithmetic.ALPHABET[i] for i in row) for row in rows["labels"]]
+    for line, mask in zip(text, rows["mask"], strict=True):
+        answer = "".join(np.array(list(line))[mask == 1])
+        assert answer.endswith("\n") and "=" + answer in line
+
+
+def test_programs_are_compiled_for_the_lengths_that_batches_have():
+    run = staleness.Timed(STALENESS["gpu"].speed)
+    drawn = [[run.lengths(group, i) for i in range(4)] for group in range(160)]
+    longest = np.max(np.reshape(drawn, (10, -1)), -1)
+    assert run._batches() == [252, 480] and longest.min() > 124
+    assert run.lengths(3, 1) == drawn[3][1]
+
+
+def test_tables_hold_what_cells_gave(tmp_path):
+    speed = Speed(1, 16, 20, mean=20.0, batch=2, group=2, slots=4, bounds=(0, 2))
+    learning = Learning(1, 32, 1, 3, seeds=(0, 1))
+    cells = Cells(tmp_path, {})
+    for bound, seconds in ((0, 30.0), (2, 20.0)):
+        ages = [20] if bound == 0 else [10, 8, 2]
+        cells.results[f"speed/{bound}"] = {
+            **{"seconds_of_run": seconds, "trained": 10.0, "generator_idle": 0.5, "ages": ages}
+        }
+    for seed in (0, 1):
+        cells.results[f"base/{seed}"] = {"right": 0.4 + seed / 10}
+        for place, arm in enumerate(staleness.ARMS):
+            cells.results[f"{arm}/{seed}"] = {
+                **{"right": 0.7 + place / 10, "gain": 0.3, "mean_age": 1.0, "largest_age": 2}
+            }
+    lines = staleness._speeds(cells, speed).splitlines()
+    assert lines[2].startswith("| 0 | 30.0 | 1.00 | 1.00 |")
+    faster = float(lines[3].split("|")[4])
+    assert lines[3].startswith("| 2 | 20.0 | 1.50 |") and 1.1 < faster < 2.5
+    assert "an update 0.500 s" in lines[-1]
+    lines = staleness._learned(cells, learning).splitlines()
+    assert lines[2].startswith("| from solutions | 0.450 ± 0.071 |")
+    assert (
+        lines[4] == "| s = 4, corrected | 0.800 ± 0.000 | 0.800, 0.800 | 0.300 ± 0.000 | 1.00 | 2 |"
+    )
+    with pytest.raises(KeyError):
+        staleness._speeds(Cells(tmp_path, {}), speed)
