@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Before jax is imported anywhere. Tests spend their time compiling, and unoptimized code compiles
-# faster; `.ci/run` sets PANGU_JAX_OPTIMIZED for parity and on Python 3.12, to test what users get.
+# faster; `.ci/run` sets PANGU_JAX_OPTIMIZED for parity, and on Python 3.12 for numerical functions,
+# to test what users get.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + (
     "" if os.environ.get("PANGU_JAX_OPTIMIZED") else " --xla_backend_optimization_level=0"
@@ -157,6 +158,12 @@ def _forget_compilations():
     yield
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_collection_finish():
+    """What was imported stays to the end: the garbage collector need not walk through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 # Tests with these markers run when they are asked for, by `-m parity` or `-m slow`.

@@ -71,15 +71,20 @@ def judge(best: Best, params: Any, score: Any, step: int, rule: StopRule) -> Bes
     better = running & (score <= before)
     return Best(
         _pick(better, params, best.params),
-        jnp.asarray(np.where(better, score, before)),
-        jnp.asarray(np.where(better, step, best.step).astype(np.int32)),
-        jnp.asarray(np.where(better, 0, waited + running).astype(np.int32)),
+        _like(best.score, np.where(better, score, before)),
+        _like(best.step, np.where(better, step, best.step).astype(np.int32)),
+        _like(best.waited, np.where(better, 0, waited + running).astype(np.int32)),
     )
 
 
 def is_over(best: Best, rule: StopRule) -> bool:
     """Whether every seed's patience is over."""
     return bool((np.asarray(best.waited) >= rule.patience).all())
+
+
+def _like(old: jax.Array, new: np.ndarray) -> jax.Array:
+    """On the old one's devices, and bound to them if it was: else the step is compiled anew."""
+    return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(new)
 
 
 def _pick(better: np.ndarray, new: Any, old: Any) -> Any:

@@ -69,9 +69,9 @@ def test_runs_are_maximal_stretches_and_the_configuration_survives_json():
 def test_splitting_and_joining_runs_changes_nothing():
     params, x = model(MIXED), tokens(2, 5)
     want = apply(params, x).hidden
-    layers = stack.split(params["runs"])
+    layers = jax.jit(stack.split)(params["runs"])
     assert len(layers) == 3
-    rejoined = {**params, "runs": stack.join(layers, [1, 2])}
+    rejoined = {**params, "runs": jax.jit(lambda layers: stack.join(layers, [1, 2]))(layers)}
     chex.assert_trees_all_equal(rejoined, params)
 
     @jax.jit
@@ -123,10 +123,12 @@ def test_tied_logits_use_the_table_and_an_unknown_id_is_not_silent():
     cfg = dataclasses.replace(MIXED, tied=True)
     params = model(cfg)
     assert "head" not in params
-    hidden = decoder.apply(params, tokens(1, 3), cfg=cfg).hidden
+    hidden = jax.jit(lambda p, x: decoder.apply(p, x, cfg=cfg).hidden)(params, tokens(1, 3))
     want = np.asarray(hidden) @ np.asarray(params["embed"]["table"]).T
-    np.testing.assert_allclose(decoder.logits(params, hidden, cfg=cfg), want, atol=1e-5)
-    assert decoder.logits(params, hidden.astype(jnp.bfloat16), cfg=cfg).dtype == jnp.float32
+    scores = functools.partial(decoder.logits, params, cfg=cfg)
+    np.testing.assert_allclose(scores(hidden), want, atol=1e-5)
+    half = jax.ShapeDtypeStruct(hidden.shape, jnp.bfloat16)
+    assert jax.eval_shape(scores, half).dtype == jnp.float32
     assert np.isnan(decoder.embed(params, jnp.array([[99]]), cfg=cfg)).all()
 
 

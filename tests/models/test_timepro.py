@@ -261,6 +261,7 @@ def test_the_forward_scan_passes_nothing_back(awake):
     mixer = awake["blocks"][0]["forward"]
     u = jnp.asarray(np.random.default_rng(3).normal(size=(1, 4, SMALL.width)), jnp.float32)
 
+    @jax.jit
     def states(u):
         select = u @ mixer["select"]["kernel"]
         rank = SMALL.mixer.rank

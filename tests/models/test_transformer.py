@@ -30,63 +30,72 @@ def model(cfg, seed=0):
     )
 
 
+@partial(jax.jit, static_argnames="cfg")
+def hidden(params, x, cfg, **options):
+    """The states of a model; op by op its programs would be a hundred, each compiled."""
+    return transformer.apply(params, x, cfg=cfg, **options).hidden
+
+
 def test_every_layer_of_every_run_drops_other_units():
     """Each layer adds 1 to every unit that it does not drop, so units say how often they stayed."""
     one = LayerConfig(HEADS, mlp=MlpConfig(6, out_bias=True), dropout=0.5)
     other = dataclasses.replace(one, mlp=MlpConfig(5, out_bias=True))
     cfg = DecoderConfig(8, 256, (one, other, other))
-    params = jax.tree.map(lambda s: jnp.zeros(s.shape), transformer.spec(cfg), is_leaf=is_spec)
-    params["norm"]["scale"] = jnp.ones(256)
+    params = jax.tree.map(
+        lambda s: np.zeros(s.shape, np.float32), transformer.spec(cfg), is_leaf=is_spec
+    )
+    params["norm"]["scale"] += 1
     for run in params["runs"]:
-        run["mlp"]["down"]["bias"] = jnp.ones_like(run["mlp"]["down"]["bias"])
-    x = jnp.zeros((1, 2, 256))
-    run = jax.jit(lambda key: transformer.apply(params, x, cfg=cfg, key=key).hidden[0])
-    first, second = np.asarray(run(jax.random.key(0)))
+        run["mlp"]["down"]["bias"] += 1
+    x = np.zeros((1, 2, 256), np.float32)
+    first, second = np.asarray(hidden(params, x, cfg, key=jax.random.key(0)))[0]
     step = np.unique(first[first > 0]).min()
     counts = np.round(first / step).astype(int)
     np.testing.assert_allclose(first, counts * step, rtol=1e-5)
     assert set(counts) == {0, 1, 2, 3}
     assert 0.05 < (counts == 0).mean() < 0.25 > (counts == 3).mean() > 0.05  # an eighth each
     assert not np.array_equal(first, second)
-    assert not np.array_equal(first, run(jax.random.key(1))[0])
-    whole = transformer.apply(params, x, cfg=cfg).hidden
-    np.testing.assert_allclose(whole, jnp.ones_like(whole), rtol=1e-4)
+    assert not np.array_equal(
+        first, np.asarray(hidden(params, x, cfg, key=jax.random.key(1)))[0, 0]
+    )
+    np.testing.assert_allclose(hidden(params, x, cfg), np.ones_like(x), rtol=1e-4)
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 def test_a_window_counts_positions_within_segments_and_in_a_cache(window):
     heads = dataclasses.replace(HEADS, window=window)
     cfg = DecoderConfig(8, 8, (dataclasses.replace(LAYER, attention=heads), LAYER))
-    params, x = model(cfg), jnp.asarray(np.random.default_rng(1).normal(size=(2, 7, 8)), "f4")
-    alone = transformer.apply(params, x, cfg=cfg).hidden
-    packed = jnp.concatenate([x[:1], x[1:]], 1)
-    positions = jnp.tile(jnp.arange(7), 2)[None]
-    segments = jnp.repeat(jnp.array([1, 2]), 7)[None]
-    found = transformer.apply(params, packed, cfg=cfg, positions=positions, segments=segments)
-    np.testing.assert_allclose(found.hidden.reshape(2, 7, 8), alone, atol=1e-5)
+    params, x = model(cfg), np.random.default_rng(1).normal(size=(2, 7, 8)).astype("f4")
+    alone = np.asarray(hidden(params, x, cfg))
+    packed = x.reshape(1, 14, 8)
+    positions = np.tile(np.arange(7), 2)[None]
+    segments = np.repeat([1, 2], 7)[None]
+    found = np.asarray(hidden(params, packed, cfg, positions=positions, segments=segments))
+    np.testing.assert_allclose(found.reshape(2, 7, 8), alone, atol=1e-5)
     # As a decoder whose embeddings are x, and whose scores are the hidden states.
-    ids = jnp.arange(14, dtype=jnp.int32).reshape(2, 7)
+    ids = np.arange(14, dtype=np.int32).reshape(2, 7)
     whole = transformer.by_layer(params) | {
-        "embed": {"table": x.reshape(14, 8)}, "head": {"kernel": jnp.eye(8)}
+        "embed": {"table": x.reshape(14, 8)}, "head": {"kernel": np.eye(8, dtype="f4")}
     }  # fmt: skip
-    caches = [{n: jnp.zeros((2, 9, 2, 4)) for n in ("key", "value")} for _ in cfg.layers]
+    caches = [{n: np.zeros((2, 9, 2, 4), "f4") for n in ("key", "value")} for _ in cfg.layers]
     step = jax.jit(partial(decoder.step, cfg=cfg))
     for i in range(7):
-        scores, caches = step(whole, ids[:, i], jnp.full(2, i, jnp.int32), caches)
+        scores, caches = step(whole, ids[:, i], np.full(2, i, np.int32), caches)
         np.testing.assert_allclose(scores, alone[:, i], atol=1e-5)
-    far = x.at[:, 0].add(1.0)  # what no layer sees any more changes nothing
-    moved = transformer.apply(params, far, cfg=cfg).hidden - alone
-    assert (np.abs(np.asarray(moved)).max((0, 2)) > 1e-6).all()  # the second layer sees all
+    far = x.copy()
+    far[:, 0] += 1  # what no layer sees any more changes nothing
+    moved = np.asarray(hidden(params, far, cfg)) - alone
+    assert (np.abs(moved).max((0, 2)) > 1e-6).all()  # the second layer sees all
     narrow = DecoderConfig(8, 8, (cfg.layers[0],))
-    moved = transformer.apply(model(narrow), far, cfg=narrow).hidden
-    moved = moved - transformer.apply(model(narrow), x, cfg=narrow).hidden
-    reached = np.abs(np.asarray(moved)).max((0, 2)) > 1e-7
+    moved, still = (np.asarray(hidden(model(narrow), seen, narrow)) for seen in (far, x))
+    reached = np.abs(moved - still).max((0, 2)) > 1e-7
     assert reached.tolist() == [i < (window or 7) for i in range(7)]
 
 
 def test_activations_have_the_type_of_the_embeddings():
     cfg = DecoderConfig(8, 8, (LAYER,))
-    out = transformer.apply(model(cfg), jnp.ones((1, 3, 8), jnp.bfloat16), cfg=cfg, how=How())
+    x = jax.ShapeDtypeStruct((1, 3, 8), jnp.bfloat16)
+    out = jax.eval_shape(partial(transformer.apply, cfg=cfg, how=How()), model(cfg), x)
     assert out.hidden.dtype == jnp.bfloat16
 
 

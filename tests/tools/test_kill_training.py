@@ -14,7 +14,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "kill_training.py"
 @pytest.mark.parametrize(
     ("subject", "kills", "inside", "steps"),
     [
-        ("bigram", 5, 2, 16),
+        ("bigram", 3, 1, 16),
         pytest.param("bigram", 20, 5, 120, marks=pytest.mark.slow),
         pytest.param("forecaster", 20, 5, 120, marks=pytest.mark.slow),
     ],

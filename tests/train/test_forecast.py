@@ -57,7 +57,7 @@ def _single_steps(monkeypatch):
 
 def one(done, i):
     """The parameters of the i-th seed."""
-    return jax.tree.map(lambda x: x[i], done.params)
+    return jax.tree.map(lambda x: np.asarray(x)[i], done.params)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_it_stops_after_patience_and_keeps_the_best(monkeypatch):
     at = parts(SPLIT, look_back=16, horizon=4).validation
     rows = at[:, None] + np.arange(20)
     params = one(done, 0)
-    out = timepro.apply(params, jnp.asarray(series[rows][:, :16]), cfg=MODEL)
+    out = jax.jit(lambda p, x: timepro.apply(p, x, cfg=MODEL))(params, series[rows][:, :16])
     assert np.mean((out - series[rows][:, 16:]) ** 2) == pytest.approx(min(errors), rel=1e-4)
 
 

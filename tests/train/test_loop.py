@@ -21,7 +21,7 @@ from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
-from pangu_jax.train import loop, resume, stages
+from pangu_jax.train import early_stopping, loop, resume, stages
 from pangu_jax.train.early_stopping import StopRule
 from pangu_jax.train.loop import LoopConfig, Stage, train, train_stages
 from pangu_jax.train.metrics import MetricLog, read_metrics
@@ -427,6 +427,15 @@ def test_a_stop_rule_keeps_the_best_and_goes_on_with_it(tmp_path, seed):
     chex.assert_trees_all_equal(run(), state)  # nothing is left to do
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(state.best.params, state.params)
+
+
+def test_what_is_best_stays_bound_to_its_device_or_free():
+    """Else the step after an evaluation would be compiled anew."""
+    free = early_stopping.begin({"scale": jnp.ones(3)})
+    for best in (free, jax.device_put(free, jax.devices()[1])):
+        found = early_stopping.judge(best, best.params, 1.0, 2, StopRule("score", 1))
+        for old, new in zip(jax.tree.leaves(best), jax.tree.leaves(found), strict=True):
+            assert (new.committed, new.sharding) == (old.committed, old.sharding)
 
 
 def test_a_score_that_is_not_there_or_not_finite_ends_the_run(tmp_path):
