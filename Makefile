@@ -10,6 +10,9 @@ BIN = $(VENV)/bin
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && \
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Bytecode that is kept saves every process that tests start a third of a second.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test parity slow mutants lint format docs wheel clean
 
 help: ## show this list
