@@ -365,7 +365,8 @@ def _multiply_all(plan, work, memory, targets, me):
 
     def multiply_tile(index, carry):
         unit = work(index)
-        sums = [plgpu.ACC((ROWS, plan.own_width), jnp.float32)] * plan.together
+        total = plgpu.ACC((ROWS, plan.own_width), jnp.float32)  # pyright: ignore[reportPrivateImportUsage]
+        sums = [total] * plan.together
         add = partial(_add_up, plan, memory, corner, unit.steps, carry)
         at, values = pl.run_scoped(add, *sums)
         values = plan.finish(*values) if plan.finish else values
