@@ -8,7 +8,7 @@ said through segments and positions.
 | implementation | picked when |
 |---|---|
 | cudnn | GPU, bfloat16 or float16, head size a multiple of 8 up to 128, no soft-cap |
-| cudnn_packed | the same on Hopper GPUs, causal, no window, `Packed` documents of some length |
+| cudnn_packed | the same on Hopper GPUs, causal, no window, few `Packed` documents |
 | reference | everywhere else; the oracle, and the form that exports |
 """
 
@@ -22,7 +22,10 @@ from pangu_jax.core.platform import chip
 from pangu_jax.ops.packed import Packed, packed_mask
 from pangu_jax.ops.soft_cap import soft_cap
 
-SHORT = 32  # tokens a document at the least: of more and shorter ones, a mask is faster
+# Documents that a row may hold for cudnn's packed form: it keeps statistics of all tokens and heads
+# for each that there could be, and takes longer the more there could be. It was timed with places
+# for 4 to 64 of them at 2,048 tokens, and is faster than a mask there.
+MOST_DOCUMENTS = 16
 
 EXPORT = "reference"  # the form that lowers everywhere, from any machine
 
@@ -73,8 +76,8 @@ def attention(
     packed = isinstance(mask, Packed)
     if packed and not causal:
         raise InputError("attention over packed rows is causal")
-    roomy = packed and mask.starts.shape[-1] * SHORT <= query.shape[1]
-    name = choose(chip(), query, softcap, roomy, window) if impl is None else impl
+    few = packed and mask.starts.shape[-1] <= MOST_DOCUMENTS
+    name = choose(chip(), query, softcap, few, window) if impl is None else impl
     check_choice("impl of attention", name, IMPLEMENTATIONS)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if not packed or name == "cudnn_packed":

@@ -19,10 +19,10 @@ from pangu_jax.ops.grouped_matmul import alignment, grouped_matmul, grouped_oute
 class Order(NamedTuple):
     """Pairs sorted by expert, every expert's filled up to a multiple of some rows.
 
-    What fills up is of any token, at a weight of 0.
+    What fills up is of no token, and so a row of zeros at a weight of 0.
 
     Attributes:
-      token: int32 [R], the token of each row.
+      token: int32 [R], the token of each row, or T.
       place: int32 [T, G * k], the row of each pair.
       weight: float32 [R], the weight of each row.
       counts: int32 [E], rows of each expert; behind them, rows up to R are nobody's.
@@ -56,14 +56,14 @@ def sort_pairs(ids: jax.Array, weights: jax.Array, experts: int, align: int = 1)
     shift = jnp.cumsum(filled - counts) - (filled - counts)  # rows filled up before each expert
     row = number + _take(shift, owner)
 
-    def by_row(values):
-        empty = jnp.zeros(rows, values.dtype)
+    def by_row(values, otherwise):
+        empty = jnp.full(rows, otherwise, values.dtype)
         return empty.at[row].set(values, unique_indices=True, indices_are_sorted=True)
 
     return Order(
-        token=by_row(pair // (groups * k)),
+        token=by_row(pair // (groups * k), tokens),
         place=jnp.zeros_like(number).at[pair].set(row, unique_indices=True).reshape(tokens, -1),
-        weight=by_row(_take(weights.reshape(-1).astype(jnp.float32), pair)),
+        weight=by_row(_take(weights.reshape(-1).astype(jnp.float32), pair), 0),
         counts=filled,
     )
 
@@ -84,7 +84,7 @@ def _sorted(impl, align, x, weights, order, gate, up, down):
 def _outputs(impl, align, x, weights, order, gate, up, down, keep):
     """The tokens' outputs, and with `keep` both pre-activations."""
     options = {"impl": impl, "align": align}
-    rows = _take(x, order.token)
+    rows = _of_tokens(x, order)
     hidden, *both = grouped_swiglu(rows, gate, up, order.counts, keep=keep, **options)
     out = grouped_matmul((hidden,), (down,), order.counts, **options)
     y = _to_tokens(out, order, rearrange(weights, "t g k -> t (g k)"))
@@ -99,7 +99,7 @@ def _forward(impl, align, x, weights, order, gate, up, down):
 def _backward(impl, align, saved, dy):
     x, weights, order, gate, up, down, a, b = saved
     options = {"counts": order.counts, "impl": impl, "align": align}
-    rows, dout = _take(x, order.token), _take(dy, order.token)
+    rows, dout = _of_tokens(x, order), _of_tokens(dy, order)
     unweighted = grouped_matmul((dout,), (down,), transpose=True, **options)
     scaled, da, db, dweight = _through_swiglu(a, b, order.weight[:, None], unweighted)
     # Weights are applied in float32 and rounded once, as the rows are.
@@ -125,6 +125,11 @@ def _through_swiglu(a, b, weight, dhidden):
     db = weight * dhidden * a * sigmoid
     arrays = (v.astype(dtype) for v in (weight * hidden, da, db))
     return *arrays, (dhidden * hidden).sum(-1)
+
+
+def _of_tokens(x, order):
+    """The rows' tokens, [T, D] to [R, D]; zeros where there is none, so that no inf becomes NaN."""
+    return jnp.asarray(x).at[order.token].get(mode="fill", fill_value=0)
 
 
 def _to_tokens(rows, order, weights):

@@ -10,7 +10,6 @@ Rows behind the last expert's are anything in the results, and nothing reads the
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +74,8 @@ def grouped_matmul(
         return grouped_matmul_mosaic.matmul(lefts, kernels, counts, rows=align, transpose=transpose)
     kernels = [kernel.swapaxes(1, 2) if transpose else kernel for kernel in kernels]
     product = _ragged if impl == "ragged_dot" else _reference
-    total = sum(product(a, kernel, counts) for a, kernel in zip(lefts, kernels, strict=True))
+    found = [product(a, kernel, counts) for a, kernel in zip(lefts, kernels, strict=True)]
+    total = found[0] if len(found) == 1 else sum(v.astype(jnp.float32) for v in found)
     return total.astype(lefts[0].dtype)
 
 
@@ -115,7 +115,8 @@ def grouped_swiglu(
         return grouped_matmul_mosaic.swiglu(left, gate, up, counts, rows=align, keep=keep)
     product = _ragged if impl == "ragged_dot" else _reference
     a, b = product(left, gate, counts), product(left, up, counts)
-    values = (jax.nn.silu(a) * b, a, b)[: 3 if keep else 1]
+    hidden = jax.nn.silu(a.astype(jnp.float32)) * b.astype(jnp.float32)
+    values = (hidden, a, b)[: 3 if keep else 1]
     return tuple(value.astype(left.dtype) for value in values)
 
 
@@ -152,7 +153,7 @@ def grouped_outer(
     return tuple(product(left, right, counts).astype(left.dtype) for right in rights)
 
 
-_ragged = partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
+_ragged = jax.lax.ragged_dot
 
 
 def _reference(left, kernels, counts):
@@ -164,9 +165,7 @@ def _reference(left, kernels, counts):
 
 def _ragged_outer(left, right, counts):
     over_rows = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])
-    return jax.lax.ragged_dot_general(
-        left, right, counts, over_rows, preferred_element_type=jnp.float32
-    )
+    return jax.lax.ragged_dot_general(left, right, counts, over_rows)
 
 
 def _reference_outer(left, right, counts):

@@ -62,12 +62,11 @@ def distill_loss(
         )
     channels = None if hidden is None else np.asarray(hidden)
 
-    how = in_training(how)
-
     def loss(params, teacher, batch, key):
         inputs = {"positions": batch["positions"], "segments": batch["segments"]}
-        out = decoder.apply(params, batch["tokens"], cfg=cfg, key=key, how=how, **inputs)
-        theirs = decoder.apply(teacher, batch["tokens"], cfg=teacher_cfg, how=how, **inputs)
+        form = {"how": in_training(how), **inputs}
+        out = decoder.apply(params, batch["tokens"], cfg=cfg, key=key, **form)
+        theirs = decoder.apply(teacher, batch["tokens"], cfg=teacher_cfg, **form)
         target = jax.lax.stop_gradient(theirs.hidden)
         kernel, weights = decoder.head_kernel(params), batch["weights"]
         nats, weight = cross_entropy(

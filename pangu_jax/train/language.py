@@ -46,7 +46,6 @@ def language_loss(
       loss(params, None, batch, key) -> (sum in nats, tokens, {"nats", "aux"}); the batch has
       tokens, labels, weights, segments and positions, each [B, T].
     """
-    how = in_training(how)
 
     def loss(params, frozen, batch, key):
         del frozen
@@ -58,7 +57,7 @@ def language_loss(
             segments=batch["segments"],
             documents=documents,
             key=key,
-            how=how,
+            how=in_training(how),
         )
         with jax.named_scope("head"):
             kernel = decoder.head_kernel(params)

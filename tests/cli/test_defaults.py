@@ -40,6 +40,7 @@ HANDS = {
 CHOSEN = {
     *(("prune", "allocation"), ("prune", "seed"), ("export", "tolerance")),
     ("export", "platforms"),
+    ("rl", "curriculum"),  # a switch, where the library takes how far a curriculum reaches
 }
 # Where what a command does wants another configuration than the type's own default.
 OWN = {

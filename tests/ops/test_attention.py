@@ -1,5 +1,6 @@
 """Attention over packed rows: where documents begin, what a mask gives, and what is refused."""
 
+import importlib
 import re
 
 import jax
@@ -11,6 +12,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.ops.attention import attention, choose, visible
 from pangu_jax.ops.packed import pack, packed_mask
 
+attention_module = importlib.import_module("pangu_jax.ops.attention")
 LENGTH = 12
 # Three documents; two and padding; one; five, one of a single token.
 ROWS = np.array(
@@ -83,6 +85,19 @@ def test_the_choice_is_by_platform_type_and_what_is_asked():
     assert choose("hopper", half) == choose("gpu", half, packed=True) == "cudnn"
     assert choose("hopper", full, packed=True) == "reference"
     assert choose("hopper", half, 30.0, packed=True) == choose("cpu", half) == "reference"
+
+
+def test_rows_that_could_hold_many_documents_take_a_mask(monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention_module, "chip", lambda: "hopper")
+    for name in ("cudnn", "cudnn_packed"):
+        note = lambda query, *_, name=name: asked.append(name) or query  # noqa: E731
+        monkeypatch.setitem(attention_module.IMPLEMENTATIONS, name, note)
+    query, key, value = (x.astype(jnp.bfloat16) for x in draw())
+    query = jnp.pad(query, [(0, 0)] * 4 + [(0, -query.shape[-1] % 8)])
+    for most in (16, 17):
+        attention(query, key, value, mask=pack(jnp.asarray(ROWS), most))
+    assert asked == ["cudnn_packed", "cudnn"]
 
 
 def test_cudnn_is_told_where_documents_begin_forward_and_backward(monkeypatch):

@@ -1,3 +1,4 @@
+import importlib
 import math
 import re
 from functools import partial
@@ -9,10 +10,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.ops import expert_block
+from pangu_jax.ops import expert_block, expert_sorted
 from pangu_jax.ops.expert_mlp import choose, expert_mlp
 from pangu_jax.ops.expert_sorted import sort_pairs
 
+expert_mlp_module = importlib.import_module("pangu_jax.ops.expert_mlp")
 G, SIZE, K, D, F = 2, 4, 2, 6, 5
 
 
@@ -258,6 +260,44 @@ def test_every_expert_s_rows_begin_at_a_multiple(tokens, case, align):
         assert order.token[row] == t and order.weight[row] == weights[t, g, k]
         used[row] = True
     assert (np.asarray(order.weight)[~used] == 0).all()
+    assert (np.asarray(order.token)[~used] == tokens).all()
+
+
+def test_rows_that_fill_up_change_nothing_whatever_tokens_hold():
+    """As the kernels have them; no token of other experts is in them."""
+    x, ids, weights, gate, up, down = draw(13)
+    first_and_last = [0, -1]  # would overflow in another expert
+    ids[:], ids[first_and_last] = [1, 3], [0, 2]
+    x[first_and_last] = 1e15
+    gate[:, 1::2] *= 1e25
+    dy = np.zeros_like(x)
+    dy[1:-1] = draw(14)[0][1:12]
+    order = sort_pairs(ids, weights, SIZE, 8)
+    flat = [k.reshape(-1, *k.shape[2:]) for k in (gate, up, down)]
+
+    def form(x, weights, *kernels):
+        return expert_sorted._sorted("ragged_dot", 8, x, weights, order, *kernels)
+
+    _, back = jax.jit(lambda *a: jax.vjp(form, *a))(x, weights, *flat)
+    with np.errstate(over="ignore"):
+        want = naive(x, ids, weights, gate, up, down, np.float64(dy))[1:]
+    for a, b in zip(back(dy), want, strict=True):
+        np.testing.assert_allclose(a, b.reshape(a.shape), rtol=1e-4, atol=1e-5 * np.abs(b).max())
+
+
+def test_kernels_of_another_type_and_no_tokens_take_no_grouped_products(monkeypatch):
+    asked = []
+
+    def spy(*given):
+        asked.append(given[-1])
+        return "reference"
+
+    monkeypatch.setattr(expert_mlp_module, "choose", spy)
+    for tokens, kernels_type in ((3, jnp.bfloat16), (3, np.float32), (0, jnp.bfloat16)):
+        x, ids, weights, *_ = draw(tokens, sizes=(2, 4, 1, 16, 32), dtype=jnp.bfloat16)
+        kernels = draw(3, sizes=(2, 4, 1, 16, 32), dtype=kernels_type)[3:]
+        jax.eval_shape(expert_mlp, x, ids, weights, *kernels)
+    assert asked == [True, False, False]
 
 
 def test_the_rule_reads_platform_and_shape():

@@ -28,11 +28,11 @@ def draw(rows, experts, width, hidden, dtype=np.float32):
     return tuple(jnp.asarray(rng.normal(size=s) / 4, dtype) for s in shapes)
 
 
-def products(left, other, right, second, gate, up, counts, **options):
+def products(left, other, right, second, gate, up, counts, keep=True, **options):
     """Every product of sorted rows, one after the other."""
     summed = partial(grouped_matmul, (left, other), counts=counts, **options)
     return (
-        *grouped_swiglu(left, gate, up, counts, **options),
+        *grouped_swiglu(left, gate, up, counts, keep=keep, **options),
         summed((gate, up)),
         grouped_matmul((right,), (gate,), counts, transpose=True, **options),
         *grouped_outer(left, (right, second), counts, **options),
@@ -73,38 +73,40 @@ def test_products_equal_a_loop_over_rows(impl, case, compiled):
         np.testing.assert_allclose(a[: len(b)], b, atol=1e-5)
 
 
-def interpreted(monkeypatch):
-    """The kernels as functions of one block of threads, on any machine."""
-    monkeypatch.setattr(kernels_of_ours, "MULTIPROCESSORS", 2)
-    for name in ("matmul", "swiglu", "outer"):
-        run = partial(getattr(kernels_of_ours, name), interpret=True)
-        monkeypatch.setattr(kernels_of_ours, name, run)
-
-
-@pytest.mark.parametrize(
-    ("align", "counts", "widths"),
-    [
-        (64, [64, 0, 128], (96, 288)),  # edges: beyond them, zeros are read and nothing is written
-        pytest.param(128, [128, 0, 128], (96, 160), marks=pytest.mark.slow),
-        pytest.param(128, [0, 384, 0], (144, 512), marks=pytest.mark.slow),
-        pytest.param(64, [0, 0, 64], (16, 32), marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="before 0.11 the interpreter stops at an array's edge"
 )
-def test_kernels_equal_a_loop_over_rows(align, counts, widths, monkeypatch):
-    """The interpreter fills memory that nobody wrote with NaN."""
-    interpreted(monkeypatch)
+@pytest.mark.parametrize(
+    ("align", "counts", "widths", "keep"),
+    [
+        (64, [64, 0, 64], (48, 144), True),  # edges: zeros are read, and nothing is written
+        (128, [128, 128], (64, 96), False),
+        pytest.param(64, [64, 0, 128], (96, 288), False, marks=pytest.mark.slow),
+        pytest.param(128, [128, 0, 128], (160, 544), True, marks=pytest.mark.slow),
+        pytest.param(128, [0, 384, 0], (144, 512), True, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_equal_a_loop_over_rows_without_races(align, counts, widths, keep, monkeypatch):
+    """The interpreter fills memory that nobody wrote with NaN, and watches who reads and writes."""
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    mosaic_gpu = kernels_of_ours.plgpu
+    monkeypatch.setattr(kernels_of_ours, "_multiprocessors", lambda: 2)
     rows = sum(counts) + align  # the last ones are nobody's
     arrays = draw(rows, len(counts), *widths, dtype=jnp.bfloat16)
-    got = products(*arrays, jnp.asarray(counts, jnp.int32), align=align, impl="mosaic")
-    for a, b in zip(got, naive(*arrays, counts), strict=True):
+    interpreter = mosaic_gpu.InterpretGPUParams(detect_races=True)
+    with mosaic_gpu.force_gpu_interpret_mode(interpreter):
+        got = products(
+            *arrays, jnp.asarray(counts, jnp.int32), align=align, keep=keep, impl="mosaic"
+        )
+        jax.block_until_ready(got)
+    assert not gpu_callbacks.get_races().races_found
+    want = naive(*arrays, counts)
+    for a, b in zip(got, want if keep else (want[0], *want[3:]), strict=True):
         a = np.asarray(a, np.float64)[: len(b)]
         assert np.linalg.norm(a - b) < 3e-3 * np.linalg.norm(b)
-        empty = np.array(counts) == 0
         if len(b) == len(counts):
-            assert not a[empty].any()
+            assert not a[np.array(counts) == 0].any()
 
 
 @pytest.mark.parametrize(("align", "widths"), [(64, (768, 224)), (128, (80, 256))])

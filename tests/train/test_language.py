@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 from functools import partial
 from unittest.mock import MagicMock
 
@@ -15,9 +16,10 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.models import decoder
+from pangu_jax.nn import how as how_module
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
-from pangu_jax.nn.how import How
+from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig, RouterStats
 from pangu_jax.sharding.layout import Layout
@@ -85,6 +87,13 @@ def test_packed_rows_give_the_nats_of_their_documents(params, documents):
 def test_rows_of_more_documents_than_promised_are_no_number(params):
     total, _, _ = jax.jit(language_loss(CFG, documents=1))(params, None, packed(), None)
     assert np.isnan(total)
+
+
+def test_on_a_gpu_no_layers_are_looped_over_unless_asked_for(params, monkeypatch):
+    monkeypatch.setattr(how_module, "chip", lambda: "gpu")
+    for how, unroll in ((HOW, 2), (How(unroll=1), 1)):
+        text = str(jax.make_jaxpr(language_loss(CFG, how=how))(params, None, packed(), None))
+        assert ("2" in re.findall(r"length=2\n[^\[]*unroll=(\d+)", text)) == (unroll == 2)
 
 
 def test_the_auxiliary_loss_is_weighed_by_tokens_and_blind_to_padding(params):

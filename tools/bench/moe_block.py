@@ -31,6 +31,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.nn.moe import MoEConfig, moe
 from pangu_jax.ops.expert_mlp import expert_mlp
 
+CHECKED = (256, 192, "bfloat16"), (336, 80, "bfloat16"), (768, 224, "float16")
 CFG = MoEConfig(64, 8, 1, 1344)
 WIDTH = 5120
 
@@ -142,9 +143,9 @@ def peer(tokens, options):
     return found
 
 
-def check(impl, sizes):
+def check(impl, sizes, width, hidden, dtype):
     """Largest relative error in norm of values and gradients, against the reference in float32."""
-    groups, size, width, hidden, worst = 4, 4, 256, 192, 0.0
+    groups, size, worst = 4, 4, 0.0
     rng = np.random.default_rng(0)
 
     def run(x, scale, gate, up, down, dy, ids, impl):
@@ -153,22 +154,23 @@ def check(impl, sizes):
         return y, *back(dy.astype(y.dtype))
 
     kernels = [
-        jnp.asarray(rng.normal(size=(groups, size, n, m)) * n**-0.5, jnp.bfloat16)
+        jnp.asarray(rng.normal(size=(groups, size, n, m)) * n**-0.5, dtype)
         for n, m in ((width, hidden), (width, hidden), (hidden, width))
     ]
     for tokens in sizes:
         shape = tokens, groups, 1
-        x, dy = (jnp.asarray(rng.normal(size=(tokens, width)), jnp.bfloat16) for _ in range(2))
+        x, dy = (jnp.asarray(rng.normal(size=(tokens, width)), dtype) for _ in range(2))
         scale = rng.uniform(0.1, 1, shape).astype(np.float32)
         fast, slow = (jax.jit(partial(run, impl=name)) for name in (impl, "reference"))
         drawn = rng.integers(0, size, shape).astype(np.int32)
         for ids in (drawn, drawn * 0 + 1, drawn // 2):  # all, one expert, half of them
             got = fast(x, scale, *kernels, dy, ids)
             exact = (a.astype(jnp.float32) for a in (x, scale, *kernels, dy))
-            for a, b in zip(got, slow(*exact, ids), strict=True):
+            with jax.default_matmul_precision("highest"):
+                want = slow(*exact, ids)
+            for a, b in zip(got, want, strict=True):
                 error = jnp.linalg.norm(jnp.float32(a) - b) / jnp.maximum(jnp.linalg.norm(b), 1e-30)
                 worst = max(worst, float(error))
-        print(f"  {tokens} tokens: {worst:.1e} so far", flush=True)
     return worst
 
 
@@ -187,8 +189,11 @@ def main():
     options = parser.parse_args()
     print(machine())
     for impl in options.impl:
-        if impl is not None and options.check:
-            print(f"{impl}: relative error {check(impl, options.check):.1e}", flush=True)
+        # Widths of which 64, 16 and 32 numbers are a line of the kernels' memory.
+        for width, hidden, dtype in CHECKED if options.check else ():
+            error = check(impl, options.check, width, hidden, dtype)
+            name = impl or "as chosen"
+            print(f"{name} {width} x {hidden} {dtype}: relative error {error:.1e}", flush=True)
     rows = []
     for tokens in options.tokens:
         found = [peer(tokens, options)] if options.peer else []

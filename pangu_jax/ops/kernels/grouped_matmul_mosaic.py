@@ -23,9 +23,7 @@ from jax.custom_batching import sequential_vmap
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pangu_jax.ops.kernels.interpret import interpreter
-
-MULTIPROCESSORS = 132  # of an H100 or H200; where there are fewer, some blocks wait
+MULTIPROCESSORS = 132  # of an H100 or H200, where the device does not say
 MULTIPLYING = 2  # groups of threads
 ROWS = 64  # that a group of threads multiplies at once
 WRITTEN = 64  # columns that are written at once
@@ -75,7 +73,6 @@ def matmul(
     rows: int,
     transpose: bool = False,
     tile: Tile | None = None,
-    interpret: bool = False,
 ) -> jax.Array:
     """`ops.grouped_matmul.grouped_matmul` of 16-bit numbers; see there.
 
@@ -86,13 +83,12 @@ def matmul(
       rows: 64 or 128.
       transpose: as there.
       tile: how to cut it up; None chooses.
-      interpret: whether to interpret the kernel, for machines without such a GPU.
     """
     tile = tile or Tile(rows)
 
     @sequential_vmap
     def product(lefts, kernels, owners):
-        return _rows(lefts, kernels, owners, tile, transpose, None, 1, interpret)[0]
+        return _rows(lefts, kernels, owners, tile, transpose, None, 1)[0]
 
     return product(tuple(lefts), tuple(kernels), _owners(counts, lefts[0].shape[0], rows))
 
@@ -106,7 +102,6 @@ def swiglu(
     rows: int,
     keep: bool,
     tile: Tile | None = None,
-    interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
     """`ops.grouped_matmul.grouped_swiglu` of 16-bit numbers; see there, and `matmul`."""
     tile = tile or Tile(rows, beside=16)
@@ -114,7 +109,7 @@ def swiglu(
     @sequential_vmap
     def product(left, gate, up, owners):
         results = 3 if keep else 1
-        return _rows((left,), (gate, up), owners, tile, False, _swiglu, results, interpret)
+        return _rows((left,), (gate, up), owners, tile, False, _swiglu, results)
 
     return product(left, gate, up, _owners(counts, left.shape[0], rows))
 
@@ -125,7 +120,6 @@ def outer(
     counts: jax.Array,
     *,
     tile: Tile | None = None,
-    interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
     """`ops.grouped_matmul.grouped_outer` of 16-bit numbers; see there, and `matmul`.
 
@@ -135,7 +129,7 @@ def outer(
 
     @sequential_vmap
     def product(left, rights, counts):
-        return _outer(left, rights, counts, tile, interpret)
+        return _outer(left, rights, counts, tile)
 
     return product(left, tuple(rights), counts)
 
@@ -157,7 +151,7 @@ def _swiglu(a, b):
     return a / (1.0 + jnp.exp(-a)) * b, a, b
 
 
-def _rows(lefts, kernels, owners, tile, transpose, finish, results, interpret):
+def _rows(lefts, kernels, owners, tile, transpose, finish, results):
     """Rows times kernels: a sum over pairs of both, or with `finish` one left for all kernels."""
     (total, depth), columns = lefts[0].shape, kernels[0].shape[1 if transpose else 2]
     width = tile.columns // (len(kernels) if finish else 1)
@@ -199,10 +193,10 @@ def _rows(lefts, kernels, owners, tile, transpose, finish, results, interpret):
         finish=finish,
         results=(jax.ShapeDtypeStruct((total, columns), lefts[0].dtype),) * results,
     )
-    return _run(plan, work, interpret)(owners, *lefts, *kernels)
+    return _run(plan, work)(owners, *lefts, *kernels)
 
 
-def _outer(left, rights, counts, tile, interpret):
+def _outer(left, rights, counts, tile):
     """Sums over each expert's rows of outer products with each of `rights`."""
     experts, height, columns = counts.size, left.shape[1], rights[0].shape[1]
     width = tile.columns // len(rights)
@@ -238,7 +232,7 @@ def _outer(left, rights, counts, tile, interpret):
         finish=None,
         results=(jax.ShapeDtypeStruct((experts, height, columns), left.dtype),) * len(rights),
     )
-    return _run(plan, work, interpret)(spans, left, *rights)
+    return _run(plan, work)(spans, left, *rights)
 
 
 class _Plan(NamedTuple):
@@ -299,13 +293,12 @@ class _Plan(NamedTuple):
         return jax.lax.rem(at, INT(self.tile.ahead))
 
 
-def _run(plan: _Plan, work: Callable[..., _Work], interpret: bool) -> Callable[..., Any]:
+def _run(plan: _Plan, work: Callable[..., _Work]) -> Callable[..., Any]:
     """The kernel as a function of a table and the arrays.
 
     Args:
       plan: what it is made of.
       work: (index, table, arrays) gives the tile of that index.
-      interpret: whether to interpret it.
     """
 
     def body(table, *refs):
@@ -322,7 +315,7 @@ def _run(plan: _Plan, work: Callable[..., _Work], interpret: bool) -> Callable[.
     return plgpu.kernel(
         body,
         out_type=plan.results,
-        grid=(MULTIPROCESSORS,),
+        grid=(_multiprocessors(),),
         grid_names=("multiprocessor",),
         num_threads=MULTIPLYING + 1,
         thread_name="group",
@@ -330,8 +323,12 @@ def _run(plan: _Plan, work: Callable[..., _Work], interpret: bool) -> Callable[.
             approx_math=True,  # an exponential as one instruction
             lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
         ),
-        interpret=interpreter(interpret),
     )
+
+
+def _multiprocessors() -> int:
+    device = jax.devices()[0]
+    return device.core_count if device.platform == "gpu" else MULTIPROCESSORS
 
 
 def _fetch_all(plan, work, memory):
@@ -409,7 +406,10 @@ def _write(memory, unit, values, targets, corner):
         for c in range(0, value.shape[1], WRITTEN)
     ]
     for number, (part, target, c) in enumerate(parts):
-        plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+        # The copy before last has been read; before an odd number of parts, the last one, too, as
+        # the tile before ended with the place that this one begins with.
+        all_read = number == 0 and len(parts) % 2 == 1
+        plgpu.wait_smem_to_gmem(0 if all_read else 1, wait_read_only=True)
         memory[number % 2] = part
         plgpu.commit_smem()
         place = unit.target(target, corner[0], ROWS, corner[1] + c, WRITTEN)

@@ -23,8 +23,6 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pangu_jax.ops.kernels.interpret import interpreter
-
 LANES = 128
 LOG2E = 1.4426950408889634
 ROWS = 64  # of products that are summed at once
@@ -38,6 +36,17 @@ def _parameters():
         unsafe_no_auto_barriers=True,
         lowering_semantics=plgpu.LoweringSemantics.Lane,
     )
+
+
+def _interpreter(interpret):
+    """The interpreter that knows of this chip's memories and copies; jax 0.10 hides its name."""
+    if not interpret:
+        return None
+    if hasattr(plgpu, "InterpretGPUParams"):
+        return plgpu.InterpretGPUParams()
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+    return InterpretGPUParams()
 
 
 def _splat(x):
@@ -173,7 +182,7 @@ def forward(
         grid=(batch, channels // LANES),
         grid_names=("batch", "channels"),
         compiler_params=_parameters(),
-        interpret=interpreter(interpret),
+        interpret=_interpreter(interpret),
     )
     y, last, *starts = kernel(_flat(u), _flat(dt), A, _flat(B), _flat(C), D, bias, _flat(state))
     kept_states = starts[0].reshape(batch, -1, n, channels) if kept else None
@@ -315,7 +324,7 @@ def backward(
         grid=(batch, blocks),
         grid_names=("batch", "channels"),
         compiler_params=_parameters(),
-        interpret=interpreter(interpret),
+        interpret=_interpreter(interpret),
     )
     du, ddt, dA, dBC, dD, dbias, dstart = kernel(
         _flat(u), _flat(dt), A, _flat(B), _flat(C), D, bias, _flat(starts), _flat(dy), _flat(dlast)
