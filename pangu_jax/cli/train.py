@@ -80,7 +80,7 @@ class Options:
     process: int | None = None
     """Index of this process, from 0."""
     rules: str = "fsdp"
-    """What is sharded over the mesh: ddp, fsdp, tensor, expert, joined with +."""
+    """What is sharded over the mesh: ddp, fsdp, tensor, expert, h2p, joined with +."""
     seed: int = 0
     """Seed of the initial values and of the data order."""
     checkpoint_every: int = LoopConfig.checkpoint_every

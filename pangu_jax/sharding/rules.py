@@ -38,12 +38,23 @@ class Rules:
 
 _TENSOR = {name: ("tensor",) for name in ("mlp", "expert_mlp", "kv_heads", "q_per_kv", "vocab")}
 _EXPERT = {name: ("expert",) for name in ("group", "expert_mlp")}
+# On data x tensor, 2 x 4 as published: requests and attention as data and tensor say, groups of
+# experts over tensor, their hidden units over data, the shared expert's over both.
+_HEADS = {"kv_heads": ("tensor",), "q_per_kv": ("tensor",)}
+_H2P = {
+    **_HEADS,
+    "mlp": ("data", "tensor"),
+    "vocab": ("data", "tensor"),
+    "group": ("tensor",),
+    "expert_mlp": ("data",),
+}
 
 _PARTS = {
     "ddp": Rules({}, {"batch": ("data",)}),
     "fsdp": Rules({"embed": ("fsdp",)}, {"batch": ("data", "fsdp")}),
     "tensor": Rules(_TENSOR, {**_TENSOR, "batch": ("data",)}),
     "expert": Rules(_EXPERT, {**_EXPERT, "batch": ("data", "expert")}),
+    "h2p": Rules(_H2P, {**_HEADS, "mlp": ("tensor",), "vocab": ("tensor",), "batch": ("data",)}),
 }
 
 
@@ -53,11 +64,14 @@ def preset(name: str) -> Rules:
     Args:
       name: ddp (batch split, parameters whole), fsdp (parameters split along the model width),
         tensor (heads, hidden units, vocabulary split), expert (expert groups split, or where
-        they do not divide every expert's hidden units), or a
-        combination such as "fsdp+tensor".
+        they do not divide every expert's hidden units), h2p (Pangu Pro MoE's hierarchical layout of
+        weights on the axes data and tensor; the shared expert's parts are gathered over data, where
+        the paper gathers tokens), or a combination such as "fsdp+tensor".
 
     Raises:
       InputError: an unknown preset.
+
+    Source: h2p arXiv 2505.21411, section 3.
     """
     parts = name.split("+")
     for part in parts:

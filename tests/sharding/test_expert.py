@@ -26,6 +26,7 @@ LAYOUTS = {
     "two groups a device, experts in parts": ("expert+tensor", {"expert": 2, "tensor": 4}),
     "more devices than groups": ("expert", {"expert": 8}),
     "width in parts": ("fsdp+expert", {"fsdp": 2, "expert": 4}),
+    "groups over tensor, hidden units over data": ("h2p", {"data": 2, "tensor": 4}),
     "copies": ("ddp", {"data": 8}),
 }
 
@@ -74,6 +75,17 @@ def test_every_layout_gives_what_one_device_gives(name, batch, params, alone):
     np.testing.assert_array_equal(got[0][1].load, alone[batch][0][1].load)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(alone[batch]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(b).max())))
+
+
+def test_the_hierarchical_layout_splits_every_kernel_over_all_devices():
+    spec = moe_spec(WIDTH, MoEConfig(16, GROUPS, 2, 8, shared_width=8))
+    where = shardings(spec, place("groups over tensor, hidden units over data"))
+    placed = jax.device_put(init(spec, key=jax.random.key(0)), where)
+    for name in ("experts", "shared"):
+        for kernel in jax.tree.leaves(placed[name]):
+            assert kernel.addressable_shards[0].data.size == kernel.size // 8
+    experts = placed["experts"]["gate"]["kernel"].addressable_shards[0].data
+    assert experts.shape == (1, 4, WIDTH, 4)  # one group of four, half of the hidden units
 
 
 def exchanged(name, params, *, batch=8):
