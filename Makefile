@@ -31,8 +31,8 @@ parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)
 	$(BIN)/python -m pytest -m parity $(PYTEST)
 
-slow: ## the tests that take minutes: long kills, learning, times, more layouts
-	@tools/make_venv.sh $(VENV) test
+slow: ## the tests that take minutes: long kills, learning, times, more layouts, a local Ray
+	@tools/make_venv.sh $(VENV) test,ray
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 mutants: ## break the library in a hundred places, see which the tests notice (an hour or more)

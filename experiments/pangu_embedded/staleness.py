@@ -14,8 +14,9 @@ held-out questions are right, and goes on by rewards: synchronous; at a bound of
 at a bound of 8, not corrected. Slots are as many as answers may be under way, so that ages come up
 to the bound.
 
-Writes runs/<name>/results.json and report.md and prints the tables; a run that was stopped goes on
-where it was, within a cell, too. --minutes ends it after the cell that goes beyond them.
+Writes runs/<name>/results.json and report.md and prints the tables. A run that was stopped keeps
+the cells that it has, and goes on within training by rewards; a base's training and a measurement
+of speed begin again. --minutes ends it after the cell that goes beyond them.
 """
 
 import dataclasses

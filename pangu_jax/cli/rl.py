@@ -103,7 +103,8 @@ class Options:
     """Updates between checkpoints."""
 
 
-# What may differ when a run is resumed: it changes no result.
+# What may differ when a run is resumed. Who writes the answers decides when they end and how their
+# scores are rounded, so a run goes on otherwise, as any on Ray does; what was written down stays.
 FREE = ("out", "save_every", "rollouts", "workers", "worker_gpus")
 
 

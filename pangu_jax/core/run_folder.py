@@ -198,10 +198,21 @@ def check_same(
 
 def _difference(name: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
     """The first difference, as deep as both are objects: its dotted name, and both values."""
-    while isinstance(found, dict) and isinstance(wanted, dict):
+    while True:
+        found, wanted = _by_place(found, wanted)
+        if not (isinstance(found, dict) and isinstance(wanted, dict)):
+            return name, found, wanted
         inner = next(
             key for key in sorted({*found, *wanted})
             if (key in found, found.get(key)) != (key in wanted, wanted.get(key))
         )  # fmt: skip
         name, found, wanted = f"{name}.{inner}", found.get(inner), wanted.get(inner)
-    return name, found, wanted
+
+
+def _by_place(*pair: Any) -> tuple[Any, ...]:
+    """Two lists of as many objects as objects by their places; anything else as it is."""
+    if not all(isinstance(x, list) and all(isinstance(y, dict) for y in x) for x in pair):
+        return pair
+    if len({len(x) for x in pair}) > 1:
+        return pair
+    return tuple(dict(enumerate(x)) for x in pair)

@@ -11,6 +11,7 @@ ran and nothing else.
 """
 
 import contextlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 import optax
 
 from pangu_jax.checkpoint.store import NullStore, Store
+from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.tree import content_hash
@@ -34,7 +36,7 @@ from pangu_jax.reasoning import rl_resume, schedule
 from pangu_jax.reasoning.rl_config import RlConfig
 from pangu_jax.reasoning.rl_journal import Journal, Record, saved_answer
 from pangu_jax.reasoning.rl_resume import Snapshot
-from pangu_jax.reasoning.rl_trainer import Made, Prompt, Trainer, in_vain
+from pangu_jax.reasoning.rl_trainer import Made, Prompt, Trainer, in_vain, unjudged
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler, Sampled, Sampler, sample_key
 from pangu_jax.reasoning.schedule_state import Action, Grade, Start
 from pangu_jax.train.metrics import MetricLog
@@ -85,7 +87,7 @@ def train(
       reward: float [N] of the answers to a question, by its number; NaN where there is none.
       model: the decoder.
       cfg: the run.
-      optimizer: what turns gradients into updates.
+      optimizer: what turns gradients into updates; a run goes on with the same.
       folder: metrics.jsonl and rollouts/, with every answer that ended, go there, and checkpoints/
         every `cfg.save_every` updates and at the end. None saves nothing, and leaves signals alone.
       on_update: called with the figures of every update: version, loss, reward, ages and more;
@@ -99,7 +101,8 @@ def train(
     Raises:
       InputError: a prompt does not fit, rewards are not as many as answers, or the loss is not
         finite; names the group or the update. Or what the folder holds is damaged or of another
-        run.
+        run: of other settings, or of an optimizer whose updates were others. Or, where
+        `replace_equal_groups` asks for rewards that differ, hardly any group has rewards.
       NothingToLearn: hardly any group's rewards differ, where `replace_equal_groups` asks for
         it; the last update is saved.
       Stopped: on SIGTERM or SIGINT; within a step of decoding or an update; the run is saved.
@@ -107,7 +110,7 @@ def train(
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
     with NullStore() if folder is None else Store(folder) as store, listens as stop:
         home = None if isinstance(store, NullStore) else store.folder.parent
-        settings = cfg.settings | ({} if home is None else {"parameters": _quoted(params)})
+        settings = {} if home is None else _settings(params, cfg, model, how)
         run = rl_resume.restore(store, decoder.spec(model), optimizer, cfg.schedule, settings)
         journal = Journal(None if home is None else home / rl_resume.FOLDER)
         again = run is not None
@@ -138,8 +141,18 @@ def train(
     return trainer.state
 
 
-def _quoted(params: Any) -> str:
-    return f'"{content_hash(params)}"'
+def _settings(params: Any, cfg: RlConfig, model: decoder.DecoderConfig, how: How) -> dict[str, str]:
+    """What a run must go on with, beside its schedule, each as JSON.
+
+    Of `how` what decides it: where arrays live and what is computed twice do not. An optimizer is a
+    pair of functions, which the updates that are made again tell (`Record.moved`).
+    """
+    computed = {
+        "impl": dict(how.impl or {}),
+        "dtype": None if how.dtype is None else str(how.dtype),
+    }
+    more = {"parameters": content_hash(params), "model": to_json(model), "how": computed}
+    return cfg.settings | {name: json.dumps(value) for name, value in more.items()}
 
 
 class _Saver:
@@ -171,8 +184,7 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
         actions = ()
         # The state that an update under way uses up cannot be saved.
         if not rollouts.updating and stop.reached(run.plan.version):
-            saver.save()
-            saver.wait()
+            _keep(rollouts, journal, saver)
             raise Stopped(run.plan.version, 128 + stop.signal, trainer.state)
         found = rollouts.next()
         if found is None:
@@ -186,9 +198,20 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
             if run.plan.version % cfg.save_every == 0:
                 saver.save()
         elif not rollouts.updating and (why := in_vain(run, IN_VAIN * cfg.schedule.batch)):
-            saver.save()
-            saver.wait()
+            _keep(rollouts, journal, saver)
             raise NothingToLearn(why, trainer.state)
+        elif not rollouts.updating and (why := unjudged(run, IN_VAIN * cfg.schedule.batch)):
+            _keep(rollouts, journal, saver)
+            raise InputError(why)
+
+
+def _keep(rollouts: "_Rollouts", journal: Journal, saver: "_Saver") -> None:
+    """Saves the run as it is left, with what has ended and was not taken in yet."""
+    for record in rollouts.ended():
+        journal.write(record)
+        rollouts.trainer.happens(record)
+    saver.save()
+    saver.wait()
 
 
 @contextlib.contextmanager
@@ -227,6 +250,11 @@ class _Rollouts:
             elif isinstance(action, Grade):
                 self._to_grade.append(action.group)
 
+    def ended(self) -> Iterator[Record]:
+        """What has ended and was not told by `next` yet."""
+        while self._ended:
+            yield _record(self._ended.popleft())
+
     def next(self) -> tuple[Record, Made | None] | None:
         """What happens next: what has ended, then rewards, an update, and else decoding.
 
@@ -254,7 +282,7 @@ class _Rollouts:
 
     def _updated(self, made: Made, running: int) -> tuple[Record, Made]:
         self._clock.tick(running, trains=True)
-        return Record("updated", figures=self._clock.figures()), made
+        return Record("updated", figures=self._clock.figures(), moved=made.moved), made
 
     def updated(self) -> None:
         """Gives the weights after an update to who writes."""

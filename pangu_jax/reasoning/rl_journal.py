@@ -72,6 +72,8 @@ class Record:
       answer: that ended.
       rewards: of a group; None is NaN.
       figures: what is known of an update that is not worked out from it, such as its time.
+      moved: how far an update moved some of the weights, which one that is made again does, too;
+        None is unknown, or not at all.
     """
 
     kind: Literal["ended", "lost", "graded", "updated", "resumed"]
@@ -80,6 +82,7 @@ class Record:
     answer: SavedAnswer | None = None
     rewards: tuple[float | None, ...] = ()
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
+    moved: float | None = None
 
     def __post_init__(self):
         check_choices(self)

@@ -12,6 +12,7 @@ import optax
 from pangu_jax.checkpoint.store import NullStore, Store, template
 from pangu_jax.core.config import load_config, save_config, up_to_date
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import check_same
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
 from pangu_jax.reasoning.rl_journal import SavedAnswer, saved_answer
@@ -32,7 +33,7 @@ class Snapshot:
       state: of the training; None is the one that it begins with.
       rollouts: by group, those that are not trained on yet.
       graded: rewards of all answers since the last update.
-      replaced: the reward of each group that was replaced since then.
+      replaced: the reward of each group that was replaced since then; None where there was none.
       records: how many things had happened (`rl_journal`).
       rates: of a curriculum, the mean reward of each question.
     """
@@ -41,7 +42,7 @@ class Snapshot:
     state: TrainState | None = None
     rollouts: dict[int, Rollout] = dataclasses.field(default_factory=dict)
     graded: list[float] = dataclasses.field(default_factory=list)
-    replaced: list[float] = dataclasses.field(default_factory=list)
+    replaced: list[float | None] = dataclasses.field(default_factory=list)
     records: int = 0
     rates: list[float | None] = dataclasses.field(default_factory=list)
 
@@ -65,7 +66,7 @@ class Saved:
     schedule: ScheduleState
     rollouts: tuple[SavedRollout, ...]
     graded: tuple[float, ...] = ()
-    replaced: tuple[float, ...] = ()
+    replaced: tuple[float | None, ...] = ()
     records: int = 0
     rates: tuple[float | None, ...] = ()
 
@@ -127,10 +128,9 @@ def restore(
     if version is None and not path.exists():
         return None
     saved = load_config(Saved, path)
-    for name, value in settings.items():
-        before = saved.settings.get(name)
-        if before is None or up_to_date(json.loads(before)) != json.loads(value):
-            raise InputError(f"{path} is of a run with {name} = {before}, this one has {value}")
+    known = {name: json.loads(saved.settings.get(name, "null")) for name in settings}
+    wanted = {name: json.loads(value) for name, value in settings.items()}
+    check_same(up_to_date(known), wanted, f"{path} is of a run")
     if saved.schedule.cfg != cfg or saved.schedule.version != (version or 0):
         raise InputError(f"{path} is of another schedule than this run's")
     state = None

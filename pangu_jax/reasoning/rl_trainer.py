@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +34,26 @@ from pangu_jax.train.policy import answer_log_probs, answer_loss
 from pangu_jax.train.step import TrainState, init_state, make_step
 
 Prompt = Callable[[int], Sequence[int]]
-Made = tuple[TrainState, dict[str, float]]
+
+FAR = 0.1  # of how far an update moved weights; one that is made again may be off by so much
+
 
 # The figures that are 0 where a batch has nothing to learn.
 NOTHING = ("loss", "weight", "grad_norm", "clipped", "kl_behavior", "weight_ratio")
+
+
+class Made(NamedTuple):
+    """An update.
+
+    Attributes:
+      state: after it.
+      figures: plain numbers about it.
+      moved: how far it moved some of the weights.
+    """
+
+    state: TrainState
+    figures: dict[str, float]
+    moved: float
 
 
 @lru_cache(maxsize=8)
@@ -99,7 +115,8 @@ class Trainer:
         self._score = make_score(model, accumulate=cfg.accumulate, **shared)
         if cfg.curriculum is not None and not run.rates:
             run.rates = [None] * cfg.curriculum.questions
-        self._equal: dict[int, float] = {}  # groups to be replaced, as their rewards are all this
+        # Groups to be replaced, as their rewards are all this; None where there are none.
+        self._equal: dict[int, float | None] = {}
 
     @property
     def state(self) -> TrainState:
@@ -167,11 +184,13 @@ class Trainer:
         arrays, state = dict(batch.arrays), self.state
         if not arrays["mask"].any():  # moments would move the weights without a gradient
             nothing = [*NOTHING, *(["kl"] if cfg.policy.kl else [])]
-            return state.replace(step=state.step + 1), dict.fromkeys(nothing, 0.0) | batch.facts
+            figures = dict.fromkeys(nothing, 0.0) | batch.facts
+            return Made(state.replace(step=state.step + 1), figures, 0.0)
         if cfg.corrected and cfg.schedule.staleness:
             arrays["proximal"] = self._score(state.params, arrays)
         if self._reference is not None:
             arrays["reference"] = self._score(self._reference, arrays)
+        before = _some(state.params)
         state, metrics = self._step(state, arrays, self._key)
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not np.isfinite([found["loss"], found["grad_norm"]]).all():
@@ -179,7 +198,8 @@ class Trainer:
                 f"update {plan.version + 1} is not finite: loss {found['loss']}, gradient norm "
                 f"{found['grad_norm']}"
             )
-        return state, {**found, **batch.facts}
+        moved = float(np.linalg.norm(_some(state.params) - before))
+        return Made(state, {**found, **batch.facts}, moved)
 
     def _event(self, record: Record, made: Made | None) -> Event:
         if record.kind == "ended":
@@ -191,7 +211,10 @@ class Trainer:
             return Lost(record.group, record.sample)
         if record.kind == "graded":
             return self._graded(record.group, rewards_of(record.rewards))
-        self._updated(*(made or self.update()), record.figures)
+        if made is None:
+            made = self.update()
+            _check_same(self.run.plan.version + 1, record.moved, made.moved)
+        self._updated(made.state, made.figures, record.figures)
         return Updated()
 
     def _graded(self, number: int, found: np.ndarray) -> Graded:
@@ -204,7 +227,7 @@ class Trainer:
             self.run.rates[group.question] = learned(self.cfg.curriculum, before, known.tolist())
         # Equal by what the answers are worth, not by how long they are.
         if self.cfg.schedule.replace_equal_groups and len(set(known.tolist())) <= 1:
-            self._equal[number] = float(known[0]) if known.size else 0.0
+            self._equal[number] = float(known[0]) if known.size else None
         most = self.cfg.max_new_tokens
         lengths = np.array([overlong(len(answer.ids), most) for answer in answers])
         group.rewards = found - self.cfg.overlong * lengths
@@ -242,12 +265,44 @@ def _counts(run: Snapshot) -> dict[str, int]:
 
 
 def in_vain(run: Snapshot, most: int) -> str:
-    """Why no update can be made, if `most` groups were replaced since the last one; else ""."""
-    count = len(run.replaced)
-    if count < most:
+    """Why no update is made, if since the last `most` groups had equal rewards each; else ""."""
+    equal = [reward for reward in run.replaced if reward is not None]
+    if len(equal) < most:
         return ""
     return (
-        f"the last {count} groups had equal rewards each, {np.mean(run.replaced):.3f} on "
+        f"the last {len(equal)} groups had equal rewards each, {np.mean(equal):.3f} on "
         "average, and no update could be made: there is nothing to learn from these "
         "questions any more, or they are too hard"
     )
+
+
+def unjudged(run: Snapshot, most: int) -> str:
+    """Why no update is made, if since the last `most` groups had no reward at all; else ""."""
+    count = run.replaced.count(None)
+    if count < most:
+        return ""
+    return (
+        f"{count} groups since the last update have no rewards, as none of their answers could be "
+        "judged: that says nothing about the model, see to what gives the rewards"
+    )
+
+
+def _some(params: Any) -> np.ndarray:
+    """A row of each parameter: float64 of one dimension."""
+    rows = jax.device_get(_first_rows(jax.tree.leaves(params)))
+    return np.concatenate([np.asarray(row, np.float64).reshape(-1) for row in rows])
+
+
+@jax.jit
+def _first_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    return [x[(0,) * (x.ndim - 1)] for x in leaves]
+
+
+def _check_same(number: int, before: float | None, now: float) -> None:
+    """Refuses an update that is made again and becomes another, by more than sums' last bits."""
+    if before is not None and abs(now - before) > FAR * before:
+        raise InputError(
+            f"update {number} moved some weights by {before:.3g} before the run was ended, and "
+            f"moves them by {now:.3g} when it is made again; a run must go on with its own "
+            "optimizer"
+        )

@@ -10,6 +10,7 @@ an actor is lost, another takes its place, and the schedule begins its samples a
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.sampler import LocalSampler, Sampled
 
 WAIT_S = 0.05  # how long `poll` waits for an answer
+START_S = 300.0  # how long an actor may take until it is there
 IN_A_ROW = 3  # actors that may end one after another in one place without an answer
 
 
@@ -64,11 +66,13 @@ class _Actor:
         return os.getpid()
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Place:
     """An actor, what it writes, and the calls whose outcome is not known."""
 
     actor: Any
+    until: float  # when it must be there
+    begins: Any  # its first call; None once it is there
     running: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     polled: Any = None
     calls: list[Any] = dataclasses.field(default_factory=list)
@@ -104,24 +108,31 @@ class RaySampler:
           stops: most stop ids of a request.
           how: implementations and type of activations; no layout.
           workers: how many actors.
-          gpus: that each actor gets; the trainer has what is left.
+          gpus: that each actor gets, of those that Ray has; Ray knows nothing of the trainer's.
 
         Raises:
-          InputError: a number is out of range, there is a layout, or Ray is not installed.
+          InputError: a number is out of range, there is a layout, or Ray is not installed, cannot
+            be begun or joined, or has not got what the actors need.
         """
         check_size("workers", workers)
         if how.layout is not None:
             raise InputError("Ray's workers each have the whole model, so there is no layout")
         self._ray = ray = import_ray()
+        self._places: list[_Place] = []
         self._began = not ray.is_initialized()
         if self._began:
-            ray.init(include_dashboard=False, log_to_driver=False)
+            _begin(ray)
         sizes: Any = {"model": model, "length": length, "stops": stops, "how": how}
         self._sizes = {**sizes, "slots": -(-slots // workers)}
         self._make = ray.remote(num_gpus=gpus, num_cpus=1)(_Actor)
         self._version = version
-        self._weights = ray.put(jax.device_get(params))
-        self._places = [_Place(self._actor()) for _ in range(workers)]
+        try:
+            _check_room(ray, workers, gpus)
+            self._weights = ray.put(jax.device_get(params))
+            self._places += [self._place() for _ in range(workers)]
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, group: int, sample: int, request: Request) -> None:
         """Gives a sample to the actor that has the fewest."""
@@ -142,8 +153,10 @@ class RaySampler:
         """What has ended, after a short while at most, and what is lost with its actor.
 
         Raises:
-          InputError: actors end again and again, or cannot begin a sample; says why.
+          InputError: actors are not there in time, end again and again, or cannot begin a sample;
+            says why.
         """
+        self._check_there()
         for place in self._places:
             if place.polled is None and place.running:
                 place.polled = place.actor.poll.remote()
@@ -186,15 +199,50 @@ class RaySampler:
                 f"{IN_A_ROW} workers of Ray ended one after another: {error}"
             ) from error
         gone = [Sampled(*one, None) for one in sorted(place.running)]
-        place.actor, place.running, place.polled, place.calls = self._actor(), set(), None, []
-        place.lost += 1
+        other = dataclasses.replace(self._place(), lost=place.lost + 1)
+        self._places[self._places.index(place)] = other
         return gone
 
-    def _actor(self) -> Any:
-        return self._make.remote(self._weights, version=self._version, **self._sizes)
+    def _place(self) -> _Place:
+        actor = self._make.remote(self._weights, version=self._version, **self._sizes)
+        return _Place(actor, time.monotonic() + START_S, actor.pid.remote())
+
+    def _check_there(self) -> None:
+        """Refuses to wait for ever for actors that Ray has no place for."""
+        late = 0
+        for place in self._places:
+            if place.begins is not None and self._done([place.begins]):
+                place.begins = None  # or it is lost, which its other calls tell
+            late += place.begins is not None and time.monotonic() > place.until
+        if late:
+            free = self._ray.available_resources()
+            raise InputError(
+                f"{late} of {len(self._places)} workers of Ray did not begin within {START_S:g} s; "
+                f"Ray has {free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
+            )
 
     def _done(self, calls: Sequence[Any]) -> list[Any]:
         """Those whose outcome is known."""
         if not calls:
             return []
         return self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]
+
+
+def _begin(ray: Any) -> None:
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False)
+    except Exception as error:  # it raises many kinds, some of them plain exceptions
+        where = os.environ.get("RAY_ADDRESS")
+        what = "begun" if where is None else f"joined at RAY_ADDRESS={where}"
+        raise InputError(f"Ray cannot be {what}: {error}") from error
+
+
+def _check_room(ray: Any, workers: int, gpus: float) -> None:
+    """Refuses more actors than Ray could ever place: it would let them wait without a word."""
+    has = ray.cluster_resources()
+    for kind, each in (("CPU", 1), ("GPU", gpus)):
+        if workers * each > has.get(kind, 0) + 1e-6:
+            raise InputError(
+                f"{workers} workers need {workers * each:g} {kind}s, and Ray has "
+                f"{has.get(kind, 0):g}: give fewer workers, or join a larger Ray by RAY_ADDRESS"
+            )

@@ -78,6 +78,11 @@ def test_a_run_of_other_settings_is_refused_by_name(tmp_path):
         has_run(tmp_path, {"a": {"b": {"c": 1, "d": 5}, "e": 4}})
     with pytest.raises(InputError, match=r"with another a\.f: null, not null"):
         has_run(tmp_path, {"a": {"b": {"c": 1, "d": 2}, "e": 3, "f": None}})
+    (tmp_path / "config.json").write_text('{"a": [{"b": 1}, {"b": 2}]}')
+    with pytest.raises(InputError, match=r"with another a\.1\.b: 2, not 3"):
+        has_run(tmp_path, {"a": [{"b": 1}, {"b": 3}]})
+    with pytest.raises(InputError, match=r"with another a: \[{.*, not \[{\"b\": 1}\]"):
+        has_run(tmp_path, {"a": [{"b": 1}]})
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(InputError, match="holds no JSON object"):
         has_run(tmp_path, {"a": 1})

@@ -368,16 +368,36 @@ def test_what_cannot_be_is_refused():
         changed({"group": 1})
 
 
-@pytest.mark.parametrize("value", [1.0, np.nan])
-def test_where_all_rewards_are_equal_a_run_ends_with_what_it_has(tmp_path, value):
-    same = lambda group, found: [value] * len(found)  # noqa: E731
+def test_where_all_rewards_are_equal_a_run_ends_with_what_it_has(tmp_path):
+    same = lambda group, found: [float(group % 2)] * len(found)  # noqa: E731
     rest = {"model": MODEL, "optimizer": OPTIMIZER, "folder": tmp_path}
-    with pytest.raises(rl.NothingToLearn, match="nothing to learn from these") as end:
+    with pytest.raises(rl.NothingToLearn, match=r"each, 0\.500 on average") as end:
         rl.train(
             model(), prompt, same, cfg=changed({"replace_equal_groups": True}, updates=2), **rest
         )
     first = jax.device_get(model())
     chex.assert_trees_all_equal(jax.device_get(end.value.state.params), first)
+
+
+def test_where_nothing_can_be_judged_a_run_ends_with_an_error_and_not_as_learned(tmp_path):
+    """Groups without rewards are no equal ones, and they are counted through a kill."""
+    cfg, calls = changed({"replace_equal_groups": True}, updates=2), []
+
+    def some(group, found):
+        if len(calls) == 30:
+            raise Killed
+        calls.append(group)
+        return [np.nan if group % 4 else 1.0] * len(found)
+
+    rest = {"model": MODEL, "cfg": cfg, "optimizer": OPTIMIZER, "folder": tmp_path}
+    with pytest.raises(Killed):
+        rl.train(model(), prompt, some, **rest)
+    calls.insert(0, "again")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"60 groups .* have no rewards, as none") as end:
+            rl.train(model(), prompt, some, **rest)
+        assert not isinstance(end.value, rl.NothingToLearn)
+    assert 80 <= len(calls) < 86
 
 
 def test_long_answers_lose_some_of_their_reward_and_groups_are_told_apart_without():
@@ -401,5 +421,5 @@ def test_a_run_goes_on_with_its_own_settings_alone(tmp_path):
     rest = {"model": MODEL, "optimizer": OPTIMIZER, "folder": tmp_path}
     rl.train(model(), prompt, reward, cfg=cfg, **rest)
     other = dataclasses.replace(cfg, temperature=0.5, updates=2)
-    with pytest.raises(InputError, match=r"temperature = 0.9, this one has 0.5"):
+    with pytest.raises(InputError, match=r"another temperature: 0\.9, not 0\.5"):
         rl.train(model(), prompt, reward, cfg=other, **rest)

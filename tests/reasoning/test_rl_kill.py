@@ -20,6 +20,7 @@ from pangu_jax.losses.policy import DAPO
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
+from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning import rl
 from pangu_jax.reasoning.curriculum import CurriculumConfig
@@ -220,12 +221,77 @@ def test_a_signal_is_heard_within_a_step_of_decoding(tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6] and lines[:2] == seen
 
 
+def test_answers_that_end_as_a_signal_comes_are_kept(tmp_path):
+    cfg, last = config(updates=4, batch=1, slots=8), []
+
+    class Told(Scripted):
+        def poll(self):
+            found = super().poll()
+            if self.version == 2 and len(found) > 1 and not last:
+                last.extend((one.group, one.sample) for one in found)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+    _, _, first, end = train(cfg, sampler=Told, folder=tmp_path, lengths=lambda g, s: 4 + g)
+    assert isinstance(end, Stopped) and end.step == 2 and len(last) == 2
+    _, lines, second, _ = train(cfg, folder=tmp_path, lengths=lambda g, s: 4 + g)
+    assert len(lines) == 4 and not first.given & set(second.started)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_answers_are_kept_where_nothing_is_left_to_learn(tmp_path, shares):
+    """Begun again, the first answer tells so at once, whatever else ended with it."""
+    cfg = config(staleness=0, replace_equal_groups=True, slots=4)
+    same = lambda group, found: [0.5, 0.5]  # noqa: E731
+    kind, safe = mortal(10**6, shares), set()
+    for _ in range(3):
+        *_, sampler, end = train(
+            cfg, sampler=kind, reward=same, lengths=lambda g, s: 3, folder=tmp_path
+        )
+        assert isinstance(end, rl.NothingToLearn) and not safe & set(sampler.started)
+        safe |= sampler.given
+
+
+def test_updates_that_are_made_again_by_another_optimizer_are_refused(tmp_path):
+    cfg = config(updates=6, staleness=0, batch=1)
+    train(cfg, sampler=mortal(40), folder=tmp_path)
+    (path,) = (tmp_path / "rollouts").glob("*.jsonl")
+    updates = [line for line in path.read_text().splitlines() if '"updated"' in line]
+    assert 1 <= len(updates) < 5 and all('"moved"' in line for line in updates)
+    other = {"model": MODEL, "cfg": cfg, "optimizer": optax.adam(1e-3), "folder": tmp_path}
+    params = init(decoder.spec(MODEL), key=jax.random.key(0))
+    with pytest.raises(
+        InputError, match=r"update 1 moved some weights by .* with its own optimizer"
+    ):
+        rl.train(params, lambda group: [1, 2], reward, **other)
+    _, lines, _, end = train(cfg, folder=tmp_path)
+    assert end is None and len(lines) == 6, "with its own it goes on"
+
+
+def test_a_run_of_another_model_or_type_is_refused(tmp_path):
+    """Of the same parameters: what they are read as is not in their shapes."""
+    cfg = config(updates=1)
+    train(cfg, sampler=mortal(0), folder=tmp_path)
+    layer = dataclasses.replace(MODEL.layers[0], attention=AttentionConfig(1, 1, 8, window=4))
+    rest = {"cfg": cfg, "optimizer": OPTIMIZER, "folder": tmp_path}
+    for changes, words in (
+        (
+            {"model": dataclasses.replace(MODEL, layers=(layer,))},
+            r"model\.layers\.0\.attention\.window: null, not 4",
+        ),
+        ({"model": MODEL, "how": How(dtype="bfloat16")}, r'how\.dtype: null, not "bfloat16"'),
+    ):
+        params = init(decoder.spec(MODEL), key=jax.random.key(0))
+        with pytest.raises(InputError, match=words):
+            rl.train(params, lambda group: [1, 2], reward, **rest, **changes)
+
+
 def test_what_does_not_belong_to_a_run_is_refused(tmp_path):
     cfg = config(updates=2)
     train(cfg, sampler=mortal(4), folder=tmp_path)
     other = init(decoder.spec(MODEL), key=jax.random.key(1))
     rest = {"model": MODEL, "cfg": cfg, "optimizer": OPTIMIZER, "folder": tmp_path}
-    with pytest.raises(InputError, match="of a run with parameters = "):
+    with pytest.raises(InputError, match="of a run with another parameters: "):
         rl.train(other, lambda group: [1, 2], reward, **rest)
     (path,) = (tmp_path / "rollouts").glob("*.jsonl")
     lines = path.read_text().splitlines(keepends=True)
