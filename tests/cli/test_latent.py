@@ -128,8 +128,9 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     assert len(tokenizer.encode("1 * 2")) == 3 and tokenizer.token_to_id("<|pause|>") is not None
     # By itself `eval` measures on the run's own test file, and never on what was trained on.
     assert call("eval", folder, "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["ablations"] == {} and found["problems"] == 2
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["ablations"] == {} and found["problems"] == 2 and "left out" not in told.err
     assert call("eval", folder, "--task", path, "--tests", 9) == 0
     told = capsys.readouterr()
     assert "7 of 9 problems left out" in told.err and " of 2; " in told.out
