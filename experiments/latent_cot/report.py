@@ -41,7 +41,9 @@ def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> lis
         f"{plan.tests:,} questions, {plan.test_file or 'drawn'} (a run without --data draws them); "
         f"{plan.model}, {plan.steps:,} steps of {plan.batch} problems, from scratch. By chance "
         f"{'nearly 0' if guess is None else f'{guess:.1%}'}. Pauses are as many empty slots in the "
-        "same curriculum. FLOP: two for each weight and slot or token, attention left out.",
+        "same curriculum. A pause in the place of thoughts is a row that Coconut's own training "
+        "never reads. FLOP: two for each weight and slot or token, attention left out. "
+        "Training is timed with compiling; a run that was killed has no time.",
         "",
         table(HEAD, rows),
         "",
@@ -67,5 +69,7 @@ def _row(method: str, found: list[dict[str, Any]]) -> list[str]:
         f"{mean('tokens'):.1f}",
         f"{mean('flops', 1e-9):.2f}",
         f"{mean('seconds_per_answer', 1e3):.1f}",
-        f"{mean('train_seconds'):.0f}",
+        ""
+        if any(one["train_seconds"] is None for one in found)
+        else f"{mean('train_seconds'):.0f}",
     ]

@@ -20,7 +20,9 @@ Not reproduced: published runs begin with GPT-2, and have other sizes and length
 """
 
 import dataclasses
+import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,19 +31,23 @@ import jax
 
 from experiments.latent_cot.config import PRESETS, Experiment, Plan
 from experiments.latent_cot.report import write_report
+from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.cli.stopping import script
+from pangu_jax.core.config import read_json
+from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
-from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
 from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.registry import METHODS
-from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.reasoning.latent.task import Ids, encode_task, read_task, words_of
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.step import TrainState
+from pangu_jax.train.stop_signal import Stopped
 
 
 def main() -> None:
@@ -80,8 +86,8 @@ def _cell(
     model = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
     phases = latent.plan(method, ids.training, plan.curriculum(method))
     how = How(dtype=experiment.dtype)
-    began = time.monotonic()
-    state = latent.train(
+    train = partial(
+        latent.train,
         ids.training,
         phases,
         method=method,
@@ -94,35 +100,55 @@ def _cell(
         label=f"{plan.task} {method}",
         how=how,
     )
-    trained_s = time.monotonic() - began
-    ask = partial(
-        solve,
-        state.params,
-        method=METHODS[method],
-        phase=phases[-1],
-        markers=ids.markers,
-        cfg=model,
-        max_new_tokens=ids.longest + 8,
-        how=how,
-    )
-    ablations = {}
-    if METHODS[method].feedback:
-        for kind in ABLATIONS:
-            exchange = ablation(kind, state.params, ids.markers, cfg=model, how=how)
-            found = score(ask(ids.testing, batch=64, exchange=exchange), ids.testing)
-            ablations[kind] = found.accuracy
-    found = score(ask(ids.testing, batch=64), ids.testing)
+    state, trained_s = timed(train, folder)
+    asked = {
+        "method": METHODS[method],
+        "phase": phases[-1],
+        "markers": ids.markers,
+        "cfg": model,
+        "max_new_tokens": ids.longest + 8,
+        "how": how,
+    }
+    figures = scores(state.params, ids.testing, batch=64, **asked)
+    found = figures.pop("")
     read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
     weights = count(decoder.spec(model)) - model.vocab * model.width
     return {
         **dataclasses.asdict(found),
         "parameters": count(decoder.spec(model)),
         "flops": 2 * weights * (read + found.thoughts + found.tokens),
-        "seconds_per_answer": _seconds(ask, ids.testing[: experiment.timed]),
-        "ablations": ablations,
+        "seconds_per_answer": _seconds(
+            partial(solve, state.params, **asked), ids.testing[: experiment.timed]
+        ),
+        "ablations": {kind: one.accuracy for kind, one in figures.items()},
         "train_seconds": trained_s,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def timed(train: Callable[[], TrainState], folder: Path) -> tuple[TrainState, float | None]:
+    """What a training run gives, and the seconds that it took, those before it was stopped, too.
+
+    They are noted beside the run when it ends or hears a signal, with the step that it came to.
+    None where a run goes on from a step that was not noted, as it had been killed.
+    """
+    note, step = folder / "seconds.json", latest_step(folder) or 0
+    noted = read_json(note) if note.is_file() else {"step": 0, "seconds": 0.0}
+    before = {0: 0.0, noted["step"]: noted["seconds"]}.get(step)
+    began = time.monotonic()
+
+    def write(step: int) -> float | None:
+        seconds = None if before is None else before + time.monotonic() - began
+        with atomic_write(note) as file:
+            json.dump({"step": step, "seconds": seconds}, file)
+        return seconds
+
+    try:
+        state = train()
+    except Stopped as stop:
+        write(stop.step)
+        raise
+    return state, write(int(state.step))
 
 
 def _seconds(ask: Any, problems: list) -> float:

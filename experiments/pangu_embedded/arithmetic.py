@@ -36,12 +36,13 @@ def model(layers: int, width: int, vocab: int = len(ALPHABET)) -> decoder.Decode
 
 
 def question(rng: np.random.Generator, digits: int, *, held_out: bool) -> tuple[str, str]:
-    """A question and its answer; every tenth pair of numbers is held out."""
+    """A question and its answer; about every tenth pair of numbers is held out, in either order."""
     while True:
         adds = rng.random() < 0.5
         most = (10**digits, 10**digits) if adds else (10 ** min(digits, 2), 10)
         a, b = (int(rng.integers(n)) for n in most)
-        if ((37 * a + 11 * b) % 10 == 0) == held_out:
+        low, high = sorted((a, b))  # the answer is the same in either order
+        if ((37 * low + 11 * high) % 10 == 0) == held_out:
             return f"{a}{'+' if adds else '*'}{b}=", f"{a + b if adds else a * b}\n"
 
 

@@ -165,11 +165,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """The steps of all whole checkpoints on disk, in order."""
-        try:
-            names = [p.name for p in self.folder.iterdir() if p.is_dir()]
-        except OSError:
-            return []
-        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+        return _steps(self.folder)
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
@@ -358,6 +354,19 @@ class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
         if self.get_final().parent.name == CHECKPOINTS:
             await asyncio.to_thread(_save_digests, Path(self.get()))
         await super().finalize()
+
+
+def latest_step(folder: str | Path) -> int | None:
+    """The step of a run's newest whole checkpoint, or None."""
+    return max(_steps(Path(folder) / CHECKPOINTS), default=None)
+
+
+def _steps(place: Path) -> list[int]:
+    try:
+        names = [p.name for p in place.iterdir() if p.is_dir()]
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def _save_digests(place: Path) -> None:

@@ -2,24 +2,29 @@
 
 import dataclasses
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.chain_of_thought import Problem
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
-from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
-from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.ablation import ABLATIONS
+from pangu_jax.reasoning.latent.held_out import load_hashes, not_among
 from pangu_jax.reasoning.latent.registry import method
-from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.score import Score, scores
 from pangu_jax.reasoning.latent.slots import encode, markers_of
 from pangu_jax.reasoning.latent.task import chance, test_problems
 
@@ -33,9 +38,10 @@ class Options:
     task: str | None = None
     """mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file; None is the task of the run."""
     test: str | None = None
-    """A file of problems to measure on; without it they are drawn, or the task's last ones."""
-    tests: int = 500
-    """Most problems to measure on."""
+    """A file of problems to measure on; None is the run's, or for another task as in training.
+    Problems that the run was trained on are left out."""
+    tests: int | None = None
+    """Most problems to measure on; None is as many as the run measured on."""
     batch: int = 32
     """Problems answered at once."""
     max_new_tokens: int | None = None
@@ -50,39 +56,87 @@ class Options:
 
 def main(options: Options) -> None:
     """Prints accuracy with its interval, tokens and thoughts, and the same for each ablation."""
-    check_size("tests", options.tests)
+    if options.tests is not None:
+        check_size("tests", options.tests)
     check_size("batch", options.batch)
     params, cfg, tokenizer, trained = opened(options.run)
     markers, chosen = markers_of(tokenizer), method(trained.method)
     name = options.task or trained.task
-    problems = [
-        encode(x, tokenizer) for x in test_problems(name, test=options.test, tests=options.tests)
-    ]
-    thinks = chosen.thoughts(trained.phase) > 0
-    how, results = How(dtype=options.dtype), {}
+    found = test_set(options.run, trained, options.task, options.test, options.tests)
+    problems = [encode(problem, tokenizer) for problem in found]
+    step = reached(options.run, trained)
     with progress() as show:
-        for kind in ("", *(ABLATIONS if thinks and options.ablations else ())):
-            written = solve(
-                params,
-                problems,
-                chosen,
-                trained.phase,
-                markers,
-                cfg=cfg,
-                max_new_tokens=options.max_new_tokens or trained.max_new_tokens,
-                batch=options.batch,
-                exchange=ablation(kind, params, markers, cfg=cfg, how=how) if kind else None,
-                progress=lambda done, total, kind=kind: show(f"answering {kind}", done, total),
-                how=how,
-            )
-            results[kind] = dataclasses.asdict(score(written, problems))
+        found = scores(
+            params,
+            problems,
+            chosen,
+            trained.phase,
+            markers,
+            cfg=cfg,
+            max_new_tokens=options.max_new_tokens or trained.max_new_tokens,
+            batch=options.batch,
+            ablations=ABLATIONS if options.ablations else (),
+            progress=lambda kind, done, total: show(f"answering {kind}", done, total),
+            how=How(dtype=options.dtype),
+        )
     if options.json:
-        ablated = {kind: found for kind, found in results.items() if kind}
         known = {"method": trained.method, "task": name, "chance": chance(name)}
-        print(json.dumps({**known, **results[""], "ablations": ablated}))
+        known = {**known, "step": step, "steps": trained.steps}
+        values = {kind: dataclasses.asdict(one) for kind, one in found.items()}
+        print(json.dumps({**known, **values.pop(""), "ablations": values}))
         return
-    for kind, found in results.items():
-        print(f"{kind or trained.method:10} {described(found, chance(name))}")
+    print(described(found, trained.method, chance(name)))
+
+
+def test_set(
+    run: str, trained: latent.Trained, task: str | None, test: str | None, tests: int | None
+) -> list[Problem]:
+    """The problems to measure a run on, without those that it was trained on, which stderr tells.
+
+    Args:
+      run: its folder.
+      trained: of its folder.
+      task: another task than the run's; None is the run's.
+      test: a file; None is the run's, or for another task what `read_task` measures on.
+      tests: most of them; None is as many as the run measured on.
+
+    Raises:
+      InputError: no such problems, or the run was trained on all of them.
+    """
+    if task is None and test is None:
+        test = trained.test
+    task, tests = task or trained.task, trained.tests if tests is None else tests
+    return unseen(test_problems(task, test=test, tests=tests), load_hashes(run), run)
+
+
+def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Problem]:
+    """The problems whose hashes are not among those of what a run was trained on.
+
+    Raises:
+      InputError: there are none.
+    """
+    kept = not_among(problems, seen)
+    if problems and not kept:
+        raise InputError(f"{run} was trained on all of the {len(problems)} problems; give others")
+    if len(kept) < len(problems):
+        gone = len(problems) - len(kept)
+        print(
+            f"{gone} of {len(problems)} problems left out: {run} was trained on them",
+            file=sys.stderr,
+        )
+    return kept
+
+
+def reached(run: str, trained: latent.Trained) -> int:
+    """The step of the run's last checkpoint; stderr tells if it is not the curriculum's last."""
+    step = latest_step(run) or 0
+    if step < trained.steps:
+        print(
+            f"{run} stopped at step {step:,} of {trained.steps:,}; its answers are in the "
+            "form of the last stage, in which it was trained too little or not at all",
+            file=sys.stderr,
+        )
+    return step
 
 
 def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
@@ -99,11 +153,24 @@ def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
     return params, cfg, load_tokenizer(found, checkpoint=path), trained
 
 
-def described(found: dict[str, Any], guessing: float | None) -> str:
-    """A score in words."""
+def described(found: Mapping[str, Score], name: str, guessing: float | None) -> str:
+    """Scores in words, a line each.
+
+    Args:
+      found: of `score.scores`.
+      name: of the method.
+      guessing: the share of right answers by chance.
+    """
+    lines = [f"{kind or name:10} {_described(one, guessing)}" for kind, one in found.items()]
+    if method(name).feedback:
+        lines.append("the control of thoughts is the same training with --method pause")
+    return "\n".join(lines)
+
+
+def _described(found: Score, guessing: float | None) -> str:
     by_chance = "" if guessing is None else f", by chance {guessing:.1%}"
     return (
-        f"accuracy {found['accuracy']:.1%} ({found['low']:.1%} to {found['high']:.1%}) of "
-        f"{found['problems']}{by_chance}; {found['tokens']:.1f} tokens written, "
-        f"{found['thoughts']:.0f} thoughts or pauses"
+        f"accuracy {found.accuracy:.1%} ({found.low:.1%} to {found.high:.1%}) of "
+        f"{found.problems}{by_chance}; {found.tokens:.1f} tokens written, "
+        f"{found.thoughts:.0f} thoughts or pauses"
     )

@@ -1,7 +1,7 @@
 """Tells what can be read from the thoughts of a model that `latent train` made.
 
 For each thought and each step, and for the answer, a linear probe is fitted to read the token in
-which they differ most, and again with shuffled labels, as a control; the logit lens tells at which
+which they differ most, and again with shuffled labels, as a baseline; the logit lens tells at which
 place the model's own head ranks that token.
 """
 
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from pangu_jax.cli.latent_eval import opened
+from pangu_jax.cli.latent_eval import opened, reached, test_set
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
@@ -22,7 +22,6 @@ from pangu_jax.reasoning.latent.answer import think
 from pangu_jax.reasoning.latent.probe import lens_ranks, linear_probe, telling_place
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.slots import Encoded, encode, markers_of
-from pangu_jax.reasoning.latent.task import test_problems
 
 LEAST = 20  # problems that have a step, for it to be probed
 
@@ -36,9 +35,11 @@ class Options:
     task: str | None = None
     """mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file; None is the task of the run."""
     test: str | None = None
-    """A file of problems; without it they are drawn, or the task's last ones."""
-    tests: int = 1000
-    """Most problems; a probe is fitted on half of them and measured on the other."""
+    """A file of problems; None is the run's, or for another task as in training. Problems that the
+    run was trained on are left out."""
+    tests: int | None = None
+    """Most problems; None is as many as the run measured on. A probe is fitted on half of them and
+    measured on the other."""
     batch: int = 32
     """Problems thought about at once."""
     seed: int = 0
@@ -49,16 +50,16 @@ class Options:
 
 def main(options: Options) -> None:
     """Prints a line for each thought and what is looked for in it."""
-    check_size("tests", options.tests)
+    if options.tests is not None:
+        check_size("tests", options.tests)
     check_size("batch", options.batch)
     params, cfg, tokenizer, trained = opened(options.run)
     chosen = method(trained.method)
     if not chosen.thoughts(trained.phase):
         raise InputError(f"{options.run} was trained by {trained.method}, which has no thoughts")
-    name = options.task or trained.task
-    problems = [
-        encode(x, tokenizer) for x in test_problems(name, test=options.test, tests=options.tests)
-    ]
+    found = test_set(options.run, trained, options.task, options.test, options.tests)
+    reached(options.run, trained)
+    problems = [encode(problem, tokenizer) for problem in found]
     with working("thinking"):
         thoughts = think(
             params,
@@ -90,7 +91,6 @@ def _lines(options, params, cfg, problems, thoughts) -> Iterator[dict[str, Any]]
                 "thought": number + 1,
                 "reads": what,
                 **dataclasses.asdict(found),
-                "selectivity": found.selectivity,
                 "lens": float(np.median(ranks)),
             }
 
@@ -114,6 +114,7 @@ def _targets(problems: Sequence[Encoded]) -> Iterator[tuple[str, np.ndarray, np.
 
 def _row(line: dict[str, Any]) -> str:
     return (
-        f"{line['thought']:7}  {line['reads']:7}  {line['accuracy']:8.1%}  {line['control']:8.1%}  "
-        f"{line['majority']:9.1%}  {line['examples']:8,}  {line['lens']:.0f} of the vocabulary"
+        f"{line['thought']:7}  {line['reads']:7}  {line['accuracy']:8.1%}  "
+        f"{line['shuffled']:8.1%}  {line['majority']:9.1%}  {line['examples']:8,}  "
+        f"{line['lens']:.0f} of the vocabulary"
     )

@@ -7,14 +7,16 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.latent_eval import described
+from pangu_jax.cli.latent_eval import described, unseen
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
 from pangu_jax.core.config import check_size, save_config, to_json
@@ -27,11 +29,11 @@ from pangu_jax.data.word_tokenizer import files_with_tokens
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
-from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
 from pangu_jax.reasoning.latent.registry import method
-from pangu_jax.reasoning.latent.score import score
-from pangu_jax.reasoning.latent.slots import NAMES
+from pangu_jax.reasoning.latent.score import check_problems, scores
+from pangu_jax.reasoning.latent.slots import FIELDS, NAMES
 from pangu_jax.reasoning.latent.task import Task, encode_task, read_task, words_of
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.optimizer import OptimizerConfig
@@ -79,7 +81,8 @@ class Options:
     checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
     evaluate_every: int = LoopConfig.evaluate_every
-    """Steps between measurements, in the form of the last stage; 0 measures at the end only."""
+    """Steps between measurements, in the form of the last stage and with thoughts exchanged; 0
+    measures at the end only."""
 
 
 # What may differ when a run is resumed: it changes no result.
@@ -90,6 +93,8 @@ def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and measures the answers."""
     check_size("problems", options.problems)
     check_size("tests", options.tests)
+    check_size("batch", options.batch)
+    check_size("accumulate", options.accumulate)
     if options.batch % options.accumulate:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"
@@ -102,36 +107,50 @@ def main(options: Options) -> None:
             tests=options.tests,
             seed=options.seed,
         )
-    params, model, files = _model(options, task)
+    task, seen = _without_seen(task, options.init)
+    params, model, files, added = _model(options, task)
     latent.check_model(model)
     with working("encoding"):
         ids = encode_task(task, files)
     markers = ids.markers
     if options.init is not None:
-        params, model = latent.with_rows(params, model, markers, ids.vocab)
+        new = [getattr(markers, FIELDS[name]) for name in added]
+        params, model = latent.with_rows(params, model, new, ids.vocab)
     else:
         model = dataclasses.replace(model, vocab=-(-ids.vocab // 8) * 8)
     phases = latent.plan(options.method, ids.training, options.curriculum)
-    trained = latent.Trained(options.method, phases[-1], options.task, ids.longest + MOST_NEW)
+    check_problems(ids.testing, method(options.method), phases[-1])
+    trained = latent.Trained(
+        options.method,
+        phases[-1],
+        options.task,
+        options.test,
+        options.tests,
+        options.curriculum.steps,
+        ids.longest + MOST_NEW,
+    )
     how = How(remat=options.remat, dtype=options.dtype)
 
+    measure = partial(
+        scores,
+        problems=ids.testing,
+        method=method(options.method),
+        phase=phases[-1],
+        markers=markers,
+        cfg=model,
+        max_new_tokens=trained.max_new_tokens,
+        how=how,
+    )
+
     def evaluate(params: Any) -> dict[str, float]:
-        written = solve(
-            params,
-            ids.testing,
-            method(options.method),
-            phases[-1],
-            markers,
-            cfg=model,
-            max_new_tokens=trained.max_new_tokens,
-            how=how,
-        )
-        return dataclasses.asdict(score(written, ids.testing))
+        found = measure(params)
+        ablated = {f"accuracy_{kind}": one.accuracy for kind, one in found.items() if kind}
+        return {**dataclasses.asdict(found[""]), **ablated}
 
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     folder = Path(options.out)
     with store.begin(model, folder, settings, free=FREE) as claim:
-        _keep(files, trained, folder)
+        _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)
         print(
             f"{count(decoder.spec(model)):,} parameters, {len(ids.training):,} problems, "
             f"{len(phases)} stages",
@@ -159,22 +178,35 @@ def main(options: Options) -> None:
                 evaluate=evaluate if options.evaluate_every else None,
                 how=how,
             )
-        print(described(evaluate(state.params), task.chance))
+        print(described(measure(state.params), options.method, task.chance))
     print(f"{folder} holds the run; try: pangu-jax latent eval {folder}")
 
 
-def _model(options: Options, task: Task) -> tuple[Any, decoder.DecoderConfig, Mapping[str, bytes]]:
-    """Parameters or None, the configuration, and the files of the tokenizer; none for bytes."""
+def _without_seen(task: Task, init: str | None) -> tuple[Task, np.ndarray]:
+    """The task without test problems that `init` was trained on, and the hashes of the latter."""
+    if init is None or not (Path(init) / latent.RUN).is_file():
+        return task, np.zeros(0, "<u8")
+    seen = load_hashes(init)
+    return dataclasses.replace(task, testing=unseen(task.testing, seen, init)), seen
+
+
+def _model(
+    options: Options, task: Task
+) -> tuple[Any, decoder.DecoderConfig, Mapping[str, bytes], list[str]]:
+    """Parameters or None, configuration, the tokenizer's files (none for bytes), new markers."""
     if options.init is None:
         files = {} if options.tokenizer == "bytes" else words_of(task)
-        return None, presets.preset(options.preset), files
+        return None, presets.preset(options.preset), files, list(NAMES)
     with working(f"reading {options.init}"):
         params, cfg, found = open_checkpoint(
             options.init, kind="decoder", by="`pangu-jax latent train`", dtype="float32"
         )
     tokenizer = load_tokenizer(found, checkpoint=options.init)
-    bare = isinstance(tokenizer, ByteTokenizer)
-    return params, cfg, {} if bare else files_with_tokens(tokenizer, NAMES)
+    if isinstance(tokenizer, ByteTokenizer):  # its ids have no names: the run says what they were
+        known = (Path(options.init) / latent.RUN).is_file()
+        return params, cfg, {}, [] if known else list(NAMES)
+    added = [name for name in NAMES if tokenizer.token_to_id(name) is None]
+    return params, cfg, files_with_tokens(tokenizer, NAMES), added
 
 
 def _fingerprint(task: Task) -> str:
@@ -182,8 +214,11 @@ def _fingerprint(task: Task) -> str:
     return json_digest([len(task.training), *rows])
 
 
-def _keep(files: Mapping[str, bytes], trained: latent.Trained, folder: Path) -> None:
+def _keep(
+    files: Mapping[str, bytes], trained: latent.Trained, seen: np.ndarray, folder: Path
+) -> None:
     for name, content in files.items():
         with atomic_write(folder / name, "wb") as file:
             file.write(content)
+    save_hashes(folder, seen)
     save_config(trained, folder / latent.RUN)

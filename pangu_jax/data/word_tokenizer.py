@@ -5,6 +5,7 @@ small model nothing to learn of spelling.
 """
 
 import contextlib
+import functools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -68,6 +69,22 @@ def files_with_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> dict[str, b
     inner = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
     inner.add_special_tokens(list(names))
     return {**files, "tokenizer.json": _json(inner)}
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+    """The id of whatever the tokenizer has no token for; None where it has one for every text."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return None
+    return _unknown_id(tokenizer.inner)
+
+
+@functools.lru_cache(maxsize=8)
+def _unknown_id(inner: tokenizers.Tokenizer) -> int | None:
+    model = json.loads(inner.to_str())["model"]
+    if model.get("unk_id") is not None:  # Unigram has the id, the others have the name
+        return model["unk_id"]
+    name = model.get("unk_token")
+    return None if name is None else inner.token_to_id(name)
 
 
 @contextlib.contextmanager

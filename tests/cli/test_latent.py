@@ -12,9 +12,11 @@ from pangu_jax.cli.main import main
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.train.stop_signal import Stopped
 
+TRAIN = latent_train.latent.train
 SMALL = (
     *("--task", "mult1x1", "--problems", 60, "--tests", 4, "--batch", 4),
     *("--steps", 8, "--stage-steps", 2, "--stages", 2, "--checkpoint-every", 3),
+    *("--evaluate-every", 8),
 )
 
 
@@ -37,9 +39,12 @@ def test_eval_measures_a_run_and_its_ablations(run, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == "coconut" and found["task"] == "mult1x1"
     assert found["problems"] == 3 and found["thoughts"] == 2 and found["chance"] is None
+    assert found["step"] == found["steps"] == 8
     assert set(found["ablations"]) == {"zeros", "noise", "other", "pause"}
     assert call("eval", run, "--tests", 3, "--no-ablations") == 0
-    assert capsys.readouterr().out.startswith("coconut    accuracy")
+    told = capsys.readouterr()
+    assert told.out.startswith("coconut    accuracy") and "--method pause" in told.out
+    assert "stopped" not in told.err and "left out" not in told.err
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, capsys, monkeypatch):
@@ -48,11 +53,17 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
     shutil.copytree(run, folder)
     for step in ("8",):  # as if it had been killed after the checkpoint before
         shutil.rmtree(folder / "checkpoints" / step)
+    assert call("eval", folder, "--no-ablations") == 0
+    assert "stopped at step 6 of 8" in capsys.readouterr().err
     assert call(*arguments) == 0
+    told = capsys.readouterr().out
+    assert all(f"\n{kind}" in told for kind in ("zeros", "noise", "other", "pause"))
+    assert "--method pause" in told  # the control
     whole, again = (restore_params(path)[0] for path in (run, folder))
     np.testing.assert_array_equal(whole["embed"]["table"], again["embed"]["table"])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines if "stage" in line][-8:][-2:] == [4, 4]
+    assert {"eval_accuracy", "eval_accuracy_zeros", "eval_accuracy_other"} <= set(lines[-1])
     assert call(*arguments, "--remat", "full") == 2
     assert "remat" in capsys.readouterr().err
 
@@ -63,7 +74,41 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
     assert call(*arguments) == 143
 
 
-def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(tmp_path, capsys):
+@pytest.fixture
+def begun(monkeypatch):
+    """Parameters that training was to begin with; nothing is trained."""
+    found = []
+
+    def train(*_, params, **__):
+        found.append(params)
+        raise Stopped(0, 143, None)
+
+    monkeypatch.setattr(latent_train.latent, "train", train)
+    return found
+
+
+def test_markers_keep_what_a_run_trained_them_to(run, tiny_run, tmp_path, begun):
+    for number, start in enumerate((run, tiny_run)):
+        out = ("--out", tmp_path / str(number), "--init", start)
+        assert call("train", "--method", "pause", *out, *SMALL) == 143
+    trained, _ = restore_params(run)
+    untrained, _ = restore_params(tiny_run)
+    for name, axis in (("embed", 0), ("head", 1)):
+        was, mean = (
+            np.moveaxis(np.asarray(next(iter(tree[name].values()))), axis, 0)
+            for tree in (trained, untrained)
+        )
+        kept, drawn = (
+            np.moveaxis(np.asarray(next(iter(tree[name].values()))), axis, 0) for tree in begun
+        )
+        assert len(np.unique(was[257:261], axis=0)) > 1
+        np.testing.assert_array_equal(kept, was)
+        np.testing.assert_allclose(drawn[257:261], [mean.mean(0)] * 4, rtol=1e-4, atol=1e-6)
+
+
+def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
+    tmp_path, capsys, begun, monkeypatch
+):
     rows = [
         {"question": f"{a} * {b}", "cot": f"{a} {b}", "answer": f"{b}"}
         for a in range(3)
@@ -71,14 +116,37 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(tmp_path, capsys
     ]
     path = tmp_path / "products.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[4]) + "\n")
     folder = tmp_path / "run"
-    task = ("--task", path, "--tests", 2, "--steps", 1, "--batch", 2)
-    assert call("train", "--method", "no-cot", "--out", folder, *task) == 0
+    task = ("--task", path, "--test", test, "--steps", 1, "--batch", 2)
+    with monkeypatch.context() as trains:
+        trains.setattr(latent_train.latent, "train", TRAIN)
+        assert call("train", "--method", "no-cot", "--out", folder, *task) == 0
     assert "accuracy" in capsys.readouterr().out
     tokenizer = load_tokenizer(folder)
     assert len(tokenizer.encode("1 * 2")) == 3 and tokenizer.token_to_id("<|pause|>") is not None
-    assert call("eval", folder, "--tests", 2, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["ablations"] == {}
+    # By itself `eval` measures on the run's own test file, and never on what was trained on.
+    assert call("eval", folder, "--json") == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["ablations"] == {} and found["problems"] == 2 and "left out" not in told.err
+    assert call("eval", folder, "--task", path, "--tests", 9) == 0
+    told = capsys.readouterr()
+    assert "7 of 9 problems left out" in told.err and " of 2; " in told.out
+    assert call("eval", folder, "--task", path, "--tests", 3) == 2
+    assert "was trained on all of the 3 problems" in capsys.readouterr().err
+    assert call("eval", folder, "--task", "mult1x1") == 2
+    assert "has no token for" in capsys.readouterr().err
+    # Nor does a run that begins with this one.
+    again = ("train", "--method", "cot", "--init", folder, "--out", tmp_path / "again")
+    assert call(*again, "--task", path, "--tests", 3) == 2
+    assert "trained on all of the 3 problems" in capsys.readouterr().err
+    assert call(*again, "--task", test, "--test", path) == 2
+    assert call(*again, *task) == 143
+    (trained, _), pause = restore_params(folder), tokenizer.token_to_id("<|pause|>")
+    np.testing.assert_array_equal(begun[0]["embed"]["table"], trained["embed"]["table"])
+    assert pause < len(trained["embed"]["table"])
     with pytest.raises(SystemExit) as end:
         main(["generate", str(folder), "--prompt", "1 * 2", "--max-new-tokens", "2"])
     assert end.value.code == 0
@@ -91,6 +159,8 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
         (("--task", "mult2x3"), "the same number of digits"),
         (("--task", "mult1x1", "--steps", 3, "--stage-steps", 1), "need more than 3 steps"),
         (("--task", "mult1x1", "--batch", 3, "--accumulate", 2), "must divide the batch"),
+        (("--task", "mult1x1", "--accumulate", 0), "accumulate must be at least 1"),
+        (("--task", "mult1x1", "--tests", 1), "another problem, which needs at least two"),
         (("--task", "mult1x1", "--preset", "moge-tiny"), "has experts"),
     ):
         more = ("--problems", 30, "--tests", 2)
@@ -108,10 +178,12 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     }
     for line in lines:
         assert line["examples"] == 40 and line["classes"] > 1 and 0 <= line["lens"] < 264
-        assert line["selectivity"] == line["accuracy"] - line["control"]
-    assert call("probe", run, "--tests", 40) == 0
+        assert 0 <= line["shuffled"] <= 1
+    assert call("probe", run, "--task", "mult2x2", "--tests", 40) == 0
     assert "1  answer" in capsys.readouterr().out
-    assert call("probe", run, "--tests", 5) == 2
+    assert call("probe", run, "--tests", 40) == 2  # most of which it was trained on
+    assert "of 40 problems left out" in capsys.readouterr().err
+    assert call("probe", run) == 2  # as many as it measured on
     assert "20 problems" in capsys.readouterr().err
     other = tmp_path / "run"
     shutil.copytree(run, other)

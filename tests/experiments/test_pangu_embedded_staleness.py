@@ -22,6 +22,17 @@ def test_questions_are_right_and_none_that_is_learned_from_is_held_out():
     rng = np.random.default_rng(0)
     held = {arithmetic.question(rng, 2, held_out=True)[0] for _ in range(300)}
     assert not held & {text for text, _ in found} and len({t for t, _ in found}) > 200
+    # Nor is one whose numbers stand the other way round, as its answer is the same.
+    pairs = [
+        {
+            (sign, frozenset(text[:-1].split(sign)))
+            for text in texts
+            for sign in "+*"
+            if sign in text
+        }
+        for texts in (held, {text for text, _ in found})
+    ]
+    assert not pairs[0] & pairs[1]
     right = found[0][1]
     answers = [told(right), told("1" + right), told(right[:-1])]
     assert questions.reward(0, answers) == [1.0, 0.0, 0.0]

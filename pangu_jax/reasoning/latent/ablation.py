@@ -4,8 +4,8 @@
 |---|---|
 | zeros | nothing |
 | noise | a random direction of the same length |
-| other | the thought of another problem of the batch |
-| pause | the embedding of a pause |
+| other | that of the problem before, the first one of the last |
+| pause | the embedding of a pause, which Coconut itself never trains |
 
 A score that stays the same says that the answer does not hang on what the thoughts hold.
 """
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.core.config import check_choice
+from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.answer import Exchange
@@ -42,6 +43,10 @@ def ablation(
       cfg: the model.
       how: type of the activations.
 
+    Returns:
+      A function of the thoughts about all problems and a key. It raises InputError for one problem,
+      which has no other.
+
     Raises:
       InputError: an unknown name.
     """
@@ -56,6 +61,10 @@ def ablation(
             unit = drawn / jnp.linalg.norm(drawn, axis=-1, keepdims=True)
             return (unit * size).astype(thoughts.dtype)
         if name == "other":
+            if len(thoughts) < 2:
+                raise InputError(
+                    "the thoughts of another problem need at least two problems, got 1"
+                )
             return jnp.roll(thoughts, 1, axis=0)
         pause = decoder.embed(params, jnp.asarray([[markers.pause]], jnp.int32), cfg=cfg, how=how)
         return jnp.broadcast_to(pause, thoughts.shape).astype(thoughts.dtype)

@@ -25,7 +25,7 @@ from pangu_jax.reasoning.latent.method import Method
 from pangu_jax.reasoning.latent.reading import read
 from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
-# thoughts [B, n, D] and a key to what stands in their place
+# thoughts about all problems [N, n, D] and a key to what stands in their place
 Exchange = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -70,7 +70,8 @@ def solve(
       cfg: the model.
       max_new_tokens: most tokens of what is written.
       batch: problems that are thought about, and answered, at once.
-      exchange: replaces the thoughts before the model goes on; None leaves them.
+      exchange: replaces the thoughts before the model goes on; None leaves them. It gets those
+        about all problems, which are computed first.
       seed: of what `exchange` draws.
       progress: called with how many are done, and of how many.
       how: implementations, and type of activations and cache.
@@ -89,14 +90,15 @@ def solve(
     params = by_layer(params)
     engine = Engine(params, cfg=cfg, slots=min(batch, len(rows)), length=round_up(length), how=how)
 
+    thinking = _in_batches(params, rows, batch, method.feedback, start, thoughts, cfg, how)
+    if exchange is not None:
+        every = jnp.concatenate(list(thinking))
+        thinking = [exchange(every, jax.random.key(seed))]
+
     def prompts():
-        for first in range(0, len(rows), batch):
-            part = rows[first : first + batch]
-            given = _thoughts(params, part, batch, method.feedback, start, thoughts, cfg, how)
-            if exchange is not None:
-                given = exchange(given, jax.random.fold_in(jax.random.key(seed), first))
-            for row, thought in zip(part, given, strict=False):
-                yield _prompt(params, row, thought, cfg, how)
+        given = (thought for part in thinking for thought in part)
+        for row, thought in zip(rows, given, strict=True):
+            yield _prompt(params, row, thought, cfg, how)
 
     requests = (Request(inputs, max_new_tokens, stop_ids=(markers.stop,)) for inputs in prompts())
     found: list[Written | None] = [None] * len(rows)
@@ -129,10 +131,7 @@ def think(
         raise InputError("there are no problems, or the method has no thoughts in this phase")
     rows = [method.slots(_asked(x), phase, markers, 0) for x in problems]
     start, params = round_up(max(len(row.prefix) for row in rows)), by_layer(params)
-    found = [
-        _thoughts(params, rows[i : i + batch], batch, method.feedback, start, thoughts, cfg, how)
-        for i in range(0, len(rows), batch)
-    ]
+    found = _in_batches(params, rows, batch, method.feedback, start, thoughts, cfg, how)
     return np.concatenate([np.asarray(part, np.float32) for part in found])
 
 
@@ -152,6 +151,13 @@ def given_part(row: Slots) -> Slots:
 def _asked(problem: Encoded) -> Encoded:
     """A problem whose steps and answer nobody can see."""
     return Encoded(problem.question, (), ())
+
+
+def _in_batches(params, rows, batch, feedback, start, thoughts, cfg, how):
+    """The thoughts about so many rows at a time, as they are asked for."""
+    for first in range(0, len(rows), batch):
+        part = rows[first : first + batch]
+        yield _thoughts(params, part, batch, feedback, start, thoughts, cfg, how)
 
 
 def _thoughts(params, rows, batch, feedback, start, thoughts, cfg, how):

@@ -35,7 +35,7 @@ class CurriculumConfig:
     Attributes:
       steps: optimizer steps in all.
       stage_steps: optimizer steps until the next step of the chain (or, of `icot`, token) goes; 0
-        begins with the last stage.
+        begins with the last stage, None gives the stages before it 7 of 10 steps together.
       stages: how many steps are replaced by slots, one after another, before the rest goes.
       slots_per_stage: thoughts or pauses for each of them.
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
@@ -46,7 +46,7 @@ class CurriculumConfig:
     """
 
     steps: int = 5000
-    stage_steps: int = 500
+    stage_steps: int | None = None
     stages: int = 6
     slots_per_stage: int = 1
     smoothing: float = 4.0
@@ -55,8 +55,8 @@ class CurriculumConfig:
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
             check_size(f"the curriculum's {name}", getattr(self, name))
-        for name in ("stage_steps", "most_removed"):
-            check_size(f"the curriculum's {name}", getattr(self, name), least=0)
+        check_size("the curriculum's stage_steps", self.stage_steps or 0, least=0)
+        check_size("the curriculum's most_removed", self.most_removed, least=0)
         if self.smoothing < 0:
             raise InputError(f"the curriculum's smoothing must be at least 0, got {self.smoothing}")
 
@@ -80,8 +80,9 @@ def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
       its chain has as many steps, which is the released code with `pad_latent_to_max`.
     """
     del longest
-    per, stages = cfg.slots_per_stage, cfg.stages if cfg.stage_steps else -1
-    found = [Phase(cfg.stage_steps, per * stage, stage) for stage in range(stages + 1)]
+    per, length = cfg.slots_per_stage, _stage_steps(cfg, cfg.stages + 1)
+    stages = cfg.stages + 1 if length else 0
+    found = [Phase(length, per * stage, stage) for stage in range(stages)]
     return _with_last(found, Phase(1, per * cfg.stages, ALL), cfg)
 
 
@@ -94,12 +95,20 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
 
     Source: arXiv 2405.14838, sections 3 and 4.
     """
-    stages = min(longest, cfg.most_removed or longest) if cfg.stage_steps else 0
+    stages = min(longest, cfg.most_removed or longest)
+    length = _stage_steps(cfg, stages)
+    stages = stages if length else 0
     found = [
-        Phase(cfg.stage_steps, removed_tokens=count, smoothing=cfg.smoothing)
-        for count in range(stages)
+        Phase(length, removed_tokens=count, smoothing=cfg.smoothing) for count in range(stages)
     ]
     return _with_last(found, Phase(1, removed_steps=ALL), cfg)
+
+
+def _stage_steps(cfg: CurriculumConfig, stages: int) -> int:
+    """The length of each of so many stages before the last one."""
+    if cfg.stage_steps is not None:
+        return cfg.stage_steps
+    return max(7 * cfg.steps // 10 // max(stages, 1), 1)
 
 
 def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple[Phase, ...]:
@@ -111,7 +120,7 @@ def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple
     left = cfg.steps - sum(phase.steps for phase in phases)
     if left < 1:
         raise InputError(
-            f"{len(phases)} stages of {cfg.stage_steps} steps and a last one without a chain need "
+            f"{len(phases)} stages of {phases[0].steps} steps and a last one without a chain need "
             f"more than {cfg.steps} steps; give more steps, or shorter stages"
         )
     return (*phases, dataclasses.replace(last, steps=left))

@@ -1,10 +1,8 @@
-"""What thoughts hold: linear probes with a control, and the logit lens.
+"""What thoughts hold: linear probes with a baseline, and the logit lens.
 
-A probe that reads a step from a thought says little by itself: a large enough one reads anything.
-So each is fitted again to labels that are shuffled, the control task, and what counts is by how
-much the true labels are read better: its selectivity.
-
-Source: control tasks, arXiv 1909.03368; ours shuffles the labels over all examples.
+Each probe is fitted again to shuffled labels, which nothing can tell on the half that was not
+fitted: that is what accuracy comes to by the labels' frequencies and by chance. It does not say
+what a probe could learn by heart, as a control task does, whose labels are the same in both halves.
 """
 
 import dataclasses
@@ -28,20 +26,15 @@ class Probe:
       examples: how many there are in all.
       classes: how many labels.
       accuracy: share of right labels.
-      control: the same where the labels were shuffled before.
+      shuffled: the same where the labels were shuffled before.
       majority: share of the commonest label.
     """
 
     examples: int
     classes: int
     accuracy: float
-    control: float
+    shuffled: float
     majority: float
-
-    @property
-    def selectivity(self) -> float:
-        """How much better than the control."""
-        return self.accuracy - self.control
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Probe:

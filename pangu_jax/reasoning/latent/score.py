@@ -1,13 +1,21 @@
 """What answers come to: how many are right, and what they cost."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.eval.pass_at_k import wilson
-from pangu_jax.reasoning.latent.answer import Written
-from pangu_jax.reasoning.latent.slots import Encoded
+from pangu_jax.models import decoder
+from pangu_jax.nn.how import HOW, How
+from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
+from pangu_jax.reasoning.latent.answer import Written, solve
+from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.method import Method
+from pangu_jax.reasoning.latent.slots import Encoded, Markers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,73 @@ class Score:
     answered: float
     tokens: float
     thoughts: float
+
+
+def scores(
+    params: Any,
+    problems: Sequence[Encoded],
+    method: Method,
+    phase: Phase,
+    markers: Markers,
+    *,
+    cfg: decoder.DecoderConfig,
+    max_new_tokens: int,
+    batch: int = 32,
+    ablations: Sequence[str] = ABLATIONS,
+    progress: Callable[[str, int, int], None] = lambda kind, done, total: None,
+    how: How = HOW,
+) -> dict[str, Score]:
+    """The figures of a model's answers, and of those with its thoughts exchanged.
+
+    Args:
+      params: as all up to `batch` in `answer.solve`.
+      problems: to be answered.
+      method: which the model was trained by.
+      phase: the one that it was trained in last.
+      markers: of the tokenizer.
+      cfg: the model.
+      max_new_tokens: most tokens of what is written.
+      batch: problems that are answered at once.
+      ablations: names of `ablation.ABLATIONS`, for a method with thoughts.
+      progress: called with the ablation, how many problems are done, and of how many.
+      how: implementations, and type of activations and cache.
+
+    Returns:
+      {"": without exchange, and by ablation where there are thoughts}.
+
+    Raises:
+      InputError: no problem; one alone, where its thoughts are to be exchanged for another's.
+    """
+    check_problems(problems, method, phase, ablations)
+    kinds = ablations if method.thoughts(phase) else ()
+    found = {}
+    for kind in ("", *kinds):
+        exchange = ablation(kind, params, markers, cfg=cfg, how=how) if kind else None
+        written = solve(
+            params,
+            problems,
+            method,
+            phase,
+            markers,
+            cfg=cfg,
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+            exchange=exchange,
+            progress=partial(progress, kind),
+            how=how,
+        )
+        found[kind] = score(written, problems)
+    return found
+
+
+def check_problems(
+    problems: Sequence[Encoded], method: Method, phase: Phase, ablations: Sequence[str] = ABLATIONS
+) -> None:
+    """Raises InputError where there are too few problems for one to get another's thoughts."""
+    if len(problems) == 1 and method.thoughts(phase) and "other" in ablations:
+        raise InputError(
+            "thoughts are exchanged for those of another problem, which needs at least two, got 1"
+        )
 
 
 def score(written: Sequence[Written], problems: Sequence[Encoded]) -> Score:

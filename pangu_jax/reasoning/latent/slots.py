@@ -18,10 +18,12 @@ import numpy as np
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer
+from pangu_jax.data.word_tokenizer import unknown_id
 
 # Special tokens that a tokenizer gets; bytes have reserved ids for them.
 BEGIN, END, PAUSE, ANSWER = "<|begin-thought|>", "<|end-thought|>", "<|pause|>", "<|answer|>"
 NAMES = (BEGIN, END, PAUSE, ANSWER)
+FIELDS = dict(zip(NAMES, ("begin", "end", "pause", "answer"), strict=True))  # of `Markers`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +93,33 @@ def markers_of(tokenizer: Tokenizer) -> Markers:
 
 
 def encode(problem: Problem, tokenizer: Tokenizer) -> Encoded:
-    """A problem as ids, a line each for the question and every step."""
-    return Encoded(
+    """A problem as ids, a line each for the question and every step.
+
+    Raises:
+      InputError: the tokenizer has no token for a word: all such would be one, and answers that
+        differ would be equal.
+    """
+    found = Encoded(
         tuple(tokenizer.encode(problem.question + "\n")),
         tuple(tuple(tokenizer.encode(step + "\n")) for step in problem.steps),
         tuple(tokenizer.encode(problem.answer)),
     )
+    unknown = unknown_id(tokenizer)
+    if unknown is not None and any(
+        unknown in x for x in (found.question, *found.steps, found.answer)
+    ):
+        _refuse_unknown(problem, tokenizer, unknown)
+    return found
+
+
+def _refuse_unknown(problem: Problem, tokenizer: Tokenizer, unknown: int) -> None:
+    for text in (problem.question, *problem.steps, problem.answer):
+        words = (word for word in text.split() if unknown in tokenizer.encode(word))
+        if unknown in tokenizer.encode(text):
+            raise InputError(
+                f"the model's tokenizer has no token for {next(words, text)!r} in {text!r:.60}; a "
+                "tokenizer with a token for each word knows those of the task it was made for alone"
+            )
 
 
 def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> dict[str, Any]:

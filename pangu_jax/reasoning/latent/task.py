@@ -12,6 +12,7 @@ from pangu_jax.data.multiplication import draw_multiplications
 from pangu_jax.data.prosqa import draw_prosqa
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.data.word_tokenizer import opened, word_files
+from pangu_jax.reasoning.latent.held_out import hashes, not_among
 from pangu_jax.reasoning.latent.slots import NAMES, Encoded, Markers, encode, markers_of
 
 MULTIPLICATION = re.compile(r"mult(\d+)x(\d+)")
@@ -21,7 +22,7 @@ KNOWN = "mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained on and measured on; no question is in both.
+    """What is trained on and measured on; no question is in both, by `held_out.key`.
 
     Attributes:
       training: problems.
@@ -102,8 +103,7 @@ def read_task(
     drawn = is_drawn(name)
     training = _draw(name, problems, seed) if drawn else read_problems(name)
     testing = test_problems(name, test=test, tests=tests)
-    held_out = {problem.question for problem in testing}
-    training = [problem for problem in training if problem.question not in held_out]
+    training = not_among(training, hashes(testing))
     if not training:
         raise InputError(f"{name} has no problem to train on besides those that are measured on")
     return Task(training, testing, chance(name))

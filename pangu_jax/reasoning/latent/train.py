@@ -39,12 +39,18 @@ class Trained:
       method: a name of `registry.METHODS`.
       phase: the last one, in whose form questions are put.
       task: what it was trained on.
+      test: the file of problems to measure on; None where they are the task's own.
+      tests: most problems to measure on.
+      steps: of the whole curriculum; a run that was stopped has fewer behind it.
       max_new_tokens: most tokens that an answer of the task has, chain and all.
     """
 
     method: str
     phase: Phase
     task: str
+    test: str | None
+    tests: int
+    steps: int
     max_new_tokens: int
 
 
@@ -79,8 +85,8 @@ def train(
       model: a decoder without experts.
       loop: length, which is that of the phases, and checkpoints.
       batch: rows of a step.
-      optimizer: AdamW and its schedule, which counts the steps of each phase, as if the run were of
-        that phase alone; every phase begins with a fresh state.
+      optimizer: AdamW and its schedule. Every phase begins with a fresh state, and its rate rises
+        and falls over shares of the phase's own steps, as if the run were of that phase alone.
       params: float32 parameters to start from; None draws them.
       folder: as in `train.loop.train`.
       evaluate: as in `train.loop.train`.
@@ -100,8 +106,9 @@ def train(
     check_ids(problems, markers, model)
     chosen = find_method(method)
     columns = widths(problems, chosen, phases, markers)
-    # One object for all phases: each then has a fresh state and the same compiled step.
-    shared = make_optimizer(optimizer, loop.steps)
+    # An object of its own gives a phase a fresh state; phases of one length share it, and so the
+    # compiled step.
+    of_length = {n: make_optimizer(optimizer, n) for n in {phase.steps for phase in phases}}
     stages = []
     for index, (phase, width) in enumerate(zip(phases, columns, strict=True)):
         loss = thought_loss(
@@ -117,7 +124,8 @@ def train(
             batch=batch,
             seed=(loop.seeds[0], index),
         )
-        stages.append(Stage(phase.steps, loss, lambda step, run=stream: run(step=step), shared))
+        own = of_length[phase.steps]
+        stages.append(Stage(phase.steps, loss, lambda step, run=stream: run(step=step), own))
     return train_stages(
         stages,
         decoder.spec(model),
@@ -151,28 +159,29 @@ def check_ids(problems: Sequence[Encoded], markers: Markers, cfg: decoder.Decode
 
 
 def with_rows(
-    params: dict[str, Any], cfg: decoder.DecoderConfig, markers: Markers, vocab: int
+    params: dict[str, Any], cfg: decoder.DecoderConfig, new: Sequence[int], vocab: int
 ) -> tuple[dict[str, Any], decoder.DecoderConfig]:
     """A model whose vocabulary has the markers.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
       cfg: the model.
-      markers: their rows become the mean of all rows that there were, so that nothing that is
-        written or read stands out.
+      new: ids of the markers that the tokenizer did not have before: their rows become the mean of
+        all rows that there were, so that nothing that is written or read stands out. Those that it
+        had keep what they were trained to.
       vocab: ids that are needed; the vocabulary grows to the next multiple of 8 if it has fewer.
 
     Returns:
       The parameters and the configuration.
     """
     size = cfg.vocab if vocab <= cfg.vocab else -(-vocab // 8) * 8
-    new = jnp.asarray([markers.begin, markers.end, markers.pause, markers.answer])
+    places = jnp.asarray(new, jnp.int32)
 
     def grown(rows: jax.Array) -> jax.Array:
         mean = rows.astype(jnp.float32).mean(0).astype(rows.dtype)
         return (
             jnp.concatenate([rows, jnp.broadcast_to(mean, (size - len(rows), len(mean)))])
-            .at[new]
+            .at[places]
             .set(mean)
         )
 

@@ -13,7 +13,7 @@ from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
 from pangu_jax.reasoning.latent.answer import Written, final_answer, solve
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.reasoning.latent.registry import METHODS
-from pangu_jax.reasoning.latent.score import score
+from pangu_jax.reasoning.latent.score import score, scores
 from pangu_jax.reasoning.latent.slots import Encoded
 
 LAST, NEW = Phase(1, 2, ALL), 5
@@ -56,7 +56,7 @@ def test_exchanged_thoughts_reach_the_answer_in_the_order_of_problems(ask, probl
         return 3 * jnp.ones_like(thoughts)
 
     changed = ask("coconut", exchange=exchange)
-    assert [len(part) for part in seen] == [2, 1] and seen[0].shape == (2, 2, 8)
+    assert [part.shape for part in seen] == [(3, 2, 8)]  # of all problems, whatever the batch
     assert ask("coconut", exchange=lambda thoughts, _: thoughts) == ask("coconut") != changed
     assert ask("coconut", problems=problems[::-1], batch=3) == ask("coconut", batch=3)[::-1]
 
@@ -85,6 +85,44 @@ def test_ablations(model, markers):
     np.testing.assert_array_equal(made["pause"][2, 1], params["embed"]["table"][12])
     with pytest.raises(InputError, match="ablation must be one of zeros, noise, other, pause"):
         ablation("bogus", params, markers, cfg=cfg)
+
+
+def test_every_problem_gets_the_thoughts_of_another_whatever_the_batch(ask, model, markers):
+    params, cfg = model
+    swap = ablation("other", params, markers, cfg=cfg)
+    seen = []
+
+    def noted(thoughts, key):
+        seen.append((np.asarray(thoughts), np.asarray(swap(thoughts, key))))
+        return thoughts
+
+    for batch in (1, 2, 3):
+        ask("coconut", exchange=noted, batch=batch)
+    for own, given in seen:
+        np.testing.assert_allclose(given, seen[0][0][[2, 0, 1]], rtol=1e-5, atol=1e-6)
+        assert np.abs(own - given).max(axis=(1, 2)).min() > 0.1
+    with pytest.raises(InputError, match="at least two problems"):
+        swap(jnp.ones((1, 2, 8)), jax.random.key(0))
+
+
+def test_scores_stand_beside_those_of_exchanged_thoughts(model, markers, problems):
+    params, cfg = model
+    more = {"cfg": cfg, "max_new_tokens": NEW, "batch": 2}
+    asked = []
+    found = scores(
+        params,
+        problems,
+        METHODS["coconut"],
+        LAST,
+        markers,
+        progress=lambda kind, done, total: asked.append((kind, done, total)),
+        **more,
+    )
+    assert list(found) == ["", *ABLATIONS] and all(one.problems == 3 for one in found.values())
+    assert [x for x in asked if x[1] == 3] == [(kind, 3, 3) for kind in found]
+    assert list(scores(params, problems, METHODS["pause"], LAST, markers, **more)) == [""]
+    with pytest.raises(InputError, match="another problem, which needs at least two"):
+        scores(params, problems[:1], METHODS["coconut"], LAST, markers, **more)
 
 
 def test_what_cannot_be_asked_is_refused(ask):

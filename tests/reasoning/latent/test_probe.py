@@ -16,14 +16,13 @@ FEATURES = RNG.normal(size=(2000, 8))
 def test_a_probe_reads_what_features_say():
     labels = 7 + np.digitize(FEATURES[:, 2] + 0.01 * RNG.normal(size=2000), [0.0])
     found = linear_probe(FEATURES * 100 + 5, labels)
-    assert found.accuracy > 0.95 and abs(found.control - 0.5) < 0.06
-    assert found.selectivity == found.accuracy - found.control
+    assert found.accuracy > 0.95 and abs(found.shuffled - 0.5) < 0.06
     assert (found.examples, found.classes) == (2000, 2) and 0.5 <= found.majority < 0.55
 
 
 def test_drawn_labels_are_read_at_chance():
     found = linear_probe(FEATURES, RNG.integers(0, 4, 2000))
-    assert abs(found.accuracy - 0.25) < 0.06 and abs(found.selectivity) < 0.06
+    assert abs(found.accuracy - 0.25) < 0.06 and abs(found.shuffled - 0.25) < 0.06
     few = linear_probe(RNG.normal(size=(60, 100)), RNG.integers(0, 2, 60))
     assert abs(few.accuracy - 0.5) < 0.3  # more features than examples: nothing is read by heart
 

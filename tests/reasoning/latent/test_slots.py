@@ -89,6 +89,14 @@ def test_tokens_go_one_by_one_up_to_the_longest_chain_or_a_jump():
     assert [phase.steps for phase in method("icot").phases(jump, 3)] == [10, 40]
 
 
+def test_stages_of_no_told_length_leave_three_tenths_to_the_last_one():
+    cfg = CurriculumConfig()
+    assert [phase.steps for phase in method("coconut").phases(cfg, 46)] == [500] * 7 + [1500]
+    lengths = [phase.steps for phase in method("icot").phases(cfg, 46)]
+    assert lengths == [76] * 46 + [5000 - 46 * 76]
+    assert len(method("pause").phases(CurriculumConfig(9, stages=2), 0)) == 4
+
+
 def test_a_run_that_is_too_short_for_its_stages_is_refused():
     with pytest.raises(InputError, match=r"7 stages of 10 steps.*more than 70"):
         method("coconut").phases(CurriculumConfig(70, stage_steps=10), 9)

@@ -1,10 +1,12 @@
 """Tasks: what is trained on and measured on, kept apart."""
 
+import dataclasses
 import json
 
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data.chain_of_thought import Problem
 from pangu_jax.reasoning.latent.task import encode_task, read_task, words_of
 
 
@@ -22,6 +24,10 @@ def test_no_question_is_trained_on_and_measured_on(tmp_path):
     drawn = read_task("mult1x1", test=None, problems=200, tests=30)
     assert len(drawn.testing) == 30 and 0 < len(drawn.training) < 200
     assert not set(asked(drawn.testing)) & set(asked(drawn.training))
+    pairs = [
+        {tuple(sorted(q.split(" * "))) for q in asked(x)} for x in (drawn.testing, drawn.training)
+    ]
+    assert not pairs[0] & pairs[1]  # "7 * 3" tells what "3 * 7" is
     path = written(tmp_path / "all.jsonl", *"pqrqs")
     task = read_task(path, test=None, problems=1, tests=2)
     assert asked(task.testing) == ["q", "s"] and asked(task.training) == ["p", "r"]
@@ -42,6 +48,19 @@ def test_a_task_as_ids(tmp_path):
     assert ids.vocab == 2 + 6 + 4 and ids.longest == 2 + 1 + 2
     assert len(ids.training) == 2 and ids.testing[0].steps == ids.training[0].steps
     assert encode_task(task, {}).training[0].answer == (ord("c"),)
+
+
+def test_words_without_a_token_are_refused_and_named(tmp_path):
+    task = read_task(written(tmp_path / "all.jsonl", *"pqr"), test=None, problems=1, tests=1)
+    files, asked = words_of(task), Problem("p q, p", ("a b",), "c")
+    for other, word in (
+        (dataclasses.replace(asked, question="p q, r"), "'q,'"),
+        (dataclasses.replace(asked, question="p", steps=("a b", "b d")), "'d'"),
+        (Problem("p", (), "e"), "'e'"),
+    ):
+        with pytest.raises(InputError, match=f"no token for {word}"):
+            encode_task(dataclasses.replace(task, testing=[other]), files)
+    assert encode_task(dataclasses.replace(task, testing=[asked]), {})  # bytes have all
 
 
 def test_what_is_no_task_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,7 +57,7 @@ def test_a_tiny_model_learns_the_table_of_one_digit():
 
 
 def test_every_phase_begins_with_a_fresh_optimizer(model, markers, problems):
-    params, cfg = model
+    _, cfg = model
     phases = latent.plan("icot", problems, CurriculumConfig(9, stage_steps=2, most_removed=2))
     assert [phase.steps for phase in phases] == [2, 2, 5]
     state = latent.train(
@@ -71,6 +72,26 @@ def test_every_phase_begins_with_a_fresh_optimizer(model, markers, problems):
     )
     counts = {int(x) for x in jax.tree.leaves(state.opt_state) if np.ndim(x) == 0}
     assert counts == {5} and int(state.step) == 9
+
+
+def test_every_phase_warms_up_over_a_share_of_its_own_steps(model, markers, problems, monkeypatch):
+    """As a share of the run, most of a short stage would be warm-up, and of a long one little."""
+    phases = latent.plan("icot", problems, CurriculumConfig(49, stage_steps=4, most_removed=2))
+    stages = []
+    monkeypatch.setattr(latent, "train_stages", lambda found, *_, **__: stages.extend(found))
+    half = dataclasses.replace(QUICK, warmup_fraction=0.5, weight_decay=0.0)
+    more = {"method": "icot", "markers": markers, "model": model[1], "batch": 3}
+    latent.train(problems, phases, loop=LoopConfig(49), optimizer=half, **more)
+    assert [stage.steps for stage in stages] == [4, 4, 41]
+    assert stages[0].optimizer is stages[1].optimizer  # and so share what is compiled
+    weights = {"x": jnp.ones(1)}
+    for stage, warmup in zip(stages, (2, 2, 20), strict=True):
+        rates, state = [], stage.optimizer.init(weights)
+        for _ in range(4):
+            change, state = stage.optimizer.update(weights, state, weights)
+            rates.append(-float(change["x"][0]))
+        want = [min(step / warmup, 1) * 1e-2 for step in range(4)]
+        np.testing.assert_allclose(rates, want, rtol=1e-5, atol=1e-12)
 
 
 def test_what_cannot_be_trained_is_refused(model, markers, problems):
@@ -90,17 +111,19 @@ def test_what_cannot_be_trained_is_refused(model, markers, problems):
         latent.check_ids([], markers, cfg)
 
 
-def test_a_vocabulary_grows_by_rows_like_the_mean(model, markers):
+def test_a_vocabulary_grows_by_rows_like_the_mean(model):
     params, cfg = model
-    grown, new = latent.with_rows(params, cfg, markers, 19)
+    grown, new = latent.with_rows(params, cfg, [10, 13], 19)
     assert new.vocab == 24 and decoder.spec(new)["head"]["kernel"].shape == (8, 24)
     for rows, old in (
         (grown["embed"]["table"], params["embed"]["table"]),
         (grown["head"]["kernel"].T, params["head"]["kernel"].T),
     ):
-        np.testing.assert_array_equal(rows[:10], old[:10])
+        kept = np.array([*range(10), 11, 12, 14, 15])  # markers that there were are trained ones
+        np.testing.assert_array_equal(rows[kept], old[kept])
         np.testing.assert_allclose(
             rows[np.array([10, 13, 16, 23])], old.mean(0) + np.zeros((4, 8)), rtol=1e-6
         )
-    same, cfg_again = latent.with_rows(params, cfg, markers, 16)
-    assert cfg_again == cfg and same["embed"]["table"].shape == (16, 8)
+    same, cfg_again = latent.with_rows(params, cfg, [], 16)
+    assert cfg_again == cfg
+    np.testing.assert_array_equal(same["embed"]["table"], params["embed"]["table"])

@@ -1,0 +1,72 @@
+"""Which questions a model was trained on, so that it is not measured on them.
+
+A run keeps a hash of each question, beside its model: that is small, and tells whatever becomes of
+the files that the questions came from.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.data.chain_of_thought import Problem
+
+TRAINED_ON = "trained_on.npy"
+PRODUCT = re.compile(r"([0-9 ]+) \* ([0-9 ]+)")
+
+
+def key(question: str) -> str:
+    """What questions have in common that ask the same: spaces, and the order of two factors.
+
+    For a product whose factors are exchanged has the same answer.
+    """
+    words = " ".join(question.split())
+    if product := PRODUCT.fullmatch(words):
+        return " * ".join(sorted(product.groups()))
+    return words
+
+
+def hashes(problems: Iterable[Problem]) -> np.ndarray:
+    """A hash of each question's key, without order and once each: uint64 [n], rising."""
+    return np.unique(np.fromiter(map(_hash, problems), "<u8"))
+
+
+def not_among(problems: Sequence[Problem], seen: np.ndarray) -> list[Problem]:
+    """The problems whose question has none of these hashes."""
+    known = set(seen.tolist())
+    return [problem for problem in problems if _hash(problem) not in known]
+
+
+def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
+    """Writes them into a run's folder.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    with atomic_write(Path(folder) / TRAINED_ON, "wb") as file:
+        np.save(file, seen)
+
+
+def load_hashes(folder: str | Path) -> np.ndarray:
+    """Those of a run's folder.
+
+    Raises:
+      InputError: there are none, or the file holds something else.
+    """
+    path = Path(folder) / TRAINED_ON
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, np.ndarray) or found.dtype != np.dtype("<u8") or found.ndim != 1:
+        raise InputError(f"{path} does not hold the hashes of questions")
+    return found
+
+
+def _hash(problem: Problem) -> int:
+    digest = hashlib.blake2b(key(problem.question).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
