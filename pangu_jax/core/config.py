@@ -19,14 +19,10 @@ _UNIONS = (typing.Union, types.UnionType)
 # Fields that older files hold under another name: the type of their values, and today's name.
 RENAMED_FIELDS: dict[str, tuple[type, str]] = {
     "deviation": (list, "std"),
-    "distinct": (bool, "replace_equal_groups"),
     "end": (bool, "append_eos"),
     "max_new": (int, "max_new_tokens"),
-    "mean": (str, "average_over"),
     "normalise": (bool, "normalize"),
     "renormalise": (bool, "renormalize"),
-    "scale": (bool, "divide_by_std"),
-    "truncate": (float, "largest_weight"),
 }
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 

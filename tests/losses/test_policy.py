@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.core.config import from_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, advantages, dr_grpo, policy_loss
 
@@ -225,8 +224,3 @@ def test_settings_that_are_none_are_refused(changes, words):
 def test_a_kl_term_needs_a_reference():
     with pytest.raises(InputError, match="reference"):
         found(dataclasses.replace(GRPO, kl=0.1), reference=None)
-
-
-def test_settings_of_older_files_open():
-    older = {"scale": False, "mean": "constant", "longest": 7, "truncate": 5.0}
-    assert from_json(PolicyConfig, older) == dr_grpo(7)
