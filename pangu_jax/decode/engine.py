@@ -8,7 +8,8 @@
 
 `answers` does that for requests that need not be shown while they are made. The state and its
 functions are in `slots`; nothing here is traced, and nothing there is traced again once a prompt of
-a similar length was seen.
+a similar length was seen. Requests with the same prompt that come one behind the other, as samples
+of a group do, have it read once.
 """
 
 import dataclasses
@@ -27,6 +28,8 @@ from pangu_jax.decode.sample import SamplingConfig, rows_of
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
+
+SHARED = 8  # requests at most that take over one reading of their prompt together
 
 FinishReason = Literal["stop", "length"]
 
@@ -216,39 +219,56 @@ class Engine:
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
-            for slot, text in enumerate(self._texts):
-                if text is None and self._waiting:
-                    self._admit(slot)
+            while self._waiting and None in self._texts:
+                self._admit()
             wanted = wake or bool(self._waiting)
             stepped = self._step(wanted)
             # While requests wait, a slot that becomes free must be seen at once.
             keep = 1 if stepped and not wanted else 0
-            while len(self._asked) > keep:
-                deltas += self._look(self._asked.popleft())
+            asked = [self._asked.popleft() for _ in range(len(self._asked) - keep)]
+            for one, made in zip(asked, jax.device_get([x.made for x in asked]), strict=True):
+                deltas += self._look(one, made)
         return deltas
 
-    def _admit(self, slot: int) -> None:
-        number, request = self._waiting.popleft()
-        text = _Text(number, frozenset(map(int, request.stop_ids)), request.max_new_tokens - 1)
-        slot_request = device.SlotRequest(
-            limit=np.int32(request.max_new_tokens),
-            stops=device.padded(request.stop_ids, self._stops),
-            key=self._key if request.key is None else _typed(request.key),
-            sampling=jax.tree.map(lambda x: x[0], rows_of([request.sampling])),
-        )
+    def _admit(self) -> None:
+        """The request that waits longest, and those behind it that have its prompt, too."""
+        free = [slot for slot, text in enumerate(self._texts) if text is None]
+        inputs = self._waiting[0][1].inputs
+        new: list[tuple[int, Request]] = []
+        while len(new) < min(len(free), SHARED) and self._waiting:
+            if not _same(self._waiting[0][1].inputs, inputs):
+                break
+            new.append(self._waiting.popleft())
+        texts = [
+            _Text(number, frozenset(map(int, x.stop_ids)), x.max_new_tokens - 1)
+            for number, x in new
+        ]
+        for slot, text in zip(free, texts, strict=False):
+            self._texts[slot] = text
         self._state, made = device.admit(
             self.params,
             self._state,
-            np.int32(slot),
-            _padded(request.inputs, self._length),
-            np.int32(len(request.inputs)),
-            slot_request,
+            _padded(inputs, self._length),
+            np.int32(len(inputs)),
+            self._seated([x for _, x in new], free),
             np.int32(self.version),
             cfg=self._cfg,
             how=self._how,
         )
-        self._texts[slot] = text
-        self._asked.append(_Asked(made, 1, [text]))
+        self._asked.append(_Asked(made, 1, [*texts, *[None] * (SHARED - len(texts))]))
+
+    def _seated(self, new: list[Request], free: list[int]) -> device.SlotRequests:
+        """Requests as a device takes them, the first one again in place of those that lack."""
+        filled = new + new[:1] * (SHARED - len(new))
+        places = free[: len(new)] + free[:1] * (SHARED - len(new))
+        return device.SlotRequests(
+            slots=np.array(places, np.int32),
+            count=np.int32(len(new)),
+            limit=np.array([x.max_new_tokens for x in filled], np.int32),
+            stops=np.stack([device.padded(x.stop_ids, self._stops) for x in filled]),
+            keys=tuple(self._key if x.key is None else _typed(x.key) for x in filled),
+            sampling=rows_of([x.sampling for x in filled]),
+        )
 
     def _step(self, wanted: bool) -> bool:
         """Asks for more tokens; whether some may come."""
@@ -271,9 +291,8 @@ class Engine:
                 text.left -= count
         return True
 
-    def _look(self, asked: _Asked) -> Iterator[TokenDelta]:
+    def _look(self, asked: _Asked, made: device.Made) -> Iterator[TokenDelta]:
         """The deltas that a result holds for requests that have not been canceled or ended."""
-        made = jax.device_get(asked.made)
         for row, text in enumerate(asked.texts):
             if text is None or text not in self._texts:
                 continue
@@ -380,6 +399,11 @@ def round_up(length: int) -> int:
     if length > 512:
         return -(-length // 512) * 512
     return max(16, 1 << (length - 1).bit_length())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two prompts are told to be one: the very same, or equal ids."""
+    return one is other or (type(one) is type(other) in (list, tuple) and one == other)
 
 
 def _padded(inputs: Any, most: int) -> np.ndarray | jax.Array:

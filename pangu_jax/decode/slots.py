@@ -2,7 +2,7 @@
 
 Token i of a slot's text is in row i of its cache, so texts of any lengths share a step, and the
 mask is that of positions. A prompt is read alone, in a program for its length rounded up, and takes
-over the slot with all of its rows: nothing is left of who had it before. Steps read the newest
+over its slots with all of their rows: nothing is left of who had them before. Steps read the newest
 token of every slot and draw the next; so what a text gets depends neither on the others nor on when
 they come and go.
 
@@ -56,19 +56,23 @@ class Slots:
 
 
 @struct.dataclass
-class SlotRequest:
-    """What a slot is asked to do after a prompt; the values of one row of `Slots`.
+class SlotRequests:
+    """What slots are asked to do after a prompt that they share; of N that there may be at most.
 
     Attributes:
-      limit: int32 scalar.
-      stops: int32 [N].
-      key: a PRNG key.
-      sampling: of one row.
+      slots: int32 [N], where they go.
+      count: int32 scalar, how many there are, 1 to N; what lies behind them is not looked at.
+      limit: int32 [N].
+      stops: int32 [N, M].
+      keys: N PRNG keys.
+      sampling: of N rows.
     """
 
+    slots: Any
+    count: Any
     limit: Any
     stops: Any
-    key: Any
+    keys: Sequence[Any]
     sampling: Sampling
 
 
@@ -127,51 +131,52 @@ def init(
 def admit(
     params: Any,
     slots: Slots,
-    slot: jax.Array,
     inputs: jax.Array,
     length: jax.Array,
-    request: SlotRequest,
+    requests: SlotRequests,
     version: jax.Array,
     *,
     cfg: DecoderConfig,
     how: How,
 ) -> tuple[Slots, Made]:
-    """Reads a prompt into a slot and draws its first token.
+    """Reads a prompt, once, into one slot or more, and draws the first token of each.
 
     Args:
       params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
-      slot: int32 scalar, which slot; whatever it did is over.
       inputs: int32 [T], ids, or [T, D], what `decoder.embed` would give for ids; padded behind
         `length` with ids that there are, or with zeros.
       length: int32 scalar, 1 to T.
-      request: what to do then.
+      requests: which slots, whatever they did is over, and what to do then.
       version: int32 scalar, of the weights.
       cfg: the model.
       how: layout, implementations, type of activations.
 
     Returns:
-      The new state, and the first token as [1, 1].
+      The new state, and the first tokens as [1, N].
     """
     logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
-    caches = jax.tree.map(lambda whole, rows: _take_over(whole, rows, slot), slots.caches, read)
-    row = jax.tree.map(lambda x: x[None], (request.key, request.sampling))
-    first = _draw(logits, row[0], jnp.zeros(1, jnp.int32), row[1])
-    goes_on = ~((first.ids[0] == request.stops).any() | (request.limit <= 1))
-    slots = Slots(
-        caches=caches,
-        token=slots.token.at[slot].set(first.ids[0]),
-        length=slots.length.at[slot].set(length),
-        made=slots.made.at[slot].set(1),
-        limit=slots.limit.at[slot].set(request.limit),
-        active=slots.active.at[slot].set(goes_on),
-        stops=slots.stops.at[slot].set(request.stops),
-        keys=slots.keys.at[slot].set(request.key),
-        sampling=jax.tree.map(lambda x, y: x.at[slot].set(y), slots.sampling, request.sampling),
-    )
-    draws = jax.tree.map(lambda x: x[None], first)
-    made = Made(draws, jnp.ones(1, jnp.int32), goes_on[None], version)
-    return _placed(slots, how), _whole(made, how)
+    keys, most = jnp.stack(requests.keys), requests.slots.shape[0]
+
+    def body(row, carry):
+        # One by one, so that each gets the same bits as if it came alone.
+        slots, draws, active = carry
+        one = jax.tree.map(lambda x: x[row], requests.sampling)
+        first = _draw(logits, keys[row, None], jnp.zeros(1, jnp.int32), _row(one))
+        slots = _seat(slots, requests, row, read, length, first, keys[row], one)
+        put = lambda whole, new: whole.at[0, row].set(new[0])  # noqa: E731
+        return (
+            slots,
+            jax.tree.map(put, draws, first),
+            active.at[row].set(slots.active[requests.slots[row]]),
+        )
+
+    blank = jnp.zeros((1, most), jnp.float32)
+    draws = Draw(jnp.zeros((1, most), jnp.int32), blank, blank)
+    carry = (slots, draws, jnp.zeros(most, bool))
+    slots, draws, active = jax.lax.fori_loop(0, requests.count, body, carry)
+    counts = (jnp.arange(most) < requests.count).astype(jnp.int32)
+    return _placed(slots, how), _whole(Made(draws, counts, active, version), how)
 
 
 @partial(jax.jit, static_argnames=("most", "cfg", "how"), donate_argnames="slots")
@@ -243,9 +248,31 @@ def _read(params, inputs, length, kind, cfg, how):
 
 def _take_over(whole, rows, slot):
     """The cache [B, S, K, C] with all rows of a slot replaced, by [1, T, K, C] and zeros."""
-    room = whole.shape[1] - rows.shape[1]
-    rows = jnp.pad(rows.astype(whole.dtype), ((0, 0), (0, room), (0, 0), (0, 0)))
-    return jax.lax.dynamic_update_slice(whole, rows, (slot, 0, 0, 0))
+    # In two steps: rows padded to S would be kept for all layers until the last slot has them.
+    blank = jnp.zeros((1, *whole.shape[1:]), whole.dtype)
+    whole = jax.lax.dynamic_update_slice(whole, blank, (slot, 0, 0, 0))
+    return jax.lax.dynamic_update_slice(whole, rows.astype(whole.dtype), (slot, 0, 0, 0))
+
+
+def _row(sampling):
+    return jax.tree.map(lambda x: x[None], sampling)
+
+
+def _seat(slots: Slots, requests, row, read, length, first, key, sampling) -> Slots:
+    """The state with a request in its slot, whose prompt was read and first token drawn."""
+    slot, stops, limit = (x[row] for x in (requests.slots, requests.stops, requests.limit))
+    goes_on = ~((first.ids[0] == stops).any() | (limit <= 1))
+    return Slots(
+        caches=jax.tree.map(lambda whole, rows: _take_over(whole, rows, slot), slots.caches, read),
+        token=slots.token.at[slot].set(first.ids[0]),
+        length=slots.length.at[slot].set(length),
+        made=slots.made.at[slot].set(1),
+        limit=slots.limit.at[slot].set(limit),
+        active=slots.active.at[slot].set(goes_on),
+        stops=slots.stops.at[slot].set(stops),
+        keys=slots.keys.at[slot].set(key),
+        sampling=jax.tree.map(lambda x, y: x.at[slot].set(y), slots.sampling, sampling),
+    )
 
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:

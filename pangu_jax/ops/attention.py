@@ -167,17 +167,28 @@ def _reference(query, key, value, mask, causal, window, scale, softcap):
 def _cudnn(query, key, value, mask, causal, window, scale, softcap):
     if softcap is not None:
         raise InputError("attention by cudnn has no soft-cap; reference has")
+    length = query.shape[1]
+    # Gradients under a mask are for even lengths alone, so odd ones get a token that nothing sees.
+    if mask is not None:
+        queries, sources = (n % 2 for n in mask.shape[1:])
+        query, key, value = _longer(query, queries), _longer(key, sources), _longer(value, sources)
+        mask = jnp.pad(mask, ((0, 0), (0, queries), (0, sources)))[:, None]
     out = jax.nn.dot_product_attention(
         rearrange(query, "b t k q c -> b t (k q) c"),
         key,
         value,
-        mask=None if mask is None else mask[:, None],
+        mask=mask,
         scale=scale,
         is_causal=mask is None and causal,
         local_window_size=(window - 1, 0) if mask is None and causal and window else None,
         implementation="cudnn",
     )
-    return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])
+    return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])[:, :length]
+
+
+def _longer(x, more):
+    """With so many zeros behind the second dimension."""
+    return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))
 
 
 def _cudnn_packed(query, key, value, mask, causal, window, scale, softcap):

@@ -197,19 +197,37 @@ def test_the_caches_are_updated_in_place():
     flag = jax.ShapeDtypeStruct((), bool)
     options = {"cfg": cfg, "how": How()}
     step = slots.step.lower(params, here, number, flag, number, most=8, **options)
-    request = slots.SlotRequest(
-        number,
-        jax.ShapeDtypeStruct((8,), jnp.int32),
-        *jax.eval_shape(lambda s: (s.keys[0], jax.tree.map(lambda x: x[0], s.sampling)), here),
+    rows = jax.ShapeDtypeStruct((4,), jnp.int32)
+    keys = (jax.eval_shape(lambda s: s.keys[0], here),) * 4
+    requests = slots.SlotRequests(
+        rows, number, rows, jax.ShapeDtypeStruct((4, 8), jnp.int32), keys, here.sampling
     )
     inputs = jax.ShapeDtypeStruct((16,), jnp.int32)
-    admit = slots.admit.lower(params, here, number, inputs, number, request, number, **options)
+    admit = slots.admit.lower(params, here, inputs, number, requests, number, **options)
     size = sum(x.size * 4 for x in jax.tree.leaves(here.caches))
     weights = sum(x.size * 4 for x in jax.tree.leaves(stacked["runs"]))
     for program in (step, admit):
         memory = program.compile().memory_analysis()
         assert memory.alias_size_in_bytes >= size
         assert memory.temp_size_in_bytes < (size + weights) / 6 < weights < size
+
+
+def test_a_prompt_of_several_is_read_once_and_each_gets_what_it_gets_alone(monkeypatch):
+    read = []
+    plain = slots.admit
+    note = lambda *args, **more: read.append(int(args[4].count)) or plain(*args, **more)  # noqa: E731
+    monkeypatch.setattr(slots, "admit", note)
+    same = [(3, 7, 9, 1), (3, 7, 2, 3), (3, 7, 9, 0, (5, 11)), (3, 7, 1, 1), (3, 7, 20, 2)]
+    asked = [*same, (4, 7, 5, 1), *same[:2]]
+    here = engine(slots=12)
+    made = dict(answers(here, [request(*what) for what in asked]))
+    assert read[:3] == [5, 1, 2]
+    for index, what in enumerate(asked):
+        want, got = alone(*what), made[index]
+        np.testing.assert_array_equal(got.ids, want.ids)
+        np.testing.assert_array_equal(got.log_probs, want.log_probs)
+        assert got.finish_reason == want.finish_reason
+    assert here.free == 12
 
 
 def test_embeddings_are_prompts_too():

@@ -100,12 +100,45 @@ def test_rows_that_could_hold_many_documents_take_a_mask(monkeypatch):
     assert asked == ["cudnn_packed", "cudnn"]
 
 
-def test_cudnn_is_told_where_documents_begin_forward_and_backward(monkeypatch):
+@pytest.fixture
+def cudnn(monkeypatch):
+    """As if cudnn were there, to see what it is told."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_200)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
+
+
+@pytest.mark.parametrize(("queries", "sources"), [(8, 8), (7, 7), (6, 7)])
+def test_cudnn_takes_masks_of_odd_lengths_forward_and_backward(cudnn, queries, sources):
+    shapes = ((4, queries, 2, 2, 64), (4, sources, 2, 64))
+    query, other = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
+    mask = jnp.ones((4, queries, sources), bool)
+
+    def loss(query, key, value):
+        return attention(query, key, value, mask=mask, impl="cudnn").sum()
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, other, other)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
+    assert [x.shape for x in jax.tree.leaves(traced.out_info)] == [
+        x.shape for x in (query, other, other)
+    ]
+
+
+def test_what_cudnn_is_given_for_odd_lengths_changes_no_value(monkeypatch):
+    plain = jax.nn.dot_product_attention
+    by_xla = lambda *args, **more: plain(*args, **{**more, "implementation": "xla"})  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    query, key, value = draw()
+    mask = by_mask(ROWS)[:, :7, :7]
+    args = (query[:, :7], key[:, :7], value[:, :7])
+    out = [attention(*args, mask=mask, impl=impl) for impl in ("cudnn", "reference")]
+    np.testing.assert_allclose(*[x[jnp.any(mask, -1)] for x in out], rtol=1e-5, atol=1e-6)
+
+
+def test_cudnn_is_told_where_documents_begin_forward_and_backward(cudnn):
     query, other = (jax.ShapeDtypeStruct((4, LENGTH, *h, 64), jnp.bfloat16) for h in ((2, 2), (2,)))
 
     def loss(query, key, value):
