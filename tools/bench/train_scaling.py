@@ -7,7 +7,9 @@ Each layout splits a batch of `--batch` rows a device over all devices; document
 row. All take turns for `--rounds` rounds of `--steps` steps; what is printed is the median round:
 tokens/s, the ratio to as many times one device, and a device's memory as the compiler counts it.
 Then each layout's loss and gradients are compared with one device's, on `--check` rows a device, in
-the type asked for and in float32. `--out` is written anew after every part.
+the type asked for and in float32; beside them one device's with experts in another form, which adds
+in another order, too, so that what rounding alone does is seen. `--out` is written anew after every
+part.
 """
 
 import argparse
@@ -31,12 +33,12 @@ from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 from pangu_jax.train.step import init_state, make_step
 
 AXES = {"ddp": "data", "fsdp": "fsdp", "expert": "expert", "tensor": "tensor"}
-ONE = "one device"
+ONE, AGAIN = "one device", "one device, experts in blocks"
 
 
 def place(name):
     """The layout of that name over all devices, or None."""
-    if name == ONE:
+    if name in (ONE, AGAIN):
         return None
     return Layout(make_mesh(**{AXES[name]: jax.device_count()}), rules(name))
 
@@ -48,15 +50,16 @@ def put(data, layout):
     return jax.device_put(data, {k: batch_sharding(v.shape, layout) for k, v in data.items()})
 
 
-def how(options, layout, dtype):
-    """The options of a model on that layout."""
-    impl = dict(x.split("=") for x in options.impl)
+def how(options, layout, dtype, **more):
+    """The options of a model on that layout, and more implementations."""
+    impl = dict(x.split("=") for x in options.impl) | more
     return How(layout, impl=impl, remat=options.remat, dtype=dtype)
 
 
-def objective(cfg, options, layout, dtype):
+def objective(cfg, options, layout, dtype, **more):
     """The loss of the step."""
-    return language_loss(cfg, documents=options.documents, how=how(options, layout, dtype))
+    where = how(options, layout, dtype, **more)
+    return language_loss(cfg, documents=options.documents, how=where)
 
 
 def placed(params, cfg, layout):
@@ -68,7 +71,9 @@ def placed(params, cfg, layout):
 def gradients(cfg, options, start, name, dtype):
     """A compiled function: the mean loss, and the gradients of all parameters."""
     layout = place(name)
-    loss = objective(cfg, options, layout, dtype)
+    loss = objective(
+        cfg, options, layout, dtype, **({"expert_mlp": "block"} if name == AGAIN else {})
+    )
 
     def mean(params, data):
         total, weight, _ = loss(params, None, data, jax.random.key(0))
@@ -90,7 +95,7 @@ def difference(found, want):
 
 def check(cfg, options, start, dtype):
     """Rows of differences to one device's."""
-    names = [ONE, *options.layouts]
+    names = [ONE, AGAIN, *options.layouts]
     rows, want = [], None
     with ThreadPoolExecutor() as pool:
         for name, (run, params, data) in zip(
