@@ -39,7 +39,7 @@ def question(rng: np.random.Generator, digits: int, *, held_out: bool) -> tuple[
     """A question and its answer; about every tenth pair of numbers is held out, in either order."""
     while True:
         adds = rng.random() < 0.5
-        most = (10**digits, 10**digits) if adds else (10 ** min(digits, 2), 10)
+        most = (10**digits, 10**digits if adds else 10)
         a, b = (int(rng.integers(n)) for n in most)
         low, high = sorted((a, b))  # the answer is the same in either order
         if ((37 * low + 11 * high) % 10 == 0) == held_out:

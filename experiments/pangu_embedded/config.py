@@ -104,7 +104,7 @@ class Learning:
     Attributes:
       layers: of the decoder.
       width: of the decoder.
-      digits: of the numbers that are added; one of two digits is multiplied by one of one.
+      digits: of the numbers that are added; such a one is multiplied by one of one digit.
       until: share of held-out questions answered right at which learning from solutions ends.
       sft_steps: most steps of that.
       updates: of reinforcement learning.
@@ -149,5 +149,5 @@ STALENESS = {
         Speed(2, 64, 12, mean=30.0, batch=4, group=4, slots=16),
         Learning(2, 64, 1, 60, 0.4, 1500, (0,), 8, 8, 128),
     ),
-    "gpu": Staleness(Speed(6, 384, 40), Learning(4, 128, 2, 150)),
+    "gpu": Staleness(Speed(6, 384, 40), Learning(4, 192, 3, 200, batch=64)),
 }

@@ -47,6 +47,7 @@ from pangu_jax.study.table import mean_std, table
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 LONGEST = 480  # tokens; a prompt of two and this have room in a slot of 512
+LENGTHS = (12, 28, 60, 124, 252, LONGEST)  # of a batch's longest answer: one for each program
 ARMS = {
     "s = 0": {"staleness": 0, "corrected": True},
     "s = 4, corrected": {"staleness": 4, "corrected": True},
@@ -111,22 +112,10 @@ class Timed:
         rngs = (np.random.default_rng([0, group]), np.random.default_rng([0, group, 0]))
         return int(self._draw(*rngs, self._cfg.group)[sample])
 
-    def _batches(self) -> list[int]:
-        """Lengths of the longest answer of a batch, one for each program that will be needed."""
-        rows = self._cfg.batch * self._cfg.group
-        rngs = (np.random.default_rng(0), np.random.default_rng(1))
-        drawn, below, found = self._draw(*rngs, 100_000), 0.0, []
-        for tokens in (12, 28, 60, 124, 252, LONGEST):
-            share = float(np.mean(drawn <= tokens)) ** rows  # of batches that are no longer
-            if share - below > 1e-3:
-                found.append(tokens)
-            below = share
-        return found
-
     def measure(self, bound: int) -> dict[str, Any]:
         """Seconds of a run, once its programs are compiled."""
         if not self._warm:
-            for tokens in self._batches():
+            for tokens in LENGTHS:
                 for stale in (0, 1):  # corrected or not
                     self._run(stale, 1, lambda group, sample, n=tokens: n)
             self._warm = True

@@ -13,7 +13,7 @@ from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.train.stages import StageSequence
-from pangu_jax.train.step import TrainState, abstract_state, with_seeds
+from pangu_jax.train.step import TrainState, abstract_state, one_device, with_seeds
 
 
 def save(store: Store | NullStore, number: int, state: TrainState, told: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ def on_device(shapes: Any, layout: Layout | None) -> Any:
     """Shapes with the default device as their place, unless a layout says where they live."""
     if layout is not None:
         return shapes
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    where = one_device()
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes)
 
 

@@ -88,7 +88,14 @@ def init_state(
         params = draw(spec, key, layout)
     where = None if layout is None else _like_params(optimizer, spec, layout, trainable)
     start = jax.jit(_initializer(optimizer, trainable, seeds), out_shardings=where)
-    return TrainState(jnp.int32(0), params, start(params))
+    state = TrainState(jnp.int32(0), params, start(params))
+    # Bound to its device as a restored state is: else a step is compiled once more after a restart.
+    return state if layout is not None else jax.device_put(state, one_device())
+
+
+def one_device() -> jax.sharding.SingleDeviceSharding:
+    """Where arrays live without a layout."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def draw(spec: Any, key: jax.Array, layout: Layout | None = None) -> Any:

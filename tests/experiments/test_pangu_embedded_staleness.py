@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.pangu_embedded import arithmetic, staleness
-from experiments.pangu_embedded.config import STALENESS, Learning, Speed
+from experiments.pangu_embedded.config import Learning, Speed
 from pangu_jax.decode.engine import Answer
 from pangu_jax.study.cells import Cells
 
@@ -45,14 +45,6 @@ def test_rows_count_answers_alone():
     for line, mask in zip(text, rows["mask"], strict=True):
         answer = "".join(np.array(list(line))[mask == 1])
         assert answer.endswith("\n") and "=" + answer in line
-
-
-def test_programs_are_compiled_for_the_lengths_that_batches_have():
-    run = staleness.Timed(STALENESS["gpu"].speed)
-    drawn = [[run.lengths(group, i) for i in range(4)] for group in range(160)]
-    longest = np.max(np.reshape(drawn, (10, -1)), -1)
-    assert run._batches() == [252, 480] and longest.min() > 124
-    assert run.lengths(3, 1) == drawn[3][1]
 
 
 def test_tables_hold_what_cells_gave(tmp_path):

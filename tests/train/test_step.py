@@ -8,13 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.checkpoint.store import Store, template
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import targeting
-from pangu_jax.core.spec import Normal, Spec
+from pangu_jax.core.spec import Normal, Spec, abstract
 from pangu_jax.core.tree import flatten
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
+from pangu_jax.train import resume
 from pangu_jax.train import step as steps
 from pangu_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
 from pangu_jax.train.step import abstract_state, init_state, make_step
@@ -131,6 +133,20 @@ def test_all_steps_share_a_compilation(accumulate, traces):
     state = start()
     for number in range(3):
         state, _ = step(state, batch(number), jax.random.key(number))
+
+
+def test_a_restored_state_takes_the_step_that_was_compiled(tmp_path):
+    optimizer = make_optimizer(CONFIG, STEPS)
+    step = make_step(loss, optimizer)
+    state, _ = step(start(), batch(0), jax.random.key(0))
+    with Store(tmp_path) as store:
+        resume.save(store, 1, state, {})
+        store.wait()
+        params = template(abstract(SPEC), SPEC, None)
+        rest = resume.on_device(resume.beside_parameters(abstract_state(SPEC, optimizer)), None)
+        params, rest = store.restore(1, params, rest)
+    step(state.replace(params=params, **rest), batch(1), jax.random.key(1))
+    assert step._cache_size() == 1
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])

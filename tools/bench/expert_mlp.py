@@ -3,10 +3,11 @@
     python tools/bench/expert_mlp.py --sizes tiny --tokens 64 512 2048
     python tools/bench/expert_mlp.py --sizes pangu --dtype bfloat16 --tokens 64 1024 16384
 
-Prints one line an implementation and token count: times, their ratios to the dense form's at the
-same count, and the routed FLOPs per second; `--out` writes the same as JSON. Forms that would need
-more than some 8 GB for one array are left out, so that `pangu` fits one 80 GB device up to 16384
-tokens in bfloat16.
+Prints one line an implementation and token count: times, their ratios to `one expert`, which is as
+many rows as there are choices through the kernels of a single expert (the same FLOPs without any
+routing: what could be reached), and the routed FLOPs per second; `--out` writes the same as JSON.
+Forms that would need more than some 8 GB for one array are left out, so that `pangu` fits one 80 GB
+device up to 16384 tokens in bfloat16.
 """
 
 import argparse
@@ -22,6 +23,8 @@ import jax.numpy as jnp
 
 from pangu_jax.core.files import atomic_write
 from pangu_jax.ops.expert_mlp import choose, expert_mlp
+
+ONE = "one expert"
 
 # width, hidden width, groups, experts per group, experts chosen per group
 SIZES = {
@@ -62,26 +65,36 @@ def seconds(function, arguments, repeats):
     return statistics.median(times)
 
 
+def one_expert(rows, weights, gate, up, down):
+    """Rows [N, D] through the first expert alone, each times a weight."""
+    gate, up, down = (kernel[0, 0] for kernel in (gate, up, down))
+    hidden = jax.nn.silu(rows @ gate) * (rows @ up)
+    return hidden @ down * weights.reshape(-1, 1).astype(rows.dtype)
+
+
 def measure(sizes, tokens, dtype, names, repeats):
     """Rows of {implementation, tokens, forward, backward} in seconds."""
     x, ids, *rest = inputs(sizes, tokens, dtype)
     width, hidden, groups, experts, k = sizes
     flops = 6 * tokens * groups * k * width * hidden
     rows = []
-    for name in names:
+    for name in [ONE, *names]:
         if name == "dense" and tokens * groups * experts * hidden * 8 > 8e9:
             continue  # its hidden units alone would take many gigabytes
         if name == "gather" and tokens * groups * k * width * hidden * 6 > 8e9:
             continue
 
         def run(x, ids, *rest, name=name):
+            if name == ONE:
+                return one_expert(x, *rest)
             return expert_mlp(x, ids, *rest, impl=name)
 
         def loss(x, ids, *rest, name=name):
             return (run(x, ids, *rest, name=name).astype(jnp.float32) ** 2).sum()
 
-        forward = seconds(jax.jit(run), (x, ids, *rest), repeats)
-        both = seconds(jax.jit(jax.grad(loss, argnums=(0, 2, 3, 4, 5))), (x, ids, *rest), repeats)
+        given = (jnp.tile(x, (groups * k, 1)) if name == ONE else x, ids, *rest)
+        forward = seconds(jax.jit(run), given, repeats)
+        both = seconds(jax.jit(jax.grad(loss, argnums=(0, 2, 3, 4, 5))), given, repeats)
         rows.append({"implementation": name, "tokens": tokens, "forward_s": forward,
                      "forward_backward_s": both, "forward_flops": flops})  # fmt: skip
     return rows
@@ -99,12 +112,12 @@ def machine():
 
 
 def line(row, base):
-    """A row of the table; `base` is the dense form's row or None."""
+    """A row of the table; `base` is that of one expert."""
     forward, both = row["forward_s"], row["forward_backward_s"]
-    ratios = [forward / base["forward_s"], both / base["forward_backward_s"]] if base else []
-    first, second = [f"{r:7.2f}" for r in ratios] or ["      -"] * 2
+    ratios = [forward / base["forward_s"], both / base["forward_backward_s"]]
+    first, second = [f"{r:7.2f}" for r in ratios]
     return (
-        f"{row['tokens']:7d} {row['implementation']:>8} {forward * 1e3:9.3f} {first}"
+        f"{row['tokens']:7d} {row['implementation']:>10} {forward * 1e3:9.3f} {first}"
         f" {both * 1e3:11.3f} {second} {row['forward_flops'] / forward / 1e9:9.0f}"
         f"{' <- picked' if row['picked'] else ''}"
     )
@@ -123,14 +136,14 @@ def main():
     device, sizes = machine(), SIZES[options.sizes]
     print(f"{options.sizes} {sizes} {options.dtype} on {device}")
     print(
-        f"{'tokens':>7} {'form':>8} {'fwd ms':>9} {'/dense':>7} {'fwd+bwd ms':>11} {'/dense':>7}"
+        f"{'tokens':>7} {'form':>10} {'fwd ms':>9} {'/ one':>7} {'fwd+bwd ms':>11} {'/ one':>7}"
         f" {'GFLOP/s':>9}"
     )
     table = []
     for tokens in options.tokens:
         rows = measure(sizes, tokens, jnp.dtype(options.dtype), options.impl, options.repeats)
         picked = choose(jax.default_backend(), tokens, sizes[4], sizes[3])
-        base = next((row for row in rows if row["implementation"] == "dense"), None)
+        base = rows[0]
         for row in rows:
             row["picked"] = row["implementation"] == picked
             print(line(row, base), flush=True)
