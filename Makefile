@@ -13,7 +13,7 @@ CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-impor
 # Bytecode that is kept saves every process that tests start a third of a second.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test parity slow mutants lint format docs wheel clean
+.PHONY: help demo test tests checks parity slow mutants lint format docs wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -24,7 +24,12 @@ demo: ## train a grouped and an ordinary mixture of experts on real text, compar
 
 test: ## lint, formatting, import contracts, types, tests (no torch needed)
 	@tools/make_venv.sh $(VENV) test
+	@$(MAKE) --no-print-directory -k -j 2 checks tests
+
+checks: # beside the tests, as they are of one core
 	$(CHECK)
+
+tests:
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
 
 parity: ## compare live with torch and transformers

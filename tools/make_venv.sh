@@ -63,6 +63,8 @@ case $extras in
   *) set -- --editable . "$@" ;;
 esac
 echo "installing what is needed into $folder (a minute or two the first time)"
-"$folder/bin/python" -m pip install --quiet "$@"
+# Bytecode takes as long as all else and pip makes it on one core. What is no Python 3 is left.
+"$folder/bin/python" -m pip install --quiet --no-compile "$@"
+"$folder/bin/python" -m compileall -qq -j 0 "$folder"/lib/python3*/site-packages >/dev/null || true
 printf '%s\n%s\n%s\n' "$here" "$known" "$wanted" >"$ready.new"
 mv "$ready.new" "$ready"
