@@ -38,6 +38,7 @@ from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
 from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
+from pangu_jax.sharding.launch import layout_of
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 
@@ -89,6 +90,11 @@ class Options:
     """Type of activations and cache; the parameters are float32."""
     remat: Literal["full", "dots"] | None = None
     """What the backward pass recomputes."""
+    mesh: str = ""
+    """Devices that hold and train the model and write the answers, such as "fsdp=4,tensor=2"; empty
+    is one device."""
+    rules: str = "fsdp"
+    """What is sharded over the mesh: ddp, fsdp, tensor, expert, h2p, joined with +."""
     seed: int = RlConfig.seed
     """Of the order of questions, and of the answers."""
     rollouts: Literal["local", "ray"] = "local"
@@ -105,19 +111,19 @@ class Options:
 
 # What may differ when a run is resumed. Who writes the answers decides when they end and how their
 # scores are rounded, so a run goes on otherwise, as any on Ray does; what was written down stays.
-FREE = ("out", "save_every", "rollouts", "workers", "worker_gpus")
+FREE = ("out", "mesh", "rules", "save_every", "rollouts", "workers", "worker_gpus")
 
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
     check_max_new_tokens(options.max_new_tokens)
-    sampler = _sampler(options)
+    layout, sampler = layout_of(options.mesh, options.rules), _sampler(options)
     with working("reading the questions"):
         items = read_items(options.data)
     sources = _sources(options, items)
     with working(f"reading {options.model}"):
         params, model, found = open_checkpoint(
-            options.model, kind="decoder", by="`pangu-jax rl`", dtype="float32"
+            options.model, kind="decoder", by="`pangu-jax rl`", dtype="float32", layout=layout
         )
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.model)
     dialogue = options.mode not in TEXTS
@@ -149,7 +155,7 @@ def main(options: Options) -> None:
                         "updates", line["step"], options.updates, _text(line)
                     ),
                     sampler=sampler,
-                    how=How(remat=options.remat, dtype=options.dtype),
+                    how=How(layout, remat=options.remat, dtype=options.dtype),
                 )
             except NothingToLearn as end:
                 print(end, file=sys.stderr)

@@ -27,10 +27,15 @@ from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder, presets
 from pangu_jax.nn.how import How
-from pangu_jax.sharding.launch import batch_share, check_equal, connect, first_process, leave
+from pangu_jax.sharding.launch import (
+    batch_share,
+    check_equal,
+    connect,
+    first_process,
+    layout_of,
+    leave,
+)
 from pangu_jax.sharding.layout import Layout, whole
-from pangu_jax.sharding.mesh import make_mesh, parse_mesh
-from pangu_jax.sharding.rules import preset as rules_preset
 from pangu_jax.train.language import AUX_WEIGHT, language_loss
 from pangu_jax.train.loop import LoopConfig, train
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
@@ -126,7 +131,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
         options.checkpoint_every,
         evaluate_every=options.evaluate_every,
     )
-    layout = _layout(options)
+    layout = layout_of(options.mesh, options.rules)
     how = How(layout, remat=options.remat, dtype=options.dtype)
     tokenizer = load_tokenizer(options.tokenizer)
     params, cfg = _model(options, tokenizer, layout)
@@ -197,14 +202,6 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
 def _say(line: str) -> None:
     if first_process():
         print(line, file=sys.stderr)
-
-
-def _layout(options: Options) -> Layout | None:
-    if not options.mesh:
-        if jax.process_count() > 1:
-            raise InputError("several processes need --mesh, such as fsdp=-1 for all devices")
-        return None
-    return Layout(make_mesh(**parse_mesh(options.mesh)), rules_preset(options.rules))
 
 
 def _model(options: Options, tokenizer: Tokenizer, layout: Layout | None):

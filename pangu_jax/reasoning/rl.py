@@ -111,7 +111,8 @@ def train(
     with NullStore() if folder is None else Store(folder) as store, listens as stop:
         home = None if isinstance(store, NullStore) else store.folder.parent
         settings = {} if home is None else _settings(params, cfg, model, how)
-        run = rl_resume.restore(store, decoder.spec(model), optimizer, cfg.schedule, settings)
+        saved = (decoder.spec(model), optimizer, cfg.schedule, settings, how.layout)
+        run = rl_resume.restore(store, *saved)
         journal = Journal(None if home is None else home / rl_resume.FOLDER)
         again = run is not None
         if run is None:

@@ -18,6 +18,7 @@ from pangu_jax.core.tree import check_all_finite
 from pangu_jax.reasoning.rl_journal import SavedAnswer, saved_answer
 from pangu_jax.reasoning.rollout import Rollout
 from pangu_jax.reasoning.schedule_state import ScheduleConfig, ScheduleState
+from pangu_jax.sharding.layout import Layout
 from pangu_jax.train import resume
 from pangu_jax.train.step import TrainState, abstract_state
 
@@ -108,6 +109,7 @@ def restore(
     optimizer: optax.GradientTransformation,
     cfg: ScheduleConfig,
     settings: Mapping[str, str],
+    layout: Layout | None = None,
 ) -> Snapshot | None:
     """What was saved last; None where nothing was.
 
@@ -117,6 +119,7 @@ def restore(
       optimizer: that trains it.
       cfg: of the schedule.
       settings: the others, as they were saved.
+      layout: where arrays live; None is one device.
 
     Raises:
       InputError: it is damaged, or of other settings; names one.
@@ -135,9 +138,9 @@ def restore(
         raise InputError(f"{path} is of another schedule than this run's")
     state = None
     if version is not None:
-        like = abstract_state(spec, optimizer)
-        rest = resume.on_device(resume.beside_parameters(like), None)
-        params, rest = store.restore(version, template(abstract(spec), spec, None), rest)
+        like = abstract_state(spec, optimizer, layout=layout)
+        rest = resume.on_device(resume.beside_parameters(like), layout)
+        params, rest = store.restore(version, template(abstract(spec), spec, layout), rest)
         check_all_finite(params, str(store.folder / str(version)))
         state = TrainState(rest["step"], params, rest["opt_state"])
     rollouts = {one.group: rollout_of(one) for one in saved.rollouts}

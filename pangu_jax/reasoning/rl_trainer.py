@@ -30,6 +30,7 @@ from pangu_jax.reasoning.schedule_state import (
     Start,
     Updated,
 )
+from pangu_jax.sharding.layout import batch_sharding, shardings
 from pangu_jax.train.policy import answer_log_probs, answer_loss
 from pangu_jax.train.step import TrainState, init_state, make_step
 
@@ -105,12 +106,15 @@ class Trainer:
         self.run, self.cfg = run, cfg
         self.figures: dict[str, Any] = {}
         self._prompt, self._key = prompt, jax.random.key(cfg.seed)
+        self._layout, spec = how.layout, decoder.spec(model)
+        if how.layout is not None:
+            params = jax.device_put(params, shardings(spec, how.layout))
         self._reference = jax.tree.map(jnp.copy, params) if cfg.policy.kl else None
         if run.state is None:
-            spec = decoder.spec(model)
-            run.state = init_state(spec, optimizer, key=self._key, params=params)
+            more: Any = {"params": params, "layout": how.layout}
+            run.state = init_state(spec, optimizer, key=self._key, **more)
         loss = _loss(model, cfg.policy, cfg.temperature, how)
-        self._step = make_step(loss, optimizer, accumulate=cfg.accumulate)
+        self._step = make_step(loss, optimizer, accumulate=cfg.accumulate, layout=how.layout)
         shared: Any = {"temperature": cfg.temperature, "how": how}
         self._score = make_score(model, accumulate=cfg.accumulate, **shared)
         if cfg.curriculum is not None and not run.rates:
@@ -186,6 +190,9 @@ class Trainer:
             nothing = [*NOTHING, *(["kl"] if cfg.policy.kl else [])]
             figures = dict.fromkeys(nothing, 0.0) | batch.facts
             return Made(state.replace(step=state.step + 1), figures, 0.0)
+        if self._layout is not None:
+            where = {k: batch_sharding(x.shape, self._layout) for k, x in arrays.items()}
+            arrays = jax.device_put(arrays, where)
         if cfg.corrected and cfg.schedule.staleness:
             arrays["proximal"] = self._score(state.params, arrays)
         if self._reference is not None:

@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.layout import Layout, batch_parts, batch_sharding
+from pangu_jax.sharding.mesh import make_mesh, parse_mesh
+from pangu_jax.sharding.rules import preset
 
 # A process that hangs or whose machine is gone is noticed after so long; one that ends, at once.
 HEARTBEAT_S = 30
@@ -47,6 +49,23 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
         raise InputError(f"process {process} cannot join the run at {coordinator}: {reason}") from (
             error
         )
+
+
+def layout_of(mesh: str, rules: str) -> Layout | None:
+    """The layout that a command's options say; None is one device.
+
+    Args:
+      mesh: devices by axis, such as "fsdp=4,tensor=2"; "" is one device.
+      rules: names of presets joined with "+".
+
+    Raises:
+      InputError: they say none, or say one device to several processes.
+    """
+    if mesh:
+        return Layout(make_mesh(**parse_mesh(mesh)), preset(rules))
+    if jax.process_count() > 1:
+        raise InputError("several processes need --mesh, such as fsdp=-1 for all devices")
+    return None
 
 
 def batch_share(layout: Layout | None, batch: int) -> tuple[int, int]:

@@ -27,6 +27,9 @@ from pangu_jax.reasoning import rl, rl_journal, rl_resume, schedule
 from pangu_jax.reasoning.rl_trainer import make_score
 from pangu_jax.reasoning.rollout import Rollout, make_batch
 from pangu_jax.reasoning.schedule_state import Ended, Graded, ScheduleConfig, Updated
+from pangu_jax.sharding.layout import Layout
+from pangu_jax.sharding.mesh import make_mesh
+from pangu_jax.sharding.rules import preset
 from pangu_jax.train.policy import answer_loss
 from pangu_jax.train.step import init_state, make_step
 from pangu_jax.train.stop_signal import Stopped
@@ -163,6 +166,35 @@ def test_a_run_repeats_bit_for_bit():
     run.cache_clear()
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(run(cfg)[0]), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_on_several_devices_it_is_the_same_run_and_goes_on_as_one(tmp_path):
+    """To rounding: the answers, and what they are trained to."""
+    layout = Layout(make_mesh(data=2, fsdp=2, tensor=2), preset("fsdp+tensor"))
+    plan = ScheduleConfig(1, batch=3, group=4, slots=8)
+    cfg = dataclasses.replace(SYNC, schedule=plan, updates=5, save_every=2)
+    want, told = [], []
+    alone = rl.train(
+        model(), prompt, reward, model=MODEL, cfg=cfg, optimizer=OPTIMIZER, on_update=want.append
+    )
+
+    def stopped(line):
+        told.append(line)
+        if len(told) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    more = {"model": MODEL, "cfg": cfg, "optimizer": OPTIMIZER, "how": How(layout)}
+    with pytest.raises(Stopped):
+        rl.train(model(), prompt, reward, folder=tmp_path, on_update=stopped, **more)
+    again = []
+    state = rl.train(model(), prompt, reward, folder=tmp_path, on_update=again.append, **more)
+    found = {line["step"]: line for line in [*told, *again]}
+    for line in want[:3]:  # later ones hang on which answers ran when it was stopped
+        for name in ("reward", "tokens", "ages"):
+            assert found[line["step"]][name] == pytest.approx(line[name])
+    kernel = state.params["runs"][0]["attention"]["query"]["kernel"]
+    assert not kernel.is_fully_replicated
+    assert int(state.step) == int(alone.step) == 5
 
 
 def untimed(seen):
