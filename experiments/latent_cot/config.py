@@ -89,7 +89,7 @@ _PROSQA = Plan(
     test_file="prosqa_test.jsonl.gz",
     batch=128,
     learning_rate=1e-4,
-    methods=("coconut", "pause", "cot", "no-cot"),
+    methods=("coconut", "pause", "cot", "no-cot", "codi", "looped"),
 )
 
 PRESETS = {
@@ -105,7 +105,7 @@ PRESETS = {
                 problems=200,
                 tests=20,
                 batch=8,
-                methods=("cot", "pause", "coconut"),
+                methods=("cot", "pause", "coconut", "codi", "planning", "looped"),
             ),
         ),
         timed=2,

@@ -2,7 +2,8 @@
 
 Source: "Reasoning Beyond Language: A Comprehensive Survey on Latent Chain-of-Thought Reasoning",
 arXiv 2505.16782, of which these methods are examples: Coconut (2412.06769), stepwise
-internalization (2405.14838), pause tokens (2310.02226).
+internalization (2405.14838), pause tokens (2310.02226), CODI (2502.21074), planning tokens
+(2310.05707), looped layers (2502.17416).
 
 Claim examined: hidden states that are fed back can stand in for written steps, and do more than as
 many slots that are fed nothing.
@@ -36,10 +37,12 @@ from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import read_json
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
-from pangu_jax.models import decoder, presets
+from pangu_jax.models import decoder, presets, registry
+from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.reasoning.latent.task import Ids, encode_task, read_task, words_of
@@ -60,30 +63,33 @@ def main() -> None:
     cells = begin(folder, experiment, data=given.data)
     for plan in experiment.plans:
         for seed in experiment.seeds:
-            ids = None
+            known: dict[int, Ids] = {}  # by how many planning tokens there are
             for method in plan.methods:
                 name = f"{plan.task}/{method}"
                 if given.only and name not in given.only and plan.task not in given.only:
                     continue
                 name = f"{name}/seed{seed}"
-                if name not in cells.results:
-                    ids = ids or _ids(plan, seed, given.data)
+                plans = MethodConfig().plans if METHODS[method].plans else 0
+                if name not in cells.results and plans not in known:
+                    known[plans] = _ids(plan, seed, given.data, plans)
+                ids = known.get(plans)
                 make = partial(_cell, experiment, plan, method, seed, ids, folder / "runs" / name)
                 cell(cells, name, make, shown=lambda found: f"{found['accuracy']:.1%}")
     say(f"{write_report(folder, experiment, cells.results)} is the report")
 
 
-def _ids(plan: Plan, seed: int, data: str | None) -> Ids:
+def _ids(plan: Plan, seed: int, data: str | None, plans: int) -> Ids:
     """The task's problems; the words are those of all drawn with this seed."""
     test = str(Path(data) / plan.test_file) if data and plan.test_file else None
     task = read_task(plan.task, test=test, problems=plan.problems, tests=plan.tests, seed=seed)
-    return encode_task(task, words_of(task))
+    return encode_task(task, words_of(task, plans), plans)
 
 
 def _cell(
     experiment: Experiment, plan: Plan, method: str, seed: int, ids: Ids, folder: Path
 ) -> dict[str, Any]:
-    model = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
+    plain = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
+    model = METHODS[method].model(plain, MethodConfig())
     phases = latent.plan(method, ids.training, plan.curriculum(method))
     how = How(dtype=experiment.dtype)
     train = partial(
@@ -101,24 +107,25 @@ def _cell(
         how=how,
     )
     state, trained_s = timed(train, folder)
+    params, cfg = written_out(state.params, model)
     asked = {
         "method": METHODS[method],
         "phase": phases[-1],
         "markers": ids.markers,
-        "cfg": model,
+        "cfg": cfg,
         "max_new_tokens": ids.longest + 8,
         "how": how,
     }
-    figures = scores(state.params, ids.testing, batch=64, **asked)
+    figures = scores(params, ids.testing, batch=64, **asked)
     found = figures.pop("")
     read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
-    weights = count(decoder.spec(model)) - model.vocab * model.width
+    weights = count(decoder.spec(cfg)) - cfg.vocab * cfg.width
     return {
         **dataclasses.asdict(found),
-        "parameters": count(decoder.spec(model)),
+        "parameters": count(registry.spec(model)),
         "flops": 2 * weights * (read + found.thoughts + found.tokens),
         "seconds_per_answer": _seconds(
-            partial(solve, state.params, **asked), ids.testing[: experiment.timed]
+            partial(solve, params, **asked), ids.testing[: experiment.timed]
         ),
         "ablations": {kind: one.accuracy for kind, one in figures.items()},
         "train_seconds": trained_s,

@@ -174,7 +174,7 @@ def step(
 
     Args:
       params: tree of `transformer.by_layer`.
-      token: int32 [B].
+      token: int32 [B], ids, or [B, D], what `embed` gives for them.
       position: int32 [B], how many tokens each row has so far: the slot that is written.
       caches: {"key": [B, S, K, C], "value": the same} of each layer.
       cfg: the model.
@@ -183,7 +183,8 @@ def step(
     Returns:
       Scores of the next token, float32 [B, V], and the caches with the new rows.
     """
-    x = embed(params, token[:, None], cfg=cfg, how=how)
+    x = token[:, None]
+    x = embed(params, x, cfg=cfg, how=how) if token.ndim == 1 else x
     places = [LayerCache(c["key"], c["value"], position) for c in caches]
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]

@@ -246,6 +246,7 @@ def unrolled(
     caches: Sequence[LayerCache | None],
     *,
     cfg: TransformerConfig,
+    note: Callable[[jax.Array], None] = lambda state: None,
     how: How = HOW,
 ) -> tuple[jax.Array, list[LayerCache | None]]:
     """The layers written out one by one, each with its own parameters and cache.
@@ -257,6 +258,7 @@ def unrolled(
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
       caches: one per layer, None for layers without.
       cfg: the model.
+      note: is called with what each layer gives, [B, T, D].
       how: implementations.
 
     Returns:
@@ -271,6 +273,7 @@ def unrolled(
             weights, x, turn, sees(heads), cfg=layer, eps=cfg.norm_eps, cache=cache, how=how
         )
         found.append(cache)
+        note(x)
     return x, found
 
 

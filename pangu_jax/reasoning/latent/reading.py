@@ -7,6 +7,7 @@ before it. Gradients flow through all of them.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ def read(
     start: int,
     thoughts: int,
     feedback: Feedback = hidden,
+    note: Callable[[jax.Array], None] = lambda state: None,
     how: How = HOW,
 ) -> Reading:
     """Reads prefixes, thinks, and reads tails.
@@ -55,6 +57,7 @@ def read(
       start: columns of the prefix, at least 1.
       thoughts: n, how many follow.
       feedback: what makes a thought's input of the state before it.
+      note: where there are thoughts, is called with what each layer gives in the tail, [B, T', D].
       how: implementations, type of activations; with `remat` the backward pass computes each
         thought again.
 
@@ -88,7 +91,8 @@ def read(
     inputs, states = jnp.swapaxes(inputs, 0, 1), jnp.swapaxes(states, 0, 1)
     found = [before, states]
     if x.shape[1] > after:
-        found.append(body.block(x[:, after:], after, body.room(caches, x.shape[1]))[0])
+        tail, room = x[:, after:], body.room(caches, x.shape[1])
+        found.append(body.block(tail, after, room, note)[0])
     return Reading(jnp.concatenate(found, axis=1), inputs)
 
 
@@ -109,7 +113,7 @@ class _Body:
         shapes = [(batch, length, head.kv_heads, head.head_dim) for head in heads]
         return [(jnp.zeros(shape, kind), jnp.zeros(shape, kind)) for shape in shapes]
 
-    def block(self, x, column, caches):
+    def block(self, x, column, caches, note=lambda state: None):
         """States of the columns from `column` on, and the caches with theirs.
 
         Columns that are not written yet have later positions, so none sees them.
@@ -138,6 +142,7 @@ class _Body:
             sees,
             [LayerCache(*cache, column) for cache in caches],
             cfg=self._cfg,
+            note=note,
             how=self._how,
         )
         state = transformer.final_norm(self._params, x, cfg=self._cfg)
