@@ -33,7 +33,9 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """A folder that `pangu-jax latent train` wrote, by a method with thoughts."""
     task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file; None is the task of the run."""
+    """mult4x4 (any mult<D>x<D>), prosqa, gsm8k, or a .jsonl file; None is the task of the run."""
+    data: str | None = None
+    """For gsm8k: the folder with its files."""
     test: str | None = None
     """A file of problems; None is the run's, or for another task as in training. Problems that the
     run was trained on are left out."""
@@ -57,7 +59,7 @@ def main(options: Options) -> None:
     chosen = method(trained.method)
     if not chosen.thoughts(trained.phase):
         raise InputError(f"{options.run} was trained by {trained.method}, which has no thoughts")
-    found = test_set(options.run, trained, options.task, options.test, options.tests)
+    found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
     reached(options.run, trained)
     problems = [encode(problem, tokenizer) for problem in found]
     with working("thinking"):

@@ -34,7 +34,7 @@ from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import check_problems, scores
 from pangu_jax.reasoning.latent.slots import FIELDS, NAMES
-from pangu_jax.reasoning.latent.task import Task, encode_task, read_task, words_of
+from pangu_jax.reasoning.latent.task import Task, encode_task, located, read_task, words_of
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.optimizer import OptimizerConfig
 
@@ -49,13 +49,16 @@ class Options:
     """cot and no-cot write the steps or leave them out; icot takes their tokens away one by one;
     coconut replaces steps by hidden states that are fed back, pause by as many empty slots."""
     task: str
-    """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; or a .jsonl file, possibly
-    .gz, of question, steps and answer, of question, cot and answer, or as GSM8K has them."""
+    """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; gsm8k, whose questions are in
+    --data; or a .jsonl file, possibly .gz, of question, steps and answer, of question, cot and
+    answer, or as GSM8K has them."""
     out: str
     """The run's folder: model, tokenizer, metrics, checkpoints."""
+    data: str | None = None
+    """For gsm8k: the folder with gsm8k_train.jsonl and gsm8k_test.jsonl, possibly .gz."""
     test: str | None = None
-    """A file of problems to measure on; without it they are drawn, or the file's last ones. None of
-    them is trained on."""
+    """A file of problems to measure on; without it they are drawn, GSM8K's test questions, or the
+    file's last ones. None of them is trained on."""
     problems: int = 100_000
     """Problems that are drawn to train on; of a file all are taken."""
     tests: int = 500
@@ -99,10 +102,11 @@ def main(options: Options) -> None:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"
         )
-    with working(f"reading {options.task}"):
+    name, test = located(options.task, options.test, options.data)
+    with working(f"reading {name}"):
         task = read_task(
-            options.task,
-            test=options.test,
+            name,
+            test=test,
             problems=options.problems,
             tests=options.tests,
             seed=options.seed,
@@ -123,8 +127,8 @@ def main(options: Options) -> None:
     trained = latent.Trained(
         options.method,
         phases[-1],
-        options.task,
-        options.test,
+        name,
+        test,
         options.tests,
         options.curriculum.steps,
         ids.longest + MOST_NEW,

@@ -114,12 +114,12 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
         for a in range(3)
         for b in range(3)
     ]
-    path = tmp_path / "products.jsonl"
+    path = tmp_path / "gsm8k_train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    test = tmp_path / "test.jsonl"
+    test = tmp_path / "gsm8k_test.jsonl"
     test.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[4]) + "\n")
     folder = tmp_path / "run"
-    task = ("--task", path, "--test", test, "--steps", 1, "--batch", 2)
+    task = ("--task", "gsm8k", "--data", tmp_path, "--steps", 1, "--batch", 2)
     with monkeypatch.context() as trains:
         trains.setattr(latent_train.latent, "train", TRAIN)
         assert call("train", "--method", "no-cot", "--out", folder, *task) == 0
@@ -136,6 +136,9 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     assert "7 of 9 problems left out" in told.err and " of 2; " in told.out
     assert call("eval", folder, "--task", path, "--tests", 3) == 2
     assert "was trained on all of the 3 problems" in capsys.readouterr().err
+    capsys.readouterr()
+    assert call("eval", folder, "--task", "gsm8k", "--data", tmp_path, "--no-ablations") == 0
+    assert " of 2; " in capsys.readouterr().out
     assert call("eval", folder, "--task", "mult1x1") == 2
     assert "has no token for" in capsys.readouterr().err
     # Nor does a run that begins with this one.
@@ -157,6 +160,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
     for arguments, why in (
         (("--task", "nowhere"), "there is no task 'nowhere'"),
         (("--task", "mult2x3"), "the same number of digits"),
+        (("--task", "gsm8k"), "gsm8k needs --data"),
         (("--task", "mult1x1", "--steps", 3, "--stage-steps", 1), "need more than 3 steps"),
         (("--task", "mult1x1", "--batch", 3, "--accumulate", 2), "must divide the batch"),
         (("--task", "mult1x1", "--accumulate", 0), "accumulate must be at least 1"),

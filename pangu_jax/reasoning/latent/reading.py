@@ -48,7 +48,8 @@ def read(
     Without thoughts it is `decoder.apply`, to the bit.
 
     Args:
-      params: tree of `decoder.spec(cfg)`.
+      params: tree of `decoder.spec(cfg)`, whose layers are applied in loops; or of
+        `transformer.by_layer`, which takes longer to compile and less to run.
       batch: tokens, positions and segments, int32 [B, T], as `slots.collate` makes them; T may end
         with the thoughts.
       cfg: the model.
@@ -68,7 +69,6 @@ def read(
     if not thoughts:
         out = transformer.apply(params, x, cfg=cfg, how=how, **places)
         return Reading(out.hidden, x[:, :0])
-    params = transformer.by_layer(params)
     # One query has nothing to gain from fused kernels, whose gradients want other shapes.
     how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})
     body, after = _Body(params, places, cfg, how), start + thoughts
@@ -100,21 +100,33 @@ class _Body:
 
     def room(self, caches, length):
         """The caches with room for so many columns; new ones where there are none."""
-        if caches:
-            grown = ((0, 0), (0, length - caches[0][0].shape[1]), (0, 0), (0, 0))
-            return [tuple(jnp.pad(part, grown) for part in cache) for cache in caches]
-        batch = self._places["positions"].shape[0]
+        if not caches:
+            return [self._empty(heads, lead, length) for heads, lead in self._runs()]
+
+        def grown(part):
+            more = length - part.shape[-3]
+            return jnp.pad(part, (*[(0, 0)] * (part.ndim - 3), (0, more), (0, 0), (0, 0)))
+
+        return jax.tree.map(grown, caches)
+
+    def _runs(self):
+        """Attention and leading axes of each cache: one a run, or one a layer of `by_layer`."""
+        if "layers" in self._params:
+            return [(layer.attention, ()) for layer in self._cfg.layers]
+        return [(layer.attention, (n,)) for layer, n in transformer.run_lengths(self._cfg)]
+
+    def _empty(self, heads, lead, length):
         kind = self._how.dtype or self._params["embed"]["table"].dtype
-        heads = [layer.attention for layer in self._cfg.layers]
-        shapes = [(batch, length, head.kv_heads, head.head_dim) for head in heads]
-        return [(jnp.zeros(shape, kind), jnp.zeros(shape, kind)) for shape in shapes]
+        batch = self._places["positions"].shape[0]
+        shape = (*lead, batch, length, heads.kv_heads, heads.head_dim)
+        return jnp.zeros(shape, kind), jnp.zeros(shape, kind)
 
     def block(self, x, column, caches):
         """States of the columns from `column` on, and the caches with theirs.
 
         Columns that are not written yet have later positions, so none sees them.
         """
-        width, length = x.shape[1], caches[0][0].shape[1]
+        width, length = x.shape[1], caches[0][0].shape[-3]
         at = {
             name: jax.lax.dynamic_slice_in_dim(place, column, width, axis=1)
             for name, place in self._places.items()
@@ -131,14 +143,27 @@ class _Body:
                 window=heads.window,
             )
 
-        x, found = transformer.unrolled(
-            self._params["layers"],
-            x,
-            at["positions"],
-            sees,
-            [LayerCache(*cache, column) for cache in caches],
-            cfg=self._cfg,
-            how=self._how,
-        )
-        state = transformer.final_norm(self._params, x, cfg=self._cfg)
-        return state, [(cache.key, cache.value) for cache in found]
+        if "layers" in self._params:
+            written = [LayerCache(*cache, column) for cache in caches]
+            x, found = transformer.unrolled(
+                self._params["layers"],
+                x,
+                at["positions"],
+                sees,
+                written,
+                cfg=self._cfg,
+                how=self._how,
+            )
+            caches = [(cache.key, cache.value) for cache in found]
+        else:
+            x, caches = transformer.with_caches(
+                self._params["runs"],
+                x,
+                at["positions"],
+                sees,
+                caches,
+                column,
+                cfg=self._cfg,
+                how=self._how,
+            )
+        return transformer.final_norm(self._params, x, cfg=self._cfg), caches

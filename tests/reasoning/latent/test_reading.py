@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.core import spec
+from pangu_jax.models import decoder
+from pangu_jax.models.transformer import by_layer
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
+from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning.latent import coconut, cot
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.loss import thought_loss
@@ -55,6 +61,21 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
     wanted = reference(naive, model, rows)
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, markers):
+    cfg = decoder.DecoderConfig(
+        16, 8, (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),) * 3, max_length=64
+    )
+    params = spec.init(decoder.spec(cfg), key=jax.random.key(0))
+    assert len(params["runs"]) == 1
+    rows = rows_of(problems[:1], markers, Phase(1, slots=2, removed_steps=1))
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch_of(rows, 2))
+    wanted = reference(naive, (params, cfg), rows)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
+    layers = jax.jit(summed(cfg, 2))(by_layer(params), batch_of(rows, 2))
+    np.testing.assert_allclose(layers, loss, rtol=1e-6)
 
 
 def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
