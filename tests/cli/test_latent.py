@@ -195,3 +195,25 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     (other / "latent.json").write_text(json.dumps({**kept, "method": "pause"}))
     assert call("probe", other) == 2
     assert "pause, which has no thoughts" in capsys.readouterr().err
+
+
+@pytest.mark.onnx
+def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
+    options = ("--target", "ascend", "--soc", "Ascend310P3", "--profiles", "16", "--cache", "24")
+    for more in ((), ("--no-thoughts",)):
+        out = tmp_path / "-".join(("out", *more))
+        with pytest.raises(SystemExit) as end:
+            main(["export", str(run), *options, "--out", str(out), *more])
+        assert end.value.code == 0
+        told = capsys.readouterr().out
+        facts = json.loads((out / "artifact.json").read_text())["facts"]
+        if more:
+            assert "filled" not in facts and "a question" not in told
+            continue
+        assert "a question, 2 thoughts, the answer, as coconut learned it" in told
+        assert (facts["filled"], facts["ending"], facts["mark"]) == (3, "\n", 260)
+        assert (facts["begin"], facts["suffix"]) == ([256], [257])
+        assert (out / "operators.txt").is_file()
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(tmp_path / "out"), "--check"])
+    assert end.value.code == 0
