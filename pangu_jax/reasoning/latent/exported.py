@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from pangu_jax.core.config import load_config
 from pangu_jax.data.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Asking:
     """
 
     thinking: Thinking | None
-    facts: dict[str, int | str | tuple[int, ...]]
+    facts: dict[str, Any]
     note: str
 
 
