@@ -183,6 +183,19 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     for line in lines:
         assert line["examples"] == 40 and line["classes"] > 1 and 0 <= line["lens"] < 264
         assert 0 <= line["shuffled"] <= 1
+        assert line["selectivity"] == line["accuracy"] - line["shuffled"]
+    picture = tmp_path / "thoughts.png"
+    asked = ("--task", "mult2x2", "--tests", 40, "--plot")
+    assert call("probe", run, *asked, picture, "--json") == 0
+    more = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    lens, by = np.array(more["lens"]["answer"]), {(x["thought"], x["reads"]): x for x in lines}
+    assert lens.shape == (1, 2)  # layers and thoughts: the last layer's are the thoughts
+    assert lens[-1].tolist() == [1 + by[i, "answer"]["lens"] for i in (1, 2)]
+    assert set(more["spreads"]) == {"step 1", "step 2", "answer"}
+    assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
+    assert call("probe", run, "--plot", tmp_path / "a.txt") == 2
+    assert "a.txt ends in none of .png" in capsys.readouterr().err
     assert call("probe", run, "--task", "mult2x2", "--tests", 40) == 0
     assert "1  answer" in capsys.readouterr().out
     assert call("probe", run, "--tests", 40) == 2  # most of which it was trained on
