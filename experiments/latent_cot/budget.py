@@ -91,7 +91,7 @@ def kept(problems: Sequence[Encoded], longest: tuple[int, int] | None) -> list[E
 def _mean_slots(problems: Sequence[Encoded], name: str, phase: Phase, markers: Markers) -> float:
     """The mean length of a row, a teacher's row included."""
     method = find_method(name)
-    teacher = getattr(method, "teacher", None)
+    teacher = method.teacher
     lengths = []
     for problem in problems:
         rows = [method.slots(problem, phase, markers, phase.removed_tokens)]

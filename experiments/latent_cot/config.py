@@ -103,7 +103,7 @@ _PROSQA = Plan(
     test_file="prosqa_test.jsonl.gz",
     batch=128,
     learning_rate=1e-4,
-    methods=("coconut", "pause", "cot", "no-cot"),
+    methods=("coconut", "pause", "cot", "no-cot", "codi", "looped"),
 )
 # With SmolLM2's tokens, 5,183 of GSM8K's 7,473 training questions are so short.
 _GSM8K = Plan(
@@ -136,7 +136,7 @@ PRESETS = {
                 problems=200,
                 tests=20,
                 batch=8,
-                methods=("cot", "pause", "coconut"),
+                methods=("cot", "pause", "coconut", "codi", "planning", "looped"),
             ),
         ),
         timed=2,

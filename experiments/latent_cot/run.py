@@ -2,7 +2,8 @@
 
 Source: "Reasoning Beyond Language: A Comprehensive Survey on Latent Chain-of-Thought Reasoning",
 arXiv 2505.16782, of which these methods are examples: Coconut (2412.06769), stepwise
-internalization (2405.14838), pause tokens (2310.02226).
+internalization (2405.14838), pause tokens (2310.02226), CODI (2502.21074), planning tokens
+(2310.05707), looped layers (2502.17416).
 
 Claim examined: hidden states that are fed back can stand in for written steps, and do more than as
 many slots that are fed nothing.
@@ -35,28 +36,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from experiments.latent_cot.budget import kept, phases_for, read_in_training
+from experiments.latent_cot.budget import phases_for, read_in_training
 from experiments.latent_cot.config import PRESETS, Experiment, Plan
 from experiments.latent_cot.report import write_report
-from pangu_jax.checkpoint.open import open_checkpoint
+from experiments.latent_cot.start import Start, begin_with
 from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
-from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
-from pangu_jax.data.word_tokenizer import files_with_tokens
-from pangu_jax.models import decoder, presets
+from pangu_jax.models import decoder, registry
+from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import scores
-from pangu_jax.reasoning.latent.slots import FIELDS, NAMES
-from pangu_jax.reasoning.latent.task import Ids, encode_task, located, read_task, words_of
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.train.loop import LoopConfig
@@ -84,61 +82,28 @@ def main() -> None:
         _stop_after(60 * given.minutes)
     for plan in experiment.plans:
         for seed in experiment.seeds:
-            start = None
+            known: dict[int, Start] = {}  # by how many planning tokens there are
             for method in plan.methods:
                 name = f"{plan.task}/{method}"
                 if given.only and name not in given.only and plan.task not in given.only:
                     continue
                 name = f"{name}/seed{seed}"
-                if name not in cells.results:
-                    start = start or _start(plan, seed, given.data, given.model)
+                plans = MethodConfig().plans if METHODS[method].plans else 0
+                if name not in cells.results and plans not in known:
+                    known[plans] = begin_with(plan, seed, given.data, given.model, plans)
+                start = known.get(plans)
                 make = partial(_cell, experiment, plan, method, seed, start, folder / "runs" / name)
                 cell(cells, name, make, shown=lambda found: f"{found['accuracy']:.1%}")
     say(f"{write_report(folder, experiment, cells.results)} is the report")
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """What all methods of a plan begin with.
-
-    Attributes:
-      ids: the task's problems.
-      model: the decoder.
-      longest: tokens of the longest chain and answer, in whatever is trained on of them.
-      params: of a checkpoint; None draws them.
-    """
-
-    ids: Ids
-    model: decoder.DecoderConfig
-    longest: int
-    params: Any = None
-
-
-def _start(plan: Plan, seed: int, data: str | None, model: str | None) -> Start:
-    """The problems, with a token for each word of all drawn with this seed or a model's tokens."""
-    test = str(Path(data) / plan.test_file) if data and plan.test_file else None
-    name, test = located(plan.task, test, data)
-    task = read_task(name, test=test, problems=plan.problems, tests=plan.tests, seed=seed)
-    if model is None:
-        ids = encode_task(task, words_of(task))
-        cfg = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
-        return Start(ids, cfg, ids.longest)
-    params, cfg, found = open_checkpoint(model, kind="decoder", by="run.py", dtype="float32")
-    latent.check_model(cfg)
-    tokenizer = load_tokenizer(found, checkpoint=model)
-    own = isinstance(tokenizer, ByteTokenizer)
-    ids = encode_task(task, {} if own else files_with_tokens(tokenizer, NAMES))
-    new = NAMES if own else [name for name in NAMES if tokenizer.token_to_id(name) is None]
-    rows = [getattr(ids.markers, FIELDS[name]) for name in new]
-    params, cfg = latent.with_rows(params, cfg, rows, ids.vocab)
-    short = dataclasses.replace(ids, training=kept(ids.training, plan.longest))
-    return Start(short, cfg, ids.longest, jax.tree.map(np.asarray, params))
-
-
 def _cell(
     experiment: Experiment, plan: Plan, method: str, seed: int, start: Start, folder: Path
 ) -> dict[str, Any]:
-    ids, model = start.ids, start.model
+    ids, model = start.ids, METHODS[method].model(start.model, MethodConfig())
+    begin_from = start.params
+    if begin_from is not None and isinstance(model, ThinkerConfig):
+        begin_from = from_decoder(begin_from, model, key=jax.random.key(seed))
     given = plan, method, ids.training, ids.markers
     phases = phases_for(experiment.tokens, *given)
     steps = sum(phase.steps for phase in phases)
@@ -150,7 +115,7 @@ def _cell(
         method=method,
         markers=ids.markers,
         model=model,
-        params=start.params,
+        params=begin_from,
         loop=LoopConfig(steps, seed=seed, checkpoint_every=2000),
         batch=plan.batch,
         optimizer=dataclasses.replace(latent.OPTIMIZER, learning_rate=plan.learning_rate),
@@ -159,23 +124,23 @@ def _cell(
         how=how,
     )
     state, trained_s = timed(train, folder)
+    params, cfg = written_out(state.params, model)
     asked = {
         "method": METHODS[method],
         "phase": phases[-1],
         "markers": ids.markers,
-        "cfg": model,
+        "cfg": cfg,
         "max_new_tokens": start.longest + 8,
         "how": how,
     }
-    figures = scores(state.params, ids.testing, batch=64, **asked)
+    figures = scores(params, ids.testing, batch=64, **asked)
     found = figures.pop("")
     read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
-    weights = count(decoder.spec(model)) - (0 if model.tied else model.vocab * model.width)
-    ask = partial(solve, state.params, **asked)
-    timings = ids.testing[: experiment.timed]
+    weights = count(decoder.spec(cfg)) - (0 if cfg.tied else cfg.vocab * cfg.width)
+    ask, timings = partial(solve, params, **asked), ids.testing[: experiment.timed]
     return {
         **dataclasses.asdict(found),
-        "parameters": count(decoder.spec(model)),
+        "parameters": count(registry.spec(model)),
         "flops": 2 * weights * (read + found.thoughts + found.tokens),
         "seconds_per_answer": _seconds(ask, timings) if timings else None,
         "ablations": {kind: one.accuracy for kind, one in figures.items()},

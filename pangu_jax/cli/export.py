@@ -28,6 +28,7 @@ from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.exported import asking
 from pangu_jax.reasoning.latent.train import RUN
@@ -173,9 +174,13 @@ def _checkpoint(
     """The programs of a decoder or an encoder, and its tokenizer or None."""
     if model is None:
         with working(f"reading {options.checkpoint}"):
+            thinks = options.thoughts and (Path(options.checkpoint) / RUN).is_file()
+            kinds = ("decoder", "encoder", *(("thinker",) if thinks else ()))
             params, cfg, found = open_checkpoint(
-                options.checkpoint, kind=("decoder", "encoder"), by="`pangu-jax export`"
+                options.checkpoint, kind=kinds, by="`pangu-jax export`"
             )
+            if thinks:
+                params, cfg = written_out(params, cfg)
     else:
         params, cfg, found = model.params, model.cfg, options.checkpoint
     stored = {x.dtype.name for x in jax.tree.leaves(params)}

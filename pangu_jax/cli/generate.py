@@ -11,6 +11,7 @@ import tyro
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.generate_file import answer_file, check_file, note_length
 from pangu_jax.cli.progress import working
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import (
     StreamDecoder,
     Tokenizer,
@@ -20,9 +21,11 @@ from pangu_jax.data.tokenizer import (
 )
 from pangu_jax.decode.generate import stream
 from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.soft_thinking import SoftThinkingConfig, SoftThought
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
+from pangu_jax.task.soft_thinking import preparation
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Options:
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
     """Sampling seed; has no effect with greedy decoding."""
+    soft_thinking: bool = False
+    """Think in mixtures of tokens before writing. Needs no training, but a model that thinks."""
+    think_end: str | None = None
+    """What is written behind the thought; None is the tokenizer's </think> or [unused17]. Thinking
+    ends where this is the likeliest, if it is one token."""
+    soft: SoftThinkingConfig = SoftThinkingConfig()
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -55,6 +64,9 @@ class Options:
 def main(options: Options) -> None:
     """Prints the prompt and its continuation, or writes the answers; the speed goes to stderr."""
     check_file(options)
+    told = options.think_end is not None or options.soft != SoftThinkingConfig()
+    if told and not options.soft_thinking:
+        raise InputError("options of thinking, such as --think-tokens, want --soft-thinking")
     with working(f"reading {options.checkpoint}"):
         params, cfg, found = open_checkpoint(
             options.checkpoint, kind="decoder", by="`pangu-jax generate`", dtype=options.dtype
@@ -74,19 +86,25 @@ def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenize
         name = tokenizer.id_to_token(tokenizer.boundary)
         print(f"note: the prompt is empty, so the text begins after {name}", file=sys.stderr)
     check_vocabulary(prompt, tokenizer, cfg.vocab)
-    note_length(len(prompt) + options.max_new_tokens, cfg)
+    soft, how = options.soft if options.soft_thinking else None, How(dtype=options.dtype)
+    prepare, more = preparation(params, cfg, tokenizer, soft, options.think_end, how)
+    note_length(len(prompt) + more + options.max_new_tokens, cfg)
     decoder, count, start = StreamDecoder(tokenizer), 0, None
     for token in text:
         print(decoder.push(token), end="", flush=True)
+    key = jax.random.key(options.seed)
+    inputs, thought = prepare(prompt, key)
+    if thought is not None:
+        print(_told(thought, tokenizer), file=sys.stderr)
     tokens = stream(
         params,
-        prompt,
+        inputs,
         cfg=cfg,
         max_new_tokens=options.max_new_tokens,
         sampling=options.sampling,
         stop_ids=tokenizer.eos_ids,
-        key=jax.random.key(options.seed),
-        how=How(dtype=options.dtype),
+        key=key,
+        how=how,
     )
     for token in tokens:
         if start is None:
@@ -98,3 +116,10 @@ def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenize
     if start is not None and count > 1:
         speed = (count - 1) / max(time.perf_counter() - start, 1e-9)
         print(f"{count} tokens, {speed:.0f} tokens/s", file=sys.stderr)
+
+
+def _told(thought: SoftThought, tokenizer: Tokenizer) -> str:
+    """A thought in words: the likeliest token of each mixture."""
+    why = {"token": "a token that ends it", "cold": "certainty", "length": "its length"}
+    text = tokenizer.decode(thought.ids.tolist())
+    return f"{len(thought.ids)} mixtures, ended by {why[thought.end]}; likeliest: {text}"

@@ -16,8 +16,10 @@ from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
 from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.soft_thinking import SoftThinkingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
+from pangu_jax.task.soft_thinking import preparation
 
 
 class Options(Protocol):
@@ -31,6 +33,9 @@ class Options(Protocol):
     batch: int
     max_new_tokens: int
     sampling: SamplingConfig
+    soft_thinking: bool
+    think_end: str | None
+    soft: SoftThinkingConfig
     seed: int
     tokenizer: str | None
     dtype: Any
@@ -119,7 +124,9 @@ def _read(
 
 
 def _settings(options: Options) -> dict[str, Any]:
+    thinks = {"soft_thinking": True, "think_end": options.think_end, **to_json(options.soft)}
     return {
+        **(thinks if options.soft_thinking else {}),
         "checkpoint": options.checkpoint,
         "tokenizer": options.tokenizer,
         "field": options.field,
@@ -160,17 +167,21 @@ def _answers(
     if not rest:
         return
     stops, key = tokenizer.eos_ids, jax.random.key(options.seed)
+    soft, how = options.soft if options.soft_thinking else None, How(dtype=options.dtype)
+    prepare, more = preparation(params, cfg, tokenizer, soft, options.think_end, how)
+    longest = max(len(ids) for _, _, ids in prompts) + more
     engine = Engine(
         params,
         cfg=cfg,
         slots=min(options.batch, len(prompts)),
-        length=round_up(max(len(ids) for _, _, ids in prompts)) + round_up(options.max_new_tokens),
+        length=round_up(longest) + round_up(options.max_new_tokens),
         stops=max(8, len(stops)),
-        how=How(dtype=options.dtype),
+        how=how,
     )
+    keys = [jax.random.fold_in(key, line) for line, _, _ in rest]
     requests = (
-        Request(ids, options.max_new_tokens, options.sampling, stops, jax.random.fold_in(key, line))
-        for line, _, ids in rest
+        Request(prepare(ids, own)[0], options.max_new_tokens, options.sampling, stops, own)
+        for (_, _, ids), own in zip(rest, keys, strict=True)
     )
     for place, answer in answers(engine, requests):
         yield rest[place][0], answer

@@ -19,6 +19,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.ablation import ABLATIONS
@@ -151,6 +152,9 @@ def reached(run: str, trained: latent.Trained) -> int:
 def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
     """Parameters, configuration and tokenizer of a run of `latent train`, and how it thinks.
 
+    A model that runs in turns is given as the decoder that it amounts to, with "thought" beside a
+    decoder's branches where thoughts are projected.
+
     Raises:
       InputError: the folder holds no such run.
     """
@@ -158,7 +162,10 @@ def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
         raise InputError(f"{path} was not made by `pangu-jax latent train`: no {latent.RUN}")
     trained = load_config(latent.Trained, Path(path) / latent.RUN)
     with working(f"reading {path}"):
-        params, cfg, found = open_checkpoint(path, kind="decoder", by="`pangu-jax latent`")
+        params, cfg, found = open_checkpoint(
+            path, kind=("decoder", "thinker"), by="`pangu-jax latent`"
+        )
+    params, cfg = written_out(params, cfg)
     return params, cfg, load_tokenizer(found, checkpoint=path), trained
 
 

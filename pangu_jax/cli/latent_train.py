@@ -7,10 +7,10 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -26,15 +26,25 @@ from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.word_tokenizer import files_with_tokens
-from pangu_jax.models import decoder, presets
+from pangu_jax.models import decoder, presets, registry
+from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
+from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import method
-from pangu_jax.reasoning.latent.score import check_problems, scores
-from pangu_jax.reasoning.latent.slots import FIELDS, NAMES
-from pangu_jax.reasoning.latent.task import Task, encode_task, located, read_task, words_of
+from pangu_jax.reasoning.latent.score import Score, check_problems, scores
+from pangu_jax.reasoning.latent.slots import FIELDS, NAMES, plan_name
+from pangu_jax.reasoning.latent.task import (
+    Ids,
+    Task,
+    encode_task,
+    located,
+    names_of,
+    read_task,
+    words_of,
+)
 from pangu_jax.train.loop import LoopConfig
 from pangu_jax.train.optimizer import OptimizerConfig
 
@@ -45,9 +55,11 @@ MOST_NEW = 8  # tokens that an answer may have beyond the longest of the trainin
 class Options:
     """Which method, on which task, with which model, for how long."""
 
-    method: Literal["cot", "no-cot", "pause", "icot", "coconut"]
+    method: Literal["cot", "no-cot", "pause", "icot", "coconut", "codi", "planning", "looped"]
     """cot and no-cot write the steps or leave them out; icot takes their tokens away one by one;
-    coconut replaces steps by hidden states that are fed back, pause by as many empty slots."""
+    coconut replaces steps by hidden states that are fed back, pause by as many empty slots; codi
+    learns thoughts from its own written chain; planning begins each step with a token of its kind;
+    looped writes no steps, and runs its layers several times."""
     task: str
     """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; gsm8k, whose questions are in
     --data; or a .jsonl file, possibly .gz, of question, steps and answer, of question, cot and
@@ -70,6 +82,7 @@ class Options:
     tokenizer: Literal["words", "bytes"] = "words"
     """Of a preset: a token for each word of the task, or for each byte."""
     curriculum: Annotated[CurriculumConfig, tyro.conf.arg(name="curriculum")] = CurriculumConfig()
+    own: Annotated[MethodConfig, tyro.conf.arg(name="own")] = MethodConfig()
     batch: int = 64
     """Problems per step."""
     accumulate: int = LoopConfig.accumulate
@@ -112,18 +125,16 @@ def main(options: Options) -> None:
             seed=options.seed,
         )
     task, seen = _without_seen(task, options.init)
-    params, model, files, added = _model(options, task)
-    latent.check_model(model)
+    chosen = method(options.method)
+    names = names_of(options.own.plans if chosen.plans else 0)
+    params, plain, files, added = _model(options, task, names)
+    latent.check_model(plain)
     with working("encoding"):
-        ids = encode_task(task, files)
+        ids = encode_task(task, files, plans=len(names) - len(NAMES))
     markers = ids.markers
-    if options.init is not None:
-        new = [getattr(markers, FIELDS[name]) for name in added]
-        params, model = latent.with_rows(params, model, new, ids.vocab)
-    else:
-        model = dataclasses.replace(model, vocab=-(-ids.vocab // 8) * 8)
+    params, model = _extended(options, params, plain, ids, added)
     phases = latent.plan(options.method, ids.training, options.curriculum)
-    check_problems(ids.testing, method(options.method), phases[-1])
+    check_problems(ids.testing, chosen, phases[-1])
     trained = latent.Trained(
         options.method,
         phases[-1],
@@ -135,16 +146,18 @@ def main(options: Options) -> None:
     )
     how = How(remat=options.remat, dtype=options.dtype)
 
-    measure = partial(
-        scores,
-        problems=ids.testing,
-        method=method(options.method),
-        phase=phases[-1],
-        markers=markers,
-        cfg=model,
-        max_new_tokens=trained.max_new_tokens,
-        how=how,
-    )
+    def measure(params: Any) -> dict[str, Score]:
+        params, cfg = written_out(params, model)
+        return scores(
+            params,
+            ids.testing,
+            chosen,
+            phases[-1],
+            markers,
+            cfg=cfg,
+            max_new_tokens=trained.max_new_tokens,
+            how=how,
+        )
 
     def evaluate(params: Any) -> dict[str, float]:
         found = measure(params)
@@ -156,7 +169,7 @@ def main(options: Options) -> None:
     with store.begin(model, folder, settings, free=FREE) as claim:
         _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)
         print(
-            f"{count(decoder.spec(model)):,} parameters, {len(ids.training):,} problems, "
+            f"{count(registry.spec(model)):,} parameters, {len(ids.training):,} problems, "
             f"{len(phases)} stages",
             file=sys.stderr,
         )
@@ -176,6 +189,7 @@ def main(options: Options) -> None:
                 model=model,
                 loop=loop,
                 batch=options.batch,
+                own=options.own,
                 optimizer=options.optimizer,
                 params=params,
                 folder=claim,
@@ -195,12 +209,12 @@ def _without_seen(task: Task, init: str | None) -> tuple[Task, np.ndarray]:
 
 
 def _model(
-    options: Options, task: Task
+    options: Options, task: Task, names: list[str]
 ) -> tuple[Any, decoder.DecoderConfig, Mapping[str, bytes], list[str]]:
-    """Parameters or None, configuration, the tokenizer's files (none for bytes), new markers."""
+    """Parameters or None, configuration, the tokenizer's files (none for bytes), new tokens."""
     if options.init is None:
-        files = {} if options.tokenizer == "bytes" else words_of(task)
-        return None, presets.preset(options.preset), files, list(NAMES)
+        files = {} if options.tokenizer == "bytes" else words_of(task, len(names) - len(NAMES))
+        return None, presets.preset(options.preset), files, names
     with working(f"reading {options.init}"):
         params, cfg, found = open_checkpoint(
             options.init, kind="decoder", by="`pangu-jax latent train`", dtype="float32"
@@ -208,9 +222,25 @@ def _model(
     tokenizer = load_tokenizer(found, checkpoint=options.init)
     if isinstance(tokenizer, ByteTokenizer):  # its ids have no names: the run says what they were
         known = (Path(options.init) / latent.RUN).is_file()
-        return params, cfg, {}, [] if known else list(NAMES)
-    added = [name for name in NAMES if tokenizer.token_to_id(name) is None]
-    return params, cfg, files_with_tokens(tokenizer, NAMES), added
+        return params, cfg, {}, [] if known else names
+    added = [name for name in names if tokenizer.token_to_id(name) is None]
+    return params, cfg, files_with_tokens(tokenizer, names), added
+
+
+def _extended(
+    options: Options, params: Any, plain: decoder.DecoderConfig, ids: Ids, added: list[str]
+) -> tuple[Any, decoder.DecoderConfig | ThinkerConfig]:
+    """What is trained: with rows for new tokens, and with what the method adds to a decoder."""
+    if options.init is None:
+        plain = dataclasses.replace(plain, vocab=-(-ids.vocab // 8) * 8)
+        return None, method(options.method).model(plain, options.own)
+    of_name = {name: getattr(ids.markers, field) for name, field in FIELDS.items()}
+    of_name |= {plan_name(number): token for number, token in enumerate(ids.plans)}
+    params, plain = latent.with_rows(params, plain, [of_name[name] for name in added], ids.vocab)
+    model = method(options.method).model(plain, options.own)
+    if isinstance(model, ThinkerConfig):
+        params = from_decoder(params, model, key=jax.random.key(options.seed))
+    return params, model
 
 
 def _fingerprint(task: Task) -> str:

@@ -186,7 +186,7 @@ def step(
 
     Args:
       params: tree of `transformer.by_layer`.
-      token: int32 [B].
+      token: int32 [B], ids, or [B, D], what `embed` gives for them.
       position: int32 [B], how many tokens each row has so far: the slot that is written.
       caches: {"key": [B, S, K, C], "value": the same} of each layer.
       cfg: the model.
@@ -195,7 +195,8 @@ def step(
     Returns:
       Scores of the next token, float32 [B, V], and the caches with the new rows.
     """
-    x = embed(params, token[:, None], cfg=cfg, how=how)
+    x = token[:, None]
+    x = embed(params, x, cfg=cfg, how=how) if token.ndim == 1 else x
     hidden, caches = step_state(params, x, position, caches, cfg=cfg, how=how)
     return logits(params, hidden, cfg=cfg, how=how)[:, 0], caches
 

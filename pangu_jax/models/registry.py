@@ -6,7 +6,7 @@ from typing import Any
 
 from pangu_jax.core import config
 from pangu_jax.core.errors import InputError
-from pangu_jax.models import decoder, embedder, encoder, timepro
+from pangu_jax.models import decoder, embedder, encoder, thinker, timepro
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ KINDS = {
         Kind("decoder", decoder.DecoderConfig, decoder.spec),
         Kind("encoder", encoder.EncoderConfig, encoder.spec),
         Kind("embedder", embedder.EmbedderConfig, embedder.spec),
+        Kind("thinker", thinker.ThinkerConfig, thinker.spec),
         Kind("timepro", timepro.TimeProConfig, timepro.spec),
     )
 }

@@ -246,6 +246,7 @@ def unrolled(
     caches: Sequence[LayerCache | None],
     *,
     cfg: TransformerConfig,
+    note: Callable[[jax.Array], None] = lambda state: None,
     how: How = HOW,
 ) -> tuple[jax.Array, list[LayerCache | None]]:
     """The layers written out one by one, each with its own parameters and cache.
@@ -257,6 +258,7 @@ def unrolled(
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
       caches: one per layer, None for layers without.
       cfg: the model.
+      note: is called with what each layer gives, [B, T, D].
       how: implementations.
 
     Returns:
@@ -271,6 +273,7 @@ def unrolled(
             weights, x, turn, sees(heads), cfg=layer, eps=cfg.norm_eps, cache=cache, how=how
         )
         found.append(cache)
+        note(x)
     return x, found
 
 
@@ -283,6 +286,7 @@ def with_caches(
     start: jax.Array | int,
     *,
     cfg: TransformerConfig,
+    note: Callable[[jax.Array], None] | None = None,
     how: How = HOW,
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
     """As `unrolled`, with a loop over the layers of each run: compiled in a fraction of the time.
@@ -295,6 +299,7 @@ def with_caches(
       caches: keys and values of each run, [L, B, S, K, C].
       start: the first slot of the caches to write.
       cfg: the model.
+      note: is called with what each layer gives, [B, T, D].
       how: implementations.
 
     Returns:
@@ -319,9 +324,12 @@ def with_caches(
                 how=how,
             )
             assert rows is not None
-            return x, (rows.key, rows.value)
+            return x, (None if note is None else x, (rows.key, rows.value))
 
-        x, cache = scan_layers(body, x, (weights, cache), unroll=how.unroll or 1)
+        x, (states, cache) = scan_layers(body, x, (weights, cache), unroll=how.unroll or 1)
+        if note is not None:
+            for state in states:
+                note(state)
         found.append(cache)
     return x, found
 

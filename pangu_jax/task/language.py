@@ -15,12 +15,15 @@ from pangu_jax.data.text import Document, documents
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.generate import generate as continue_ids
 from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.soft_thinking import SoftThinkingConfig
 from pangu_jax.eval.embedding import embed as embed_texts
 from pangu_jax.eval.perplexity import Perplexity, measure
 from pangu_jax.eval.text_encoder import KINDS, Attention, TextEncoder, of_model
 from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.task.model import Model, expect, tokenizer_of
+from pangu_jax.task.soft_thinking import preparation
 
 Dtype = Literal["float32", "bfloat16"]
 Show = Callable[..., None]
@@ -37,6 +40,9 @@ def generate(
     seed: int = 0,
     batch: int = 32,
     dtype: Dtype = "float32",
+    soft_thinking: bool = False,
+    think_end: str | None = None,
+    soft: SoftThinkingConfig = SoftThinkingConfig(),
 ) -> list[str]:
     """Continues every prompt, and returns the continuations, as `pangu-jax generate` does.
 
@@ -52,6 +58,9 @@ def generate(
       seed: of the sampling; a prompt's text does not depend on the other prompts.
       batch: how many are decoded at once.
       dtype: type of activations and cache.
+      soft_thinking: whether it thinks in mixtures of tokens before it writes.
+      think_end: what is written behind the thought; None is the tokenizer's </think> or [unused17].
+      soft: how it thinks.
 
     Raises:
       InputError: another kind of model, one without a tokenizer, or options that make no sense.
@@ -61,16 +70,19 @@ def generate(
     ids = [text_prompt(prompt, tokenizer) for prompt in prompts]
     for row in ids:
         check_vocabulary(row, tokenizer, model.cfg.vocab)
+    params, how, key = by_layer(model.params), How(dtype=dtype), jax.random.key(seed)
+    thinks = soft if soft_thinking else None
+    prepare, _ = preparation(params, model.cfg, tokenizer, thinks, think_end, how)
     found = continue_ids(
-        model.params,
-        ids,
+        params,
+        [prepare(row, jax.random.fold_in(key, n))[0] for n, row in enumerate(ids)],
         cfg=model.cfg,
         max_new_tokens=max_new_tokens,
         sampling=SamplingConfig(temperature, top_k, top_p),
         stop_ids=tokenizer.eos_ids,
-        key=jax.random.key(seed),
+        key=key,
         slots=batch,
-        how=How(dtype=dtype),
+        how=how,
     )
     return [
         _continuation(tokenizer.encode(prompt), row, tokenizer)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pangu_jax as pj
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
@@ -14,6 +15,7 @@ from pangu_jax.core.spec import is_spec
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
+from pangu_jax.decode import soft_thinking
 from pangu_jax.decode.generate import generate
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.eval.perplexity import measure
@@ -142,6 +144,36 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
     assert call("generate", run_folder, *options) == 2
     assert "answers no prompt of these" in capsys.readouterr().err
     assert out.read_bytes() == text
+
+
+def test_a_model_thinks_softly_before_it_writes(run_folder, tmp_path, capsys):
+    soft = ["--soft-thinking", "--think-end", ":", "--think-tokens", 3, "--max-new-tokens", 4]
+    assert call("generate", run_folder, "--prompt", "abc", *soft) == 0
+    shown, told = capsys.readouterr()
+    assert "3 mixtures, ended by its length" in told
+    out = tmp_path / "answers.jsonl"
+    options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, *soft]
+    assert call("generate", run_folder, *options) == 0
+    found = answers_in(out)
+    assert "abc" + found[1]["answer"] + "\n" == shown and found[1]["by"]["think_tokens"] == 3
+    written = pj.generate(
+        pj.load(run_folder),
+        ["abc"],
+        max_new_tokens=4,
+        soft_thinking=True,
+        think_end=":",
+        soft=soft_thinking.SoftThinkingConfig(think_tokens=3),
+    )
+    assert written == [found[1]["answer"]]
+    assert call("generate", run_folder, *options, "--think-top-k", 2) == 2
+    assert "another think_top_k" in capsys.readouterr().err
+    for wrong, words in (
+        (["--soft-thinking"], "has no token </think>"),
+        (["--think-tokens", 3], "want --soft-thinking"),
+        (["--soft-thinking", "--think-top-p", 0], "think_top_p must be in"),
+    ):
+        assert call("generate", run_folder, "--prompt", "abc", *wrong) == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -195,5 +195,6 @@ def test_a_kind_that_is_not_known_is_one_sentence(kind, tmp_path, capsys):
     (tmp_path / store.MODEL).write_text(json.dumps({"kind": kind}))
     assert call(tmp_path) == 2
     assert capsys.readouterr().err.endswith(
-        f"model.json names the kind of model {kind!r}; known: decoder, encoder, embedder, timepro\n"
+        f"model.json names the kind of model {kind!r}; "
+        "known: decoder, encoder, embedder, thinker, timepro\n"
     )

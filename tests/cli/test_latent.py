@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import chex
 import numpy as np
 import pytest
 
@@ -72,6 +73,38 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
 
     monkeypatch.setattr(latent_train.latent, "train", stopped)
     assert call(*arguments) == 143
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("codi", ("--align", 0.5)),
+        ("looped", ("--turns", 2)),
+        pytest.param("planning", ("--plans", 2), marks=pytest.mark.slow),
+    ],
+)
+def test_methods_of_their_own_go_on_in_the_same_bits(tiny_run, tmp_path, capsys, method, more):
+    short = ("--problems", 30, "--tests", 2, "--batch", 2, "--steps", 2, "--stages", 1)
+    short = ("--task", "mult1x1", *short, "--checkpoint-every", 1, *more)
+    folder = tmp_path / "run"
+    arguments = ("train", "--method", method, "--init", tiny_run, "--out", folder, *short)
+    assert call(*arguments) == 0
+    first, cfg = restore_params(folder)
+    assert "thought" in first if method == "codi" else "thought" not in first
+    shutil.rmtree(folder / "checkpoints" / "2")
+    assert call(*arguments) == 0
+    again, _ = restore_params(folder)
+    chex.assert_trees_all_equal(first, again)
+    capsys.readouterr()
+    assert call("eval", folder, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["method"] == method and found["problems"] == 2
+    assert len(found["ablations"]) == (4 if method == "codi" else 0)
+    if method != "planning":
+        with pytest.raises(SystemExit):
+            main(["generate", str(folder), "--prompt", "1"])
+        assert "holds a thinker" in capsys.readouterr().err
+        assert cfg.turns == (2 if method == "looped" else 1)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from experiments.latent_cot import budget, config, run
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import presets
+from pangu_jax.reasoning.latent.task import encode_task, located, read_task
 from pangu_jax.train.stop_signal import Stopped
 
 PLAN = config.Plan(
@@ -64,7 +65,7 @@ BUDGET = config.Plan(
     problems=0,
     tests=9,
     batch=2,
-    methods=("cot", "pause", "icot", "coconut"),
+    methods=("cot", "pause", "icot", "coconut", "codi"),
     longest=(30, 30),
     most_removed=2,
 )
@@ -105,8 +106,8 @@ def test_methods_read_as_many_tokens_and_stand_beside_their_intervals(
 
 
 def test_phases_of_a_budget_keep_their_shares_and_read_what_is_asked(school):
-    task = run.located("gsm8k", None, school)
-    ids = run.encode_task(run.read_task(task[0], test=task[1], problems=0, tests=9), {})
+    task = located("gsm8k", None, school)
+    ids = encode_task(read_task(task[0], test=task[1], problems=0, tests=9), {})
     problems = budget.kept(ids.training, (30, 30))
     assert len(problems) == len(ids.training) - 1
     for method in BUDGET.methods:

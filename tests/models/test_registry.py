@@ -48,7 +48,7 @@ def test_another_kind_is_refused_with_those_that_are_known(kind):
         registry.from_json({**registry.to_json(DECODER), "kind": kind}, "run/model.json")
     assert str(error.value) == (
         f"run/model.json names the kind of model {kind!r}; "
-        "known: decoder, encoder, embedder, timepro"
+        "known: decoder, encoder, embedder, thinker, timepro"
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.method import Method
-from pangu_jax.reasoning.latent.slots import Encoded, Markers, collate
+from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
 WIDTH = 16  # tails are as wide as the next multiple, so that phases share compiled programs
 
@@ -21,11 +21,13 @@ class Widths:
       start: of the prefix.
       thoughts: of the thoughts.
       tail: of the tail.
+      teacher: of the tail of a teacher's rows; 0 where there is no teacher.
     """
 
     start: int
     thoughts: int
     tail: int
+    teacher: int = 0
 
 
 def widths(
@@ -38,8 +40,11 @@ def widths(
     ]
     start = max(len(row.prefix) for found in rows for row in found)
     tails = [max(len(row.tail) for row in found) for found in rows]
+    taught = 0
+    if method.teacher is not None:
+        taught = _rounded(max(len(method.teacher(x, markers).tail) for x in kinds))
     return [
-        Widths(start, method.thoughts(phase), -(-tail // WIDTH) * WIDTH)
+        Widths(start, method.thoughts(phase), _rounded(tail), taught)
         for phase, tail in zip(phases, tails, strict=True)
     ]
 
@@ -62,7 +67,9 @@ def phase_batches(
 ) -> Iterator[dict[str, Any]]:
     """Endless batches of problems drawn with replacement, from `step` on.
 
-    Batch number i is a function of the seed and i alone, so a run goes on in the same bits.
+    Batch number i is a function of the seed and i alone, so a run goes on in the same bits. Where
+    the method has a teacher, a batch has "answer", int32 [B], the column of each row's mark before
+    the answer, and under "teacher" a batch of the teacher's rows about the same problems.
 
     Args:
       problems: what is drawn from.
@@ -82,7 +89,13 @@ def phase_batches(
             method.slots(problems[i], phase, markers, phase.removed_tokens + int(extra))
             for i, extra in zip(chosen, more, strict=True)
         ]
-        yield collate(rows, start=width.start, thoughts=width.thoughts, tail=width.tail)
+        found = collate(rows, start=width.start, thoughts=width.thoughts, tail=width.tail)
+        if method.teacher is not None:
+            wise = [method.teacher(problems[i], markers) for i in chosen]
+            taught = collate(wise, start=width.start, thoughts=0, tail=width.teacher)
+            found["answer"] = _answers(rows, width.start + width.thoughts, markers)
+            found["teacher"] = {**taught, "answer": _answers(wise, width.start, markers)}
+        yield found
         step += 1
 
 
@@ -96,6 +109,15 @@ def removed_beyond(phase: Phase, count: int, rng: np.random.Generator) -> np.nda
     if not phase.smoothing:
         return np.zeros(count, np.int64)
     return rng.geometric(-np.expm1(-phase.smoothing), count) - 1
+
+
+def _answers(rows: Sequence[Slots], first: int, markers: Markers) -> np.ndarray:
+    """The column of each row's mark before the answer, where tails begin at `first`."""
+    return np.array([first + row.tail.index(markers.answer) for row in rows], np.int32)
+
+
+def _rounded(width: int) -> int:
+    return -(-width // WIDTH) * WIDTH
 
 
 def _different(problems: Sequence[Encoded]) -> list[Encoded]:

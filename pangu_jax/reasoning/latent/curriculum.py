@@ -73,6 +73,12 @@ def no_chain(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
     return (Phase(cfg.steps, removed_steps=ALL),)
 
 
+def thoughts_alone(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
+    """All slots in the place of the whole chain, from the start."""
+    del longest
+    return (Phase(cfg.steps, cfg.slots_per_stage * cfg.stages, ALL),)
+
+
 def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
     """Steps of the chain are replaced by slots, one more each stage; then the rest goes.
 

@@ -3,6 +3,7 @@
 | feedback | the next input |
 |---|---|
 | hidden | the state itself, after the final norm (Coconut) |
+| projected | the state through a small network with a norm (CODI) |
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from pangu_jax.core.config import check_choice
+from pangu_jax.models import thinker
 
 Feedback = Callable[[dict[str, Any], jax.Array], jax.Array]
 
@@ -24,7 +26,7 @@ def hidden(params: dict[str, Any], state: jax.Array) -> jax.Array:
     return state
 
 
-FEEDBACK: dict[str, Feedback] = {"hidden": hidden}
+FEEDBACK: dict[str, Feedback] = {"hidden": hidden, "projected": thinker.project}
 
 
 def feedback(name: str) -> Feedback:

@@ -1,9 +1,11 @@
 """Cross-entropy of what a method has to predict, in the form the training loop takes."""
 
 from functools import lru_cache
+from typing import Any
 
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
+from pangu_jax.models.thinker import ThinkerConfig, written_out
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.feedback import feedback as find_feedback
 from pangu_jax.reasoning.latent.reading import read
@@ -12,7 +14,13 @@ from pangu_jax.train.step import Loss
 
 @lru_cache
 def thought_loss(
-    cfg: decoder.DecoderConfig, *, start: int, thoughts: int, feedback: str = "", how: How = HOW
+    cfg: decoder.DecoderConfig | ThinkerConfig,
+    *,
+    start: int,
+    thoughts: int,
+    feedback: str = "",
+    own: Any = None,
+    how: How = HOW,
 ) -> Loss:
     """The loss on batches with `start` columns of prefix and so many thoughts.
 
@@ -23,23 +31,26 @@ def thought_loss(
       start: columns of the prefix.
       thoughts: thoughts of each row; without any it is the language model's loss, to the bit.
       feedback: what makes them, a name of `feedback.FEEDBACK`.
+      own: not read: losses of single methods have numbers in it.
       how: implementations, type of activations, and whether thoughts are computed again backward.
 
     Returns:
       loss(params, None, batch, key) -> (sum in nats, tokens, {"nats"}); the batch is one of
       `slots.collate`.
     """
+    del own
     step = {"feedback": find_feedback(feedback)} if thoughts else {}
 
     def loss(params, frozen, batch, key):
         del frozen, key
-        out = read(params, batch, cfg=cfg, start=start, thoughts=thoughts, how=how, **step)
+        params, plain = written_out(params, cfg)
+        out = read(params, batch, cfg=plain, start=start, thoughts=thoughts, how=how, **step)
         nats, weight = cross_entropy(
             out.hidden,
             decoder.head_kernel(params),
             batch["labels"],
             batch["weights"],
-            softcap=cfg.logit_softcap,
+            softcap=plain.logit_softcap,
             layout=how.layout,
         )
         return nats, weight, {"nats": nats}

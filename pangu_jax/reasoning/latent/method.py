@@ -1,10 +1,50 @@
 """A method of latent reasoning: when what is taken from a chain, and what stands in its place."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
+from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.thinker import MOST_TURNS, ThinkerConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig, Phase
+from pangu_jax.reasoning.latent.loss import thought_loss
 from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots
+from pangu_jax.train.step import Loss
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """Numbers of single methods, which the others do not read.
+
+    Attributes:
+      turns: of `looped`, how often the layers run.
+      plans: of `planning`, how many kinds of steps there are at most.
+      align: of `codi`, weight of the distance between the student's and the teacher's states.
+      teach: of `codi`, weight of the teacher's own loss.
+
+    Raises:
+      InputError: numbers out of range.
+    """
+
+    turns: int = 4
+    plans: int = 3
+    align: float = 1.0
+    teach: float = 1.0
+
+    def __post_init__(self):
+        check_size("turns", self.turns, most=MOST_TURNS)
+        check_size("plans", self.plans, most=1000)
+        for name in ("align", "teach"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def plain_model(cfg: DecoderConfig, own: MethodConfig) -> DecoderConfig | ThinkerConfig:
+    """The decoder as it is."""
+    del own
+    return cfg
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,11 +55,19 @@ class Method:
       phases: the curriculum's phases, given also the tokens of the longest chain.
       slots: a problem as a row, in a phase, with so many tokens of the chain taken away.
       feedback: what makes thoughts (`feedback.FEEDBACK`); "" where slots are tokens or none.
+      plans: whether the steps to train on begin with planning tokens.
+      model: what is trained of a decoder.
+      teacher: a problem as the row that a teacher reads; None where there is none.
+      loss: makes the loss, as `loss.thought_loss` does.
     """
 
     phases: Callable[[CurriculumConfig, int], tuple[Phase, ...]]
     slots: Callable[[Encoded, Phase, Markers, int], Slots]
     feedback: str = ""
+    plans: bool = False
+    model: Callable[[DecoderConfig, MethodConfig], DecoderConfig | ThinkerConfig] = plain_model
+    teacher: Callable[[Encoded, Markers], Slots] | None = None
+    loss: Callable[..., Loss] = thought_loss
 
     def thoughts(self, phase: Phase) -> int:
         """How many thoughts are computed in a phase."""

@@ -7,6 +7,7 @@ before it. Gradients flow through all of them.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ def read(
     start: int,
     thoughts: int,
     feedback: Feedback = hidden,
+    note: Callable[[jax.Array], None] | None = None,
     how: How = HOW,
 ) -> Reading:
     """Reads prefixes, thinks, and reads tails.
@@ -56,6 +58,7 @@ def read(
       start: columns of the prefix, at least 1.
       thoughts: n, how many follow.
       feedback: what makes a thought's input of the state before it.
+      note: where there are thoughts, is called with what each layer gives in the tail, [B, T', D].
       how: implementations, type of activations; with `remat` the backward pass computes each
         thought again.
 
@@ -88,7 +91,8 @@ def read(
     inputs, states = jnp.swapaxes(inputs, 0, 1), jnp.swapaxes(states, 0, 1)
     found = [before, states]
     if x.shape[1] > after:
-        found.append(body.block(x[:, after:], after, body.room(caches, x.shape[1]))[0])
+        tail, room = x[:, after:], body.room(caches, x.shape[1])
+        found.append(body.block(tail, after, room, note)[0])
     return Reading(jnp.concatenate(found, axis=1), inputs)
 
 
@@ -121,7 +125,7 @@ class _Body:
         shape = (*lead, batch, length, heads.kv_heads, heads.head_dim)
         return jnp.zeros(shape, kind), jnp.zeros(shape, kind)
 
-    def block(self, x, column, caches):
+    def block(self, x, column, caches, note=None):
         """States of the columns from `column` on, and the caches with theirs.
 
         Columns that are not written yet have later positions, so none sees them.
@@ -143,6 +147,7 @@ class _Body:
                 window=heads.window,
             )
 
+        more = {"cfg": self._cfg, "how": self._how, **({} if note is None else {"note": note})}
         if "layers" in self._params:
             written = [LayerCache(*cache, column) for cache in caches]
             x, found = transformer.unrolled(
@@ -151,8 +156,7 @@ class _Body:
                 at["positions"],
                 sees,
                 written,
-                cfg=self._cfg,
-                how=self._how,
+                **more,
             )
             caches = [(cache.key, cache.value) for cache in found]
         else:
@@ -163,7 +167,6 @@ class _Body:
                 sees,
                 caches,
                 column,
-                cfg=self._cfg,
-                how=self._how,
+                **more,
             )
         return transformer.final_norm(self._params, x, cfg=self._cfg), caches

@@ -1,7 +1,7 @@
 """The methods by name. To add one: a file beside this one, and its line here."""
 
 from pangu_jax.core.config import check_choice
-from pangu_jax.reasoning.latent import coconut, cot, icot, pause
+from pangu_jax.reasoning.latent import coconut, codi, cot, icot, looped, pause, planning
 from pangu_jax.reasoning.latent.method import Method
 
 METHODS: dict[str, Method] = {
@@ -10,6 +10,9 @@ METHODS: dict[str, Method] = {
     "pause": pause.METHOD,
     "icot": icot.METHOD,
     "coconut": coconut.METHOD,
+    "codi": codi.METHOD,
+    "planning": planning.METHOD,
+    "looped": looped.METHOD,
 }
 
 

@@ -92,6 +92,29 @@ def markers_of(tokenizer: Tokenizer) -> Markers:
     return Markers(*found, stop=tokenizer.eos_ids[0], boundary=tokenizer.boundary)
 
 
+def plan_name(number: int) -> str:
+    """What a tokenizer calls planning token `number`."""
+    return f"<|plan-{number}|>"
+
+
+def plan_ids(tokenizer: Tokenizer, count: int) -> tuple[int, ...]:
+    """The ids of the tokenizer's first `count` planning tokens.
+
+    Raises:
+      InputError: it has fewer.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        found = [261 + number for number in range(count) if 261 + number < tokenizer.vocab_size]
+    else:
+        found = [tokenizer.token_to_id(plan_name(number)) for number in range(count)]
+    known = tuple(number for number in found if number is not None)
+    if len(known) < count:
+        raise InputError(
+            f"the tokenizer {tokenizer.name} has {len(known)} planning tokens, not {count}"
+        )
+    return known
+
+
 def encode(problem: Problem, tokenizer: Tokenizer) -> Encoded:
     """A problem as ids, a line each for the question and every step.
 

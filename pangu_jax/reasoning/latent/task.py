@@ -13,7 +13,16 @@ from pangu_jax.data.prosqa import draw_prosqa
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.data.word_tokenizer import opened, word_files
 from pangu_jax.reasoning.latent.held_out import hashes, not_among
-from pangu_jax.reasoning.latent.slots import NAMES, Encoded, Markers, encode, markers_of
+from pangu_jax.reasoning.latent.planning import planned
+from pangu_jax.reasoning.latent.slots import (
+    NAMES,
+    Encoded,
+    Markers,
+    encode,
+    markers_of,
+    plan_ids,
+    plan_name,
+)
 
 MULTIPLICATION = re.compile(r"mult(\d+)x(\d+)")
 TEST_SEED = 2**31 - 1  # of drawn test questions, away from those that anybody trains with
@@ -47,12 +56,14 @@ class Ids:
       training: problems to train on.
       testing: problems to measure on.
       vocab: how many ids there are.
+      plans: ids of planning tokens, with which the steps to train on begin.
     """
 
     markers: Markers
     training: list[Encoded]
     testing: list[Encoded]
     vocab: int
+    plans: tuple[int, ...] = ()
 
     @property
     def longest(self) -> int:
@@ -60,29 +71,38 @@ class Ids:
         return max(sum(map(len, x.steps)) + len(x.answer) + 2 for x in self.training)
 
 
-def words_of(task: Task) -> dict[str, bytes]:
-    """The files of a tokenizer with a token for each word of the task, and the markers."""
+def names_of(plans: int) -> list[str]:
+    """The names of the markers and of so many planning tokens."""
+    return [*NAMES, *map(plan_name, range(plans))]
+
+
+def words_of(task: Task, plans: int = 0) -> dict[str, bytes]:
+    """The files of a tokenizer with a token for each word of the task, and those of `names_of`."""
     problems = [*task.training, *task.testing]
     texts = (text for x in problems for text in (x.question, *x.steps, x.answer))
-    return word_files(texts, NAMES)
+    return word_files(texts, names_of(plans))
 
 
-def encode_task(task: Task, files: Mapping[str, bytes]) -> Ids:
+def encode_task(task: Task, files: Mapping[str, bytes], plans: int = 0) -> Ids:
     """The task as ids.
 
     Args:
       task: the task.
       files: of a tokenizer with the markers (`words_of`); none is the tokenizer of bytes.
+      plans: kinds of planning tokens that the steps to train on get; 0 for none.
 
     Raises:
-      InputError: the tokenizer lacks a marker.
+      InputError: the tokenizer lacks a marker or a planning token.
     """
     with opened(files) if files else contextlib.nullcontext(ByteTokenizer()) as tokenizer:
+        ids = plan_ids(tokenizer, plans)
+        training = [encode(problem, tokenizer) for problem in task.training]
         return Ids(
             markers_of(tokenizer),
-            [encode(problem, tokenizer) for problem in task.training],
+            planned(training, ids) if plans else training,
             [encode(problem, tokenizer) for problem in task.testing],
             tokenizer.vocab_size,
+            ids,
         )
 
 

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
-from pangu_jax.models import decoder
+from pangu_jax.models import decoder, registry
+from pangu_jax.models.thinker import ThinkerConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.batches import longest_chain, phase_batches, widths
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig, Phase
-from pangu_jax.reasoning.latent.loss import thought_loss
+from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import method as find_method
 from pangu_jax.reasoning.latent.slots import Encoded, Markers
 from pangu_jax.train.loop import LoopConfig, train_stages
@@ -65,9 +66,10 @@ def train(
     *,
     method: str,
     markers: Markers,
-    model: decoder.DecoderConfig,
+    model: decoder.DecoderConfig | ThinkerConfig,
     loop: LoopConfig,
     batch: int,
+    own: MethodConfig = MethodConfig(),
     optimizer: OptimizerConfig = OPTIMIZER,
     params: Any = None,
     folder: str | Path | Claim | None = None,
@@ -82,9 +84,10 @@ def train(
       phases: of `plan`.
       method: a name of `registry.METHODS`.
       markers: of the tokenizer.
-      model: a decoder without experts.
+      model: what the method makes (`Method.model`) of a decoder without experts.
       loop: length, which is that of the phases, and checkpoints.
       batch: rows of a step.
+      own: numbers of single methods.
       optimizer: AdamW and its schedule. Every phase begins with a fresh state, and its rate rises
         and falls over shares of the phase's own steps, as if the run were of that phase alone.
       params: float32 parameters to start from; None draws them.
@@ -102,8 +105,9 @@ def train(
       Stopped: as in `train.loop.train_stages`.
     """
     check_size("batch", batch)
-    check_model(model)
-    check_ids(problems, markers, model)
+    plain = model.decoder if isinstance(model, ThinkerConfig) else model
+    check_model(plain)
+    check_ids(problems, markers, plain)
     chosen = find_method(method)
     columns = widths(problems, chosen, phases, markers)
     # An object of its own gives a phase a fresh state; phases of one length share it, and so the
@@ -111,8 +115,13 @@ def train(
     of_length = {n: make_optimizer(optimizer, n) for n in {phase.steps for phase in phases}}
     stages = []
     for index, (phase, width) in enumerate(zip(phases, columns, strict=True)):
-        loss = thought_loss(
-            model, start=width.start, thoughts=width.thoughts, feedback=chosen.feedback, how=how
+        loss = chosen.loss(
+            model,
+            start=width.start,
+            thoughts=width.thoughts,
+            feedback=chosen.feedback,
+            own=own,
+            how=how,
         )
         stream = partial(
             phase_batches,
@@ -124,15 +133,16 @@ def train(
             batch=batch,
             seed=(loop.seeds[0], index),
         )
-        own = of_length[phase.steps]
-        stages.append(Stage(phase.steps, loss, lambda step, run=stream: run(step=step), own))
+        tuned = of_length[phase.steps]
+        stages.append(Stage(phase.steps, loss, lambda step, run=stream: run(step=step), tuned))
     return train_stages(
         stages,
-        decoder.spec(model),
+        registry.spec(model),
         cfg=loop,
         folder=folder,
         params=params,
         evaluate=evaluate,
+        unit="tokens" if chosen.teacher is None else "problems",
         label=label,
     )
 
