@@ -58,7 +58,8 @@ def read(
       start: columns of the prefix, at least 1.
       thoughts: n, how many follow.
       feedback: what makes a thought's input of the state before it.
-      note: where there are thoughts, is called with what each layer gives in the tail, [B, T', D].
+      note: is called with what each layer gives in the tail, [B, T', D], without thoughts in all
+        columns.
       how: implementations, type of activations; with `remat` the backward pass computes each
         thought again.
 
@@ -69,12 +70,14 @@ def read(
     """
     x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
     places = {name: batch[name] for name in ("positions", "segments")}
-    if not thoughts:
+    if not thoughts and note is None:
         out = transformer.apply(params, x, cfg=cfg, how=how, **places)
         return Reading(out.hidden, x[:, :0])
     # One query has nothing to gain from fused kernels, whose gradients want other shapes.
     how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})
     body, after = _Body(params, places, cfg, how), start + thoughts
+    if not thoughts:
+        return Reading(body.block(x, 0, body.room([], x.shape[1]), note)[0], x[:, :0])
 
     def think(carry, column):
         state, caches = carry

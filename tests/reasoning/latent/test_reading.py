@@ -1,5 +1,7 @@
 """One scan over a cache gives what the whole model gives, computed again for every thought."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -94,6 +96,21 @@ def test_thoughts_that_are_computed_again_give_the_same(model, found):
     chex.assert_trees_all_close(
         again(params, batch_of(rows, 2)), (loss, grads), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, problems, markers):
+    params, cfg = model
+    rows = [coconut.slots(problems[i], Phase(1, n, 1), markers, 0) for i, n in ((0, 2), (1, 1))]
+    batch = batch_of([rows[0], dataclasses.replace(rows[1], thoughts=1)], 2)
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch)
+
+    @jax.jit
+    def every(params):
+        return sum(naive.row_loss(params, row, n, cfg) for row, n in zip(rows, (2, 1), strict=True))
+
+    wanted = jax.value_and_grad(every)(params)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_is_near(model, found):
