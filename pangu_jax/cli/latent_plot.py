@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.ticker
 import numpy as np
 
 from pangu_jax.core.errors import InputError
@@ -120,7 +121,7 @@ def _nodes(
 
     most = max(len(near) for near, _ in known)
     found = {
-        f"{step + 1} steps away": [
+        f"{step + 1} step{'s' * (step > 0)} away": [
             numbers(near[step]) if len(near) > step else () for near, _ in known
         ]
         for step in range(most)
@@ -163,6 +164,8 @@ def _lenses(figure: Any, grid: Any, lens: Mapping[str, np.ndarray]) -> None:
         image = axes.imshow(np.log10(lens[name]), aspect="auto", origin="lower", cmap="viridis_r")
         figure.colorbar(image, ax=axes, label="log10 of the median place")
         _thoughts(axes, lens[name].shape[1])
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_formatter(lambda layer, _: f"{layer + 1:.0f}")
         axes.set(ylabel="layer", title=f"logit lens: {name}")
 
 
@@ -196,7 +199,7 @@ def _superposition(axes: Any, found: Mapping[str, Spread]) -> None:
             axes.annotate(f"{ids:.1f}", (x, y), fontsize=6, color=line.get_color())
     count = max((len(one.mass) for one in found.values()), default=1)
     axes.set(xlabel="thought", ylabel="probability by the head", xticks=range(1, count + 1))
-    axes.set_title("mass on what may come next, and over how many ids")
+    axes.set_title("what may come next: mass, over how many ids", fontsize=10)
     if found:
         axes.legend(fontsize=7)
 
