@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +75,13 @@ class SoftThought:
       inputs: float [n, D], the mixtures.
       ids: int32 [n], the likeliest token of each, to be shown as text.
       entropies: float32 [n], nats, of the distributions.
-      end: why it ended: a token, cold for the cold stop, or length.
+      end: why it ended: "token", "cold" for the cold stop, or "length".
     """
 
     inputs: np.ndarray
     ids: np.ndarray
     entropies: np.ndarray
-    end: Literal["token", "cold", "length"]
+    end: str
 
 
 def think(

@@ -39,6 +39,7 @@ def thought_loss(
       `slots.collate`.
     """
     del own
+    first = start + thoughts - 1 if thoughts else 0  # nothing is predicted before
     step = {"feedback": find_feedback(feedback)} if thoughts else {}
 
     def loss(params, frozen, batch, key):
@@ -46,10 +47,10 @@ def thought_loss(
         params, plain = written_out(params, cfg)
         out = read(params, batch, cfg=plain, start=start, thoughts=thoughts, how=how, **step)
         nats, weight = cross_entropy(
-            out.hidden,
+            out.hidden[:, first:],
             decoder.head_kernel(params),
-            batch["labels"],
-            batch["weights"],
+            batch["labels"][:, first:],
+            batch["weights"][:, first:],
             softcap=plain.logit_softcap,
             layout=how.layout,
         )
