@@ -199,7 +199,7 @@ def _superposition(axes: Any, found: Mapping[str, Spread]) -> None:
             axes.annotate(f"{ids:.1f}", (x, y), fontsize=6, color=line.get_color())
     count = max((len(one.mass) for one in found.values()), default=1)
     axes.set(xlabel="thought", ylabel="probability by the head", xticks=range(1, count + 1))
-    axes.set_title("what may come next: mass, over how many ids", fontsize=10)
+    axes.set_title("mass on what may come next, over n ids", fontsize=10)
     if found:
         axes.legend(fontsize=7)
 
