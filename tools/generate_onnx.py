@@ -5,7 +5,8 @@
 
 Copy this file next to an export and it runs anywhere that onnxruntime does. With onnxruntime-cann
 and `--provider CANNExecutionProvider` the same files run on Ascend. The ids that begin and end a
-text travel with the export; --bos and --stop override them.
+text travel with the export; --bos and --stop override them. A model of latent thoughts is asked a
+question: the ids and the ending that it expects travel, too, and it thinks before it answers.
 """
 
 import argparse
@@ -44,8 +45,8 @@ class Model:
             raise ValueError(f"the model has no id {surplus[0]}: 0 to {self.facts['vocab'] - 1}")
         tokens = np.zeros((1, fitting[0]), np.int32)
         tokens[0, : len(prompt)] = prompt
-        position = len(prompt)
-        given = {"tokens": tokens, "length": np.array([position], np.int32)}
+        given = {"tokens": tokens, "length": np.array([len(prompt)], np.int32)}
+        position = len(prompt) + self.facts.get("filled", 0)  # thoughts take slots of the cache
         state = self._run(self.prefills[fitting[0]], given)
         for made in range(max_new_tokens):
             token = int(state.pop("logits")[0].argmax())
@@ -105,9 +106,11 @@ def _generate(options):
         return
     stop = _ids(model.facts, options.stop, "stop", "--stop")
     tokenizer = _tokenizer(Path(options.folder))
-    text = tokenizer.encode(options.prompt, add_special_tokens=False).ids
+    asked = options.prompt + model.facts.get("ending", "")
+    text = tokenizer.encode(asked, add_special_tokens=False).ids
     begin = _ids(model.facts, options.bos, "begin" if text else "empty", "--bos")
-    made = list(model.generate([*begin, *text], options.max_new_tokens, stop))
+    prompt = [*begin, *text, *model.facts.get("suffix", [])]
+    made = list(model.generate(prompt, options.max_new_tokens, stop))
     print(tokenizer.decode([*text, *made]))
 
 

@@ -12,9 +12,10 @@ class Plan:
 
     Attributes:
       task: a name that `reasoning.latent.task` knows.
-      model: a name of `models.presets`, with a token for each word of the task.
-      steps: optimizer steps of every method.
-      stage_steps: steps of each stage of coconut and pause.
+      model: a name of `models.presets`, with a token for each word of the task; "" is the
+        checkpoint that --model names, with its tokenizer.
+      steps: optimizer steps of every method; not read where the experiment counts tokens.
+      stage_steps: steps of each stage of coconut and pause; None as in `CurriculumConfig`.
       stages: steps of the chain that are replaced.
       slots_per_stage: thoughts or pauses for each.
       token_steps: steps of each stage of icot, which takes one token away.
@@ -24,14 +25,17 @@ class Plan:
       batch: problems per step.
       learning_rate: constant after the warm-up.
       methods: names of `reasoning.latent.registry`.
+      longest: most tokens of the question and of the chain of problems that are trained on; None
+        trains on all. All are measured on.
+      most_removed: of icot, after how many tokens all the rest goes at once; 0 for no such jump.
     """
 
     task: str
     model: str
     steps: int
-    stage_steps: int
+    stage_steps: int | None
     stages: int
-    token_steps: int
+    token_steps: int | None
     problems: int
     tests: int
     test_file: str = ""
@@ -39,11 +43,18 @@ class Plan:
     batch: int = 64
     learning_rate: float = 1e-3
     methods: tuple[str, ...] = tuple(METHODS)
+    longest: tuple[int, int] | None = None
+    most_removed: int = 0
 
-    def curriculum(self, method: str) -> CurriculumConfig:
-        """The curriculum of a method."""
-        stage = self.token_steps if method == "icot" else self.stage_steps
-        return CurriculumConfig(self.steps, stage, self.stages, self.slots_per_stage)
+    def curriculum(self, method: str, steps: int | None = None) -> CurriculumConfig:
+        """The curriculum of a method, of so many steps or the plan's."""
+        return CurriculumConfig(
+            self.steps if steps is None else steps,
+            self.token_steps if method == "icot" else self.stage_steps,
+            self.stages,
+            self.slots_per_stage,
+            most_removed=self.most_removed,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +66,15 @@ class Experiment:
       seeds: of the initial values and of the problems; the figures of each are averaged.
       timed: problems that are answered one by one to time them.
       dtype: type of the activations.
+      tokens: what every method reads in training, tokens and thoughts or pauses, padding left out;
+        0 trains all for the plan's steps.
     """
 
     plans: tuple[Plan, ...]
     seeds: tuple[int, ...] = (0,)
     timed: int = 20
     dtype: str = "float32"
+    tokens: int = 0
 
 
 _MULTIPLICATION = Plan(
@@ -90,6 +104,23 @@ _PROSQA = Plan(
     batch=128,
     learning_rate=1e-4,
     methods=("coconut", "pause", "cot", "no-cot", "codi", "looped"),
+)
+# With SmolLM2's tokens, 5,183 of GSM8K's 7,473 training questions are so short.
+_GSM8K = Plan(
+    "gsm8k",
+    "",
+    steps=0,
+    stage_steps=None,
+    stages=3,
+    slots_per_stage=2,
+    token_steps=None,
+    most_removed=39,
+    problems=0,
+    tests=1_319,
+    batch=64,
+    learning_rate=1e-4,
+    methods=tuple(name for name in METHODS if name != "looped"),
+    longest=(80, 48),
 )
 
 PRESETS = {
@@ -125,6 +156,7 @@ PRESETS = {
         )
     ),
     "gpu": Experiment((_MULTIPLICATION, _PROSQA), dtype="bfloat16"),
+    "smollm2": Experiment((_GSM8K,), timed=0, dtype="bfloat16", tokens=2_400_000),
     # The published runs begin with GPT-2 and take hours; nothing of them is in the presets above.
     "paper": Experiment((_MULTIPLICATION, _PROSQA), seeds=(0, 1, 2)),
 }

@@ -16,6 +16,11 @@ HEAD = (
     *("method", "seeds", "accuracy", *(f"{kind} for thoughts" for kind in ABLATIONS)),
     *("thoughts or pauses", "tokens written", "GFLOP an answer", "ms an answer", "training s"),
 )
+BUDGET_HEAD = (
+    *("method", "seed", "accuracy", "95 %", "of", *(f"{kind} for thoughts" for kind in ABLATIONS)),
+    *("thoughts or pauses", "tokens written", "GFLOP an answer"),
+    *("read in training", "steps", "training s"),
+)
 
 
 def write_report(folder: Path, experiment: Experiment, results: Mapping[str, Any]) -> Path:
@@ -27,6 +32,8 @@ def write_report(folder: Path, experiment: Experiment, results: Mapping[str, Any
 
 
 def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> list[str]:
+    if experiment.tokens:
+        return _by_budget(plan, experiment, results)
     rows = []
     for method in plan.methods:
         names = [f"{plan.task}/{method}/seed{seed}" for seed in experiment.seeds]
@@ -47,6 +54,52 @@ def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> lis
         "",
         table(HEAD, rows),
         "",
+    ]
+
+
+def _by_budget(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> list[str]:
+    """The table of methods that read as many tokens, a line each for every method and seed."""
+    found = [
+        (method, seed, results[name])
+        for method in plan.methods
+        for seed in experiment.seeds
+        if (name := f"{plan.task}/{method}/seed{seed}") in results
+    ]
+    if not found:
+        return []
+    short = f" of at most {plan.longest[0]} and {plan.longest[1]} tokens" if plan.longest else ""
+    return [
+        f"## {plan.task}",
+        "",
+        f"{found[0][2]['parameters'] / 1e6:,.0f} M parameters, a checkpoint that training goes on "
+        f"from, with batches of {plan.batch} questions and chains{short}, a rate of "
+        f"{plan.learning_rate:g}, until about {experiment.tokens:,} tokens and thoughts or pauses "
+        "were read, padding left out. By chance nearly 0. Wilson's interval is that of the "
+        "questions, for one run of training. Pauses are as many empty slots in the same "
+        "curriculum as Coconut's. FLOP: two for each weight and slot or token, attention left "
+        "out. Training is timed with compiling; a run that was killed has no time.",
+        "",
+        table(BUDGET_HEAD, [_budget_row(*one) for one in found]),
+        "",
+    ]
+
+
+def _budget_row(method: str, seed: int, one: Mapping[str, Any]) -> list[str]:
+    ablated = [f"{one['ablations'][kind]:.1%}" if one["ablations"] else "" for kind in ABLATIONS]
+    seconds = one["train_seconds"]
+    return [
+        method,
+        str(seed),
+        f"{one['accuracy']:.1%}",
+        f"{one['low']:.1%} to {one['high']:.1%}",
+        f"{one['problems']:,}",
+        *ablated,
+        f"{one['thoughts']:.0f}",
+        f"{one['tokens']:.1f}",
+        f"{one['flops'] / 1e9:.2f}",
+        f"{one['read_in_training']:,}",
+        f"{one['steps']:,}",
+        "" if seconds is None else f"{seconds:.0f}",
     ]
 
 

@@ -11,17 +11,24 @@ many slots that are fed nothing.
     python experiments/latent_cot/run.py --preset smoke                  two minutes on two cores
     python experiments/latent_cot/run.py --preset cpu                    two cores
     python experiments/latent_cot/run.py --preset gpu --data FOLDER      one GPU
+    python experiments/latent_cot/run.py --preset smollm2 --model SMOLLM2 --data FOLDER
+                                                                         one GPU, a trained model
 
-Trains every method for as many steps on the same task, from scratch, and measures accuracy, slots,
+Trains every method for as many steps on the same task, from scratch (smollm2: from a checkpoint,
+until each has read as many tokens and thoughts), and measures accuracy, slots,
 tokens, floating-point operations and time of an answer, and what is left of the accuracy when
 thoughts are exchanged for zeros, noise, another problem's or pauses. --only takes some of the
 cells, such as mult4x4/icot; a run goes on where it was stopped, in the middle of a cell, too.
+--minutes stops it as a signal would, at the end of a step.
 
 Not reproduced: published runs begin with GPT-2, and have other sizes and lengths of training.
 """
 
 import dataclasses
 import json
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -30,22 +37,24 @@ from typing import Any
 
 import jax
 
+from experiments.latent_cot.budget import phases_for, read_in_training
 from experiments.latent_cot.config import PRESETS, Experiment, Plan
 from experiments.latent_cot.report import write_report
+from experiments.latent_cot.start import Start, begin_with
 from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import read_json
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
-from pangu_jax.models import decoder, presets, registry
-from pangu_jax.models.thinker import written_out
+from pangu_jax.models import decoder, registry
+from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import scores
-from pangu_jax.reasoning.latent.task import Ids, encode_task, read_task, words_of
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.train.loop import LoopConfig
@@ -56,14 +65,24 @@ from pangu_jax.train.stop_signal import Stopped
 def main() -> None:
     parser = options.parser(__doc__, PRESETS, data=None)
     parser.add_argument("--data", help="a folder with the test files; without it tests are drawn")
+    parser.add_argument("--model", help="for smollm2: a decoder to start from")
+    parser.add_argument("--tokens", type=options.positive, help="for smollm2: what each reads")
+    parser.add_argument("--minutes", type=float, help="stop after so long; training is kept")
     parser.add_argument("--seeds", nargs="+", type=int, help="of initial values and problems")
     parser.add_argument("--only", nargs="+", help="cells to compute now, such as mult4x4/icot")
     given = parser.parse_args()
     experiment, folder = options.chosen(given, PRESETS, "latent_cot")
-    cells = begin(folder, experiment, data=given.data)
+    if given.tokens and not PRESETS[given.preset].tokens:
+        raise InputError(f"the preset {given.preset} counts steps, not --tokens")
+    if (given.model is None) == any(not plan.model for plan in experiment.plans):
+        raise InputError("the preset smollm2 needs --model, a decoder; the others take none")
+    more = {} if given.model is None else {"model": given.model}
+    cells = begin(folder, experiment, data=given.data, **more)
+    if given.minutes is not None:
+        _stop_after(60 * given.minutes)
     for plan in experiment.plans:
         for seed in experiment.seeds:
-            known: dict[int, Ids] = {}  # by how many planning tokens there are
+            known: dict[int, Start] = {}  # by how many planning tokens there are
             for method in plan.methods:
                 name = f"{plan.task}/{method}"
                 if given.only and name not in given.only and plan.task not in given.only:
@@ -71,26 +90,23 @@ def main() -> None:
                 name = f"{name}/seed{seed}"
                 plans = MethodConfig().plans if METHODS[method].plans else 0
                 if name not in cells.results and plans not in known:
-                    known[plans] = _ids(plan, seed, given.data, plans)
-                ids = known.get(plans)
-                make = partial(_cell, experiment, plan, method, seed, ids, folder / "runs" / name)
+                    known[plans] = begin_with(plan, seed, given.data, given.model, plans)
+                start = known.get(plans)
+                make = partial(_cell, experiment, plan, method, seed, start, folder / "runs" / name)
                 cell(cells, name, make, shown=lambda found: f"{found['accuracy']:.1%}")
     say(f"{write_report(folder, experiment, cells.results)} is the report")
 
 
-def _ids(plan: Plan, seed: int, data: str | None, plans: int) -> Ids:
-    """The task's problems; the words are those of all drawn with this seed."""
-    test = str(Path(data) / plan.test_file) if data and plan.test_file else None
-    task = read_task(plan.task, test=test, problems=plan.problems, tests=plan.tests, seed=seed)
-    return encode_task(task, words_of(task, plans), plans)
-
-
 def _cell(
-    experiment: Experiment, plan: Plan, method: str, seed: int, ids: Ids, folder: Path
+    experiment: Experiment, plan: Plan, method: str, seed: int, start: Start, folder: Path
 ) -> dict[str, Any]:
-    plain = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
-    model = METHODS[method].model(plain, MethodConfig())
-    phases = latent.plan(method, ids.training, plan.curriculum(method))
+    ids, model = start.ids, METHODS[method].model(start.model, MethodConfig())
+    begin_from = start.params
+    if begin_from is not None and isinstance(model, ThinkerConfig):
+        begin_from = from_decoder(begin_from, model, key=jax.random.key(seed))
+    given = plan, method, ids.training, ids.markers
+    phases = phases_for(experiment.tokens, *given)
+    steps = sum(phase.steps for phase in phases)
     how = How(dtype=experiment.dtype)
     train = partial(
         latent.train,
@@ -99,7 +115,8 @@ def _cell(
         method=method,
         markers=ids.markers,
         model=model,
-        loop=LoopConfig(plan.steps, seed=seed, checkpoint_every=2000),
+        params=begin_from,
+        loop=LoopConfig(steps, seed=seed, checkpoint_every=2000),
         batch=plan.batch,
         optimizer=dataclasses.replace(latent.OPTIMIZER, learning_rate=plan.learning_rate),
         folder=folder,
@@ -113,24 +130,32 @@ def _cell(
         "phase": phases[-1],
         "markers": ids.markers,
         "cfg": cfg,
-        "max_new_tokens": ids.longest + 8,
+        "max_new_tokens": start.longest + 8,
         "how": how,
     }
     figures = scores(params, ids.testing, batch=64, **asked)
     found = figures.pop("")
     read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
-    weights = count(decoder.spec(cfg)) - cfg.vocab * cfg.width
+    weights = count(decoder.spec(cfg)) - (0 if cfg.tied else cfg.vocab * cfg.width)
+    ask, timings = partial(solve, params, **asked), ids.testing[: experiment.timed]
     return {
         **dataclasses.asdict(found),
         "parameters": count(registry.spec(model)),
         "flops": 2 * weights * (read + found.thoughts + found.tokens),
-        "seconds_per_answer": _seconds(
-            partial(solve, params, **asked), ids.testing[: experiment.timed]
-        ),
+        "seconds_per_answer": _seconds(ask, timings) if timings else None,
         "ablations": {kind: one.accuracy for kind, one in figures.items()},
+        "steps": steps,
+        "read_in_training": read_in_training(plan, method, phases, *given[2:], seed),
         "train_seconds": trained_s,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _stop_after(seconds: float) -> None:
+    """Has the process told to stop, as by `kill`, after so long."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
 
 
 def timed(train: Callable[[], TrainState], folder: Path) -> tuple[TrainState, float | None]:

@@ -28,7 +28,10 @@ from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
 from pangu_jax.models.encoder import EncoderConfig
 from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
+from pangu_jax.reasoning.latent.exported import asking
+from pangu_jax.reasoning.latent.train import RUN
 from pangu_jax.task.model import Model, as_forecaster, checkpoint_of, expect, load
 
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
@@ -72,6 +75,9 @@ class Options:
     1e-1 in bfloat16."""
     pooling: Pooling | None = None
     """For an encoder: which hidden states make a vector; None is what the folder says."""
+    thoughts: bool = True
+    """Of a run of `latent train`: whether the programs think as its model learned to, as many
+    thoughts as its last stage; without it the decoder alone is exported."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
 
@@ -168,9 +174,13 @@ def _checkpoint(
     """The programs of a decoder or an encoder, and its tokenizer or None."""
     if model is None:
         with working(f"reading {options.checkpoint}"):
+            thinks = options.thoughts and (Path(options.checkpoint) / RUN).is_file()
+            kinds = ("decoder", "encoder", *(("thinker",) if thinks else ()))
             params, cfg, found = open_checkpoint(
-                options.checkpoint, kind=("decoder", "encoder"), by="`pangu-jax export`"
+                options.checkpoint, kind=kinds, by="`pangu-jax export`"
             )
+            if thinks:
+                params, cfg = written_out(params, cfg)
     else:
         params, cfg, found = model.params, model.cfg, options.checkpoint
     stored = {x.dtype.name for x in jax.tree.leaves(params)}
@@ -189,6 +199,11 @@ def _checkpoint(
 def _decoder(
     options: Options, params: Any, cfg: Any, tokenizer: Tokenizer | None, batch: Any, how: How
 ) -> Bundle:
+    asks = None
+    if options.thoughts and (Path(options.checkpoint) / RUN).is_file():
+        if tokenizer is None:
+            raise InputError(f"{options.checkpoint} has no tokenizer to ask questions with")
+        asks = asking(options.checkpoint, tokenizer)
     bundle = decoder.bundle(
         params,
         cfg,
@@ -197,8 +212,12 @@ def _decoder(
         batch=batch,
         how=how,
         prompts=[] if tokenizer is None else _prompts(tokenizer, cfg.vocab),
+        thinking=None if asks is None else asks.thinking,
     )
-    return replace(bundle, facts={**bundle.facts, **_ids(tokenizer, cfg.vocab)})
+    facts = {**bundle.facts, **_ids(tokenizer, cfg.vocab)}
+    if asks is None:
+        return replace(bundle, facts=facts)
+    return replace(bundle, facts={**facts, **asks.facts}, notes=(asks.note,))
 
 
 def _encoder(

@@ -27,7 +27,7 @@ from pangu_jax.reasoning.latent.held_out import load_hashes, not_among
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, scores
 from pangu_jax.reasoning.latent.slots import encode, markers_of
-from pangu_jax.reasoning.latent.task import chance, test_problems
+from pangu_jax.reasoning.latent.task import chance, located, test_problems
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """A folder that `pangu-jax latent train` wrote."""
     task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file; None is the task of the run."""
+    """mult4x4 (any mult<D>x<D>), prosqa, gsm8k, or a .jsonl file; None is the task of the run."""
+    data: str | None = None
+    """For gsm8k: the folder with its files."""
     test: str | None = None
     """A file of problems to measure on; None is the run's, or for another task as in training.
     Problems that the run was trained on are left out."""
@@ -63,7 +65,7 @@ def main(options: Options) -> None:
     params, cfg, tokenizer, trained = opened(options.run)
     markers, chosen = markers_of(tokenizer), method(trained.method)
     name = options.task or trained.task
-    found = test_set(options.run, trained, options.task, options.test, options.tests)
+    found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
     problems = [encode(problem, tokenizer) for problem in found]
     step = reached(options.run, trained)
     with progress() as show:
@@ -90,7 +92,12 @@ def main(options: Options) -> None:
 
 
 def test_set(
-    run: str, trained: latent.Trained, task: str | None, test: str | None, tests: int | None
+    run: str,
+    trained: latent.Trained,
+    task: str | None,
+    test: str | None,
+    tests: int | None,
+    data: str | None = None,
 ) -> list[Problem]:
     """The problems to measure a run on, without those that it was trained on, which stderr tells.
 
@@ -100,13 +107,15 @@ def test_set(
       task: another task than the run's; None is the run's.
       test: a file; None is the run's, or for another task what `read_task` measures on.
       tests: most of them; None is as many as the run measured on.
+      data: as in `located`.
 
     Raises:
       InputError: no such problems, or the run was trained on all of them.
     """
     if task is None and test is None:
         test = trained.test
-    task, tests = task or trained.task, trained.tests if tests is None else tests
+    task, test = located(task or trained.task, test, data)
+    tests = trained.tests if tests is None else tests
     return unseen(test_problems(task, test=test, tests=tests), load_hashes(run), run)
 
 

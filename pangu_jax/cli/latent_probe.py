@@ -14,14 +14,19 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
+from pangu_jax.cli import latent_plot
 from pangu_jax.cli.latent_eval import opened, reached, test_set
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent.answer import think
-from pangu_jax.reasoning.latent.probe import lens_ranks, linear_probe, telling_place
+from pangu_jax.reasoning.latent.lens import states_by_layer
+from pangu_jax.reasoning.latent.probe import Target, lens_ranks, linear_probe, targets
 from pangu_jax.reasoning.latent.registry import method
-from pangu_jax.reasoning.latent.slots import Encoded, encode, markers_of
+from pangu_jax.reasoning.latent.score import scores
+from pangu_jax.reasoning.latent.slots import encode, markers_of
+from pangu_jax.reasoning.latent.train import Trained
 
 LEAST = 20  # problems that have a step, for it to be probed
 
@@ -33,7 +38,9 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """A folder that `pangu-jax latent train` wrote, by a method with thoughts."""
     task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file; None is the task of the run."""
+    """mult4x4 (any mult<D>x<D>), prosqa, gsm8k, or a .jsonl file; None is the task of the run."""
+    data: str | None = None
+    """For gsm8k: the folder with its files."""
     test: str | None = None
     """A file of problems; None is the run's, or for another task as in training. Problems that the
     run was trained on are left out."""
@@ -44,6 +51,9 @@ class Options:
     """Problems thought about at once."""
     seed: int = 0
     """Of the halves, and of the shuffled labels."""
+    plot: str | None = None
+    """A picture to write, .png, .svg or .pdf: the lens by layer, probes beside their control, how
+    the head's probability lies on what may come next, and answers with thoughts exchanged."""
     json: bool = False
     """Print one JSON object a line instead of a table."""
 
@@ -53,24 +63,20 @@ def main(options: Options) -> None:
     if options.tests is not None:
         check_size("tests", options.tests)
     check_size("batch", options.batch)
+    if options.plot is not None:
+        latent_plot.check_format(options.plot)
     params, cfg, tokenizer, trained = opened(options.run)
     chosen = method(trained.method)
     if not chosen.thoughts(trained.phase):
         raise InputError(f"{options.run} was trained by {trained.method}, which has no thoughts")
-    found = test_set(options.run, trained, options.task, options.test, options.tests)
+    found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
     reached(options.run, trained)
-    problems = [encode(problem, tokenizer) for problem in found]
+    problems, markers = [encode(problem, tokenizer) for problem in found], markers_of(tokenizer)
+    asked = (chosen, trained.phase, markers)
     with working("thinking"):
-        thoughts = think(
-            params,
-            problems,
-            chosen,
-            trained.phase,
-            markers_of(tokenizer),
-            cfg=cfg,
-            batch=options.batch,
-        )
-    lines = list(_lines(options, params, cfg, problems, thoughts))
+        thoughts = think(params, problems, *asked, cfg=cfg, batch=options.batch)
+    looked_for = targets(problems, least=LEAST)
+    lines = list(_lines(options, params, cfg, looked_for, thoughts))
     if not lines:
         raise InputError(
             f"no step and no answer can be probed: {LEAST} problems with different ones are needed"
@@ -79,37 +85,70 @@ def main(options: Options) -> None:
         print("thought  reads    accuracy  shuffled  commonest  problems  median place by the head")
     for line in lines:
         print(json.dumps(line) if options.json else _row(line))
+    if options.plot is not None:
+        with working("drawing"):
+            states = states_by_layer(
+                params, problems, thoughts, *asked, cfg=cfg, batch=options.batch
+            )
+            questions = [problem.question for problem in found]
+            shown = latent_plot.Shown(
+                latent_plot.lens_by_layer(params, states, looked_for, cfg=cfg),
+                latent_plot.spreads(params, thoughts, questions, looked_for, tokenizer, cfg=cfg),
+                scores(
+                    params,
+                    problems,
+                    *asked,
+                    cfg=cfg,
+                    max_new_tokens=trained.max_new_tokens,
+                    batch=options.batch,
+                ),
+            )
+        _draw(options, trained, lines, shown)
 
 
-def _lines(options, params, cfg, problems, thoughts) -> Iterator[dict[str, Any]]:
-    for what, kept, labels in _targets(problems):
+def _draw(
+    options: Options,
+    trained: Trained,
+    lines: list[dict[str, Any]],
+    shown: latent_plot.Shown,
+) -> None:
+    assert options.plot is not None
+    count = next(iter(shown.scores.values())).problems
+    title = f"{options.run}: {trained.method} on {options.task or trained.task}, {count:,} problems"
+    latent_plot.draw(options.plot, lines, shown, title=title)
+    if options.json:
+        print(
+            json.dumps(
+                {
+                    "lens": {name: places.tolist() for name, places in shown.lens.items()},
+                    "spreads": {n: dataclasses.asdict(x) for n, x in shown.spreads.items()},
+                    "scores": {n: dataclasses.asdict(x) for n, x in shown.scores.items()},
+                }
+            )
+        )
+    else:
+        print(f"{options.plot} shows it, layer by layer, and with thoughts exchanged")
+
+
+def _lines(
+    options: Options,
+    params: Any,
+    cfg: DecoderConfig,
+    looked_for: Sequence[Target],
+    thoughts: np.ndarray,
+) -> Iterator[dict[str, Any]]:
+    for target in looked_for:
         for number in range(thoughts.shape[1]):
-            states = thoughts[kept, number]
-            found = linear_probe(states, labels, seed=options.seed)
-            ranks = lens_ranks(params, states[:, None], labels, cfg=cfg)
+            states = thoughts[target.problems, number]
+            found = linear_probe(states, target.ids, seed=options.seed)
+            ranks = lens_ranks(params, states[:, None], target.ids, cfg=cfg)
             yield {
                 "thought": number + 1,
-                "reads": what,
+                "reads": target.name,
                 **dataclasses.asdict(found),
+                "selectivity": found.selectivity,
                 "lens": float(np.median(ranks)),
             }
-
-
-def _targets(problems: Sequence[Encoded]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """What is looked for: its name, the problems that have it, and the id in each."""
-    texts = {"answer": {i: x.answer for i, x in enumerate(problems)}}
-    for step in range(max(len(x.steps) for x in problems)):
-        texts[f"step {step + 1}"] = {
-            i: x.steps[step] for i, x in enumerate(problems) if len(x.steps) > step
-        }
-    for what, found in texts.items():
-        kept = {i: text for i, text in found.items() if text}
-        if len(kept) < LEAST:
-            continue
-        place = telling_place(list(kept.values()))
-        labels = np.array([text[place] for text in kept.values()])
-        if len(np.unique(labels)) > 1:
-            yield what, np.array(list(kept)), labels
 
 
 def _row(line: dict[str, Any]) -> str:

@@ -40,6 +40,7 @@ from pangu_jax.reasoning.latent.task import (
     Ids,
     Task,
     encode_task,
+    located,
     names_of,
     read_task,
     words_of,
@@ -60,13 +61,16 @@ class Options:
     learns thoughts from its own written chain; planning begins each step with a token of its kind;
     looped writes no steps, and runs its layers several times."""
     task: str
-    """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; or a .jsonl file, possibly
-    .gz, of question, steps and answer, of question, cot and answer, or as GSM8K has them."""
+    """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; gsm8k, whose questions are in
+    --data; or a .jsonl file, possibly .gz, of question, steps and answer, of question, cot and
+    answer, or as GSM8K has them."""
     out: str
     """The run's folder: model, tokenizer, metrics, checkpoints."""
+    data: str | None = None
+    """For gsm8k: the folder with gsm8k_train.jsonl and gsm8k_test.jsonl, possibly .gz."""
     test: str | None = None
-    """A file of problems to measure on; without it they are drawn, or the file's last ones. None of
-    them is trained on."""
+    """A file of problems to measure on; without it they are drawn, GSM8K's test questions, or the
+    file's last ones. None of them is trained on."""
     problems: int = 100_000
     """Problems that are drawn to train on; of a file all are taken."""
     tests: int = 500
@@ -111,10 +115,11 @@ def main(options: Options) -> None:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"
         )
-    with working(f"reading {options.task}"):
+    name, test = located(options.task, options.test, options.data)
+    with working(f"reading {name}"):
         task = read_task(
-            options.task,
-            test=options.test,
+            name,
+            test=test,
             problems=options.problems,
             tests=options.tests,
             seed=options.seed,
@@ -133,8 +138,8 @@ def main(options: Options) -> None:
     trained = latent.Trained(
         options.method,
         phases[-1],
-        options.task,
-        options.test,
+        name,
+        test,
         options.tests,
         options.curriculum.steps,
         ids.longest + MOST_NEW,

@@ -12,6 +12,7 @@ Source: arXiv 2412.06769, section 4 and appendix A.
 import dataclasses
 import functools
 import operator
+import re
 
 import numpy as np
 
@@ -78,6 +79,7 @@ STEMS = (
     "zhor",
     "zum",
 )
+FACT, ASKED = re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (\w+) a \w+ or \w+\?\s*$")
 CONCEPTS = tuple(f"{stem}pus" for stem in STEMS)
 # How often the shortest path to the answer has so many steps, among the published questions.
 HOPS = {3: 0.407, 4: 0.438, 5: 0.131, 6: 0.024}
@@ -158,6 +160,30 @@ def write(graph: Graph, rng: np.random.Generator) -> Problem:
     question = f"{' '.join(facts)} Is {words[graph.root]} a {choices[0]} or {choices[1]}?"
     steps = tuple(sentence(edge) for edge in zip(graph.path, graph.path[1:], strict=False))
     return Problem(question, steps, f"{words[graph.root]} is a {words[graph.target]}.")
+
+
+def by_distance(question: str) -> tuple[list[set[str]], set[str]] | None:
+    """The nodes of a question by their steps from the one that is asked about.
+
+    Args:
+      question: as `write` and the published files have it.
+
+    Returns:
+      The words that are one step away, two steps, and so on; and those that are not reached. None
+      for a question of another form.
+    """
+    asked = ASKED.search(question)
+    edges = FACT.findall(question)
+    if asked is None or not edges:
+        return None
+    known, found = {asked.group(1)}, []
+    while True:
+        new = {end for start, end in edges if start in known} - known
+        if not new:
+            break
+        found.append(new)
+        known |= new
+    return found, {word for edge in edges for word in edge} - known
 
 
 def _draw_nodes(rng: np.random.Generator) -> tuple[tuple[tuple[int, ...], ...], list[int]]:

@@ -4,10 +4,14 @@ Rows of a batch are independent: a prompt is padded on the right, token i of a r
 its cache, and each row has its own length. What lies behind a row's length is never attended to,
 and the next tokens overwrite it, so padding leaves no trace. Layers are written out one by one,
 each with its own parameters and cache, so models of unequal layers export like any other.
+
+A model of latent thoughts thinks in its prefill, a fixed number of them: states are fed back, one
+step each, and the ids that follow are read, so that decoding goes on as after any prompt, as many
+slots further on ("filled" among the facts).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +26,26 @@ from pangu_jax.nn.how import HOW, How
 from pangu_jax.ops import cache_write
 
 
+@dataclasses.dataclass(frozen=True)
+class Thinking:
+    """What a model reads between a prompt and its answer.
+
+    Attributes:
+      thoughts: how many states are fed back, at least one.
+      feedback: `feedback(params, state)`, a thought's embedding [B, D] of the state before it.
+      tail: ids that follow the thoughts.
+    """
+
+    thoughts: int
+    feedback: Callable[[dict[str, Any], jax.Array], jax.Array]
+    tail: tuple[int, ...]
+
+    @property
+    def slots(self) -> int:
+        """Slots of the cache that thoughts and tail take."""
+        return self.thoughts + len(self.tail)
+
+
 def prefill(
     params: dict[str, Any],
     tokens: jax.Array,
@@ -29,9 +53,10 @@ def prefill(
     *,
     cfg: DecoderConfig,
     slots: int,
+    thinking: Thinking | None = None,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """Processes prompts.
+    """Processes prompts, and thinks about them.
 
     Args:
       params: tree of `transformer.by_layer`.
@@ -39,14 +64,29 @@ def prefill(
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       slots: S >= T, slots of the caches it returns.
+      thinking: what follows each row's prompt; None is nothing.
       how: implementations, and the type of the activations and caches.
 
     Returns:
-      "logits": float32 [B, V] for the token after each row's last; "key_i", "value_i" of layer i:
-      [B, S, K, C].
+      "logits": float32 [B, V] for the token after each row's last, or after its tail; "key_i",
+      "value_i" of layer i: [B, S, K, C].
     """
-    logits, caches = decoder.prefill(params, tokens, length, cfg=cfg, how=how)
-    return {"logits": logits, **_named(caches, slots - tokens.shape[1])}
+    room = slots - tokens.shape[1]
+    if thinking is None:
+        logits, caches = decoder.prefill(params, tokens, length, cfg=cfg, how=how)
+        return {"logits": logits, **_named(caches, room)}
+    options = {"cfg": cfg, "how": how}
+    state, caches = decoder.prefill_state(params, tokens, length, **options)
+    caches = jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, room), (0, 0), (0, 0))), caches)
+    tail = decoder.embed(params, jnp.asarray(thinking.tail, jnp.int32)[None], **options)[0]
+    for number in range(thinking.slots):
+        if number < thinking.thoughts:
+            x = thinking.feedback(params, state[:, 0])[:, None]
+        else:
+            x = jnp.broadcast_to(tail[number - thinking.thoughts], state.shape)
+        state, caches = decoder.step_state(params, x, length + number, caches, **options)
+    logits = decoder.logits(params, state, **options)[:, 0]
+    return {"logits": logits, **_named(caches)}
 
 
 def step(
@@ -89,9 +129,10 @@ def _named(caches, room: int = 0) -> dict[str, jax.Array]:
     }
 
 
-def default_slots(cfg: DecoderConfig, profiles: Sequence[int]) -> int:
-    """The default number of cache slots: twice the longest prompt, within the model's context."""
-    return max(max(profiles), min(cfg.max_length, 2 * max(profiles)))
+def default_slots(cfg: DecoderConfig, profiles: Sequence[int], thinking: int = 0) -> int:
+    """Twice the longest prompt and what is thought about it, within the model's context."""
+    longest = max(profiles) + thinking
+    return max(longest, min(cfg.max_length, 2 * longest))
 
 
 def bundle(
@@ -103,6 +144,7 @@ def bundle(
     batch: Any = 1,
     how: How = HOW,
     prompts: Sequence[Sequence[int]] = (),
+    thinking: Thinking | None = None,
     seed: int = 0,
 ) -> Bundle:
     """A decoder's programs: one prefill for each prompt length, and the decoding step.
@@ -115,6 +157,7 @@ def bundle(
       batch: B, a number, or a symbolic dimension of jax.export.
       how: implementations in the exported functions, and the type of the activations and caches.
       prompts: real prompts to compare on, beside random ids.
+      thinking: what prefill does after a prompt; the prompt ends where thinking begins.
       seed: of the random inputs.
 
     Raises:
@@ -122,9 +165,13 @@ def bundle(
     """
     profiles = tuple(sorted(set(profiles)))
     check_profiles(cfg.max_length, profiles)
-    slots = default_slots(cfg, profiles) if slots is None else slots
-    if slots < max(profiles):
-        raise InputError(f"a cache of {slots} slots is too short for the profile {max(profiles)}")
+    more = 0 if thinking is None else thinking.slots
+    slots = default_slots(cfg, profiles, more) if slots is None else slots
+    if slots < max(profiles) + more:
+        thought = f" and {more} slots of thoughts" if more else ""
+        raise InputError(
+            f"a cache of {slots} slots is too short for the profile {max(profiles)}{thought}"
+        )
     # Graphs hold no scatter, whoever chose the other operators.
     impl = {"cache_write": cache_write.EXPORT, **(how.impl or {})}
     how = dataclasses.replace(how, impl=impl)
@@ -142,6 +189,7 @@ def bundle(
         for part in ("key", "value")
     }
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    reads = {"slots": slots, "thinking": thinking}
     samples = _Samples(cfg, batch if isinstance(batch, int) else 2, seed)
     programs = []
     for length in profiles:
@@ -149,17 +197,17 @@ def bundle(
         programs.append(
             Program(
                 f"prefill_{length}",
-                _bound(prefill, slots=slots, **options),
+                _bound(prefill, **reads, **options),
                 {"tokens": tokens, "length": row},
-                jax.jit(_bound(prefill, slots=slots, **usual)),
+                jax.jit(_bound(prefill, **reads, **usual)),
                 samples.prefill(length, prompts),
             )
         )
     inputs = {"token": row, "position": row, **caches}
     states = {
-        name: _after(programs[0].reference, tree, sample)
+        name: _after(programs[0].reference, tree, sample, more)
         for name, sample in programs[0].samples.items()
-        if profiles[0] < slots
+        if profiles[0] + more < slots
     }
     functions = _bound(step, **options), jax.jit(_bound(step, **usual))
     programs.append(Program("decode", functions[0], inputs, functions[1], states))
@@ -169,6 +217,7 @@ def bundle(
         "vocab": cfg.vocab,
         "profiles": list(profiles),
         "slots": slots,
+        **({"filled": more} if more else {}),
     }
     return Bundle(tree, tuple(programs), facts)
 
@@ -177,13 +226,13 @@ def _bound(function: Any, **options: Any) -> Any:
     return lambda params, **inputs: function(params, **inputs, **options)
 
 
-def _after(run: Any, params: Any, sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _after(run: Any, params: Any, sample: Mapping[str, Any], more: int) -> dict[str, np.ndarray]:
     """The inputs of the step that follows a prefill."""
     with jax.default_matmul_precision("highest"):
         out = run(params, **sample)
     caches = {f"past_{n}": np.asarray(x) for n, x in out.items() if n != "logits"}
     token = np.asarray(out["logits"].argmax(-1), np.int32)
-    return {"token": token, "position": sample["length"], **caches}
+    return {"token": token, "position": sample["length"] + np.int32(more), **caches}
 
 
 class _Samples:

@@ -141,6 +141,19 @@ def prefill(
       Scores of the token after each row's last, float32 [B, V], and the caches of each layer:
       {"key": [B, T, K, C], "value": the same}, of which a row's first `length` are of its tokens.
     """
+    hidden, caches = prefill_state(params, inputs, length, cfg=cfg, how=how)
+    return logits(params, hidden, cfg=cfg, how=how)[:, 0], caches
+
+
+def prefill_state(
+    params: dict[str, Any],
+    inputs: jax.Array,
+    length: jax.Array,
+    *,
+    cfg: DecoderConfig,
+    how: How = HOW,
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+    """As `prefill`, with the state of each row's last token, [B, 1, D], in place of scores."""
     x = embed(params, inputs, cfg=cfg, how=how) if inputs.ndim == 2 else inputs
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
     places = []
@@ -154,8 +167,7 @@ def prefill(
     )
     last = (length - 1)[:, None, None]
     hidden = jnp.take_along_axis(x, last, axis=1, mode="clip")
-    hidden = final_norm(params, hidden, cfg=cfg)
-    return logits(params, hidden, cfg=cfg, how=how)[:, 0], _caches(places)
+    return final_norm(params, hidden, cfg=cfg), _caches(places)
 
 
 def step(
@@ -185,6 +197,20 @@ def step(
     """
     x = token[:, None]
     x = embed(params, x, cfg=cfg, how=how) if token.ndim == 1 else x
+    hidden, caches = step_state(params, x, position, caches, cfg=cfg, how=how)
+    return logits(params, hidden, cfg=cfg, how=how)[:, 0], caches
+
+
+def step_state(
+    params: dict[str, Any],
+    x: jax.Array,
+    position: jax.Array,
+    caches: Sequence[dict[str, jax.Array]],
+    *,
+    cfg: DecoderConfig,
+    how: How = HOW,
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+    """As `step`, of embeddings x [B, 1, D], with states, [B, 1, D], in place of scores."""
     places = [LayerCache(c["key"], c["value"], position) for c in caches]
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]
@@ -197,8 +223,7 @@ def step(
         cfg=cfg,
         how=how,
     )
-    hidden = final_norm(params, x, cfg=cfg)
-    return logits(params, hidden, cfg=cfg, how=how)[:, 0], _caches(places)
+    return final_norm(params, x, cfg=cfg), _caches(places)
 
 
 def _caches(places) -> list[dict[str, jax.Array]]:

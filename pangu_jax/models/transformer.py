@@ -277,6 +277,63 @@ def unrolled(
     return x, found
 
 
+def with_caches(
+    runs: Sequence[Any],
+    x: jax.Array,
+    positions: jax.Array,
+    sees: Callable[[AttentionConfig], jax.Array | None],
+    caches: Sequence[tuple[jax.Array, jax.Array]],
+    start: jax.Array | int,
+    *,
+    cfg: TransformerConfig,
+    note: Callable[[jax.Array], None] | None = None,
+    how: How = HOW,
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """As `unrolled`, with a loop over the layers of each run: compiled in a fraction of the time.
+
+    Args:
+      runs: stacked trees, as `spec(cfg)` has them.
+      x: [B, T, D], embeddings.
+      positions: int32 [B, T].
+      sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
+      caches: keys and values of each run, [L, B, S, K, C].
+      start: the first slot of the caches to write.
+      cfg: the model.
+      note: is called with what each layer gives, [B, T, D].
+      how: implementations.
+
+    Returns:
+      [B, T, D] before the final norm, and the caches.
+    """
+    turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
+    found = []
+    for weights, (layer, _), cache in zip(runs, run_lengths(cfg), caches, strict=True):
+        heads = layer.attention
+        turn, mask = turns(heads.head_dim) if heads.rotary else None, sees(heads)
+
+        def body(x, inputs, layer=layer, turn=turn, mask=mask):
+            (own, rows), _ = inputs
+            x, rows, _ = block(
+                own,
+                x,
+                turn,
+                mask,
+                cfg=layer,
+                eps=cfg.norm_eps,
+                cache=LayerCache(*rows, jnp.int32(start)),
+                how=how,
+            )
+            assert rows is not None
+            return x, (None if note is None else x, (rows.key, rows.value))
+
+        x, (states, cache) = scan_layers(body, x, (weights, cache), unroll=how.unroll or 1)
+        if note is not None:
+            for state in states:
+                note(state)
+        found.append(cache)
+    return x, found
+
+
 def final_norm(params: dict[str, Any], x: jax.Array, *, cfg: TransformerConfig) -> jax.Array:
     """The norm after the layers, where they have none of their own: [..., D] to [..., D]."""
     if "norm" not in params:

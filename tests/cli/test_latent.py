@@ -147,12 +147,12 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
         for a in range(3)
         for b in range(3)
     ]
-    path = tmp_path / "products.jsonl"
+    path = tmp_path / "gsm8k_train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    test = tmp_path / "test.jsonl"
+    test = tmp_path / "gsm8k_test.jsonl"
     test.write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[4]) + "\n")
     folder = tmp_path / "run"
-    task = ("--task", path, "--test", test, "--steps", 1, "--batch", 2)
+    task = ("--task", "gsm8k", "--data", tmp_path, "--steps", 1, "--batch", 2)
     with monkeypatch.context() as trains:
         trains.setattr(latent_train.latent, "train", TRAIN)
         assert call("train", "--method", "no-cot", "--out", folder, *task) == 0
@@ -169,6 +169,9 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     assert "7 of 9 problems left out" in told.err and " of 2; " in told.out
     assert call("eval", folder, "--task", path, "--tests", 3) == 2
     assert "was trained on all of the 3 problems" in capsys.readouterr().err
+    capsys.readouterr()
+    assert call("eval", folder, "--task", "gsm8k", "--data", tmp_path, "--no-ablations") == 0
+    assert " of 2; " in capsys.readouterr().out
     assert call("eval", folder, "--task", "mult1x1") == 2
     assert "has no token for" in capsys.readouterr().err
     # Nor does a run that begins with this one.
@@ -190,6 +193,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
     for arguments, why in (
         (("--task", "nowhere"), "there is no task 'nowhere'"),
         (("--task", "mult2x3"), "the same number of digits"),
+        (("--task", "gsm8k"), "gsm8k needs --data"),
         (("--task", "mult1x1", "--steps", 3, "--stage-steps", 1), "need more than 3 steps"),
         (("--task", "mult1x1", "--batch", 3, "--accumulate", 2), "must divide the batch"),
         (("--task", "mult1x1", "--accumulate", 0), "accumulate must be at least 1"),
@@ -212,6 +216,19 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     for line in lines:
         assert line["examples"] == 40 and line["classes"] > 1 and 0 <= line["lens"] < 264
         assert 0 <= line["shuffled"] <= 1
+        assert line["selectivity"] == line["accuracy"] - line["shuffled"]
+    picture = tmp_path / "thoughts.png"
+    asked = ("--task", "mult2x2", "--tests", 40, "--plot")
+    assert call("probe", run, *asked, picture, "--json") == 0
+    more = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    lens, by = np.array(more["lens"]["answer"]), {(x["thought"], x["reads"]): x for x in lines}
+    assert lens.shape == (1, 2)  # layers and thoughts: the last layer's are the thoughts
+    assert lens[-1].tolist() == [1 + by[i, "answer"]["lens"] for i in (1, 2)]
+    assert set(more["spreads"]) == {"step 1", "step 2", "answer"}
+    assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
+    assert call("probe", run, "--plot", tmp_path / "a.txt") == 2
+    assert "a.txt ends in none of .png" in capsys.readouterr().err
     assert call("probe", run, "--task", "mult2x2", "--tests", 40) == 0
     assert "1  answer" in capsys.readouterr().out
     assert call("probe", run, "--tests", 40) == 2  # most of which it was trained on
@@ -224,3 +241,25 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     (other / "latent.json").write_text(json.dumps({**kept, "method": "pause"}))
     assert call("probe", other) == 2
     assert "pause, which has no thoughts" in capsys.readouterr().err
+
+
+@pytest.mark.onnx
+def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
+    options = ("--target", "ascend", "--soc", "Ascend310P3", "--profiles", "16", "--cache", "24")
+    for more in ((), ("--no-thoughts",)):
+        out = tmp_path / "-".join(("out", *more))
+        with pytest.raises(SystemExit) as end:
+            main(["export", str(run), *options, "--out", str(out), *more])
+        assert end.value.code == 0
+        told = capsys.readouterr().out
+        facts = json.loads((out / "artifact.json").read_text())["facts"]
+        if more:
+            assert "filled" not in facts and "a question" not in told
+            continue
+        assert "a question, 2 thoughts, the answer, as coconut learned it" in told
+        assert (facts["filled"], facts["ending"], facts["mark"]) == (3, "\n", 260)
+        assert (facts["begin"], facts["suffix"]) == ([256], [257])
+        assert (out / "operators.txt").is_file()
+    with pytest.raises(SystemExit) as end:
+        main(["run", str(tmp_path / "out"), "--check"])
+    assert end.value.code == 0

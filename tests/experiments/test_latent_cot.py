@@ -1,12 +1,17 @@
 """The experiment on latent chains of thought, on a tiny model: cells, controls and report."""
 
+import dataclasses
 import json
+import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
 
-from experiments.latent_cot import config, run
+from experiments.latent_cot import budget, config, run
+from pangu_jax.core.errors import InputError
 from pangu_jax.models import presets
+from pangu_jax.reasoning.latent.task import encode_task, located, read_task
 from pangu_jax.train.stop_signal import Stopped
 
 PLAN = config.Plan(
@@ -53,3 +58,91 @@ def test_training_is_timed_over_its_stops_and_not_at_all_after_a_kill(tmp_path, 
     (tmp_path / "checkpoints" / "40").mkdir()
     assert run.timed(lambda: train(1.0, 50), tmp_path)[1] is None
     assert run.timed(lambda: train(1.0, 60), tmp_path)[1] is None
+
+
+BUDGET = config.Plan(
+    *("gsm8k", "", 0, None, 1, None),
+    problems=0,
+    tests=9,
+    batch=2,
+    methods=("cot", "pause", "icot", "coconut", "codi"),
+    longest=(30, 30),
+    most_removed=2,
+)
+
+
+@pytest.fixture
+def school(tmp_path):
+    """A folder of data, with one question that is too long to be trained on."""
+    rows = [
+        {"question": f"{a} and {b}?", "answer": f"<<{a}+{b}={a + b}>>{a + b}\n#### {a + b}"}
+        for a in range(4)
+        for b in range(3)
+    ]
+    rows.append({"question": "long " * 9, "answer": "#### 1"})
+    for name, part in (("train", rows[2:]), ("test", rows[:2])):
+        lines = "".join(json.dumps(row) + "\n" for row in part)
+        (tmp_path / f"gsm8k_{name}.jsonl").write_text(lines)
+    return tmp_path
+
+
+def test_methods_read_as_many_tokens_and_stand_beside_their_intervals(
+    tmp_path, tiny_run, school, monkeypatch
+):
+    plan = dataclasses.replace(BUDGET, stage_steps=0)
+    tiny = config.Experiment((plan,), timed=0, tokens=600)
+    monkeypatch.setitem(config.PRESETS, "smollm2", tiny)
+    out = str(tmp_path / "run")
+    given = ["--preset", "smollm2", "--model", str(tiny_run), "--data", str(school), "--out", out]
+    monkeypatch.setattr("sys.argv", ["run.py", *given, "--only", "gsm8k/coconut"])
+    run.main()
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["gsm8k/coconut/seed0"]
+    assert 500 <= found["read_in_training"] <= 700 and found["problems"] == 2
+    assert found["low"] <= found["accuracy"] <= found["high"]
+    assert set(found["ablations"]) == {"zeros", "noise", "other", "pause"}
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "at most 30 and 30 tokens" in report and "| coconut | 0 |" in report
+    assert f"| {found['read_in_training']} |" in report
+
+
+def test_phases_of_a_budget_keep_their_shares_and_read_what_is_asked(school):
+    task = located("gsm8k", None, school)
+    ids = encode_task(read_task(task[0], test=task[1], problems=0, tests=9), {})
+    problems = budget.kept(ids.training, (30, 30))
+    assert len(problems) == len(ids.training) - 1
+    for method in BUDGET.methods:
+        phases = budget.phases_for(20_000, BUDGET, method, problems, ids.markers)
+        read = budget.read_in_training(BUDGET, method, phases, problems, ids.markers, 0)
+        assert abs(read - 20_000) < 600
+        steps = sum(phase.steps for phase in phases)
+        if len(phases) > 1:
+            assert abs(phases[-1].steps / steps - 0.3) < 0.02
+    # By hand: every row of a chain written out has boundary, question, chain, answer and two marks.
+    phases = budget.phases_for(20_000, BUDGET, "cot", problems, ids.markers)
+    rows = [len(x.question) + sum(map(len, x.steps)) + len(x.answer) + 3 for x in problems]
+    assert abs(phases[0].steps - 20_000 / (2 * sum(rows) / len(rows))) <= 1
+    with pytest.raises(InputError, match="less than a step of cot"):
+        budget.phases_for(10, BUDGET, "cot", problems, ids.markers)
+    with pytest.raises(InputError, match="no problem has at most 1 and 30"):
+        budget.kept(ids.training, (1, 30))
+
+
+def test_a_checkpoint_is_named_where_it_is_used_and_minutes_end_a_run(
+    tmp_path, school, monkeypatch
+):
+    for arguments, why in (
+        (["--preset", "smollm2"], "needs --model"),
+        (["--preset", "smoke", "--model", "x"], "others take none"),
+        (["--preset", "smoke", "--tokens", "5"], "counts steps"),
+    ):
+        monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "no"), *arguments])
+        with pytest.raises(InputError, match=why):
+            run.main()
+    assert not (tmp_path / "no").exists()
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        run._stop_after(0.01)
+        assert asked.wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)

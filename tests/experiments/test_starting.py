@@ -43,7 +43,7 @@ def test_each_starts_without_grain_and_tyro():
 
 LANGUAGE = "model data held_out steps batch length optimizer recover_steps recover_rate dtype"
 SETTINGS = {
-    "latent_cot": "plans seeds timed dtype",
+    "latent_cot": "plans seeds timed dtype tokens",
     "pangu_embedded": "questions held_out seeds judged max_new_tokens batch steps decay dtype",
     "multiconir": "steps batch accumulate negatives length temperature tuning seeds rows "
     "measured_batch orders poolings decoder_poolings causal_poolings causal causal_steps "

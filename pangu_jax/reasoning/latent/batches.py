@@ -36,7 +36,12 @@ def widths(
     """Columns of each phase's batches; the prefix is equally wide in all."""
     kinds = _different(problems)
     rows = [
-        [method.slots(x, phase, markers, phase.removed_tokens) for x in kinds] for phase in phases
+        [
+            method.slots(x, form, markers, form.removed_tokens)
+            for form in _forms(phase)
+            for x in kinds
+        ]
+        for phase in phases
     ]
     start = max(len(row.prefix) for found in rows for row in found)
     tails = [max(len(row.tail) for row in found) for found in rows]
@@ -44,7 +49,7 @@ def widths(
     if method.teacher is not None:
         taught = _rounded(max(len(method.teacher(x, markers).tail) for x in kinds))
     return [
-        Widths(start, method.thoughts(phase), _rounded(tail), taught)
+        Widths(start, max(map(method.thoughts, _forms(phase))), _rounded(tail), taught)
         for phase, tail in zip(phases, tails, strict=True)
     ]
 
@@ -85,9 +90,10 @@ def phase_batches(
         rng = np.random.default_rng((*seed, step))
         chosen = rng.integers(0, len(problems), batch)
         more = removed_beyond(phase, batch, rng)
+        forms = [_drawn(phase, problems[i], rng) for i in chosen]
         rows = [
-            method.slots(problems[i], phase, markers, phase.removed_tokens + int(extra))
-            for i, extra in zip(chosen, more, strict=True)
+            _row(method, problems[i], form, markers, int(extra), width)
+            for i, form, extra in zip(chosen, forms, more, strict=True)
         ]
         found = collate(rows, start=width.start, thoughts=width.thoughts, tail=width.tail)
         if method.teacher is not None:
@@ -109,6 +115,27 @@ def removed_beyond(phase: Phase, count: int, rng: np.random.Generator) -> np.nda
     if not phase.smoothing:
         return np.zeros(count, np.int64)
     return rng.geometric(-np.expm1(-phase.smoothing), count) - 1
+
+
+def _forms(phase: Phase) -> list[Phase]:
+    """The forms that a phase's examples may have."""
+    mix = phase.mix
+    return [phase] if mix is None else [phase, *map(mix.form, range(mix.stages + 2))]
+
+
+def _drawn(phase: Phase, problem: Encoded, rng: np.random.Generator) -> Phase:
+    """The form of one example."""
+    if phase.mix is None or rng.random() >= phase.mix.share:
+        return phase
+    return phase.mix.form(int(rng.integers(len(problem.steps) + 1)))
+
+
+def _row(
+    method: Method, problem: Encoded, form: Phase, markers: Markers, extra: int, width: Widths
+) -> Slots:
+    row = method.slots(problem, form, markers, form.removed_tokens + extra)
+    own = method.thoughts(form)
+    return row if own == width.thoughts else dataclasses.replace(row, thoughts=own)
 
 
 def _answers(rows: Sequence[Slots], first: int, markers: Markers) -> np.ndarray:

@@ -19,10 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from pangu_jax.losses.language import cross_entropy
-from pangu_jax.models import decoder, transformer
+from pangu_jax.models import decoder
 from pangu_jax.models.thinker import ThinkerConfig, written_out
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.ops.attention import visible
 from pangu_jax.reasoning.latent.coconut import slots
 from pangu_jax.reasoning.latent.curriculum import Phase, thoughts_alone
 from pangu_jax.reasoning.latent.feedback import feedback as find_feedback
@@ -73,7 +72,6 @@ def distillation_loss(
     def loss(params, frozen, batch, key):
         del frozen, key
         params, plain = written_out(params, cfg)
-        params = transformer.by_layer(params)
         last, wise = [], batch["teacher"]
         out = read(
             params,
@@ -113,13 +111,8 @@ def distance(ours: jax.Array, theirs: jax.Array) -> jax.Array:
 def _read_whole(params, batch, cfg, how):
     """A row's states after the final norm, [B, T, D], and what every layer gives."""
     states = []
-    places, own = batch["positions"], batch["segments"]
-    sees = lambda heads: visible(own, places, own, places, causal=True, window=heads.window)  # noqa: E731
-    x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
-    none = [None] * len(cfg.layers)
-    more = {"cfg": cfg, "note": states.append, "how": how}
-    x, _ = transformer.unrolled(params["layers"], x, places, sees, none, **more)
-    return transformer.final_norm(params, x, cfg=cfg), states
+    out = read(params, batch, cfg=cfg, start=1, thoughts=0, note=states.append, how=how)
+    return out.hidden, states
 
 
 def _at(states, columns):

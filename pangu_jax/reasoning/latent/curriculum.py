@@ -9,6 +9,31 @@ ALL = 2**20  # of steps or tokens: none is kept
 
 
 @dataclasses.dataclass(frozen=True)
+class Mix:
+    """Examples of other stages among those of a phase.
+
+    A share of the examples have the form of a stage that is drawn, evenly from none of their steps
+    replaced to all, whatever the phase.
+
+    Attributes:
+      share: of the examples.
+      stages: the last stage in which steps are replaced one by one.
+      slots_per_stage: thoughts or pauses for each.
+
+    Source: arXiv 2412.06769's released code (`uniform_prob`).
+    """
+
+    share: float
+    stages: int
+    slots_per_stage: int
+
+    def form(self, stage: int) -> "Phase":
+        """What examples of a stage look like; behind the last one no step is left."""
+        kept = min(stage, self.stages)
+        return Phase(1, self.slots_per_stage * kept, stage if stage == kept else ALL)
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """A stretch of a run in which examples have one form.
 
@@ -19,6 +44,7 @@ class Phase:
       removed_tokens: how many of a chain's first tokens are left out.
       smoothing: rate of the exponential that draws how many more tokens are left out of an example;
         0 for none.
+      mix: examples of other stages; None for none.
     """
 
     steps: int
@@ -26,6 +52,7 @@ class Phase:
     removed_steps: int = 0
     removed_tokens: int = 0
     smoothing: float = 0.0
+    mix: Mix | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +67,8 @@ class CurriculumConfig:
       slots_per_stage: thoughts or pauses for each of them.
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
       most_removed: of `icot`, after how many tokens all the rest goes at once; 0 for no such jump.
+      mixed: of `coconut` and `pause`, the share of examples whose stage is drawn, so that earlier
+        stages are not forgotten; 0 for none.
 
     Raises:
       InputError: numbers out of range.
@@ -51,12 +80,15 @@ class CurriculumConfig:
     slots_per_stage: int = 1
     smoothing: float = 4.0
     most_removed: int = 0
+    mixed: float = 0.0
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
             check_size(f"the curriculum's {name}", getattr(self, name))
         check_size("the curriculum's stage_steps", self.stage_steps or 0, least=0)
         check_size("the curriculum's most_removed", self.most_removed, least=0)
+        if not 0 <= self.mixed <= 1:
+            raise InputError(f"the curriculum's mixed is a share of 0 to 1, got {self.mixed}")
         if self.smoothing < 0:
             raise InputError(f"the curriculum's smoothing must be at least 0, got {self.smoothing}")
 
@@ -88,8 +120,9 @@ def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
     del longest
     per, length = cfg.slots_per_stage, _stage_steps(cfg, cfg.stages + 1)
     stages = cfg.stages + 1 if length else 0
-    found = [Phase(length, per * stage, stage) for stage in range(stages)]
-    return _with_last(found, Phase(1, per * cfg.stages, ALL), cfg)
+    mix = Mix(cfg.mixed, cfg.stages, per) if cfg.mixed else None
+    found = [Phase(length, per * stage, stage, mix=mix) for stage in range(stages)]
+    return _with_last(found, Phase(1, per * cfg.stages, ALL, mix=mix), cfg)
 
 
 def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:

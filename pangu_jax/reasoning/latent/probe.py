@@ -14,6 +14,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
+from pangu_jax.reasoning.latent.slots import Encoded
 
 RIDGE = 1e-2  # of the features' mean square
 
@@ -35,6 +36,52 @@ class Probe:
     accuracy: float
     shuffled: float
     majority: float
+
+    @property
+    def selectivity(self) -> float:
+        """What the accuracy is above that of shuffled labels."""
+        return self.accuracy - self.shuffled
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is looked for in thoughts.
+
+    Attributes:
+      name: what it is called.
+      problems: int [M], those that have it.
+      ids: int [M], the id in each.
+    """
+
+    name: str
+    problems: np.ndarray
+    ids: np.ndarray
+
+
+def targets(problems: Sequence[Encoded], *, least: int) -> list[Target]:
+    """The telling id of every step and then of the answer, where at least so many have it.
+
+    Args:
+      problems: as ids.
+      least: problems that a target has.
+    """
+    texts = {
+        f"step {step + 1}": {
+            i: x.steps[step] for i, x in enumerate(problems) if len(x.steps) > step
+        }
+        for step in range(max(len(x.steps) for x in problems))
+    }
+    texts["answer"] = {i: x.answer for i, x in enumerate(problems)}
+    found = []
+    for name, of in texts.items():
+        kept = {i: text for i, text in of.items() if text}
+        if len(kept) < least:
+            continue
+        place = telling_place(list(kept.values()))
+        ids = np.array([text[place] for text in kept.values()])
+        if len(np.unique(ids)) > 1:
+            found.append(Target(name, np.array(list(kept)), ids))
+    return found
 
 
 def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Probe:

@@ -42,7 +42,7 @@ def read(
     start: int,
     thoughts: int,
     feedback: Feedback = hidden,
-    note: Callable[[jax.Array], None] = lambda state: None,
+    note: Callable[[jax.Array], None] | None = None,
     how: How = HOW,
 ) -> Reading:
     """Reads prefixes, thinks, and reads tails.
@@ -50,14 +50,16 @@ def read(
     Without thoughts it is `decoder.apply`, to the bit.
 
     Args:
-      params: tree of `decoder.spec(cfg)`.
+      params: tree of `decoder.spec(cfg)`, whose layers are applied in loops; or of
+        `transformer.by_layer`, which takes longer to compile and less to run.
       batch: tokens, positions and segments, int32 [B, T], as `slots.collate` makes them; T may end
         with the thoughts.
       cfg: the model.
       start: columns of the prefix, at least 1.
       thoughts: n, how many follow.
       feedback: what makes a thought's input of the state before it.
-      note: where there are thoughts, is called with what each layer gives in the tail, [B, T', D].
+      note: is called with what each layer gives in the tail, [B, T', D], without thoughts in all
+        columns.
       how: implementations, type of activations; with `remat` the backward pass computes each
         thought again.
 
@@ -68,13 +70,14 @@ def read(
     """
     x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
     places = {name: batch[name] for name in ("positions", "segments")}
-    if not thoughts:
+    if not thoughts and note is None:
         out = transformer.apply(params, x, cfg=cfg, how=how, **places)
         return Reading(out.hidden, x[:, :0])
-    params = transformer.by_layer(params)
     # One query has nothing to gain from fused kernels, whose gradients want other shapes.
     how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})
     body, after = _Body(params, places, cfg, how), start + thoughts
+    if not thoughts:
+        return Reading(body.block(x, 0, body.room([], x.shape[1]), note)[0], x[:, :0])
 
     def think(carry, column):
         state, caches = carry
@@ -104,21 +107,33 @@ class _Body:
 
     def room(self, caches, length):
         """The caches with room for so many columns; new ones where there are none."""
-        if caches:
-            grown = ((0, 0), (0, length - caches[0][0].shape[1]), (0, 0), (0, 0))
-            return [tuple(jnp.pad(part, grown) for part in cache) for cache in caches]
-        batch = self._places["positions"].shape[0]
-        kind = self._how.dtype or self._params["embed"]["table"].dtype
-        heads = [layer.attention for layer in self._cfg.layers]
-        shapes = [(batch, length, head.kv_heads, head.head_dim) for head in heads]
-        return [(jnp.zeros(shape, kind), jnp.zeros(shape, kind)) for shape in shapes]
+        if not caches:
+            return [self._empty(heads, lead, length) for heads, lead in self._runs()]
 
-    def block(self, x, column, caches, note=lambda state: None):
+        def grown(part):
+            more = length - part.shape[-3]
+            return jnp.pad(part, (*[(0, 0)] * (part.ndim - 3), (0, more), (0, 0), (0, 0)))
+
+        return jax.tree.map(grown, caches)
+
+    def _runs(self):
+        """Attention and leading axes of each cache: one a run, or one a layer of `by_layer`."""
+        if "layers" in self._params:
+            return [(layer.attention, ()) for layer in self._cfg.layers]
+        return [(layer.attention, (n,)) for layer, n in transformer.run_lengths(self._cfg)]
+
+    def _empty(self, heads, lead, length):
+        kind = self._how.dtype or self._params["embed"]["table"].dtype
+        batch = self._places["positions"].shape[0]
+        shape = (*lead, batch, length, heads.kv_heads, heads.head_dim)
+        return jnp.zeros(shape, kind), jnp.zeros(shape, kind)
+
+    def block(self, x, column, caches, note=None):
         """States of the columns from `column` on, and the caches with theirs.
 
         Columns that are not written yet have later positions, so none sees them.
         """
-        width, length = x.shape[1], caches[0][0].shape[1]
+        width, length = x.shape[1], caches[0][0].shape[-3]
         at = {
             name: jax.lax.dynamic_slice_in_dim(place, column, width, axis=1)
             for name, place in self._places.items()
@@ -135,15 +150,26 @@ class _Body:
                 window=heads.window,
             )
 
-        x, found = transformer.unrolled(
-            self._params["layers"],
-            x,
-            at["positions"],
-            sees,
-            [LayerCache(*cache, column) for cache in caches],
-            cfg=self._cfg,
-            note=note,
-            how=self._how,
-        )
-        state = transformer.final_norm(self._params, x, cfg=self._cfg)
-        return state, [(cache.key, cache.value) for cache in found]
+        more = {"cfg": self._cfg, "how": self._how, **({} if note is None else {"note": note})}
+        if "layers" in self._params:
+            written = [LayerCache(*cache, column) for cache in caches]
+            x, found = transformer.unrolled(
+                self._params["layers"],
+                x,
+                at["positions"],
+                sees,
+                written,
+                **more,
+            )
+            caches = [(cache.key, cache.value) for cache in found]
+        else:
+            x, caches = transformer.with_caches(
+                self._params["runs"],
+                x,
+                at["positions"],
+                sees,
+                caches,
+                column,
+                **more,
+            )
+        return transformer.final_norm(self._params, x, cfg=self._cfg), caches

@@ -64,11 +64,13 @@ class Slots:
       prefix: ids before the thoughts, at least one.
       tail: ids after them.
       given: how many of the tail are given; the others are to be predicted.
+      thoughts: how many thoughts it has; None is as many as its batch has columns for.
     """
 
     prefix: tuple[int, ...]
     tail: tuple[int, ...]
     given: int
+    thoughts: int | None = None
 
 
 def markers_of(tokenizer: Tokenizer) -> Markers:
@@ -151,7 +153,7 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
     Args:
       rows: B rows.
       start: columns of the prefix.
-      thoughts: how many thoughts each row has.
+      thoughts: columns of the thoughts; those behind a row's own are padding.
       tail: columns of the tail.
 
     Returns:
@@ -176,9 +178,16 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
         begin, after = start - len(row.prefix), start + thoughts
         tokens[i, begin:start] = row.prefix
         tokens[i, after : after + len(row.tail)] = row.tail
+        unused = 0 if row.thoughts is None else thoughts - row.thoughts
+        if not 0 <= unused <= thoughts or (unused and not row.given):
+            raise InputError(
+                f"a row of {row.thoughts} thoughts and {row.given} given tokens behind them does "
+                f"not fit into {thoughts} columns"
+            )
         segments[i, begin : after + len(row.tail)] = 1
+        segments[i, after - unused : after] = 0
         weights[i, after + row.given - 1 : after + len(row.tail) - 1] = 1
-        positions[i] = np.maximum(columns - begin, 0)
+        positions[i] = np.maximum(columns - begin - unused * (columns >= after), 0)
     labels = np.roll(tokens, -1, axis=1)
     return {
         "tokens": tokens,

@@ -26,7 +26,9 @@ from pangu_jax.reasoning.latent.slots import (
 
 MULTIPLICATION = re.compile(r"mult(\d+)x(\d+)")
 TEST_SEED = 2**31 - 1  # of drawn test questions, away from those that anybody trains with
-KNOWN = "mult4x4 (any mult<D>x<D>), prosqa, or a .jsonl file"
+# Files that a name stands for, in the folder of data, .gz or not: to train on, to measure on.
+FILES = {"gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl")}
+KNOWN = "mult4x4 (any mult<D>x<D>), prosqa, gsm8k, or a .jsonl file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +131,27 @@ def read_task(
     return Task(training, testing, chance(name))
 
 
+def located(name: str, test: str | None, data: str | Path | None) -> tuple[str, str | None]:
+    """What `read_task` takes as its name and test file: files, where a name stands for some.
+
+    Args:
+      name: of a task; one of `FILES` becomes the file of its training questions.
+      test: a file to measure on; None becomes the name's test questions, where it has some.
+      data: the folder with the files of names.
+
+    Raises:
+      InputError: no folder, or one that lacks a file.
+    """
+    if name not in FILES:
+        return name, test
+    if data is None:
+        raise InputError(
+            f"the task {name} needs --data, the folder with {' and '.join(FILES[name])}"
+        )
+    training, testing = FILES[name]
+    return _file(training, data), _file(testing, data) if test is None else test
+
+
 def test_problems(name: str, *, test: str | Path | None, tests: int) -> list[Problem]:
     """The problems that a task measures on; see `read_task`."""
     if test is not None:
@@ -152,6 +175,13 @@ def is_drawn(name: str) -> bool:
 def chance(name: str) -> float | None:
     """The share of right answers by guessing among what a question offers."""
     return 0.5 if name == "prosqa" else None
+
+
+def _file(name: str, data: str | Path) -> str:
+    for end in ("", ".gz"):
+        if (found := Path(data) / f"{name}{end}").is_file():
+            return str(found)
+    raise InputError(f"the folder {data} has no file {name} or {name}.gz")
 
 
 def _draw(name: str, count: int, seed: int) -> list[Problem]:

@@ -1,12 +1,20 @@
 """One scan over a cache gives what the whole model gives, computed again for every thought."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.core import spec
+from pangu_jax.models import decoder
+from pangu_jax.models.transformer import by_layer
+from pangu_jax.nn.attention import AttentionConfig
+from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
+from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning.latent import coconut, cot
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.loss import thought_loss
@@ -57,6 +65,21 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, markers):
+    cfg = decoder.DecoderConfig(
+        16, 8, (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),) * 3, max_length=64
+    )
+    params = spec.init(decoder.spec(cfg), key=jax.random.key(0))
+    assert len(params["runs"]) == 1
+    rows = rows_of(problems[:1], markers, Phase(1, slots=2, removed_steps=1))
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch_of(rows, 2))
+    wanted = reference(naive, (params, cfg), rows)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
+    layers = jax.jit(summed(cfg, 2))(by_layer(params), batch_of(rows, 2))
+    np.testing.assert_allclose(layers, loss, rtol=1e-6)
+
+
 def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
     (loss, grads), rows = found
     cut = reference(naive, model, rows, step=lambda _, state: jax.lax.stop_gradient(state))
@@ -73,6 +96,21 @@ def test_thoughts_that_are_computed_again_give_the_same(model, found):
     chex.assert_trees_all_close(
         again(params, batch_of(rows, 2)), (loss, grads), rtol=1e-5, atol=1e-6
     )
+
+
+def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, problems, markers):
+    params, cfg = model
+    rows = [coconut.slots(problems[i], Phase(1, n, 1), markers, 0) for i, n in ((0, 2), (1, 1))]
+    batch = batch_of([rows[0], dataclasses.replace(rows[1], thoughts=1)], 2)
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch)
+
+    @jax.jit
+    def every(params):
+        return sum(naive.row_loss(params, row, n, cfg) for row, n in zip(rows, (2, 1), strict=True))
+
+    wanted = jax.value_and_grad(every)(params)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_is_near(model, found):

@@ -1,5 +1,6 @@
 """Rows of slots, phases of curricula, and batches of them."""
 
+import dataclasses
 from itertools import islice
 
 import numpy as np
@@ -18,7 +19,7 @@ from pangu_jax.reasoning.latent.batches import (
     removed_beyond,
     widths,
 )
-from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
+from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Mix, Phase
 from pangu_jax.reasoning.latent.registry import METHODS, method
 from pangu_jax.reasoning.latent.slots import Slots
 
@@ -173,3 +174,43 @@ def test_markers_are_tokens_of_words_and_reserved_ids_of_bytes():
         pytest.raises(InputError, match=r"no token <\|begin-thought\|>"),
     ):
         slots.markers_of(tokenizer)
+
+
+def test_a_share_of_examples_has_a_drawn_stage(problems, markers):
+    cfg = CurriculumConfig(50, stage_steps=10, stages=2, slots_per_stage=2, mixed=0.4)
+    phases = method("coconut").phases(cfg, 9)
+    mix = Mix(0.4, 2, 2)
+    assert phases[1] == Phase(10, 2, 1, mix=mix) and phases[-1] == Phase(20, 4, ALL, mix=mix)
+    assert phases == method("pause").phases(cfg, 9)
+    one = problems[1:2]  # three steps, so four stages, of which the last has none left
+    expected = {}
+    for name in ("coconut", "pause"):
+        wide = widths(one, METHODS[name], phases, markers)
+        assert len(set(wide)) == 1  # one form for all phases
+        stream = phase_batches(
+            one, METHODS[name], phases[1], markers, wide[0], batch=4000, seed=(0,)
+        )
+        batch = next(stream)
+        counts = np.bincount(batch["segments"].sum(1) - len(one[0].question) - 7)
+        expected[name] = counts
+        # Thoughts or pauses and what is left of the chain, by stage; the phase's own is stage 1.
+        sizes = [2 * min(stage, 2) + (4, 3, 1, 0)[stage] for stage in range(4)]
+        shares = np.zeros(max(sizes) + 1)
+        for stage, size in enumerate(sizes):
+            shares[size] += 0.4 / 4 + (0.6 if stage == 1 else 0)
+        np.testing.assert_allclose(counts / 4000, shares[: len(counts)], atol=0.03)
+    np.testing.assert_array_equal(expected["coconut"], expected["pause"])
+    with pytest.raises(InputError, match="mixed is a share of 0 to 1"):
+        CurriculumConfig(mixed=1.5)
+
+
+def test_a_row_of_fewer_thoughts_is_padded_behind_them(problems, markers):
+    row = METHODS["coconut"].slots(problems[0], Phase(1, 1, 1), markers, 0)
+    short = dataclasses.replace(row, thoughts=1)
+    batch = slots.collate([short], start=6, thoughts=3, tail=6)
+    assert batch["segments"].tolist() == [[0, *[1] * 5, 1, 0, 0, *[1] * 5, 0]]
+    assert batch["positions"][0, 6:].tolist() == [5, 6, 7, 6, 7, 8, 9, 10, 11]
+    assert batch["labels"][batch["weights"] > 0].tolist() == [6, 13, 7, 14]
+    for wrong in (dataclasses.replace(row, thoughts=4), Slots(row.prefix, row.tail, 0, 1)):
+        with pytest.raises(InputError, match="does not fit into 3 columns"):
+            slots.collate([wrong], start=6, thoughts=3, tail=6)

@@ -1,13 +1,14 @@
 """Tasks: what is trained on and measured on, kept apart."""
 
 import dataclasses
+import gzip
 import json
 
 import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
-from pangu_jax.reasoning.latent.task import encode_task, read_task, words_of
+from pangu_jax.reasoning.latent.task import encode_task, located, read_task, words_of
 
 
 def written(path, *questions):
@@ -34,6 +35,24 @@ def test_no_question_is_trained_on_and_measured_on(tmp_path):
     other = written(tmp_path / "test.jsonl", *"rxy")
     task = read_task(path, test=other, problems=1, tests=2)
     assert asked(task.testing) == ["r", "x"] and asked(task.training) == ["p", "q", "q", "s"]
+
+
+def test_a_name_stands_for_files_and_no_test_question_is_trained_on(tmp_path):
+    assert located("mult2x2", "file", None) == ("mult2x2", "file")
+    with pytest.raises(InputError, match=r"gsm8k needs --data, the folder with gsm8k_train.jsonl"):
+        located("gsm8k", None, None)
+    worked = "a <<1+1=2>>2\n#### 2"
+    rows = [{"question": f"q {i}?", "answer": worked} for i in range(3)]
+    with gzip.open(tmp_path / "gsm8k_train.jsonl.gz", "wt") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"no file gsm8k_test.jsonl or gsm8k_test.jsonl.gz"):
+        located("gsm8k", None, tmp_path)
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    name, test = located("gsm8k", None, tmp_path)
+    task = read_task(name, test=test, problems=1, tests=9)
+    assert asked(task.testing) == ["q 1?"] and asked(task.training) == ["q 0?", "q 2?"]
+    assert task.training[0].steps == ("<<1+1=2>>",) and task.training[0].answer == "2"
+    assert located("gsm8k", "mine", tmp_path) == (name, "mine")
 
 
 def test_drawn_tests_are_the_same_for_every_training_seed():

@@ -1,0 +1,219 @@
+"""The picture of `latent probe --plot`: lens, probes, superposition and ablations on one page."""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.ticker
+import numpy as np
+
+from pangu_jax.core.errors import InputError
+from pangu_jax.core.files import atomic_write
+from pangu_jax.data.prosqa import by_distance
+from pangu_jax.data.tokenizer import Tokenizer
+from pangu_jax.eval.forecast_plot import FORMATS
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.reasoning.latent.lens import Spread, spread
+from pangu_jax.reasoning.latent.probe import Target, lens_ranks
+from pangu_jax.reasoning.latent.score import Score
+
+MOST = 8  # lines of a panel
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """What the picture shows beside the probes.
+
+    Attributes:
+      lens: of the first step and the answer, float [L, n], the median place of its id by each
+        layer's state at each thought, from 1.
+      spreads: how each thought's probability lies on sets of ids.
+      scores: of the answers, by ablation; "" without one.
+    """
+
+    lens: dict[str, np.ndarray]
+    spreads: dict[str, Spread]
+    scores: Mapping[str, Score]
+
+
+def check_format(path: str) -> None:
+    """Raises InputError for an ending that no picture has."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise InputError(f"{path} ends in none of {', '.join(FORMATS)}")
+
+
+def lens_by_layer(
+    params: dict[str, Any], states: np.ndarray, targets: Sequence[Target], *, cfg: DecoderConfig
+) -> dict[str, np.ndarray]:
+    """The median place of each target's id in every layer, float [L, n], from 1.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      states: float32 [N, L, n, D], of `lens.states_by_layer`.
+      targets: the ids that are looked for.
+      cfg: the model.
+    """
+    return {
+        target.name: np.array(
+            [
+                [
+                    1 + np.median(lens_ranks(params, column[:, None], target.ids, cfg=cfg))
+                    for column in np.swapaxes(states[target.problems, layer], 0, 1)
+                ]
+                for layer in range(states.shape[1])
+            ]
+        )
+        for target in targets
+    }
+
+
+def spreads(
+    params: dict[str, Any],
+    thoughts: np.ndarray,
+    questions: Sequence[str],
+    targets: Sequence[Target],
+    tokenizer: Tokenizer,
+    *,
+    cfg: DecoderConfig,
+) -> dict[str, Spread]:
+    """How thoughts' probability lies on what may come next.
+
+    Of ProsQA's questions on the nodes that are so many steps from the one asked about, and on those
+    that are not reached, where a node is one token; of others on the telling id of each target.
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      thoughts: float [N, n, D].
+      questions: N texts.
+      targets: the ids that are looked for otherwise.
+      tokenizer: of the model.
+      cfg: the model.
+    """
+    sets = _nodes(questions, tokenizer)
+    if sets is None:
+        sets = {target.name: [()] * len(questions) for target in targets}
+        for target in targets:
+            for problem, number in zip(target.problems, target.ids, strict=True):
+                sets[target.name][problem] = (int(number),)
+    return {
+        name: spread(params, thoughts, found, cfg=cfg) for name, found in sets.items() if any(found)
+    }
+
+
+def _nodes(
+    questions: Sequence[str], tokenizer: Tokenizer
+) -> dict[str, list[tuple[int, ...]]] | None:
+    """Ids by distance; None where the questions are no graphs, or nodes no single tokens."""
+    graphs = [by_distance(question) for question in questions]
+    known = [graph for graph in graphs if graph is not None]
+    if len(known) < len(graphs):
+        return None
+    words = {word for near, never in known for word in set().union(*near, never)}
+    ids = {word: tokenizer.encode(word) for word in words}
+    if any(len(found) != 1 for found in ids.values()):
+        return None
+
+    def numbers(words: set[str]) -> tuple[int, ...]:
+        return tuple(sorted(ids[word][0] for word in words))
+
+    most = max(len(near) for near, _ in known)
+    found = {
+        f"{step + 1} step{'s' * (step > 0)} away": [
+            numbers(near[step]) if len(near) > step else () for near, _ in known
+        ]
+        for step in range(most)
+    }
+    return {**found, "not reached": [numbers(never) for _, never in known]}
+
+
+def draw(path: str, lines: Sequence[Mapping[str, Any]], shown: Shown, *, title: str) -> None:
+    """Writes the picture.
+
+    Args:
+      path: a .png, .svg or .pdf file.
+      lines: of `latent probe`.
+      shown: the rest.
+      title: of the page.
+
+    Raises:
+      InputError: another ending, or it cannot be written.
+    """
+    check_format(path)
+    from matplotlib.figure import Figure  # no window, and no global state
+
+    with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
+        figure = Figure(figsize=(13, 7.5), layout="constrained")
+        figure.suptitle(title, fontsize=10)
+        grid = figure.subplots(2, 3)
+        _lenses(figure, grid[:, 0], shown.lens)
+        _probes(figure, grid[:, 1], lines)
+        _superposition(grid[0, 2], shown.spreads)
+        _ablations(grid[1, 2], shown.scores)
+        picture = io.BytesIO()
+        figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=120)
+    with atomic_write(Path(path), "wb") as file:
+        file.write(picture.getvalue())
+
+
+def _lenses(figure: Any, grid: Any, lens: Mapping[str, np.ndarray]) -> None:
+    names = list(lens)
+    for axes, name in zip(grid, [names[0], names[-1]], strict=True):
+        image = axes.imshow(np.log10(lens[name]), aspect="auto", origin="lower", cmap="viridis_r")
+        figure.colorbar(image, ax=axes, label="log10 of the median place")
+        _thoughts(axes, lens[name].shape[1])
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_formatter(lambda layer, _: f"{layer + 1:.0f}")
+        axes.set(ylabel="layer", title=f"logit lens: {name}")
+
+
+def _probes(figure: Any, grid: Any, lines: Sequence[Mapping[str, Any]]) -> None:
+    names = list(dict.fromkeys(line["reads"] for line in lines))
+    count = max(line["thought"] for line in lines)
+    by = {(line["reads"], line["thought"]): line for line in lines}
+    above = np.array(
+        [[by[name, i + 1]["selectivity"] for i in range(count)] for name in names], float
+    )
+    image = grid[0].imshow(above, aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
+    figure.colorbar(image, ax=grid[0], label="accuracy above the control's")
+    _thoughts(grid[0], count)
+    grid[0].set_yticks(range(len(names)), names)
+    grid[0].set_title("linear probes, less their control")
+    at = np.arange(1, count + 1)
+    for number, name in enumerate(names[:MOST]):
+        color = f"C{number}"
+        grid[1].plot(at, [by[name, i]["accuracy"] for i in at], "o-", color=color, label=name)
+        grid[1].plot(at, [by[name, i]["shuffled"] for i in at], "x:", color=color)
+    grid[1].set(xlabel="thought", ylabel="accuracy", ylim=(-0.03, 1.03), xticks=at)
+    grid[1].set_title("probes (o) and with shuffled labels (x)")
+    grid[1].legend(fontsize=7)
+
+
+def _superposition(axes: Any, found: Mapping[str, Spread]) -> None:
+    for name, one in list(found.items())[:MOST]:
+        at = np.arange(1, len(one.mass) + 1)
+        line = axes.plot(at, one.mass, "o-", label=f"{name} ({one.size:.1f} ids)")[0]
+        for x, y, ids in zip(at, one.mass, one.effective, strict=True):
+            axes.annotate(f"{ids:.1f}", (x, y), fontsize=6, color=line.get_color())
+    count = max((len(one.mass) for one in found.values()), default=1)
+    axes.set(xlabel="thought", ylabel="probability by the head", xticks=range(1, count + 1))
+    axes.set_title("mass on what may come next, over n ids", fontsize=10)
+    if found:
+        axes.legend(fontsize=7)
+
+
+def _ablations(axes: Any, scores: Mapping[str, Score]) -> None:
+    names = [kind or "as they are" for kind in scores]
+    right = np.array([one.accuracy for one in scores.values()])
+    ends = np.array([(one.low, one.high) for one in scores.values()])
+    error = np.abs(ends.T - right)
+    axes.bar(names, right, yerr=error, color=["C0", *["0.6"] * (len(names) - 1)], capsize=3)
+    axes.set(ylabel="accuracy, 95 % interval", ylim=(0, 1), title="thoughts exchanged")
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def _thoughts(axes: Any, count: int) -> None:
+    axes.set_xticks(range(count), [str(i + 1) for i in range(count)])
+    axes.set_xlabel("thought")

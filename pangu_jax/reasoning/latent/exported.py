@@ -1,0 +1,59 @@
+"""How a run of a latent method is exported: what its programs do, and what a caller must know."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pangu_jax.core.config import load_config
+from pangu_jax.data.tokenizer import Tokenizer
+from pangu_jax.export.decoder import Thinking
+from pangu_jax.reasoning.latent.feedback import feedback
+from pangu_jax.reasoning.latent.registry import method
+from pangu_jax.reasoning.latent.slots import Encoded, markers_of
+from pangu_jax.reasoning.latent.train import RUN, Trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Asking:
+    """How questions are put to the programs.
+
+    Attributes:
+      thinking: what they do after a prompt; None where it is tokens alone.
+      facts: for the artifact: "ending", what follows a question's text, before it is tokens;
+        "begin" and "suffix", ids before and after them; "mark", the id that an answer stands
+        behind.
+      note: the same, for the user.
+    """
+
+    thinking: Thinking | None
+    facts: dict[str, Any]
+    note: str
+
+
+def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
+    """How questions are put to a run's model, in the form of its last stage.
+
+    Args:
+      run: a folder that `latent train` wrote.
+      tokenizer: its tokenizer.
+
+    Raises:
+      InputError: the folder holds no such run, or the tokenizer lacks a marker.
+    """
+    trained, markers = load_config(Trained, Path(run) / RUN), markers_of(tokenizer)
+    chosen, question = method(trained.method), (-1,)
+    row = chosen.slots(Encoded(question, (), ()), trained.phase, markers, 0)
+    place, thoughts = row.prefix.index(-1), chosen.thoughts(trained.phase)
+    begin, suffix, given = row.prefix[:place], row.prefix[place + 1 :], row.tail[: row.given]
+    thinking = None
+    if thoughts:
+        thinking = Thinking(thoughts, feedback(chosen.feedback), given)
+    else:
+        suffix += given
+    note = (
+        f"a question, {thoughts} thoughts, the answer, as {trained.method} learned it"
+        if thoughts
+        else f"a question and the answer, as {trained.method} learned it"
+    )
+    facts = {"ending": "\n", "begin": begin, "suffix": suffix, "mark": markers.answer}
+    return Asking(thinking, facts, note)
