@@ -201,6 +201,6 @@ WORD_PROBLEMS = {
     "smoke": WordProblems(
         *(2, 2, 512, 2, 2, 2, 4), max_new_tokens=12, asdiv_tested=2, questions=2, compared=2
     ),
-    "cpu": WordProblems(*(40, 4, 256, 4, 3, 4, 12), max_new_tokens=96, questions=8, compared=4),
-    "gpu": WordProblems(*(200, 64, 512, 50, 32, 8, 256), accumulate=4, dtype="bfloat16"),
+    "cpu": WordProblems(*(14, 4, 256, 3, 3, 4, 12), max_new_tokens=64, questions=2, compared=3),
+    "gpu": WordProblems(*(200, 64, 512, 80, 16, 8, 256), accumulate=2, dtype="bfloat16"),
 }

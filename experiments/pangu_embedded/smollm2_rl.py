@@ -109,9 +109,9 @@ def main() -> None:
             say(f"the time is over before {name}; the same command goes on")
             break
         cell(cells, name, make, shown=lambda found: found["shown"])
-    text = f"{smollm2_report.text(cells.results)}\n\n{report.machine()}\n"
-    report.write(folder, text)
-    print(text)
+        # Each time, as a signal may end the next cell.
+        report.write(folder, f"{smollm2_report.text(cells.results)}\n\n{report.machine()}\n")
+    print(smollm2_report.text(cells.results))
 
 
 def _begin(experiment: Experiment, folder: Path, given: argparse.Namespace) -> tuple[Run, str]:

@@ -98,8 +98,8 @@ def _of_transformers(folder, texts, prompts, stops, most) -> tuple[list[list[int
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    # On the processor: one that shares a GPU with jax may find too little memory left.
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     same = None
     if (folder / "tokenizer.json").is_file():
         read = AutoTokenizer.from_pretrained(folder)
@@ -113,8 +113,8 @@ def _of_transformers(folder, texts, prompts, stops, most) -> tuple[list[list[int
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
         with torch.no_grad():
             out = theirs.generate(
-                padded.to(device),
-                attention_mask=mask.to(device),
+                padded,
+                attention_mask=mask,
                 do_sample=False,
                 max_new_tokens=most,
                 eos_token_id=list(stops),
