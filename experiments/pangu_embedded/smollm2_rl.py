@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0], help="of reinforcement learning; more may come"
     )
+    parser.add_argument("--updates", type=options.positive, help="of reinforcement learning")
     parser.add_argument("--minutes", type=float, help="no cell is begun after so long")
     given = parser.parse_args()
     ends = time.monotonic() + 60 * (given.minutes or 1e9)
