@@ -151,3 +151,56 @@ STALENESS = {
     ),
     "gpu": Staleness(Speed(6, 384, 40), Learning(4, 192, 3, 200, batch=64)),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class WordProblems:
+    """A chat model learns word problems from worked solutions, then by rewards.
+
+    Attributes:
+      sft_steps: of learning from solutions.
+      sft_batch: rows of a step, into which solutions are packed.
+      row_length: tokens of a row; a question whose longest answer would not fit in is not asked in
+        reinforcement learning, so that all updates are one program.
+      updates: of reinforcement learning.
+      batch: questions per update.
+      group: answers per question.
+      slots: answers at once, in reinforcement learning and where accuracy is measured.
+      accumulate: microbatches per update.
+      staleness: the bound of reinforcement learning.
+      max_new_tokens: of an answer, wherever one is given.
+      asdiv_tested: questions of ASDiv that are tested on.
+      questions: of each test at most; None is all.
+      compared: answers that are compared with those of transformers.
+      sft_rate: greatest learning rate of learning from solutions.
+      rl_rate: learning rate of reinforcement learning.
+      save_every: updates between checkpoints of reinforcement learning.
+      dtype: type of the activations, but where answers are compared.
+    """
+
+    sft_steps: int
+    sft_batch: int
+    row_length: int
+    updates: int
+    batch: int
+    group: int
+    slots: int
+    accumulate: int = 1
+    staleness: int = 1
+    max_new_tokens: int = 256
+    asdiv_tested: int = 1500
+    questions: int | None = None
+    compared: int = 64
+    sft_rate: float = 3e-4
+    rl_rate: float = 1e-5
+    save_every: int = 25
+    dtype: str = "float32"
+
+
+WORD_PROBLEMS = {
+    "smoke": WordProblems(
+        *(2, 2, 512, 2, 2, 2, 4), max_new_tokens=12, asdiv_tested=2, questions=2, compared=2
+    ),
+    "cpu": WordProblems(*(14, 4, 256, 3, 3, 4, 12), max_new_tokens=64, questions=2, compared=3),
+    "gpu": WordProblems(*(200, 64, 512, 80, 16, 8, 256), accumulate=2, dtype="bfloat16"),
+}

@@ -1,0 +1,102 @@
+"""The report of `smollm2_rl`: accuracy before and after, with intervals."""
+
+from typing import Any
+
+import numpy as np
+
+from pangu_jax.eval.pass_at_k import wilson
+from pangu_jax.study.table import table
+
+_Z = 1.959963984540054  # of the normal distribution, for 95 %
+
+
+def text(results: dict[str, Any]) -> str:
+    """What the cells that there are say, as Markdown."""
+    if "base" not in results:
+        return "# Word problems\n\nNothing is measured yet."
+    columns = {"as it is": results["base"]}
+    if "sft accuracy" in results:
+        columns["solutions"] = results["sft accuracy"]
+    seeds = [name.partition("/")[2] for name in results if name.startswith("rl accuracy/")]
+    columns |= {f"rewards, seed {seed}": results[f"rl accuracy/{seed}"] for seed in seeds}
+    parts = ["# Word problems", _accuracies(results["split"], columns)]
+    if seeds:
+        parts.append(_gains(results["split"], results["sft accuracy"], columns, seeds))
+    parts.append(_likeness(results["split"], columns))
+    parts += [_run(results, seed) for seed in seeds]
+    return "\n\n".join(parts)
+
+
+def _right(column: dict[str, Any], name: str) -> np.ndarray:
+    return np.array([int(digit) for digit in column[name]["right"]], float)
+
+
+def _accuracies(split: dict[str, Any], columns: dict[str, Any]) -> str:
+    rows = []
+    for name, count in split["tests"].items():
+        row = [name, f"{count:,}"]
+        for column in columns.values():
+            found = wilson(_right(column, name))
+            row.append(f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]")
+        rows.append(row)
+    learned, dropped = split["training"], sum(split["dropped"].values())
+    pools = ", ".join(f"{count:,} of {name}" for name, count in learned.items())
+    return (
+        "Right answers, % [Wilson's 95 % interval].\n\n"
+        + table(["test", "questions", *columns], rows)
+        + f"\n\nLearned from: {pools}; {dropped} were dropped, as a test has the like."
+    )
+
+
+def _gains(split: dict[str, Any], before: dict[str, Any], columns, seeds: list[str]) -> str:
+    rows = []
+    for name in split["tests"]:
+        row = [name]
+        for seed in seeds:
+            moved = _right(columns[f"rewards, seed {seed}"], name) - _right(before, name)
+            gain, wide = 100 * moved.mean(), 100 * _Z * moved.std() / np.sqrt(len(moved))
+            row.append(f"{gain:+.1f} [{gain - wide:+.1f}, {gain + wide:+.1f}]")
+        rows.append(row)
+    head = ["test", *(f"seed {seed}" for seed in seeds)]
+    said = "What rewards add to solutions, percentage points [95 % interval, question by question]."
+    return f"{said}\n\n{table(head, rows)}"
+
+
+def _likeness(split: dict[str, Any], columns: dict[str, Any]) -> str:
+    rows = []
+    for name, count in split["tests"].items():
+        row = [name]
+        for column in columns.values():
+            found = column[name]
+            cut, none = found["cut off"] / count, found["no answer"] / count
+            row.append(f"{found['tokens']:.0f}, {cut:.1%}, {none:.1%}")
+        rows.append(row)
+    said = "Tokens per answer, the share that was cut off, and the share without a number."
+    return f"{said}\n\n{table(['test', *columns], rows)}"
+
+
+def _run(results: dict[str, Any], seed: str) -> str:
+    found = results[f"rl/{seed}"]
+    ages = ", ".join(f"{count} of age {age}" for age, count in enumerate(found["ages"]))
+    fifth = max(1, len(found["reward"]) // 5)
+    means = [
+        f"{np.mean(found['reward'][i : i + fifth]):.3f}"
+        for i in range(0, len(found["reward"]), fifth)
+    ]
+    lines = [
+        f"Seed {seed}: {len(found['reward'])} updates in {found['run seconds']:.0f} s; mean reward "
+        f"by fifths {', '.join(means)}; groups trained on: {ages}."
+    ]
+    if (beside := results.get(f"transformers/{seed}")) is not None:
+        if beside["same"] is None:
+            lines.append("Not compared with transformers, which is not installed.")
+        else:
+            lines.append(
+                f"In stock transformers, float32, {beside['same']} of {beside['answers']} greedy "
+                "answers are the same in every token."
+            )
+        lines.append(
+            "Log-probabilities of sampled tokens are the trainer's within "
+            f"{beside['log-probability']:.1e}."
+        )
+    return " ".join(lines)
