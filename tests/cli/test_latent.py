@@ -79,7 +79,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
     ("method", "more"),
     [
         ("codi", ("--align", 0.5)),
-        ("looped", ("--turns", 2)),
+        pytest.param("looped", ("--turns", 2), marks=pytest.mark.slow),
         pytest.param("planning", ("--plans", 2), marks=pytest.mark.slow),
     ],
 )

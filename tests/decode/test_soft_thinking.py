@@ -24,7 +24,7 @@ CFG = decoder.DecoderConfig(
 )
 PROMPT = [3, 1, 4, 1, 5]
 SOFT = SoftThinkingConfig(
-    think_tokens=5, think_temperature=0.8, think_top_k=6, think_top_p=0.9, think_min_p=0.02
+    think_tokens=5, think_temperature=0.8, think_top_k=6, think_top_p=0.9, think_min_p=0.3
 )
 
 
@@ -119,6 +119,26 @@ def test_one_token_alone_is_greedy_writing(params):
     rows = decoder.embed(params, jnp.asarray([[7, 8]]), cfg=CFG)[0]
     assert len(ended) == 12
     np.testing.assert_array_equal(ended[-2:], rows)
+
+
+@pytest.mark.parametrize(
+    ("cuts", "weights"),
+    [
+        ({"think_top_k": 3}, [10 / 19, 6 / 19, 3 / 19]),
+        ({"think_top_k": 3, "think_top_p": 0.6}, [10 / 16, 6 / 16, 0]),
+        ({"think_top_k": 3, "think_min_p": 0.4}, [10 / 16, 6 / 16, 0]),
+        ({"think_top_k": 9}, [0.5, 0.3, 0.15, 0.05]),
+    ],
+)
+def test_each_cut_leaves_out_what_it_says(cuts, weights):
+    soft = SoftThinkingConfig(
+        **{"think_temperature": 1.0, "think_top_p": 1.0, "think_min_p": 0.0, **cuts}
+    )
+    probs = np.array([0.15, 0.5, 0.05, 0.3])
+    ids, found, entropy = mixture(jnp.log(jnp.asarray(probs)), soft, jax.random.key(0))
+    assert ids.tolist() == [1, 3, 0, 2][: len(weights)]
+    np.testing.assert_allclose(found, weights, rtol=1e-5)
+    np.testing.assert_allclose(entropy, -(probs * np.log(probs)).sum(), rtol=1e-5)
 
 
 def test_noise_changes_the_weights_and_nothing_else():
