@@ -4,6 +4,7 @@ Rollouts and the trainer share the device; updates train on answers whose weight
 --staleness updates old. The same command goes on where it was stopped.
 """
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -22,8 +24,9 @@ from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.cli.stopping import stoppable
 from pangu_jax.core.config import check_size, to_json
-from pangu_jax.core.digest import sha256
+from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import Claim
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, check_max_new_tokens, round_up
@@ -38,7 +41,14 @@ from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
 from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
-from pangu_jax.sharding.launch import layout_of
+from pangu_jax.sharding.launch import (
+    check_equal,
+    connect,
+    first_process,
+    gathered,
+    layout_of,
+    leave,
+)
 from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 
@@ -95,6 +105,12 @@ class Options:
     is one device."""
     rules: str = "fsdp"
     """What is sharded over the mesh: ddp, fsdp, tensor, expert, h2p, joined with +."""
+    coordinator: str = ""
+    """host:port of process 0 where several processes train together; "auto" asks the cluster."""
+    processes: int | None = None
+    """Number of processes that train together."""
+    process: int | None = None
+    """Index of this process, from 0."""
     seed: int = RlConfig.seed
     """Of the order of questions, and of the answers."""
     rollouts: Literal["local", "ray"] = "local"
@@ -111,11 +127,33 @@ class Options:
 
 # What may differ when a run is resumed. Who writes the answers decides when they end and how their
 # scores are rounded, so a run goes on otherwise, as any on Ray does; what was written down stays.
-FREE = ("out", "mesh", "rules", "save_every", "rollouts", "workers", "worker_gpus")
+FREE = (
+    "out",
+    "mesh",
+    "rules",
+    "coordinator",
+    "processes",
+    "process",
+    "save_every",
+    "rollouts",
+    "workers",
+    "worker_gpus",
+)
 
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
+    connect(options.coordinator, options.processes, options.process)
+    try:
+        with contextlib.ExitStack() as claims:
+            _main(options, claims)
+    except InputError as error:
+        if jax.process_count() > 1:
+            leave(str(error), 2)
+        raise
+
+
+def _main(options: Options, claims: contextlib.ExitStack) -> None:
     check_max_new_tokens(options.max_new_tokens)
     layout, sampler = layout_of(options.mesh, options.rules), _sampler(options)
     with working("reading the questions"):
@@ -139,31 +177,41 @@ def main(options: Options) -> None:
         _Questions(items, prompts, options.seed, mixed=options.curriculum),
     )
     settings = {**to_json(options), "out": "", "questions": sha256(options.data)}
+    decisive = {name: value for name, value in settings.items() if name not in FREE}
+    check_equal(json_digest(decisive), "other questions or options")
     folder = Path(options.out)
-    with store.begin(model, folder, settings, free=FREE) as claim:
-        with progress() as show, stoppable():
-            try:
-                state = train(
-                    params,
-                    questions.prompt,
-                    _reward(options, prompter, questions, sources),
-                    model=model,
-                    cfg=cfg,
-                    optimizer=make_optimizer(options.optimizer, options.updates),
-                    folder=claim,
-                    on_update=lambda line: show(
-                        "updates", line["step"], options.updates, _text(line)
-                    ),
-                    sampler=sampler,
-                    how=How(layout, remat=options.remat, dtype=options.dtype),
-                )
-            except NothingToLearn as end:
+    place: Path | Claim = folder
+    if first_process():
+        place = claims.enter_context(store.begin(model, folder, settings, free=FREE))
+    with progress() as show, stoppable():
+        try:
+            state = train(
+                params,
+                questions.prompt,
+                _reward(options, prompter, questions, sources),
+                model=model,
+                cfg=cfg,
+                optimizer=make_optimizer(options.optimizer, options.updates),
+                folder=place,
+                on_update=lambda line: (
+                    show("updates", line["step"], options.updates, _text(line))
+                    if first_process()
+                    else None
+                ),
+                sampler=sampler,
+                how=How(layout, remat=options.remat, dtype=options.dtype),
+            )
+        except NothingToLearn as end:
+            if first_process():
                 print(end, file=sys.stderr)
-                state = end.state
-        if (folder / "model").exists():
-            print(f"{folder / 'model'} is there already", file=sys.stderr)
-            return
-        write_model(state.params, model, folder / "model", options.model, options.tokenizer)
+            state = end.state
+    found = gathered(state.params)
+    if not first_process():
+        return
+    if (folder / "model").exists():
+        print(f"{folder / 'model'} is there already", file=sys.stderr)
+        return
+    write_model(found, model, folder / "model", options.model, options.tokenizer)
     print(f"{folder / 'model'} holds the model; try: pangu-jax bench {folder / 'model'} ...")
 
 
@@ -196,6 +244,8 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
 def _sampler(options: Options) -> MakeSampler:
     if options.rollouts == "local":
         return LocalSampler
+    if jax.process_count() > 1:
+        raise InputError("--rollouts ray is for a trainer of one process")
     check_size("workers", options.workers)
     import_ray()
     return partial(RaySampler, workers=options.workers, gpus=options.worker_gpus)

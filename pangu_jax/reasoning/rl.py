@@ -11,6 +11,7 @@ ran and nothing else.
 """
 
 import contextlib
+import itertools
 import json
 import time
 from collections import deque
@@ -39,6 +40,8 @@ from pangu_jax.reasoning.rl_resume import Snapshot
 from pangu_jax.reasoning.rl_trainer import Made, Prompt, Trainer, in_vain, unjudged
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler, Sampled, Sampler, sample_key
 from pangu_jax.reasoning.schedule_state import Action, Grade, Start
+from pangu_jax.sharding.launch import first_process, from_first, gathered, together
+from pangu_jax.train import resume
 from pangu_jax.train.metrics import MetricLog
 from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.step import TrainState
@@ -108,24 +111,28 @@ def train(
       Stopped: on SIGTERM or SIGINT; within a step of decoding or an update; the run is saved.
     """
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
-    with NullStore() if folder is None else Store(folder) as store, listens as stop:
+    place = NullStore() if folder is None else Store(folder)
+    with place as store, listens as stop, resume.explained(store):
         home = None if isinstance(store, NullStore) else store.folder.parent
-        settings = {} if home is None else _settings(params, cfg, model, how)
+        settings = {} if home is None else _settings(gathered(params), cfg, model, how)
         saved = (decoder.spec(model), optimizer, cfg.schedule, settings, how.layout)
         run = rl_resume.restore(store, *saved)
-        journal = Journal(None if home is None else home / rl_resume.FOLDER)
         again = run is not None
-        if run is None:
-            run = Snapshot(schedule.begin(cfg.schedule)[0])
+        run = run or Snapshot(schedule.begin(cfg.schedule)[0])
+        writes = first_process()
+        journal = Journal(None if home is None else home / rl_resume.FOLDER, writes=writes)
+        records = journal.read(run.records, run.plan.version)
+        together("the run is read")  # nobody writes before
+        if not again:
             rl_resume.save(store, run, settings)
         rest: Any = {"model": model, "cfg": cfg, "optimizer": optimizer, "how": how}
         begins = run.state is None
         trainer = Trainer(run, params, prompt, **rest)
         actions = trainer.prepare(schedule.begin(cfg.schedule)[1]) if begins else ()
         path = None if home is None else home / "metrics.jsonl"
-        log = MetricLog(path, start_step=run.plan.version, on_metrics=on_update)
+        log = MetricLog(path, start_step=run.plan.version, writes=writes, on_metrics=on_update)
         with contextlib.closing(log), contextlib.closing(journal):
-            for record in journal.read(run.records, run.plan.version):
+            for record in records:
                 again = True
                 trainer.happens(record)
                 if record.kind == "updated":
@@ -180,11 +187,13 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
     """Lets things happen until the last update is made."""
     trainer, cfg = rollouts.trainer, rollouts.trainer.cfg
     run = trainer.run
-    while run.plan.version < cfg.updates:
+    for turn in itertools.count(1):
+        if run.plan.version >= cfg.updates:
+            return
         rollouts.do(actions)
         actions = ()
         # The state that an update under way uses up cannot be saved.
-        if not rollouts.updating and stop.reached(run.plan.version):
+        if not rollouts.updating and stop.reached(turn):
             _keep(rollouts, journal, saver)
             raise Stopped(run.plan.version, 128 + stop.signal, trainer.state)
         found = rollouts.next()
@@ -307,12 +316,14 @@ class _Rollouts:
     def _graded(self, number: int) -> Record:
         group = self.trainer.rollout(number)
         answers = [group.answers[i] for i in range(self.trainer.cfg.schedule.group)]
-        found = np.asarray(self._reward(group.question, answers), np.float64)
+        found = np.zeros(len(answers))
+        if first_process():  # who grades may be slow, or decide otherwise another time
+            found = np.asarray(self._reward(group.question, answers), np.float64)
         if found.shape != (len(answers),):
             raise InputError(f"group {number}: {found.shape} rewards for {len(answers)} answers")
         if np.isinf(found).any():
             raise InputError(f"group {number} has a reward that is infinite")
-        return Record("graded", number, rewards=rl_resume.saved_rewards(found))
+        return Record("graded", number, rewards=rl_resume.saved_rewards(from_first(found)))
 
 
 def _record(found: Sampled) -> Record:

@@ -97,9 +97,14 @@ class Journal:
     and leaves half of one at most, the last.
     """
 
-    def __init__(self, folder: Path | None):
-        """Of a folder, which need not be there; None writes nothing."""
-        self._folder, self._file = folder, None
+    def __init__(self, folder: Path | None, *, writes: bool = True):
+        """Of a folder, which need not be there; None writes nothing.
+
+        Args:
+          folder: the folder.
+          writes: False where another process of the run writes there.
+        """
+        self._folder, self._file, self._writes = folder, None, writes
         self.count = 0  # records of the whole run
 
     def read(self, first: int, version: int) -> list[Record]:
@@ -125,7 +130,8 @@ class Journal:
                 raise InputError(f"{path} begins at record {begins}, {self.count} are there before")
             found += records[self.count - begins :]
             self.count, last = begins + len(records), path
-        self._open(last or self._path(version))
+        if self._writes:
+            self._open(last or self._path(version))
         return found
 
     def write(self, record: Record) -> None:
@@ -150,7 +156,7 @@ class Journal:
           version: of the checkpoint.
           oldest: version of the oldest checkpoint that is kept; files of older ones go away.
         """
-        if self._folder is None:
+        if self._folder is None or not self._writes:
             return
         self.close()
         self._open(self._path(version))

@@ -18,6 +18,7 @@ from pangu_jax.core.tree import check_all_finite
 from pangu_jax.reasoning.rl_journal import SavedAnswer, saved_answer
 from pangu_jax.reasoning.rollout import Rollout
 from pangu_jax.reasoning.schedule_state import ScheduleConfig, ScheduleState
+from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.train import resume
 from pangu_jax.train.step import TrainState, abstract_state
@@ -92,12 +93,13 @@ def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str])
     kept = tuple(_saved(number, found.rollouts[number]) for number in sorted(found.rollouts))
     rest = (tuple(found.graded), tuple(found.replaced), found.records, tuple(found.rates))
     place = store.folder.parent / FOLDER
-    save_config(Saved(dict(settings), found.plan, kept, *rest), place / f"{version}.json")
+    if first_process():
+        save_config(Saved(dict(settings), found.plan, kept, *rest), place / f"{version}.json")
     if found.state is None:
         return version
     resume.save(store, version, found.state, {})
     first = min(store.steps(), default=0)
-    for path in place.glob("*.json"):
+    for path in place.glob("*.json") if first_process() else ():
         if path.stem.isdecimal() and int(path.stem) < first:
             path.unlink(missing_ok=True)
     return first

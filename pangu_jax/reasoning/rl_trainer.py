@@ -30,7 +30,8 @@ from pangu_jax.reasoning.schedule_state import (
     Start,
     Updated,
 )
-from pangu_jax.sharding.layout import batch_sharding, shardings
+from pangu_jax.sharding.launch import gathered
+from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
 from pangu_jax.train.policy import answer_log_probs, answer_loss
 from pangu_jax.train.step import TrainState, init_state, make_step
 
@@ -191,8 +192,7 @@ class Trainer:
             figures = dict.fromkeys(nothing, 0.0) | batch.facts
             return Made(state.replace(step=state.step + 1), figures, 0.0)
         if self._layout is not None:
-            where = {k: batch_sharding(x.shape, self._layout) for k, x in arrays.items()}
-            arrays = jax.device_put(arrays, where)
+            arrays = {k: _split(x, self._layout) for k, x in arrays.items()}
         if cfg.corrected and cfg.schedule.staleness:
             arrays["proximal"] = self._score(state.params, arrays)
         if self._reference is not None:
@@ -294,9 +294,14 @@ def unjudged(run: Snapshot, most: int) -> str:
     )
 
 
+def _split(x: np.ndarray, layout: Layout) -> jax.Array:
+    """An array that every process has, split over the devices of all as a batch is."""
+    return jax.make_array_from_callback(x.shape, batch_sharding(x.shape, layout), lambda at: x[at])
+
+
 def _some(params: Any) -> np.ndarray:
     """A row of each parameter: float64 of one dimension."""
-    rows = jax.device_get(_first_rows(jax.tree.leaves(params)))
+    rows = jax.device_get(gathered(_first_rows(jax.tree.leaves(params))))
     return np.concatenate([np.asarray(row, np.float64).reshape(-1) for row in rows])
 
 

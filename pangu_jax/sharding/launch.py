@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -106,6 +106,28 @@ def check_equal(value: str, what: str) -> None:
     mine = np.frombuffer(value.encode()[:64].ljust(64), np.uint8)
     if not np.array_equal(multihost_utils.broadcast_one_to_all(mine), mine):
         raise InputError(f"process {jax.process_index()} has {what} than process 0")
+
+
+def from_first(value: np.ndarray) -> np.ndarray:
+    """What process 0 has, in every process; each gives an array of the same shape and type."""
+    if jax.process_count() == 1:
+        return value
+    raw = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
+    found = np.asarray(multihost_utils.broadcast_one_to_all(raw))
+    return np.frombuffer(found.tobytes(), value.dtype).reshape(value.shape)
+
+
+def gathered(tree: Any) -> Any:
+    """A tree's arrays as they are in one process; of several, each gets them whole, as numpy's."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+
+
+def together(what: str) -> None:
+    """Waits until every process is here; `what` names the place, the same in all."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def first_process() -> bool:
