@@ -26,7 +26,7 @@ test: ## lint, formatting, import contracts, types, tests (no torch needed)
 	@tools/make_venv.sh $(VENV) test
 	@$(MAKE) --no-print-directory -k -j 2 checks tests
 
-checks: # beside the tests, as they are of one core
+checks: # beside the tests, as they use one core
 	$(CHECK)
 
 tests:

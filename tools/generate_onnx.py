@@ -111,6 +111,10 @@ def _generate(options):
     begin = _ids(model.facts, options.bos, "begin" if text else "empty", "--bos")
     prompt = [*begin, *text, *model.facts.get("suffix", [])]
     made = list(model.generate(prompt, options.max_new_tokens, stop))
+    if "mark" in model.facts:  # a question, and on another line what is written about it
+        print(tokenizer.decode(text).rstrip("\n"))
+        print(tokenizer.decode(made))
+        return
     print(tokenizer.decode([*text, *made]))
 
 

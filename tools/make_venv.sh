@@ -63,7 +63,8 @@ case $extras in
   *) set -- --editable . "$@" ;;
 esac
 echo "installing what is needed into $folder (a minute or two the first time)"
-# Bytecode takes as long as all else and pip makes it on one core. What is no Python 3 is left.
+# Compiling to bytecode takes as long as all else, and pip does it on one core. Files that do not
+# compile are left as they are.
 "$folder/bin/python" -m pip install --quiet --no-compile "$@"
 "$folder/bin/python" -m compileall -qq -j 0 "$folder"/lib/python3*/site-packages >/dev/null || true
 printf '%s\n%s\n%s\n' "$here" "$known" "$wanted" >"$ready.new"

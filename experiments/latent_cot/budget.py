@@ -74,14 +74,20 @@ def read_in_training(
     return total
 
 
-def kept(problems: Sequence[Encoded], longest: tuple[int, int] | None) -> list[Encoded]:
-    """The problems whose question and whose chain have no more tokens than these."""
+def kept(
+    problems: Sequence[Encoded], longest: tuple[int, int] | None, *, planned: bool = False
+) -> list[Encoded]:
+    """The problems whose question and whose chain have no more tokens than these.
+
+    Of steps that are `planned` the first token is not counted, so that all methods have the same.
+    """
     if longest is None:
         return list(problems)
     found = [
         x
         for x in problems
-        if len(x.question) <= longest[0] and sum(map(len, x.steps)) <= longest[1]
+        if len(x.question) <= longest[0]
+        and sum(map(len, x.steps)) - planned * len(x.steps) <= longest[1]
     ]
     if not found:
         raise InputError(f"no problem has at most {longest[0]} and {longest[1]} tokens")

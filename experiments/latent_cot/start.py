@@ -74,5 +74,5 @@ def _from_checkpoint(plan: Plan, task: Task, model: str, plans: int) -> Start:
     of_name |= {plan_name(number): token for number, token in enumerate(ids.plans)}
     new = names if own else [name for name in names if tokenizer.token_to_id(name) is None]
     params, cfg = latent.with_rows(params, cfg, [of_name[name] for name in new], ids.vocab)
-    short = dataclasses.replace(ids, training=kept(ids.training, plan.longest))
+    short = dataclasses.replace(ids, training=kept(ids.training, plan.longest, planned=plans > 0))
     return Start(short, cfg, ids.longest, jax.tree.map(np.asarray, params))

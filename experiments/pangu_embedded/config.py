@@ -104,7 +104,7 @@ class Learning:
     Attributes:
       layers: of the decoder.
       width: of the decoder.
-      digits: of the numbers that are added; such a one is multiplied by one of one digit.
+      digits: of the numbers that are added, and of those that are multiplied by a single digit.
       until: share of held-out questions answered right at which learning from solutions ends.
       sft_steps: most steps of that.
       updates: of reinforcement learning.

@@ -7,8 +7,6 @@ import numpy as np
 from pangu_jax.eval.pass_at_k import wilson
 from pangu_jax.study.table import table
 
-_Z = 1.959963984540054  # of the normal distribution, for 95 %
-
 
 def text(results: dict[str, Any]) -> str:
     """What the cells that there are say, as Markdown."""
@@ -53,13 +51,24 @@ def _gains(split: dict[str, Any], before: dict[str, Any], columns, seeds: list[s
     for name in split["tests"]:
         row = [name]
         for seed in seeds:
-            moved = _right(columns[f"rewards, seed {seed}"], name) - _right(before, name)
-            gain, wide = 100 * moved.mean(), 100 * _Z * moved.std() / np.sqrt(len(moved))
-            row.append(f"{gain:+.1f} [{gain - wide:+.1f}, {gain + wide:+.1f}]")
+            row.append(_gain(_right(columns[f"rewards, seed {seed}"], name) - _right(before, name)))
         rows.append(row)
     head = ["test", *(f"seed {seed}" for seed in seeds)]
-    said = "What rewards add to solutions, percentage points [95 % interval, question by question]."
+    said = (
+        "What rewards add to solutions, percentage points [95 % interval: Wilson's, of the gains "
+        "among answers that changed], and how many became right and wrong."
+    )
     return f"{said}\n\n{table(head, rows)}"
+
+
+def _gain(moved: np.ndarray) -> str:
+    """Of differences of right answers, each -1, 0 or 1."""
+    up, down = int((moved > 0).sum()), int((moved < 0).sum())
+    if up + down == 0:
+        return "none changed"
+    share, found = 100 * (up + down) / len(moved), wilson(np.repeat([1.0, 0.0], [up, down]))
+    gain, low, high = (share * (2 * x - 1) for x in (found.value, found.low, found.high))
+    return f"{gain:+.1f} [{low:+.1f}, {high:+.1f}], {up} and {down}"
 
 
 def _likeness(split: dict[str, Any], columns: dict[str, Any]) -> str:
@@ -78,13 +87,11 @@ def _likeness(split: dict[str, Any], columns: dict[str, Any]) -> str:
 def _run(results: dict[str, Any], seed: str) -> str:
     found = results[f"rl/{seed}"]
     ages = ", ".join(f"{count} of age {age}" for age, count in enumerate(found["ages"]))
-    fifth = max(1, len(found["reward"]) // 5)
-    means = [
-        f"{np.mean(found['reward'][i : i + fifth]):.3f}"
-        for i in range(0, len(found["reward"]), fifth)
-    ]
+    parts = np.array_split(found["reward"], min(5, len(found["reward"])))
+    means = [f"{part.mean():.3f}" for part in parts]
     lines = [
-        f"Seed {seed}: {len(found['reward'])} updates in {found['run seconds']:.0f} s; mean reward "
+        f"Seed {seed}: {len(found['reward'])} updates in {found['seconds of updates']:.0f} s; mean "
+        "reward "
         f"by fifths {', '.join(means)}; groups trained on: {ages}."
     ]
     if (beside := results.get(f"transformers/{seed}")) is not None:

@@ -39,6 +39,7 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import to_json
 from pangu_jax.core.digest import json_digest
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import content_hash
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.pipeline import drawn_batches
@@ -94,12 +95,16 @@ def main() -> None:
         "--template", default="auto", help="how dialogues are written; auto takes the model's own"
     )
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0], help="of reinforcement learning; more may come"
+        "--seeds",
+        nargs="+",
+        type=_natural,
+        default=[0],
+        help="of reinforcement learning; more may come",
     )
     parser.add_argument("--updates", type=options.positive, help="of reinforcement learning")
     parser.add_argument("--minutes", type=float, help="no cell is begun after so long")
     given = parser.parse_args()
-    ends = time.monotonic() + 60 * (given.minutes or 1e9)
+    ends = time.monotonic() + 60 * (1e9 if given.minutes is None else given.minutes)
     experiment, folder = options.chosen(given, WORD_PROBLEMS, "pangu_embedded_smollm2_rl")
     run, parameters = _begin(experiment, folder, given)
     questions = json_digest(to_json(run.problems))
@@ -113,6 +118,13 @@ def main() -> None:
         # Each time, as a signal may end the next cell.
         report.write(folder, f"{smollm2_report.text(cells.results)}\n\n{report.machine()}\n")
     print(smollm2_report.text(cells.results))
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return number
 
 
 def _begin(experiment: Experiment, folder: Path, given: argparse.Namespace) -> tuple[Run, str]:
@@ -129,6 +141,8 @@ def _begin(experiment: Experiment, folder: Path, given: argparse.Namespace) -> t
     longest = max(len(prompt.ids) for prompt in prompts.values())
     length = -(-(longest + experiment.max_new_tokens) // 64) * 64
     run = Run(experiment, folder, model, cfg, prompter, prompts, problems, length)
+    if empty := [name for name, pool in _askable(run).items() if not pool]:
+        raise InputError(f"no question of {empty[0]} leaves room for an answer in a row")
     return run, content_hash(params)
 
 
@@ -261,7 +275,6 @@ def _rl(run: Run, seed: int) -> dict[str, Any]:
         if line["step"] % 5 == 0:
             say(f"seed {seed}, update {line['step']}: {_words(line)}")
 
-    began = time.monotonic()
     plan = ScheduleConfig(
         experiment.staleness, experiment.batch, experiment.group, slots=experiment.slots
     )
@@ -292,8 +305,7 @@ def _rl(run: Run, seed: int) -> dict[str, Any]:
     return {
         **{name: [round(line[name], 5) for line in seen] for name in names},
         "ages": np.bincount([age for line in seen for age in line["ages"]]).tolist(),
-        "run seconds": time.monotonic() - began,
-        "updates' seconds": [round(line["seconds"], 2) for line in seen],
+        "seconds of updates": sum(line["seconds"] for line in seen),
         "shown": _words(seen[-1]),
     }
 

@@ -61,7 +61,7 @@ def main() -> None:
     given = parser.parse_args()
     experiment, folder = options.chosen(given, STALENESS, "pangu_embedded_staleness")
     cells = begin(folder, experiment, device=report.machine())
-    ends = time.monotonic() + 60 * (given.minutes or 1e9)
+    ends = time.monotonic() + 60 * (1e9 if given.minutes is None else given.minutes)
     for name, make in _all(experiment, folder, cells):
         if name not in cells.results and time.monotonic() > ends:
             say(f"the time is over before {name}; the same command goes on")

@@ -48,7 +48,7 @@ class WordProblems:
 
     Attributes:
       tests: by the name of their set.
-      training: likewise; none is like a question of any test.
+      training: by the name of their set; no question is `alike` to one of a test.
       dropped: how many training questions were, by set.
     """
 
@@ -99,14 +99,15 @@ def apart(
 def alike(question: str) -> str:
     """Its words in lower case, a # for each number: the same for questions that are alike."""
     numbers = _NUMBER.sub(" # ", question.casefold())
-    return " ".join(re.sub(r"[^\w#]+", " ", numbers).split())
+    words = " ".join(re.sub(r"[^\w#]+", " ", numbers).split())
+    return re.sub(r"#(?: #)+", "#", words)  # twenty-five is one number
 
 
 class Drawn:
     """Training questions by number: from each set as often, all of it before any again."""
 
     def __init__(self, training: Mapping[str, list[Problem]], seed: int):
-        """In an order of the seed."""
+        """Of pools with a question each, shuffled by the seed."""
         self._pools, self._seed = list(training.values()), seed
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
@@ -158,7 +159,7 @@ def _plain(question: str) -> str:
 def _equation(text: str) -> str:
     """Without the parentheses around all of it, and 3 for 3.0."""
     inner = text.removeprefix("( ").removesuffix(" )")
-    depths = np.cumsum([(sign == "(") - (sign == ")") for sign in inner])
+    depths = np.cumsum([0, *((sign == "(") - (sign == ")") for sign in inner)])
     inner = inner if (depths >= 0).all() and depths[-1] == 0 else text
     return re.sub(r"(\d)\.0\b", r"\1", inner).replace("( ", "(").replace(" )", ")")
 

@@ -12,8 +12,9 @@ import tyro
 
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.latent_eval import reached
 from pangu_jax.cli.progress import working
-from pangu_jax.core.config import check_choices
+from pangu_jax.core.config import check_choices, load_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.encoder_inputs import encode_for_encoder
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -31,7 +32,7 @@ from pangu_jax.models.pooling import Pooling
 from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.exported import asking
-from pangu_jax.reasoning.latent.train import RUN
+from pangu_jax.reasoning.latent.train import RUN, Trained
 from pangu_jax.task.model import Model, as_forecaster, checkpoint_of, expect, load
 
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
@@ -203,6 +204,7 @@ def _decoder(
     if options.thoughts and (Path(options.checkpoint) / RUN).is_file():
         if tokenizer is None:
             raise InputError(f"{options.checkpoint} has no tokenizer to ask questions with")
+        reached(options.checkpoint, load_config(Trained, Path(options.checkpoint) / RUN))
         asks = asking(options.checkpoint, tokenizer)
     bundle = decoder.bundle(
         params,

@@ -93,7 +93,7 @@ def _show(options: Options, params: Any, cfg: DecoderConfig, tokenizer: Tokenize
     for token in text:
         print(decoder.push(token), end="", flush=True)
     key = jax.random.key(options.seed)
-    inputs, thought = prepare(prompt, key)
+    inputs, thought = prepare(prompt, jax.random.fold_in(key, 0))  # the key of its tokens, too
     if thought is not None:
         print(_told(thought, tokenizer), file=sys.stderr)
     tokens = stream(

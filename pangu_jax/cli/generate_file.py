@@ -119,7 +119,6 @@ def _read(
         except InputError as error:
             raise InputError(f"{options.prompts} line {line}: {error}") from error
         prompts.append((line, record, ids))
-    note_length(max(len(ids) for _, _, ids in prompts) + options.max_new_tokens, cfg)
     return prompts
 
 
@@ -148,6 +147,10 @@ def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, An
                 f"{where} answers no prompt of these, or one twice; choose another --out"
             )
         made = answer.get("by")
+        thought = [isinstance(x, dict) and "soft_thinking" in x for x in (made, by)]
+        if thought[0] != thought[1]:
+            how = "with" if thought[0] else "without"
+            raise InputError(f"{where} was answered {how} --soft-thinking; choose another --out")
         check_same(
             up_to_date(made) if isinstance(made, dict) else {}, by, f"{where} holds an answer"
         )
@@ -170,6 +173,7 @@ def _answers(
     soft, how = options.soft if options.soft_thinking else None, How(dtype=options.dtype)
     prepare, more = preparation(params, cfg, tokenizer, soft, options.think_end, how)
     longest = max(len(ids) for _, _, ids in prompts) + more
+    note_length(longest + options.max_new_tokens, cfg)
     engine = Engine(
         params,
         cfg=cfg,

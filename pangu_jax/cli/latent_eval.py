@@ -114,7 +114,7 @@ def test_set(
     """
     if task is None and test is None:
         test = trained.test
-    task, test = located(task or trained.task, test, data)
+    task, test = located(task or trained.task, test, data, trains=False)
     tests = trained.tests if tests is None else tests
     return unseen(test_problems(task, test=test, tests=tests), load_hashes(run), run)
 
@@ -178,8 +178,13 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
       guessing: the share of right answers by chance.
     """
     lines = [f"{kind or name:10} {_described(one, guessing)}" for kind, one in found.items()]
-    if method(name).feedback:
+    if method(name).feedback == "hidden":
         lines.append("the control of thoughts is the same training with --method pause")
+    elif method(name).feedback:
+        lines.append(
+            "no control has as many slots and the teacher; --method pause --stage-steps 0 has no "
+            "teacher"
+        )
     return "\n".join(lines)
 
 

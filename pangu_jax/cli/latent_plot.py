@@ -72,7 +72,7 @@ def lens_by_layer(
 
 def spreads(
     params: dict[str, Any],
-    thoughts: np.ndarray,
+    states: np.ndarray,
     questions: Sequence[str],
     targets: Sequence[Target],
     tokenizer: Tokenizer,
@@ -86,7 +86,7 @@ def spreads(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      thoughts: float [N, n, D].
+      states: float [N, n, D], those that thoughts are made of, after the final norm.
       questions: N texts.
       targets: the ids that are looked for otherwise.
       tokenizer: of the model.
@@ -99,7 +99,7 @@ def spreads(
             for problem, number in zip(target.problems, target.ids, strict=True):
                 sets[target.name][problem] = (int(number),)
     return {
-        name: spread(params, thoughts, found, cfg=cfg) for name, found in sets.items() if any(found)
+        name: spread(params, states, found, cfg=cfg) for name, found in sets.items() if any(found)
     }
 
 
@@ -174,13 +174,13 @@ def _probes(figure: Any, grid: Any, lines: Sequence[Mapping[str, Any]]) -> None:
     count = max(line["thought"] for line in lines)
     by = {(line["reads"], line["thought"]): line for line in lines}
     above = np.array(
-        [[by[name, i + 1]["selectivity"] for i in range(count)] for name in names], float
+        [[by[name, i + 1]["above_shuffled"] for i in range(count)] for name in names], float
     )
     image = grid[0].imshow(above, aspect="auto", cmap="RdBu", vmin=-1, vmax=1)
-    figure.colorbar(image, ax=grid[0], label="accuracy above the control's")
+    figure.colorbar(image, ax=grid[0], label="accuracy above that of shuffled labels")
     _thoughts(grid[0], count)
     grid[0].set_yticks(range(len(names)), names)
-    grid[0].set_title("linear probes, less their control")
+    grid[0].set_title("linear probes, less those of shuffled labels")
     at = np.arange(1, count + 1)
     for number, name in enumerate(names[:MOST]):
         color = f"C{number}"

@@ -75,8 +75,10 @@ def main(options: Options) -> None:
     asked = (chosen, trained.phase, markers)
     with working("thinking"):
         thoughts = think(params, problems, *asked, cfg=cfg, batch=options.batch)
+        # The head reads states; of CODI's thoughts a network lies between.
+        states = states_by_layer(params, problems, thoughts, *asked, cfg=cfg, batch=options.batch)
     looked_for = targets(problems, least=LEAST)
-    lines = list(_lines(options, params, cfg, looked_for, thoughts))
+    lines = list(_lines(options, params, cfg, looked_for, thoughts, states[:, -1]))
     if not lines:
         raise InputError(
             f"no step and no answer can be probed: {LEAST} problems with different ones are needed"
@@ -87,13 +89,12 @@ def main(options: Options) -> None:
         print(json.dumps(line) if options.json else _row(line))
     if options.plot is not None:
         with working("drawing"):
-            states = states_by_layer(
-                params, problems, thoughts, *asked, cfg=cfg, batch=options.batch
-            )
             questions = [problem.question for problem in found]
             shown = latent_plot.Shown(
                 latent_plot.lens_by_layer(params, states, looked_for, cfg=cfg),
-                latent_plot.spreads(params, thoughts, questions, looked_for, tokenizer, cfg=cfg),
+                latent_plot.spreads(
+                    params, states[:, -1], questions, looked_for, tokenizer, cfg=cfg
+                ),
                 scores(
                     params,
                     problems,
@@ -136,18 +137,19 @@ def _lines(
     cfg: DecoderConfig,
     looked_for: Sequence[Target],
     thoughts: np.ndarray,
+    made_of: np.ndarray,
 ) -> Iterator[dict[str, Any]]:
     for target in looked_for:
         for number in range(thoughts.shape[1]):
-            states = thoughts[target.problems, number]
-            found = linear_probe(states, target.ids, seed=options.seed)
+            found = linear_probe(thoughts[target.problems, number], target.ids, seed=options.seed)
+            states = made_of[target.problems, number]
             ranks = lens_ranks(params, states[:, None], target.ids, cfg=cfg)
             yield {
                 "thought": number + 1,
                 "reads": target.name,
                 **dataclasses.asdict(found),
-                "selectivity": found.selectivity,
-                "lens": float(np.median(ranks)),
+                "above_shuffled": found.above_shuffled,
+                "lens": 1 + float(np.median(ranks)),
             }
 
 

@@ -244,8 +244,8 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
 def _sampler(options: Options) -> MakeSampler:
     if options.rollouts == "local":
         return LocalSampler
-    if jax.process_count() > 1:
-        raise InputError("--rollouts ray is for a trainer of one process")
+    if options.mesh:
+        raise InputError("--mesh splits what this process holds; workers of Ray have whole models")
     check_size("workers", options.workers)
     import_ray()
     return partial(RaySampler, workers=options.workers, gpus=options.worker_gpus)

@@ -8,8 +8,8 @@
 
 `answers` does that for requests that need not be shown while they are made. The state and its
 functions are in `slots`; nothing here is traced, and nothing there is traced again once a prompt of
-a similar length was seen. Requests with the same prompt that come one behind the other, as samples
-of a group do, have it read once.
+a similar length was seen. Requests with the same prompt that begin together, as samples of a group
+may, share one reading of it.
 """
 
 import dataclasses

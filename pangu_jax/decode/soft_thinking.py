@@ -27,6 +27,8 @@ from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
+OF_THOUGHTS = 2**32 - 1  # folded into a request's key, whose tokens take 0, 1, ... of it
+
 
 @dataclasses.dataclass(frozen=True)
 class SoftThinkingConfig:
@@ -56,8 +58,12 @@ class SoftThinkingConfig:
     def __post_init__(self):
         for name in ("think_tokens", "think_top_k", "cold_steps"):
             check_size(name, getattr(self, name))
-        if not 0 < self.think_temperature < math.inf:
-            raise InputError(f"think_temperature must be above 0, got {self.think_temperature}")
+        if not 1e-30 <= self.think_temperature < math.inf:
+            raise InputError(
+                f"think_temperature must be 1e-30 or more, got {self.think_temperature}"
+            )
+        if 0 < self.think_noise < 1e-30:
+            raise InputError(f"think_noise must be 0, or 1e-30 or more, got {self.think_noise}")
         if not 0 < self.think_top_p <= 1:
             raise InputError(f"think_top_p must be in (0, 1], got {self.think_top_p}")
         if not 0 <= self.think_min_p <= 1:
@@ -112,7 +118,7 @@ def think(
     ids = np.zeros((1, round_up(len(prompt))), np.int32)
     ids[0, : len(prompt)] = prompt
     stops = np.array(sorted({-1, *map(int, stop_ids)}), np.int32)
-    key = jax.random.key(0) if key is None else key
+    key = jax.random.fold_in(jax.random.key(0) if key is None else key, OF_THOUGHTS)
     made = _think(
         by_layer(params), ids, np.array([len(prompt)], np.int32), stops, key, cfg, soft, how
     )

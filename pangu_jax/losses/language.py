@@ -52,6 +52,7 @@ def token_log_probs(
     softcap: float | None = None,
     temperature: float = 1.0,
     chunk: int = 1024,
+    layout: Layout | None = None,
 ) -> jax.Array:
     """Log-probability of each label, in chunks as `cross_entropy`.
 
@@ -62,12 +63,16 @@ def token_log_probs(
       softcap: bound of the logits, by tanh; None for none.
       temperature: what the logits are divided by, above 0.
       chunk: tokens per chunk.
+      layout: where arrays live; each device takes the tokens that it has.
 
     Returns:
       float32 [B, T].
     """
-    kernel = kernel.astype(hidden.dtype)
+    arrays = (hidden, kernel.astype(hidden.dtype), labels.astype(jnp.int32))
+    return _on_devices(partial(_log_probs, softcap, temperature, chunk), layout, arrays)
 
+
+def _log_probs(softcap, temperature, chunk, hidden, kernel, labels):
     @jax.checkpoint
     def piece(inputs):
         x, label = inputs
@@ -114,7 +119,7 @@ def _on_devices(run, layout, arrays):
     return jax.shard_map(
         run,
         mesh=layout.mesh,
-        in_specs=(rows, whole, rows, rows),
+        in_specs=(rows, whole, *[rows] * (len(arrays) - 2)),
         out_specs=rows,
         axis_names=set(axes),
         check_vma=False,

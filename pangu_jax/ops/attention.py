@@ -12,6 +12,8 @@ said through segments and positions.
 | reference | everywhere else; the oracle, and the form that exports |
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -167,23 +169,51 @@ def _reference(query, key, value, mask, causal, window, scale, softcap):
 def _cudnn(query, key, value, mask, causal, window, scale, softcap):
     if softcap is not None:
         raise InputError("attention by cudnn has no soft-cap; reference has")
-    length = query.shape[1]
-    # Gradients under a mask are for even lengths alone, so odd ones get a token that nothing sees.
-    if mask is not None:
-        queries, sources = (n % 2 for n in mask.shape[1:])
-        query, key, value = _longer(query, queries), _longer(key, sources), _longer(value, sources)
-        mask = jnp.pad(mask, ((0, 0), (0, queries), (0, sources)))[:, None]
+    given = (query, key, value, None if mask is None else mask[:, None])
+    run = partial(_by_cudnn, mask is None and causal, window, scale)
+    if mask is not None and any(n % 2 for n in mask.shape[1:]):
+        return _of_odd_length(run, *given)
+    return run(*given)
+
+
+def _by_cudnn(causal, window, scale, query, key, value, mask):
     out = jax.nn.dot_product_attention(
         rearrange(query, "b t k q c -> b t (k q) c"),
         key,
         value,
         mask=mask,
         scale=scale,
-        is_causal=mask is None and causal,
-        local_window_size=(window - 1, 0) if mask is None and causal and window else None,
+        is_causal=causal,
+        local_window_size=(window - 1, 0) if causal and window else None,
         implementation="cudnn",
     )
-    return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])[:, :length]
+    return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _of_odd_length(run, query, key, value, mask):
+    """CuDNN's gradients under a mask are for even lengths alone, so they get tokens nobody sees."""
+    return run(query, key, value, mask)
+
+
+def _odd_forward(run, query, key, value, mask):
+    length = query.shape[1]
+    queries, sources = (n % 2 for n in mask.shape[2:])
+    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries), (0, sources)))
+
+    def padded(query, key, value):
+        arrays = _longer(query, queries), _longer(key, sources), _longer(value, sources)
+        return run(*arrays, mask)[:, :length]
+
+    return jax.vjp(padded, query, key, value)
+
+
+def _odd_backward(run, pull, dout):
+    del run
+    return *pull(dout), None
+
+
+_of_odd_length.defvjp(_odd_forward, _odd_backward)
 
 
 def _longer(x, more):

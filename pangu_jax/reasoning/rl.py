@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -41,6 +42,7 @@ from pangu_jax.reasoning.rl_trainer import Made, Prompt, Trainer, in_vain, unjud
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler, Sampled, Sampler, sample_key
 from pangu_jax.reasoning.schedule_state import Action, Grade, Start
 from pangu_jax.sharding.launch import first_process, from_first, gathered, together
+from pangu_jax.sharding.layout import Layout, batch_parts
 from pangu_jax.train import resume
 from pangu_jax.train.metrics import MetricLog
 from pangu_jax.train.optimizer import OptimizerConfig
@@ -110,6 +112,7 @@ def train(
         it; the last update is saved.
       Stopped: on SIGTERM or SIGINT; within a step of decoding or an update; the run is saved.
     """
+    _check_layout(cfg, how.layout)
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
     place = NullStore() if folder is None else Store(folder)
     with place as store, listens as stop, resume.explained(store):
@@ -147,6 +150,22 @@ def train(
             saver.save()
             saver.wait()
     return trainer.state
+
+
+def _check_layout(cfg: RlConfig, layout: Layout | None) -> None:
+    """Refuses what devices would do over and over, each for itself."""
+    if layout is None:
+        if jax.process_count() > 1:
+            raise InputError("reinforcement learning in several processes needs a layout")
+        return
+    plan, parts = cfg.schedule, batch_parts(layout)
+    rows = plan.batch * plan.group // cfg.accumulate
+    for what, count in (("answers of a microbatch", rows), ("slots", plan.slots)):
+        if count % parts:
+            raise InputError(
+                f"{count} {what} do not divide by the {parts} parts that this mesh splits them "
+                f"into; devices would repeat one another's work: take a multiple of {parts}"
+            )
 
 
 def _settings(params: Any, cfg: RlConfig, model: decoder.DecoderConfig, how: How) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Device meshes with one fixed set of axis names."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes = {}
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")
-        if name not in AXES or not size.lstrip("-").isdigit() or int(size) == 0:
+        if name not in AXES or not re.fullmatch(r"-1|[1-9][0-9]*", size):
             raise InputError(
                 f"mesh {text!r} must read like fsdp=4,tensor=2 with axes of {', '.join(AXES)}"
             )

@@ -13,6 +13,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document, documents
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
+from pangu_jax.decode.engine import check_max_new_tokens
 from pangu_jax.decode.generate import generate as continue_ids
 from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.decode.soft_thinking import SoftThinkingConfig
@@ -66,6 +67,9 @@ def generate(
       InputError: another kind of model, one without a tokenizer, or options that make no sense.
     """
     expect(model, "decoder")
+    check_max_new_tokens(max_new_tokens)
+    if not soft_thinking and (think_end is not None or soft != SoftThinkingConfig()):
+        raise InputError("think_end and soft want soft_thinking=True")
     tokenizer, prompts = tokenizer_of(model), _texts(prompts, "prompts")
     ids = [text_prompt(prompt, tokenizer) for prompt in prompts]
     for row in ids:

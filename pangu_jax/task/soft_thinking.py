@@ -52,7 +52,9 @@ def preparation(
         return lambda ids, key: (ids, None), 0
     last = _end(end, tokenizer)
     if any(token >= cfg.vocab for token in last):
-        raise InputError(f"think_end has the id {max(last)}, the model's end at {cfg.vocab - 1}")
+        raise InputError(
+            f"think_end has the id {max(last)}, but the model's vocabulary ends at {cfg.vocab - 1}"
+        )
     stops = (*tokenizer.eos_ids, *(last if len(last) == 1 else ()))
 
     def prepare(ids: Sequence[int], key: jax.Array) -> tuple[np.ndarray, SoftThought]:

@@ -38,6 +38,7 @@ def answer_log_probs(
     out = decoder.apply(params, batch["tokens"], cfg=cfg, segments=batch["segments"], how=how)
     kernel, softcap = decoder.head_kernel(params), cfg.logit_softcap
     more: Any = {"softcap": softcap, "temperature": temperature, "chunk": chunk}
+    more["layout"] = how.layout
     return token_log_probs(out.hidden, kernel, batch["labels"], **more)
 
 

@@ -148,6 +148,7 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
 
 def test_a_model_thinks_softly_before_it_writes(run_folder, tmp_path, capsys):
     soft = ["--soft-thinking", "--think-end", ":", "--think-tokens", 3, "--max-new-tokens", 4]
+    soft += ["--think-noise", 1.0]  # of the same key from Python
     assert call("generate", run_folder, "--prompt", "abc", *soft) == 0
     shown, told = capsys.readouterr()
     assert "3 mixtures, ended by its length" in told
@@ -162,7 +163,7 @@ def test_a_model_thinks_softly_before_it_writes(run_folder, tmp_path, capsys):
         max_new_tokens=4,
         soft_thinking=True,
         think_end=":",
-        soft=soft_thinking.SoftThinkingConfig(think_tokens=3),
+        soft=soft_thinking.SoftThinkingConfig(think_tokens=3, think_noise=1.0),
     )
     assert written == [found[1]["answer"]]
     assert call("generate", run_folder, *options, "--think-top-k", 2) == 2

@@ -214,9 +214,9 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
         (thought, what) for thought in (1, 2) for what in ("answer", "step 1", "step 2")
     }
     for line in lines:
-        assert line["examples"] == 40 and line["classes"] > 1 and 0 <= line["lens"] < 264
+        assert line["examples"] == 40 and line["classes"] > 1 and 1 <= line["lens"] <= 264
         assert 0 <= line["shuffled"] <= 1
-        assert line["selectivity"] == line["accuracy"] - line["shuffled"]
+        assert line["above_shuffled"] == line["accuracy"] - line["shuffled"]
     picture = tmp_path / "thoughts.png"
     asked = ("--task", "mult2x2", "--tests", 40, "--plot")
     assert call("probe", run, *asked, picture, "--json") == 0
@@ -224,7 +224,7 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert picture.read_bytes()[:4] == b"\x89PNG"
     lens, by = np.array(more["lens"]["answer"]), {(x["thought"], x["reads"]): x for x in lines}
     assert lens.shape == (1, 2)  # layers and thoughts: the last layer's are the thoughts
-    assert lens[-1].tolist() == [1 + by[i, "answer"]["lens"] for i in (1, 2)]
+    assert lens[-1].tolist() == [by[i, "answer"]["lens"] for i in (1, 2)]
     assert set(more["spreads"]) == {"step 1", "step 2", "answer"}
     assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
     assert call("probe", run, "--plot", tmp_path / "a.txt") == 2

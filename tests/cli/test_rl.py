@@ -93,7 +93,8 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
 def test_other_algorithms_run_ahead(asked, tmp_path, algorithm):
     arguments, _ = asked
     mixes = ("--curriculum",) if algorithm == "dapo" else ()
-    devices = () if mixes else ("--mesh", "data=2,fsdp=4")
+    split = ("--mesh", "data=4,tensor=2", "--rules", "fsdp+tensor", "--slots", 4)
+    devices = () if mixes else split
     more = ("--algorithm", algorithm, "--staleness", 2, "--updates", 2, *mixes, *devices)
     assert call(*arguments, *more, "--out", tmp_path / "out") == 0
     lines = metrics(tmp_path / "out")

@@ -58,7 +58,7 @@ def test_no_question_of_a_test_is_learned_from(tmp_path):
     assert clean.dropped == {"GSM8K": 0, "SVAMP": 0, "ASDiv": 0}
     planted = (
         "A pie has 8 slices. How many are 2 pies?",
-        "a pie has 1,050 slices; how many are twelve pies",
+        "a pie has 1,050 slices; how many are twenty-five pies",
         "Al had forty figs. He ate 3.5 -- how many FIGS are left?",
         "Ed had 99 nuts, and ate 50! How many are left?",
         clean.tests["ASDiv"][0].question,
@@ -69,7 +69,7 @@ def test_no_question_of_a_test_is_learned_from(tmp_path):
     nuts = any("nuts" in question for question in inside)  # the hash may have put it there
     assert found.dropped["GSM8K"] == 5 - (clean.tests["ASDiv"][0].question not in inside)
     assert found.dropped["ASDiv"] == (not nuts)
-    words = lambda text: re.findall(r"[a-z]{4,}", re.sub("forty|twelve", "", text.lower()))  # noqa: E731
+    words = lambda text: re.findall(r"[a-z]{4,}", re.sub("forty|twenty|five", "", text.lower()))  # noqa: E731
     tested = [words(item.question) for items in found.tests.values() for item in items]
     for pool in found.training.values():
         assert pool and not [x for x in pool if words(x.item.question) in tested]
@@ -188,13 +188,15 @@ def test_report_has_shares_intervals_and_paired_gains():
         "base": column("0000", "0001"),
         "sft accuracy": column("0101", "0001"),
         "rl accuracy/1": column("0111", "1110"),
-        "rl/1": {"reward": [0.1, 0.2, 0.3, 0.4, 0.5], "ages": [3, 2], "run seconds": 7.0},
+        "rl/1": {"reward": [0.1, 0.2, 0.3, 0.4, 0.5], "ages": [3, 2], "seconds of updates": 7.0},
     }
     text = smollm2_report.text(results)
     assert "| A | 4 | 0.0 [0.0, 49.0] | 50.0 [15.0, 85.0] | 75.0 [30.1, 95.4] |" in text
-    wide = 1.96 * np.std([0, 0, 1, 0]) / 2
-    assert f"| A | +25.0 [{100 * (0.25 - wide):+.1f}, {100 * (0.25 + wide):+.1f}] |" in text
-    assert "| B | +50.0 [" in text and "| B | 10, 50.0%, 25.0% |" in text
+    low = (
+        100 * (2 * 1 / (1 + 1.96**2) - 1) / 4
+    )  # of one change, a gain: Wilson's from 1 / (1 + z^2)
+    assert f"| A | +25.0 [{low:+.1f}, +25.0], 1 and 0 |" in text
+    assert "| B | +50.0 [" in text and "], 3 and 1 |" in text and "| B | 10, 50.0%, 25.0% |" in text
     assert "1,200 of C; 3 were dropped" in text
     assert (
         "by fifths 0.100, 0.200, 0.300, 0.400, 0.500; groups trained on: 3 of age 0, 2 of" in text

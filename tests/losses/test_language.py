@@ -100,8 +100,10 @@ def test_gradients_of_everything_equal_those_of_the_whole_logits(softcap):
 RULES = {"ddp": {"data": 8}, "fsdp": {"fsdp": 8}, "fsdp+tensor": {"fsdp": 4, "tensor": 2}}
 
 
-@pytest.mark.parametrize("rules", RULES)
-def test_devices_take_their_own_tokens_and_add_up_to_one_device(rules):
+@pytest.mark.parametrize(
+    ("rules", "each"), [*((rules, False) for rules in RULES), ("fsdp+tensor", True)]
+)
+def test_devices_take_their_own_tokens_and_add_up_to_one_device(rules, each):
     layout = Layout(make_mesh(**RULES[rules]), preset(rules))
     rng = np.random.default_rng(2)
     hidden, kernel = rng.normal(size=(8, 64, 16)), rng.normal(size=(16, 24))
@@ -111,6 +113,8 @@ def test_devices_take_their_own_tokens_and_add_up_to_one_device(rules):
 
     def loss(layout, hidden, kernel, labels, weights):
         more = {"chunk": 16, "layout": layout}
+        if each:
+            return (weights * token_log_probs(hidden, kernel, labels, **more)).sum()
         return cross_entropy(hidden, kernel, labels, weights, **more)[0]
 
     run = jax.jit(jax.value_and_grad(loss, argnums=(1, 2)), static_argnums=0)

@@ -9,8 +9,8 @@ teacher's, which the distance itself does not move:
     distance = mean over layers of smooth_l1(student's state, teacher's state) / std(teacher's)
 
 Source: arXiv 2502.21074, section 3, as its released code has it. Ours: each loss is the mean of a
-row's tokens, then of rows, so that microbatches add up, and layers are those after the embedding,
-whose rows are equal there, counted among them; the deviation is taken over a microbatch.
+row's tokens, then of rows, so that microbatches add up, but for the deviation, which is taken over
+a microbatch; the mean counts the embedding, whose distance is 0, as one more layer.
 """
 
 from functools import lru_cache

@@ -50,10 +50,7 @@ def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
         thinking = Thinking(thoughts, feedback(chosen.feedback), given)
     else:
         suffix += given
-    note = (
-        f"a question, {thoughts} thoughts, the answer, as {trained.method} learned it"
-        if thoughts
-        else f"a question and the answer, as {trained.method} learned it"
-    )
+    between = f"{thoughts} thoughts" if thoughts else "no thoughts"
+    note = f"a question, {between}, and what {trained.method} learned to write then"
     facts = {"ending": "\n", "begin": begin, "suffix": suffix, "mark": markers.answer}
     return Asking(thinking, facts, note)

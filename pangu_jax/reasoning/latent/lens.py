@@ -33,7 +33,7 @@ class Spread:
       size: mean number of ids in it.
       mass: of each thought, the mean of what lies on the set.
       effective: of each thought, the mean of e to the entropy of what lies on the set, made to sum
-        to 1: as many ids have it, if all have as much.
+        to 1: the number of ids, if all were equally likely.
     """
 
     problems: int
@@ -84,7 +84,7 @@ def states_by_layer(
 
 def spread(
     params: dict[str, Any],
-    thoughts: np.ndarray,
+    states: np.ndarray,
     sets: Sequence[Sequence[int]],
     *,
     cfg: decoder.DecoderConfig,
@@ -93,7 +93,7 @@ def spread(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      thoughts: float [N, n, D], states after the final norm.
+      states: float [N, n, D], after the final norm.
       sets: N sets of ids without repetition; a problem whose set is empty is left out.
       cfg: the model.
 
@@ -103,9 +103,9 @@ def spread(
     kept = [i for i, ids in enumerate(sets) if ids]
     if not kept:
         raise InputError("there is no set of ids to look for in thoughts")
-    mass, effective = np.zeros((2, len(kept), thoughts.shape[1]))
+    mass, effective = np.zeros((2, len(kept), states.shape[1]))
     for row, i in enumerate(kept):
-        chances = np.asarray(_chances(params, jnp.asarray(thoughts[i]), cfg=cfg), np.float64)
+        chances = np.asarray(_chances(params, jnp.asarray(states[i]), cfg=cfg), np.float64)
         on = chances[:, list(sets[i])]  # [n, ids]
         mass[row] = on.sum(-1)
         share = on / np.maximum(mass[row][:, None], 1e-300)

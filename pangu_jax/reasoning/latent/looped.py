@@ -4,8 +4,8 @@ So a model computes longer before it answers, with the parameters of one turn. E
 and values of its own, as the layers of a model that is as many times deeper would.
 
 Source: arXiv 2502.17416 (a stack of k layers, looped L times). The input is not put in again at
-every turn, and the number of turns is one for training and use, as there; arXiv 2502.05171 does
-otherwise.
+every turn, and the number of turns is the same in training and in use, as there; arXiv 2502.05171
+does otherwise.
 """
 
 from pangu_jax.models.decoder import DecoderConfig

@@ -38,7 +38,7 @@ class Probe:
     majority: float
 
     @property
-    def selectivity(self) -> float:
+    def above_shuffled(self) -> float:
         """What the accuracy is above that of shuffled labels."""
         return self.accuracy - self.shuffled
 
@@ -119,7 +119,7 @@ def lens_ranks(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, n, D], after the final norm, as thoughts are.
+      states: float [N, n, D], after the final norm.
       ids: N of them.
       cfg: the model.
 

@@ -131,25 +131,29 @@ def read_task(
     return Task(training, testing, chance(name))
 
 
-def located(name: str, test: str | None, data: str | Path | None) -> tuple[str, str | None]:
+def located(
+    name: str, test: str | None, data: str | Path | None, *, trains: bool = True
+) -> tuple[str, str | None]:
     """What `read_task` takes as its name and test file: files, where a name stands for some.
 
     Args:
       name: of a task; one of `FILES` becomes the file of its training questions.
       test: a file to measure on; None becomes the name's test questions, where it has some.
       data: the folder with the files of names.
+      trains: whether the training questions are wanted, too.
 
     Raises:
       InputError: no folder, or one that lacks a file.
     """
-    if name not in FILES:
+    if name not in FILES or (test is not None and not trains):
         return name, test
     if data is None:
         raise InputError(
             f"the task {name} needs --data, the folder with {' and '.join(FILES[name])}"
         )
     training, testing = FILES[name]
-    return _file(training, data), _file(testing, data) if test is None else test
+    test = _file(testing, data) if test is None else test
+    return _file(training, data) if trains else name, test
 
 
 def test_problems(name: str, *, test: str | Path | None, tests: int) -> list[Problem]:
