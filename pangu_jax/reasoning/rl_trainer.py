@@ -33,7 +33,7 @@ from pangu_jax.reasoning.schedule_state import (
 from pangu_jax.sharding.launch import gathered
 from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
 from pangu_jax.train.policy import answer_log_probs, answer_loss
-from pangu_jax.train.step import TrainState, committed, init_state, make_step
+from pangu_jax.train.step import TrainState, init_state, make_step
 
 Prompt = Callable[[int], Sequence[int]]
 
@@ -108,9 +108,7 @@ class Trainer:
         self.figures: dict[str, Any] = {}
         self._prompt, self._key = prompt, jax.random.key(cfg.seed)
         self._layout, spec = how.layout, decoder.spec(model)
-        if how.layout is None:
-            params = committed(params)
-        else:
+        if how.layout is not None:
             params = jax.device_put(params, shardings(spec, how.layout))
         self._reference = jax.tree.map(jnp.copy, params) if cfg.policy.kl else None
         if run.state is None:

@@ -89,20 +89,13 @@ def init_state(
     where = None if layout is None else _like_params(optimizer, spec, layout, trainable)
     start = jax.jit(_initializer(optimizer, trainable, seeds), out_shardings=where)
     state = TrainState(jnp.int32(0), params, start(params))
-    return committed(state) if layout is None else state
-
-
-def committed(tree: Any) -> Any:
-    """The arrays bound to the devices that they are on, as those of a restored state are.
-
-    A step takes arrays that are not for others, and would be compiled once more after a restart.
-    """
-
-    def bind(x: Any) -> Any:
-        free = isinstance(x, jax.Array) and not x.committed
-        return jax.device_put(x, x.sharding) if free else x
-
-    return jax.tree.map(bind, tree)
+    held = {x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array)}
+    if layout is not None or len(held) != 1:
+        return state
+    (place,) = held
+    # Bound to its device as a restored state is: else a step is compiled again after a restart.
+    one = isinstance(place, jax.sharding.SingleDeviceSharding)
+    return jax.device_put(state, place) if one else state
 
 
 def one_device() -> jax.sharding.SingleDeviceSharding:

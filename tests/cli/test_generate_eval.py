@@ -11,6 +11,7 @@ import pangu_jax as pj
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.main import main
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document
@@ -168,6 +169,11 @@ def test_a_model_thinks_softly_before_it_writes(run_folder, tmp_path, capsys):
     assert written == [found[1]["answer"]]
     assert call("generate", run_folder, *options, "--think-top-k", 2) == 2
     assert "another think_top_k" in capsys.readouterr().err
+    plain = ["--prompts", options[1], "--field", "q", "--out", out]
+    assert call("generate", run_folder, *plain) == 2
+    assert "line 1 was answered with --soft-thinking" in capsys.readouterr().err
+    with pytest.raises(InputError, match="want soft_thinking=True"):
+        pj.generate(pj.load(run_folder), ["abc"], think_end=":")
     for wrong, words in (
         (["--soft-thinking"], "has no token </think>"),
         (["--think-tokens", 3], "want --soft-thinking"),

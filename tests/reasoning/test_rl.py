@@ -398,6 +398,11 @@ def test_what_cannot_be_is_refused():
         rl.train(model(), prompt, lambda group, found: [1.0], cfg=SYNC, **rest)
     with pytest.raises(InputError, match="a group needs 2 answers"):
         changed({"group": 1})
+    how = How(Layout(make_mesh(data=8), preset("ddp")))
+    with pytest.raises(InputError, match="12 answers of a microbatch do not divide by the 8 parts"):
+        rl.train(model(), prompt, reward, cfg=SYNC, how=how, **rest)
+    with pytest.raises(InputError, match="5 slots do not divide by the 8 parts"):
+        rl.train(model(), prompt, reward, cfg=changed({"batch": 4}), how=how, **rest)
 
 
 def test_where_all_rewards_are_equal_a_run_ends_with_what_it_has(tmp_path):

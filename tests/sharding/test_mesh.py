@@ -41,7 +41,9 @@ def test_the_command_line_form_reads_back():
     assert parse_mesh("") == {}
 
 
-@pytest.mark.parametrize("text", ["fsdp", "fsdp=x", "rows=2", "fsdp=0", "fsdp=4;tensor=2"])
+@pytest.mark.parametrize(
+    "text", ["fsdp", "fsdp=x", "rows=2", "fsdp=0", "fsdp=4;tensor=2", "fsdp=--2", "fsdp=²"]
+)
 def test_a_malformed_mesh_is_refused(text):
     with pytest.raises(InputError, match="must read like"):
         parse_mesh(text)

@@ -135,6 +135,17 @@ def test_all_steps_share_a_compilation(accumulate, traces):
         state, _ = step(state, batch(number), jax.random.key(number))
 
 
+def test_a_state_lies_where_its_parameters_do():
+    params = init_state(SPEC, make_optimizer(CONFIG, STEPS), key=jax.random.key(0)).params
+    params = jax.device_put(params, jax.devices()[2])
+    optimizer = make_optimizer(CONFIG, STEPS)
+    state = init_state(SPEC, optimizer, key=jax.random.key(0), params=params)
+    state, _ = make_step(loss, optimizer)(state, batch(0), jax.random.key(0))
+    assert {x.device for x in jax.tree.leaves((state.params, state.opt_state))} == {
+        jax.devices()[2]
+    }
+
+
 def test_a_restored_state_takes_the_step_that_was_compiled(tmp_path):
     optimizer = make_optimizer(CONFIG, STEPS)
     step = make_step(loss, optimizer)

@@ -4,11 +4,14 @@ import jax
 import numpy as np
 import pytest
 
+from pangu_jax.cli.latent_probe import Options, _lines
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.prosqa import by_distance, draw_graph, write
+from pangu_jax.models.thinker import ThinkerConfig, from_decoder, project
 from pangu_jax.reasoning.latent.answer import think
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.reasoning.latent.lens import spread, states_by_layer
+from pangu_jax.reasoning.latent.probe import Target, lens_ranks
 from pangu_jax.reasoning.latent.registry import METHODS
 
 
@@ -26,6 +29,22 @@ def test_every_layers_states_are_those_of_the_naive_form(naive, model, markers, 
     )
     want = naive.norm(params["norm"]["scale"], one, cfg.norm_eps)
     np.testing.assert_allclose(found[1, 0], want[-3:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_projected_thoughts_are_made_of_the_last_layers_states(model, markers, problems):
+    params, cfg = model
+    thinker = ThinkerConfig(cfg, projection=cfg.width)
+    params = from_decoder(params, thinker, key=jax.random.key(1))
+    phase, method = Phase(1, 2, ALL), METHODS["codi"]
+    thoughts = think(params, problems, method, phase, markers, cfg=cfg, batch=2)
+    states = states_by_layer(params, problems, thoughts, method, phase, markers, cfg=cfg, batch=2)
+    np.testing.assert_allclose(project(params, states[:, -1]), thoughts, rtol=1e-4, atol=1e-5)
+    assert np.abs(states[:, -1] - thoughts).max() > 0.1
+    thoughts, states = (np.concatenate([x, x]) for x in (thoughts, states))
+    target = Target("answer", np.arange(6), np.array([1, 2, 3, 1, 2, 3]))
+    lines = list(_lines(Options("run"), params, cfg, [target], thoughts, states[:, -1]))
+    want = 1 + np.median(lens_ranks(params, states[:, -1], target.ids, cfg=cfg), axis=0)
+    assert [line["lens"] for line in lines] == want.tolist()
 
 
 def test_mass_and_spread_are_those_of_a_softmax_by_hand(model):

@@ -53,6 +53,7 @@ def test_a_name_stands_for_files_and_no_test_question_is_trained_on(tmp_path):
     assert asked(task.testing) == ["q 1?"] and asked(task.training) == ["q 0?", "q 2?"]
     assert task.training[0].steps == ("<<1+1=2>>",) and task.training[0].answer == "2"
     assert located("gsm8k", "mine", tmp_path) == (name, "mine")
+    assert located("gsm8k", "mine", None, trains=False) == ("gsm8k", "mine")
 
 
 def test_drawn_tests_are_the_same_for_every_training_seed():
