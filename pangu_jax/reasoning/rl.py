@@ -115,7 +115,7 @@ def train(
     _check_layout(cfg, how.layout)
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
     place = NullStore() if folder is None else Store(folder)
-    with place as store, listens as stop, resume.explained(store):
+    with place as store, listens as stop, resume.explained(store), contextlib.ExitStack() as held:
         home = None if isinstance(store, NullStore) else store.folder.parent
         settings = {} if home is None else _settings(gathered(params), cfg, model, how)
         saved = (decoder.spec(model), optimizer, cfg.schedule, settings, how.layout)
@@ -124,6 +124,7 @@ def train(
         run = run or Snapshot(schedule.begin(cfg.schedule)[0])
         writes = first_process()
         journal = Journal(None if home is None else home / rl_resume.FOLDER, writes=writes)
+        held.callback(journal.close)
         records = journal.read(run.records, run.plan.version)
         together("the run is read")  # nobody writes before
         if not again:
@@ -134,7 +135,7 @@ def train(
         actions = trainer.prepare(schedule.begin(cfg.schedule)[1]) if begins else ()
         path = None if home is None else home / "metrics.jsonl"
         log = MetricLog(path, start_step=run.plan.version, writes=writes, on_metrics=on_update)
-        with contextlib.closing(log), contextlib.closing(journal):
+        with contextlib.closing(log):
             for record in records:
                 again = True
                 trainer.happens(record)
