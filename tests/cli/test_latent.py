@@ -256,7 +256,7 @@ def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
         if more:
             assert "filled" not in facts and "a question" not in told
             continue
-        assert "a question, 2 thoughts, the answer, as coconut learned it" in told
+        assert "a question, 2 thoughts, and what coconut learned to write then" in told
         assert (facts["filled"], facts["ending"], facts["mark"]) == (3, "\n", 260)
         assert (facts["begin"], facts["suffix"]) == ([256], [257])
         assert (out / "operators.txt").is_file()
