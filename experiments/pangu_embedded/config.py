@@ -161,7 +161,7 @@ class WordProblems:
       sft_steps: of learning from solutions.
       sft_batch: rows of a step, into which solutions are packed.
       row_length: tokens of a row; a question whose longest answer would not fit in is not asked in
-        reinforcement learning, so that all updates are one program.
+        reinforcement learning, so that updates are of few programs.
       updates: of reinforcement learning.
       batch: questions per update.
       group: answers per question.

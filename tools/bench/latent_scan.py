@@ -1,6 +1,6 @@
 r"""Times training steps with fed-back thoughts (Coconut): one scan beside the n-pass form in torch.
 
-    python tools/bench/latent_scan.py                                        one GPU, two minutes
+    python tools/bench/latent_scan.py                                        one GPU
     python tools/bench/latent_scan.py --shape tiny --batch 4 --prefix 12 --tail 8 --thoughts 3 \
         --dtype float32 --rounds 2 --steps 2 --forms transformers passes     a CPU
 
