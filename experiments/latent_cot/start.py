@@ -1,6 +1,7 @@
 """What all methods of a plan begin with: problems, and a model from scratch or a checkpoint."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,14 @@ def begin_with(plan: Plan, seed: int, data: str | None, model: str | None, plans
     """
     test = str(Path(data) / plan.test_file) if data and plan.test_file else None
     name, test = located(plan.task, test, data)
-    task = read_task(name, test=test, problems=plan.problems, tests=plan.tests, seed=seed)
+    task = read_task(
+        name,
+        test=test,
+        problems=plan.problems,
+        tests=plan.tests,
+        seed=seed,
+        workers=os.cpu_count() or 1,
+    )
     if model is not None:
         return _from_checkpoint(plan, task, model, plans)
     ids = encode_task(task, words_of(task, plans), plans)

@@ -37,7 +37,8 @@ class Options:
     run: Annotated[str, tyro.conf.Positional]
     """A folder that `pangu-jax latent train` wrote."""
     task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, gsm8k, or a .jsonl file; None is the task of the run."""
+    """mult4x4 (any mult<D>x<D>), prosqa, prosqa-symbols, gsm8k, or a .jsonl file; None is the
+    task of the run."""
     data: str | None = None
     """For gsm8k: the folder with its files."""
     test: str | None = None

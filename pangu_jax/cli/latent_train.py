@@ -4,6 +4,7 @@ The same command goes on where it was stopped, in the same bits.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class Options:
     learns thoughts from its own written chain; planning begins each step with a token of its kind;
     looped writes no steps, and runs its layers several times."""
     task: str
-    """mult4x4 (any mult<D>x<D>) or prosqa, whose problems are drawn; gsm8k, whose questions are in
-    --data; or a .jsonl file, possibly .gz, of question, steps and answer, of question, cot and
-    answer, or as GSM8K has them."""
+    """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (three words an edge), whose problems are
+    drawn; gsm8k, whose questions are in --data; or a .jsonl file, possibly .gz, of question, steps
+    and answer, of question, cot and answer, or as GSM8K has them."""
     out: str
     """The run's folder: model, tokenizer, metrics, checkpoints."""
     data: str | None = None
@@ -123,6 +124,7 @@ def main(options: Options) -> None:
             problems=options.problems,
             tests=options.tests,
             seed=options.seed,
+            workers=os.cpu_count() or 1,
         )
     task, seen = _without_seen(task, options.init)
     chosen = method(options.method)

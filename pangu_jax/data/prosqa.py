@@ -2,6 +2,10 @@
 
     Every gerpus is a terpus. ... Bob is a yerpus. ... Is Sally a hilpus or sterpus?
 
+and in symbols, three words an edge:
+
+    gerpus terpus ; ... Bob yerpus ; ... Sally hilpus sterpus ?
+
 Questions are drawn so that their statistics are those of the published test questions: the number
 of nodes and edges, of parents, and of steps. Training questions themselves are not published in a
 form that can be copied; how they were drawn is not known beyond these statistics.
@@ -11,12 +15,15 @@ Source: arXiv 2412.06769, section 4 and appendix A.
 
 import dataclasses
 import functools
+import multiprocessing
 import operator
 import re
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
 from pangu_jax.core.config import check_size
+from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
 
 NAMES = (
@@ -79,7 +86,12 @@ STEMS = (
     "zhor",
     "zum",
 )
-FACT, ASKED = re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (\w+) a \w+ or \w+\?\s*$")
+# What is known and what is asked, as sentences and in symbols.
+FORMS = (
+    (re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (\w+) a (\w+) or (\w+)\?\s*$")),
+    (re.compile(r"(\w+) (\w+) ;"), re.compile(r"(\w+) (\w+) (\w+) \?\s*$")),
+)
+WORKER_DRAWS = 500  # problems that a process draws at a time
 CONCEPTS = tuple(f"{stem}pus" for stem in STEMS)
 # How often the shortest path to the answer has so many steps, among the published questions.
 HOPS = {3: 0.407, 4: 0.438, 5: 0.131, 6: 0.024}
@@ -109,15 +121,31 @@ class Graph:
         return [(parent, node) for node, found in enumerate(self.parents) for parent in found]
 
 
-def draw_prosqa(count: int, *, seed: int = 0) -> list[Problem]:
+def draw_prosqa(count: int, *, seed: int = 0, workers: int = 1) -> list[Problem]:
     """Problems, of which the i-th is a function of the seed and i alone.
+
+    Args:
+      count: how many.
+      seed: of the draws.
+      workers: processes that draw, some 2 ms a problem; more than one begin with the caller's main
+        module, as `multiprocessing` explains.
 
     Raises:
       InputError: a number out of range.
     """
     check_size("count", count)
+    check_size("workers", workers)
+    if workers == 1 or count <= WORKER_DRAWS:
+        return _draw(seed, range(count))
+    parts = [range(n, min(n + WORKER_DRAWS, count)) for n in range(0, count, WORKER_DRAWS)]
+    # Forked processes could inherit a lock that a thread of jax holds.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return [x for part in pool.map(functools.partial(_draw, seed), parts) for x in part]
+
+
+def _draw(seed: int, numbers: range) -> list[Problem]:
     found = []
-    for number in range(count):
+    for number in numbers:
         rng = np.random.default_rng((seed, number))
         found.append(write(draw_graph(rng), rng))
     return found
@@ -162,19 +190,35 @@ def write(graph: Graph, rng: np.random.Generator) -> Problem:
     return Problem(question, steps, f"{words[graph.root]} is a {words[graph.target]}.")
 
 
+def symbols(problem: Problem) -> Problem:
+    """A problem without the words that say nothing: three words an edge, one the answer.
+
+    Raises:
+      InputError: it is not of the form of `write` and the published files.
+    """
+    fact, asked = FORMS[0]
+    found, answer = asked.search(problem.question), fact.search(problem.answer)
+    facts, steps = fact.findall(problem.question), [fact.findall(x) for x in problem.steps]
+    if not found or not answer or not facts or any(len(step) != 1 for step in steps):
+        raise InputError(f"no question of ProsQA: {problem.question!r:.80}")
+    edges = " ".join(f"{start} {end} ;" for start, end in facts)
+    chain = tuple(f"{start} {end} ;" for ((start, end),) in steps)
+    return Problem(f"{edges} {' '.join(found.groups())} ?", chain, answer.group(2))
+
+
 def by_distance(question: str) -> tuple[list[set[str]], set[str]] | None:
     """The nodes of a question by their steps from the one that is asked about.
 
     Args:
-      question: as `write` and the published files have it.
+      question: as `write` and the published files have it, or in symbols.
 
     Returns:
       The words that are one step away, two steps, and so on; and those that are not reached. None
       for a question of another form.
     """
-    asked = ASKED.search(question)
-    edges = FACT.findall(question)
-    if asked is None or not edges:
+    forms = ((fact.findall(question), asked.search(question)) for fact, asked in FORMS)
+    edges, asked = next((form for form in forms if all(form)), (None, None))
+    if edges is None or asked is None:
         return None
     known, found = {asked.group(1)}, []
     while True:

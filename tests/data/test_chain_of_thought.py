@@ -1,5 +1,6 @@
 """Problems with worked steps: four forms of files, multiplications and graphs that are drawn."""
 
+import dataclasses
 import gzip
 import json
 from collections import Counter
@@ -8,9 +9,18 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.data import prosqa
 from pangu_jax.data.chain_of_thought import Problem, read_problems
 from pangu_jax.data.multiplication import draw_multiplications, multiplication
-from pangu_jax.data.prosqa import CONCEPTS, HOPS, NAMES, draw_graph, draw_prosqa
+from pangu_jax.data.prosqa import (
+    CONCEPTS,
+    HOPS,
+    NAMES,
+    by_distance,
+    draw_graph,
+    draw_prosqa,
+    symbols,
+)
 
 
 def lines(path):
@@ -139,6 +149,28 @@ def test_a_drawn_question_has_one_right_answer():
         without = words - {end for _, end in edges}
         assert without <= set(NAMES) and words - without <= set(CONCEPTS)
     assert draw_prosqa(2, seed=3) == draw_prosqa(60, seed=3)[:2] != draw_prosqa(2, seed=4)
+
+
+def test_several_processes_draw_the_same_problems(monkeypatch):
+    monkeypatch.setattr(prosqa, "WORKER_DRAWS", 3)
+    assert draw_prosqa(7, seed=3, workers=2) == draw_prosqa(7, seed=3)
+
+
+def test_a_question_in_symbols_says_the_same():
+    for problem in draw_prosqa(20, seed=5):
+        short, edges = symbols(problem), parsed(problem)[0]
+        *known, asked = short.question.split(" ; ")
+        assert [tuple(edge.split()) for edge in known] == edges
+        who, one, other, mark = asked.split()
+        assert problem.question.endswith(f"Is {who} a {one} or {other}?") and mark == "?"
+        assert f"{who} is a {short.answer}." == problem.answer
+        chain = [step.split() for step in short.steps]
+        assert chain[0][0] == who and chain[-1][1] == short.answer
+        written = [step.removeprefix("Every ") for step in problem.steps]
+        assert [f"{start} is a {end}." for start, end, _ in chain] == written
+        assert by_distance(short.question) == by_distance(problem.question) is not None
+    with pytest.raises(InputError, match=r"no question of ProsQA: 'Is it'"):
+        symbols(dataclasses.replace(problem, question="Is it"))
 
 
 def statistics(nodes, edges, parents, hops):

@@ -9,7 +9,7 @@ from pathlib import Path
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem, read_problems
 from pangu_jax.data.multiplication import draw_multiplications
-from pangu_jax.data.prosqa import draw_prosqa
+from pangu_jax.data.prosqa import draw_prosqa, symbols
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.data.word_tokenizer import opened, word_files
 from pangu_jax.reasoning.latent.held_out import hashes, not_among
@@ -28,7 +28,8 @@ MULTIPLICATION = re.compile(r"mult(\d+)x(\d+)")
 TEST_SEED = 2**31 - 1  # of drawn test questions, away from those that anybody trains with
 # Files that a name stands for, in the folder of data, .gz or not: to train on, to measure on.
 FILES = {"gsm8k": ("gsm8k_train.jsonl", "gsm8k_test.jsonl")}
-KNOWN = "mult4x4 (any mult<D>x<D>), prosqa, gsm8k, or a .jsonl file"
+PROSQA, SYMBOLS = "prosqa", "prosqa-symbols"
+KNOWN = f"mult4x4 (any mult<D>x<D>), {PROSQA}, {SYMBOLS}, gsm8k, or a .jsonl file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,23 +108,31 @@ def encode_task(task: Task, files: Mapping[str, bytes], plans: int = 0) -> Ids:
 
 
 def read_task(
-    name: str, *, test: str | Path | None, problems: int, tests: int, seed: int = 0
+    name: str,
+    *,
+    test: str | Path | None,
+    problems: int,
+    tests: int,
+    seed: int = 0,
+    workers: int = 1,
 ) -> Task:
     """The task of that name.
 
     Args:
-      name: mult4x4 and the like, or prosqa, whose problems are drawn; or a file, which is read.
+      name: mult4x4 and the like, or prosqa or prosqa-symbols (see `data.prosqa`), whose problems
+        are drawn; or a file, which is read.
       test: a file with the problems to measure on, in the order in which they are taken; None draws
         them, or takes the last ones of the file.
       problems: how many are drawn to train on; of a file all are taken.
       tests: most problems to measure on.
       seed: of the drawn training problems.
+      workers: processes that draw ProsQA's problems; see `draw_prosqa`.
 
     Raises:
       InputError: an unknown name, a file that cannot be read, or too few problems.
     """
     drawn = is_drawn(name)
-    training = _draw(name, problems, seed) if drawn else read_problems(name)
+    training = _draw(name, problems, seed, workers) if drawn else read_problems(name)
     testing = test_problems(name, test=test, tests=tests)
     training = not_among(training, hashes(testing))
     if not training:
@@ -159,7 +168,8 @@ def located(
 def test_problems(name: str, *, test: str | Path | None, tests: int) -> list[Problem]:
     """The problems that a task measures on; see `read_task`."""
     if test is not None:
-        return read_problems(test)[:tests]
+        found = read_problems(test)[:tests]
+        return list(map(symbols, found)) if name == SYMBOLS else found
     return _draw(name, tests, TEST_SEED) if is_drawn(name) else read_problems(name)[-tests:]
 
 
@@ -169,7 +179,7 @@ def is_drawn(name: str) -> bool:
     Raises:
       InputError: it is neither that nor a file.
     """
-    if name == "prosqa" or MULTIPLICATION.fullmatch(name):
+    if name in (PROSQA, SYMBOLS) or MULTIPLICATION.fullmatch(name):
         return True
     if not Path(name).exists():
         raise InputError(f"there is no task {name!r}; known: {KNOWN}")
@@ -178,7 +188,7 @@ def is_drawn(name: str) -> bool:
 
 def chance(name: str) -> float | None:
     """The share of right answers by guessing among what a question offers."""
-    return 0.5 if name == "prosqa" else None
+    return 0.5 if name in (PROSQA, SYMBOLS) else None
 
 
 def _file(name: str, data: str | Path) -> str:
@@ -188,9 +198,10 @@ def _file(name: str, data: str | Path) -> str:
     raise InputError(f"the folder {data} has no file {name} or {name}.gz")
 
 
-def _draw(name: str, count: int, seed: int) -> list[Problem]:
-    if name == "prosqa":
-        return draw_prosqa(count, seed=seed)
+def _draw(name: str, count: int, seed: int, workers: int = 1) -> list[Problem]:
+    if name in (PROSQA, SYMBOLS):
+        found = draw_prosqa(count, seed=seed, workers=workers)
+        return list(map(symbols, found)) if name == SYMBOLS else found
     sizes = re.findall(r"\d+", name)
     if sizes[0] != sizes[1]:
         raise InputError(f"{name}: both factors must have the same number of digits")

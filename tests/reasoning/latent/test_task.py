@@ -8,6 +8,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
+from pangu_jax.data.prosqa import draw_prosqa
 from pangu_jax.reasoning.latent.task import encode_task, located, read_task, words_of
 
 
@@ -60,6 +61,16 @@ def test_drawn_tests_are_the_same_for_every_training_seed():
     one, two = (read_task("mult2x2", test=None, problems=9, tests=5, seed=s) for s in (0, 1))
     assert one.testing == two.testing and one.training != two.training
     assert one.chance is None and read_task("prosqa", test=None, problems=1, tests=1).chance == 0.5
+
+
+def test_prosqa_in_symbols_takes_its_tests_from_the_same_file(tmp_path):
+    rows = [dataclasses.asdict(x) for x in draw_prosqa(2, seed=7)]
+    path = tmp_path / "tests.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = read_task("prosqa-symbols", test=path, problems=2, tests=2)
+    assert [x.answer for x in task.testing] == [row["answer"].split()[-1][:-1] for row in rows]
+    assert len(task.training) == 2 and task.chance == 0.5
+    assert all(x.question.endswith(" ?") for x in (*task.training, *task.testing))
 
 
 def test_a_task_as_ids(tmp_path):
