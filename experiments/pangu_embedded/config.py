@@ -104,7 +104,7 @@ class Learning:
     Attributes:
       layers: of the decoder.
       width: of the decoder.
-      digits: of the numbers that are added, and of those that are multiplied by a single digit.
+      digits: of the numbers that are added, at most.
       until: share of held-out questions answered right at which learning from solutions ends.
       sft_steps: most steps of that.
       updates: of reinforcement learning.
@@ -121,13 +121,13 @@ class Learning:
     width: int
     digits: int
     updates: int
-    until: float = 0.4
+    until: float = 0.3
     sft_steps: int = 4000
     seeds: tuple[int, ...] = (0, 1, 2)
     batch: int = 32
     group: int = 8
     questions: int = 1024
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     sft_rate: float = 1e-3
     dtype: str = "float32"
 
@@ -149,7 +149,7 @@ STALENESS = {
         Speed(2, 64, 12, mean=30.0, batch=4, group=4, slots=16),
         Learning(2, 64, 1, 60, 0.4, 1500, (0,), 8, 8, 128),
     ),
-    "gpu": Staleness(Speed(6, 384, 40), Learning(4, 192, 3, 200, batch=64)),
+    "gpu": Staleness(Speed(6, 384, 40), Learning(4, 192, 4, 200, batch=64)),
 }
 
 

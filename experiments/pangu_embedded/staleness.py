@@ -9,14 +9,15 @@ Speed: a decoder writes answers of told log-normal lengths and is trained on the
 one device, at several bounds. What a token and an update take is taken from the synchronous run,
 and the simulator says from it what the others should take (`Costs.shared`).
 
-Learning: for each seed a small decoder learns sums and products from solutions until some of the
-held-out questions are right, and goes on by rewards: synchronous; at a bound of 4, corrected; and
+Learning: for each seed a small decoder learns sums from solutions until some of the held-out
+questions are right, and goes on by rewards: synchronous; at a bound of 4, corrected; and
 at a bound of 8, not corrected. Slots are as many as answers may be under way, so that ages come up
 to the bound.
 
 Writes runs/<name>/results.json and report.md and prints the tables. A run that was stopped keeps
 the cells that it has, and goes on within training by rewards; a base's training and a measurement
-of speed begin again. --minutes ends it after the cell that goes beyond them.
+of speed begin again. --minutes ends it after the cell that goes beyond them, --part takes one of
+the two, --seeds some of the seeds; the report has the seeds that are whole.
 """
 
 import dataclasses
@@ -58,30 +59,46 @@ ARMS = {
 def main() -> None:
     parser = options.parser(__doc__, STALENESS, data=None)
     parser.add_argument("--minutes", type=float, help="no cell is begun after so long")
+    parser.add_argument("--part", choices=("speed", "learning"), help="what is computed now")
+    parser.add_argument("--seeds", nargs="+", type=int, help="of those of the preset")
     given = parser.parse_args()
     experiment, folder = options.chosen(given, STALENESS, "pangu_embedded_staleness")
     cells = begin(folder, experiment, device=report.machine())
     ends = time.monotonic() + 60 * (1e9 if given.minutes is None else given.minutes)
-    for name, make in _all(experiment, folder, cells):
+    for name, make in _all(experiment, folder, cells, given):
         if name not in cells.results and time.monotonic() > ends:
             say(f"the time is over before {name}; the same command goes on")
-            return
+            break
         cell(cells, name, make, shown=lambda found: f"{found['shown']:.3f}")
-    text = f"{_speeds(cells, experiment.speed)}\n\n{_learned(cells, experiment.learning)}"
+    text = _text(cells, experiment)
     report.write(folder, f"# Staleness\n\n{text}\n\n{report.machine()}\n")
     print(text)
 
 
-def _all(experiment: Any, folder: Path, cells: Cells):
-    """Every cell's name, and what computes it."""
+def _all(experiment: Any, folder: Path, cells: Cells, given: Any):
+    """The name of every cell to compute now, and what computes it."""
     speed, learning = experiment.speed, experiment.learning
     run = Timed(speed)
-    for bound in speed.bounds:
+    for bound in speed.bounds if given.part != "learning" else ():
         yield f"speed/{bound}", partial(run.measure, bound)
-    for seed in learning.seeds:
+    for seed in learning.seeds if given.part != "speed" else ():
+        if given.seeds is not None and seed not in given.seeds:
+            continue
         yield f"base/{seed}", partial(_base, learning, folder, seed)
         for arm in ARMS:
             yield f"{arm}/{seed}", partial(_arm, learning, folder, cells, arm, seed)
+
+
+def _text(cells: Cells, experiment: Any) -> str:
+    """The tables of what is whole."""
+    speed, learning, known = experiment.speed, experiment.learning, cells.results
+    parts = []
+    if all(f"speed/{bound}" in known for bound in speed.bounds):
+        parts.append(_speeds(cells, speed))
+    whole = [s for s in learning.seeds if all(f"{arm}/{s}" in known for arm in ("base", *ARMS))]
+    if whole:
+        parts.append(_learned(cells, whole))
+    return "\n\n".join(parts)
 
 
 class Told(LocalSampler):
@@ -247,11 +264,11 @@ def _arm(experiment: Learning, folder: Path, cells: Cells, arm: str, seed: int) 
     }
 
 
-def _learned(cells: Cells, cfg: Learning) -> str:
-    bases = [cells.results[f"base/{seed}"]["right"] for seed in cfg.seeds]
+def _learned(cells: Cells, seeds: list[int]) -> str:
+    bases = [cells.results[f"base/{seed}"]["right"] for seed in seeds]
     rows = [("from solutions", mean_std(bases), "", "", "", "")]
     for arm in ARMS:
-        found = [cells.results[f"{arm}/{seed}"] for seed in cfg.seeds]
+        found = [cells.results[f"{arm}/{seed}"] for seed in seeds]
         each = ", ".join(f"{one['right']:.3f}" for one in found)
         gains = mean_std([one["gain"] for one in found])
         ages = f"{np.mean([one['mean_age'] for one in found]):.2f}"

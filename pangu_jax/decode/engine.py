@@ -80,6 +80,7 @@ class _Text:
     """A request in a slot."""
 
     number: int
+    slot: int
     stops: frozenset[int]
     left: int  # tokens that have not been asked of the device yet
 
@@ -240,11 +241,11 @@ class Engine:
                 break
             new.append(self._waiting.popleft())
         texts = [
-            _Text(number, frozenset(map(int, x.stop_ids)), x.max_new_tokens - 1)
-            for number, x in new
+            _Text(number, slot, frozenset(map(int, x.stop_ids)), x.max_new_tokens - 1)
+            for (number, x), slot in zip(new, free, strict=False)
         ]
-        for slot, text in zip(free, texts, strict=False):
-            self._texts[slot] = text
+        for text in texts:
+            self._texts[text.slot] = text
         self._state, made = device.admit(
             self.params,
             self._state,
@@ -293,18 +294,19 @@ class Engine:
 
     def _look(self, asked: _Asked, made: device.Made) -> Iterator[TokenDelta]:
         """The deltas that a result holds for requests that have not been canceled or ended."""
+        draws = jax.tree.leaves(made.draws)
         for row, text in enumerate(asked.texts):
-            if text is None or text not in self._texts:
+            if text is None or self._texts[text.slot] is not text:
                 continue
             count = int(made.count[row])
             text.left += asked.count - count  # the device ended early, as a slot was wanted
             if not count:
                 continue
-            ids, *scores = (x[:count, row] for x in jax.tree.leaves(made.draws))
+            ids, *scores = (x[:count, row] for x in draws)
             end: FinishReason | None = None
             if not made.active[row]:
                 end = "stop" if int(ids[-1]) in text.stops else "length"
-                self._texts[self._texts.index(text)] = None
+                self._texts[text.slot] = None
             versions = np.full(count, made.version, np.int32)
             yield TokenDelta(text.number, ids, *scores, versions, end)
 
