@@ -28,6 +28,7 @@ class Plan:
       longest: most tokens of the question and of the chain of problems that are trained on; None
         trains on all. All are measured on.
       most_removed: of icot, after how many tokens all the rest goes at once; 0 for no such jump.
+      first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
     """
 
     task: str
@@ -45,6 +46,7 @@ class Plan:
     methods: tuple[str, ...] = tuple(METHODS)
     longest: tuple[int, int] | None = None
     most_removed: int = 0
+    first_steps: int | None = None
 
     def curriculum(self, method: str, steps: int | None = None) -> CurriculumConfig:
         """The curriculum of a method, of so many steps or the plan's."""
@@ -54,6 +56,7 @@ class Plan:
             self.stages,
             self.slots_per_stage,
             most_removed=self.most_removed,
+            first_steps=None if method == "icot" else self.first_steps,
         )
 
 
@@ -96,8 +99,9 @@ _MULTIPLICATION = Plan(
 _PROSQA = Plan(
     "prosqa-symbols",
     "dense-shallow",
-    steps=20_000,
-    stage_steps=2_500,
+    steps=32_000,
+    stage_steps=2_000,
+    first_steps=15_000,
     stages=6,
     token_steps=300,
     problems=200_000,

@@ -16,6 +16,7 @@ from pangu_jax.reasoning.rl_trainer import make_score
 from pangu_jax.reasoning.rollout import Rollout, make_batch
 
 ROWS = 32  # that transformers answers at once
+FREE = 2**33  # bytes, more than the model and its caches take
 DRAWN = 8  # answers whose log-probabilities are computed again
 
 
@@ -98,8 +99,10 @@ def _of_transformers(folder, texts, prompts, stops, most) -> tuple[list[list[int
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # On the processor: one that shares a GPU with jax may find too little memory left.
-    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    # jax may hold all of the GPU's memory.
+    roomy = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > FREE
+    device = "cuda" if roomy else "cpu"
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
     same = None
     if (folder / "tokenizer.json").is_file():
         read = AutoTokenizer.from_pretrained(folder)
@@ -113,8 +116,8 @@ def _of_transformers(folder, texts, prompts, stops, most) -> tuple[list[list[int
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rows])
         with torch.no_grad():
             out = theirs.generate(
-                padded,
-                attention_mask=mask,
+                padded.to(device),
+                attention_mask=mask.to(device),
                 do_sample=False,
                 max_new_tokens=most,
                 eos_token_id=list(stops),

@@ -169,8 +169,12 @@ def main(options: Options) -> None:
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     if options.own == MethodConfig():  # as runs are that began before there was any
         del settings["own"]
-    if not options.curriculum.mixed:
-        settings["curriculum"] = {k: v for k, v in settings["curriculum"].items() if k != "mixed"}
+    newer = {"mixed": 0.0, "first_steps": None}
+    settings["curriculum"] = {
+        name: value
+        for name, value in settings["curriculum"].items()
+        if name not in newer or value != newer[name]
+    }
     folder = Path(options.out)
     with store.begin(model, folder, settings, free=FREE) as claim:
         _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)

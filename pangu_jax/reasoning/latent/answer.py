@@ -182,8 +182,10 @@ def _prompt(params, row, thought, cfg, how):
     """Ids, or with thoughts embeddings, float [T, D]."""
     if thought is None:
         return [*row.prefix, *row.tail]
-    ids = np.asarray([*row.prefix, *row.tail], np.int32)
-    rows = np.asarray(_embed(params, jnp.asarray(ids)[None], cfg, how))[0]
+    ids = [*row.prefix, *row.tail]
+    padded = np.zeros((1, round_up(len(ids))), np.int32)  # few lengths, few programs
+    padded[0, : len(ids)] = ids
+    rows = np.asarray(_embed(params, padded, cfg, how))[0, : len(ids)]
     parts = rows[: len(row.prefix)], np.asarray(thought), rows[len(row.prefix) :]
     return np.concatenate(parts)
 

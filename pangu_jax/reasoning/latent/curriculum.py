@@ -63,6 +63,8 @@ class CurriculumConfig:
       steps: optimizer steps in all.
       stage_steps: optimizer steps until the next step of the chain (or, of `icot`, token) goes; 0
         begins with the last stage, None gives the stages before it 7 of 10 steps together.
+      first_steps: optimizer steps before anything goes, where stages have steps; None is as many
+        as those of any other stage.
       stages: how many steps are replaced by slots, one after another, before the rest goes.
       slots_per_stage: thoughts or pauses for each of them.
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
@@ -81,11 +83,14 @@ class CurriculumConfig:
     smoothing: float = 4.0
     most_removed: int = 0
     mixed: float = 0.0
+    first_steps: int | None = None
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
             check_size(f"the curriculum's {name}", getattr(self, name))
         check_size("the curriculum's stage_steps", self.stage_steps or 0, least=0)
+        if self.first_steps is not None:
+            check_size("the curriculum's first_steps", self.first_steps)
         check_size("the curriculum's most_removed", self.most_removed, least=0)
         if not 0 <= self.mixed <= 1:
             raise InputError(f"the curriculum's mixed is a share of 0 to 1, got {self.mixed}")
@@ -118,10 +123,9 @@ def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
       its chain has as many steps, which is the released code with `pad_latent_to_max`.
     """
     del longest
-    per, length = cfg.slots_per_stage, _stage_steps(cfg, cfg.stages + 1)
-    stages = cfg.stages + 1 if length else 0
+    per, lengths = cfg.slots_per_stage, _stage_steps(cfg, cfg.stages + 1)
     mix = Mix(cfg.mixed, cfg.stages, per) if cfg.mixed else None
-    found = [Phase(length, per * stage, stage, mix=mix) for stage in range(stages)]
+    found = [Phase(steps, per * stage, stage, mix=mix) for stage, steps in enumerate(lengths)]
     return _with_last(found, Phase(1, per * cfg.stages, ALL, mix=mix), cfg)
 
 
@@ -134,20 +138,23 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
 
     Source: arXiv 2405.14838, sections 3 and 4.
     """
-    stages = min(longest, cfg.most_removed or longest)
-    length = _stage_steps(cfg, stages)
-    stages = stages if length else 0
+    lengths = _stage_steps(cfg, min(longest, cfg.most_removed or longest))
     found = [
-        Phase(length, removed_tokens=count, smoothing=cfg.smoothing) for count in range(stages)
+        Phase(steps, removed_tokens=count, smoothing=cfg.smoothing)
+        for count, steps in enumerate(lengths)
     ]
     return _with_last(found, Phase(1, removed_steps=ALL), cfg)
 
 
-def _stage_steps(cfg: CurriculumConfig, stages: int) -> int:
-    """The length of each of so many stages before the last one."""
-    if cfg.stage_steps is not None:
-        return cfg.stage_steps
-    return max(7 * cfg.steps // 10 // max(stages, 1), 1)
+def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:
+    """The lengths of so many stages before the last one; none where they have no steps."""
+    length, first = cfg.stage_steps, cfg.first_steps
+    if length == 0 or stages < 1:
+        return []
+    if length is None:
+        shared, parts = (cfg.steps, stages) if first is None else (cfg.steps - first, stages - 1)
+        length = max(7 * shared // 10 // max(parts, 1), 1)
+    return [length if first is None else first, *[length] * (stages - 1)]
 
 
 def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple[Phase, ...]:
@@ -159,7 +166,7 @@ def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple
     left = cfg.steps - sum(phase.steps for phase in phases)
     if left < 1:
         raise InputError(
-            f"{len(phases)} stages of {phases[0].steps} steps and a last one without a chain need "
+            f"{len(phases)} stages of {phases[-1].steps} steps and a last one without a chain need "
             f"more than {cfg.steps} steps; give more steps, or shorter stages"
         )
     return (*phases, dataclasses.replace(last, steps=left))

@@ -75,6 +75,13 @@ def test_steps_go_one_by_one_and_the_rest_at_the_end():
     phases = method("coconut").phases(cfg, 9)
     assert phases == (Phase(10), Phase(10, 3, 1), Phase(10, 6, 2), Phase(20, 6, ALL))
     assert from_json(Phase, to_json(phases[-1])) == phases[-1]
+    longer = method("coconut").phases(dataclasses.replace(cfg, first_steps=15), 9)
+    assert [phase.steps for phase in longer] == [15, 10, 10, 15]
+    assert [dataclasses.replace(x, steps=1) for x in longer] == [
+        dataclasses.replace(x, steps=1) for x in phases
+    ]
+    shared = CurriculumConfig(100, stages=2, first_steps=60)
+    assert [phase.steps for phase in method("pause").phases(shared, 9)] == [60, 14, 14, 12]
     now = CurriculumConfig(50, stage_steps=0, stages=2)
     assert method("pause").phases(now, 9) == (Phase(50, 2, ALL),)
 
