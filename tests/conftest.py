@@ -166,8 +166,9 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-# Tests with these markers run when they are asked for, by `-m parity` or `-m slow`.
+# Tests with these markers run when they are asked for, by `-m parity` and the like.
 ASKED = {
+    "long": "takes long: run `make long`",
     "parity": "compares with torch: run `make parity`",
     "slow": "takes minutes: run `make slow`",
 }
@@ -175,9 +176,8 @@ ASKED = {
 
 def pytest_collection_modifyitems(config, items):
     """Leaves out what was not asked for."""
-    for marker, reason in ASKED.items():
-        if marker not in (config.getoption("-m") or ""):
-            skip = pytest.mark.skip(reason=reason)
-            for item in items:
-                if marker in item.keywords:
-                    item.add_marker(skip)
+    asked = config.getoption("-m") or ""
+    for item in items:
+        own = [marker for marker in ASKED if marker in item.keywords]
+        if own and not any(marker in asked for marker in own):
+            item.add_marker(pytest.mark.skip(reason=ASKED[own[-1]]))

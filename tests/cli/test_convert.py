@@ -183,6 +183,7 @@ finally:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_holds_a_few_tensors_and_neither_model_nor_file(tmp_path):
     """192 MB in tensors of 8 MB; jax's start takes some memory too."""

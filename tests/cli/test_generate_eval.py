@@ -147,6 +147,7 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
     assert out.read_bytes() == text
 
 
+@pytest.mark.long
 def test_a_model_thinks_softly_before_it_writes(run_folder, tmp_path, capsys):
     soft = ["--soft-thinking", "--think-end", ":", "--think-tokens", 3, "--max-new-tokens", 4]
     soft += ["--think-noise", 1.0]  # of the same key from Python

@@ -75,6 +75,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
     assert call(*arguments) == 143
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -139,6 +140,7 @@ def test_markers_keep_what_a_run_trained_them_to(run, tiny_run, tmp_path, begun)
         np.testing.assert_allclose(drawn[257:261], [mean.mean(0)] * 4, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     tmp_path, capsys, begun, monkeypatch
 ):
@@ -207,6 +209,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
     assert "was not made by `pangu-jax latent train`" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsys):
     assert call("probe", run, "--task", "mult2x2", "--tests", 40, "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

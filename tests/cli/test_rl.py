@@ -89,6 +89,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
     assert "another staleness" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["dapo", "dr-grpo"])
 def test_other_algorithms_run_ahead(asked, tmp_path, algorithm):
     arguments, _ = asked

@@ -181,6 +181,7 @@ def test_similar_calls_share_a_compilation(at_most):
         assert len(list(stream(model(DENSE), [1] * length, **options, max_new_tokens=10))) == 10
 
 
+@pytest.mark.long
 def test_parameters_split_over_devices_give_the_same_text():
     layout = Layout(make_mesh(data=2, tensor=2, expert=2), preset("tensor+expert"))
     where = shardings(decoder.spec(CFG), layout)

@@ -87,6 +87,7 @@ assert "pangu_jax.models" not in sys.modules
 """
 
 
+@pytest.mark.long
 def test_the_command_exports_a_forecaster(tmp_path, capsys):
     """And a process that knows no model forecasts from it, however many windows it is given."""
     model, out = trained(3), tmp_path / "out"

@@ -60,6 +60,7 @@ def folder(tmp_path_factory, params):
     return folder
 
 
+@pytest.mark.long
 def test_any_batch_size_gives_what_the_model_gives(folder, params):
     artifact, run = open_runner(folder)
     assert artifact.platforms == ("cpu", "cuda", "tpu")

@@ -111,6 +111,7 @@ def test_nnx_trains(x):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.long
 def test_a_whole_decoder_with_its_runs_becomes_a_module():
     cfg = presets.uniform(
         11, 8, 2, AttentionConfig(1, 2, 4), moe=MoEConfig(experts=4, groups=2, top_k=1, width=4)

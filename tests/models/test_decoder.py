@@ -102,6 +102,7 @@ def test_packed_documents_equal_documents_alone():
     np.testing.assert_array_equal(changed.router[1].load, packed.router[1].load)
 
 
+@pytest.mark.long
 def test_remat_and_unrolling_change_no_gradient():
     cfg = dataclasses.replace(MIXED, layers=(ROUTED, ROUTED))
     params, x = model(cfg), tokens(2, 5)

@@ -171,6 +171,7 @@ def test_parameter_counts_are_those_of_the_used_tensors():
     assert not any("offset" in name or "rate" in name for name in names)
 
 
+@pytest.mark.long
 def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
     params = initial(SMALL, (0,))
     series = jnp.asarray(np.random.default_rng(0).normal(size=(60, 3)), jnp.float32)

@@ -213,6 +213,7 @@ def expected(make, **options):
     return want
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impl", [*IMPLS, "mosaic", "tpu"])
 def test_extreme_steps_give_finite_values_and_gradients(impl):
     arguments = extreme()

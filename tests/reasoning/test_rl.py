@@ -168,6 +168,7 @@ def test_a_run_repeats_bit_for_bit():
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.long
 def test_on_several_devices_it_is_the_same_run_and_goes_on_as_one(tmp_path):
     """To rounding: the answers, and what they are trained to."""
     layout = Layout(make_mesh(data=2, fsdp=2, tensor=2), preset("fsdp+tensor"))

@@ -233,6 +233,7 @@ def story_text(data_dir):
     return path.read_bytes().decode("utf-8")
 
 
+@pytest.mark.long
 def test_the_tokenizer_equals_greedy_merging_on_both_files(data_dir, stories, story_text):
     """Every id of 4.4 MB of text.
 

@@ -134,6 +134,7 @@ def test_a_step_is_adam_as_written_in_its_paper():
         np.testing.assert_allclose(np.asarray(after)[close], want[close], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.long
 def test_it_stops_after_patience_and_keeps_the_best(monkeypatch):
     monkeypatch.setattr(forecast, "CHUNK", 8)  # and four single steps
     # A rate so large that later epochs only get worse.

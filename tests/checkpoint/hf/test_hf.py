@@ -103,6 +103,7 @@ def test_small_shards_have_an_index_and_say_the_same(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rules", ["fsdp", "expert"])
 def test_each_device_gets_its_part_of_every_tensor(rules):
     where = Layout(make_mesh(**{rules: 4}, devices=jax.devices()[:4]), preset(rules))

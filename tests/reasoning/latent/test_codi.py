@@ -102,6 +102,7 @@ def found(wise, problems, markers):
     return total(params), asked
 
 
+@pytest.mark.long
 def test_loss_and_gradients_are_those_of_rows_one_by_one(naive, wise, found, markers):
     params, cfg = wise
     ((total, (rows, parts)), grads), asked = found

@@ -65,6 +65,7 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, markers):
     cfg = decoder.DecoderConfig(
         16, 8, (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),) * 3, max_length=64
@@ -98,6 +99,7 @@ def test_thoughts_that_are_computed_again_give_the_same(model, found):
     )
 
 
+@pytest.mark.long
 def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, problems, markers):
     params, cfg = model
     rows = [coconut.slots(problems[i], Phase(1, n, 1), markers, 0) for i, n in ((0, 2), (1, 1))]
