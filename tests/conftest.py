@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -175,9 +176,17 @@ ASKED = {
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what was not asked for."""
-    asked = config.getoption("-m") or ""
+    """Leaves out what was not asked for.
+
+    `long(but=3)` leaves the first three cases of a test in.
+    """
+    asked, cases = config.getoption("-m") or "", Counter()
     for item in items:
         own = [marker for marker in ASKED if marker in item.keywords]
+        if own == ["long"]:
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] <= item.get_closest_marker("long").kwargs.get("but", 0):
+                continue
         if own and not any(marker in asked for marker in own):
             item.add_marker(pytest.mark.skip(reason=ASKED[own[-1]]))

@@ -64,6 +64,7 @@ def wide(folder, width=256):
 READ = [kind.name for kind in gguf.quants._type_traits]
 
 
+@pytest.mark.long(but=8)
 @pytest.mark.parametrize("kind", sorted(READ))
 def test_every_type_of_numbers_that_the_library_reads(kind, tmp_path):
     wide(tmp_path)

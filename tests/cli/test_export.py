@@ -183,6 +183,7 @@ def test_what_is_wrong_is_said_in_one_sentence(exported, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_run_in_a_process_without_model_code(exported):
     code = (
         "import sys; from pangu_jax.cli.main import main\n"

@@ -95,6 +95,7 @@ def answers_in(path):
     return {answer["line"]: answer for answer in found}
 
 
+@pytest.mark.long
 def test_the_prompts_of_a_file_are_answered_line_by_line(run_folder, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, "--batch", 2]

@@ -35,6 +35,7 @@ def run(tiny_run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_eval_measures_a_run_and_its_ablations(run, capsys):
     assert call("eval", run, "--tests", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -246,6 +247,7 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert "pause, which has no thoughts" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.onnx
 def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
     options = ("--target", "ascend", "--soc", "Ascend310P3", "--profiles", "16", "--cache", "24")

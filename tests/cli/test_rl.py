@@ -59,6 +59,7 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsys, monkeypatch):
     arguments, seen = asked
     whole, part = tmp_path / "whole", tmp_path / "part"

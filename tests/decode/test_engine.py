@@ -143,6 +143,7 @@ def check_scores(params, cfg, request, answer):
 
 
 # Gemma 2 has the windows of Mistral in every other layer.
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "family", ["own", pytest.param("mistral", marks=pytest.mark.slow), "gemma2"]
 )

@@ -145,6 +145,7 @@ def test_a_row_ends_with_its_stop_token_and_the_rest_goes_on():
         assert (row[length:] == 0).all()
 
 
+@pytest.mark.long
 def test_the_loop_ends_when_every_row_has_stopped():
     """Not after max_new_tokens steps: these would take minutes."""
     options = {"cfg": DENSE, "stop_ids": range(0, 23, 2), "sampling": HOT}
@@ -156,6 +157,7 @@ def test_the_loop_ends_when_every_row_has_stopped():
     assert out.rows() == short.rows()
 
 
+@pytest.mark.long
 def test_similar_calls_share_a_compilation(at_most):
     """moge.md 6, test 23: a program to read prompts of a size, one for the loop."""
     options = {"cfg": DENSE, "sampling": HOT}

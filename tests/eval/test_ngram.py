@@ -84,6 +84,7 @@ def test_higher_orders_help_on_real_source():
     assert 1.8 < scores[3] < 2.5
 
 
+@pytest.mark.long
 def test_on_real_source_too_the_probabilities_are_those_of_dictionaries():
     training, testing = stdlib_parts()
     training, text = training[:8], testing[0][:3000]

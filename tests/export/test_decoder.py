@@ -139,6 +139,7 @@ def check_model(params, cfg, folder, *, experts="dense"):
 SLOW = {"llama2", "llama3", "mistral", "qwen3_moe_fused"}
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES]
 )

@@ -97,6 +97,7 @@ print(len(rows))
 """
 
 
+@pytest.mark.long
 def test_it_runs_in_a_process_that_knows_no_model(folder):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FRESH.format(folder=str(folder))],

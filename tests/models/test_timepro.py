@@ -85,6 +85,7 @@ def test_forecasts_are_theirs(figures):
     assert difference(figures, np.float32) < 1e-4
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     "change", ["taps", "softmax", "scale", "gelu", "eps", "flip", "skip", "step"]
 )

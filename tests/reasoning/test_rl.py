@@ -309,6 +309,7 @@ WINDOWED = dataclasses.replace(
 )
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "temperature, cfg, dtype, off",
     [

@@ -125,6 +125,7 @@ def test_what_released_files_leave_out():
     assert specs.count(embedder.spec(cfg)) == 7_851_016_192
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("case", ["mistral", "gemma2", "qwen3"])
 def test_decoders_without_a_head(case, tmp_path):
     """As transformers saves a MistralModel: names without "model.", no head; and back."""

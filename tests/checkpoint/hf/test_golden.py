@@ -69,6 +69,7 @@ def test_logits_are_those_of_pytorch(case):
     assert difference <= TOLERANCE
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("case", [c for c in CASES if (GOLDEN / c / "gradients.npz").exists()])
 def test_gradients_are_those_of_pytorch(case, tmp_path):
     params, cfg = load(case)
@@ -94,6 +95,7 @@ def test_two_experts_of_each_group():
     assert distance(logits, "pangu_pro_moe") > VISIBLE
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("case", CASES)
 def test_every_leaf_matters(case):
     """Shifting the values of any one leaf by a place changes the logits."""

@@ -60,6 +60,7 @@ def copied(case, tmp_path, *, config=None, change=None):
     return folder
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_what_was_read_bit_by_bit(case, tmp_path):
     params, cfg = hf.load(GOLDEN / case)

@@ -90,6 +90,7 @@ def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
         assert float(jnp.abs(table[jnp.asarray(row.prefix)]).max()) > 1e-2
 
 
+@pytest.mark.long
 def test_thoughts_that_are_computed_again_give_the_same(model, found):
     (loss, grads), rows = found
     params, cfg = model
@@ -115,6 +116,7 @@ def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, probl
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_half_precision_is_near(model, found):
     (loss, _), rows = found
     params, cfg = model
