@@ -86,6 +86,7 @@ def files(folders):
 def test_bad_input_ends_in_one_sentence(kind, make):
     for arguments, words in bad_input.KINDS[kind](make):
         before, begin = files(make.recent), time.monotonic()
+        PICKLES.clear()  # other tests may start processes, which send pickles
         status, err = call(arguments)
         where = f"{arguments}: {err}"
         assert status == 2, where
