@@ -147,6 +147,7 @@ safetensors_files.header = lambda path: os._exit(9) if ".out." in str(path) else
 """
 
 
+@pytest.mark.long
 def test_what_a_killed_convert_left_is_cleared_by_the_next(tmp_path, capsys):
     code = "from pangu_jax.checkpoint.safetensors_files import header as real\n" + KILLED
     code += f"main(['convert', {str(GOLDEN / 'llama2')!r}, {str(tmp_path / 'out')!r}])"

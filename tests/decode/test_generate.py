@@ -107,6 +107,7 @@ def test_greedy_text_is_that_of_a_full_forward_for_every_token():
     assert out.lengths.tolist() == [12, 12, 12]
 
 
+@pytest.mark.long
 def test_a_row_has_the_text_it_would_have_alone():
     """moge.md 6, test 20: batch invariance, with what is drawn as well; keys change the draws."""
     options = {"cfg": CFG, "max_new_tokens": 12, "sampling": HOT}

@@ -54,6 +54,7 @@ def test_true_pairs_are_equal_false_ones_not_and_threads_change_nothing(judge):
     check(judge, every)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_hangs_returns_in_time_and_leaves_the_pool_whole_until_it_is_closed(count):
     judge = Judge(workers=2, seconds=0)

@@ -104,6 +104,7 @@ def test_on_real_source_too_the_probabilities_are_those_of_dictionaries():
     np.testing.assert_allclose(probabilities(fit(training), text), want, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_best_order_is_that_of_the_held_out_texts():
     training = [text[:2000] for text in stdlib_parts()[0][:21]]
     bits = dict.fromkeys(range(1, 4), 0.0)

@@ -139,7 +139,7 @@ def check_model(params, cfg, folder, *, experts="dense"):
 SLOW = {"llama2", "llama3", "mistral", "qwen3_moe_fused"}
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES]
 )
@@ -199,6 +199,7 @@ def test_a_single_program_keeps_its_weights_inside_unless_asked(tmp_path):
         assert Session(folder / "prefill_4.onnx")(one.programs[0].samples["random"])["logits"].any()
 
 
+@pytest.mark.long
 def test_half_precision_checkpoints_are_exported_in_float32(tmp_path):
     params, cfg, _ = open_checkpoint(GOLDEN / "qwen2", dtype="bfloat16")
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)

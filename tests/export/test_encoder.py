@@ -49,7 +49,7 @@ def call(*words):
     return end.value.code
 
 
-@pytest.mark.long(but=2)
+@pytest.mark.long(but=1)
 @pytest.mark.onnx
 @pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "last", "max"])
 def test_onnx_gives_the_models_vectors_and_is_atc_clean(pooling, model, tmp_path):

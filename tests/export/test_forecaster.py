@@ -56,6 +56,7 @@ def test_forecasts_are_the_models_and_atc_clean(variates, sampling, tmp_path):
     assert sum(graph.operators.values()) < 3000
 
 
+@pytest.mark.long
 def test_members_are_averaged_and_scaled_back():
     model = trained(4, seeds=2)
     bundle = forecaster.bundle(model)

@@ -108,6 +108,7 @@ def test_it_runs_in_a_process_that_knows_no_model(folder):
     assert int(done.stdout) == 6
 
 
+@pytest.mark.long
 def test_the_check_script_passes_and_fails_as_it_should(folder, tmp_path):
     tool = Path(__file__).parents[2] / "tools" / "check_artifact.py"
     out = tmp_path / "out.json"

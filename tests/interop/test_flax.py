@@ -45,6 +45,7 @@ def x():
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
 
 
+@pytest.mark.long
 def test_linen_has_one_variable_a_leaf_with_its_axes_and_the_function_s_value(x):
     model = LinenModel()
     boxed = model.init(jax.random.key(0), x)["params"]

@@ -66,6 +66,7 @@ def test_runs_are_maximal_stretches_and_the_configuration_survives_json():
     assert from_json(decoder.DecoderConfig, to_json(MIXED)) == MIXED
 
 
+@pytest.mark.long
 def test_splitting_and_joining_runs_changes_nothing():
     params, x = model(MIXED), tokens(2, 5)
     want = apply(params, x).hidden

@@ -171,6 +171,7 @@ def test_gradients_equal_finite_differences(impl):
             assert abs(float((slopes[name] * way).sum()) - slope) < 1e-6 * max(1, abs(slope))
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     ("name", "softplus"),
     [

@@ -129,6 +129,7 @@ def plain(cfg):
     return jax.device_get(state.params)
 
 
+@pytest.mark.long
 def test_a_bound_of_zero_is_plain_synchronous_training_bit_for_bit():
     found, seen = run(SYNC)
     want = plain(SYNC)
@@ -137,6 +138,7 @@ def test_a_bound_of_zero_is_plain_synchronous_training_bit_for_bit():
     assert all(update["ages"] == [0, 0, 0] for update in seen)
 
 
+@pytest.mark.long
 def test_it_is_so_with_microbatches_a_reference_and_groups_that_are_replaced():
     policy = dataclasses.replace(DAPO, kl=0.05)
     more = {"policy": policy, "updates": 12, "accumulate": 3}
@@ -375,6 +377,7 @@ def test_partial_rollouts_and_dynamic_sampling_run():
     assert len(seen) == 12 and all(update["masked_groups"] == 0 for update in seen)
 
 
+@pytest.mark.long
 def test_a_kl_term_holds_the_policy_where_it_began(tmp_path):
     far = {}
     for kl in (1e-9, 10.0):

@@ -260,6 +260,7 @@ def test_the_tokenizer_equals_greedy_merging_on_both_files(data_dir, stories, st
     assert counts == [100_707, 2_093_471]
 
 
+@pytest.mark.long
 def test_greedy_text_is_the_documented_one(stories):
     params, cfg, where = open_checkpoint(stories)
     tokenizer = load_tokenizer(where)

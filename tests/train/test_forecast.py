@@ -221,6 +221,7 @@ def path_of(folder):
     return folder / "parts" / "metrics.jsonl"
 
 
+@pytest.mark.long
 def test_nothing_after_the_training_part_reaches_the_weights():
     values, spoilt = waves(), waves()
     spoilt[120:] = np.random.default_rng(9).normal(size=spoilt[120:].shape) * 50

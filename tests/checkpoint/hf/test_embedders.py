@@ -73,6 +73,7 @@ def test_the_numbers_are_torchs_and_every_leaf_matters(golden, folder):
     assert not unseen
 
 
+@pytest.mark.long
 def test_what_is_written_is_what_was_read(folder, tmp_path):
     params, cfg = hf.load(folder)
     for name, source in (("new", None), ("same", folder)):

@@ -60,6 +60,7 @@ def test_there_is_a_golden_copy_of_every_family():
     assert names == {name for name, family in hf.FAMILIES.items() if family.kind == "decoder"}
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_pytorch(case):
     params, cfg = load(case)

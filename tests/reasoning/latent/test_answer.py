@@ -49,6 +49,7 @@ def test_steps_and_answers_of_a_problem_are_never_read(ask, problems):
     assert ask("coconut", problems=bare) == ask("coconut")
 
 
+@pytest.mark.long
 def test_exchanged_thoughts_reach_the_answer_in_the_order_of_problems(ask, problems):
     seen = []
 

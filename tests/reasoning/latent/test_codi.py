@@ -125,6 +125,7 @@ def test_the_teachers_states_have_no_gradient_and_equal_ones_no_distance():
     np.testing.assert_allclose(codi.distance(one, two), codi.distance(-one, -two), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_answers_come_from_projected_thoughts(naive, wise, problems, markers):
     params, cfg = wise
     params, plain = thinker.written_out(params, cfg)

@@ -81,6 +81,7 @@ def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, mark
     np.testing.assert_allclose(layers, loss, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
     (loss, grads), rows = found
     cut = reference(naive, model, rows, step=lambda _, state: jax.lax.stop_gradient(state))
