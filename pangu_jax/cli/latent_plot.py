@@ -162,8 +162,7 @@ def draw(path: str, lines: Sequence[Mapping[str, Any]], shown: Shown, *, title: 
         figure = Figure(figsize=(17, 7.5), layout="constrained")
         figure.suptitle(title, fontsize=10)
         grid = figure.subplots(2, 4)
-        _lenses(figure, grid[:, 0], shown.lens, "logit lens")
-        _lenses(figure, grid[:, 1], shown.tuned, "tuned lens")
+        _lenses(figure, grid[:, :2], {"logit lens": shown.lens, "tuned lens": shown.tuned})
         _probes(figure, grid[:, 2], lines)
         _superposition(grid[0, 3], shown.spreads)
         _ablations(grid[1, 3], shown.scores)
@@ -173,15 +172,19 @@ def draw(path: str, lines: Sequence[Mapping[str, Any]], shown: Shown, *, title: 
         file.write(picture.getvalue())
 
 
-def _lenses(figure: Any, grid: Any, lens: Mapping[str, np.ndarray], title: str) -> None:
-    names = list(lens)
-    for axes, name in zip(grid, [names[0], names[-1]], strict=True):
-        image = axes.imshow(np.log10(lens[name]), aspect="auto", origin="lower", cmap="viridis_r")
-        figure.colorbar(image, ax=axes, label="log10 of the median place")
-        _thoughts(axes, lens[name].shape[1])
-        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
-        axes.yaxis.set_major_formatter(lambda layer, _: f"{layer + 1:.0f}")
-        axes.set(ylabel="layer", title=f"{title}: {name}")
+def _lenses(figure: Any, grid: Any, lenses: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """A column for each lens, a row for the first and the last target, in one scale of colors."""
+    names = list(next(iter(lenses.values())))
+    for row, name in zip(grid, [names[0], names[-1]], strict=True):
+        places = [np.log10(lens[name]) for lens in lenses.values()]
+        colors = {"vmin": np.min(places), "vmax": np.max(places), "cmap": "viridis_r"}
+        for axes, title, shown in zip(row, lenses, places, strict=True):
+            image = axes.imshow(shown, aspect="auto", origin="lower", **colors)
+            figure.colorbar(image, ax=axes, label="log10 of the median place")
+            _thoughts(axes, shown.shape[1])
+            axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+            axes.yaxis.set_major_formatter(lambda layer, _: f"{layer + 1:.0f}")
+            axes.set(ylabel="layer", title=f"{title}: {name}")
 
 
 def _probes(figure: Any, grid: Any, lines: Sequence[Mapping[str, Any]]) -> None:
