@@ -109,7 +109,7 @@ _PROSQA = Plan(
     test_file="prosqa_test.jsonl.gz",
     batch=128,
     learning_rate=3e-4,
-    methods=("coconut", "pause", "cot", "no-cot", "codi", "looped"),
+    methods=("coconut", "pause", "cot", "no-cot", "codi", "looped", "adaptive"),
 )
 # With SmolLM2's tokens, 5,183 of GSM8K's 7,473 training questions are so short.
 _GSM8K = Plan(
@@ -125,7 +125,7 @@ _GSM8K = Plan(
     tests=1_319,
     batch=64,
     learning_rate=1e-4,
-    methods=tuple(name for name in METHODS if name != "looped"),
+    methods=tuple(name for name in METHODS if name not in ("looped", "adaptive")),
     longest=(80, 48),
 )
 
@@ -142,7 +142,7 @@ PRESETS = {
                 problems=200,
                 tests=20,
                 batch=8,
-                methods=("cot", "pause", "coconut", "codi", "planning", "looped"),
+                methods=("cot", "pause", "coconut", "codi", "planning", "looped", "adaptive"),
             ),
         ),
         timed=2,

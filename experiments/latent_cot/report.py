@@ -14,7 +14,8 @@ from pangu_jax.study.table import mean_std, table
 
 HEAD = (
     *("method", "seeds", "accuracy", *(f"{kind} for thoughts" for kind in ABLATIONS)),
-    *("thoughts or pauses", "tokens written", "GFLOP an answer", "ms an answer", "training s"),
+    *("thoughts or pauses", "layers a token", "tokens written"),
+    *("GFLOP an answer", "ms an answer", "training s"),
 )
 BUDGET_HEAD = (
     *("method", "seed", "accuracy", "95 %", "of", *(f"{kind} for thoughts" for kind in ABLATIONS)),
@@ -119,6 +120,7 @@ def _row(method: str, found: list[dict[str, Any]]) -> list[str]:
         mean_std([100 * one["accuracy"] for one in found], 1) + " %",
         *ablated,
         f"{mean('thoughts'):.0f}",
+        f"{mean('layers'):.1f}",
         f"{mean('tokens'):.1f}",
         f"{mean('flops', 1e-9):.2f}",
         f"{mean('seconds_per_answer', 1e3):.1f}",

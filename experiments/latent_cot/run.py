@@ -3,7 +3,7 @@
 Source: "Reasoning Beyond Language: A Comprehensive Survey on Latent Chain-of-Thought Reasoning",
 arXiv 2505.16782, of which these methods are examples: Coconut (2412.06769), stepwise
 internalization (2405.14838), pause tokens (2310.02226), CODI (2502.21074), planning tokens
-(2310.05707), looped layers (2502.17416).
+(2310.05707), looped layers (2502.17416), adaptive depth (our reading).
 
 Claim examined: hidden states that are fed back can stand in for written steps, and do more than as
 many slots that are fed nothing.
@@ -136,7 +136,9 @@ def _cell(
     figures = scores(params, ids.testing, batch=64, **asked)
     found = figures.pop("")
     read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
-    weights = count(decoder.spec(cfg)) - (0 if cfg.tied else cfg.vocab * cfg.width)
+    head = cfg.vocab * cfg.width
+    weights = count(decoder.spec(cfg)) - head * (1 if cfg.tied else 2)
+    weights = head + weights * found.layers / len(cfg.layers)  # those that are skipped left out
     ask, timings = partial(solve, params, **asked), ids.testing[: experiment.timed]
     return {
         **dataclasses.asdict(found),

@@ -56,11 +56,13 @@ MOST_NEW = 8  # tokens that an answer may have beyond the longest of the trainin
 class Options:
     """Which method, on which task, with which model, for how long."""
 
-    method: Literal["cot", "no-cot", "pause", "icot", "coconut", "codi", "planning", "looped"]
+    method: Literal[
+        "cot", "no-cot", "pause", "icot", "coconut", "codi", "planning", "looped", "adaptive"
+    ]
     """cot and no-cot write the steps or leave them out; icot takes their tokens away one by one;
     coconut replaces steps by hidden states that are fed back, pause by as many empty slots; codi
     learns thoughts from its own written chain; planning begins each step with a token of its kind;
-    looped writes no steps, and runs its layers several times."""
+    looped writes no steps, and runs its layers several times; adaptive lets tokens skip some."""
     task: str
     """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (three words an edge), whose problems are
     drawn; gsm8k, whose questions are in --data; or a .jsonl file, possibly .gz, of question, steps

@@ -5,6 +5,10 @@ Parameters: the decoder's, and with a projection
     {"thought": {"up": {"kernel": [D, P], "bias": [P]}, "down": {"kernel": [P, D], "bias": [D]},
                  "norm": {"scale": [D], "bias": [D]}}}
 
+and with layers that tokens may skip, for each layer of each turn after the first,
+
+    {"depth": {"kernel": [(R - 1) L, D, 1, 2]}}
+
 It is a kind of its own, so that nothing takes it for a decoder and leaves its turns out.
 `written_out` makes of it the decoder that computes the same, for all that reads and decodes.
 """
@@ -17,10 +21,13 @@ import jax.numpy as jnp
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.spec import stack
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.depth import depth_spec
 from pangu_jax.nn.linear import linear, uniform_linear_spec
 from pangu_jax.nn.norm import norm, norm_spec
+from pangu_jax.nn.stack import split
 from pangu_jax.sharding.layout import init
 
 NORM_EPS = 1e-5  # of the projection's norm, as torch has it
@@ -35,22 +42,28 @@ class ThinkerConfig:
       decoder: the decoder.
       turns: how often its layers run, one turn after another, each with a cache of its own.
       projection: P, hidden width of what makes thoughts of states; 0 where they are not changed.
+      adaptive: whether a token may skip each layer of the turns after the first (`nn.depth`).
     """
 
     decoder: DecoderConfig
     turns: int = 1
     projection: int = 0
+    adaptive: bool = False
 
     def __post_init__(self):
         check_size("a thinker's turns", self.turns, most=MOST_TURNS)
         check_size("a thinker's projection", self.projection, least=0)
         if self.decoder.layers[-1].norm_place == "post" and self.turns > 1:
             raise InputError("layers that run in turns must have their norms before the branches")
+        if self.adaptive and self.turns == 1:
+            raise InputError("with turns of 1 there is no layer that a token may skip: give 2")
 
 
 def spec(cfg: ThinkerConfig) -> dict[str, Any]:
     """The spec tree of a thinker."""
     tree, width = decoder.spec(cfg.decoder), cfg.decoder.width
+    if cfg.adaptive:
+        tree["depth"] = stack(depth_spec(width), (cfg.turns - 1) * len(cfg.decoder.layers))
     if not cfg.projection:
         return tree
     thought = {
@@ -92,8 +105,14 @@ def written_out(
     plain = cfg.decoder
     if cfg.turns == 1:
         return params, plain
-    found = dataclasses.replace(plain, layers=plain.layers * cfg.turns)
+    later = [dataclasses.replace(x, skippable=cfg.adaptive) for x in plain.layers]
+    later *= cfg.turns - 1
+    found = dataclasses.replace(plain, layers=(*plain.layers, *later))
     layers = transformer.by_layer(params)["layers"] * cfg.turns
+    if cfg.adaptive:
+        first, routers = len(plain.layers), split([params["depth"]])
+        for own, router in enumerate(routers, first):
+            layers[own] = {**layers[own], "depth": router}
     runs, first = [], 0
     for _, number in transformer.run_lengths(found):
         runs.append(jax.tree.map(lambda *x: jnp.stack(x), *layers[first : first + number]))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
+from pangu_jax.nn import depth
 from pangu_jax.nn.attention import AttentionConfig, LayerCache, Source, attention_spec, mix
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear
@@ -44,6 +45,7 @@ class LayerConfig:
       norm: the kind of the layer's norms.
       norm_place: before each branch, after its sum, or around the branch.
       dropout: dropout rate of each branch's output.
+      skippable: whether a router lets tokens skip the layer; see `nn.depth`.
     """
 
     attention: AttentionConfig
@@ -52,6 +54,7 @@ class LayerConfig:
     norm: NormKind = "rms"
     norm_place: Literal["pre", "post", "sandwich"] = "pre"
     dropout: float = 0.0
+    skippable: bool = False
 
     def __post_init__(self):
         check_choices(self, "a layer's")
@@ -59,6 +62,8 @@ class LayerConfig:
             raise InputError("a layer needs exactly one of mlp and moe")
         if not 0 <= self.dropout < 1:
             raise InputError(f"a layer's dropout must be in [0, 1), got {self.dropout}")
+        if self.skippable and self.moe is not None:
+            raise InputError("a layer of experts can't be skippable: its router's figures are one")
 
 
 def block_spec(embed: int, cfg: LayerConfig, *, gain: float = 1.0) -> dict[str, Any]:
@@ -75,6 +80,8 @@ def block_spec(embed: int, cfg: LayerConfig, *, gain: float = 1.0) -> dict[str, 
     if cfg.norm_place == "sandwich":
         spec["attention_post_norm"] = norm_spec(cfg.norm, embed)
         spec["mlp_post_norm"] = norm_spec(cfg.norm, embed)
+    if cfg.skippable:
+        spec["depth"] = depth.depth_spec(embed)
     return spec
 
 
@@ -107,13 +114,17 @@ def block(
       how: layout and implementations.
 
     Returns:
-      [B, T, D], the cache, and the router's statistics (None for a dense layer).
+      [B, T, D], the cache, and the router's statistics, of a skippable layer those of its own
+      (None for another dense layer).
     """
     keys = (None, None) if key is None else jax.random.split(key)
+    before = x
     x, cache = attention_half(
         params, x, rotation, mask, cfg=cfg, eps=eps, cache=cache, key=keys[0], how=how
     )
     x, router = mlp_half(params, x, valid, cfg=cfg, eps=eps, key=keys[1], how=how)
+    if cfg.skippable:
+        x, router = depth.skip(params["depth"], before, x, valid)
     return constrain(x, ("batch", "length", "embed"), how.layout), cache, router
 
 

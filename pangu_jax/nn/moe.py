@@ -157,7 +157,7 @@ def _routed(router, kernels, x, mask, *, cfg, impl, split=None):
         y = experts(tokens, ids, weights, **kernels)
     else:
         y = exchange(experts, tokens, ids, weights, kernels, split)
-    stats = _stats(ids, probs, mask, parse_shape(x, "b t _"))
+    stats = router_stats(ids, probs, mask, parse_shape(x, "b t _"))
     if split is not None and split.tokens:
         load, prob_sum, number = jax.lax.psum(
             (stats.load, stats.prob_sum, stats.tokens), split.tokens
@@ -166,7 +166,17 @@ def _routed(router, kernels, x, mask, *, cfg, impl, split=None):
     return rearrange(y, "(b t) d -> b t d", **parse_shape(x, "b t _")), stats
 
 
-def _stats(ids, probs, mask, shape) -> RouterStats:
+def router_stats(
+    ids: jax.Array, probs: jax.Array, mask: jax.Array | None, shape: dict[str, int]
+) -> RouterStats:
+    """The statistics of a router's choices.
+
+    Args:
+      ids: int32 [B*T, G, k], inside the group.
+      probs: float32 [B*T, G, E/G], the global softmax.
+      mask: bool [B, T], false for padding; None for none.
+      shape: {"b": B, "t": T}.
+    """
     _, groups, size = probs.shape
     keep = jnp.ones(ids.shape[0], bool) if mask is None else rearrange(mask, "b t -> (b t)")
     keep = keep.astype(jnp.float32)

@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
     ("method", "more"),
     [
         ("codi", ("--align", 0.5)),
-        pytest.param("looped", ("--turns", 2), marks=pytest.mark.slow),
+        pytest.param("adaptive", ("--turns", 2), marks=pytest.mark.slow),
         pytest.param("planning", ("--plans", 2), marks=pytest.mark.slow),
     ],
 )
@@ -92,7 +92,10 @@ def test_methods_of_their_own_go_on_in_the_same_bits(tiny_run, tmp_path, capsys,
     arguments = ("train", "--method", method, "--init", tiny_run, "--out", folder, *short)
     assert call(*arguments) == 0
     first, cfg = restore_params(folder)
-    assert "thought" in first if method == "codi" else "thought" not in first
+    assert [name for name in ("thought", "depth") if name in first] == {
+        "codi": ["thought"],
+        "adaptive": ["depth"],
+    }.get(method, [])
     shutil.rmtree(folder / "checkpoints" / "2")
     assert call(*arguments) == 0
     again, _ = restore_params(folder)
@@ -106,7 +109,7 @@ def test_methods_of_their_own_go_on_in_the_same_bits(tiny_run, tmp_path, capsys,
         with pytest.raises(SystemExit):
             main(["generate", str(folder), "--prompt", "1"])
         assert "holds a thinker" in capsys.readouterr().err
-        assert cfg.turns == (2 if method == "looped" else 1)
+        assert cfg.turns == (2 if method == "adaptive" else 1)
 
 
 @pytest.fixture

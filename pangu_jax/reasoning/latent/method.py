@@ -19,10 +19,12 @@ class MethodConfig:
     """Numbers of single methods, which the others do not read.
 
     Attributes:
-      turns: of `looped`, how often the layers run.
+      turns: of `looped` and `adaptive`, how often the layers run.
       plans: of `planning`, how many kinds of steps there are at most.
       align: of `codi`, weight of the distance between the student's and the teacher's states.
       teach: of `codi`, weight of the teacher's own loss.
+      depth: of `adaptive`, the share of tokens that are to run each layer of later turns.
+      steer: of `adaptive`, weight of how far the shares are from it.
 
     Raises:
       InputError: numbers out of range.
@@ -32,11 +34,15 @@ class MethodConfig:
     plans: int = 3
     align: float = 1.0
     teach: float = 1.0
+    depth: float = 0.5
+    steer: float = 1.0
 
     def __post_init__(self):
         check_size("turns", self.turns, most=MOST_TURNS)
         check_size("plans", self.plans, most=1000)
-        for name in ("align", "teach"):
+        if not 0 <= self.depth <= 1:
+            raise InputError(f"depth must be a share, 0 to 1, got {self.depth}")
+        for name in ("align", "teach", "steer"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be 0 or more, got {getattr(self, name)}")
 

@@ -1,7 +1,16 @@
 """The methods by name. To add one: a file beside this one, and its line here."""
 
 from pangu_jax.core.config import check_choice
-from pangu_jax.reasoning.latent import coconut, codi, cot, icot, looped, pause, planning
+from pangu_jax.reasoning.latent import (
+    adaptive,
+    coconut,
+    codi,
+    cot,
+    icot,
+    looped,
+    pause,
+    planning,
+)
 from pangu_jax.reasoning.latent.method import Method
 
 METHODS: dict[str, Method] = {
@@ -13,6 +22,7 @@ METHODS: dict[str, Method] = {
     "codi": codi.METHOD,
     "planning": planning.METHOD,
     "looped": looped.METHOD,
+    "adaptive": adaptive.METHOD,
 }
 
 

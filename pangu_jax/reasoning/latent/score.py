@@ -5,17 +5,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.decode.engine import round_up
 from pangu_jax.eval.pass_at_k import wilson
 from pangu_jax.models import decoder
+from pangu_jax.nn.depth import RUN
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.ablation import ABLATIONS, ablation
-from pangu_jax.reasoning.latent.answer import Written, solve
+from pangu_jax.reasoning.latent.answer import Written, given_part, solve
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.method import Method
-from pangu_jax.reasoning.latent.slots import Encoded, Markers
+from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Score:
       answered: share that gave a final answer and ended.
       tokens: mean of the tokens that were written.
       thoughts: mean of the thoughts or pauses before.
+      layers: mean of the layers that ran a token of the questions or of what was written.
     """
 
     problems: int
@@ -39,6 +44,7 @@ class Score:
     answered: float
     tokens: float
     thoughts: float
+    layers: float
 
 
 def scores(
@@ -94,7 +100,8 @@ def scores(
             progress=partial(progress, kind),
             how=how,
         )
-        found[kind] = score(written, problems)
+        layers = _layers(params, written, problems, method, phase, markers, cfg, batch, how)
+        found[kind] = score(written, problems, layers)
     return found
 
 
@@ -108,8 +115,8 @@ def check_problems(
         )
 
 
-def score(written: Sequence[Written], problems: Sequence[Encoded]) -> Score:
-    """The figures of what was written for each problem."""
+def score(written: Sequence[Written], problems: Sequence[Encoded], layers: float) -> Score:
+    """The figures of what was written for each problem, by so many layers a token."""
     pairs = list(zip(written, problems, strict=True))
     share = wilson(np.array([found.answer == problem.answer for found, problem in pairs], float))
     return Score(
@@ -120,4 +127,33 @@ def score(written: Sequence[Written], problems: Sequence[Encoded]) -> Score:
         float(np.mean([found.answer is not None for found in written])),
         float(np.mean([len(found.ids) for found in written])),
         float(np.mean([found.thoughts for found in written])),
+        layers,
     )
+
+
+def _layers(params, written, problems, method, phase, markers, cfg, batch, how) -> float:
+    skippable = sum(layer.skippable for layer in cfg.layers)
+    if not skippable:
+        return float(len(cfg.layers))
+    rows = []
+    for problem, found in zip(problems, written, strict=True):
+        asked = Encoded(problem.question, (), ())
+        row = given_part(method.slots(asked, phase, markers, 0))
+        rows.append(Slots(row.prefix, (*row.tail, *found.ids), 0))
+    width = {
+        "start": round_up(max(len(row.prefix) for row in rows)),
+        "tail": round_up(max(len(row.tail) for row in rows)),
+    }
+    parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    counts = [_ran(params, collate(part, thoughts=0, **width), cfg, how) for part in parts]
+    ran, tokens = np.sum([np.asarray(count) for count in counts], axis=0)
+    return float(len(cfg.layers) - skippable + ran / tokens)
+
+
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _ran(params, batch, cfg, how):
+    """How many tokens ran the layers that can be skipped, summed over these, and the tokens."""
+    places = {name: batch[name] for name in ("positions", "segments")}
+    out = decoder.apply(params, batch["tokens"], cfg=cfg, how=how, **places)
+    stats = [x for x in out.router if x is not None]
+    return jnp.stack([sum(x.load[..., 0, RUN].sum() for x in stats), stats[0].tokens[0]])

@@ -146,7 +146,7 @@ def test_the_final_answer_is_between_its_mark_and_the_end(markers):
 
 def test_a_score_counts_exact_answers(problems):
     written = [Written((1, 2), answer, 2) for answer in ((7,), (1, 2, 3), None)]
-    found = dataclasses.asdict(score(written, problems))
+    found = dataclasses.asdict(score(written, problems, 2.0))
     assert found["accuracy"] == pytest.approx(1 / 3) and found["answered"] == pytest.approx(2 / 3)
     assert found["low"] < 1 / 3 < found["high"]
     assert (found["problems"], found["tokens"], found["thoughts"]) == (3, 2, 2)
