@@ -58,7 +58,7 @@ def theirs(folder):
 
 @pytest.fixture(scope="module")
 def texts():
-    """Five hundred: lines and pages of prose and code, many scripts, and next to nothing."""
+    """Two hundred: lines and pages of prose and code, many scripts, and next to nothing."""
     paths = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md"))]
     pages = [path.read_text(encoding="utf-8") for path in [*paths, ROOT / "pyproject.toml"]]
     lines = [line for page in pages for line in page.splitlines() if line.strip()]
@@ -68,12 +68,12 @@ def texts():
         "3,14 2024-05-01 \t \u200b İstanbul ﬁ ½ antidisestablishmentarianism don't"
     )
     draw = np.random.default_rng(0)
-    mixed = [" ".join(draw.choice(words.split(" "), size)) for size in draw.integers(1, 40, 150)]
-    long = [" ".join(draw.choice(lines, 30)) for _ in range(20)]
+    mixed = [" ".join(draw.choice(words.split(" "), size)) for size in draw.integers(1, 40, 60)]
+    long = [" ".join(draw.choice(lines, 30)) for _ in range(10)]
     odd = ["", " ", "\n\n", "\u200b", "a", "[CLS]", "." * 600, "x" * 300, "你" * 400]
-    found = [*odd, *pages, *long, *mixed, *lines[:150], *source]
-    assert len(found) >= 500
-    return found[:500]
+    found = [*odd, *pages, *long, *mixed, *lines[:50], *source]
+    assert len(found) >= 200
+    return found[:200]
 
 
 def by_torch(theirs, texts):

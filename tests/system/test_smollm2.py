@@ -158,7 +158,7 @@ def test_generate_and_chat_say_it(folder, theirs, capsys):
 
 
 def test_perplexity_of_wikitext2(folder, theirs, data_dir, tmp_path, capsys):
-    raw = (data_dir / "text" / "wikitext-2" / "test.txt").read_bytes()[:60_000]
+    raw = (data_dir / "text" / "wikitext-2" / "test.txt").read_bytes()[:20_000]
     (tmp_path / "head.txt").write_bytes(raw)
     found = json.loads(call(capsys, "eval", folder, "--data", tmp_path / "head.txt", "--json"))
     ids = theirs[1].encode(raw.decode("utf-8", "strict"))
