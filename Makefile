@@ -13,7 +13,7 @@ CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-impor
 # Bytecode that is kept saves every process that tests start a third of a second.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test tests checks parity slow mutants lint format docs wheel clean
+.PHONY: help demo test tests checks parity long slow mutants lint format docs wheel clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 10
@@ -35,6 +35,10 @@ tests:
 parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)
 	$(BIN)/python -m pytest -m parity $(PYTEST)
+
+long: ## the tests that `make test` leaves to .ci/run: whole programs, and the longest of the rest
+	@tools/make_venv.sh $(VENV) test
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "long and not slow" $(PYTEST)
 
 slow: ## the tests that take minutes: long kills, learning, times, more layouts, a local Ray
 	@tools/make_venv.sh $(VENV) test,ray

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import sys
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -166,18 +167,26 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-# Tests with these markers run when they are asked for, by `-m parity` or `-m slow`.
+# Tests with these markers run when they are asked for, by `-m parity` and the like.
 ASKED = {
+    "long": "takes long: run `make long`",
     "parity": "compares with torch: run `make parity`",
     "slow": "takes minutes: run `make slow`",
 }
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves out what was not asked for."""
-    for marker, reason in ASKED.items():
-        if marker not in (config.getoption("-m") or ""):
-            skip = pytest.mark.skip(reason=reason)
-            for item in items:
-                if marker in item.keywords:
-                    item.add_marker(skip)
+    """Leaves out what was not asked for.
+
+    `long(but=3)` leaves the first three cases of a test in.
+    """
+    asked, cases = config.getoption("-m") or "", Counter()
+    for item in items:
+        own = [marker for marker in ASKED if marker in item.keywords]
+        if own == ["long"]:
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] <= item.get_closest_marker("long").kwargs.get("but", 0):
+                continue
+        if own and not any(marker in asked for marker in own):
+            item.add_marker(pytest.mark.skip(reason=ASKED[own[-1]]))

@@ -34,6 +34,7 @@ def write(path, case="llama2", **options):
     return file
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("case", FAMILIES)
 def test_it_is_read_as_the_folder_that_it_was_made_of(case, tmp_path):
     params, cfg = hf.load(open_gguf(write(tmp_path, case)))
@@ -64,6 +65,7 @@ def wide(folder, width=256):
 READ = [kind.name for kind in gguf.quants._type_traits]
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("kind", sorted(READ))
 def test_every_type_of_numbers_that_the_library_reads(kind, tmp_path):
     wide(tmp_path)

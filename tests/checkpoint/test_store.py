@@ -204,6 +204,7 @@ def test_a_checkpoint_without_its_digests_is_none(folder, monkeypatch):
     chex.assert_trees_all_equal(store.restore_params(folder)[0], values(3))
 
 
+@pytest.mark.long(but=8)
 @pytest.mark.parametrize(
     "content", ["", "[]", "null", "7", '"x"', "{}", '{"item_handlers": 7}', '{"tree_metadata": 7}']
 )

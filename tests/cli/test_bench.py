@@ -37,6 +37,7 @@ def lines(folder, name="sums"):
     return sorted(map(json.loads, rows), key=lambda x: (x["question"], x["sample"]))
 
 
+@pytest.mark.long
 def test_a_run_that_is_stopped_anywhere_ends_with_the_same_figures(
     asked, tmp_path, capsys, monkeypatch
 ):

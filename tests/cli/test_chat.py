@@ -117,6 +117,7 @@ def test_what_is_wrong_is_said_in_a_sentence(talk, arguments, words, tmp_path):
     assert words in err and err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_real_model_answers_and_the_seed_decides(tiny_run, capsys):
     def say(*more):
         arguments = ["chat", str(tiny_run), "--template", "chatml", "--max-new-tokens", "12"]

@@ -147,6 +147,7 @@ safetensors_files.header = lambda path: os._exit(9) if ".out." in str(path) else
 """
 
 
+@pytest.mark.long
 def test_what_a_killed_convert_left_is_cleared_by_the_next(tmp_path, capsys):
     code = "from pangu_jax.checkpoint.safetensors_files import header as real\n" + KILLED
     code += f"main(['convert', {str(GOLDEN / 'llama2')!r}, {str(tmp_path / 'out')!r}])"
@@ -183,6 +184,7 @@ finally:
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_holds_a_few_tensors_and_neither_model_nor_file(tmp_path):
     """192 MB in tensors of 8 MB; jax's start takes some memory too."""

@@ -103,6 +103,7 @@ def test_ascend_runs_atc_where_it_is(tmp_path, capsys, monkeypatch):
     assert (out / "atc.log").read_text().count("[status 0]") == 2
 
 
+@pytest.mark.long
 def test_stablehlo_serves_several_platforms_with_any_batch(tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--platforms", "cpu,cuda", "--profiles", "8", "--dtype", "bfloat16", "--out", out]
@@ -116,6 +117,7 @@ def test_stablehlo_serves_several_platforms_with_any_batch(tmp_path, capsys):
     assert "logits" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_what_cannot_be_compared_here_says_how_to_later(tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--platforms", "tpu", "--profiles", "4", "--batch", 2, "--out", out]
@@ -181,6 +183,7 @@ def test_what_is_wrong_is_said_in_one_sentence(exported, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_run_in_a_process_without_model_code(exported):
     code = (
         "import sys; from pangu_jax.cli.main import main\n"

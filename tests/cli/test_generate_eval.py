@@ -95,6 +95,7 @@ def answers_in(path):
     return {answer["line"]: answer for answer in found}
 
 
+@pytest.mark.long
 def test_the_prompts_of_a_file_are_answered_line_by_line(run_folder, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
     options = ["--prompts", asked(tmp_path), "--field", "q", "--out", out, "--batch", 2]
@@ -147,6 +148,7 @@ def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
     assert out.read_bytes() == text
 
 
+@pytest.mark.long
 def test_a_model_thinks_softly_before_it_writes(run_folder, tmp_path, capsys):
     soft = ["--soft-thinking", "--think-end", ":", "--think-tokens", 3, "--max-new-tokens", 4]
     soft += ["--think-noise", 1.0]  # of the same key from Python

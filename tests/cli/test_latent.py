@@ -35,6 +35,7 @@ def run(tiny_run, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_eval_measures_a_run_and_its_ablations(run, capsys):
     assert call("eval", run, "--tests", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
@@ -75,6 +76,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, c
     assert call(*arguments) == 143
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -139,6 +141,7 @@ def test_markers_keep_what_a_run_trained_them_to(run, tiny_run, tmp_path, begun)
         np.testing.assert_allclose(drawn[257:261], [mean.mean(0)] * 4, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     tmp_path, capsys, begun, monkeypatch
 ):
@@ -207,6 +210,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
     assert "was not made by `pangu-jax latent train`" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsys):
     assert call("probe", run, "--task", "mult2x2", "--tests", 40, "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -222,9 +226,10 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert call("probe", run, *asked, picture, "--json") == 0
     more = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    lens, by = np.array(more["lens"]["answer"]), {(x["thought"], x["reads"]): x for x in lines}
-    assert lens.shape == (1, 2)  # layers and thoughts: the last layer's are the thoughts
-    assert lens[-1].tolist() == [by[i, "answer"]["lens"] for i in (1, 2)]
+    assert set(more["lens"]) == set(more["tuned_lens"]) == {"step 1", "step 2", "answer"}
+    lens = np.array(more["lens"]["answer"])
+    assert lens.shape == (1, 2)  # layers and thoughts; nothing is tuned of the last layer
+    assert lens.tolist() == more["tuned_lens"]["answer"] and lens.min() >= 1
     assert set(more["spreads"]) == {"step 1", "step 2", "answer"}
     assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
     assert call("probe", run, "--plot", tmp_path / "a.txt") == 2
@@ -243,6 +248,7 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert "pause, which has no thoughts" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.onnx
 def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
     options = ("--target", "ascend", "--soc", "Ascend310P3", "--profiles", "16", "--cache", "24")

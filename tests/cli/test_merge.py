@@ -65,6 +65,7 @@ def test_the_mean_is_that_of_each_tensor_and_no_model_is_loaded(three, tmp_path,
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "c", "out"]
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     ("case", "method"),
     [

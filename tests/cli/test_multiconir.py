@@ -157,6 +157,7 @@ def runs(encoder_folder, data, tmp_path, monkeypatch):
     return run, seen
 
 
+@pytest.mark.long
 def test_an_encoder_goes_on_where_it_was_stopped(
     runs, encoder_folder, tmp_path, monkeypatch, capsys
 ):
@@ -235,6 +236,7 @@ def _texts(folder, domain):
     return found
 
 
+@pytest.mark.long
 def test_two_runs_side_by_side(data, tmp_path, capsys):
     for name in ("official", "collection"):
         words = ["--model", "bm25", "--data", data, "--protocol", name, "--out", tmp_path / name]
@@ -385,6 +387,7 @@ def reranker(encoder_folder, tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_a_reranker_scores_each_pair_once_and_goes_on(
     reranker, data, tmp_path, monkeypatch, capsys
 ):

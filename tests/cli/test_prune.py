@@ -125,6 +125,7 @@ def test_check_finds_what_was_changed(model, out, tmp_path, capsys):
     assert "check.safetensors is missing or damaged" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_student_is_distilled_and_written(model, out, text, tmp_path, capsys):
     run = tmp_path / "run"
     options = ["--data", text, "--out", run, "--steps", 3, "--batch", 2, "--length", 32]

@@ -59,6 +59,7 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
+@pytest.mark.long
 def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsys, monkeypatch):
     arguments, seen = asked
     whole, part = tmp_path / "whole", tmp_path / "part"
@@ -89,6 +90,7 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
     assert "another staleness" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("algorithm", ["dapo", "dr-grpo"])
 def test_other_algorithms_run_ahead(asked, tmp_path, algorithm):
     arguments, _ = asked

@@ -17,6 +17,7 @@ from pangu_jax.serve import server as servers
 from pangu_jax.serve.server import Server
 
 
+@pytest.mark.long
 def test_a_signal_lets_open_requests_end_and_the_process_ends_well(tiny_run):
     command = [sys.executable, "-m", "pangu_jax.cli.main", "serve", str(tiny_run), "--port=0"]
     options = ["--slots=1", "--length=700", "--burst=1", "--name=tiny"]

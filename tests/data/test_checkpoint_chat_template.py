@@ -102,6 +102,7 @@ def little_time(monkeypatch):
     monkeypatch.setattr(checkpoint_chat_template, "SECONDS", 0)
 
 
+@pytest.mark.long(but=9)
 @pytest.mark.parametrize("kind", HARM)
 def test_what_would_do_harm_is_stopped_with_a_sentence(kind, tmp_path):
     write(tmp_path, HARM[kind])

@@ -117,6 +117,7 @@ def test_other_folders(tmp_path):
         find_parts(tmp_path)
 
 
+@pytest.mark.long
 def test_a_file_of_40_mb_is_a_stream(tmp_path):
     path = tmp_path / "Medical Case_1024.csv"
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -153,6 +153,7 @@ def test_files_that_are_none(content, message, tmp_path):
         read_records(tmp_path / "absent.jsonl.xz")
 
 
+@pytest.mark.long
 def test_the_films_at_hand(data_dir):
     """Three share all of their names with a row: they are the sequels of its film."""
     folder = data_dir / "multiconir"

@@ -251,6 +251,7 @@ def test_the_fingerprint_is_of_ids_and_starts():
     assert fingerprint(base) == "642766afd9d2329b"
 
 
+@pytest.mark.long
 def test_the_standard_library_is_predicted_byte_for_byte():
     found = [d for d in stdlib() if d.name.startswith("json/")]
     source = PackedTokens(tokenize(found, BYTES), 512)

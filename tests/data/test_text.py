@@ -116,6 +116,7 @@ def test_lines_are_read_one_by_one(tmp_path):
         next(stream)
 
 
+@pytest.mark.long
 def test_the_standard_library_is_the_same_every_time_and_holds_only_itself():
     found = list(stdlib())
     assert found == list(documents("stdlib"))

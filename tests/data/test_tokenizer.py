@@ -149,6 +149,7 @@ def test_no_special_tokens_are_added_or_cut(tmp_path):
 IDS = st.lists(st.integers(0, 310), max_size=14)
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("kind", ["bytes", *MAKERS])
 @settings(max_examples=300, deadline=None)
 @given(ids=IDS)

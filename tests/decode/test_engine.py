@@ -143,6 +143,7 @@ def check_scores(params, cfg, request, answer):
 
 
 # Gemma 2 has the windows of Mistral in every other layer.
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "family", ["own", pytest.param("mistral", marks=pytest.mark.slow), "gemma2"]
 )
@@ -180,6 +181,7 @@ def test_a_slot_is_free_at_once_when_a_request_ends():
     assert 3 in {p.request for p in here.advance()}
 
 
+@pytest.mark.long
 def test_the_caches_are_updated_in_place():
     """Nothing needs memory for another cache, nor for the parameters again."""
     cfg = dataclasses.replace(CFG, layers=(LayerConfig(HEADS, mlp=MlpConfig(2000)),) * 8)
@@ -212,6 +214,7 @@ def test_the_caches_are_updated_in_place():
         assert memory.temp_size_in_bytes < (size + weights) / 6 < weights < size
 
 
+@pytest.mark.long
 def test_a_prompt_of_several_is_read_once_and_each_gets_what_it_gets_alone(monkeypatch):
     read = []
     plain = slots.admit
@@ -316,6 +319,7 @@ def test_lengths_are_few():
     ]
 
 
+@pytest.mark.long
 def test_nothing_is_traced_while_running(at_most):
     """Whatever the settings, lengths, weights and cancels, once the sizes of prompts were seen."""
     at_most(2, slots, "_read")  # prompts of up to 16 and 32 tokens

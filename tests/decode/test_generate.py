@@ -107,6 +107,7 @@ def test_greedy_text_is_that_of_a_full_forward_for_every_token():
     assert out.lengths.tolist() == [12, 12, 12]
 
 
+@pytest.mark.long
 def test_a_row_has_the_text_it_would_have_alone():
     """moge.md 6, test 20: batch invariance, with what is drawn as well; keys change the draws."""
     options = {"cfg": CFG, "max_new_tokens": 12, "sampling": HOT}
@@ -145,6 +146,7 @@ def test_a_row_ends_with_its_stop_token_and_the_rest_goes_on():
         assert (row[length:] == 0).all()
 
 
+@pytest.mark.long
 def test_the_loop_ends_when_every_row_has_stopped():
     """Not after max_new_tokens steps: these would take minutes."""
     options = {"cfg": DENSE, "stop_ids": range(0, 23, 2), "sampling": HOT}
@@ -156,6 +158,7 @@ def test_the_loop_ends_when_every_row_has_stopped():
     assert out.rows() == short.rows()
 
 
+@pytest.mark.long
 def test_similar_calls_share_a_compilation(at_most):
     """moge.md 6, test 23: a program to read prompts of a size, one for the loop."""
     options = {"cfg": DENSE, "sampling": HOT}
@@ -181,6 +184,7 @@ def test_similar_calls_share_a_compilation(at_most):
         assert len(list(stream(model(DENSE), [1] * length, **options, max_new_tokens=10))) == 10
 
 
+@pytest.mark.long
 def test_parameters_split_over_devices_give_the_same_text():
     layout = Layout(make_mesh(data=2, tensor=2, expert=2), preset("tensor+expert"))
     where = shardings(decoder.spec(CFG), layout)

@@ -129,6 +129,7 @@ def test_impossible_options_are_refused_by_name(options, name):
         SamplingConfig(**options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("keep", [range(12), [0, 1, 2, 11], [0, 11]])
 def test_rows_may_each_be_drawn_in_their_own_way(keep):
     """As each is drawn alone; scores of what was drawn too, whoever else asks for a cut."""

@@ -107,6 +107,7 @@ def test_what_is_certain_for_long_enough_is_thought_out(params, last):
     assert (found.end, len(found.ids)) == (want[3], len(want[1])) == ("cold", len(found.ids))
 
 
+@pytest.mark.long
 def test_one_token_alone_is_greedy_writing(params):
     hard = SoftThinkingConfig(think_tokens=5, think_top_k=1)
     found = think(params, PROMPT, cfg=CFG, soft=hard)

@@ -28,6 +28,7 @@ def params():
     return jax.jit(lambda key: init(timepro.spec(MODEL), key=key))(jax.random.key(0))
 
 
+@pytest.mark.long
 def test_every_window_counts_once_whatever_the_batch(params):
     starts = np.arange(33, dtype=np.int32)
     one = jax.jit(lambda x: timepro.apply(params, x, cfg=MODEL))

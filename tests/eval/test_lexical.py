@@ -98,6 +98,7 @@ OURS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("domain", ["People", pytest.param("Movies", marks=pytest.mark.slow)])
 def test_the_stand_in_gives_the_released_figures_and_the_collection_s(domain, data_dir):
     parts = {(part.domain, part.task): part for part in find_parts(data_dir / "multiconir")}

@@ -84,6 +84,7 @@ def test_higher_orders_help_on_real_source():
     assert 1.8 < scores[3] < 2.5
 
 
+@pytest.mark.long
 def test_on_real_source_too_the_probabilities_are_those_of_dictionaries():
     training, testing = stdlib_parts()
     training, text = training[:8], testing[0][:3000]
@@ -103,6 +104,7 @@ def test_on_real_source_too_the_probabilities_are_those_of_dictionaries():
     np.testing.assert_allclose(probabilities(fit(training), text), want, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_the_best_order_is_that_of_the_held_out_texts():
     training = [text[:2000] for text in stdlib_parts()[0][:21]]
     bits = dict.fromkeys(range(1, 4), 0.0)

@@ -36,6 +36,7 @@ def test_of_zeros_and_ones_the_interval_is_wilson_s(right, count):
     assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=1e-9)
 
 
+@pytest.mark.long
 def test_the_interval_of_a_mean_covers_it_as_often_as_it_says():
     rng = np.random.default_rng(0)
     draws = [mean(rng.gamma(2.0, 50.0, size=60)) for _ in range(100)]

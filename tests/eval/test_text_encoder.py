@@ -121,6 +121,7 @@ def decoder_folder(encoder_folder, tmp_path):
     return folder
 
 
+@pytest.mark.long
 def test_a_decoder_says_how_it_pools(decoder_folder):
     model = open_text_encoder(decoder_folder)
     cfg = model.cfg
@@ -141,6 +142,7 @@ def test_a_decoder_says_how_it_pools(decoder_folder):
         open_text_encoder(decoder_folder)
 
 
+@pytest.mark.long
 def test_training_embeds_what_users_get(encoder_folder, tiny_run):
     """`train.contrastive.text_vectors` on stacked ids, at length 1, of encoders and of decoders."""
     for folder, options in ((encoder_folder, {}), (tiny_run, {"pooling": "last"})):

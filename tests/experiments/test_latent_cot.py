@@ -19,6 +19,7 @@ PLAN = config.Plan(
 )
 
 
+@pytest.mark.long
 def test_cells_are_computed_once_and_stand_in_one_table(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(presets.PRESETS, "tiny", lambda: presets.byte_model(8, 1, 1, 1, 8, 8, 64))
     monkeypatch.setitem(config.PRESETS, "smoke", config.Experiment((PLAN,), timed=1))
@@ -86,6 +87,7 @@ def school(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_methods_read_as_many_tokens_and_stand_beside_their_intervals(
     tmp_path, tiny_run, school, monkeypatch
 ):

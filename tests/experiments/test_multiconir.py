@@ -132,6 +132,7 @@ def untrained(run, model, params, **settings):
     return dataclasses.replace(model, params=own), {"texts": 3, "cut": 2}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trains", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_runs_resumes_and_reports(
     trains, modules, tiny, data, encoder_folder, tiny_run, tmp_path, monkeypatch

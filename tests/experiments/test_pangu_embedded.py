@@ -21,6 +21,7 @@ def run(monkeypatch, *options):
     merging.main()
 
 
+@pytest.mark.long
 def test_every_rule_merges_what_two_halves_made(monkeypatch, capsys, tmp_path, tiny_run, questions):
     asked = []
     monkeypatch.setattr(

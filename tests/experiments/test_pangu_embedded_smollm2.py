@@ -152,6 +152,7 @@ def run(monkeypatch, *options):
     smollm2_rl.main()
 
 
+@pytest.mark.long
 def test_smoke_goes_through_every_cell_and_resumes(monkeypatch, capsys, tmp_path, tiny_run):
     beside = {"answers": 2, "same": 2, "same prompts": 2, "differ": [], "log-probability": 1e-5}
     asked = []

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 RUN = Path(__file__).parents[2] / "experiments" / "pangu_pro_moe" / "run.py"
 
 

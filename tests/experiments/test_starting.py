@@ -32,6 +32,7 @@ for script in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_each_starts_without_grain_and_tyro():
     scripts = [str(FOLDER / name / "run.py") for name in NAMES]
     done = subprocess.run([sys.executable, "-c", CODE, *scripts], capture_output=True, text=True)

@@ -40,6 +40,7 @@ def test_settings_have_the_published_sizes(modules):
     assert len(set(cells)) == len(cells) == 6 * 4 * 3
 
 
+@pytest.mark.long
 def test_tracked_intervals_cover_what_they_are_made_for(modules, data_dir, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["intervals.py", "--data", str(data_dir / "ltsf"),
                                       "--sets", "ETTh1", "ETTh2"])  # fmt: skip

@@ -139,6 +139,7 @@ def check_model(params, cfg, folder, *, experts="dense"):
 SLOW = {"llama2", "llama3", "mistral", "qwen3_moe_fused"}
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW)) for f in FAMILIES]
 )
@@ -147,12 +148,14 @@ def test_every_family_generates_the_same_tokens(family, tmp_path):
     check_model(params, cfg, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("experts", ["dense", "gather"])
 def test_unequal_layers_as_pruning_makes_them(experts, tmp_path):
     made = check_model(random_params(PRUNED), PRUNED, tmp_path, experts=experts)
     assert made.lowered["decode"].inputs["past_key_2"].shape == (2, 24, 3, 4)
 
 
+@pytest.mark.long
 def test_grouped_experts_as_gather(tmp_path):
     cfg = preset("moge-tiny", vocab=40)
     made = check_model(random_params(cfg), cfg, tmp_path, experts="gather")
@@ -196,6 +199,7 @@ def test_a_single_program_keeps_its_weights_inside_unless_asked(tmp_path):
         assert Session(folder / "prefill_4.onnx")(one.programs[0].samples["random"])["logits"].any()
 
 
+@pytest.mark.long
 def test_half_precision_checkpoints_are_exported_in_float32(tmp_path):
     params, cfg, _ = open_checkpoint(GOLDEN / "qwen2", dtype="bfloat16")
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
@@ -239,6 +243,7 @@ def without_jax(*arguments, status=0):
     return done.stdout if status == 0 else done.stderr
 
 
+@pytest.mark.long
 def test_onnxruntime_alone_generates_what_jax_does(tmp_path):
     params, cfg, _ = open_checkpoint(GOLDEN / "pangu_pro_moe", dtype="float32")
     exported(params, cfg, tmp_path, batch=1)
@@ -250,6 +255,7 @@ def test_onnxruntime_alone_generates_what_jax_does(tmp_path):
     assert [int(word) for word in out.split()] == wanted
 
 
+@pytest.mark.long
 def test_the_ids_that_begin_and_end_a_text_travel_with_the_export(tmp_path):
     params, cfg, _ = open_checkpoint(GOLDEN / "llama2", dtype="float32")
     facts = {"begin": (7,), "empty": (7,), "stop": ()}
@@ -268,6 +274,7 @@ def test_the_ids_that_begin_and_end_a_text_travel_with_the_export(tmp_path):
     assert "the prompt has 61 tokens; the export takes 1 to" in said and said.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_real_model_tells_the_same_story(tmp_path, data_dir):
     model = tmp_path / "model"
     files = [data_dir / "tiny_llama" / name for name in ("stories260K.bin", "tok512.bin")]

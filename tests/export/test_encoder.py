@@ -49,6 +49,7 @@ def call(*words):
     return end.value.code
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.onnx
 @pytest.mark.parametrize("pooling", ["cls", "mean", "weighted", "last", "max"])
 def test_onnx_gives_the_models_vectors_and_is_atc_clean(pooling, model, tmp_path):
@@ -69,6 +70,7 @@ def test_onnx_gives_the_models_vectors_and_is_atc_clean(pooling, model, tmp_path
     assert cosines(run("vectors_12", inputs())["vectors"], want).min() >= 0.99999
 
 
+@pytest.mark.long
 def test_the_command_exports_vectors_for_any_batch(encoder_folder, model, tmp_path, capsys):
     out = tmp_path / "out"
     words = ["export", encoder_folder, "--target", "stablehlo", "--profiles", "12,24", "--out", out]

@@ -56,6 +56,7 @@ def test_forecasts_are_the_models_and_atc_clean(variates, sampling, tmp_path):
     assert sum(graph.operators.values()) < 3000
 
 
+@pytest.mark.long
 def test_members_are_averaged_and_scaled_back():
     model = trained(4, seeds=2)
     bundle = forecaster.bundle(model)
@@ -87,6 +88,7 @@ assert "pangu_jax.models" not in sys.modules
 """
 
 
+@pytest.mark.long
 def test_the_command_exports_a_forecaster(tmp_path, capsys):
     """And a process that knows no model forecasts from it, however many windows it is given."""
     model, out = trained(3), tmp_path / "out"

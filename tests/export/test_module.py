@@ -28,6 +28,7 @@ def bundles():
     yield program.nnx(NnxAdapter(ADAPTED, rngs=nnx.Rngs(0)), {"x": X})
 
 
+@pytest.mark.long
 def test_adapted_modules_export_with_their_parameter_names(tmp_path):
     for number, bundle in enumerate(bundles()):
         folder = tmp_path / str(number)

@@ -66,6 +66,7 @@ def names(jaxpr):
             yield from names(inner)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("part", range(PARTS))
 def test_random_programs_match_numpy(part):
     used, depths = collections.Counter(), []

@@ -60,6 +60,7 @@ def folder(tmp_path_factory, params):
     return folder
 
 
+@pytest.mark.long
 def test_any_batch_size_gives_what_the_model_gives(folder, params):
     artifact, run = open_runner(folder)
     assert artifact.platforms == ("cpu", "cuda", "tpu")
@@ -96,6 +97,7 @@ print(len(rows))
 """
 
 
+@pytest.mark.long
 def test_it_runs_in_a_process_that_knows_no_model(folder):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", FRESH.format(folder=str(folder))],
@@ -106,6 +108,7 @@ def test_it_runs_in_a_process_that_knows_no_model(folder):
     assert int(done.stdout) == 6
 
 
+@pytest.mark.long
 def test_the_check_script_passes_and_fails_as_it_should(folder, tmp_path):
     tool = Path(__file__).parents[2] / "tools" / "check_artifact.py"
     out = tmp_path / "out.json"

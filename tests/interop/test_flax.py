@@ -45,6 +45,7 @@ def x():
     return jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
 
 
+@pytest.mark.long
 def test_linen_has_one_variable_a_leaf_with_its_axes_and_the_function_s_value(x):
     model = LinenModel()
     boxed = model.init(jax.random.key(0), x)["params"]
@@ -111,6 +112,7 @@ def test_nnx_trains(x):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.long
 def test_a_whole_decoder_with_its_runs_becomes_a_module():
     cfg = presets.uniform(
         11, 8, 2, AttentionConfig(1, 2, 4), moe=MoEConfig(experts=4, groups=2, top_k=1, width=4)

@@ -64,6 +64,7 @@ def test_gradients_flow_through_the_probabilities_alone():
     np.testing.assert_allclose(by_prob, load * G * SIZE / (G * K * tokens) / tokens, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_two_thousand_steps_even_out_the_loads_inside_groups():
     """A router and experts that fit a function of skewed inputs, with and without the loss."""
     groups, size, width, hidden, tokens = 2, 4, 8, 8, 64

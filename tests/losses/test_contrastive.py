@@ -79,6 +79,7 @@ def test_half_precision_is_compared_in_float32():
     np.testing.assert_allclose(info_nce(*half), want, rtol=1e-5)
 
 
+@pytest.mark.long
 def test_devices_compare_their_queries_with_the_documents_of_all():
     layout = Layout(make_mesh(data=2, fsdp=4), preset("fsdp"))
     given = [x.astype(np.float32) for x in (QUERIES, DOCUMENTS, NEGATIVES, WEIGHTS)]

@@ -66,6 +66,7 @@ def test_runs_are_maximal_stretches_and_the_configuration_survives_json():
     assert from_json(decoder.DecoderConfig, to_json(MIXED)) == MIXED
 
 
+@pytest.mark.long
 def test_splitting_and_joining_runs_changes_nothing():
     params, x = model(MIXED), tokens(2, 5)
     want = apply(params, x).hidden
@@ -102,6 +103,7 @@ def test_packed_documents_equal_documents_alone():
     np.testing.assert_array_equal(changed.router[1].load, packed.router[1].load)
 
 
+@pytest.mark.long
 def test_remat_and_unrolling_change_no_gradient():
     cfg = dataclasses.replace(MIXED, layers=(ROUTED, ROUTED))
     params, x = model(cfg), tokens(2, 5)
@@ -206,6 +208,7 @@ def forward(params, x, segments, layout=None):
     return scores, router, grads
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     "rules", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in LAYOUTS]
 )

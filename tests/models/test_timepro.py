@@ -85,6 +85,7 @@ def test_forecasts_are_theirs(figures):
     assert difference(figures, np.float32) < 1e-4
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize(
     "change", ["taps", "softmax", "scale", "gelu", "eps", "flip", "skip", "step"]
 )
@@ -120,6 +121,7 @@ def test_every_slip_shows(change, monkeypatch):
     assert difference(figures) > 1e-7
 
 
+@pytest.mark.long
 def test_gradients_are_theirs(figures):
     cfg = config(figures)
     params = from_torch(tensors(figures, np.float32), cfg)
@@ -171,6 +173,7 @@ def test_parameter_counts_are_those_of_the_used_tensors():
     assert not any("offset" in name or "rate" in name for name in names)
 
 
+@pytest.mark.long
 def test_at_the_start_the_states_are_silent_and_one_step_wakes_them():
     params = initial(SMALL, (0,))
     series = jnp.asarray(np.random.default_rng(0).normal(size=(60, 3)), jnp.float32)
@@ -227,6 +230,7 @@ def test_scale_and_level_of_a_series_pass_through(awake):
     assert np.abs(found - want).max() <= 1e-4 * np.abs(want).max()
 
 
+@pytest.mark.long
 def test_a_constant_series_is_forecast_near_its_constant(awake):
     x = jnp.full((1, 16, 3), 5.0)
 
@@ -243,6 +247,7 @@ def test_a_constant_series_is_forecast_near_its_constant(awake):
     chex.assert_tree_all_finite(grads)
 
 
+@pytest.mark.long
 def test_each_series_hears_all_others_through_the_states_alone(awake):
     x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 16, 3)), jnp.float32)
     slope = jax.jit(jax.jacobian(lambda x, p: timepro.apply(p, x, cfg=SMALL)[0].sum(0)))

@@ -61,6 +61,7 @@ def test_every_layer_of_every_run_drops_other_units():
     np.testing.assert_allclose(hidden(params, x, cfg), np.ones_like(x), rtol=1e-4)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("window", [None, 1, 3])
 def test_a_window_counts_positions_within_segments_and_in_a_cache(window):
     heads = dataclasses.replace(HEADS, window=window)

@@ -217,6 +217,7 @@ def test_another_sequence_is_seen_whole_and_its_keys_are_not_rotated():
     np.testing.assert_allclose(masked, alone, atol=1e-6)
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "cfg",
     [

@@ -98,6 +98,7 @@ def worst(got, want):
 SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 9, 127, 128, 129))
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("tokens", [1, 8, 1000, *SLOW])
 def test_values_and_all_gradients_equal_a_loop_over_pairs(tokens):
     dy = np.random.default_rng(0).normal(size=(tokens, D)).astype(np.float32)
@@ -110,6 +111,7 @@ def test_values_and_all_gradients_equal_a_loop_over_pairs(tokens):
             assert worst(got, want) < 1e-5, (name, case)
 
 
+@pytest.mark.long
 def test_bfloat16_stays_bfloat16_and_close():
     arrays = draw(130, dtype=jnp.bfloat16)
     dy = np.random.default_rng(0).normal(size=(130, D)).astype(jnp.bfloat16)
@@ -182,6 +184,7 @@ def traced(form, sizes, tokens, *, gradients=False):
 
 
 # tokens, groups, experts per group, k: grouped, the same as one group, many experts, two a group
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(("groups", "size", "k"), [(8, 8, 1), (1, 64, 8), (1, 128, 8), (8, 16, 2)])
 def test_blocks_cost_at_most_1_3_times_the_ideal(groups, size, k):
     tokens, width, hidden = 4096, 32, 32

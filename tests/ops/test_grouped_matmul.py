@@ -109,6 +109,7 @@ def test_kernels_equal_a_loop_over_rows_without_races(align, counts, widths, kee
             assert not a[np.array(counts) == 0].any()
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(("align", "widths"), [(64, (768, 224)), (128, (80, 256))])
 def test_kernels_lower_for_their_chip(align, widths):
     """To the chip's own calls; no chip is needed for that."""

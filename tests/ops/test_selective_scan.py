@@ -101,6 +101,7 @@ def test_scan_and_states_equal_a_plain_loop(impl):
         close(have, right, 1e-5)
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("source", ["golden", "released"])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_it_is_plain_torch_loops_and_the_released_operator(impl, source, request):
@@ -148,6 +149,7 @@ def test_the_length_of_a_chunk_changes_nothing(inner):
             want = want or have
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_gradients_equal_finite_differences(impl):
     arguments = draw(t=21)
@@ -169,6 +171,7 @@ def test_gradients_equal_finite_differences(impl):
             assert abs(float((slopes[name] * way).sum()) - slope) < 1e-6 * max(1, abs(slope))
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     ("name", "softplus"),
     [
@@ -213,6 +216,7 @@ def expected(make, **options):
     return want
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impl", [*IMPLS, "mosaic", "tpu"])
 def test_extreme_steps_give_finite_values_and_gradients(impl):
     arguments = extreme()

@@ -68,6 +68,7 @@ def test_random_scores_differ_from_layer_to_layer_and_by_the_seed(model):
         assert len(set(stayed)) == len(set(ranked)) == 4
 
 
+@pytest.mark.long
 def test_a_model_pruned_by_a_plan_is_repaired_from_the_dense_statistics(model):
     small = model()
     target, recipe = Target(ffn=0.5, groups=0.5), Recipe(propagate="dense")

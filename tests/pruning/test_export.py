@@ -91,6 +91,7 @@ def test_biases_that_a_family_cannot_hold_are_refused_by_name(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_uneven_layers_go_padded_or_one_by_one_but_not_uniform(model, tmp_path):
     small = model()
     params, cfg = pruned(small, biased=True, uneven=True)

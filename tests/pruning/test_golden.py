@@ -47,6 +47,7 @@ def cut(cfg, found):
 
 
 # Biases, norms of heads, soft-caps and windows; Llama's are written as Qwen's are.
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize(
     "case", [pytest.param(f, marks=[pytest.mark.slow] * f.startswith("llama")) for f in FAMILIES]
 )
@@ -79,6 +80,7 @@ def test_a_plans_file_gives_the_same_bits_everywhere(case, tmp_path):
     assert plan.digest(prune(params, replayed, cfg=cfg)[0]) == DIGESTS[case]
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("case", FAMILIES)
 def test_other_units_give_other_logits(case):
     """What the test above would miss if the golden logits hardly depended on the choice."""

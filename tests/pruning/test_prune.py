@@ -137,6 +137,7 @@ def test_a_unit_that_adds_nothing_can_go_without_a_trace(model, groups):
         assert np.abs(small.logits(params, cfg) - small.logits()).max() < 1e-13
 
 
+@pytest.mark.long
 def test_a_strong_group_survives_whole(model):
     """Its key, value, query and out slices come from one original group."""
     small = model(groups=3, heads=2, seed=3, layers=1)
@@ -192,6 +193,7 @@ def test_donated_parameters_give_the_same_model(model):
     chex.assert_trees_all_equal(found, want)
 
 
+@pytest.mark.long
 def test_a_plan_survives_json_and_splits_into_depth_and_width(model, tmp_path):
     small = model(layers=4)
     found = compress(

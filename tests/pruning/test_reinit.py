@@ -135,6 +135,7 @@ def test_keeping_the_layers_own_groups_is_dropping_the_next(model):
     chex.assert_trees_all_equal(a["runs"][0], want)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sandwich", [False, True])
 def test_a_removed_layer_whose_groups_all_lose_is_dropped_without_a_trace(model, sandwich):
     """The whole pipeline, corrections and all, then does what leaving the layer out does."""
@@ -192,6 +193,7 @@ def test_the_pipeline_drops_the_idle_layer_and_moves_its_groups(model, sandwich)
     np.testing.assert_allclose(small.logits(found.params, found.cfg), small.logits(), atol=0.2)
 
 
+@pytest.mark.long
 def test_groups_that_move_are_scaled_for_the_norm_they_come_behind(model):
     """The norm after layer 0 divides by r_0 what that of layer 1 divided by r_1."""
     small = model(layers=3, seed=2, sandwich=True)

@@ -124,6 +124,7 @@ def test_choice_and_repair_from_moments_are_those_on_the_tokens(chunk):
     assert report.repaired == pytest.approx(np.mean(errors), rel=1e-8)
 
 
+@pytest.mark.long
 def test_a_sweep_sees_what_the_model_computes(model):
     small = model(sandwich=True, query_bias=True, qk_norm=True)
     found = stats.collect(small.params, small.tokens, cfg=small.cfg, sweep_cfg=SweepConfig(batch=3))
@@ -189,6 +190,7 @@ def test_units_that_are_kept_are_those_that_would_be_computed_again(model, monke
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
 
 
+@pytest.mark.long
 def test_two_devices_find_what_one_does(model, monkeypatch):
     """Windows split over devices: sums are reduced across them by the compiler."""
     small = model(layers=1)
@@ -208,6 +210,7 @@ def test_two_devices_find_what_one_does(model, monkeypatch):
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(b).max())
 
 
+@pytest.mark.long
 def test_pruned_propagation_shows_later_layers_the_pruned_ones(model, at_most):
     """And all layers share a compilation: one with a pruned projection and one without."""
     small = model()

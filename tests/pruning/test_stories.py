@@ -106,6 +106,7 @@ def test_shuffled_scores_are_worse(stories):
     assert perplexity(replayed.params, replayed.cfg, windows) > 1.15 * good
 
 
+@pytest.mark.long
 def test_calibration_on_another_tokenizers_ids_is_worse(stories):
     """The other negative control: as many ids, all within the vocabulary, that mean other words."""
     _, cfg, windows = stories
@@ -130,6 +131,7 @@ def test_transformers_runs_what_is_cut_repaired_and_written(stories, tmp_path):
     np.testing.assert_allclose(decoder.logits(found.params, hidden, cfg=found.cfg), want, atol=1e-4)
 
 
+@pytest.mark.long
 def test_the_pure_functions_do_what_the_pipeline_does(stories):
     """Dense statistics, kept whole: plan, prune and repair give the pipeline's model."""
     from pangu_jax.pruning.compress import plan as make_plan

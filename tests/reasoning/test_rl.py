@@ -129,6 +129,7 @@ def plain(cfg):
     return jax.device_get(state.params)
 
 
+@pytest.mark.long
 def test_a_bound_of_zero_is_plain_synchronous_training_bit_for_bit():
     found, seen = run(SYNC)
     want = plain(SYNC)
@@ -137,6 +138,7 @@ def test_a_bound_of_zero_is_plain_synchronous_training_bit_for_bit():
     assert all(update["ages"] == [0, 0, 0] for update in seen)
 
 
+@pytest.mark.long
 def test_it_is_so_with_microbatches_a_reference_and_groups_that_are_replaced():
     policy = dataclasses.replace(DAPO, kl=0.05)
     more = {"policy": policy, "updates": 12, "accumulate": 3}
@@ -168,6 +170,7 @@ def test_a_run_repeats_bit_for_bit():
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.long
 def test_on_several_devices_it_is_the_same_run_and_goes_on_as_one(tmp_path):
     """To rounding: the answers, and what they are trained to."""
     layout = Layout(make_mesh(data=2, fsdp=2, tensor=2), preset("fsdp+tensor"))
@@ -308,6 +311,7 @@ WINDOWED = dataclasses.replace(
 )
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize(
     "temperature, cfg, dtype, off",
     [
@@ -373,6 +377,7 @@ def test_partial_rollouts_and_dynamic_sampling_run():
     assert len(seen) == 12 and all(update["masked_groups"] == 0 for update in seen)
 
 
+@pytest.mark.long
 def test_a_kl_term_holds_the_policy_where_it_began(tmp_path):
     far = {}
     for kl in (1e-9, 10.0):

@@ -343,6 +343,7 @@ def heavy(policy):
     return [n for line in seen for group in line["groups"] for n in given[group]], seen
 
 
+@pytest.mark.long
 def test_lengths_are_trained_on_as_they_are_given_and_not_where_old_ones_are_thrown_away():
     given = np.concatenate([drawn(group, 9) for group in range(3000)])
     used, seen = heavy("barrier")

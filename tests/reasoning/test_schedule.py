@@ -228,18 +228,25 @@ def anything(cfg, partial, distinct, seed, hostile, updates):
     run(cfg, seed, hostile, updates)
 
 
-RANDOM = given(
-    CONFIGS,
-    st.booleans(),
-    st.booleans(),
-    st.integers(0, 2**32),
-    st.sampled_from([0.0, 0.1, 0.5]),
-    st.integers(2, 6),
-)
-test_random_schedules = settings(max_examples=2000, **FREE)(RANDOM(anything))
-test_many_random_schedules = pytest.mark.slow(
-    settings(max_examples=100_000, **FREE)(RANDOM(anything))
-)
+DISCARDING = CONFIGS.map(lambda cfg: dataclasses.replace(cfg, policy="discard"))
+
+
+def at_random(configs, examples):
+    """`anything`, so many times."""
+    drawn = given(
+        configs,
+        st.booleans(),
+        st.booleans(),
+        st.integers(0, 2**32),
+        st.sampled_from([0.0, 0.1, 0.5]),
+        st.integers(2, 6),
+    )
+    return settings(max_examples=examples, **FREE)(drawn(anything))
+
+
+test_random_schedules = at_random(CONFIGS, 700)
+test_many_random_schedules = pytest.mark.slow(at_random(CONFIGS, 100_000))
+test_many_that_throw_answers_away = pytest.mark.slow(at_random(DISCARDING, 100_000))
 
 
 def naive(state):

@@ -89,6 +89,7 @@ async def many(url, count, want):
     return stayed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_of_many_requests_none_is_lost_and_none_is_mixed_with_another(here, count):
     stayed = asyncio.run(many(here.url, count, list(alone(here))))

@@ -65,6 +65,7 @@ def alone(params):
     return {batch: run(params, *draw(batch)) for batch in (8, 13)}
 
 
+@pytest.mark.long(but=2)
 @pytest.mark.parametrize("batch", [8, 13])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_gives_what_one_device_gives(name, batch, params, alone):

@@ -81,10 +81,12 @@ def files(folders):
     return {p for folder in folders for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.long(but=10)
 @pytest.mark.parametrize("kind", bad_input.KINDS)
 def test_bad_input_ends_in_one_sentence(kind, make):
     for arguments, words in bad_input.KINDS[kind](make):
         before, begin = files(make.recent), time.monotonic()
+        PICKLES.clear()  # other tests may start processes, which send pickles
         status, err = call(arguments)
         where = f"{arguments}: {err}"
         assert status == 2, where

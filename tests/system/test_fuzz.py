@@ -23,6 +23,7 @@ def _load():
 fuzz = _load()
 
 
+@pytest.mark.long(but=5)
 @pytest.mark.parametrize("name", fuzz.KINDS)
 def test_a_changed_file_is_read_or_refused_in_one_sentence(name, tmp_path):
     found = list(fuzz.run(fuzz.KINDS[name], tmp_path, range(CASES)))

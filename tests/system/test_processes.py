@@ -92,6 +92,7 @@ def losses(out):
     return {row["step"]: row["loss"] for row in read_metrics(out / "metrics.jsonl")}
 
 
+@pytest.mark.long
 def test_a_pair_stops_at_one_step_and_one_process_goes_on(given, tmp_path):
     with pytest.raises(SystemExit) as end:
         main(arguments(given, tmp_path / "alone"))

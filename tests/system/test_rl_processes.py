@@ -83,6 +83,7 @@ def same(found, want):
             assert row[name] == pytest.approx(line[name], abs=1e-6)
 
 
+@pytest.mark.long
 def test_a_pair_makes_the_updates_of_one_device(tmp_path):
     found = check(tmp_path / "run", end(start(tmp_path / "run", tmp_path / "cache")))
     same(found, alone())

@@ -90,6 +90,7 @@ def command(capsys, *words):
     return capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_page_s_examples_do_what_the_commands_do(page, place, capsys):
     assert page["m"].kind == "decoder" and len(page["texts"]) == 2
     prompt = "Once upon a time"

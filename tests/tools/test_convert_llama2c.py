@@ -233,6 +233,7 @@ def story_text(data_dir):
     return path.read_bytes().decode("utf-8")
 
 
+@pytest.mark.long
 def test_the_tokenizer_equals_greedy_merging_on_both_files(data_dir, stories, story_text):
     """Every id of 4.4 MB of text.
 
@@ -259,6 +260,7 @@ def test_the_tokenizer_equals_greedy_merging_on_both_files(data_dir, stories, st
     assert counts == [100_707, 2_093_471]
 
 
+@pytest.mark.long
 def test_greedy_text_is_the_documented_one(stories):
     params, cfg, where = open_checkpoint(stories)
     tokenizer = load_tokenizer(where)

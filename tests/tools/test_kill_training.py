@@ -11,6 +11,7 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tools" / "kill_training.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("subject", "kills", "inside", "steps"),
     [

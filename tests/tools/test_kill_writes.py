@@ -10,6 +10,7 @@ import pytest
 TOOL = Path(__file__).parents[2] / "tools" / "kill_writes.py"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kills", "writers"), [(20, 1), (20, 2), pytest.param(1000, 3, marks=pytest.mark.slow)]
 )

@@ -134,6 +134,7 @@ def test_a_step_is_adam_as_written_in_its_paper():
         np.testing.assert_allclose(np.asarray(after)[close], want[close], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.long
 def test_it_stops_after_patience_and_keeps_the_best(monkeypatch):
     monkeypatch.setattr(forecast, "CHUNK", 8)  # and four single steps
     # A rate so large that later epochs only get worse.
@@ -220,6 +221,7 @@ def path_of(folder):
     return folder / "parts" / "metrics.jsonl"
 
 
+@pytest.mark.long
 def test_nothing_after_the_training_part_reaches_the_weights():
     values, spoilt = waves(), waves()
     spoilt[120:] = np.random.default_rng(9).normal(size=spoilt[120:].shape) * 50

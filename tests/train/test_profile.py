@@ -50,6 +50,7 @@ def test_times_are_summed_by_part_without_loops_and_other_programs(tmp_path):
     assert part_times(tmp_path, program) == {"attention, forward": 12, "optimizer": 3}
 
 
+@pytest.mark.long
 def test_train_profile_writes_a_trace_and_says_where_time_and_memory_go(tiny_run, tmp_path, capsys):
     text = tmp_path / "a.txt"
     text.write_text("some text to train on. " * 100)

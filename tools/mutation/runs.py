@@ -82,7 +82,8 @@ class Children:
 
     def run(self, folder: Path, test: str, limit: float) -> Run | None:
         """Runs a test file in a copy of the checkout; None where that was cut short."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", test]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command += ["-m", "(long or not parity) and not slow", test]
         began = time.monotonic()
         with tempfile.TemporaryFile() as output:
             with self._lock:

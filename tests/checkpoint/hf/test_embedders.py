@@ -73,6 +73,7 @@ def test_the_numbers_are_torchs_and_every_leaf_matters(golden, folder):
     assert not unseen
 
 
+@pytest.mark.long
 def test_what_is_written_is_what_was_read(folder, tmp_path):
     params, cfg = hf.load(folder)
     for name, source in (("new", None), ("same", folder)):
@@ -125,6 +126,7 @@ def test_what_released_files_leave_out():
     assert specs.count(embedder.spec(cfg)) == 7_851_016_192
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("case", ["mistral", "gemma2", "qwen3"])
 def test_decoders_without_a_head(case, tmp_path):
     """As transformers saves a MistralModel: names without "model.", no head; and back."""

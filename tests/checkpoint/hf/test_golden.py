@@ -60,6 +60,7 @@ def test_there_is_a_golden_copy_of_every_family():
     assert names == {name for name, family in hf.FAMILIES.items() if family.kind == "decoder"}
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_pytorch(case):
     params, cfg = load(case)
@@ -69,6 +70,7 @@ def test_logits_are_those_of_pytorch(case):
     assert difference <= TOLERANCE
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("case", [c for c in CASES if (GOLDEN / c / "gradients.npz").exists()])
 def test_gradients_are_those_of_pytorch(case, tmp_path):
     params, cfg = load(case)
@@ -94,6 +96,7 @@ def test_two_experts_of_each_group():
     assert distance(logits, "pangu_pro_moe") > VISIBLE
 
 
+@pytest.mark.long(but=3)
 @pytest.mark.parametrize("case", CASES)
 def test_every_leaf_matters(case):
     """Shifting the values of any one leaf by a place changes the logits."""

@@ -60,6 +60,7 @@ def copied(case, tmp_path, *, config=None, change=None):
     return folder
 
 
+@pytest.mark.long(but=4)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_what_was_read_bit_by_bit(case, tmp_path):
     params, cfg = hf.load(GOLDEN / case)
@@ -103,6 +104,7 @@ def test_small_shards_have_an_index_and_say_the_same(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rules", ["fsdp", "expert"])
 def test_each_device_gets_its_part_of_every_tensor(rules):
     where = Layout(make_mesh(**{rules: 4}, devices=jax.devices()[:4]), preset(rules))

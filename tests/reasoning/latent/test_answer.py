@@ -30,6 +30,7 @@ def ask(model, markers, problems):
     return ask
 
 
+@pytest.mark.long(but=1)
 @pytest.mark.parametrize("name", ["coconut", "pause", "no-cot"])
 def test_answers_are_those_of_the_naive_form(ask, naive, model, markers, problems, name):
     params, cfg = model
@@ -48,6 +49,7 @@ def test_steps_and_answers_of_a_problem_are_never_read(ask, problems):
     assert ask("coconut", problems=bare) == ask("coconut")
 
 
+@pytest.mark.long
 def test_exchanged_thoughts_reach_the_answer_in_the_order_of_problems(ask, problems):
     seen = []
 
@@ -61,6 +63,7 @@ def test_exchanged_thoughts_reach_the_answer_in_the_order_of_problems(ask, probl
     assert ask("coconut", problems=problems[::-1], batch=3) == ask("coconut", batch=3)[::-1]
 
 
+@pytest.mark.long
 def test_thoughts_are_handed_on_in_half_precision(ask):
     kinds = []
 
@@ -87,6 +90,7 @@ def test_ablations(model, markers):
         ablation("bogus", params, markers, cfg=cfg)
 
 
+@pytest.mark.long
 def test_every_problem_gets_the_thoughts_of_another_whatever_the_batch(ask, model, markers):
     params, cfg = model
     swap = ablation("other", params, markers, cfg=cfg)

@@ -102,6 +102,7 @@ def found(wise, problems, markers):
     return total(params), asked
 
 
+@pytest.mark.long
 def test_loss_and_gradients_are_those_of_rows_one_by_one(naive, wise, found, markers):
     params, cfg = wise
     ((total, (rows, parts)), grads), asked = found
@@ -124,6 +125,7 @@ def test_the_teachers_states_have_no_gradient_and_equal_ones_no_distance():
     np.testing.assert_allclose(codi.distance(one, two), codi.distance(-one, -two), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_answers_come_from_projected_thoughts(naive, wise, problems, markers):
     params, cfg = wise
     params, plain = thinker.written_out(params, cfg)

@@ -51,6 +51,7 @@ def written_down(folder, method, phase):
     return asking(folder, ByteTokenizer())
 
 
+@pytest.mark.long
 @pytest.mark.onnx
 def test_graphs_think_and_answer_as_solve_does(tool, model, markers, asked, tmp_path):
     from pangu_jax.export.artifact import save

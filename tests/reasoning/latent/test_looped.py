@@ -65,6 +65,7 @@ def test_one_turn_is_the_decoder_to_the_bit(model, rows):
     chex.assert_trees_all_equal(one, summed(plain, batch)(params))
 
 
+@pytest.mark.long
 def test_answers_are_those_of_a_loop(naive, model, problems, markers, rows):
     params, plain = model
     deep, cfg = thinker.written_out(params, looped.model(plain, MethodConfig(turns=2)))

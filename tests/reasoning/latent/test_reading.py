@@ -65,6 +65,7 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, markers):
     cfg = decoder.DecoderConfig(
         16, 8, (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),) * 3, max_length=64
@@ -80,6 +81,7 @@ def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, mark
     np.testing.assert_allclose(layers, loss, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
     (loss, grads), rows = found
     cut = reference(naive, model, rows, step=lambda _, state: jax.lax.stop_gradient(state))
@@ -89,6 +91,7 @@ def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
         assert float(jnp.abs(table[jnp.asarray(row.prefix)]).max()) > 1e-2
 
 
+@pytest.mark.long
 def test_thoughts_that_are_computed_again_give_the_same(model, found):
     (loss, grads), rows = found
     params, cfg = model
@@ -98,6 +101,7 @@ def test_thoughts_that_are_computed_again_give_the_same(model, found):
     )
 
 
+@pytest.mark.long
 def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, problems, markers):
     params, cfg = model
     rows = [coconut.slots(problems[i], Phase(1, n, 1), markers, 0) for i, n in ((0, 2), (1, 1))]
@@ -113,6 +117,7 @@ def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, probl
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_half_precision_is_near(model, found):
     (loss, _), rows = found
     params, cfg = model

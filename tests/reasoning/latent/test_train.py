@@ -24,6 +24,7 @@ from pangu_jax.train.loop import LoopConfig
 QUICK = dataclasses.replace(latent.OPTIMIZER, learning_rate=1e-2, warmup_fraction=0.05)
 
 
+@pytest.mark.long
 def test_a_tiny_model_learns_the_table_of_one_digit():
     problems = [multiplication(a, b, 1) for a in range(1, 6) for b in range(1, 6)]
     with opened(word_files(["0 1 2 3 4 5 6 7 8 9 *"], NAMES)) as tokenizer:
