@@ -62,10 +62,7 @@ def sort_pairs(ids: jax.Array, weights: jax.Array, experts: int, align: int = 1)
 
     return Order(
         token=by_row(pair // (groups * k), tokens),
-        place=jnp.zeros_like(number)
-        .at[pair]
-        .set(row, unique_indices=True)
-        .reshape(tokens, groups * k),
+        place=jnp.zeros_like(number).at[pair].set(row, unique_indices=True).reshape(tokens, -1),
         weight=by_row(_take(weights.reshape(-1).astype(jnp.float32), pair), 0),
         counts=filled,
     )
