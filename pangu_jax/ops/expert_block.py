@@ -2,10 +2,11 @@
 
 The pairs of a group are laid out expert by expert, each expert's stretch padded to whole blocks of
 b rows. However the pairs fall, ceil(R / b) + E/G - 1 blocks hold R rows, so shapes are static and
-nothing is dropped. A scan walks over the blocks, some at a time. The group axis stays a batch axis
-of every array, and what is looked up by group is looked up under `vmap`: only then does the
-partitioner see that a device needs its own groups' kernels alone. Written as one two-index lookup
-the same code makes every device fetch every kernel at every step.
+nothing is dropped. A scan walks over the blocks, as many at a time as a group has experts, which
+fills a chip. The group axis stays a batch axis of every array, and what is looked up by group is
+looked up under `vmap`: only then does the partitioner see that a device needs its own groups'
+kernels alone. Written as one two-index lookup the same code makes every device fetch every kernel
+at every step.
 
 The backward pass is written out: differentiating the scan would add a cotangent of the size of all
 kernels at every step, where one expert's slice is meant, and would keep the hidden activations of
@@ -20,11 +21,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from pangu_jax.core.platform import target
-
 
 class Dispatch(NamedTuple):
-    """Where the rows of every group lie; s steps of c blocks of b rows.
+    """Where the rows of every group lie; s steps of c = E/G blocks of b rows.
 
     Attributes:
       row: int32 [G, R], the padded row of each pair.
@@ -43,14 +42,6 @@ def block_rows(rows: int, experts: int) -> int:
     return min(512, max(8, 2 ** int(math.log2(max(most, 1)))))
 
 
-def blocks_per_step(platform: str, experts: int) -> int:
-    """How many blocks a group computes at once: enough to fill the chip.
-
-    On CPU a few, as a step of the loop has a cost of its own that small blocks do not hide.
-    """
-    return min(4, experts) if platform == "cpu" else experts
-
-
 def block(
     x: jax.Array,
     ids: jax.Array,
@@ -59,36 +50,18 @@ def block(
     up: jax.Array,
     down: jax.Array,
 ) -> jax.Array:
-    """`ops.expert_mlp` in blocks; see there for the arguments.
-
-    A lone CPU device takes all experts as one group: its loop runs one expert at a time anyway,
-    and then slices kernels in place instead of collecting one from every group (measured: a
-    quarter less time forward). With more devices the groups stay apart, to be split over them.
-    """
-    platform = target()
-    if platform == "cpu" and jax.device_count() == 1:
-        ids, weights, gate, up, down = one_group(ids, weights, gate, up, down)
+    """`ops.expert_mlp` in blocks; see there for the arguments."""
     size = block_rows(ids.shape[0] * ids.shape[2], gate.shape[1])
-    step = blocks_per_step(platform, gate.shape[1])
-    return blocked(size, step, x, ids, weights, gate, up, down)
+    return _blocked(size, x, ids, weights, gate, up, down)
 
 
-def one_group(ids, weights, *kernels):
-    """The same choices among the same experts, seen as one group of all experts."""
-    groups, size = kernels[0].shape[:2]
-    ids = ids + jnp.arange(groups, dtype=ids.dtype)[:, None] * size
-    flat = (rearrange(a, "t g k -> t 1 (g k)") for a in (ids, weights))
-    return *flat, *(rearrange(kernel, "g e ... -> 1 (g e) ...") for kernel in kernels)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocked(size, x, ids, weights, gate, up, down):
+    return _forward(size, x, ids, weights, gate, up, down)[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def blocked(size, step, x, ids, weights, gate, up, down):
-    """`block` with `size` rows per block and `step` blocks per step."""
-    return _forward(size, step, x, ids, weights, gate, up, down)[0]
-
-
-def _forward(size, step, x, ids, weights, gate, up, down):
-    dispatch = _dispatch(ids, gate.shape[1], size, step)
+def _forward(size, x, ids, weights, gate, up, down):
+    dispatch = _dispatch(ids, gate.shape[1], size)
     source = _with_zero(x)
 
     def body(_, inputs):
@@ -102,8 +75,8 @@ def _forward(size, step, x, ids, weights, gate, up, down):
     return y, (dispatch, x, weights, gate, up, down)
 
 
-def _backward(size, step, saved, dy):
-    del size, step
+def _backward(size, saved, dy):
+    del size
     dispatch, x, weights, gate, up, down = saved
     sources = _with_zero(x), _with_zero(dy)
 
@@ -127,7 +100,7 @@ def _backward(size, step, saved, dy):
     return dx, None, dweights, *grads
 
 
-blocked.defvjp(_forward, _backward)
+_blocked.defvjp(_forward, _backward)
 
 
 def _hidden(rows, weight, gate, up):
@@ -169,14 +142,14 @@ def _accumulate(total, expert, new):
     return total.at[expert].add(new, mode="promise_in_bounds")
 
 
-def _dispatch(ids, experts, size, step) -> Dispatch:
+def _dispatch(ids, experts, size) -> Dispatch:
     """Lays out every group's pairs, in a whole number of steps."""
     pairs = rearrange(ids, "t g k -> g (t k)")
     blocks = -(-pairs.shape[1] // size) + experts - 1
-    blocks = -(-blocks // step) * step
+    blocks = -(-blocks // experts) * experts
     row, pair, expert = jax.vmap(partial(_lay, experts=experts, size=size, blocks=blocks))(pairs)
-    pair = rearrange(pair, "g (s c b) -> s c g b", c=step, b=size)
-    return Dispatch(row, pair, rearrange(expert, "g (s c) -> s c g", c=step))
+    pair = rearrange(pair, "g (s c b) -> s c g b", c=experts, b=size)
+    return Dispatch(row, pair, rearrange(expert, "g (s c) -> s c g", c=experts))
 
 
 def _lay(pairs, *, experts, size, blocks):

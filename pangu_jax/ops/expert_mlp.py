@@ -6,7 +6,8 @@
 | dense | E / (G k) x | few tokens: every expert is read once anyway; loop-free, the export form |
 | grouped | 1x, and half a tile of rows an expert | 16-bit, on Hopper GPUs, widths multiples of 16 |
 | ragged | 1x | more tokens, on TPU: sort, then `jax.lax.ragged_dot` |
-| block | about 1.1-1.3x | more tokens, elsewhere: pad each expert's rows to whole blocks |
+| loop | about 1.1x | more tokens, on CPU: expert by expert, in blocks about as large as its rows |
+| block | about 1.1-1.3x | more tokens, on other GPUs: pad each expert's rows to whole blocks |
 | reference | E / (G k) x | never: a loop over experts, the oracle |
 
 `jax.lax.ragged_dot` lowers to a masked dense product on CPU and GPU, so it is for TPU alone. The
@@ -24,6 +25,7 @@ from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.platform import chip as platform
 from pangu_jax.ops.expert_block import block
+from pangu_jax.ops.expert_loop import loop
 from pangu_jax.ops.expert_sorted import sorted_experts
 from pangu_jax.ops.grouped_matmul import has_kernel
 
@@ -111,7 +113,7 @@ def choose(platform: str, tokens: int, k: int, experts: int, fits: bool = True) 
         return "gather"
     if tokens <= limits.dense:
         return "dense"
-    return "ragged" if platform == "tpu" else "block"
+    return {"cpu": "loop", "tpu": "ragged"}.get(platform, "block")
 
 
 def _check(x, ids, weights, gate, up, down, impl):
@@ -162,5 +164,6 @@ IMPLEMENTATIONS = {
     "dense": _dense,
     "ragged": partial(sorted_experts, impl="ragged_dot"),
     "grouped": partial(sorted_experts, impl="mosaic"),
+    "loop": loop,
     "block": block,
 }

@@ -101,7 +101,7 @@ def _backward(impl, align, saved, dy):
     options = {"counts": order.counts, "impl": impl, "align": align}
     rows, dout = _of_tokens(x, order), _of_tokens(dy, order)
     unweighted = grouped_matmul((dout,), (down,), transpose=True, **options)
-    scaled, da, db, dweight = _through_swiglu(a, b, order.weight[:, None], unweighted)
+    scaled, da, db, dweight = through_swiglu(a, b, order.weight[:, None], unweighted)
     # Weights are applied in float32 and rounded once, as the rows are.
     drows = grouped_matmul((da, db), (gate, up), transpose=True, **options)
     dx = _to_tokens(drows, order, None).astype(x.dtype)
@@ -112,7 +112,7 @@ def _backward(impl, align, saved, dy):
 _sorted.defvjp(_forward, _backward)
 
 
-def _through_swiglu(a, b, weight, dhidden):
+def through_swiglu(a, b, weight, dhidden):
     """The weighted hidden units and the gradients of both pre-activations, in a's type.
 
     Last, in float32, each row's gradient of its weight.

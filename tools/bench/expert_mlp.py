@@ -53,16 +53,18 @@ def inputs(sizes, tokens, dtype):
     return x, ids.astype(jnp.int32), weights, *kernels
 
 
-def seconds(function, arguments, repeats):
-    """Median of `repeats` timed calls after two warm-up calls."""
-    for _ in range(2):
-        jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def seconds(calls, repeats):
+    """Median of `repeats` timed calls of each after two warm-up calls.
+
+    All are called in turn, so that whatever else the machine does slows all of them down.
+    """
+    times = [[] for _ in calls]
+    for _ in range(2 + repeats):
+        for (function, arguments), own in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function(*arguments))
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own[2:]) for own in times]
 
 
 def one_expert(rows, weights, gate, up, down):
@@ -77,7 +79,7 @@ def measure(sizes, tokens, dtype, names, repeats):
     x, ids, *rest = inputs(sizes, tokens, dtype)
     width, hidden, groups, experts, k = sizes
     flops = 6 * tokens * groups * k * width * hidden
-    rows = []
+    taken, calls = [], []
     for name in [ONE, *names]:
         if name == "dense" and tokens * groups * experts * hidden * 8 > 8e9:
             continue  # its hidden units alone would take many gigabytes
@@ -93,11 +95,15 @@ def measure(sizes, tokens, dtype, names, repeats):
             return (run(x, ids, *rest, name=name).astype(jnp.float32) ** 2).sum()
 
         given = (jnp.tile(x, (groups * k, 1)) if name == ONE else x, ids, *rest)
-        forward = seconds(jax.jit(run), given, repeats)
-        both = seconds(jax.jit(jax.grad(loss, argnums=(0, 2, 3, 4, 5))), given, repeats)
-        rows.append({"implementation": name, "tokens": tokens, "forward_s": forward,
-                     "forward_backward_s": both, "forward_flops": flops})  # fmt: skip
-    return rows
+        taken.append(name)
+        calls.append((jax.jit(run), given))
+        calls.append((jax.jit(jax.grad(loss, argnums=(0, 2, 3, 4, 5))), given))
+    times = seconds(calls, repeats)
+    return [
+        {"implementation": name, "tokens": tokens, "forward_s": forward,
+         "forward_backward_s": both, "forward_flops": flops}
+        for name, forward, both in zip(taken, times[::2], times[1::2], strict=True)
+    ]  # fmt: skip
 
 
 def machine():
@@ -130,7 +136,7 @@ def main():
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--impl", nargs="+", default=["gather", "dense", "block"])
+    parser.add_argument("--impl", nargs="+", default=["gather", "dense", "loop", "block"])
     parser.add_argument("--out")
     options = parser.parse_args()
     device, sizes = machine(), SIZES[options.sizes]
