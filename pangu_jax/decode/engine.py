@@ -143,6 +143,7 @@ class Engine:
         sizes = {"slots": slots, "length": length, "stops": stops}
         self._state = device.init(self._key, cfg=cfg, kind=kind, how=how, **sizes)
         self._texts: list[_Text | None] = [None] * slots
+        self._kept = _Kept(slots, length)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._asked: deque[_Asked] = deque()
         self._next = 0
@@ -209,7 +210,7 @@ class Engine:
         self.params, self.version = by_layer(params), self.version + 1
         return self.version
 
-    def advance(self, *, wake: bool = False) -> list[TokenDelta]:
+    def advance(self, *, wake: bool = False, whole: bool = False) -> list[TokenDelta]:
         """Fills free slots, draws tokens, and returns those that are known.
 
         If no request waits, the next tokens are asked of the device before these are read.
@@ -217,6 +218,8 @@ class Engine:
         Args:
           wake: whether the end of a request is to be seen at once, as if another one waited: for
             callers that submit the next one only then.
+          whole: whether a request's tokens are given when it ends, all at once, which costs less
+            than showing them as they come; none may have ended yet. It is the same in every call.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
@@ -228,7 +231,9 @@ class Engine:
             keep = 1 if stepped and not wanted else 0
             asked = [self._asked.popleft() for _ in range(len(self._asked) - keep)]
             for one, made in zip(asked, jax.device_get([x.made for x in asked]), strict=True):
-                deltas += self._look(one, made)
+                deltas += self._look(one, made, whole)
+            if whole:
+                break  # others may have something to do before one ends
         return deltas
 
     def _admit(self) -> None:
@@ -246,6 +251,7 @@ class Engine:
         ]
         for text in texts:
             self._texts[text.slot] = text
+            self._kept.clear(text.slot)
         self._state, made = device.admit(
             self.params,
             self._state,
@@ -292,23 +298,56 @@ class Engine:
                 text.left -= count
         return True
 
-    def _look(self, asked: _Asked, made: device.Made) -> Iterator[TokenDelta]:
+    def _look(self, asked: _Asked, made: device.Made, whole: bool) -> Iterator[TokenDelta]:
         """The deltas that a result holds for requests that have not been canceled or ended."""
-        draws = jax.tree.leaves(made.draws)
-        for row, text in enumerate(asked.texts):
-            if text is None or self._texts[text.slot] is not text:
-                continue
-            count = int(made.count[row])
+        known = [
+            (row, text)
+            for row, text in enumerate(asked.texts)
+            if text is not None and self._texts[text.slot] is text
+        ]
+        if not known:
+            return
+        rows = np.array([row for row, _ in known])
+        self._kept.add(np.array([text.slot for _, text in known]), rows, made)
+        counts, active = made.count[rows].tolist(), made.active[rows].tolist()
+        for (_, text), count, goes_on in zip(known, counts, active, strict=True):
             text.left += asked.count - count  # the device ended early, as a slot was wanted
-            if not count:
+            if not count or (whole and goes_on):
                 continue
-            ids, *scores = (x[:count, row] for x in draws)
+            columns = self._kept.take(text.slot)
             end: FinishReason | None = None
-            if not made.active[row]:
-                end = "stop" if int(ids[-1]) in text.stops else "length"
+            if not goes_on:
+                end = "stop" if int(columns[0][-1]) in text.stops else "length"
                 self._texts[text.slot] = None
-            versions = np.full(count, made.version, np.int32)
-            yield TokenDelta(text.number, ids, *scores, versions, end)
+            yield TokenDelta(text.number, *columns, end)
+
+
+class _Kept:
+    """Tokens of each slot's text that were not shown yet, with their scores and versions."""
+
+    def __init__(self, slots: int, length: int):
+        kinds = (np.int32, np.float32, np.float32, np.int32)
+        self._columns = [np.zeros((slots, length), kind) for kind in kinds]
+        self._count = np.zeros(slots, np.int64)
+
+    def clear(self, slot: int) -> None:
+        """Another text begins there."""
+        self._count[slot] = 0
+
+    def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made) -> None:
+        """What was made for slots, in those rows of the result."""
+        counts = made.count[rows]
+        steps, which = np.nonzero(np.arange(counts.max())[:, None] < counts)
+        to = slots[which], self._count[slots[which]] + steps
+        for column, new in zip(self._columns, jax.tree.leaves(made.draws), strict=False):
+            column[to] = new[steps, rows[which]]
+        self._columns[3][to] = made.version
+        self._count[slots] += counts
+
+    def take(self, slot: int) -> list[np.ndarray]:
+        """What is kept of a slot's text, which is then shown."""
+        count, self._count[slot] = int(self._count[slot]), 0
+        return [column[slot, :count].copy() for column in self._columns]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +374,7 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
     Raises:
       InputError: see `Engine.submit`.
     """
-    source, places, parts = enumerate(iter(requests)), {}, {}
+    source, places = enumerate(iter(requests)), {}
     more = True
     while True:
         # A single waiting request shows that a slot is wanted, even if many slots are free.
@@ -344,20 +383,20 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
             more = found is not None
             if found is not None:
                 number = engine.submit(found[1])
-                places[number], parts[number] = found[0], []
+                places[number] = found[0]
         if not engine.busy:
             return
-        for delta in engine.advance():
-            parts[delta.request].append(delta)
-            if delta.finish_reason is not None:
-                yield places.pop(delta.request), join(parts.pop(delta.request))
+        for delta in engine.advance(whole=True):
+            yield places.pop(delta.request), join([delta])
 
 
 def join(deltas: Sequence[TokenDelta]) -> Answer:
     """The deltas of a request that has ended, as one."""
     names = ("ids", "log_probs", "sampled_log_probs", "versions")
     arrays = [np.concatenate([getattr(delta, name) for delta in deltas]) for name in names]
-    return Answer(*arrays, deltas[-1].finish_reason)
+    reason = deltas[-1].finish_reason
+    assert reason is not None
+    return Answer(*arrays, reason)
 
 
 def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:

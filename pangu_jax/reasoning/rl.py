@@ -304,7 +304,7 @@ class _Rollouts:
         if not plan.running and self._update is None:
             raise RuntimeError("nothing runs and nothing happened: the schedule rests")
         if plan.running:
-            self._ended += self._sampler.poll()
+            self._ended += self._sampler.poll(wake=schedule.wants_slots(plan))
         elif self._update is not None:
             futures.wait([self._update], timeout=PATIENCE_S)
         self._clock.tick(plan.running, trains=self._update is not None)

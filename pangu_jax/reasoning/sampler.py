@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from pangu_jax.decode.engine import Answer, Engine, Request, TokenDelta, join
+from pangu_jax.decode.engine import Answer, Engine, Request, join
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
 
@@ -48,8 +48,12 @@ class Sampler(Protocol):
         """Other weights, one version newer, from the next token on."""
         ...
 
-    def poll(self) -> list[Sampled]:
-        """What has ended; waits for a step of decoding at most, and may have nothing then."""
+    def poll(self, *, wake: bool = True) -> list[Sampled]:
+        """What has ended; waits for some steps of decoding at most, and may have nothing then.
+
+        Args:
+          wake: whether samples that have ended are to be told at once, as others can begin.
+        """
         ...
 
     def close(self) -> None:
@@ -105,27 +109,21 @@ class LocalSampler:
         sizes = {"slots": slots, "length": length, "stops": stops, "version": version}
         self.engine = Engine(params, cfg=model, how=how, **sizes)
         self._places: dict[int, tuple[int, int]] = {}
-        self._pieces: dict[int, list[TokenDelta]] = {}
 
     def start(self, group: int, sample: int, request: Request) -> None:
         """Lets a sample wait for a slot."""
         number = self.engine.submit(request)
-        self._places[number], self._pieces[number] = (group, sample), []
+        self._places[number] = group, sample
 
     def update(self, params: Any) -> None:
         """Answers that run go on with the new weights."""
         self.engine.update(params)
 
-    def poll(self) -> list[Sampled]:
-        """One step of the engine."""
-        found = []
-        # The schedule has no more samples than slots: who ends is to be seen at once.
-        for piece in self.engine.advance(wake=True):
-            self._pieces[piece.request].append(piece)
-            if piece.finish_reason is not None:
-                place = self._places.pop(piece.request)
-                found.append(Sampled(*place, join(self._pieces.pop(piece.request))))
-        return found
+    def poll(self, *, wake: bool = True) -> list[Sampled]:
+        """One call of the engine."""
+        # The schedule has no more samples than slots: none waits here for a slot to be free.
+        ended = self.engine.advance(wake=wake, whole=True)
+        return [Sampled(*self._places.pop(x.request), join([x])) for x in ended]
 
     def close(self) -> None:
         """Nothing is to be done."""
