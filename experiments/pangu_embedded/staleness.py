@@ -32,6 +32,7 @@ import numpy as np
 from experiments.pangu_embedded.arithmetic import LENGTH, STOP, Questions, accuracy, learn, model
 from experiments.pangu_embedded.config import STALENESS, Learning, Speed
 from pangu_jax.cli.stopping import script
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import init
 from pangu_jax.core.tree import flatten
 from pangu_jax.losses.policy import GRPO
@@ -63,6 +64,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="of those of the preset")
     given = parser.parse_args()
     experiment, folder = options.chosen(given, STALENESS, "pangu_embedded_staleness")
+    if unknown := set(given.seeds or ()) - set(experiment.learning.seeds):
+        raise InputError(f"--seeds {min(unknown)}: the preset has {experiment.learning.seeds}")
     cells = begin(folder, experiment, device=report.machine())
     ends = time.monotonic() + 60 * (1e9 if given.minutes is None else given.minutes)
     for name, make in _all(experiment, folder, cells, given):

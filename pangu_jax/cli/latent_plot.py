@@ -1,4 +1,4 @@
-"""The picture of `latent probe --plot`: lens, probes, superposition and ablations on one page."""
+"""The picture of `latent probe --plot`: lenses, probes, superposition, ablations on one page."""
 
 import dataclasses
 import io
@@ -28,13 +28,15 @@ class Shown:
     """What the picture shows beside the probes.
 
     Attributes:
-      lens: of the first step and the answer, float [L, n], the median place of its id by each
-        layer's state at each thought, from 1.
+      lens: of each step and the answer, float [L, n], the median place of its id by each layer's
+        state at each thought, from 1, over the half of the problems that `tuned` was not fitted to.
+      tuned: the same by the tuned lens.
       spreads: how each thought's probability lies on sets of ids.
       scores: of the answers, by ablation; "" without one.
     """
 
     lens: dict[str, np.ndarray]
+    tuned: dict[str, np.ndarray]
     spreads: dict[str, Spread]
     scores: Mapping[str, Score]
 
@@ -45,6 +47,18 @@ def check_format(path: str) -> None:
         raise InputError(f"{path} ends in none of {', '.join(FORMATS)}")
 
 
+def among(targets: Sequence[Target], problems: np.ndarray) -> list[Target]:
+    """What is looked for in some problems, which are numbered anew; what none has is left out."""
+    place = {int(problem): number for number, problem in enumerate(problems)}
+    found = []
+    for target in targets:
+        kept = [i for i, problem in enumerate(target.problems) if int(problem) in place]
+        numbers = np.array([place[int(target.problems[i])] for i in kept], int)
+        if kept:
+            found.append(Target(target.name, numbers, target.ids[kept]))
+    return found
+
+
 def lens_by_layer(
     params: dict[str, Any], states: np.ndarray, targets: Sequence[Target], *, cfg: DecoderConfig
 ) -> dict[str, np.ndarray]:
@@ -52,7 +66,7 @@ def lens_by_layer(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float32 [N, L, n, D], of `lens.states_by_layer`.
+      states: float32 [N, L, n, D], after the final norm.
       targets: the ids that are looked for.
       cfg: the model.
     """
@@ -145,28 +159,32 @@ def draw(path: str, lines: Sequence[Mapping[str, Any]], shown: Shown, *, title: 
     from matplotlib.figure import Figure  # no window, and no global state
 
     with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
-        figure = Figure(figsize=(13, 7.5), layout="constrained")
+        figure = Figure(figsize=(17, 7.5), layout="constrained")
         figure.suptitle(title, fontsize=10)
-        grid = figure.subplots(2, 3)
-        _lenses(figure, grid[:, 0], shown.lens)
-        _probes(figure, grid[:, 1], lines)
-        _superposition(grid[0, 2], shown.spreads)
-        _ablations(grid[1, 2], shown.scores)
+        grid = figure.subplots(2, 4)
+        _lenses(figure, grid[:, :2], {"logit lens": shown.lens, "tuned lens": shown.tuned})
+        _probes(figure, grid[:, 2], lines)
+        _superposition(grid[0, 3], shown.spreads)
+        _ablations(grid[1, 3], shown.scores)
         picture = io.BytesIO()
         figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=120)
     with atomic_write(Path(path), "wb") as file:
         file.write(picture.getvalue())
 
 
-def _lenses(figure: Any, grid: Any, lens: Mapping[str, np.ndarray]) -> None:
-    names = list(lens)
-    for axes, name in zip(grid, [names[0], names[-1]], strict=True):
-        image = axes.imshow(np.log10(lens[name]), aspect="auto", origin="lower", cmap="viridis_r")
-        figure.colorbar(image, ax=axes, label="log10 of the median place")
-        _thoughts(axes, lens[name].shape[1])
-        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
-        axes.yaxis.set_major_formatter(lambda layer, _: f"{layer + 1:.0f}")
-        axes.set(ylabel="layer", title=f"logit lens: {name}")
+def _lenses(figure: Any, grid: Any, lenses: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """A column for each lens, a row for the first and the last target, in one scale of colors."""
+    names = list(next(iter(lenses.values())))
+    for row, name in zip(grid, [names[0], names[-1]], strict=True):
+        places = [np.log10(lens[name]) for lens in lenses.values()]
+        colors = {"vmin": np.min(places), "vmax": np.max(places), "cmap": "viridis_r"}
+        for axes, title, shown in zip(row, lenses, places, strict=True):
+            image = axes.imshow(shown, aspect="auto", origin="lower", **colors)
+            figure.colorbar(image, ax=axes, label="log10 of the median place")
+            _thoughts(axes, shown.shape[1])
+            axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(8, integer=True))
+            axes.yaxis.set_major_formatter(lambda layer, _: f"{layer + 1:.0f}")
+            axes.set(ylabel="layer", title=f"{title}: {name}")
 
 
 def _probes(figure: Any, grid: Any, lines: Sequence[Mapping[str, Any]]) -> None:

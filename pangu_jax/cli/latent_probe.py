@@ -20,8 +20,9 @@ from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.reasoning.latent import tuned_lens
 from pangu_jax.reasoning.latent.answer import think
-from pangu_jax.reasoning.latent.lens import states_by_layer
+from pangu_jax.reasoning.latent.lens import normed, states_by_layer
 from pangu_jax.reasoning.latent.probe import Target, lens_ranks, linear_probe, targets
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import scores
@@ -53,7 +54,7 @@ class Options:
     seed: int = 0
     """Of the halves, and of the shuffled labels."""
     plot: str | None = None
-    """A picture to write, .png, .svg or .pdf: the lens by layer, probes beside their control, how
+    """A picture to write, .png, .svg or .pdf: lenses by layer, probes beside their control, how
     the head's probability lies on what may come next, and answers with thoughts exchanged."""
     json: bool = False
     """Print one JSON object a line instead of a table."""
@@ -77,7 +78,8 @@ def main(options: Options) -> None:
     with working("thinking"):
         thoughts = think(params, problems, *asked, cfg=cfg, batch=options.batch)
         # The head reads states; of CODI's thoughts a network lies between.
-        states = states_by_layer(params, problems, thoughts, *asked, cfg=cfg, batch=options.batch)
+        raw = states_by_layer(params, problems, thoughts, *asked, cfg=cfg, batch=options.batch)
+        states = normed(params, raw, cfg=cfg)
     looked_for = targets(problems, least=LEAST)
     lines = list(_lines(options, params, cfg, looked_for, thoughts, states[:, -1]))
     if not lines:
@@ -91,8 +93,11 @@ def main(options: Options) -> None:
     if options.plot is not None:
         with working("drawing"):
             questions = [problem.question for problem in found]
+            held, tuned = _tuned(params, raw, cfg=cfg, seed=options.seed)
+            halves = latent_plot.among(looked_for, held)
             shown = latent_plot.Shown(
-                latent_plot.lens_by_layer(params, states, looked_for, cfg=cfg),
+                latent_plot.lens_by_layer(params, states[held], halves, cfg=cfg),
+                latent_plot.lens_by_layer(params, tuned, halves, cfg=cfg),
                 latent_plot.spreads(
                     params, states[:, -1], questions, looked_for, tokenizer, cfg=cfg
                 ),
@@ -106,6 +111,22 @@ def main(options: Options) -> None:
                 ),
             )
         _draw(options, trained, lines, shown)
+
+
+def _tuned(
+    params: Any, raw: np.ndarray, *, cfg: DecoderConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the problems, and what a lens that was fitted to the others makes of their states."""
+    order = np.random.default_rng(seed).permutation(len(raw))
+    fitted, held = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
+    flat = np.swapaxes(raw, 1, 2)  # [N, n, L, D]
+
+    def rows(chosen: np.ndarray) -> np.ndarray:
+        return flat[chosen].reshape(-1, *flat.shape[2:])
+
+    lens = tuned_lens.fit(params, rows(fitted), cfg=cfg, seed=seed)
+    moved = tuned_lens.translated(params, lens, rows(held), cfg=cfg)
+    return held, np.swapaxes(moved.reshape(len(held), *flat.shape[1:]), 1, 2)
 
 
 def _draw(
@@ -123,6 +144,7 @@ def _draw(
             json.dumps(
                 {
                     "lens": {name: places.tolist() for name, places in shown.lens.items()},
+                    "tuned_lens": {name: x.tolist() for name, x in shown.tuned.items()},
                     "spreads": {n: dataclasses.asdict(x) for n, x in shown.spreads.items()},
                     "scores": {n: dataclasses.asdict(x) for n, x in shown.scores.items()},
                 }

@@ -226,9 +226,10 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert call("probe", run, *asked, picture, "--json") == 0
     more = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    lens, by = np.array(more["lens"]["answer"]), {(x["thought"], x["reads"]): x for x in lines}
-    assert lens.shape == (1, 2)  # layers and thoughts: the last layer's are the thoughts
-    assert lens[-1].tolist() == [by[i, "answer"]["lens"] for i in (1, 2)]
+    assert set(more["lens"]) == set(more["tuned_lens"]) == {"step 1", "step 2", "answer"}
+    lens = np.array(more["lens"]["answer"])
+    assert lens.shape == (1, 2)  # layers and thoughts; nothing is tuned of the last layer
+    assert lens.tolist() == more["tuned_lens"]["answer"] and lens.min() >= 1
     assert set(more["spreads"]) == {"step 1", "step 2", "answer"}
     assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
     assert call("probe", run, "--plot", tmp_path / "a.txt") == 2

@@ -54,7 +54,7 @@ def states_by_layer(
     batch: int = 32,
     how: How = HOW,
 ) -> np.ndarray:
-    """The state that each thought is made of, after every layer and then the final norm.
+    """The state that each thought is made of, after every layer, before the final norm.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -68,7 +68,8 @@ def states_by_layer(
       how: implementations, and type of the activations.
 
     Returns:
-      float32 [N, L, n, D]; where thoughts are fed-back states, the last layer's are the thoughts.
+      float32 [N, L, n, D]; where thoughts are fed-back states, the last layer's are the thoughts
+      once they are `normed`.
     """
     rows = [method.slots(Encoded(x.question, (), ()), phase, markers, 0) for x in problems]
     start, params = round_up(max(len(row.prefix) for row in rows)), transformer.by_layer(params)
@@ -80,6 +81,17 @@ def states_by_layer(
         states = _states(params, inputs, given[chosen], start=start, cfg=cfg, how=how)
         found.append(np.asarray(states, np.float32)[: len(rows) - first])
     return np.concatenate(found)
+
+
+def normed(params: dict[str, Any], states: np.ndarray, *, cfg: decoder.DecoderConfig) -> np.ndarray:
+    """States as the head takes them, after the final norm: [..., D] to float32 [..., D].
+
+    Args:
+      params: tree of `decoder.spec(cfg)`.
+      states: float [..., D], of any layer.
+      cfg: the model.
+    """
+    return np.asarray(transformer.final_norm(params, jnp.asarray(states), cfg=cfg), np.float32)
 
 
 def spread(
@@ -127,7 +139,7 @@ def _states(params, batch, thoughts, *, start, cfg, how):
 
         layers = params["layers"][number : number + 1]
         x, _ = transformer.unrolled(layers, x, at, sees, [None], cfg=one, how=how)
-        found.append(transformer.final_norm(params, x[:, start - 1 :], cfg=cfg))
+        found.append(x[:, start - 1 :])
     return jnp.stack(found, axis=1)
 
 

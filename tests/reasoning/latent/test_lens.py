@@ -10,7 +10,7 @@ from pangu_jax.data.prosqa import by_distance, draw_graph, write
 from pangu_jax.models.thinker import ThinkerConfig, from_decoder, project
 from pangu_jax.reasoning.latent.answer import think
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
-from pangu_jax.reasoning.latent.lens import spread, states_by_layer
+from pangu_jax.reasoning.latent.lens import normed, spread, states_by_layer
 from pangu_jax.reasoning.latent.probe import Target, lens_ranks
 from pangu_jax.reasoning.latent.registry import METHODS
 
@@ -19,7 +19,8 @@ def test_every_layers_states_are_those_of_the_naive_form(naive, model, markers, 
     params, cfg = model
     phase, method = Phase(1, 2, ALL), METHODS["coconut"]
     thoughts = think(params, problems, method, phase, markers, cfg=cfg, batch=2)
-    found = states_by_layer(params, problems, thoughts, method, phase, markers, cfg=cfg, batch=2)
+    raw = states_by_layer(params, problems, thoughts, method, phase, markers, cfg=cfg, batch=2)
+    found = normed(params, raw, cfg=cfg)
     assert found.shape == (3, 2, 2, 8)
     np.testing.assert_allclose(found[:, -1], thoughts, rtol=1e-4, atol=1e-5)
     row = method.slots(problems[1], phase, markers, 0)
@@ -29,6 +30,7 @@ def test_every_layers_states_are_those_of_the_naive_form(naive, model, markers, 
     )
     want = naive.norm(params["norm"]["scale"], one, cfg.norm_eps)
     np.testing.assert_allclose(found[1, 0], want[-3:-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(raw[1, 0], np.asarray(one)[-3:-1], rtol=1e-4, atol=1e-5)
 
 
 def test_projected_thoughts_are_made_of_the_last_layers_states(model, markers, problems):
@@ -37,7 +39,8 @@ def test_projected_thoughts_are_made_of_the_last_layers_states(model, markers, p
     params = from_decoder(params, thinker, key=jax.random.key(1))
     phase, method = Phase(1, 2, ALL), METHODS["codi"]
     thoughts = think(params, problems, method, phase, markers, cfg=cfg, batch=2)
-    states = states_by_layer(params, problems, thoughts, method, phase, markers, cfg=cfg, batch=2)
+    raw = states_by_layer(params, problems, thoughts, method, phase, markers, cfg=cfg, batch=2)
+    states = normed(params, raw, cfg=cfg)
     np.testing.assert_allclose(project(params, states[:, -1]), thoughts, rtol=1e-4, atol=1e-5)
     assert np.abs(states[:, -1] - thoughts).max() > 0.1
     thoughts, states = (np.concatenate([x, x]) for x in (thoughts, states))
