@@ -22,7 +22,7 @@ the two, --seeds some of the seeds; the report has the seeds that are whole.
 
 import dataclasses
 import time
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,15 @@ class Timed:
         settings = OptimizerConfig(learning_rate=1e-5, schedule="constant", weight_decay=0.0)
         self._optimizer = make_optimizer(settings, experiment.updates)
         self._draw = lognormal(experiment.mean, experiment.sigma, LONGEST)
+        self._of_group = lru_cache(self._lengths)
 
     def lengths(self, group: int, sample: int) -> int:
         """The same as the simulator's."""
+        return int(self._of_group(group)[sample])
+
+    def _lengths(self, group: int) -> np.ndarray:
         rngs = (np.random.default_rng([0, group]), np.random.default_rng([0, group, 0]))
-        return int(self._draw(*rngs, self._cfg.group)[sample])
+        return self._draw(*rngs, self._cfg.group)
 
     def measure(self, bound: int) -> dict[str, Any]:
         """Seconds of a run, once its programs are compiled."""

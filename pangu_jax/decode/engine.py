@@ -30,6 +30,7 @@ from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
 SHARED = 8  # requests at most that take over one reading of their prompt together
+TOGETHER = 16  # whole answers that end are seen once they are a 16th of the slots
 
 FinishReason = Literal["stop", "length"]
 
@@ -87,10 +88,11 @@ class _Text:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What was asked of the device: a result to come, how many tokens a slot, and whose."""
+    """What was asked of the device: a result to come, of which weights, how much, and whose."""
 
     made: device.Made
-    count: int
+    version: int
+    count: int  # tokens a slot
     texts: list[_Text | None]
 
 
@@ -213,27 +215,31 @@ class Engine:
     def advance(self, *, wake: bool = False, whole: bool = False) -> list[TokenDelta]:
         """Fills free slots, draws tokens, and returns those that are known.
 
-        If no request waits, the next tokens are asked of the device before these are read.
+        If no request waits, the next tokens are asked of the device before these are read, unless
+        they are given whole.
 
         Args:
-          wake: whether the end of a request is to be seen at once, as if another one waited: for
-            callers that submit the next one only then.
-          whole: whether a request's tokens are given when it ends, all at once, which costs less
-            than showing them as they come; none may have ended yet. It is the same in every call.
+          wake: whether the end of a request is to be seen before the others' burst is over, as if
+            another one waited: for callers that submit the next one only then.
+          whole: whether a request's tokens are given when it ends, all at once; the list may be
+            empty. It costs the host less: where slots are wanted, those of a few requests are
+            filled together, a `TOGETHER`th of all. It must be the same in every call.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
             while self._waiting and None in self._texts:
                 self._admit()
             wanted = wake or bool(self._waiting)
-            stepped = self._step(wanted)
-            # While requests wait, a slot that becomes free must be seen at once.
-            keep = 1 if stepped and not wanted else 0
+            enough = max(1, len(self._texts) // TOGETHER) if whole else 1
+            stepped = self._step(enough if wanted else 0)
+            # Where a slot is wanted, what ended must be seen before more is asked; and an update
+            # that follows whole answers should not wait for what was asked ahead of it.
+            keep = 1 if stepped and not (wanted or whole) else 0
             asked = [self._asked.popleft() for _ in range(len(self._asked) - keep)]
             for one, made in zip(asked, jax.device_get([x.made for x in asked]), strict=True):
                 deltas += self._look(one, made, whole)
             if whole:
-                break  # others may have something to do before one ends
+                break  # the caller may have something to do before one ends
         return deltas
 
     def _admit(self) -> None:
@@ -258,11 +264,11 @@ class Engine:
             _padded(inputs, self._length),
             np.int32(len(inputs)),
             self._seated([x for _, x in new], free),
-            np.int32(self.version),
             cfg=self._cfg,
             how=self._how,
         )
-        self._asked.append(_Asked(made, 1, [*texts, *[None] * (SHARED - len(texts))]))
+        rows = [*texts, *[None] * (SHARED - len(texts))]
+        self._asked.append(_Asked(made, self.version, 1, rows))
 
     def _seated(self, new: list[Request], free: list[int]) -> device.SlotRequests:
         """Requests as a device takes them, the first one again in place of those that lack."""
@@ -277,8 +283,8 @@ class Engine:
             sampling=rows_of([x.sampling for x in filled]),
         )
 
-    def _step(self, wanted: bool) -> bool:
-        """Asks for more tokens; whether some may come."""
+    def _step(self, wake: int) -> bool:
+        """Asks for more tokens, see `device.step`; whether some may come."""
         count = min(self._burst, max((text.left for text in self._texts if text), default=0))
         if not count:
             return False
@@ -286,13 +292,12 @@ class Engine:
             self.params,
             self._state,
             np.int32(count),
-            np.bool_(wanted),
-            np.int32(self.version),
+            np.int32(wake),
             most=self._burst,
             cfg=self._cfg,
             how=self._how,
         )
-        self._asked.append(_Asked(made, count, list(self._texts)))
+        self._asked.append(_Asked(made, self.version, count, list(self._texts)))
         for text in self._texts:
             if text is not None:
                 text.left -= count
@@ -308,7 +313,7 @@ class Engine:
         if not known:
             return
         rows = np.array([row for row, _ in known])
-        self._kept.add(np.array([text.slot for _, text in known]), rows, made)
+        self._kept.add(np.array([text.slot for _, text in known]), rows, made, asked.version)
         counts, active = made.count[rows].tolist(), made.active[rows].tolist()
         for (_, text), count, goes_on in zip(known, counts, active, strict=True):
             text.left += asked.count - count  # the device ended early, as a slot was wanted
@@ -334,14 +339,16 @@ class _Kept:
         """Another text begins there."""
         self._count[slot] = 0
 
-    def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made) -> None:
-        """What was made for slots, in those rows of the result."""
-        counts = made.count[rows]
+    def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made, version: int) -> None:
+        """What was made for slots, in those rows of the result, by weights of a version."""
+        counts, draws = made.count[rows], made.draws
         steps, which = np.nonzero(np.arange(counts.max())[:, None] < counts)
         to = slots[which], self._count[slots[which]] + steps
-        for column, new in zip(self._columns, jax.tree.leaves(made.draws), strict=False):
+        *scored, versions = self._columns
+        found = (draws.ids, draws.log_probs, draws.sampled_log_probs)
+        for column, new in zip(scored, found, strict=True):
             column[to] = new[steps, rows[which]]
-        self._columns[3][to] = made.version
+        versions[to] = version
         self._count[slots] += counts
 
     def take(self, slot: int) -> list[np.ndarray]:

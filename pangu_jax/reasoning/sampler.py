@@ -1,7 +1,7 @@
 """Who writes the answers: what reinforcement learning asks of it, and the one in this process."""
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import jax
@@ -52,7 +52,7 @@ class Sampler(Protocol):
         """What has ended; waits for some steps of decoding at most, and may have nothing then.
 
         Args:
-          wake: whether samples that have ended are to be told at once, as others can begin.
+          wake: whether samples that have ended are to be told soon, as others can begin.
         """
         ...
 
@@ -131,9 +131,19 @@ class LocalSampler:
 
 def sample_key(seed: int, group: int, sample: int) -> jax.Array:
     """The key of a sample: the same whenever, and however often, it is begun."""
-    return _sample_key(seed, np.uint32(group), np.uint32(sample))
+    first = sample - sample % _KEYS
+    return _kept_keys(seed, group, first)[sample - first]
 
 
-@partial(jax.jit, static_argnums=0)  # one call of the device in place of five
-def _sample_key(seed, group, sample):
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), group), sample)
+_KEYS = 8  # that one call of the device makes
+
+
+@lru_cache(maxsize=256)
+def _kept_keys(seed: int, group: int, first: int) -> list[jax.Array]:
+    return _sample_keys(seed, np.uint32(group), np.uint32(first))
+
+
+@partial(jax.jit, static_argnums=0)
+def _sample_keys(seed, group, first):
+    key = jax.random.fold_in(jax.random.key(seed), group)
+    return [jax.random.fold_in(key, first + sample) for sample in range(_KEYS)]
