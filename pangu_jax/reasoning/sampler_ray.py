@@ -153,7 +153,7 @@ class RaySampler:
         """What has ended, after a short while at most, and what is lost with its actor.
 
         Args:
-          wake: not read: an actor always tells soon who has ended, as it cannot know.
+          wake: not read: actors are not told, and behave as if it were true.
 
         Raises:
           InputError: actors are not there in time, end again and again, or cannot begin a sample;
