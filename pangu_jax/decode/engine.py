@@ -30,7 +30,7 @@ from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
 SHARED = 8  # requests at most that take over one reading of their prompt together
-TOGETHER = 16  # whole answers that end are seen once they are a 16th of the slots
+TOGETHER = 16  # ends of whole answers are seen once they are one of so many parts of the slots
 
 FinishReason = Literal["stop", "length"]
 
@@ -212,18 +212,20 @@ class Engine:
         self.params, self.version = by_layer(params), self.version + 1
         return self.version
 
-    def advance(self, *, wake: bool = False, whole: bool = False) -> list[TokenDelta]:
+    def advance(
+        self, *, wake: bool = False, whole: bool = False, ahead: bool = True
+    ) -> list[TokenDelta]:
         """Fills free slots, draws tokens, and returns those that are known.
-
-        If no request waits, the next tokens are asked of the device before these are read, unless
-        they are given whole.
 
         Args:
           wake: whether the end of a request is to be seen before the others' burst is over, as if
             another one waited: for callers that submit the next one only then.
           whole: whether a request's tokens are given when it ends, all at once; the list may be
-            empty. It costs the host less: where slots are wanted, those of a few requests are
-            filled together, a `TOGETHER`th of all. It must be the same in every call.
+            empty. It costs the host less, also as ends are seen together where slots are wanted,
+            once they are a sixteenth of the slots (`TOGETHER`). It must be the same in every call.
+          ahead: whether the next tokens are asked of the device before these are read, unless a
+            slot is wanted: not for callers that may use the device themselves or change the weights
+            between calls, as what was asked comes first.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
@@ -232,9 +234,8 @@ class Engine:
             wanted = wake or bool(self._waiting)
             enough = max(1, len(self._texts) // TOGETHER) if whole else 1
             stepped = self._step(enough if wanted else 0)
-            # Where a slot is wanted, what ended must be seen before more is asked; and an update
-            # that follows whole answers should not wait for what was asked ahead of it.
-            keep = 1 if stepped and not (wanted or whole) else 0
+            # While requests wait, a slot that becomes free must be seen at once.
+            keep = 1 if stepped and ahead and not wanted else 0
             asked = [self._asked.popleft() for _ in range(len(self._asked) - keep)]
             for one, made in zip(asked, jax.device_get([x.made for x in asked]), strict=True):
                 deltas += self._look(one, made, whole)

@@ -122,7 +122,8 @@ class LocalSampler:
     def poll(self, *, wake: bool = True) -> list[Sampled]:
         """One call of the engine."""
         # The schedule has no more samples than slots: none waits here for a slot to be free.
-        ended = self.engine.advance(wake=wake, whole=True)
+        # An update may follow, on this device, and is not to wait for more tokens of old weights.
+        ended = self.engine.advance(wake=wake, whole=True, ahead=False)
         return [Sampled(*self._places.pop(x.request), join([x])) for x in ended]
 
     def close(self) -> None:

@@ -82,8 +82,8 @@ LIFE = st.tuples(REQUEST, st.integers(0, 4), st.one_of(st.none(), st.integers(0,
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.lists(LIFE, min_size=1, max_size=9), st.booleans(), st.booleans())
-def test_a_request_gets_what_it_gets_alone(lives, wake, whole):
+@given(st.lists(LIFE, min_size=1, max_size=9), *[st.booleans()] * 3)
+def test_a_request_gets_what_it_gets_alone(lives, wake, whole, ahead):
     """Random arrivals, lengths, sampling, stops, refills and cancels on three slots."""
     here, deltas, numbers, cancelled, turn = engine(), {}, {}, set(), 0
     while here.busy or turn < 7:
@@ -95,7 +95,7 @@ def test_a_request_gets_what_it_gets_alone(lives, wake, whole):
                 ended = any(p.finish_reason for p in deltas.get(found, []))
                 assert here.cancel(found) is not ended
                 cancelled |= set() if ended else {found}
-        for delta in here.advance(wake=wake, whole=whole):
+        for delta in here.advance(wake=wake, whole=whole, ahead=ahead):
             assert delta.request not in cancelled
             assert delta.finish_reason or not whole
             assert delta.ids.size
@@ -253,18 +253,20 @@ def test_embeddings_are_prompts_too():
         np.testing.assert_allclose(made[0].log_probs, made[1].log_probs, atol=1e-5)
 
 
-def test_each_token_says_which_weights_made_it():
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("ahead", "before"), [(True, 9), (False, 5)])
+def test_each_token_says_which_weights_made_it(whole, ahead, before):
     """The head alone changes, so that the caches are those of both."""
     other = {**model(), "head": {"kernel": model()["head"]["kernel"][:, ::-1]}}
     here, what = engine(), request(5, 4, 12, 0)
     here.submit(what)
-    deltas = here.advance()
+    deltas = here.advance(whole=whole, ahead=ahead)
     assert here.update(other) == 1
     while here.busy:
-        deltas += here.advance()
+        deltas += here.advance(whole=whole)
     answer = join(deltas)
     changed = int((answer.versions == 0).sum())
-    assert 0 < changed < 12
+    assert changed == before < 12 == len(answer.ids)
     assert (np.diff(answer.versions) >= 0).all()
     for part, params in ((slice(0, changed), model()), (slice(changed, 12), other)):
         want = np.argmax(scores(params, CFG, what, answer), -1)
