@@ -33,7 +33,9 @@ class StopRequest:
     def __init__(self):
         """Nothing was asked yet."""
         self.signal = signal.SIGTERM
-        self._asked = threading.Event()
+        # Not an Event, which has a lock: a second signal, heard within the handler of the first,
+        # would wait for it forever.
+        self._asked = False
 
     def reached(self, step: int) -> bool:
         """Whether this step is the last; to be called once after every step, in every process.
@@ -43,13 +45,13 @@ class StopRequest:
         """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked.is_set()
+        return self._asked
 
     def ask(self, number: int, frame: object = None) -> None:
         """What a signal does."""
         del frame
-        again, self.signal = self._asked.is_set(), signal.Signals(number)
-        self._asked.set()
+        again, self.signal = self._asked, signal.Signals(number)
+        self._asked = True
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if jax.process_count() > 1:
