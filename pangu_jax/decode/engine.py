@@ -30,6 +30,7 @@ from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
 SHARED = 8  # requests at most that take over one reading of their prompt together
+TOGETHER = 16  # ends of whole answers are seen once they are one of so many parts of the slots
 
 FinishReason = Literal["stop", "length"]
 
@@ -87,10 +88,11 @@ class _Text:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What was asked of the device: a result to come, how many tokens a slot, and whose."""
+    """What was asked of the device: a result to come, of which weights, how much, and whose."""
 
     made: device.Made
-    count: int
+    version: int
+    count: int  # tokens a slot
     texts: list[_Text | None]
 
 
@@ -143,6 +145,7 @@ class Engine:
         sizes = {"slots": slots, "length": length, "stops": stops}
         self._state = device.init(self._key, cfg=cfg, kind=kind, how=how, **sizes)
         self._texts: list[_Text | None] = [None] * slots
+        self._kept = _Kept(slots, length)
         self._waiting: deque[tuple[int, Request]] = deque()
         self._asked: deque[_Asked] = deque()
         self._next = 0
@@ -209,26 +212,35 @@ class Engine:
         self.params, self.version = by_layer(params), self.version + 1
         return self.version
 
-    def advance(self, *, wake: bool = False) -> list[TokenDelta]:
+    def advance(
+        self, *, wake: bool = False, whole: bool = False, ahead: bool = True
+    ) -> list[TokenDelta]:
         """Fills free slots, draws tokens, and returns those that are known.
 
-        If no request waits, the next tokens are asked of the device before these are read.
-
         Args:
-          wake: whether the end of a request is to be seen at once, as if another one waited: for
-            callers that submit the next one only then.
+          wake: whether the end of a request is to be seen before the others' burst is over, as if
+            another one waited: for callers that submit the next one only then.
+          whole: whether a request's tokens are given when it ends, all at once; the list may be
+            empty. It costs the host less, also as ends are seen together where slots are wanted,
+            once they are a sixteenth of the slots (`TOGETHER`). It must be the same in every call.
+          ahead: whether the next tokens are asked of the device before these are read, unless a
+            slot is wanted: not for callers that may use the device themselves or change the weights
+            between calls, as what was asked comes first.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
             while self._waiting and None in self._texts:
                 self._admit()
             wanted = wake or bool(self._waiting)
-            stepped = self._step(wanted)
+            enough = max(1, len(self._texts) // TOGETHER) if whole else 1
+            stepped = self._step(enough if wanted else 0)
             # While requests wait, a slot that becomes free must be seen at once.
-            keep = 1 if stepped and not wanted else 0
+            keep = 1 if stepped and ahead and not wanted else 0
             asked = [self._asked.popleft() for _ in range(len(self._asked) - keep)]
             for one, made in zip(asked, jax.device_get([x.made for x in asked]), strict=True):
-                deltas += self._look(one, made)
+                deltas += self._look(one, made, whole)
+            if whole:
+                break  # the caller may have something to do before one ends
         return deltas
 
     def _admit(self) -> None:
@@ -246,17 +258,18 @@ class Engine:
         ]
         for text in texts:
             self._texts[text.slot] = text
+            self._kept.clear(text.slot)
         self._state, made = device.admit(
             self.params,
             self._state,
             _padded(inputs, self._length),
             np.int32(len(inputs)),
             self._seated([x for _, x in new], free),
-            np.int32(self.version),
             cfg=self._cfg,
             how=self._how,
         )
-        self._asked.append(_Asked(made, 1, [*texts, *[None] * (SHARED - len(texts))]))
+        rows = [*texts, *[None] * (SHARED - len(texts))]
+        self._asked.append(_Asked(made, self.version, 1, rows))
 
     def _seated(self, new: list[Request], free: list[int]) -> device.SlotRequests:
         """Requests as a device takes them, the first one again in place of those that lack."""
@@ -271,8 +284,8 @@ class Engine:
             sampling=rows_of([x.sampling for x in filled]),
         )
 
-    def _step(self, wanted: bool) -> bool:
-        """Asks for more tokens; whether some may come."""
+    def _step(self, wake: int) -> bool:
+        """Asks for more tokens, see `device.step`; whether some may come."""
         count = min(self._burst, max((text.left for text in self._texts if text), default=0))
         if not count:
             return False
@@ -280,35 +293,69 @@ class Engine:
             self.params,
             self._state,
             np.int32(count),
-            np.bool_(wanted),
-            np.int32(self.version),
+            np.int32(wake),
             most=self._burst,
             cfg=self._cfg,
             how=self._how,
         )
-        self._asked.append(_Asked(made, count, list(self._texts)))
+        self._asked.append(_Asked(made, self.version, count, list(self._texts)))
         for text in self._texts:
             if text is not None:
                 text.left -= count
         return True
 
-    def _look(self, asked: _Asked, made: device.Made) -> Iterator[TokenDelta]:
+    def _look(self, asked: _Asked, made: device.Made, whole: bool) -> Iterator[TokenDelta]:
         """The deltas that a result holds for requests that have not been canceled or ended."""
-        draws = jax.tree.leaves(made.draws)
-        for row, text in enumerate(asked.texts):
-            if text is None or self._texts[text.slot] is not text:
-                continue
-            count = int(made.count[row])
+        known = [
+            (row, text)
+            for row, text in enumerate(asked.texts)
+            if text is not None and self._texts[text.slot] is text
+        ]
+        if not known:
+            return
+        rows = np.array([row for row, _ in known])
+        self._kept.add(np.array([text.slot for _, text in known]), rows, made, asked.version)
+        counts, active = made.count[rows].tolist(), made.active[rows].tolist()
+        for (_, text), count, goes_on in zip(known, counts, active, strict=True):
             text.left += asked.count - count  # the device ended early, as a slot was wanted
-            if not count:
+            if not count or (whole and goes_on):
                 continue
-            ids, *scores = (x[:count, row] for x in draws)
+            columns = self._kept.take(text.slot)
             end: FinishReason | None = None
-            if not made.active[row]:
-                end = "stop" if int(ids[-1]) in text.stops else "length"
+            if not goes_on:
+                end = "stop" if int(columns[0][-1]) in text.stops else "length"
                 self._texts[text.slot] = None
-            versions = np.full(count, made.version, np.int32)
-            yield TokenDelta(text.number, ids, *scores, versions, end)
+            yield TokenDelta(text.number, *columns, end)
+
+
+class _Kept:
+    """Tokens of each slot's text that were not shown yet, with their scores and versions."""
+
+    def __init__(self, slots: int, length: int):
+        kinds = (np.int32, np.float32, np.float32, np.int32)
+        self._columns = [np.zeros((slots, length), kind) for kind in kinds]
+        self._count = np.zeros(slots, np.int64)
+
+    def clear(self, slot: int) -> None:
+        """Another text begins there."""
+        self._count[slot] = 0
+
+    def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made, version: int) -> None:
+        """What was made for slots, in those rows of the result, by weights of a version."""
+        counts, draws = made.count[rows], made.draws
+        steps, which = np.nonzero(np.arange(counts.max())[:, None] < counts)
+        to = slots[which], self._count[slots[which]] + steps
+        *scored, versions = self._columns
+        found = (draws.ids, draws.log_probs, draws.sampled_log_probs)
+        for column, new in zip(scored, found, strict=True):
+            column[to] = new[steps, rows[which]]
+        versions[to] = version
+        self._count[slots] += counts
+
+    def take(self, slot: int) -> list[np.ndarray]:
+        """What is kept of a slot's text, which is then shown."""
+        count, self._count[slot] = int(self._count[slot]), 0
+        return [column[slot, :count].copy() for column in self._columns]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,7 +382,7 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
     Raises:
       InputError: see `Engine.submit`.
     """
-    source, places, parts = enumerate(iter(requests)), {}, {}
+    source, places = enumerate(iter(requests)), {}
     more = True
     while True:
         # A single waiting request shows that a slot is wanted, even if many slots are free.
@@ -344,20 +391,20 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
             more = found is not None
             if found is not None:
                 number = engine.submit(found[1])
-                places[number], parts[number] = found[0], []
+                places[number] = found[0]
         if not engine.busy:
             return
-        for delta in engine.advance():
-            parts[delta.request].append(delta)
-            if delta.finish_reason is not None:
-                yield places.pop(delta.request), join(parts.pop(delta.request))
+        for delta in engine.advance(whole=True):
+            yield places.pop(delta.request), join([delta])
 
 
 def join(deltas: Sequence[TokenDelta]) -> Answer:
     """The deltas of a request that has ended, as one."""
     names = ("ids", "log_probs", "sampled_log_probs", "versions")
     arrays = [np.concatenate([getattr(delta, name) for delta in deltas]) for name in names]
-    return Answer(*arrays, deltas[-1].finish_reason)
+    reason = deltas[-1].finish_reason
+    assert reason is not None
+    return Answer(*arrays, reason)
 
 
 def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:

@@ -84,13 +84,11 @@ class Made:
       draws: int32 and float32 [N, B]; those of slot b are its first `count[b]`.
       count: int32 [B].
       active: bool [B], whose sequences are unfinished.
-      version: int32 scalar, of the weights that all of it was made with.
     """
 
     draws: Draw
     count: Any
     active: Any
-    version: Any
 
 
 @partial(jax.jit, static_argnames=("cfg", "slots", "length", "stops", "kind", "how"))
@@ -134,7 +132,6 @@ def admit(
     inputs: jax.Array,
     length: jax.Array,
     requests: SlotRequests,
-    version: jax.Array,
     *,
     cfg: DecoderConfig,
     how: How,
@@ -148,7 +145,6 @@ def admit(
         `length` with ids that there are, or with zeros.
       length: int32 scalar, 1 to T.
       requests: which slots, whatever they did is over, and what to do then.
-      version: int32 scalar, of the weights.
       cfg: the model.
       how: layout, implementations, type of activations.
 
@@ -176,7 +172,7 @@ def admit(
     carry = (slots, draws, jnp.zeros(most, bool))
     slots, draws, active = jax.lax.fori_loop(0, requests.count, body, carry)
     counts = (jnp.arange(most) < requests.count).astype(jnp.int32)
-    return _placed(slots, how), _whole(Made(draws, counts, active, version), how)
+    return _placed(slots, how), _whole(Made(draws, counts, active), how)
 
 
 @partial(jax.jit, static_argnames=("most", "cfg", "how"), donate_argnames="slots")
@@ -185,7 +181,6 @@ def step(
     slots: Slots,
     count: jax.Array,
     wake: jax.Array,
-    version: jax.Array,
     *,
     most: int,
     cfg: DecoderConfig,
@@ -197,8 +192,8 @@ def step(
       params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
       count: int32 scalar, at most `most`.
-      wake: bool scalar, whether to return as soon as a text ends, as somebody waits for the slot.
-      version: int32 scalar, of the weights.
+      wake: int32 scalar, how many texts may end until it returns, as somebody waits for slots; 0
+        is any number.
       most: N of what is returned.
       cfg: the model.
       how: layout, implementations, type of activations.
@@ -210,8 +205,8 @@ def step(
 
     def go_on(carry):
         number, slots, _, _ = carry
-        ended = (began & ~slots.active).any()
-        return (number < count) & slots.active.any() & ~(wake & ended)
+        ended = (began & ~slots.active).sum()
+        return (number < count) & slots.active.any() & ((wake == 0) | (ended < wake))
 
     def body(carry):
         number, slots, draws, counts = carry
@@ -224,7 +219,7 @@ def step(
     empty = Draw(jnp.zeros((most, rows), jnp.int32), blank, blank)
     carry = (jnp.int32(0), slots, empty, jnp.zeros(rows, jnp.int32))
     _, slots, draws, counts = jax.lax.while_loop(go_on, body, carry)
-    return slots, _whole(Made(draws, counts, slots.active, version), how)
+    return slots, _whole(Made(draws, counts, slots.active), how)
 
 
 @partial(jax.jit, donate_argnames="slots")

@@ -110,7 +110,7 @@ def train(
         `replace_equal_groups` asks for rewards that differ, hardly any group has rewards.
       NothingToLearn: hardly any group's rewards differ, where `replace_equal_groups` asks for
         it; the last update is saved.
-      Stopped: on SIGTERM or SIGINT; within a step of decoding or an update; the run is saved.
+      Stopped: on SIGTERM or SIGINT; within a burst of decoding or an update; the run is saved.
     """
     _check_layout(cfg, how.layout)
     listens = contextlib.nullcontext(StopRequest()) if folder is None else stop_requests()
@@ -288,7 +288,7 @@ class _Rollouts:
     def next(self) -> tuple[Record, Made | None] | None:
         """What happens next: what has ended, then rewards, an update, and else decoding.
 
-        None if nothing has happened within a step of decoding.
+        None if nothing has happened within a burst of decoding.
         """
         if self._ended:
             return _record(self._ended.popleft()), None
@@ -304,7 +304,7 @@ class _Rollouts:
         if not plan.running and self._update is None:
             raise RuntimeError("nothing runs and nothing happened: the schedule rests")
         if plan.running:
-            self._ended += self._sampler.poll()
+            self._ended += self._sampler.poll(wake=schedule.wants_slots(plan))
         elif self._update is not None:
             futures.wait([self._update], timeout=PATIENCE_S)
         self._clock.tick(plan.running, trains=self._update is not None)

@@ -33,7 +33,8 @@ class SavedAnswer:
         sizes = {len(x) for x in (self.ids, self.log_probs, self.sampled_log_probs, self.versions)}
         if len(sizes) != 1 or not self.ids:
             raise InputError("an answer's ids, scores and versions must be as many as each other")
-        if not all(0 <= x < 2**31 for x in (*self.ids, *self.versions)):
+        numbers = (*self.ids, *self.versions)
+        if min(numbers) < 0 or max(numbers) >= 2**31:
             raise InputError("an answer's ids and versions must be from 0 to 2^31 - 1")
 
     @property

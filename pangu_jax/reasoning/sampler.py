@@ -1,13 +1,13 @@
 """Who writes the answers: what reinforcement learning asks of it, and the one in this process."""
 
 import dataclasses
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from pangu_jax.decode.engine import Answer, Engine, Request, TokenDelta, join
+from pangu_jax.decode.engine import Answer, Engine, Request, join
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
 
@@ -48,8 +48,12 @@ class Sampler(Protocol):
         """Other weights, one version newer, from the next token on."""
         ...
 
-    def poll(self) -> list[Sampled]:
-        """What has ended; waits for a step of decoding at most, and may have nothing then."""
+    def poll(self, *, wake: bool = True) -> list[Sampled]:
+        """What has ended; waits for some steps of decoding at most, and may have nothing then.
+
+        Args:
+          wake: whether samples that have ended are to be told soon, as others can begin.
+        """
         ...
 
     def close(self) -> None:
@@ -105,27 +109,22 @@ class LocalSampler:
         sizes = {"slots": slots, "length": length, "stops": stops, "version": version}
         self.engine = Engine(params, cfg=model, how=how, **sizes)
         self._places: dict[int, tuple[int, int]] = {}
-        self._pieces: dict[int, list[TokenDelta]] = {}
 
     def start(self, group: int, sample: int, request: Request) -> None:
         """Lets a sample wait for a slot."""
         number = self.engine.submit(request)
-        self._places[number], self._pieces[number] = (group, sample), []
+        self._places[number] = group, sample
 
     def update(self, params: Any) -> None:
         """Answers that run go on with the new weights."""
         self.engine.update(params)
 
-    def poll(self) -> list[Sampled]:
-        """One step of the engine."""
-        found = []
-        # The schedule has no more samples than slots: who ends is to be seen at once.
-        for piece in self.engine.advance(wake=True):
-            self._pieces[piece.request].append(piece)
-            if piece.finish_reason is not None:
-                place = self._places.pop(piece.request)
-                found.append(Sampled(*place, join(self._pieces.pop(piece.request))))
-        return found
+    def poll(self, *, wake: bool = True) -> list[Sampled]:
+        """One call of the engine."""
+        # The schedule has no more samples than slots: none waits here for a slot to be free.
+        # An update may follow, on this device, and is not to wait for more tokens of old weights.
+        ended = self.engine.advance(wake=wake, whole=True, ahead=False)
+        return [Sampled(*self._places.pop(x.request), join([x])) for x in ended]
 
     def close(self) -> None:
         """Nothing is to be done."""
@@ -133,9 +132,19 @@ class LocalSampler:
 
 def sample_key(seed: int, group: int, sample: int) -> jax.Array:
     """The key of a sample: the same whenever, and however often, it is begun."""
-    return _sample_key(seed, np.uint32(group), np.uint32(sample))
+    first = sample - sample % _KEYS
+    return _kept_keys(seed, group, first)[sample - first]
 
 
-@partial(jax.jit, static_argnums=0)  # one call of the device in place of five
-def _sample_key(seed, group, sample):
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), group), sample)
+_KEYS = 8  # that one call of the device makes
+
+
+@lru_cache(maxsize=256)
+def _kept_keys(seed: int, group: int, first: int) -> list[jax.Array]:
+    return _sample_keys(seed, np.uint32(group), np.uint32(first))
+
+
+@partial(jax.jit, static_argnums=0)
+def _sample_keys(seed, group, first):
+    key = jax.random.fold_in(jax.random.key(seed), group)
+    return [jax.random.fold_in(key, first + sample) for sample in range(_KEYS)]

@@ -149,13 +149,17 @@ class RaySampler:
         for place in self._places:
             place.calls.append(place.actor.update.remote(self._weights))
 
-    def poll(self) -> list[Sampled]:
+    def poll(self, *, wake: bool = True) -> list[Sampled]:
         """What has ended, after a short while at most, and what is lost with its actor.
+
+        Args:
+          wake: not read: actors are not told, and behave as if it were true.
 
         Raises:
           InputError: actors are not there in time, end again and again, or cannot begin a sample;
             says why.
         """
+        del wake
         self._check_there()
         for place in self._places:
             if place.polled is None and place.running:

@@ -221,6 +221,15 @@ def _take(state: ScheduleState) -> Step:
     return state, actions
 
 
+def wants_slots(state: ScheduleState) -> bool:
+    """Whether more samples would begin if there were slots."""
+    return (
+        bool(state.again)
+        or any(group.waiting for group in state.open)
+        or POLICIES[state.cfg.policy].room(state) > 0
+    )
+
+
 def _fill(state: ScheduleState) -> Step:
     """Gives free slots to samples of open groups first, then to new groups."""
     actions: tuple[Action, ...] = ()

@@ -82,8 +82,8 @@ LIFE = st.tuples(REQUEST, st.integers(0, 4), st.one_of(st.none(), st.integers(0,
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(st.lists(LIFE, min_size=1, max_size=9))
-def test_a_request_gets_what_it_gets_alone(lives):
+@given(st.lists(LIFE, min_size=1, max_size=9), *[st.booleans()] * 3)
+def test_a_request_gets_what_it_gets_alone(lives, wake, whole, ahead):
     """Random arrivals, lengths, sampling, stops, refills and cancels on three slots."""
     here, deltas, numbers, cancelled, turn = engine(), {}, {}, set(), 0
     while here.busy or turn < 7:
@@ -95,8 +95,9 @@ def test_a_request_gets_what_it_gets_alone(lives):
                 ended = any(p.finish_reason for p in deltas.get(found, []))
                 assert here.cancel(found) is not ended
                 cancelled |= set() if ended else {found}
-        for delta in here.advance():
+        for delta in here.advance(wake=wake, whole=whole, ahead=ahead):
             assert delta.request not in cancelled
+            assert delta.finish_reason or not whole
             assert delta.ids.size
             assert not any(p.finish_reason for p in deltas.get(delta.request, []))
             deltas.setdefault(delta.request, []).append(delta)
@@ -181,6 +182,17 @@ def test_a_slot_is_free_at_once_when_a_request_ends():
     assert 3 in {p.request for p in here.advance()}
 
 
+@pytest.mark.parametrize(("whole", "made"), [(False, 2), (True, 4)])
+def test_whole_answers_may_end_together(whole, made):
+    """A slot is wanted: the first end is seen, or the second of 32 slots, not the burst's."""
+    here, limits = engine(slots=32, burst=8), [2, 4, *[12] * 31]
+    numbers = [here.submit(request(1, 3, limit, 0)) for limit in limits]
+    ends = [d.request for d in here.advance(whole=whole) if d.finish_reason]
+    assert ends == [n for n, limit in zip(numbers, limits, strict=True) if limit <= made]
+    assert here.waiting == 1 and here.free == len(ends)
+    assert np.asarray(here._state.made)[2] == made
+
+
 @pytest.mark.long
 def test_the_caches_are_updated_in_place():
     """Nothing needs memory for another cache, nor for the parameters again."""
@@ -196,16 +208,15 @@ def test_the_caches_are_updated_in_place():
         jax.random.key(0),
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    flag = jax.ShapeDtypeStruct((), bool)
     options = {"cfg": cfg, "how": How()}
-    step = slots.step.lower(params, here, number, flag, number, most=8, **options)
+    step = slots.step.lower(params, here, number, number, most=8, **options)
     rows = jax.ShapeDtypeStruct((4,), jnp.int32)
     keys = (jax.eval_shape(lambda s: s.keys[0], here),) * 4
     requests = slots.SlotRequests(
         rows, number, rows, jax.ShapeDtypeStruct((4, 8), jnp.int32), keys, here.sampling
     )
     inputs = jax.ShapeDtypeStruct((16,), jnp.int32)
-    admit = slots.admit.lower(params, here, inputs, number, requests, number, **options)
+    admit = slots.admit.lower(params, here, inputs, number, requests, **options)
     size = sum(x.size * 4 for x in jax.tree.leaves(here.caches))
     weights = sum(x.size * 4 for x in jax.tree.leaves(stacked["runs"]))
     for program in (step, admit):
@@ -242,18 +253,21 @@ def test_embeddings_are_prompts_too():
         np.testing.assert_allclose(made[0].log_probs, made[1].log_probs, atol=1e-5)
 
 
-def test_each_token_says_which_weights_made_it():
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_token_says_which_weights_made_it(whole, ahead):
     """The head alone changes, so that the caches are those of both."""
     other = {**model(), "head": {"kernel": model()["head"]["kernel"][:, ::-1]}}
     here, what = engine(), request(5, 4, 12, 0)
     here.submit(what)
-    deltas = here.advance()
+    deltas = here.advance(whole=whole, ahead=ahead)
+    assert len(here._asked) == ahead
     assert here.update(other) == 1
     while here.busy:
-        deltas += here.advance()
+        deltas += here.advance(whole=whole)
     answer = join(deltas)
     changed = int((answer.versions == 0).sum())
-    assert 0 < changed < 12
+    assert changed == 1 + SIZES["burst"] < 12 == len(answer.ids)
     assert (np.diff(answer.versions) >= 0).all()
     for part, params in ((slice(0, changed), model()), (slice(changed, 12), other)):
         want = np.argmax(scores(params, CFG, what, answer), -1)

@@ -26,6 +26,7 @@ from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning import rl, rl_journal, rl_resume, schedule
 from pangu_jax.reasoning.rl_trainer import make_score
 from pangu_jax.reasoning.rollout import Rollout, make_batch
+from pangu_jax.reasoning.sampler import sample_key
 from pangu_jax.reasoning.schedule_state import Ended, Graded, ScheduleConfig, Updated
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.sharding.mesh import make_mesh
@@ -83,6 +84,14 @@ def request(cfg, key, group, sample):
     key = jax.random.fold_in(jax.random.fold_in(key, group), sample)
     heat = SamplingConfig(cfg.temperature)
     return Request(prompt(group), cfg.max_new_tokens, heat, cfg.stop_ids, key)
+
+
+@pytest.mark.parametrize("sample", [0, 5, 7, 8, 21])
+def test_the_key_of_a_sample_is_its_own(sample):
+    want = request(SYNC, jax.random.key(4), 9, sample).key
+    for _ in range(2):
+        found = sample_key(4, 9, sample)
+        np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(want))
 
 
 def plain(cfg):

@@ -52,7 +52,7 @@ class Scripted:
         self.version += 1
         self.weights[self.version] = jax.device_get(params)
 
-    def poll(self):
+    def poll(self, *, wake=True):
         self.polls += 1
         self.safe |= self.given  # what a poll gave is taken in before the next one
         found = []
@@ -119,7 +119,7 @@ class Mortal(Scripted):
 
     last = 0
 
-    def poll(self):
+    def poll(self, *, wake=True):
         if self.polls == self.last:
             self.safe |= self.given
             raise Killed
@@ -205,7 +205,7 @@ def test_a_signal_is_heard_within_a_step_of_decoding(tmp_path):
     cfg, polls = config(updates=6, batch=1, slots=4), []
 
     class Told(Scripted):
-        def poll(self):
+        def poll(self, *, wake=True):
             polls.append(self.version)
             if polls.count(2) == 1 and self.version == 2 and len(polls) < 100:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -225,7 +225,7 @@ def test_answers_that_end_as_a_signal_comes_are_kept(tmp_path):
     cfg, last = config(updates=4, batch=1, slots=8), []
 
     class Told(Scripted):
-        def poll(self):
+        def poll(self, *, wake=True):
             found = super().poll()
             if self.version == 2 and len(found) > 1 and not last:
                 last.extend((one.group, one.sample) for one in found)

@@ -117,7 +117,7 @@ class Local:
     def update(self, params):
         self.weights, self.version = params, self.version + 1
 
-    def poll(self):
+    def poll(self, *, wake=True):
         ended, self.running = self.running, []
         return [Sampled(*place, "an answer") for place in ended]
 

@@ -48,6 +48,9 @@ class Books:
         for action in actions:
             getattr(self, f"on_{type(action).__name__.lower()}")(action)
         assert len(self.running) <= self.cfg.slots
+        # Who waits for a slot is told so, and nobody else.
+        if schedule.wants_slots(self.state):
+            assert len(self.running) == self.cfg.slots
 
     def on_start(self, action):
         place = (action.group, action.sample)
@@ -128,7 +131,9 @@ class Books:
         del self.running[place]
         self.slow.discard(place)
         self.ended[place[0]].add(place[1])
+        waits, before = schedule.wants_slots(self.state), self.running.keys() | set()
         self.take(schedule.step(self.state, Ended(*place)))
+        assert waits == bool(self.running.keys() - before)
 
     def grade(self, group):
         self.to_grade.remove(group)

@@ -95,7 +95,7 @@ def case(options, rows, form):
     static = {"burst": options.burst, "cfg": cfg, "how": how}
     if form in ("engine", "mask"):
         params = transformer.by_layer(params, donate=True)
-        more = (jnp.int32(options.burst), jnp.bool_(False), jnp.int32(0))
+        more = (jnp.int32(options.burst), jnp.int32(0))
         lowered = device.step.lower(params, state, *more, most=options.burst, cfg=cfg, how=how)
         run = lambda program, state: program(params, state, *more)[0]  # noqa: E731
     else:
