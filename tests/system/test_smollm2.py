@@ -158,9 +158,11 @@ def test_generate_and_chat_say_it(folder, theirs, capsys):
 
 
 def test_perplexity_of_wikitext2(folder, theirs, data_dir, tmp_path, capsys):
-    raw = (data_dir / "text" / "wikitext-2" / "test.txt").read_bytes()[:20_000]
+    raw = (data_dir / "text" / "wikitext-2" / "test.txt").read_bytes()[:8_000]
     (tmp_path / "head.txt").write_bytes(raw)
-    found = json.loads(call(capsys, "eval", folder, "--data", tmp_path / "head.txt", "--json"))
+    found = json.loads(
+        call(capsys, "eval", folder, "--data", tmp_path / "head.txt", "--batch", 4, "--json")
+    )
     ids = theirs[1].encode(raw.decode("utf-8", "strict"))
     nats, count = tool("compare_perplexity").transformers_nats(theirs[0], ids, 512), len(ids) - 1
     assert found["tokens"] == count
