@@ -51,8 +51,8 @@ class Options:
     out: str
     """The run's folder: configuration, metrics, checkpoints."""
     preset: str = "moge-tiny"
-    """Name of a model: pangu-pro-moe, moge-tiny, moge-small, dense-tiny, dense-small,
-    dense-shallow."""
+    """Name of a model: pangu-pro-moe, moge-tiny, moge-small, moge-medium, dense-tiny,
+    dense-small, dense-shallow."""
     init: str | None = None
     """A checkpoint (run folder or Hugging Face folder) to start from, instead of a preset."""
     tokenizer: str = "bytes"

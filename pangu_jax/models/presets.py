@@ -109,6 +109,19 @@ def moge_small() -> DecoderConfig:
     )
 
 
+def moge_medium() -> DecoderConfig:
+    """A grouped-expert byte model for several GPUs: 3.4 B parameters, 0.6 B active."""
+    return uniform(
+        BYTE_VOCAB,
+        2048,
+        8,
+        AttentionConfig(kv_heads=4, q_per_kv=4, head_dim=128),
+        moe=MoEConfig(
+            experts=64, groups=8, top_k=1, width=1024, shared_width=2048, router_scale=True
+        ),
+    )
+
+
 PRESETS = {
     "pangu-pro-moe": pangu_pro_moe,
     "moge-tiny": moge_tiny,
@@ -116,6 +129,7 @@ PRESETS = {
     "dense-small": dense_small,
     "dense-shallow": dense_shallow,
     "moge-small": moge_small,
+    "moge-medium": moge_medium,
 }
 
 

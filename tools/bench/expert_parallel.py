@@ -4,15 +4,18 @@ r"""Times a routed block over devices: grouped routing beside ordinary top-k by 
 
 The block has Pangu Pro MoE's size (width 5120, 64 experts of width 1344, 8 a token, no shared
 expert), bfloat16, its experts split over all devices, so many tokens on each. Grouped routing
-(`nn.moe` under the rules `expert`) gathers tokens and scatters sums. Ordinary top-k sends pairs to
+(`nn.moe` under the rules `expert`) gathers tokens and scatters sums; `--layouts` adds others, such
+as `expert+tensor@expert=4,tensor=2` or `fsdp+expert@fsdp=4,expert=2`. Ordinary top-k sends pairs to
 their experts (`sharding.all_to_all`), once with room for the busiest expert, so that nothing is
 dropped, and once with room for 1.25 times the mean. Both routers like the first expert best and the
 last one least: their logits differ by `--skew` on average.
 
 Prints milliseconds (the median of five rounds of calls), the ratio to the grouped block, the
-busiest expert and the busiest device over the mean, and the share of pairs dropped. One device with
-its own tokens and all experts stands beside. Before it times anything it compares both with one
-device.
+busiest expert and the busiest device over the mean, the share of pairs dropped, and the MB that a
+device receives going forward, by the compiled program. `grouped, no experts` is routing and
+exchange alone: MB over its time is the bandwidth that is reached. One device with its own tokens
+and all experts stands beside. Before it times anything it compares both forms with one device, and
+at full size the bfloat16 outputs of more layouts with those of the first.
 """
 
 import argparse
@@ -22,6 +25,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from collectives import received  # beside this file
 from expert_mlp import machine  # beside this file
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,12 +34,14 @@ from moe_block import seconds  # beside this file
 from pangu_jax.core.files import atomic_write
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
+from pangu_jax.ops.expert_mlp import IMPLEMENTATIONS
 from pangu_jax.ops.routing import router_weights
 from pangu_jax.sharding.all_to_all import exchange_pairs, room_needed
-from pangu_jax.sharding.layout import Layout, init, shardings
+from pangu_jax.sharding.layout import Layout, batch_sharding, init, shardings
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 
+IMPLEMENTATIONS["none"] = lambda x, ids, weights, gate, up, down: x  # no experts
 SIZES = {"pangu": (5120, MoEConfig(64, 8, 1, 1344)), "tiny": (64, MoEConfig(16, 4, 1, 32))}
 
 
@@ -91,6 +97,7 @@ def ordinary(params, x, *, cfg, layout, room):
 
 
 KERNELS = ("gate", "up", "down")
+UNITS = {"received": "MB received", "gb_per_s": "GB/s", "error": "from grouped, in norm"}
 
 
 def both(run, params, x, dy):
@@ -108,11 +115,32 @@ def spread(load, devices):
 
 def timed(name, run, params, x, repeats):
     """A row of times."""
-    forward, gradient = jax.jit(run), jax.jit(partial(both, run))
-    row = {"name": name}
+    forward, gradient = jax.jit(run).lower(params, x).compile(), jax.jit(partial(both, run))
+    row = {"name": name, "received": sum(received(forward).values()) / 1e6}
     row["forward"] = seconds(lambda: forward(params, x), jax.block_until_ready, repeats)
     row["both"] = seconds(lambda: gradient(params, x, x), jax.block_until_ready, repeats)
     return row
+
+
+def laid_out(name):
+    """The layout of `rules@axis=size,...`; without sizes the axis `expert` has all devices."""
+    rules, _, sizes = name.partition("@")
+    axes = {
+        axis: int(size) for axis, size in (part.split("=") for part in sizes.split(",") if part)
+    }
+    return Layout(make_mesh(**(axes or {"expert": jax.device_count()})), preset(rules))
+
+
+def other_layout(options, name, alone, x, want):
+    """A row of the grouped block in another layout, which gives what `want` is."""
+    width, cfg = SIZES[options.sizes]
+    layout = laid_out(name)
+    params = jax.device_put(alone, shardings(moe_spec(width, cfg), layout))
+    x = jax.device_put(x, batch_sharding(x.shape, layout))
+    run = partial(grouped, cfg=cfg, how=How(layout))
+    row = timed(f"grouped, {name}", run, params, x, options.repeats)
+    found = np.float32(jax.device_get(jax.jit(run)(params, x)[0]))
+    return {**row, "error": float(np.linalg.norm(found - want) / np.linalg.norm(want))}
 
 
 def case(options, tokens, skew):
@@ -126,11 +154,17 @@ def case(options, tokens, skew):
     one = jax.device_put(x[:1], jax.devices()[0])
     rows = [timed("one device", partial(grouped, cfg=cfg), alone, one, options.repeats)]
     params = jax.device_put(alone, shardings(moe_spec(width, cfg), layout))
-    del alone
     x = jax.device_put(x, where)
     run = partial(grouped, cfg=cfg, how=How(layout))
     rows.append(timed("grouped", run, params, x, options.repeats))
-    rows[-1]["expert"], rows[-1]["device"] = spread(jax.jit(run)(params, x)[1], devices)
+    y, load = jax.jit(run)(params, x)
+    rows[-1]["expert"], rows[-1]["device"] = spread(load, devices)
+    bare = partial(grouped, cfg=cfg, how=How(layout, impl={"expert_mlp": "none"}))
+    rows.append(timed("grouped, no experts", bare, params, x, options.repeats))
+    rows[-1]["gb_per_s"] = rows[-1]["received"] / 1e3 / rows[-1]["forward"]
+    want = np.float32(jax.device_get(y))
+    rows += [other_layout(options, name, alone, x, want) for name in options.layouts]
+    del alone
     form = partial(ordinary, cfg=cfg, layout=layout)
     _, load, _, needed = jax.jit(partial(form, room=1))(params, x)
     mean = tokens * cfg.groups * cfg.top_k / cfg.experts
@@ -178,6 +212,7 @@ def main():
     parser.add_argument("--sizes", choices=SIZES, default="pangu")
     parser.add_argument("--tokens", type=int, nargs="+", default=[16384], help="on each device")
     parser.add_argument("--skew", type=float, nargs="+", default=[0.0, 2.0])
+    parser.add_argument("--layouts", nargs="*", default=[], help="more, for the grouped block")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out")
     options = parser.parse_args()
@@ -191,10 +226,11 @@ def main():
             for row in found:
                 ratios = [row[n] / found[1][n] for n in ("forward", "both")]
                 more = [
-                    f"{n} {row[n]:.2f}" for n in ("expert", "device", "dropped", "room") if n in row
+                    f"{n} {row[n]:.3g}" for n in ("expert", "device", "dropped", "room") if n in row
                 ]
+                more += [f"{row[n]:.3g} {unit}" for n, unit in UNITS.items() if n in row]
                 print(
-                    f"{tokens:6d} skew {skew:g} {row['name']:20} {row['forward'] * 1e3:9.3f} ms "
+                    f"{tokens:6d} skew {skew:g} {row['name']:24} {row['forward'] * 1e3:9.3f} ms "
                     f"x{ratios[0]:.2f}  with gradients {row['both'] * 1e3:9.3f} ms "
                     f"x{ratios[1]:.2f}  {', '.join(more)}",
                     flush=True,

@@ -4,8 +4,10 @@ r"""Times training on several devices beside one: the same batch a device, layou
         --dtype bfloat16 --layouts ddp fsdp expert
 
 Each layout splits a batch of `--batch` rows a device over all devices; documents are packed, four a
-row. All take turns for `--rounds` rounds of `--steps` steps; what is printed is the median round:
-tokens/s, the ratio to as many times one device, and a device's memory as the compiler counts it.
+row. A layout is one of the names below, over all devices, or rules and sizes of axes, such as
+`fsdp+expert@fsdp=4,expert=2`. All take turns for `--rounds` rounds of `--steps` steps; what is
+printed is the median round: tokens/s, the ratio to as many times one device, a device's memory as
+the compiler counts it, and the MB that it receives in a step. `--forward` also times the loss.
 Then each layout's loss and gradients are compared with one device's, on `--check` rows a device, in
 the type asked for and in float32; beside them one device's with experts in another form, which adds
 in another order, too, so that what rounding alone does is seen. `--out` is written anew after every
@@ -20,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+from collectives import received  # beside this file
 from train_step import batch, held  # beside this file
 
 from pangu_jax.core.files import atomic_write
@@ -40,7 +43,11 @@ def place(name):
     """The layout of that name over all devices, or None."""
     if name in (ONE, AGAIN):
         return None
-    return Layout(make_mesh(**{AXES[name]: jax.device_count()}), rules(name))
+    table, _, sizes = name.partition("@")
+    axes = {
+        axis: int(size) for axis, size in (part.split("=") for part in sizes.split(",") if part)
+    }
+    return Layout(make_mesh(**(axes or {AXES[name]: jax.device_count()})), rules(table))
 
 
 def put(data, layout):
@@ -140,7 +147,11 @@ def prepare(cfg, options, start, name):
     began = time.perf_counter()
     program = step.lower(state, data, jax.random.key(1)).compile()
     print(f"{name:10} compiled in {time.perf_counter() - began:.0f} s", flush=True)
+    loss = objective(cfg, options, layout, options.dtype)
+    forward = jax.jit(lambda params, data: loss(params, None, data, None)[0])
     return {
+        "forward": forward.lower(state.params, data).compile() if options.forward else None,
+        "mb": sum(received(program).values()) / 1e6,
         "name": name,
         "tokens": rows * options.length,
         "gib": held(program) / 2**30,
@@ -160,17 +171,29 @@ def turn(case, steps):
     return (time.perf_counter() - began) / steps
 
 
+def only_forward(case, steps):
+    """Seconds per pass of some passes."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        loss = case["forward"](case["state"].params, case["data"])
+    jax.block_until_ready(loss)
+    return (time.perf_counter() - began) / steps
+
+
 def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="moge-tiny", choices=presets.PRESETS)
-    parser.add_argument("--layouts", nargs="+", default=["ddp", "fsdp", "expert"], choices=AXES)
+    parser.add_argument(
+        "--layouts", nargs="+", default=["ddp", "fsdp", "expert"], help=" ".join(AXES)
+    )
     parser.add_argument("--batch", type=int, default=4, help="rows a device")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--remat", choices=["full", "dots"])
     parser.add_argument("--documents", type=int, help="the most documents a row holds")
     parser.add_argument("--check", type=int, default=2, help="rows a device; 0 for no comparison")
+    parser.add_argument("--forward", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--impl", nargs="*", default=[], metavar="OPERATOR=NAME")
@@ -198,26 +221,33 @@ def main():
     for case in cases:
         turn(case, 2)
     times = {case["name"]: [] for case in cases}
+    passes = {case["name"]: [] for case in cases}
     for _ in range(options.rounds):
         for case in cases:
             times[case["name"]].append(turn(case, options.steps))
+            if options.forward:
+                passes[case["name"]].append(only_forward(case, options.steps))
     alone = None
     for case in cases:
         seconds = statistics.median(times[case["name"]])
         rate = case["tokens"] / seconds
         alone = alone or rate
         ratio = None if case["name"] == ONE else rate / (alone * jax.device_count())
+        ahead = passes[case["name"]]
         row = {
             "layout": case["name"],
             "tokens_per_s": rate,
             "ratio": ratio,
             "gib": case["gib"],
             "seconds": times[case["name"]],
+            "forward_seconds": ahead,
+            "mb_received": case["mb"],
         }
         result["rows"].append(row)
         print(
             f"{case['name']:10} {rate:10,.0f} tok/s  {seconds * 1e3:7.1f} ms a step  "
-            f"{case['gib']:5.1f} GiB a device"
+            f"{case['gib']:5.1f} GiB a device  {case['mb']:,.0f} MB received"
+            + (f"  forward {statistics.median(ahead) * 1e3:.1f} ms" if ahead else "")
             + (f"  {ratio:.2f} of {jax.device_count()} x one" if ratio else ""),
             flush=True,
         )
