@@ -74,6 +74,7 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_figures(
     assert json.loads((tmp_path / "part" / "results.json").read_text())["hashes"]["data"] in report
 
 
+@pytest.mark.long
 def test_answers_that_are_not_judged_are_kept_counted_and_judged_when_the_run_goes_on(
     tiny_run, tmp_path, capsys, monkeypatch
 ):

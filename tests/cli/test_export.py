@@ -69,6 +69,7 @@ def test_run_takes_arrays_and_gives_arrays(exported, tmp_path, capsys):
     assert "in  past_key_0     float32 [1, 16, " in out
 
 
+@pytest.mark.long
 def test_ascend_writes_the_report_and_a_script_and_says_where_to_run_it(
     tmp_path, capsys, monkeypatch
 ):

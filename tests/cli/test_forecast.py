@@ -27,6 +27,7 @@ from pangu_jax.models.timepro import TimeProConfig
 from pangu_jax.train.forecast import FitConfig
 from pangu_jax.train.metrics import read_metrics
 
+pytestmark = pytest.mark.long  # the model that all of them read takes long to train
 RNG = np.random.default_rng(0)
 SIZES = ["--look-back", 16, "--patch", 8, "--stride", 8, "--layers", 1, "--batch", 8]
 
@@ -72,7 +73,6 @@ def trained(tmp_path_factory):
     return folder
 
 
-@pytest.mark.long
 def test_a_training_that_was_stopped_goes_on(trained, tmp_path, monkeypatch, capsys):
     options = ["--epochs", 4, "--learning-rate", 3e-3, "--seeds", 2, "--coverage", 0.8]
     given = ["train", "--csv", trained / "load.csv", "--horizon", 4, "--out", tmp_path, *SIZES]
@@ -157,7 +157,6 @@ def test_the_test_rows_reach_nothing_that_is_fitted_chosen_or_calibrated(trained
     assert found.cfg.measured_coverage == 0  # here alone they count
 
 
-@pytest.mark.long
 def test_the_validation_rows_reach_the_choice_and_the_intervals_alone(trained):
     # One epoch: later ones could differ by which of them validation prefers, as they should.
     one, _ = refitted(trained, epochs=1)
@@ -197,7 +196,6 @@ def test_the_linear_map_is_fitted_to_the_training_rows(trained):
     assert forecast.evaluate(model, series)["linear"] == {"mse": want.mse, "mae": want.mae}
 
 
-@pytest.mark.long
 def test_another_process_predicts_from_the_folder_alone(trained, tmp_path):
     path = write(
         tmp_path / "new.csv",
@@ -477,7 +475,6 @@ def test_what_is_wrong_is_said_in_one_sentence(trained, tmp_path, capsys):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.long
 def test_the_command_that_training_suggests_works_and_keeps_the_clock(tmp_path, capsys):
     times = np.datetime64("2024-05-01T00:00", "s") + np.arange(240) * np.timedelta64(1, "h")
     rows = [

@@ -114,6 +114,7 @@ def test_the_prompts_of_a_file_are_answered_line_by_line(run_folder, tmp_path, c
     assert found[1]["by"]["max_new_tokens"] == 9
 
 
+@pytest.mark.long
 def test_answers_are_gone_on_with(run_folder, tmp_path, capsys):
     """Those that are there are kept, and the others are what they would have been."""
     out = tmp_path / "answers.jsonl"

@@ -49,6 +49,7 @@ def test_eval_measures_a_run_and_its_ablations(run, capsys):
     assert "stopped" not in told.err and "left out" not in told.err
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_in_the_same_bits(run, tiny_run, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "again"
     arguments = ("train", "--method", "coconut", "--init", tiny_run, "--out", folder, *SMALL)
@@ -125,6 +126,7 @@ def begun(monkeypatch):
     return found
 
 
+@pytest.mark.long
 def test_markers_keep_what_a_run_trained_them_to(run, tiny_run, tmp_path, begun):
     for number, start in enumerate((run, tiny_run)):
         out = ("--out", tmp_path / str(number), "--init", start)

@@ -65,6 +65,7 @@ def out(model, text, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 def test_it_writes_a_smaller_checkpoint_a_plan_and_a_report(model, out, capsys):
     params, cfg = hf.load(out)
     assert len(set(cfg.layers)) == 1
@@ -85,6 +86,7 @@ def test_it_writes_a_smaller_checkpoint_a_plan_and_a_report(model, out, capsys):
         assert part in said
 
 
+@pytest.mark.long
 def test_a_plan_is_replayed_to_the_same_bits(model, out, text, tmp_path, capsys):
     again = tmp_path / "again"
     options = ["--plan", out / "plan.json", "--calib", text, *SMALL]
@@ -110,6 +112,7 @@ def test_a_folder_that_another_process_fills_is_refused_at_once(model, text, tmp
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_check_finds_what_was_changed(model, out, tmp_path, capsys):
     params, cfg = hf.load(out)
     leaf = params["runs"][0]["mlp"]["gate"]
@@ -141,6 +144,7 @@ def test_a_student_is_distilled_and_written(model, out, text, tmp_path, capsys):
     assert "another hidden_weight" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_is_wrong_is_said_in_one_sentence(model, out, text, tmp_path, capsys):
     short = tmp_path / "short.txt"
     short.write_text("a few words")

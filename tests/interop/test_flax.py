@@ -62,6 +62,7 @@ def test_linen_has_one_variable_a_leaf_with_its_axes_and_the_function_s_value(x)
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+@pytest.mark.long
 def test_nnx_has_one_variable_a_leaf_with_its_axes_and_the_function_s_value(x):
     model = NnxModel(nnx.Rngs(0))
     gate = model.moge.params["experts"]["gate"]["kernel"]

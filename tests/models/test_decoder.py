@@ -208,7 +208,7 @@ def forward(params, x, segments, layout=None):
     return scores, router, grads
 
 
-@pytest.mark.long(but=3)
+@pytest.mark.long
 @pytest.mark.parametrize(
     "rules", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in LAYOUTS]
 )

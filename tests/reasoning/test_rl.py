@@ -157,6 +157,7 @@ def test_it_is_so_with_microbatches_a_reference_and_groups_that_are_replaced():
     assert seen[-1]["dropped"] > 0 and seen[-1]["kl"] > 0
 
 
+@pytest.mark.long
 def test_it_learns_what_is_rewarded():
     for cfg in (SYNC, STALE):
         rewards = [update["reward"] for update in run(cfg)[1]]
