@@ -182,12 +182,15 @@ def test_blocks_cost_at_most_1_3_times_the_ideal(groups, size, k):
     assert ideal * 11 / 3 <= both <= 1.3 * ideal * 11 / 3
 
 
+COUNTED = []  # one for all cases: some versions of jax trace those of equal shapes only once
+
+
 @pytest.mark.long(but=1)
 @pytest.mark.parametrize(("groups", "size", "k"), [(8, 8, 1), (1, 64, 8)])
 def test_a_loop_computes_at_most_1_3_times_the_ideal(groups, size, k, monkeypatch):
     """Counted while it runs, as its steps are what the loads say."""
     tokens, width, hidden = 4096, 4, 2
-    found, dot = [], expert_loop._dot
+    found, dot = COUNTED, expert_loop._dot
 
     def counted(subscripts, left, right):
         y = dot(subscripts, left, right)
