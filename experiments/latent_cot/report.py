@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.latent_cot.budget import SAMPLED
 from experiments.latent_cot.config import Experiment, Plan
 from pangu_jax.reasoning.latent.ablation import ABLATIONS
 from pangu_jax.reasoning.latent.task import chance
@@ -75,7 +76,8 @@ def _by_budget(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -
         f"{found[0][2]['parameters'] / 1e6:,.0f} M parameters, a checkpoint that training goes on "
         f"from, with batches of {plan.batch} questions and chains{short}, a rate of "
         f"{plan.learning_rate:g}, until about {experiment.tokens:,} tokens and thoughts or pauses "
-        "were read, padding left out. By chance nearly 0. Wilson's interval is that of the "
+        f"were read, padding left out; of longer phases {SAMPLED} steps are counted for all. "
+        "By chance nearly 0. Wilson's interval is that of the "
         "questions, for one run of training. Pauses are as many empty slots in the same "
         "curriculum as Coconut's. FLOP: two for each weight and slot or token, attention left "
         "out. Training is timed with compiling; a run that was killed has no time.",

@@ -2,7 +2,7 @@
 
 Pairs of token and expert are sorted by expert. A loop gathers some of an expert's rows, multiplies
 them by its kernels and adds them to their tokens at once, so no array of all pairs is as wide as
-the model: such an array leaves the caches, and its pages cost a CPU as much time as a product.
+the model: such an array leaves the caches, and goes to new pages of memory at every call.
 
 Loops have static shapes, and products of few rows spend their time on packing the kernel. So an
 expert takes its rows in as few equal blocks as there can be, of the smallest of some sizes that

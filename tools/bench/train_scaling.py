@@ -47,6 +47,8 @@ def place(name):
     axes = {
         axis: int(size) for axis, size in (part.split("=") for part in sizes.split(",") if part)
     }
+    if not axes and table not in AXES:
+        raise SystemExit(f"{name}: give one of {' '.join(AXES)}, or rules@axis=size,...")
     return Layout(make_mesh(**(axes or {AXES[name]: jax.device_count()})), rules(table))
 
 
