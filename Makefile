@@ -32,9 +32,10 @@ checks: # beside the tests, as they use one core
 tests:
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
 
+# Torch has one thread a worker, as there is a worker for every core.
 parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)
-	$(BIN)/python -m pytest -m parity $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m parity $(PYTEST)
 
 long: ## the tests that `make test` leaves to .ci/run: whole programs, and the longest of the rest
 	@tools/make_venv.sh $(VENV) test
