@@ -15,12 +15,12 @@ from pangu_jax.study.table import mean_std, table
 
 HEAD = (
     *("method", "seeds", "accuracy", *(f"{kind} for thoughts" for kind in ABLATIONS)),
-    *("thoughts or pauses", "layers a token", "tokens written"),
-    *("GFLOP an answer", "ms an answer", "training s"),
+    *("thoughts or pauses", "layers per token", "tokens written"),
+    *("GFLOP per answer", "ms per answer", "training s"),
 )
 BUDGET_HEAD = (
     *("method", "seed", "accuracy", "95 %", "of", *(f"{kind} for thoughts" for kind in ABLATIONS)),
-    *("thoughts or pauses", "tokens written", "GFLOP an answer"),
+    *("thoughts or pauses", "tokens written", "GFLOP per answer"),
     *("read in training", "steps", "training s"),
 )
 

@@ -20,7 +20,7 @@ class Experiment:
 
     Attributes:
       steps: optimizer steps of a tuning.
-      batch: pairs a step, which are compared all at once.
+      batch: pairs per step, which are compared all at once.
       accumulate: parts that a batch is embedded in (cached gradients).
       negatives: hard negatives of each pair.
       length: tokens that texts are cut to in training.

@@ -182,7 +182,7 @@ def _leaning(found: Results) -> str:
 
 
 def _plot(folder: Path, domain: str, results: Results) -> None:
-    """Shares by place in random orders, a line a way of pooling, a panel a model."""
+    """Shares by place in random orders, one line per pooling, one panel per model."""
     studies = _studies(results, domain)
     models = list(dict.fromkeys(name.split("-")[0] for name in studies))
     size = (3.2 * max(len(models), 1) + 1, 3.4)

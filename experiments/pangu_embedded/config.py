@@ -46,7 +46,7 @@ class Merging:
       held_out: solutions that the gate measures.
       seeds: of the halves and of the training; the mean and spread over them stand in the report.
       steps: optimizer steps of a fine-tuning.
-      batch: windows a step.
+      batch: windows per step.
       length: tokens per window.
       learning_rate: the greatest of the schedule.
       dtype: type of the activations in training.
@@ -155,8 +155,8 @@ STALENESS = {
         Speed(2, 64, 12, mean=30.0, batch=4, group=4, slots=16),
         Learning(2, 64, 1, 60, 0.4, 1500, (0,), 8, 8, 128),
     ),
-    # 300 M parameters. With 6 layers of width 384 an H200 took 6 ms an answer at every bound, which
-    # the tokens do not explain.
+    # 300 M parameters. With 6 layers of width 384 an H200 took 6 ms per answer at every bound,
+    # which the tokens do not explain.
     "gpu": Staleness(Speed(24, 1024, 40, dtype="bfloat16"), Learning(4, 192, 4, 200, batch=64)),
 }
 

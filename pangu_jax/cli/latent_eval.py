@@ -191,7 +191,7 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
 
 def _described(found: Score, guessing: float | None) -> str:
     by_chance = "" if guessing is None else f", by chance {guessing:.1%}"
-    layers = "" if found.layers.is_integer() else f", {found.layers:.1f} layers a token"
+    layers = "" if found.layers.is_integer() else f", {found.layers:.1f} layers per token"
     return (
         f"accuracy {found.accuracy:.1%} ({found.low:.1%} to {found.high:.1%}) of "
         f"{found.problems}{by_chance}; {found.tokens:.1f} tokens written, "

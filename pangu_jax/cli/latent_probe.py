@@ -57,7 +57,7 @@ class Options:
     """A picture to write, .png, .svg or .pdf: lenses by layer, probes beside their control, how
     the head's probability lies on what may come next, and answers with thoughts exchanged."""
     json: bool = False
-    """Print one JSON object a line instead of a table."""
+    """Print one JSON object per line instead of a table."""
 
 
 def main(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Runs made of cells: each result is computed once, saved at once, and found again.
+"""Runs made of cells: each result is computed once and saved at once, so that a run can resume.
 
     results = open_results(folder, settings)
     compute(folder, results, "dense", measure_dense)
@@ -23,7 +23,7 @@ _claims: dict[Path, Claim] = {}  # of this process, which computes what is missi
 
 
 def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Claims the folder until this process ends, and gives the results so far.
+    """Claims the folder until this process ends; returns the results so far.
 
     A new folder is given its config.json and has none.
 
@@ -44,7 +44,7 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
 
 
 def lock_run(folder: str | Path, settings: dict[str, Any]) -> None:
-    """Opens a run (`core.run_folder.open_run`) until this process ends; again, only compares.
+    """Opens a run (`core.run_folder.open_run`) until this process ends; a repeat only compares.
 
     Args:
       folder: of the run; made if missing.
@@ -63,7 +63,7 @@ def lock_run(folder: str | Path, settings: dict[str, Any]) -> None:
 
 
 def save_results(folder: str | Path, results: dict[str, Any]) -> None:
-    """Writes results.json, whole or not at all.
+    """Writes results.json atomically.
 
     Raises:
       InputError: it cannot be written.
@@ -80,7 +80,7 @@ def compute(
     *,
     timed: bool = False,
 ) -> bool:
-    """Computes and saves a missing cell; returns whether it did.
+    """Computes and saves a cell unless it is there; returns whether it was computed.
 
     Args:
       folder: of the run.

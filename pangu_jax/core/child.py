@@ -1,4 +1,4 @@
-"""A script in a child process that answers requests, kept alive while it answers in time."""
+"""A script in a child process that answers requests; one that misses its deadline is ended."""
 
 import contextlib
 import importlib.util
@@ -17,7 +17,7 @@ START_SECONDS = 60  # until the process is there
 
 
 class Child:
-    """A Python script that reads one JSON object per line and answers each by one.
+    """A Python script that reads one JSON object per line and answers each with one.
 
     It is started, not forked, isolated, so that no folder or variable of the user's decides what it
     imports, and says "{}" when it is there. It may be asked by one thread at a time.
@@ -26,7 +26,7 @@ class Child:
     def __init__(
         self, script: Path, arguments: Sequence[object], modules: Sequence[str], *, longest: int
     ):
-        """Starts nothing yet.
+        """Stores the settings; no process is started yet.
 
         Args:
           script: the file; it gets `arguments`, then folders to import `modules` from.
@@ -40,7 +40,7 @@ class Child:
         self._end = lambda: None
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Sends an object and reads one.
+        """Sends an object and reads the answer.
 
         Args:
           request: what is asked.
@@ -56,7 +56,7 @@ class Child:
         return self._exchange(json.dumps(request), seconds)
 
     def start(self) -> None:
-        """Starts the process before it is asked.
+        """Starts the process ahead of the first request.
 
         Raises:
           OSError: it cannot be started.
@@ -75,7 +75,7 @@ class Child:
             raise OSError("it said nothing when it was started") from error
 
     def end(self) -> None:
-        """Ends the process, if there is one."""
+        """Ends the process if it is running."""
         self._process = None
         self._end()
 

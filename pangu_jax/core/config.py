@@ -41,7 +41,7 @@ def to_json(config: Any) -> Any:
 
 
 def up_to_date(value: Any, depth: int = 16) -> Any:
-    """JSON values with the fields of `RENAMED_FIELDS` under the names that they have today.
+    """JSON values with the fields of `RENAMED_FIELDS` renamed to their current names.
 
     Args:
       value: what `json.loads` gave.
@@ -61,7 +61,7 @@ def up_to_date(value: Any, depth: int = 16) -> Any:
 
 
 def from_json(cls: type[T], value: Any, where: str = "config") -> T:
-    """Builds the dataclass `cls` from JSON values, checking names and types on the way.
+    """Builds the dataclass `cls` from JSON values, checking names and types.
 
     Fields may have the names that older files give them (`RENAMED_FIELDS`).
 
@@ -86,14 +86,14 @@ def load_config(cls: type[T], path: str | Path) -> T:
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Writes a dataclass as JSON, whole or not at all."""
+    """Writes a dataclass as JSON, atomically."""
     with atomic_write(path) as file:
         json.dump(to_json(config), file, indent=1)
         file.write("\n")
 
 
 def read_json(path: str | Path, *, finite: bool = True) -> Any:
-    """Reads the values of a JSON file.
+    """Parses a JSON file.
 
     Args:
       path: the file.
@@ -115,7 +115,7 @@ def read_json(path: str | Path, *, finite: bool = True) -> Any:
 
 
 def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
-    """Reads the values of a JSON text, as `read_json`; `where` is how errors name it.
+    """Parses JSON text as `read_json` does; `where` names it in errors.
 
     Raises:
       InputError: see `read_json`.
@@ -153,7 +153,7 @@ def parse_json(text: str | bytes, where: str, *, finite: bool = True) -> Any:
 
 
 def check_size(name: str, value: int, *, least: int = 1, most: int = 2**31 - 1) -> None:
-    """Checks that a size is one that an array can have.
+    """Checks that an array can have this size.
 
     Args:
       name: how the error names it.
@@ -210,7 +210,7 @@ def check_choices(config: Any, of: str = "") -> None:
 
 @cache
 def _choices(cls: type) -> tuple[tuple[str, tuple, bool, bool], ...]:
-    """(field, what it may be, whether it is a tuple of these, whether it may be None)."""
+    """(field, accepted values, whether it is a tuple of them, whether None is accepted)."""
     found = []
     for name, kind in typing.get_type_hints(cls).items():
         parts = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)

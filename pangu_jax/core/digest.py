@@ -16,7 +16,7 @@ def sha256(path: str | Path) -> str:
 
 
 def digest(path: str | Path, kind: str) -> str:
-    """A hash of a file, as hexadecimal digits; `kind` is a name that hashlib knows.
+    """Hash of a file in hexadecimal digits; `kind` is a name that hashlib knows.
 
     Raises:
       OSError: it cannot be read.
@@ -26,5 +26,5 @@ def digest(path: str | Path, kind: str) -> str:
 
 
 def json_digest(values: Any) -> str:
-    """SHA-256 of JSON values, independent of the order of their keys."""
+    """SHA-256 of JSON values, independent of key order."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ WORD, SENTENCE = 300, 600  # characters that are shown of a word, and of a sente
 
 
 class InputError(ValueError):
-    """Input that cannot be used; the message is one sentence that says what and why.
+    """Input that cannot be used; the message is one sentence that says what is wrong and why.
 
     The message names the file, field or tensor, what was found and what would be accepted. It may
     quote what was found as it is: line breaks become spaces, other control characters are written
@@ -15,7 +15,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object):
-        """Makes the message one line that can be read."""
+        """Reduces the message to one printable line."""
         text = re.sub(r"\s*[\t\r\n]\s*", " ", str(message).strip())
         text = re.sub(r"[^\S ]|[\x00-\x1f\x7f\ud800-\udfff]", _escaped, text)
         super().__init__(_cut(re.sub(rf"\S{{{WORD},}}", _shortened, text), SENTENCE))

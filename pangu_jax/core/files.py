@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Atomic writes: files and folders appear whole or not at all."""
 
 import contextlib
 import ctypes
@@ -24,7 +24,7 @@ _AS_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO]:
-    """Opens a temporary file beside `path` that takes its place when the block ends well.
+    """Opens a temporary file beside `path` that replaces it when the block succeeds.
 
     Args:
       path: the file to write; its folder is made if missing.
@@ -52,7 +52,7 @@ def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[I
 
 @contextlib.contextmanager
 def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its place when the block ends well.
+    """A temporary folder beside `path` that replaces it when the block succeeds.
 
     What a killed process left of the same folder is cleared first; a folder that a living process
     is filling is left alone, as it holds a lock. A folder that is replaced is swapped with the
@@ -94,7 +94,7 @@ def new_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def regular(path: str | Path) -> Path:
-    """`path`, if it is an ordinary file: opening a pipe would wait for whoever writes to it.
+    """`path`, if it is an ordinary file: opening a pipe would wait for its writer.
 
     Raises:
       InputError: it is missing, a folder, or a pipe, socket or device.
@@ -165,7 +165,7 @@ def _lock(folder: int) -> bool | None:
 
 
 def _clear(place: Path) -> None:
-    """Removes, or puts back, what killed processes left beside `place`."""
+    """Removes, or restores, what killed processes left beside `place`."""
     with contextlib.suppress(OSError):  # a folder that may not be listed
         for left in place.parent.iterdir():
             if re.fullmatch(_TEMPORARY.format(re.escape(place.name)), left.name):
@@ -187,7 +187,7 @@ def _clear_one(left: Path, place: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Syncs every file below a folder to disk, and makes it as readable as the folder."""
+    """Syncs every file below a folder to disk and makes it as readable as the folder."""
     mode = folder.stat().st_mode
     for where, _, names in os.walk(folder):
         for name in names:
@@ -198,7 +198,7 @@ def _settle(folder: Path) -> None:
 
 
 def _put(temporary: Path, place: Path, replace: bool) -> None:
-    """Gives a folder its name; what had that name is then called `temporary`, or is gone."""
+    """Renames a folder into place; what had that name becomes `temporary`, or is removed."""
     try:
         os.rename(temporary, place)
         return
@@ -219,7 +219,7 @@ def _put(temporary: Path, place: Path, replace: bool) -> None:
 
 
 def _swap(a: Path, b: Path) -> bool:
-    """Exchanges two names in one step, if the system and the file system can."""
+    """Exchanges two names atomically, where the system and the file system support it."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""An append-only .jsonl file, written by one process and resumed after it was stopped.
+"""An append-only .jsonl file, written by one process and resumed after a stop.
 
     with Journal("answers.jsonl", head='{"line"') as journal:
         done = {record["line"] for record in journal.found}
@@ -21,14 +21,14 @@ from pangu_jax.core.errors import InputError
 
 
 class Journal:
-    """The file, open and locked; a context manager.
+    """The open, locked file; a context manager.
 
     Attributes:
       found: the objects of the lines that were there.
     """
 
     def __init__(self, path: str | Path, *, head: str):
-        """Reads the lines that are there; creates the file if there is none.
+        """Reads the existing lines; creates the file if there is none.
 
         Args:
           path: the file; its folder is made if missing.
@@ -52,7 +52,7 @@ class Journal:
             raise
 
     def __enter__(self) -> "Journal":
-        """Returns itself."""
+        """Returns the journal."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,7 +65,7 @@ class Journal:
         os.close(self._file)
 
     def add(self, record: dict[str, Any]) -> None:
-        """Writes a line.
+        """Appends a line.
 
         Raises:
           InputError: it cannot be written (full disk).

@@ -1,4 +1,4 @@
-"""The platform that is traced for: this machine's, unless an export says otherwise."""
+"""The platform to trace for: this machine's, unless an export names another."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ _TARGET: ContextVar[str | None] = ContextVar("target", default=None)
 
 
 def target() -> str:
-    """What operators choose their implementation for: "cpu", "gpu" or "tpu"."""
+    """The platform operators choose their implementation for: "cpu", "gpu" or "tpu"."""
     return _TARGET.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def targeting(platform: str) -> Iterator[None]:
-    """Inside, operators choose for this platform; for tracing what runs elsewhere."""
+    """Context manager: traces as if for `platform`."""
     token = _TARGET.set(platform)
     try:
         yield

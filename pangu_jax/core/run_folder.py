@@ -1,4 +1,4 @@
-"""A folder that one process at a time may write: a run, a forecaster, a command's output.
+"""A folder that only one process at a time may write: a run, a forecaster, a command's output.
 
 `open_run` has the rules by which a run is started, resumed, or refused.
 """
@@ -22,14 +22,14 @@ PATIENCE_S = 60.0  # of those who wait; what they wait for takes seconds
 
 
 class Claim:
-    """A folder that no other process, and nobody else in this one, may claim; a context manager.
+    """Exclusive hold on a folder, against other processes and within this one; a context manager.
 
     It ends when it is closed, and with the process however that ends: the lock is the kernel's, on
     the folder itself, so nothing is left of it. Where a file system knows no locks, all may claim.
     """
 
     def __init__(self, folder: str | Path, doing: str = "writing to", *, wait: bool = False):
-        """Makes the folder if it is missing and locks it.
+        """Creates the folder if it is missing, and locks it.
 
         Args:
           folder: what is claimed.
@@ -49,7 +49,7 @@ class Claim:
         self._open: int | None = lock
 
     def __enter__(self) -> "Claim":
-        """Returns itself."""
+        """Returns the claim."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,11 +67,11 @@ class Claim:
         self._open = None
 
     def holds(self) -> bool:
-        """Whether the folder of that name is still the claimed one: neither moved nor lost."""
+        """Whether the path still names the claimed folder: neither moved nor lost."""
         return self._open is not None and _is_named(self._open, self.folder)
 
     def _lock(self) -> int | None:
-        """The folder, open and locked; None if another has locked or is replacing it."""
+        """The folder, open and locked; None if another process has locked or is replacing it."""
         try:
             made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def open_run(
     free: Collection[str] = (),
     doing: str = "computing in",
 ) -> Claim:
-    """Claims the folder of a run, which is then started or resumed.
+    """Claims the folder of a run that is then started or resumed.
 
     The rules are the same for everything that keeps a run in a folder:
 
@@ -145,7 +145,7 @@ def begin_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[
 
 
 def has_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> bool:
-    """Whether the folder, claimed before, holds a run of these settings; False where it has none.
+    """Whether the claimed folder holds a run of these settings; False if it holds none.
 
     Args:
       folder: of the run.
@@ -197,7 +197,7 @@ def check_same(
 
 
 def _difference(name: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
-    """The first difference, as deep as both are objects: its dotted name, and both values."""
+    """The first difference, as deep as both are objects: its dotted name and both values."""
     while True:
         found, wanted = _by_place(found, wanted)
         if not (isinstance(found, dict) and isinstance(wanted, dict)):
@@ -210,7 +210,7 @@ def _difference(name: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
 
 
 def _by_place(*pair: Any) -> tuple[Any, ...]:
-    """Two lists of as many objects as objects by their places; anything else as it is."""
+    """Two equally long lists of objects as objects keyed by position; anything else unchanged."""
     if not all(isinstance(x, list) and all(isinstance(y, dict) for y in x) for x in pair):
         return pair
     if len({len(x) for x in pair}) > 1:

@@ -1,4 +1,4 @@
-"""Parameter specs: one description of every leaf, read by everything that handles parameters.
+"""Parameter specs: one description of every leaf, shared by all code that handles parameters.
 
 A spec tree has the shape of the parameter tree and a `Spec` at each leaf. Initialization, counting,
 sharding, abstract restoring, pruning and export all read it, so that a model says what its
@@ -22,37 +22,37 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """All zeros; the key is unused."""
+    """An array of zeros; the key is unused."""
     del key
     return jnp.zeros(shape, dtype)
 
 
 def ones(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """All ones; the key is unused."""
+    """An array of ones; the key is unused."""
     del key
     return jnp.ones(shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """A normal distribution of mean 0 and standard deviation `std`."""
+    """A normal distribution with mean 0 and standard deviation `std`."""
 
     std: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """An array of draws."""
+        """Draws an array."""
         # Drawn in float32 whatever the storage type, so that bfloat16 weights are rounded ones.
         return (self.std * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """The same value everywhere."""
+    """One value everywhere."""
 
     value: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """An array of the value."""
+        """An array filled with the value."""
         del key
         return jnp.full(shape, self.value, dtype)
 
@@ -64,14 +64,14 @@ class Uniform:
     bound: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """An array of draws."""
+        """Draws an array."""
         draws = jax.random.uniform(key, shape, jnp.float32, -self.bound, self.bound)
         return draws.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What one parameter is.
+    """Description of one parameter.
 
     Attributes:
       shape: the array's shape.
@@ -133,7 +133,7 @@ def count(spec: Any) -> int:
 
 
 def nbytes(spec: Any, dtype: Any = None) -> int:
-    """Bytes of all leaves, stored as `dtype`, or for None each as its own type."""
+    """Bytes of all leaves, stored as `dtype`, or each in its own type if that is None."""
     leaves = jax.tree.leaves(spec, is_leaf=is_spec)
     return sum(math.prod(x.shape) * np.dtype(dtype or x.dtype).itemsize for x in leaves)
 

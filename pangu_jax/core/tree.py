@@ -1,4 +1,4 @@
-"""Names for the leaves of a pytree."""
+"""Path names for the leaves of a pytree."""
 
 import hashlib
 import re
@@ -29,7 +29,7 @@ def select(tree: Any, pattern: str) -> dict[str, Any]:
 
 
 def split(tree: Any, pattern: str | None) -> tuple[Any, Any]:
-    """The leaves whose whole path matches, and the others; each tree has None for the rest.
+    """Splits a tree into leaves whose whole path matches and the rest; each has None for the other.
 
     None is no leaf, so what maps over such a tree, or makes zeros for it, sees its own part alone.
     Without a pattern every leaf matches.
@@ -54,7 +54,7 @@ def split(tree: Any, pattern: str | None) -> tuple[Any, Any]:
 
 
 def join(tree: Any, others: Any) -> Any:
-    """The tree that `split` took apart."""
+    """Joins the two trees that `split` returned."""
     return jax.tree.map(lambda a, b: b if a is None else a, tree, others, is_leaf=_is_none)
 
 
@@ -63,14 +63,14 @@ def _is_none(leaf: Any) -> bool:
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """`jax.tree.map` whose function gets the leaf's path first."""
+    """`jax.tree.map` whose function receives the leaf's path first."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(path_name(path), *leaves), tree, *rest
     )
 
 
 def content_hash(tree: Any) -> str:
-    """SHA-256 of a tree's arrays, their paths, types and shapes, as hexadecimal digits."""
+    """SHA-256 of a tree's arrays, paths, types and shapes, in hexadecimal digits."""
     found = hashlib.sha256()
     for name, leaf in sorted(flatten(tree).items()):
         array = np.ascontiguousarray(leaf)
@@ -80,7 +80,7 @@ def content_hash(tree: Any) -> str:
 
 
 def check_finite(name: str, array: Any) -> None:
-    """Checks that all values are finite; a parameter that is not would spoil every result.
+    """Checks that all values are finite; one that is not would spoil every result.
 
     Args:
       name: how the error names the array: its file, and its name there.
@@ -102,13 +102,13 @@ def check_finite(name: str, array: Any) -> None:
 
 
 def check_all_finite(tree: Any, where: str) -> None:
-    """`check_finite` of every leaf of a tree; `where` is how errors name the file or folder."""
+    """`check_finite` on every leaf of a tree; `where` names the file or folder in errors."""
     for name, leaf in flatten(tree).items():
         check_finite(f"{where}: {name}", leaf)
 
 
 def _is_finite(array: np.ndarray) -> bool:
-    """By the bits, as numpy has no fast way for bfloat16; in blocks, so that it takes no memory."""
+    """Tested on the bits, as numpy is slow on bfloat16; in blocks, to save memory."""
     unsigned = f"u{array.dtype.itemsize}"
     exponent = np.array(np.inf, array.dtype).view(unsigned)
     bits = array.ravel(order="K").view(unsigned)  # in the order of memory, whatever the axes'

@@ -177,7 +177,7 @@ def pair_batches(
 
     Args:
       records: see `check_records`.
-      encode: gives a tree of arrays, a row a text.
+      encode: gives a tree of arrays, one row per text.
       batch: pairs.
       negatives: hard negatives of each; 0 for none.
       seed: of the draws.

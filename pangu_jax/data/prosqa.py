@@ -2,7 +2,7 @@
 
     Every gerpus is a terpus. ... Bob is a yerpus. ... Is Sally a hilpus or sterpus?
 
-and in symbols, three words an edge:
+and in symbols, three words per edge:
 
     gerpus terpus ; ... Bob yerpus ; ... Sally hilpus sterpus ?
 
@@ -127,8 +127,8 @@ def draw_prosqa(count: int, *, seed: int = 0, workers: int = 1) -> list[Problem]
     Args:
       count: how many.
       seed: of the draws.
-      workers: processes that draw, some 2 ms a problem; more than one begin with the caller's main
-        module, as `multiprocessing` explains.
+      workers: processes that draw, about 2 ms per problem; more than one begin with the caller's
+        main module, as `multiprocessing` explains.
 
     Raises:
       InputError: a number out of range.
@@ -191,7 +191,7 @@ def write(graph: Graph, rng: np.random.Generator) -> Problem:
 
 
 def symbols(problem: Problem) -> Problem:
-    """A problem without the words that say nothing: three words an edge, one the answer.
+    """A problem without the words that say nothing: three words per edge, one the answer.
 
     Raises:
       InputError: it is not of the form of `write` and the published files.

@@ -1,4 +1,4 @@
-"""Tokenizers of one token a word, and tokenizers with tokens added, as files.
+"""Tokenizers of one token per word, and tokenizers with tokens added, as files.
 
 Small worlds, such as written multiplications or ProsQA, have few words; a token for each leaves a
 small model nothing to learn of spelling.

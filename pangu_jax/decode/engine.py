@@ -92,7 +92,7 @@ class _Asked:
 
     made: device.Made
     version: int
-    count: int  # tokens a slot
+    count: int  # tokens per slot
     texts: list[_Text | None]
 
 

@@ -6,7 +6,7 @@ import jax
 def load_balancing_loss(
     load: jax.Array, prob_sum: jax.Array, tokens: jax.Array, *, active: int
 ) -> jax.Array:
-    """Sum over experts of f_i p_i: 1 when both are uniform, more when they are uneven together.
+    """Sum over experts of f_i p_i: 1 if both are uniform, more if both are skewed alike.
 
     f_i = E / (K tokens) * load_i is the share of choices that fell on expert i, times E; p_i =
     prob_sum_i / tokens its mean probability under the global softmax. Gradients flow through p_i

@@ -1,4 +1,4 @@
-"""Sums over tokens, some at a time, so that arrays as wide as a vocabulary are never whole."""
+"""Sums over tokens in chunks, so that vocabulary-wide arrays are never whole in memory."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from einops import rearrange
 def chunked_sum(
     function: Callable[..., jax.Array], *arrays: jax.Array, chunk: int = 1024
 ) -> jax.Array:
-    """The sum of `function` over chunks of tokens, each computed again in the backward pass.
+    """Sum of `function` over chunks of tokens, each recomputed in the backward pass.
 
     Args:
       function: parts [N, ...] of the arrays to a float32 scalar, a sum over tokens. The last part
@@ -31,7 +31,7 @@ def chunked_sum(
 
 
 def cut_tokens(*arrays: jax.Array, chunk: int) -> tuple[jax.Array, ...]:
-    """All tokens of [B, T, ...] in chunks, the last filled up with zeros: [chunks, N, ...].
+    """Cuts all tokens of [B, T, ...] into chunks, the last padded with zeros: [chunks, N, ...].
 
     Args:
       *arrays: [B, T, ...] each.
@@ -50,6 +50,6 @@ def cut_tokens(*arrays: jax.Array, chunk: int) -> tuple[jax.Array, ...]:
 
 
 def join_tokens(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse of `cut_tokens`: [chunks, N, ...] as [B, T, ...], B and T being the shape."""
+    """The inverse of `cut_tokens`: [chunks, N, ...] to [B, T, ...], where (B, T) is the shape."""
     x = rearrange(x, "chunk t ... -> (chunk t) ...")[: shape[0] * shape[1]]
     return x.reshape(*shape, *x.shape[1:])

@@ -17,7 +17,7 @@ def info_nce(
     symmetric: bool = False,
     layout: Layout | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cross-entropy of finding each query's own document among those of the whole batch.
+    """Cross-entropy of retrieving each query's own document among the whole batch's documents.
 
     Vectors are taken as they are: a caller who wants cosine similarity normalizes them first.
     Under a layout the batch is split over the devices, and each still compares its queries with the
@@ -68,7 +68,7 @@ def _similarity(rows: jax.Array, columns: jax.Array, temperature: float) -> jax.
 
 
 def _own(scores: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Weighted nats of the diagonal, and the weight of rows whose diagonal is the largest."""
+    """Weighted nats of the diagonal, and the weight of rows whose diagonal is the maximum."""
     there = weights > 0
     # Padding's own column is masked away; its rows get finite scores, as 0 x infinity is none.
     scores = jnp.where(there[:, None], scores, 0.0)

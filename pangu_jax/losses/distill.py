@@ -48,7 +48,7 @@ def logit_kl(
 
 
 def hidden_state_loss(student: jax.Array, teacher: jax.Array, weights: jax.Array) -> jax.Array:
-    """Summed squared difference of hidden states, relative to the teacher's mean square.
+    """Summed squared error of hidden states, relative to the teacher's mean square.
 
     Args:
       student: [B, T, D].

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 def windows(
     series: jax.Array, starts: jax.Array, *, look_back: int, horizon: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The input and the target of each window.
+    """The input and target of each window.
 
     Args:
       series: [rows, V].
@@ -39,7 +39,7 @@ def window_errors(
     horizon: int,
     batch: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Squared and absolute error of every window, each the mean over its steps and variates.
+    """Squared and absolute error per window, averaged over its steps and variates.
 
     Windows are taken `batch` at a time; none is dropped, whatever the batch.
 

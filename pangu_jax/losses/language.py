@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, chunked so that the logits are never all in memory."""
+"""Cross-entropy over a vocabulary, in chunks, so that the logits are never all in memory."""
 
 from functools import partial
 
@@ -54,7 +54,7 @@ def token_log_probs(
     chunk: int = 1024,
     layout: Layout | None = None,
 ) -> jax.Array:
-    """Log-probability of each label, in chunks as `cross_entropy`.
+    """Log-probability of each label, in chunks like `cross_entropy`.
 
     Args:
       hidden: [B, T, D], any float type.
@@ -107,7 +107,7 @@ _summed.defvjp(_forward, _backward)
 
 
 def _on_devices(run, layout, arrays):
-    """What `run` gives for each device's own tokens; its sums have a leading axis of devices.
+    """`run` on each device's own tokens; its sums get a leading device axis.
 
     Left to itself the compiler would gather the tokens of all devices to take them in turns, and
     add up the kernel's gradient over the devices with every chunk.
@@ -160,7 +160,7 @@ def _values_and_gradients(softcap, chunk, hidden, kernel, labels, weights):
 
 
 def _nats(softcap, x, kernel, label):
-    """Of one chunk: each label's nats, float32 [t]; logits, float32 [t, V]; log of their sums."""
+    """For one chunk: the labels' nats, float32 [t]; logits, float32 [t, V]; their log-sum-exp."""
     logits = soft_cap(jnp.dot(x, kernel, preferred_element_type=jnp.float32), softcap)
     log_sum = jax.nn.logsumexp(logits, axis=-1)
     return log_sum - jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0], logits, log_sum

@@ -1,4 +1,4 @@
-"""Policy gradients from groups of answers: GRPO, DAPO, Dr. GRPO, and samples of older weights."""
+"""Policy gradients from groups of answers: GRPO, DAPO, Dr. GRPO, and off-policy samples."""
 
 import dataclasses
 from typing import Literal
@@ -12,7 +12,7 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-    """How answers and their rewards become a loss.
+    """Settings of the policy loss and its advantages.
 
     Attributes:
       divide_by_std: whether advantages are divided by the rewards' standard deviation in their
@@ -61,7 +61,7 @@ DAPO = PolicyConfig(clip_high=0.28, average_over="token")
 
 
 def dr_grpo(longest: int) -> PolicyConfig:
-    """Neither divided by the deviation of the rewards nor by an answer's length.
+    """Dr. GRPO's settings: no division by reward deviation or answer length.
 
     Args:
       longest: tokens that an answer has at most.
@@ -74,7 +74,7 @@ def dr_grpo(longest: int) -> PolicyConfig:
 def advantages(
     rewards: jax.Array, usable: jax.Array, *, divide_by_std: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """How much better each answer is than the others of its group.
+    """The advantage of each answer over its group.
 
     Args:
       rewards: float [G, N], of G groups of N answers; any number where it is not usable.
@@ -109,7 +109,7 @@ def policy_loss(
     proximal: jax.Array | None = None,
     reference: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-    """Summed clipped loss of answers, each token's the greater of two.
+    """Summed clipped loss of answers; per token, the greater of two terms.
 
     With A the advantage and u the ratio of a token's probability to that under `proximal`, a
     token's loss is -w min(u A, clip(u, 1 - clip_low, 1 + clip_high) A) + kl k. Its weight w is how
@@ -169,7 +169,7 @@ def policy_loss(
 
 
 def _weights(mask: jax.Array, cfg: PolicyConfig) -> tuple[jax.Array, jax.Array]:
-    """What each token counts, float32 [B, T], and what the sum is divided by."""
+    """Each token's weight, float32 [B, T], and the divisor of the sum."""
     if cfg.average_over == "token":
         return mask, mask.sum()
     tokens = mask.sum(-1, keepdims=True)

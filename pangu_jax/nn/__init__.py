@@ -1,1 +1,1 @@
-"""Layers: each module has a spec and the pure function that applies its parameters."""
+"""Layers: each module has a spec and a pure function that applies its parameters."""

@@ -1,4 +1,4 @@
-"""Grouped-query attention: self-attention, with a cache, or cross-attention."""
+"""Grouped-query attention: self-attention, cached self-attention, or cross-attention."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ HEADS = ("kv_heads", "q_per_kv", "head_dim")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """Head structure of one layer, and what its heads see.
+    """Head structure of one layer, and what its heads attend to.
 
     Attributes:
       kv_heads: K, key-value heads.
@@ -71,7 +71,7 @@ class AttentionConfig:
 
 
 class Source(NamedTuple):
-    """Another sequence that is attended to.
+    """Another sequence to attend to.
 
     Attributes:
       key: [B, S, D], what keys are projected from.
@@ -83,7 +83,7 @@ class Source(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """One layer's key-value cache, and where it is written.
+    """One layer's key-value cache, and the position to write at.
 
     Attributes:
       key: [B, S, K, C].
@@ -97,7 +97,7 @@ class LayerCache(NamedTuple):
 
 
 def attention_spec(embed: int, cfg: AttentionConfig, *, gain: float = 1.0) -> dict[str, Any]:
-    """Spec of one attention layer on a model width of `embed`; `gain` scales the out kernel."""
+    """Spec of an attention layer for model width `embed`; `gain` scales the out kernel."""
     heads = (cfg.kv_heads, cfg.q_per_kv, cfg.head_dim)
     into = {"inputs": (embed,), "input_axes": ("embed",)}
     one = {"outputs": (cfg.kv_heads, cfg.head_dim), "output_axes": ("kv_heads", "head_dim")}
@@ -125,7 +125,7 @@ def attention(
     cache: LayerCache | None = None,
     how: How = HOW,
 ) -> tuple[jax.Array, LayerCache | None]:
-    """Attention of one layer.
+    """Attention of one layer, out projection included.
 
     Args:
       params: tree of `attention_spec`.
@@ -162,7 +162,7 @@ def mix(
     cache: LayerCache | None = None,
     how: How = HOW,
 ) -> tuple[jax.Array, LayerCache | None]:
-    """What `attention` gives to its out projection: [B, T, K, Q, C]; the arguments are its."""
+    """The input of `attention`'s out projection: [B, T, K, Q, C]; same arguments."""
     key_input, value_input = (x, x) if source is None else source
     query = linear(params["query"], x)
     key, value = linear(params["key"], key_input), linear(params["value"], value_input)

@@ -1,4 +1,4 @@
-"""One transformer layer for every model: an attention half and a feed-forward half.
+"""The transformer layer of all models: an attention half and a feed-forward half.
 
 Each half reads the residual stream and gives the next one; `norm_place` says where its norms are:
 
@@ -36,7 +36,7 @@ Tap = Callable[[str, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
-    """One layer: its attention, and exactly one of a dense or a routed feed-forward part.
+    """One layer: its attention, and either a dense or a routed feed-forward part.
 
     Attributes:
       attention: head structure, and what the heads see.
@@ -98,7 +98,7 @@ def block(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> tuple[jax.Array, LayerCache | None, RouterStats | None]:
-    """One layer of self-attention.
+    """One self-attention layer.
 
     Args:
       params: tree of `block_spec`.
@@ -142,7 +142,7 @@ def attention_half(
     how: How = HOW,
     tap: Tap | None = None,
 ) -> tuple[jax.Array, LayerCache | None]:
-    """The attention branch of a layer, added to its input; arguments as in `block`.
+    """The attention branch of a layer, added to its input; same arguments as `block`.
 
     Args:
       params: has "attention" and its norms.
@@ -220,7 +220,7 @@ def _untouched(_: str, x: jax.Array) -> jax.Array:
 
 
 def _before(params, part, x, cfg, eps, tap):
-    """What a branch reads."""
+    """The branch's input."""
     if cfg.norm_place == "post":
         return x
     name = f"{part}_norm"
@@ -228,7 +228,7 @@ def _before(params, part, x, cfg, eps, tap):
 
 
 def _added(params, part, x, branch, cfg, eps, key, tap):
-    """The branch added to its input, with the norms that follow it."""
+    """The branch added to its input, with any norms that follow."""
     if key is not None and cfg.dropout:
         keep = jax.random.bernoulli(key, 1 - cfg.dropout, branch.shape)
         branch = jnp.where(keep, branch / (1 - cfg.dropout), 0).astype(branch.dtype)

@@ -1,4 +1,4 @@
-"""Layers that tokens may skip: a router gives each token the layer, or nothing.
+"""Layers that tokens may skip: a router decides for each token whether it runs the layer.
 
 It is routing with two experts in one group, of which each token gets one: the layer (0) and leaving
 the token as it is (1). The layer's change is weighed by its probability, so that the router learns:
@@ -27,14 +27,14 @@ RUN = 0  # the "expert" that is the layer
 
 
 def depth_spec(embed: int) -> dict[str, Any]:
-    """Spec of a layer's router on a model width of `embed`."""
+    """Spec of a layer's router for model width `embed`."""
     return {"kernel": Spec((embed, 1, 2), ("embed", None, None), Normal(0.02))}
 
 
 def skip(
     params: dict[str, Any], x: jax.Array, y: jax.Array, mask: jax.Array | None = None
 ) -> tuple[jax.Array, RouterStats]:
-    """What a layer gives, for the tokens that choose it.
+    """The layer's output for tokens routed through it, and its input for the rest.
 
     Args:
       params: tree of `depth_spec`.

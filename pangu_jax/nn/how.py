@@ -1,4 +1,4 @@
-"""How a model is computed: the options passed unchanged through every call, as one frozen value."""
+"""How a model is computed: options passed unchanged through every call, as one frozen value."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ OPERATORS = {
 
 @dataclasses.dataclass(frozen=True)
 class How:
-    """How a model is computed, as opposed to what it is (`cfg`) and has learned (`params`).
+    """How a model is computed, as opposed to its configuration (`cfg`) and weights (`params`).
 
     It is hashable, so a jitted function takes it as a static argument.
 
@@ -41,7 +41,7 @@ class How:
         to compile, and as many as there are leaves no loop. None is 1, but see `in_training`.
 
     Raises:
-      InputError: an unknown operator, implementation, policy or type, or no layer a turn.
+      InputError: an unknown operator, implementation, policy or type, or zero layers per turn.
     """
 
     layout: Layout | None = None
@@ -69,7 +69,7 @@ class How:
             object.__setattr__(self, "dtype", _float(self.dtype))
 
     def implementation(self, operator: str) -> str | None:
-        """The requested implementation of an operator; None lets the operator choose."""
+        """The requested implementation of an operator; None if the operator is to choose."""
         return self.impl.get(operator)
 
 
@@ -80,7 +80,7 @@ UNROLLED = 64
 
 
 def in_training(how: How) -> How:
-    """How a language model's training step is computed: on GPUs without a loop over layers.
+    """The options for a language model's training step: on GPUs, no loop over layers.
 
     Unless `unroll` says otherwise. For the losses that train for long (`train.language`,
     `train.distill`): compiling takes longer.

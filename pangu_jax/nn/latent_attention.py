@@ -1,4 +1,4 @@
-"""Latent attention: hidden states attend to a trained dictionary before they are pooled.
+"""Latent attention: hidden states attend to a trained dictionary before pooling.
 
     y = x + out(attention of norm(x) over context_norm(table))
     y + down(gelu(gate(norm(y))) * up(norm(y)))
@@ -27,7 +27,7 @@ EPS = 1e-5  # of the norms, which the release leaves to torch
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttentionConfig:
-    """Sizes of a layer of latent attention.
+    """Sizes of a latent attention layer.
 
     Attributes:
       latents: N, entries of the dictionary.
@@ -47,14 +47,14 @@ class LatentAttentionConfig:
 
     @property
     def layer(self) -> LayerConfig:
-        """The layer that it is, on another sequence."""
+        """The equivalent cross-attention layer."""
         heads = AttentionConfig(self.heads, 1, self.head_dim, rotary=False, causal=False)
         mlp = MlpConfig(self.units, in_bias=True, out_bias=True, activation="gelu")
         return LayerConfig(heads, mlp=mlp, norm="layer")
 
 
 def latent_attention_spec(width: int, cfg: LatentAttentionConfig) -> dict[str, Any]:
-    """Spec of latent attention on a model of `width` D.
+    """Spec of latent attention for model width D (`width`).
 
     {"table": [N, D], "context_norm", "attention_norm", "mlp_norm": {"scale": [D], "bias": [D]},
      "attention": {"query": {"kernel": [D, H, 1, C]}, "key_value": {"kernel": [D, 2, H, C]},
@@ -83,7 +83,7 @@ def latent_attention_spec(width: int, cfg: LatentAttentionConfig) -> dict[str, A
 def latent_attention(
     params: dict[str, Any], x: jax.Array, *, cfg: LatentAttentionConfig, how: How = HOW
 ) -> jax.Array:
-    """What `x` is after it looked at the dictionary; each of its tokens by itself.
+    """Cross-attention from each token of `x` to the trained dictionary.
 
     Args:
       params: tree of `latent_attention_spec`.
@@ -109,7 +109,7 @@ def latent_attention(
 
 
 def _halves(params: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The two maps that one map is: kernel [D, 2, ...], bias [2, ...]."""
+    """Splits one map into two: kernel [D, 2, ...], bias [2, ...]."""
     axes = {"kernel": 1, "bias": 0}
 
     def half(number: int) -> dict[str, jax.Array]:

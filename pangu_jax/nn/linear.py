@@ -20,7 +20,7 @@ def linear_spec(
     bias: bool = False,
     gain: float = 1.0,
 ) -> dict[str, Spec]:
-    """Spec of a map from `inputs` to `outputs` dimensions.
+    """Spec of a linear map from `inputs` to `outputs` dimensions.
 
     The kernel is drawn with standard deviation gain / sqrt(product of inputs); biases start at 0.
     """
@@ -34,7 +34,7 @@ def linear_spec(
 def uniform_linear_spec(
     inputs: int, outputs: int, axes: Axes, *, bias: bool = True
 ) -> dict[str, Spec]:
-    """Spec of a map whose kernel and bias are uniform within 1 / sqrt(inputs).
+    """Spec of a linear map with kernel and bias uniform within 1 / sqrt(inputs).
 
     That is how torch's Linear starts; models whose published results depend on it use this.
 
@@ -52,7 +52,7 @@ def uniform_linear_spec(
 
 
 def linear(params: dict[str, Any], x: jax.Array, *, inputs: int = 1) -> jax.Array:
-    """Contracts the last `inputs` dimensions of `x` with the first ones of the kernel.
+    """Contracts the last `inputs` dimensions of `x` with the kernel's first ones.
 
     Args:
       params: {"kernel": [*inputs, *outputs], "bias": [*outputs] or absent}.

@@ -44,7 +44,7 @@ class MlpConfig:
 
 
 def mlp_spec(embed: int, cfg: MlpConfig, *, gain: float = 1.0) -> dict[str, Any]:
-    """Spec of a feed-forward layer on a model width of `embed`; `gain` scales the down kernel."""
+    """Spec of a feed-forward layer for model width `embed`; `gain` scales the down kernel."""
     into = {"inputs": (embed,), "input_axes": ("embed",)}
     units = {"outputs": (cfg.width,), "output_axes": ("mlp",)}
     return {
@@ -76,7 +76,7 @@ def mlp(params: dict[str, Any], x: jax.Array, *, cfg: MlpConfig, how: How = HOW)
 
 
 def hidden(params: dict[str, Any], x: jax.Array, *, cfg: MlpConfig, how: How = HOW) -> jax.Array:
-    """What `mlp` gives to its down projection: [B, T, D] to [B, T, F]."""
+    """The input of `mlp`'s down projection: [B, T, D] to [B, T, F]."""
     act = ACTIVATIONS[cfg.activation]
     up = linear(params["up"], x)
     units = act(linear(params["gate"], x)) * up if "gate" in params else act(up)

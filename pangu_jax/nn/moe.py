@@ -1,4 +1,4 @@
-"""Mixture of grouped experts: every token picks the same number of experts from every group."""
+"""Mixture of grouped experts: every token uses the same number of experts from every group."""
 
 import dataclasses
 from functools import partial
@@ -65,7 +65,7 @@ class MoEConfig:
 
 @struct.dataclass
 class RouterStats:
-    """What the router did to the unmasked tokens of one batch; leaves may be stacked over layers.
+    """Router statistics over the unmasked tokens of one batch; leaves may be stacked over layers.
 
     Attributes:
       load: float32 [G, E/G], how many (token, expert) pairs each expert got.
@@ -81,7 +81,7 @@ class RouterStats:
 
 
 def moe_spec(embed: int, cfg: MoEConfig, *, gain: float = 1.0) -> dict[str, Any]:
-    """Spec of a routed layer on a model width of `embed`; `gain` scales the down projections.
+    """Spec of a routed layer for model width `embed`; `gain` scales the down projections.
 
     The scale after selection starts at E / (G k), so that a uniform router's weights sum to 1.
     That start is ours: the paper does not give one.
@@ -108,7 +108,7 @@ def moe(
     cfg: MoEConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, RouterStats]:
-    """Routed experts plus the shared expert, for every token; nothing is ever dropped.
+    """Routed experts plus the shared expert for every token; no token is dropped.
 
     Args:
       params: tree of `moe_spec`.
@@ -147,7 +147,7 @@ def moe(
 
 
 def _routed(router, kernels, x, mask, *, cfg, impl, split=None):
-    """Routed experts for the tokens at hand; inside `shard_map` these are one device's."""
+    """Routed experts for the given tokens; inside `shard_map`, one device's."""
     tokens = rearrange(x, "b t d -> (b t) d")
     weights, ids, probs = router_weights(
         tokens, router["kernel"], router.get("scale"), k=cfg.top_k, renormalize=cfg.renormalize
@@ -169,7 +169,7 @@ def _routed(router, kernels, x, mask, *, cfg, impl, split=None):
 def router_stats(
     ids: jax.Array, probs: jax.Array, mask: jax.Array | None, shape: dict[str, int]
 ) -> RouterStats:
-    """The statistics of a router's choices.
+    """Statistics of a router's choices.
 
     Args:
       ids: int32 [B*T, G, k], inside the group.

@@ -14,7 +14,7 @@ NormKind = Literal["rms", "zero_centered_rms", "layer"]
 
 
 def norm_spec(kind: NormKind, width: int, axis: str = "embed") -> dict[str, Spec]:
-    """Spec of one norm of a kind over a dimension of `width`; an unknown kind is refused."""
+    """Spec of a norm of the given kind over `width` features; raises for an unknown kind."""
     check_choice("the kind of a norm", kind, typing.get_args(NormKind))
     if kind == "zero_centered_rms":
         return {"scale": Spec((width,), (axis,), zeros)}
@@ -22,14 +22,14 @@ def norm_spec(kind: NormKind, width: int, axis: str = "embed") -> dict[str, Spec
 
 
 def norm(params: dict[str, Any], x: jax.Array, *, kind: NormKind, eps: float) -> jax.Array:
-    """A norm of a kind: [..., D] to [..., D], in the type of `x`; see the functions of each."""
+    """Applies a norm of a kind: [..., D] to [..., D], in x's type; see each kind's function."""
     if kind == "zero_centered_rms":
         return zero_centered_rms_norm(params, x, eps=eps)
     return (rms_norm if kind == "rms" else layer_norm)(params, x, eps=eps)
 
 
 def rms_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
-    """Spec of the gains of one RMSNorm over a dimension of `width`."""
+    """Spec of an RMSNorm's gains over `width` features."""
     return {"scale": Spec((width,), (axis,), ones)}
 
 
@@ -66,7 +66,7 @@ def _over_rms(x, eps):
 
 
 def layer_norm_spec(width: int, axis: str = "embed") -> dict[str, Spec]:
-    """Spec of the gains and shifts of one LayerNorm over a dimension of `width`."""
+    """Spec of a LayerNorm's gains and shifts over `width` features."""
     return {"scale": Spec((width,), (axis,), ones), "bias": Spec((width,), (axis,), zeros)}
 
 

@@ -6,12 +6,12 @@ import numpy as np
 
 
 def patch_count(length: int, size: int, stride: int) -> int:
-    """How many patches `patches` makes of a series of `length`."""
+    """Number of patches that `patches` makes of a series of `length`."""
     return (length - size) // stride + 2
 
 
 def patches(x: jax.Array, *, size: int, stride: int) -> jax.Array:
-    """Windows of `size` every `stride` steps; the last value is repeated `stride` times first.
+    """Windows of `size` every `stride` steps; the last value is first repeated `stride` times.
 
     Args:
       x: [..., T].

@@ -13,7 +13,7 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3's stretching of low frequencies for longer contexts.
+    """Llama 3's scaling of low frequencies for longer contexts.
 
     Frequencies whose wavelength is under original_length / high_freq_factor stay, those over
     original_length / low_freq_factor are divided by `factor`, between them both are blended.
@@ -35,7 +35,7 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Base of the rotary frequencies, and their scaling or None."""
+    """Base of the rotary frequencies, and optional scaling."""
 
     theta: float = 10000.0
     scaling: Llama3Scaling | None = None
@@ -63,7 +63,7 @@ def rotation(positions: jax.Array, head_dim: int, cfg: RopeConfig) -> tuple[jax.
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns each pair (x[i], x[i + C/2]) by its angle.
+    """Rotates each pair (x[i], x[i + C/2]) by its angle.
 
     Args:
       x: [B, T, ..., C]: queries or keys, any number of head dimensions.

@@ -1,4 +1,4 @@
-"""TimePro's mixer: a scan over the variates whose states are sampled over time and variates.
+"""TimePro's mixer: a scan over variates, with states resampled over time and variates.
 
 Letters here: B batch, V variates, P patches of time, C channels of a patch, D = P C the width of a
 variate's token, R the rank of the step size.
@@ -55,19 +55,19 @@ class MixerConfig:
 
     @property
     def groups(self) -> int:
-        """How many groups of channels are sampled alike."""
+        """Number of channel groups that share sampling locations."""
         return self.channels // GROUP
 
 
 def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Values whose softplus is spread log-uniformly over 0.001 to 0.1."""
+    """Values whose softplus is spread log-uniformly from 0.001 to 0.1."""
     draws = jax.random.uniform(key, shape, jnp.float32, math.log(1e-3), math.log(1e-1))
     step = jnp.maximum(jnp.exp(draws), 1e-4)
     return (step + jnp.log(-jnp.expm1(-step))).astype(dtype)
 
 
 def mixer_spec(cfg: MixerConfig) -> dict[str, Any]:
-    """Spec of one mixer; the layer of offsets and masks starts at 0, so the states are silent."""
+    """Spec of one mixer; the offset and mask layer starts at 0, so states have no effect yet."""
     width, rank, c = cfg.width, cfg.rank, cfg.channels
     spec: dict[str, Any] = {
         "in": uniform_linear_spec(width, 2 * width, ("embed", "mlp"), bias=False),
@@ -105,7 +105,7 @@ def mixer(
     eps: float,
     how: How = HOW,
 ) -> jax.Array:
-    """Gates what the variates before each one, and its own token, say.
+    """Mixes each variate with those before it by a gated selective scan.
 
     Args:
       params: made by `mixer_spec`.
@@ -141,7 +141,7 @@ def _states(params, u, step, enters, how):
 
 
 def _sampled(params, h, cfg, how):
-    """The states, read anew at learned places of the grid of patches and variates."""
+    """The states, resampled at learned locations of the grid of patches and variates."""
     grid = rearrange(h, "b v (p c) -> b p v c", p=cfg.patches)
     read = deform_sample(
         linear(params["value"], grid),

@@ -13,7 +13,7 @@ Config = TypeVar("Config")
 
 
 def _dots(primitive: Any, *inputs: Any, **parameters: Any) -> bool:
-    """Keeps products without a batch dimension, and what cudnn's attention gives."""
+    """Saves products without a batch dimension, and the output of cuDNN's attention."""
     if primitive.name.startswith("dot_product_attention_fwd"):
         return True
     return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
@@ -27,7 +27,7 @@ REMAT = {"full": jax.checkpoint_policies.nothing_saveable, "dots": _dots}
 
 
 def run_lengths(layers: Sequence[Config]) -> list[tuple[Config, int]]:
-    """Maximal stretches of equal configurations: [(configuration, how many), ...]."""
+    """Maximal runs of equal configurations: [(configuration, count), ...]."""
     runs: list[tuple[Config, int]] = []
     for layer in layers:
         if runs and runs[-1][0] == layer:
@@ -38,7 +38,7 @@ def run_lengths(layers: Sequence[Config]) -> list[tuple[Config, int]]:
 
 
 def split(runs: Sequence[Any], *, donate: bool = False) -> list[Any]:
-    """The layers one by one: stacked trees to a list of trees without the layers axis.
+    """Unstacks layers: stacked trees to a list of trees without the layers axis.
 
     Args:
       runs: stacked trees; arrays of numpy give views.
@@ -80,7 +80,7 @@ def join(layers: Sequence[Any], lengths: Sequence[int]) -> list[Any]:
 
 
 def remat(body: Callable, policy: str | None) -> Callable:
-    """Wraps a layer so that backward recomputes it.
+    """Wraps a layer so that the backward pass recomputes it.
 
     Args:
       body: the layer's function.
@@ -94,7 +94,7 @@ def remat(body: Callable, policy: str | None) -> Callable:
 
 
 def check_remat(policy: str | None) -> None:
-    """Checks that there is such a policy, or none.
+    """Checks that `remat` names a known policy or is None.
 
     Raises:
       InputError: an unknown one.
@@ -106,7 +106,7 @@ def check_remat(policy: str | None) -> None:
 def scan_layers(
     body: Callable, carry: Any, params: Any, *, policy: str | None = None, unroll: int = 1
 ) -> tuple:
-    """Applies a run: `carry, out = body(carry, (layer params, layer index))`, layer by layer.
+    """Applies a run layer by layer: `carry, out = body(carry, (layer params, layer index))`.
 
     A run of one layer is applied without a loop.
 

@@ -1,1 +1,1 @@
-"""Numerical operators: one front door each, a reference, and faster forms chosen by shape."""
+"""Numerical operators: one front door each, a reference, and faster implementations by shape."""

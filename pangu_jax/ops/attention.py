@@ -50,7 +50,7 @@ def attention(
     softcap: float | None = None,
     impl: str | None = None,
 ) -> jax.Array:
-    """Softmax attention, each of K key-value heads serving Q query heads.
+    """Softmax attention in which each of K key-value heads serves Q query heads.
 
     Args:
       query: [B, T, K, Q, C], any float type.
@@ -138,7 +138,7 @@ def visible(
 def within_window(
     query_positions: jax.Array, source_positions: jax.Array, window: int | None
 ) -> jax.Array:
-    """Which sources are not later, and less than `window` earlier: bool [B, T, S].
+    """Which sources are not later and less than `window` earlier: bool [B, T, S].
 
     Args:
       query_positions: int32 [B, T].
@@ -192,7 +192,7 @@ def _by_cudnn(causal, window, scale, query, key, value, mask):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _of_odd_length(run, query, key, value, mask):
-    """CuDNN's gradients under a mask are for even lengths alone, so they get tokens nobody sees."""
+    """Pads odd lengths with invisible tokens: cuDNN's masked gradients need even lengths."""
     return run(query, key, value, mask)
 
 
@@ -217,7 +217,7 @@ _of_odd_length.defvjp(_odd_forward, _odd_backward)
 
 
 def _longer(x, more):
-    """With so many zeros behind the second dimension."""
+    """Pads the second dimension with this many zeros at the end."""
     return jnp.pad(x, [(0, 0), (0, more)] + [(0, 0)] * (x.ndim - 2))
 
 
@@ -245,7 +245,7 @@ def _cudnn_packed(query, key, value, mask, causal, window, scale, softcap):
 
 
 def _unless_overfull(out, packed):
-    """NaN where a row has more documents than were announced, and so was not looked at whole."""
+    """NaN where a row holds more documents than declared, which cuDNN would leave out."""
     return jnp.where(packed.fits[:, None, None, None, None], out, jnp.nan)
 
 

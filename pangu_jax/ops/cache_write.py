@@ -1,4 +1,4 @@
-"""Writes one new row per sequence into a key-value cache, each at its own slot.
+"""Writes one new row per sequence into a key-value cache, each at its own position.
 
 | implementation | picked when |
 |---|---|

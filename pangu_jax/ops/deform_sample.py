@@ -1,4 +1,4 @@
-"""Deformable 3x3 sampling on a grid: each cell reads and weighs nine learned locations.
+"""Deformable 3x3 sampling on a grid: each cell is a weighted sum of nine learned locations.
 
 | implementation | picked when | memory beside inputs and result |
 |---|---|---|
@@ -89,7 +89,7 @@ def choose(platform: str, shape: tuple[int, ...]) -> str:
 
 
 def _places(offset_mask, groups, scale):
-    """Heights, widths and masks of all samples, each [B, G, 9, cells]."""
+    """Rows, columns and masks of all samples, each [B, G, 9, cells]."""
     _, height, width, _ = offset_mask.shape
     x = offset_mask[..., : 3 * TAPS * groups]
     x = rearrange(x, "b p v (g m) -> b g m (p v)", g=groups)
@@ -130,7 +130,7 @@ def _tap(table, rows, columns, masks, grid):
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _taps(table, rows, columns, masks, grid):
-    """One tap after the other, so that the corners of one are in memory at a time."""
+    """One tap after the other, so that only one tap's corners are in memory at a time."""
 
     def add(out, tap):
         return out + _tap(table, *tap, grid), None
@@ -198,7 +198,7 @@ _dense.defvjp(_dense_forward, _dense_backward)
 
 
 def _weights(rows, columns, masks, grid):
-    """How much of cell i the cell o reads: [B, G, cells i, cells o]."""
+    """Weight of cell i in cell o's sum: [B, G, cells i, cells o]."""
     by_row = _hat(rows, grid[0])
     by_column = _hat(columns, grid[1]) * masks[..., None, :]
     weights = sum(by_row[:, :, k, :, None] * by_column[:, :, k, None] for k in range(TAPS))
@@ -206,13 +206,13 @@ def _weights(rows, columns, masks, grid):
 
 
 def _hat(places, size):
-    """Linear interpolation's weights: [B, G, 9, cells] to [B, G, 9, size, cells]."""
+    """Linear interpolation weights: [B, G, 9, cells] to [B, G, 9, size, cells]."""
     index = jnp.arange(size, dtype=places.dtype)[:, None]
     return jnp.maximum(0, 1 - jnp.abs(places[..., None, :] - index))
 
 
 def _hat_slope(places, size):
-    """Their derivatives by the place, from the right."""
+    """Derivatives of `_hat` with respect to the location, from the right."""
     index = jnp.arange(size, dtype=places.dtype)[:, None]
     low = jnp.floor(places)[..., None, :]
     return (index == low + 1).astype(places.dtype) - (index == low).astype(places.dtype)

@@ -1,4 +1,4 @@
-"""Block-padded experts: dropless, static shapes, about the ideal number of FLOPs.
+"""Block-padded experts: dropless, static shapes, near the ideal number of FLOPs.
 
 The pairs of a group are laid out expert by expert, each expert's stretch padded to whole blocks of
 b rows. However the pairs fall, ceil(R / b) + E/G - 1 blocks hold R rows, so shapes are static and
@@ -23,7 +23,7 @@ from einops import rearrange
 
 
 class Dispatch(NamedTuple):
-    """Where the rows of every group lie; s steps of c = E/G blocks of b rows.
+    """Positions of every group's rows; s steps of c = E/G blocks of b rows.
 
     Attributes:
       row: int32 [G, R], the padded row of each pair.
@@ -37,7 +37,7 @@ class Dispatch(NamedTuple):
 
 
 def block_rows(rows: int, experts: int) -> int:
-    """Rows of a block: the padding of `experts` stretches stays under a quarter of the rows."""
+    """Rows per block, so that padding `experts` stretches adds less than a quarter of the rows."""
     most = rows / (4 * max(experts - 1, 1))
     return min(512, max(8, 2 ** int(math.log2(max(most, 1)))))
 
@@ -104,7 +104,7 @@ _blocked.defvjp(_forward, _backward)
 
 
 def _hidden(rows, weight, gate, up):
-    """Both pre-activations, the hidden units, and these times the routing weight."""
+    """Both pre-activations, the hidden units, and the hidden units times the routing weight."""
     a = jnp.einsum("cgbd,cgdf->cgbf", rows, gate)
     b = jnp.einsum("cgbd,cgdf->cgbf", rows, up)
     hidden = jax.nn.silu(a) * b
@@ -132,7 +132,7 @@ def _block_gradients(rows, weight, dy, gate, up, down):
 
 @partial(jax.vmap, in_axes=(0, 1), out_axes=1)
 def _take(kernel, expert):
-    """Kernel [G, E/G, ...] at expert [c, G] as [c, G, ...]."""
+    """Kernel [G, E/G, ...] of expert [c, G] as [c, G, ...]."""
     return kernel.at[expert].get(mode="promise_in_bounds")
 
 
@@ -168,12 +168,12 @@ def _lay(pairs, *, experts, size, blocks):
 
 
 def _with_zero(x):
-    """`x` and a row of zeros, which rows without a pair read."""
+    """`x` with a row of zeros appended, which rows without a pair read."""
     return jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
 
 
 def _inputs(dispatch, weights):
-    """What the scans walk over: token [s, c, G, b] (T for none), weight (0 for none), expert."""
+    """Scan inputs: token [s, c, G, b] (T for none), weight (0 for none), expert."""
     flat = jnp.pad(rearrange(weights, "t g k -> g (t k)"), ((0, 0), (0, 1)))
     weight = jax.vmap(lambda w, pair: w[pair], in_axes=(0, 2), out_axes=2)(flat, dispatch.pair)
     return dispatch.pair // weights.shape[2], weight, dispatch.expert
@@ -189,5 +189,5 @@ def _by_pair(dispatch, values, k):
 
 
 def _combine(dispatch, ys, k):
-    """Each token's rows, summed in float32: [s, c, G, b, D] to [T, D]."""
+    """Sums each token's rows in float32: [s, c, G, b, D] to [T, D]."""
     return _by_pair(dispatch, ys, k).astype(jnp.float32).sum((0, 2))

@@ -1,4 +1,4 @@
-"""Experts one after the other, for CPUs: dropless, and few rows beside the ideal ones.
+"""Experts in sequence, for CPUs: dropless, with little padding.
 
 Pairs of token and expert are sorted by expert. A loop gathers some of an expert's rows, multiplies
 them by its kernels and adds them to their tokens at once, so no array of all pairs is as wide as
@@ -23,9 +23,9 @@ from einops import rearrange
 from pangu_jax.ops.expert_sorted import Order, sort_pairs, through_swiglu
 
 SIZES = 5  # of blocks; compiling takes longer with each
-PER_MEAN = 4  # smallest blocks to an expert's mean rows; half a block an expert is computed in vain
+PER_MEAN = 4  # smallest blocks to an expert's mean rows; half a block per expert is wasted
 MULTIPLE = 8  # of rows: what vector registers hold
-MOST = 256  # rows of the smallest block; with more rows an expert, several blocks are as fast
+MOST = 256  # rows of the smallest block; with more rows per expert, several blocks are as fast
 
 
 def loop(
@@ -43,7 +43,7 @@ def loop(
 
 
 def block_sizes(rows: int, experts: int) -> tuple[int, ...]:
-    """How many rows a block may have: multiples of the smallest.
+    """Allowed block sizes in rows: multiples of the smallest.
 
     Args:
       rows: how many rows there are for all experts.
@@ -55,7 +55,7 @@ def block_sizes(rows: int, experts: int) -> tuple[int, ...]:
 
 
 def split(count: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """How many blocks an expert of `count` rows takes, and of which of the `sizes`."""
+    """How many blocks an expert of `count` rows takes, and which of the `sizes` they have."""
     blocks = -(-count // sizes[-1])
     units = -(-count // (jnp.maximum(blocks, 1) * sizes[0]))
     return blocks, units * sizes[0]
@@ -156,25 +156,25 @@ class _Rows(NamedTuple):
     weight: jax.Array
 
     def cut(self, whole):
-        """The block of an array of rows; zeros for rows of another expert."""
+        """The block of an array of rows; zeros for other experts' rows."""
         return jnp.where(self.own[:, None], _slice(whole, self.at, self.own.size), 0)
 
     def put(self, whole, part):
-        """The array with the block in it; rows of the next experts are to be put after these."""
+        """The array with the block written; later blocks must be written after it."""
         part = part.astype(whole.dtype)
         return jax.lax.dynamic_update_slice_in_dim(whole, part, self.at, 0)
 
     def of(self, x):
-        """The rows' tokens; zeros where there is none, so that no inf becomes NaN."""
+        """The rows' tokens; zeros where there are none, so that no inf becomes NaN."""
         return x.at[self.token].get(mode="fill", fill_value=0)
 
     def add(self, total, part):
-        """The tokens' sums [T, D] with the block's rows added."""
+        """The tokens' sums [T, D] plus the block's rows."""
         return total.at[self.token].add(part, mode="drop")
 
 
 def _rows(order: Order, tokens: int, at: jax.Array, left: jax.Array, size: int) -> _Rows:
-    """`size` rows from row `at`, of which the expert has the first `left`."""
+    """`size` rows from row `at`, of which the first `left` are the expert's."""
     own = jnp.arange(size) < left
     token = jnp.where(own, _slice(order.token, at, size), tokens)
     return _Rows(at, own, token, _slice(order.weight, at, size)[:, None])

@@ -1,10 +1,10 @@
-"""The expert MLPs of a routed layer: dropless, every chosen (token, expert) pair is computed.
+"""The expert MLPs of a routed layer: dropless; every chosen (token, expert) pair is computed.
 
 | implementation | FLOPs | picked when |
 |---|---|---|
 | gather | 1x | very few pairs: read just the chosen kernels |
 | dense | E / (G k) x | few tokens: every expert is read once anyway; loop-free, the export form |
-| grouped | 1x, and half a tile of rows an expert | 16-bit, on Hopper GPUs, widths multiples of 16 |
+| grouped | 1x, half a tile of rows per expert | 16-bit, on Hopper GPUs, widths multiples of 16 |
 | ragged | 1x | more tokens, on TPU: sort, then `jax.lax.ragged_dot` |
 | loop | about 1.1x | more tokens, on CPU: expert by expert, in blocks about as large as its rows |
 | block | about 1.1-1.3x | more tokens, on other GPUs: pad each expert's rows to whole blocks |
@@ -31,7 +31,7 @@ from pangu_jax.ops.grouped_matmul import has_kernel
 
 
 class Limits(NamedTuple):
-    """Where one implementation takes over from the next.
+    """Sizes at which one implementation takes over from another.
 
     Attributes:
       gather: gather is picked below this many pairs for each expert of a group, T k / (E/G).
@@ -69,7 +69,7 @@ def expert_mlp(
     *,
     impl: str | None = None,
 ) -> jax.Array:
-    """Weighted sum, for each token, of the SwiGLU experts it was sent to.
+    """For each token, the weighted sum of the SwiGLU experts it was routed to.
 
     Args:
       x: [T, D].

@@ -1,4 +1,4 @@
-"""Experts over sorted rows: the ideal number of FLOPs but for filling up, nothing dropped.
+"""Experts over sorted rows: dropless, with the ideal number of FLOPs except for padding.
 
 Pairs of token and expert are sorted by expert, their tokens' rows are gathered, grouped products
 make the experts' outputs, and every token takes the weighted sum of its rows back by index: no
@@ -17,7 +17,7 @@ from pangu_jax.ops.grouped_matmul import alignment, grouped_matmul, grouped_oute
 
 
 class Order(NamedTuple):
-    """Pairs sorted by expert, every expert's filled up to a multiple of some rows.
+    """Pairs sorted by expert, each expert's padded to a multiple of some number of rows.
 
     What fills up is of no token, and so a row of zeros at a weight of 0.
 
@@ -128,12 +128,12 @@ def through_swiglu(a, b, weight, dhidden):
 
 
 def _of_tokens(x, order):
-    """The rows' tokens, [T, D] to [R, D]; zeros where there is none, so that no inf becomes NaN."""
+    """The rows' tokens, [T, D] to [R, D]; zeros where there are none, so no inf becomes NaN."""
     return jnp.asarray(x).at[order.token].get(mode="fill", fill_value=0)
 
 
 def _to_tokens(rows, order, weights):
-    """Each token's rows, [R, D] to [T, D], summed in float32; weighted unless `weights` is None."""
+    """Sums each token's rows, [R, D] to [T, D], in float32; weighted if `weights` is given."""
     own = _take(rows, order.place).astype(jnp.float32)
     return own.sum(1) if weights is None else (own * weights[..., None]).sum(1)
 

@@ -1,4 +1,4 @@
-"""Products of rows that are sorted by expert with their experts' kernels.
+"""Products of rows sorted by expert with their experts' kernels.
 
 | implementation | picked when |
 |---|---|
@@ -21,16 +21,16 @@ IMPLEMENTATIONS = ("mosaic", "ragged_dot", "reference")
 
 MULTIPLE = 16  # of widths: what the kernels' layouts of shared memory ask for
 ALIGNMENTS = (64, 128)  # rows of the Mosaic kernels' tiles
-ROOMY = 96  # rows an expert from which tiles of 128 rows waste fewer products than time
+ROOMY = 96  # rows per expert from which tiles of 128 rows waste fewer products than time
 
 
 def has_kernel(dtype: jnp.dtype, *widths: int) -> bool:
-    """Whether the Mosaic kernels multiply numbers of this type and these widths."""
+    """Whether the Mosaic kernels support this type and these widths."""
     return jnp.dtype(dtype).itemsize == 2 and all(width % MULTIPLE == 0 for width in widths)
 
 
 def alignment(impl: str, rows: int, experts: int) -> int:
-    """What every expert's rows should be filled up to a multiple of.
+    """The number that each expert's row count should be padded to a multiple of.
 
     Args:
       impl: a name of the module's table.
@@ -51,7 +51,7 @@ def grouped_matmul(
     transpose: bool = False,
     impl: str,
 ) -> jax.Array:
-    """Every row times its expert's kernel, summed over pairs of rows and kernels.
+    """Each row times its expert's kernel, summed over pairs of rows and kernels.
 
     Args:
       lefts: arrays [R, D], all sorted alike: the first `counts[0]` rows are of expert 0, and so on.
@@ -128,7 +128,7 @@ def grouped_outer(
     align: int = 1,
     impl: str,
 ) -> tuple[jax.Array, ...]:
-    """Sums over each expert's rows of their outer products: the gradients of kernels.
+    """Sums of outer products over each expert's rows: the gradients of kernels.
 
     Args:
       left: [R, D], sorted as in `grouped_matmul`.
@@ -177,7 +177,7 @@ def _reference_outer(left, right, counts):
 
 
 def _owned(counts: jax.Array, rows: int) -> jax.Array:
-    """Bool [E, R]: which rows are of which expert."""
+    """Which rows belong to which expert: bool [E, R]."""
     ends = jnp.cumsum(counts)
     at = jnp.arange(rows)
     return (at >= (ends - counts)[:, None]) & (at < ends[:, None])

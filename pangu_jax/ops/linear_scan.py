@@ -78,7 +78,7 @@ def _associative(a, b):
 
 
 def _log_step(a, b):
-    """Doubling: after the round of stride s a state has seen the 2 s steps up to its own."""
+    """Doubling: after the round of stride s, a state covers the 2 s steps up to its own."""
     stride = 1
     while stride < a.shape[1]:
         b = b + a * _delay(b, stride, 0)
@@ -88,7 +88,7 @@ def _log_step(a, b):
 
 
 def _delay(x, steps, fill):
-    """`x` moved `steps` later along axis 1; `fill` comes in."""
+    """`x` shifted `steps` later along axis 1, filled with `fill`."""
     pad = [(0, 0, 0)] * x.ndim
     pad[1] = (steps, -steps, 0)
     return jax.lax.pad(x, jnp.asarray(fill, x.dtype), pad)

@@ -1,4 +1,4 @@
-"""Where the documents of packed rows begin: what attention needs to know in place of a mask."""
+"""Document boundaries of packed rows, which attention needs in place of a mask."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Packed(NamedTuple):
-    """Rows of whole documents, end to end: a document is a stretch of tokens of one segment.
+    """Rows of whole documents, end to end; a document is a stretch of tokens of one segment.
 
     A token sees its own document up to itself. Padding, segment 0, is a document like others that
     nobody else sees.
@@ -26,7 +26,7 @@ class Packed(NamedTuple):
 
 
 def pack(segments: jax.Array, most: int) -> Packed:
-    """Finds the documents of rows that hold at most so many each.
+    """Finds the documents of rows that hold at most a given number each.
 
     Args:
       segments: int32 [B, T].
@@ -43,7 +43,7 @@ def pack(segments: jax.Array, most: int) -> Packed:
 
 
 def packed_mask(packed: Packed) -> jax.Array:
-    """The same as a mask, bool [B, T, T], for any number of documents."""
+    """The equivalent mask, bool [B, T, T], for any number of documents."""
     at = jnp.arange(packed.segments.shape[1])
     document = jnp.cumsum(_first(packed.segments), axis=1)
     same = document[:, :, None] == document[:, None, :]
@@ -51,6 +51,6 @@ def packed_mask(packed: Packed) -> jax.Array:
 
 
 def _first(segments):
-    """Where documents begin: bool [B, T]."""
+    """Whether a token is its document's first: bool [B, T]."""
     at = jnp.arange(segments.shape[1])
     return (at == 0) | (segments != jnp.roll(segments, 1, axis=1))

@@ -15,7 +15,7 @@ from pangu_jax.ops.split_matmul import split_matmul
 def group_topk(
     scores: jax.Array, k: int, *, vote_keep: int | None = None, mask: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The k best of every group; ties go to the lowest index.
+    """The top k of every group; ties go to the lowest index.
 
     Args:
       scores: float [..., G, E/G].
@@ -69,7 +69,7 @@ def router_weights(
     vote_keep: int | None = None,
     mask: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which experts each token goes to, and with what weight.
+    """The experts each token is routed to, and their weights.
 
     The softmax runs over all experts, not inside a group; experts are chosen by the unscaled
     probabilities; the learned scale multiplies the weights afterward. Unless `renormalize` is
@@ -100,7 +100,7 @@ def router_weights(
 
 
 def _logits(x, kernel):
-    """The products at full precision: [T, G, E/G]."""
+    """Router logits in full precision: [T, G, E/G]."""
     if x.dtype == jnp.bfloat16 and chip() in ("gpu", "hopper"):  # which multiply float32 slowly
         flat = split_matmul(x, rearrange(kernel, "d g e -> d (g e)"))
         return rearrange(flat, "t (g e) -> t g e", g=kernel.shape[1])
@@ -109,7 +109,7 @@ def _logits(x, kernel):
 
 
 def _voted(scores, keep, mask):
-    """Bool [G, E/G]: the `keep` experts of each group most often put first; ties to the lowest."""
+    """Bool [G, E/G]: the `keep` experts of each group most often ranked first; ties go lowest."""
     size = scores.shape[-1]
     votes = jax.nn.one_hot(jnp.argmax(scores, -1), size, dtype=jnp.float32)
     if mask is not None:
@@ -119,5 +119,5 @@ def _voted(scores, keep, mask):
 
 
 def _pick(scale: jax.Array, ids: jax.Array) -> jax.Array:
-    """scale[g, ids[t, g, k]] as [T, G, k], by a one-hot sum: it shards and exports plainly."""
+    """scale[g, ids[t, g, k]] as [T, G, k], by a one-hot sum, which shards and exports well."""
     return jnp.einsum("tgke,ge->tgk", jax.nn.one_hot(ids, scale.shape[-1]), scale)

@@ -51,7 +51,7 @@ def selective_scan(
     lengths: jax.Array | None = None,
     impl: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs a sequence through the scan; E channels, N states each.
+    """Runs a sequence through the scan with E channels and N states each.
 
     A sequence may be split anywhere: the state that one part returns is the next part's `state`.
 
@@ -103,7 +103,7 @@ def selective_states(
     state: jax.Array | None = None,
     impl: str | None = None,
 ) -> jax.Array:
-    """All states of the scan, for models that use these and not their contraction.
+    """All states of the scan, for models that use them rather than their contraction.
 
     Args:
       u: [B, T, E], any float type.
@@ -130,13 +130,13 @@ def selective_states(
 
 
 def choose(platform: str, shape: tuple[int, int, int, int], dtype=jnp.float32) -> str:
-    """The implementation that `impl=None` picks for a shape (B, T, E, N) and a type of the scan."""
+    """The implementation that `impl=None` picks for shape (B, T, E, N) and the scan's type."""
     kernel = {"hopper": "mosaic", "tpu": "tpu"}.get(platform)
     return kernel if kernel and dtype == jnp.float32 and shape[3] <= 32 else "chunked"
 
 
 def step_size(dt: jax.Array, bias: jax.Array, softplus: bool) -> jax.Array:
-    """The step d = softplus(dt + bias), the identity above 20 as in the released kernel."""
+    """The step d = softplus(dt + bias); the identity above 20, as in the released kernel."""
     dt = dt + bias
     if not softplus:
         return dt
@@ -144,7 +144,7 @@ def step_size(dt: jax.Array, bias: jax.Array, softplus: bool) -> jax.Array:
 
 
 def _check(arrays, lengths):
-    """Refuses arrays that don't fit one another."""
+    """Raises if the arrays' shapes do not match."""
     u, A = arrays["u"], arrays["A"]
     if u.ndim != 3 or A.ndim != 2:
         raise InputError(f"u must be [B, T, E] and A [E, N]; they are {u.shape} and {A.shape}")
@@ -164,7 +164,7 @@ def _check(arrays, lengths):
 
 
 def _prepare(u, dt, A, B, C, D, bias, state, states=False):
-    """Everything in the type of the scan, with zeros for what is absent."""
+    """All arrays in the scan's type, with zeros for absent ones."""
     present = [x for x in (u, dt, A, B, C, D, bias, state) if x is not None]
     kind = jnp.result_type(jnp.float32, *present)
     bias = jnp.zeros(u.shape[2], kind) if bias is None else bias
@@ -200,7 +200,7 @@ def _states(u, dt, A, B, bias, state, softplus, form):
 
 
 def _by_states(form):
-    """The scan through all its states, in a form of `linear_scan`."""
+    """The scan through all its states, by an implementation of `linear_scan`."""
 
     def run(u, dt, A, B, C, D, bias, state, softplus):
         states = _states(u, dt, A, B, bias, state, softplus, form)

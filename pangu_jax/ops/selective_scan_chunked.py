@@ -23,7 +23,7 @@ from pangu_jax.ops.linear_scan import linear_scan
 
 
 def chunk_length(steps: int, inner: str) -> int:
-    """Steps of a chunk: near the square root, where starts and one chunk's states are equal."""
+    """Steps per chunk: about sqrt(T), where chunk starts and one chunk's states balance."""
     least, most = (16, 64) if inner == "loop" else (64, 256)
     return min(steps, max(least, min(most, int(steps**0.5))))
 
@@ -38,7 +38,7 @@ def chunked(
     inner: str,
     length: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The scan for step sizes that are final, without the skip.
+    """The scan with final step sizes and without the skip connection.
 
     Args:
       u: [B, T, E].
@@ -70,7 +70,7 @@ def chunked(
 
 
 def _advance(A, state, u, d, B):
-    """One step of [B, N, E] states: the decayed state, and the new one."""
+    """One step of [B, N, E] states: the decayed state and the new one."""
     decayed = jnp.exp(d[:, None] * A) * state
     return decayed, decayed + (d * u)[:, None] * B[..., None]
 

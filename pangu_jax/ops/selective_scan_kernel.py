@@ -10,7 +10,7 @@ from einops import rearrange
 
 
 class Settings(NamedTuple):
-    """What a kernel is compiled for.
+    """Static settings that a kernel is compiled for.
 
     Attributes:
       backend: "mosaic" or "tpu".
@@ -26,7 +26,7 @@ class Settings(NamedTuple):
 
 
 def mosaic(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
-    """The scan by the kernel for Hopper GPUs; arguments as `selective_scan` prepares them."""
+    """The scan by the Hopper kernel; arguments as `selective_scan` prepares them."""
     # A power of two of at least 4 numbers, the 16 bytes that the copy engine moves.
     n = max(4, 1 << (A.shape[1] - 1).bit_length())
     settings = Settings("mosaic", softplus, 8, interpret)
@@ -34,14 +34,14 @@ def mosaic(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
 
 
 def tpu(u, dt, A, B, C, D, bias, state, softplus, interpret=False):
-    """The scan by the kernel for TPUs; arguments as `selective_scan` prepares them."""
+    """The scan by the TPU kernel; arguments as `selective_scan` prepares them."""
     block = 1024 if A.shape[0] > 1024 else 128
     settings = Settings("tpu", softplus, 16, interpret)
     return _padded(settings, block, A.shape[1], u, dt, A, B, C, D, bias, state)
 
 
 def _padded(settings, block, states, u, dt, A, B, C, D, bias, state):
-    """The scan of arrays filled up to whole chunks, blocks of channels, and `states` states."""
+    """The scan of arrays padded to whole chunks, channel blocks and `states` states."""
     steps, (channels, n) = u.shape[1], A.shape
     t, e = (0, -steps % settings.kept), (0, -channels % block)
     n_more, none = (0, states - n), (0, 0)
@@ -60,7 +60,7 @@ def _padded(settings, block, states, u, dt, A, B, C, D, bias, state):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(settings, u, dt, A, B, C, D, bias, state):
-    """The scan of arrays that fit; A is [N, E] and the states [B, N, E]."""
+    """The scan of arrays of fitting shapes; A is [N, E] and the states [B, N, E]."""
     return _run(settings, u, dt, A, B, C, D, bias, state)[:2]
 
 

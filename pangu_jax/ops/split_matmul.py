@@ -48,7 +48,7 @@ _product.defvjp(_forward, _backward)
 
 
 def _split(x, count):
-    """So many bfloat16 arrays whose sum is x, but for the bits beyond 8 of each."""
+    """Splits x into this many bfloat16 arrays that sum to it, up to the bits beyond 8 of each."""
     parts = []
     for _ in range(count):
         # Not astype: the compiler may take a pair of conversions away.

@@ -119,7 +119,7 @@ def test_what_scores_pairs_is_exported_with_its_types(model):
 
 @pytest.mark.onnx
 def test_a_reranker_is_exported_and_atc_clean(tmp_path, capsys):
-    """By the command, without a tokenizer; one score a pair, as the model gives it."""
+    """By the command, without a tokenizer; one score per pair, as the model gives it."""
     folder = tmp_path / "model"
     folder.mkdir()
     with np.load(RERANKER) as golden:

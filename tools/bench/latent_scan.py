@@ -48,7 +48,7 @@ def rows(options):
 
 
 def timed(step, wait, options):
-    """First loss, seconds of the first steps, and seconds a step in each round."""
+    """First loss, seconds of the first steps, and seconds per step in each round."""
     began = time.perf_counter()
     losses = [float(step()) for _ in range(3)]
     wait()
@@ -296,7 +296,7 @@ def main():
     found = both(options, sys.argv[1:])
     for name, one in found.items():
         told = one.get("failed") or (
-            f"{1e3 * one['step_s']:.1f} ms a step, {options.batch / one['step_s']:,.0f} rows/s, "
+            f"{1e3 * one['step_s']:.1f} ms per step, {options.batch / one['step_s']:,.0f} rows/s, "
             f"first loss {one['loss']:.4f}, first three steps {one['first_steps_s']:.0f} s"
         )
         print(f"{name:16} {told}", flush=True)

@@ -247,7 +247,7 @@ def tune(report, shape):
     state = jnp.zeros((b, n, e))
     first = (u, dt, A.T, B, C, D, bias)
     forward = [dict(length=x, unroll=y) for x, y in [(32, 2), (32, 8), (16, 4), (64, 4), (32, 1)]]
-    # 4 steps a chunk leave room for two blocks on a multiprocessor, for twice the kept states.
+    # 4 steps per chunk leave room for two blocks on a multiprocessor, for twice the kept states.
     backward = [dict(length=x, unroll=y, steps_ahead=z)
                 for x, y, z in [(8, 4, 2), (4, 4, 2), (4, 4, 3), (8, 8, 2), (8, 2, 1)]]  # fmt: skip
     plans = [(kernels.forward, settings, (*first, state)) for settings in forward]

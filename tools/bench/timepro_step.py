@@ -67,7 +67,7 @@ class Mixer(nn.Module):
 
 
 def sample(values, numbers, groups):
-    """Nine bilinear samples a cell, all corners gathered at once."""
+    """Nine bilinear samples per cell, all corners gathered at once."""
     batch, height, width, channels = values.shape
     x = numbers[..., : 27 * groups].reshape(batch, height, width, groups, 27)
     moves, masks = x[..., :18].unflatten(-1, (9, 2)), x[..., 18:]
@@ -177,7 +177,7 @@ def main():
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=30, help="steps a round")
+    parser.add_argument("--steps", type=int, default=30, help="steps per round")
     parser.add_argument("--threads", type=int, help="of torch; default its own choice")
     parser.add_argument("--all", action="store_true", help="two more of ours, to compare")
     parser.add_argument("--out")

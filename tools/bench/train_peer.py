@@ -83,7 +83,7 @@ def main():
     result = measure(options)
     print(
         f"{options.preset} transformers{' eager' if options.eager else ''} on {result['device']}: "
-        f"{result['tokens_per_s']:,.0f} tok/s, {result['step_s'] * 1e3:.1f} ms a step, "
+        f"{result['tokens_per_s']:,.0f} tok/s, {result['step_s'] * 1e3:.1f} ms per step, "
         f"peak {result['peak_gib']:.1f} GiB, first three steps {result['first_steps_s']:.0f} s",
         flush=True,
     )

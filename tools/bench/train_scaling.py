@@ -1,17 +1,17 @@
-r"""Times training on several devices beside one: the same batch a device, layouts in turns.
+r"""Times training on several devices beside one: the same batch per device, layouts in turns.
 
     python tools/bench/train_scaling.py --preset moge-small --batch 32 --length 2048 \
         --dtype bfloat16 --layouts ddp fsdp expert
 
-Each layout splits a batch of `--batch` rows a device over all devices; documents are packed, four a
-row. A layout is one of the names below, over all devices, or rules and sizes of axes, such as
+Each layout splits a batch of `--batch` rows per device over all devices; documents are packed, four
+per row. A layout is one of the names below, over all devices, or rules and sizes of axes, such as
 `fsdp+expert@fsdp=4,expert=2`. All take turns for `--rounds` rounds of `--steps` steps; what is
 printed is the median round: tokens/s, the ratio to as many times one device, a device's memory as
 the compiler counts it, and the MB that it receives in a step. `--forward` also times the loss.
-Then each layout's loss and gradients are compared with one device's, on `--check` rows a device, in
-the type asked for and in float32; beside them one device's with experts in another form, which adds
-in another order, too, so that what rounding alone does is seen. `--out` is written anew after every
-part.
+Then each layout's loss and gradients are compared with one device's, on `--check` rows per device,
+in the type asked for and in float32; beside them one device's with experts in another form, which
+adds in another order, too, so that what rounding alone does is seen. `--out` is written anew after
+every part.
 """
 
 import argparse
@@ -189,12 +189,12 @@ def main():
     parser.add_argument(
         "--layouts", nargs="+", default=["ddp", "fsdp", "expert"], help=" ".join(AXES)
     )
-    parser.add_argument("--batch", type=int, default=4, help="rows a device")
+    parser.add_argument("--batch", type=int, default=4, help="rows per device")
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--remat", choices=["full", "dots"])
     parser.add_argument("--documents", type=int, help="the most documents a row holds")
-    parser.add_argument("--check", type=int, default=2, help="rows a device; 0 for no comparison")
+    parser.add_argument("--check", type=int, default=2, help="rows per device; 0 for no comparison")
     parser.add_argument("--forward", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
@@ -247,7 +247,7 @@ def main():
         }
         result["rows"].append(row)
         print(
-            f"{case['name']:10} {rate:10,.0f} tok/s  {seconds * 1e3:7.1f} ms a step  "
+            f"{case['name']:10} {rate:10,.0f} tok/s  {seconds * 1e3:7.1f} ms per step  "
             f"{case['gib']:5.1f} GiB a device  {case['mb']:,.0f} MB received"
             + (f"  forward {statistics.median(ahead) * 1e3:.1f} ms" if ahead else "")
             + (f"  {ratio:.2f} of {jax.device_count()} x one" if ratio else ""),

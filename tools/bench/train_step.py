@@ -175,7 +175,7 @@ def main():
         f"{options.preset}{' twin' if options.twin else ''} {' '.join(options.impl)} "
         f"documents {options.documents} remat {options.remat} chunk {options.chunk} "
         f"unroll {options.unroll} on {result['device']}: {result['tokens_per_s']:,.0f} tok/s, "
-        f"{result['model_tflops']:.1f} model TFLOP/s, {result['step_s'] * 1e3:.1f} ms a step, "
+        f"{result['model_tflops']:.1f} model TFLOP/s, {result['step_s'] * 1e3:.1f} ms per step, "
         f"{result['gib']:.1f} GiB, compiled in {result['compile_s']:.0f} s, "
         f"loss {result['loss']:.4f}",
         flush=True,

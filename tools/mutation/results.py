@@ -14,7 +14,7 @@ ASKED = ("sample", "seed", "rooms", "files", "code", "operators")
 
 
 class Results:
-    """The file of results: what was asked for, then a line a mutant."""
+    """The file of results: what was asked for, then one line per mutant."""
 
     def __init__(self, path: Path, head: dict):
         self._path, self.records = path, []

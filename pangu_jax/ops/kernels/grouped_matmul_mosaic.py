@@ -33,7 +33,7 @@ INT = jnp.int32
 
 
 class Tile(NamedTuple):
-    """How a product is cut up.
+    """Tile sizes of a product.
 
     Attributes:
       rows: of a tile of the result, 64 or 128; two groups of threads share 128 rows by rows and 64
@@ -74,7 +74,7 @@ def matmul(
     transpose: bool = False,
     tile: Tile | None = None,
 ) -> jax.Array:
-    """`ops.grouped_matmul.grouped_matmul` of 16-bit numbers; see there.
+    """`ops.grouped_matmul.grouped_matmul` for 16-bit types; see there.
 
     Args:
       lefts: as there.
@@ -103,7 +103,7 @@ def swiglu(
     keep: bool,
     tile: Tile | None = None,
 ) -> tuple[jax.Array, ...]:
-    """`ops.grouped_matmul.grouped_swiglu` of 16-bit numbers; see there, and `matmul`."""
+    """`ops.grouped_matmul.grouped_swiglu` for 16-bit types; see there, and `matmul`."""
     tile = tile or Tile(rows, beside=16)
 
     @sequential_vmap
@@ -121,7 +121,7 @@ def outer(
     *,
     tile: Tile | None = None,
 ) -> tuple[jax.Array, ...]:
-    """`ops.grouped_matmul.grouped_outer` of 16-bit numbers; see there, and `matmul`.
+    """`ops.grouped_matmul.grouped_outer` for 16-bit types; see there, and `matmul`.
 
     `counts` are multiples of 64.
     """
@@ -135,7 +135,7 @@ def outer(
 
 
 def _owners(counts, rows, tile_rows):
-    """Int32 [tiles of rows]: the expert of each, or -1 behind the last expert's rows."""
+    """Int32 [row tiles]: the expert of each, or -1 past the last expert's rows."""
     ends = jnp.cumsum(counts)
     first = jnp.arange(rows // tile_rows, dtype=counts.dtype) * tile_rows
     owner = (first[:, None] >= ends).sum(1, dtype=INT)
@@ -147,7 +147,7 @@ def _line(*widths):
 
 
 def _swiglu(a, b):
-    """SwiGLU of float32 pre-activations, beside them."""
+    """SwiGLU of float32 pre-activations, returned along with them."""
     return a / (1.0 + jnp.exp(-a)) * b, a, b
 
 
@@ -236,7 +236,7 @@ def _outer(left, rights, counts, tile):
 
 
 class _Plan(NamedTuple):
-    """What the kernel is made of.
+    """Static description of a kernel.
 
     Attributes:
       units: how many tiles there are.
@@ -263,11 +263,11 @@ class _Plan(NamedTuple):
 
     @property
     def own_width(self) -> int:
-        """Those that a group of threads multiplies."""
+        """Columns of a tile that one thread group multiplies."""
         return self.width if self.tile.rows > ROWS else self.width // MULTIPLYING
 
     def memory(self) -> dict[str, Any]:
-        """Shared memory: the ring of operands with its barriers, and a place to write from."""
+        """Shared memory: the ring of operands with its barriers, and a write buffer."""
         ahead, rows, dtype = self.tile.ahead, self.tile.rows, self.results[0].dtype
         left = (DEPTH, rows) if self.turned[0] else (rows, DEPTH)
         right = (self.width, DEPTH) if self.turned[1] else (DEPTH, self.width)
@@ -289,7 +289,7 @@ class _Plan(NamedTuple):
         return loop(lambda info, carry: body(info.index[0], carry))
 
     def slot(self, at: jax.Array) -> jax.Array:
-        """The place in the ring of a step."""
+        """The ring slot of a step."""
         return jax.lax.rem(at, INT(self.tile.ahead))
 
 
@@ -332,7 +332,7 @@ def _multiprocessors() -> int:
 
 
 def _fetch_all(plan, work, memory):
-    """What the fetching group does."""
+    """The work of the fetching group."""
     plgpu.set_max_registers(40, action="decrease")
     ahead, full, empty = plan.tile.ahead, memory["full"], memory["empty"]
 
@@ -355,7 +355,7 @@ def _fetch_all(plan, work, memory):
 
 
 def _multiply_all(plan, work, memory, targets, me):
-    """What each multiplying group does."""
+    """The work of each multiplying group."""
     plgpu.set_max_registers(232, action="increase")
     by_rows = plan.tile.rows > ROWS
     corner = (me * ROWS, 0) if by_rows else (0, me * plan.own_width)
@@ -375,7 +375,7 @@ def _multiply_all(plan, work, memory, targets, me):
 
 
 def _add_up(plan, memory, corner, steps, first, *sums):
-    """The sums of one tile, and the number of the next tile's first step."""
+    """The sums of one tile, and the index of the next tile's first step."""
 
     def give_back(at):
         plgpu.barrier_arrive(memory["empty"].at[plan.slot(at)])

@@ -39,7 +39,7 @@ def _parameters():
 
 
 def _interpreter(interpret):
-    """The interpreter that knows of this chip's memories and copies; jax 0.10 hides its name."""
+    """The interpreter that models this chip's memories and copies; jax 0.10 hides its name."""
     if not interpret:
         return None
     if hasattr(plgpu, "InterpretGPUParams"):
@@ -77,7 +77,7 @@ def _step_slope(x, softplus):
 
 
 def _loop(length, step, carry, unroll, reverse=False):
-    """`step(t, carry)` for every t; what does not wait for the carry overlaps within `unroll`."""
+    """`step(t, carry)` for every t; work independent of the carry overlaps within `unroll`."""
 
     def some(i, carry):
         for j in range(unroll):
@@ -104,7 +104,7 @@ def forward(
     unroll: int = 4,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Runs the scan; T a multiple of `length`, E of 128, N of 4; everything float32.
+    """Runs the scan; T must be a multiple of `length`, E of 128, N of 4; all float32.
 
     Args:
       u: [B, T, E].
@@ -207,7 +207,7 @@ def backward(
     steps_ahead: int = 2,
     interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """Gradients of `forward`; `length` is its `kept`, and the rest as for that one.
+    """Gradients of `forward`; `length` is its `kept`, the rest as there.
 
     Args:
       u: [B, T, E].

@@ -28,7 +28,7 @@ def _step_size(x, softplus):
 
 
 def _tiled(x):
-    """The last axis as rows of lanes."""
+    """Reshapes the last axis into rows of lanes."""
     return x.reshape(*x.shape[:-1], -1, LANES)
 
 
@@ -64,7 +64,7 @@ def forward(
     kept: int | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Runs the scan; T a multiple of `length`, E of 128, and of 1024 above it; all float32.
+    """Runs the scan; T must be a multiple of `length`, E of 128 (1024 above that); all float32.
 
     Args:
       u: [B, T, E].
@@ -149,7 +149,7 @@ def backward(
     length: int,
     interpret: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """Gradients of `forward`; `length` is its `kept`, and the rest as for that one.
+    """Gradients of `forward`; `length` is its `kept`, the rest as there.
 
     Args:
       u: [B, T, E].

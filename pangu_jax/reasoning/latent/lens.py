@@ -26,7 +26,7 @@ from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """How much of each thought's probability lies on sets of ids, one set a problem.
+    """How much of each thought's probability lies on sets of ids, one set per problem.
 
     Attributes:
       problems: how many have such a set.

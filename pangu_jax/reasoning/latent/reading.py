@@ -117,7 +117,7 @@ class _Body:
         return jax.tree.map(grown, caches)
 
     def _runs(self):
-        """Attention and leading axes of each cache: one a run, or one a layer of `by_layer`."""
+        """Attention and leading axes of each cache: one per run, or one per layer of `by_layer`."""
         if "layers" in self._params:
             return [(layer.attention, ()) for layer in self._cfg.layers]
         return [(layer.attention, (n,)) for layer, n in transformer.run_lengths(self._cfg)]

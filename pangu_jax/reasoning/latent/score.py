@@ -116,7 +116,7 @@ def check_problems(
 
 
 def score(written: Sequence[Written], problems: Sequence[Encoded], layers: float) -> Score:
-    """The figures of what was written for each problem, by so many layers a token."""
+    """The figures of what was written for each problem, by so many layers per token."""
     pairs = list(zip(written, problems, strict=True))
     share = wilson(np.array([found.answer == problem.answer for found, problem in pairs], float))
     return Score(

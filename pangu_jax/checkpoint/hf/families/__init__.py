@@ -1,1 +1,1 @@
-"""One module a model family: its tensors' names and its config.json, each way."""
+"""One module per model family: its tensors' names and its config.json, each way."""
