@@ -24,6 +24,7 @@ STOP = ALPHABET.index("\n")
 LENGTH = 16
 ROWS = 256  # of a step of learning from solutions
 LOOK, LOOKED = 50, 256  # steps between looks at how many of the held-out questions are right
+LOOKS = 1  # the draw of the questions that end learning; the table has others
 
 
 def model(layers: int, width: int, vocab: int = len(ALPHABET)) -> decoder.DecoderConfig:
@@ -71,9 +72,20 @@ class Questions:
         return [float(answer.ids.tolist() == right) for answer in found]
 
 
-def accuracy(params: Any, cfg: decoder.DecoderConfig, digits: int, count: int, how: How) -> float:
-    """Share of so many held-out questions answered right, the likeliest token each time."""
-    rng = np.random.default_rng(0)
+def accuracy(
+    params: Any, cfg: decoder.DecoderConfig, digits: int, count: int, how: How, draw: int = 0
+) -> float:
+    """Share of so many held-out questions answered right, the likeliest token each time.
+
+    Args:
+      params: of `cfg`.
+      cfg: the model.
+      digits: of the numbers.
+      count: how many questions.
+      how: implementations and type of activations.
+      draw: which questions.
+    """
+    rng = np.random.default_rng(draw)
     asked = [question(rng, digits, held_out=True) for _ in range(count)]
     slots = min(256, len(asked))
     engine = Engine(params, cfg=cfg, slots=slots, length=LENGTH, stops=1, how=how)
@@ -100,7 +112,7 @@ def learn(experiment: Learning, seed: int, how: How) -> tuple[Any, float, int]:
     for number in range(1, experiment.sft_steps + 1):
         state, _ = step(state, _rows(rng, experiment.digits), key)
         if number % LOOK == 0:
-            right = accuracy(state.params, cfg, experiment.digits, LOOKED, how)
+            right = accuracy(state.params, cfg, experiment.digits, LOOKED, how, LOOKS)
             if number % (5 * LOOK) == 0:
                 say(f"seed {seed}, step {number}: {right:.1%} right")
             if right >= experiment.until:

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.timepro.cell import scaled, windows_of
 from experiments.timepro.config import SETTINGS
+from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import read_json
 from pangu_jax.core.files import atomic_write
 from pangu_jax.study.table import mean_std
@@ -91,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

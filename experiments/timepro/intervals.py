@@ -14,6 +14,7 @@ import argparse
 
 import numpy as np
 
+from pangu_jax.cli.stopping import script
 from pangu_jax.data import ltsf
 from pangu_jax.data.windows import Scaler, parts, split_rows
 from pangu_jax.eval.forecast import fit_linear
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

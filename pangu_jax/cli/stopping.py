@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.launch import first_process
@@ -33,7 +34,7 @@ def script(main: Callable[[], None]) -> None:
         with stoppable():
             main()
     except InputError as error:
-        print(f"run.py: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with what is missing", file=sys.stderr)

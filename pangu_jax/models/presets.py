@@ -41,12 +41,12 @@ def byte_model(
     head_dim: int,
     mlp_width: int,
     max_length: int,
+    tied: bool = False,
 ) -> DecoderConfig:
     """A dense byte model: KV groups, query heads per group, head size, and the longest text."""
     attention = AttentionConfig(kv_heads, q_per_kv, head_dim)
-    return uniform(
-        BYTE_VOCAB, width, layers, attention, mlp=MlpConfig(mlp_width), max_length=max_length
-    )
+    more = {"max_length": max_length, "tied": tied}
+    return uniform(BYTE_VOCAB, width, layers, attention, mlp=MlpConfig(mlp_width), **more)
 
 
 def pangu_pro_moe() -> DecoderConfig:
@@ -85,14 +85,18 @@ def dense_tiny() -> DecoderConfig:
     return byte_model(128, 3, kv_heads=2, q_per_kv=2, head_dim=32, mlp_width=332, max_length=512)
 
 
+# Tied, as GPT-2 is, with which the latent methods were published: a state that is fed back as an
+# input then means what a token's row means.
 def dense_small() -> DecoderConfig:
-    """A dense byte model for reasoning tasks on one GPU: 8 layers, 14.4 M parameters."""
-    return byte_model(384, 8, kv_heads=6, q_per_kv=1, head_dim=64, mlp_width=1024, max_length=1024)
+    """A dense byte model for reasoning tasks on one GPU: 8 layers, 14.3 M parameters."""
+    sizes = {"kv_heads": 6, "q_per_kv": 1, "head_dim": 64, "mlp_width": 1024, "max_length": 1024}
+    return byte_model(384, 8, **sizes, tied=True)
 
 
 def dense_shallow() -> DecoderConfig:
-    """A dense byte model as wide as GPT-2 small, of two layers: 14.6 M parameters."""
-    return byte_model(768, 2, kv_heads=12, q_per_kv=1, head_dim=64, mlp_width=2048, max_length=1024)
+    """A dense byte model as wide as GPT-2 small, of two layers: 14.4 M parameters."""
+    sizes = {"kv_heads": 12, "q_per_kv": 1, "head_dim": 64, "mlp_width": 2048, "max_length": 1024}
+    return byte_model(768, 2, **sizes, tied=True)
 
 
 def moge_small() -> DecoderConfig:

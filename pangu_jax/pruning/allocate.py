@@ -53,7 +53,7 @@ def parse(text: str) -> Target:
     """Reads "params=0.8", "flops=0.7", "ffn=0.5,groups=0.75,layers=24", ...
 
     Raises:
-      InputError: an unknown name, or no number.
+      InputError: an unknown name, one given twice, or no number.
     """
     names = [f.name for f in dataclasses.fields(Target)]
     found = {}
@@ -61,6 +61,8 @@ def parse(text: str) -> Target:
         name, _, value = part.strip().partition("=")
         if name not in names:
             raise InputError(f"target {part.strip()!r} is not one of {', '.join(names)}=NUMBER")
+        if name in found:
+            raise InputError(f"target {name} is given twice in {text!r}")
         try:
             found[name] = int(value) if name == "layers" else float(value)
         except ValueError as error:

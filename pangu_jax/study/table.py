@@ -16,7 +16,7 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def mean_std(values: Sequence[float], digits: int = 3) -> str:
-    """The mean ± standard deviation (of the population, ddof 1); of one value itself."""
+    """The mean ± sample standard deviation (ddof 1); the value itself if there is one."""
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 

@@ -78,6 +78,7 @@ def work(
             return
         say(f"{name} begins")
         training = folder / "training" / name
+        # A cell that fails stays taken, so that the other workers go on with the rest.
         result = make(training, stop)
         with atomic_write(path) as file:
             json.dump(result, file, indent=1)

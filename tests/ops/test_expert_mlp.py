@@ -380,3 +380,8 @@ def test_arrays_that_do_not_fit_are_refused(change, words):
     arguments = {**dict(zip(names, draw(3), strict=True)), **change}
     with pytest.raises(InputError, match=words):
         expert_mlp(**arguments)
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_no_tokens_give_no_rows(name):
+    assert jax.eval_shape(FORMS[name], *draw(0)).shape == (0, D)

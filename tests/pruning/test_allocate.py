@@ -113,6 +113,7 @@ def test_targets_that_make_no_sense_are_refused(model):
         ("params=nan", "finite"),
         ("ffn=0", r"\(0, 1\]"),
         ("params=1.5", r"\(0, 1\]"),
+        ("ffn=0.5,ffn=0.9", "given twice"),
     ):
         with pytest.raises(InputError, match=message):
             allocate.parse(text)
