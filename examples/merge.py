@@ -24,7 +24,7 @@ texts = {"fox": "the quick brown fox jumps. " * 80, "pack": "my box with five do
 def trained(text, params=None):
     source = PackedTokens(tokenize([Document("text", text)], ByteTokenizer()), 32)
     batches = lambda step: drawn_batches(source, batch=8, start_step=step)  # noqa: E731
-    start = jax.tree.map(jax.numpy.copy, params)  # the loop takes over the arrays it is given
+    start = jax.tree.map(jax.numpy.copy, params)  # the loop donates what it is given
     return train(language_loss(cfg), decoder.spec(cfg), batches, cfg=LoopConfig(steps=40),
                  optimizer=make_optimizer(OptimizerConfig(), 40), folder=None, params=start,
                  label=None).params  # fmt: skip

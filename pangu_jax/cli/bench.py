@@ -259,7 +259,7 @@ def _asking(run: Run) -> Ask:
 
 
 def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show) -> dict[str, Any]:
-    """Has all answers to a task written and judged, a line each, and gives its figures."""
+    """Generates and grades all answers to a task, one line each, and returns its scores."""
     samples = run.options.samples
     every = [(question, s) for question in range(len(task.items)) for s in range(samples)]
     with Journal(run.folder / "answers" / f"{task.name}.jsonl", head=HEAD) as journal:

@@ -38,7 +38,7 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
 
 
 def table(cells: dict[str, dict[str, Any]], samples: int) -> str:
-    """The figures of tasks, a row each, in Markdown."""
+    """A Markdown table of scores, one row per task."""
     several = [k for k in next(iter(cells.values()))["pass"] if k != "1"]
     head = ["task", "questions", f"avg@{samples}", *(f"pass@{k}" for k in several), "tokens"]
     head += ["no answer", "cut off", "not judged"]

@@ -42,7 +42,7 @@ class Options(Protocol):
 
 
 def check_file(options: Options) -> None:
-    """Checks that what is said of a prompt and of files goes together.
+    """Checks that the prompt and file options are consistent.
 
     Raises:
       InputError: says what does not.
@@ -102,7 +102,7 @@ def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: To
 
 
 def note_length(tokens: int, cfg: DecoderConfig) -> None:
-    """Says so where a text may become longer than what the model was made for."""
+    """Warns when a text may exceed the model's context."""
     if tokens > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
 

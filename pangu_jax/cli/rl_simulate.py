@@ -34,7 +34,7 @@ class Options:
 
     lengths: str | None = None
     """Measured lengths: a .jsonl whose lines have "tokens", as `bench` and `generate --prompts`
-    write, or a text with the numbers of one prompt a line; None draws log-normal ones."""
+    write, or a text with one prompt's numbers per line; None draws log-normal ones."""
     mean: float = 1000.0
     """Mean length of drawn answers, in tokens."""
     sigma: float = 1.0

@@ -15,10 +15,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten, map_named
 
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+# The logical axes: what dimensions of parameters and activations are called (CONTRIBUTING.md). A
+# name that no rule knows would leave its dimension unsplit without a word.
+AXES = (
+    "batch",
+    "length",
+    "embed",
+    "mlp",
+    "expert_mlp",
+    "kv_heads",
+    "q_per_kv",
+    "head_dim",
+    "vocab",
+    "expert",
+    "group",
+    "layers",
+    "state",
+)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -75,8 +94,8 @@ class Spec:
 
     Attributes:
       shape: the array's shape.
-      axes: one logical axis name, or None, a dimension: what sharding rules, pruning and export
-        call that dimension.
+      axes: for each dimension a logical axis, one of `AXES`, or None: what sharding rules, pruning
+        and export call it.
       init: `init(key, shape, dtype) -> array`.
       dtype: how the parameter is stored unless a caller asks for another type.
     """
@@ -89,6 +108,9 @@ class Spec:
     def __post_init__(self):
         if len(self.shape) != len(self.axes):
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
+        for axis in self.axes:
+            if axis is not None:
+                check_choice("logical axis", axis, AXES)
 
 
 def is_spec(leaf: Any) -> bool:

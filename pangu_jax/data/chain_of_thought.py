@@ -18,7 +18,7 @@ class Problem:
 
     Attributes:
       question: its text.
-      steps: the chain of thought, a text a step.
+      steps: the chain of thought, one text per step.
       answer: the final answer alone.
     """
 

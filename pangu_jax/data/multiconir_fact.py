@@ -182,7 +182,7 @@ def rename(
 
 
 def refuse_names(records: Sequence[Record], rows: Iterable[Task1Row | RankedRow]) -> None:
-    """Nothing, if no name of the records occurs in a test.
+    """Checks that no name in the records occurs in a test.
 
     Raises:
       InputError: some do; names one.

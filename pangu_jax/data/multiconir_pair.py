@@ -75,7 +75,7 @@ class Pair:
 
 
 def check_records(records: Sequence[Record], rows: int) -> None:
-    """Nothing, if batches can be made of the records.
+    """Checks that batches can be made from the records.
 
     Raises:
       InputError: there are fewer than a batch has rows, or one has a kind of unknown wording.

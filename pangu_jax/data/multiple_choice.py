@@ -24,7 +24,7 @@ class Question:
 
 
 def questions(path: str | Path) -> list[Question]:
-    """Reads a file of {"instruction", "label"} objects, a line each, possibly .gz.
+    """Reads a file of {"instruction", "label"} objects, one per line, possibly .gz.
 
     An instruction ends in its choices, "A. one" a line (CommonsenseQA) or "A: one, B: two"
     (OpenBookQA), and the label is a letter; or it has none and the label is True or False

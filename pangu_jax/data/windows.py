@@ -134,7 +134,7 @@ class WindowSource:
     """Windows one by one: `source[i]` is {"x": [T, V], "y": [H, V]}."""
 
     def __init__(self, values: np.ndarray, at: np.ndarray, *, look_back: int, horizon: int):
-        """Of a series [rows, V], the windows that begin at the rows `at`."""
+        """The windows of a series [rows, V] that begin at the rows `at`."""
         self._values, self._at = values, at
         self._look_back, self._length = look_back, look_back + horizon
 

@@ -48,7 +48,7 @@ class Cosines:
 def wanted_texts(
     visit: Callable[[Scorer], None], prefixes: tuple[str, str] = ("", "")
 ) -> set[tuple[str, str]]:
-    """Prefix and text of all that a scorer has to see.
+    """The (prefix, text) pairs that a scorer will need.
 
     Args:
       visit: has a scorer see all of it.

@@ -89,7 +89,7 @@ def score_ranked(rows: Iterable[RankedRow], scorer: Scorer, *, natural: bool = F
 
 
 def oracle_task1(rows: int) -> Table:
-    """What one gives in task 1 who counts the conditions that are met."""
+    """Task-1 scores of an oracle that counts the conditions met."""
     found = {}
     for i in range(1, CONDITIONS + 1):
         found[f"Query{i}_Positive"] = np.full(rows, float(i))

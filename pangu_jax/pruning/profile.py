@@ -1,4 +1,4 @@
-"""What a sweep over the dense model tells, and the sizes that follow from it."""
+"""Statistics of the dense model, and the sizes that follow from them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def measure(
     say: Progress,
     options: dict[str, Any],
 ) -> Profile | None:
-    """A sweep over the dense model, as light as what needs it allows; None where nothing does.
+    """Sweeps the dense model for only the statistics that are needed; None if none are.
 
     `options` are those of `stats.sweep`.
     """

@@ -56,7 +56,7 @@ class Preference:
     kernel: np.ndarray
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """Of features [N, D] one number each, float32 [N]; only differences mean something."""
+        """Scores of features [N, D], float32 [N]; only differences are meaningful."""
         return ((features - self.mean) / self.scale) @ self.kernel
 
     def agreement(self, chosen: np.ndarray, rejected: np.ndarray) -> Estimate:

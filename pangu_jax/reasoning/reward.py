@@ -1,4 +1,6 @@
-"""What an answer is worth: sources by the kind of task, of which none is not zero.
+"""Rewards of answers, from sources chosen by task type.
+
+An answer that no source applies to has no reward, which is not the same as 0.
 
     graded = grade(samples, ROUTES, sources, health)   # of one group: the answers to one prompt
     health = health.after(graded)
@@ -117,7 +119,7 @@ ROUTES: dict[str, Route] = {
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """What a group is worth.
+    """A group's rewards.
 
     Attributes:
       reward: float64 [N]; NaN where the sample is not usable.
@@ -138,7 +140,7 @@ class Graded:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a source did in one group.
+    """One source's statistics over a group.
 
     Attributes:
       varied: whether its values differed: only then do they move the policy.

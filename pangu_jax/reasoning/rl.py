@@ -85,7 +85,7 @@ def train(
     So with a staleness of 0 a run ends in the same bits whether or not it was interrupted.
 
     Args:
-      params: tree of `decoder.spec(model)`; it is used up. A run that goes on must be given the
+      params: tree of `decoder.spec(model)`; it is donated. A run that goes on must be given the
         same: it begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
       prompt: ids of a question, by its number: that of the group, 0, 1, ..., or, with a curriculum,
         one of its questions'.

@@ -63,7 +63,7 @@ def saved_answer(sample: int, answer: Answer) -> SavedAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One thing that happened.
+    """One logged event.
 
     Attributes:
       kind: an answer ended, or was lost; a group got rewards; an update was made; or the run was

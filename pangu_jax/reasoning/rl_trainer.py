@@ -103,7 +103,7 @@ class Trainer:
         optimizer: optax.GradientTransformation,
         how: How,
     ):
-        """See `rl.train`; where the run has no state yet, `params` are used up."""
+        """See `rl.train`; where the run has no state yet, `params` are donated."""
         self.run, self.cfg = run, cfg
         self.figures: dict[str, Any] = {}
         self._prompt, self._key = prompt, jax.random.key(cfg.seed)
@@ -125,7 +125,7 @@ class Trainer:
 
     @property
     def state(self) -> TrainState:
-        """Of the training, after the last update."""
+        """The training state after the last update."""
         assert self.run.state is not None
         return self.run.state
 
@@ -272,7 +272,7 @@ def _counts(run: Snapshot) -> dict[str, int]:
 
 
 def in_vain(run: Snapshot, most: int) -> str:
-    """Why no update is made, if since the last `most` groups had equal rewards each; else ""."""
+    """The reason training has stalled, `most` groups of equal rewards in a row; else ""."""
     equal = [reward for reward in run.replaced if reward is not None]
     if len(equal) < most:
         return ""

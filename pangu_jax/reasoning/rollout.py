@@ -13,7 +13,7 @@ from pangu_jax.losses.policy import advantages
 
 @dataclasses.dataclass
 class Rollout:
-    """What a group has so far.
+    """Answers and rewards collected so far for one group.
 
     Attributes:
       prompt: ids.
@@ -30,7 +30,7 @@ class Rollout:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What an update is made from.
+    """The inputs of one update.
 
     Attributes:
       arrays: what `train.policy.answer_loss` reads; B is groups times samples.

@@ -1,4 +1,4 @@
-"""Who writes the answers: what reinforcement learning asks of it, and the one in this process."""
+"""The sampler interface of reinforcement learning, and its in-process implementation."""
 
 import dataclasses
 from functools import lru_cache, partial

@@ -1,4 +1,4 @@
-"""What a bound on staleness would buy: the scheduler, driven by a clock that is only counted.
+"""What a bound on staleness would buy: the scheduler, driven by a simulated clock.
 
 Rollouts and the trainer have devices of their own, or share one (`Costs.shared`). A slot makes a
 token in the same time however many others are taken, as decoding reads all weights anyway; an

@@ -125,7 +125,7 @@ def gathered(tree: Any) -> Any:
 
 
 def together(what: str) -> None:
-    """Waits until every process is here; `what` names the place, the same in all."""
+    """A barrier across processes; `what` names it and must be the same in all."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -136,7 +136,7 @@ def first_process() -> bool:
 
 
 def leave(message: str, status: int) -> NoReturn:
-    """Ends this process of several at once, where an orderly end would wait for the others."""
+    """Exits at once, without waiting for the other processes."""
     print(f"pangu-jax: process {jax.process_index()}: {message}", file=sys.stderr, flush=True)
     os._exit(status)
 

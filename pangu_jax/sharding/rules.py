@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.sharding.mesh import AXES
+from pangu_jax.core.spec import AXES
+from pangu_jax.sharding import mesh
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -19,7 +20,7 @@ class Rules:
     `kv_heads`, and one for `expert_mlp` where it does not divide the groups of experts.
 
     Raises:
-      InputError: a mesh axis that there is not.
+      InputError: a logical axis or a mesh axis that does not exist.
     """
 
     params: Table
@@ -28,11 +29,12 @@ class Rules:
     def __post_init__(self):
         for table in (self.params, self.activations):
             for axis, names in table.items():
+                check_choice("logical axis of the rules", axis, AXES)
                 for name in names:
-                    check_choice(f"what the rules split {axis} over", name, AXES)
+                    check_choice(f"what the rules split {axis} over", name, mesh.AXES)
 
     def __hash__(self) -> int:
-        """Of the tables' items, so that a layout can be a static argument of `jax.jit`."""
+        """Hash of the tables' items, so that a layout can be a static argument of `jax.jit`."""
         return hash((frozenset(self.params.items()), frozenset(self.activations.items())))
 
 

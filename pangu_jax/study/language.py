@@ -101,7 +101,7 @@ class Base:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """The option that `open_base` reads."""
+    """Adds --checkpoint, which `open_base` reads."""
     parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
 
 
@@ -170,7 +170,7 @@ def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000)
 
 
 def perplexity(base: Base, params: Any, cfg: DecoderConfig, windows: np.ndarray) -> float:
-    """Of windows int32 [N, T], with the experiment's type of activations."""
+    """Perplexity on windows int32 [N, T], with the experiment's activation dtype."""
     return measure_windows(params, windows, cfg=cfg, how=base.experiment.how).perplexity
 
 

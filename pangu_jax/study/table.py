@@ -30,5 +30,5 @@ def extent(values: Sequence[float], digits: int = 3) -> str:
 
 
 def standard_error(*samples: Sequence[float]) -> float:
-    """Of the sum or difference of the samples' means; each needs two values or more."""
+    """Standard error of a sum or difference of sample means; each sample needs two values."""
     return float(np.sqrt(np.sum([np.var(v, ddof=1) / len(v) for v in samples])))

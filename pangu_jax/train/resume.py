@@ -35,7 +35,7 @@ def _finite(params: Any) -> jax.Array:
 
 
 def last_saved(store: Store | NullStore) -> str:
-    """What a failure leaves behind, as part of a sentence."""
+    """Describes the last saved step, for error messages."""
     kept = store.latest()
     return "no checkpoint was saved before" if kept is None else f"step {kept} is saved"
 

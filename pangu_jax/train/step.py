@@ -161,7 +161,7 @@ def make_step(
     chunk: int = 1,
     layout: Layout | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted step: `state, metrics = step(state, batch, key[, frozen])`; the old state is gone.
+    """The jitted step: `state, metrics = step(state, batch, key[, frozen])`; `state` is donated.
 
     The batch is cut into `accumulate` microbatches whose loss sums, weights and gradients add up;
     one division by the summed weight at the end makes every token count the same however they are

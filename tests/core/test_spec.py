@@ -29,6 +29,8 @@ SPEC = {
 def test_shapes_and_axes_agree_or_the_spec_is_refused():
     with pytest.raises(ValueError, match=r"shape \(2, 3\) and axes \('embed',\) differ in length"):
         Spec((2, 3), ("embed",))
+    with pytest.raises(InputError, match="logical axis must be one of batch, length, embed"):
+        Spec((3,), ("embd",))
 
 
 def test_initial_values():

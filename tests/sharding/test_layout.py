@@ -43,6 +43,8 @@ def test_presets_join_and_split_the_batch_over_all_their_axes():
 def test_rules_refuse_a_mesh_axis_that_there_is_not(names):
     with pytest.raises(InputError, match="split embed over must be one of data, fsdp, tensor, exp"):
         Rules({"embed": names}, {})
+    with pytest.raises(InputError, match="logical axis of the rules must be one of batch"):
+        Rules({}, {"bach": ("data",)})
 
 
 def test_layouts_are_hashable_so_that_jit_takes_them_as_static():

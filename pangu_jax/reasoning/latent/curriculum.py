@@ -1,4 +1,4 @@
-"""What is trained when: phases of a run, as values that are made from a few numbers."""
+"""Curricula: the phases of a training run, built from a few numbers."""
 
 import dataclasses
 
@@ -99,19 +99,19 @@ class CurriculumConfig:
 
 
 def whole_chain(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
-    """Nothing is taken away."""
+    """The curriculum that keeps the whole chain."""
     del longest
     return (Phase(cfg.steps),)
 
 
 def no_chain(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
-    """Everything is away from the start."""
+    """The curriculum that removes the chain from step 0."""
     del longest
     return (Phase(cfg.steps, removed_steps=ALL),)
 
 
 def thoughts_alone(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
-    """All slots in the place of the whole chain, from the start."""
+    """The curriculum that puts all slots in the place of the chain from step 0."""
     del longest
     return (Phase(cfg.steps, cfg.slots_per_stage * cfg.stages, ALL),)
 

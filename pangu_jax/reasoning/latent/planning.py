@@ -5,7 +5,7 @@ of the chain, so nothing else differs from `cot`.
 
 Source: arXiv 2310.05707, and its released code's description. Ours: what is clustered are the
 tokens that a step has, hashed into 64 counts, and not the states of a language model that read the
-question and the steps before, as a model from scratch has none; one token a step.
+question and the steps before, as a model from scratch has none; one token per step.
 """
 
 import dataclasses
