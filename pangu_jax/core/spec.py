@@ -23,7 +23,7 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 # The logical axes: what dimensions of parameters and activations are called (CONTRIBUTING.md). A
 # name that no rule knows would leave its dimension unsplit without a word.
-AXES = (
+LOGICAL_AXES = (
     "batch",
     "length",
     "embed",
@@ -94,7 +94,7 @@ class Spec:
 
     Attributes:
       shape: the array's shape.
-      axes: for each dimension a logical axis, one of `AXES`, or None: what sharding rules, pruning
+      axes: for each dimension a logical axis, one of `LOGICAL_AXES`, or None: what sharding rules, pruning
         and export call it.
       init: `init(key, shape, dtype) -> array`.
       dtype: how the parameter is stored unless a caller asks for another type.
@@ -110,7 +110,7 @@ class Spec:
             raise ValueError(f"shape {self.shape} and axes {self.axes} differ in length")
         for axis in self.axes:
             if axis is not None:
-                check_choice("logical axis", axis, AXES)
+                check_choice("logical axis", axis, LOGICAL_AXES)
 
 
 def is_spec(leaf: Any) -> bool:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.spec import AXES
-from pangu_jax.sharding import mesh
+from pangu_jax.core.spec import LOGICAL_AXES
+from pangu_jax.sharding.mesh import AXES
 
 Table = Mapping[str, tuple[str, ...]]
 
@@ -29,9 +29,9 @@ class Rules:
     def __post_init__(self):
         for table in (self.params, self.activations):
             for axis, names in table.items():
-                check_choice("logical axis of the rules", axis, AXES)
+                check_choice("logical axis of the rules", axis, LOGICAL_AXES)
                 for name in names:
-                    check_choice(f"what the rules split {axis} over", name, mesh.AXES)
+                    check_choice(f"what the rules split {axis} over", name, AXES)
 
     def __hash__(self) -> int:
         """Hash of the tables' items, so that a layout can be a static argument of `jax.jit`."""
