@@ -94,8 +94,8 @@ class Spec:
 
     Attributes:
       shape: the array's shape.
-      axes: for each dimension a logical axis, one of `LOGICAL_AXES`, or None: what sharding rules, pruning
-        and export call it.
+      axes: for each dimension one of `LOGICAL_AXES`, or None: what sharding rules, pruning and
+        export call it.
       init: `init(key, shape, dtype) -> array`.
       dtype: how the parameter is stored unless a caller asks for another type.
     """
