@@ -28,7 +28,7 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How

@@ -25,7 +25,7 @@ from pangu_jax.data.chat import (
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How

@@ -21,16 +21,18 @@ from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.how import How
 from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
-from pangu_jax.train.distill import (
+from pangu_jax.train.distill import distill_loss
+from pangu_jax.train.distill_config import (
     HIDDEN_WEIGHT,
     KL_WEIGHT,
     LM_WEIGHT,
     OPTIMIZER,
     TEMPERATURE,
-    distill_loss,
 )
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 @dataclass(frozen=True)

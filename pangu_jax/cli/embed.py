@@ -12,9 +12,9 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.text import lines
 from pangu_jax.eval.embedding import embed
-from pangu_jax.eval.text_encoder import Attention, open_text_encoder
+from pangu_jax.eval.text_encoder import open_text_encoder
 from pangu_jax.models.embedder import EmbedderConfig
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.pooling_config import Attention, Pooling
 from pangu_jax.nn.how import How
 
 

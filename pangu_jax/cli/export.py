@@ -28,7 +28,7 @@ from pangu_jax.export.implementations import export_forms, implementations
 from pangu_jax.export.onnx import write as onnx_write
 from pangu_jax.export.program import Bundle
 from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.pooling_config import Pooling
 from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.exported import asking

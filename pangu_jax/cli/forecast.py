@@ -20,11 +20,11 @@ from pangu_jax.cli.progress import progress
 from pangu_jax.cli.stopping import stoppable
 from pangu_jax.data.series import CsvFormat, Series, read_csv, write_csv
 from pangu_jax.eval.predict import predict
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.task.forecast import check_training
 from pangu_jax.task.forecast import fit_series as fit
 from pangu_jax.task.forecast import score_series as evaluate
-from pangu_jax.train.forecast import FitConfig
+from pangu_jax.train.fit_config import FitConfig
 
 __all__ = ["CsvFormat", "Forecaster", "evaluate", "fit", "load", "predict", "read_csv", "save"]
 

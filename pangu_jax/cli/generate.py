@@ -20,8 +20,9 @@ from pangu_jax.data.tokenizer import (
     text_prompt,
 )
 from pangu_jax.decode.generate import stream
-from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.decode.soft_thinking import SoftThinkingConfig, SoftThought
+from pangu_jax.decode.sampling_config import SamplingConfig
+from pangu_jax.decode.soft_thinking import SoftThought
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How

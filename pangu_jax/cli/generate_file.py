@@ -15,8 +15,8 @@ from pangu_jax.core.run_folder import check_same
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
-from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.decode.soft_thinking import SoftThinkingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 from pangu_jax.task.soft_thinking import preparation

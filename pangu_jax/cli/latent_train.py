@@ -31,9 +31,9 @@ from pangu_jax.models import decoder, presets, registry
 from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
-from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, check_problems, scores
 from pangu_jax.reasoning.latent.slots import FIELDS, NAMES, plan_name
@@ -46,8 +46,8 @@ from pangu_jax.reasoning.latent.task import (
     read_task,
     words_of,
 )
-from pangu_jax.train.loop import LoopConfig
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 MOST_NEW = 8  # tokens that an answer may have beyond the longest of the training problems
 

@@ -26,9 +26,9 @@ from pangu_jax.core.spec import count
 from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import registry
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning.merge import Method, Recipe
 from pangu_jax.reasoning.merge_checkpoints import Source, merged, open_source, tokens_of
 from pangu_jax.reasoning.merge_gate import Gate, read_gate
+from pangu_jax.reasoning.merge_recipe import Method, Recipe
 
 RECIPE = "merge.json"
 

@@ -34,8 +34,7 @@ from pangu_jax.eval.multiconir import (
     write_scores,
 )
 from pangu_jax.eval.pairwise_metrics import Protocol
-from pangu_jax.eval.text_encoder import Attention
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.pooling_config import Attention, Pooling
 
 FLOORS: dict[str, Scorer | None] = {
     "length": lexical.length,

@@ -30,14 +30,16 @@ from pangu_jax.core.run_folder import Claim
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, check_max_new_tokens, round_up
-from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, dr_grpo
+from pangu_jax.losses.policy import DAPO, GRPO, dr_grpo
+from pangu_jax.losses.policy_config import PolicyConfig
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench, reward_sources
 from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
 from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
-from pangu_jax.reasoning.rl import OPTIMIZER, NothingToLearn, RlConfig, train
+from pangu_jax.reasoning.rl import NothingToLearn, RlConfig, train
+from pangu_jax.reasoning.rl_config import OPTIMIZER
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
 from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
@@ -49,7 +51,8 @@ from pangu_jax.sharding.launch import (
     layout_of,
     leave,
 )
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 @dataclass(frozen=True)

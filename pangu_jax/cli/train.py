@@ -36,9 +36,12 @@ from pangu_jax.sharding.launch import (
     leave,
 )
 from pangu_jax.sharding.layout import Layout, whole
-from pangu_jax.train.language import AUX_WEIGHT, language_loss
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.language import language_loss
+from pangu_jax.train.language_config import AUX_WEIGHT
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.profile import Profiler
 
 

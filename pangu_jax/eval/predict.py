@@ -14,7 +14,7 @@ from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import forecasts
 from pangu_jax.eval.intervals import track
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 PIECE = 1024  # windows that are forecast between two calls of `progress`
 

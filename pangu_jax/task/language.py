@@ -15,12 +15,12 @@ from pangu_jax.data.text import Document, documents
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import check_max_new_tokens
 from pangu_jax.decode.generate import generate as continue_ids
-from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.decode.soft_thinking import SoftThinkingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.eval.embedding import embed as embed_texts
 from pangu_jax.eval.perplexity import Perplexity, measure
-from pangu_jax.eval.text_encoder import KINDS, Attention, TextEncoder, of_model
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.eval.text_encoder import KINDS, TextEncoder, of_model
+from pangu_jax.models.pooling_config import Attention, Pooling
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.task.model import Model, expect, tokenizer_of

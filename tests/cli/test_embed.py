@@ -10,7 +10,7 @@ from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 TEXTS = ["a b c", "d", "", "a b c d e f g h i j k l m n o p"]
 

@@ -16,7 +16,7 @@ import pangu_jax
 from pangu_jax.checkpoint import store
 from pangu_jax.cli import main as frame
 from pangu_jax.core.errors import InputError
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 
 @dataclasses.dataclass(frozen=True)

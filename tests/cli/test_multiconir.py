@@ -17,7 +17,7 @@ from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding_cache
 from pangu_jax.eval.embedding import classify, embed
 from pangu_jax.eval.text_encoder import open_text_encoder
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn.how import How
 
 TEN = range(1, 11)

@@ -16,19 +16,17 @@ from pangu_jax.models import decoder, registry
 from pangu_jax.models.thinker import ThinkerConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.batches import longest_chain, phase_batches, widths
+from pangu_jax.reasoning.latent.config import OPTIMIZER, MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig, Phase
-from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import method as find_method
 from pangu_jax.reasoning.latent.slots import Encoded, Markers
-from pangu_jax.train.loop import LoopConfig, train_stages
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.loop import train_stages
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.stages import Stage
 from pangu_jax.train.step import TrainState
 
-# For small models from scratch. Every phase begins with a fresh state, so the rate rises again.
-OPTIMIZER = OptimizerConfig(
-    learning_rate=1e-3, schedule="constant", warmup_fraction=0.01, b2=0.99, weight_decay=0.01
-)
 RUN = "latent.json"
 
 
