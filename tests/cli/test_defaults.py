@@ -1,13 +1,12 @@
 """A command's defaults are those of the library: what is left out means the same in both."""
 
 import dataclasses
-import importlib
 import inspect
 import typing
 
 import pytest
 
-from pangu_jax.cli.main import COMMANDS
+from pangu_jax.cli.main import COMMANDS, options_of
 from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.perplexity import measure
@@ -61,7 +60,7 @@ def defaults(thing):
 
 
 def given(command):
-    kinds = importlib.import_module(COMMANDS[command][0]).Options
+    kinds = options_of(command).Options
     return [defaults(options) for options in typing.get_args(kinds) or (kinds,)]
 
 
