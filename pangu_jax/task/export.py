@@ -267,8 +267,10 @@ def _check(options: ExportOptions) -> None:
 def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"profiles is {text!r}; it must be lengths such as 128,512") from None
+    except (AttributeError, ValueError):  # from Python it may be a number
+        raise InputError(
+            f"profiles is {text!r}; it must be a text of lengths such as 128,512"
+        ) from None
 
 
 def _tokenizer(name: str, checkpoint: str) -> Tokenizer | None:

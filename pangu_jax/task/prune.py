@@ -11,6 +11,7 @@ import numpy as np
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
 from pangu_jax.core.run_folder import Claim
@@ -326,6 +327,7 @@ def _text(job: Job, where: str, vocab: int, *, needed: bool) -> Text | None:
             f"{options.windows} are asked for"
         )
     if options.seed is not None:
+        check_size("seed", options.seed, least=0)
         found = found[np.random.default_rng(options.seed).permutation(len(found))]
     rest = found[options.windows : options.windows + options.eval_windows]
     return Text(found[: options.windows], rest, options.calib, head(tokenizer, tokenizer.begin))

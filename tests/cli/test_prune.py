@@ -167,7 +167,10 @@ def test_what_is_wrong_is_said_in_one_sentence(model, out, text, tmp_path, capsy
             [model, new, "--target", "params=0.8", "--calib", short, *SMALL],
             "do not fill one window",
         ),
-        ([model, new, "--target", "params=0.8", "--calib", text, "--windows", 999], "999 are asked"),
+        (
+            [model, new, "--target", "params=0.8", "--calib", text, "--windows", 999],
+            "999 are asked",
+        ),
         ([model, new, "--target", "params=0.8"], "give calib"),
         ([model, new, *base], "either a target"),
         ([model, tmp_path / "used", "--target", "params=0.8", *base], "not empty"),
