@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.cli.options.latent_eval import Options
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
@@ -39,7 +38,7 @@ def main(options: Options) -> None:
     name = options.task or trained.task
     found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
     problems = [encode(problem, tokenizer) for problem in found]
-    step = reached(options.run, trained)
+    step = latent.reached(options.run, trained)
     with progress() as show:
         found = scores(
             params,
@@ -107,18 +106,6 @@ def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Prob
             file=sys.stderr,
         )
     return kept
-
-
-def reached(run: str, trained: latent.Trained) -> int:
-    """The step of the run's last checkpoint; stderr tells if it is not the curriculum's last."""
-    step = latest_step(run) or 0
-    if step < trained.steps:
-        print(
-            f"{run} stopped at step {step:,} of {trained.steps:,}; its answers are in the "
-            "form of the last stage, in which it was trained too little or not at all",
-            file=sys.stderr,
-        )
-    return step
 
 
 def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.cli import latent_plot
-from pangu_jax.cli.latent_eval import opened, reached, test_set
+from pangu_jax.cli.latent_eval import opened, test_set
 from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_size
@@ -21,7 +21,7 @@ from pangu_jax.reasoning.latent.probe import Target, lens_ranks, linear_probe, t
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.reasoning.latent.slots import encode, markers_of
-from pangu_jax.reasoning.latent.train import Trained
+from pangu_jax.reasoning.latent.train import Trained, reached
 
 LEAST = 20  # problems that have a step, for it to be probed
 

@@ -73,10 +73,7 @@ def options_of(name: str) -> ModuleType:
       name: one of `COMMANDS`.
     """
     room, _, module = COMMANDS[name][0].rpartition(".")
-    try:
-        return importlib.import_module(f"{room}.options.{module}")
-    except ModuleNotFoundError:  # until all commands have one
-        return importlib.import_module(COMMANDS[name][0])
+    return importlib.import_module(f"{room}.options.{module}")
 
 
 def _run(arguments: list[str]) -> int:

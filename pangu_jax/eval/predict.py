@@ -234,7 +234,7 @@ def _times(step: TimeStep, series: Series, steps: int) -> tuple[Timestamps, tupl
     offset = show_offset(stamps.offset[-1])
     return found, (
         f"clocks are changed within the series; the forecasts keep its last offset, {offset}, as "
-        "only --zone (such as Europe/Berlin) says when they are changed next",
+        "only the option zone (such as Europe/Berlin) says when they are changed next",
     )
 
 

@@ -269,8 +269,8 @@ def configured(
     if pooling is None and cfg.pooling is None:
         raise InputError(
             f"{path} does not say how hidden states make a vector (modules.json of "
-            "sentence-transformers would); give --pooling cls, mean, weighted, last "
-            "or max"
+            "sentence-transformers would); give the option pooling: cls, mean, "
+            "weighted, last or max"
         )
     if pool_prefix is not None and isinstance(cfg, EncoderConfig):
         raise InputError(f"whether prefixes are pooled is for decoders, {path} holds an encoder")

@@ -12,10 +12,12 @@ from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.export import stablehlo
 from pangu_jax.models.timepro_config import TimeProConfig
+from pangu_jax.pruning.allocate import Limits
 from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.rl_config import OPTIMIZER, RlConfig
+from pangu_jax.reasoning.schedule_simulate import simulate
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.serve.driver import Driver
 from pangu_jax.train import distill, distill_config, language
@@ -26,10 +28,11 @@ from pangu_jax.train.loop_config import LoopConfig
 HANDS = {
     "train": (LoopConfig, language.language_loss, language.train_language),
     "distill": (LoopConfig, distill.distill_loss),
-    "prune": (Recipe, SweepConfig),
+    "prune": (Recipe, SweepConfig, Limits),
     "eval": (measure,),
     "embed": (embed,),
     "rl": (RlConfig, ScheduleConfig),
+    "rl simulate": (simulate,),
     "serve": (Driver,),
     "export": (stablehlo.export,),
     "forecast": (TimeProConfig, FitConfig),

@@ -1,6 +1,7 @@
 """Training of a latent method: its phases, one after another, in one run that resumes."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
@@ -51,6 +53,22 @@ class Trained:
     tests: int
     steps: int
     max_new_tokens: int
+
+
+def reached(run: str | Path, trained: Trained) -> int:
+    """The step of a run's last checkpoint; a warning tells if it is not the curriculum's last.
+
+    Args:
+      run: a folder that `latent train` wrote.
+      trained: what it says of its model.
+    """
+    step = latest_step(run) or 0
+    if step < trained.steps:
+        logging.getLogger(__name__).warning(
+            "%s stopped at step %s of %s; its answers are in the form of the last stage, in which "
+            "it was trained too little or not at all", run, f"{step:,}", f"{trained.steps:,}"
+        )  # fmt: skip
+    return step
 
 
 def plan(name: str, problems: Sequence[Encoded], curriculum: CurriculumConfig) -> tuple[Phase, ...]:
