@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pangu_jax.core.config import check_choices
+from pangu_jax.models.pooling_config import Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class ExportOptions:
     tolerance: float | None = None
     """Maximum relative error against jax; None is 1e-4 in float32 (1e-2 with precision default),
     1e-1 in bfloat16."""
-    pooling: Literal["cls", "mean", "weighted", "last", "max"] | None = None
+    pooling: Pooling | None = None
     """For an encoder: which hidden states make a vector; None is what the folder says."""
     thoughts: bool = True
     """Of a run of `latent train`: whether the programs think as its model learned to, as many

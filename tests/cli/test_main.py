@@ -149,9 +149,9 @@ def test_notes_are_plain_while_a_command_runs_and_then_as_before(
     logger = logging.getLogger("pangu_jax")
     monkeypatch.setattr(logger, "propagate", propagate)
     handlers = list(logger.handlers)
-    command(lambda options: logger.warning("noted"))
+    command(lambda options: logger.warning("noted, propagate %s", logger.propagate))
     assert run("try", "here") == 0
-    assert capsys.readouterr().err == "noted\n"
+    assert capsys.readouterr().err == "noted, propagate False\n"
     assert logger.propagate is propagate and logger.handlers == handlers
 
 
