@@ -174,7 +174,9 @@ def _opened(job: Job, model: Model | None) -> tuple[Any, Any, str]:
     """
     if model is None:
         with job.watch.working(f"reading {job.checkpoint}"):
-            params, cfg, found = open_checkpoint(job.checkpoint, kind=KINDS, by="export")
+            params, cfg, found = open_checkpoint(
+                job.checkpoint, kind=KINDS, by="`pangu-jax export`"
+            )
     else:
         params, cfg, found = model.params, model.cfg, job.checkpoint
     if isinstance(cfg, ThinkerConfig):

@@ -135,7 +135,9 @@ def _opened(job: Job, model: Model | None) -> tuple[Any, Any, str]:
     dtype = job.options.dtype
     if model is None:
         with job.watch.working(f"reading {job.checkpoint}"):
-            return open_checkpoint(job.checkpoint, kind="decoder", by="pruning", dtype=dtype)
+            return open_checkpoint(
+                job.checkpoint, kind="decoder", by="`pangu-jax prune`", dtype=dtype
+            )
     params = model.params
     if dtype is not None:
         params = jax.tree.map(lambda x: x.astype(dtype), params)

@@ -94,7 +94,7 @@ def check(folder: str | Path, source: str | Path | None = None, *, watch: Watch 
 def _replay(params, cfg, plan, source) -> int:
     """How many leaves equal those that the plan cuts from the source."""
     original, original_cfg, _ = open_checkpoint(
-        source, kind="decoder", by="pruning", dtype=params["embed"]["table"].dtype
+        source, kind="decoder", by="`pangu-jax prune`", dtype=params["embed"]["table"].dtype
     )
     plans.check_hash(plan, original)
     want, want_cfg = prune(original, plan, cfg=original_cfg)
