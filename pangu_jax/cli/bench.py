@@ -32,8 +32,7 @@ from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench
-from pangu_jax.reasoning.bench_mode import TEXTS
-from pangu_jax.reasoning.bench_prompts import Prompt, Prompter
+from pangu_jax.reasoning.bench_prompts import TEXTS, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Task, find_tasks
 
 HEAD, HASHES = '{"question"', "hashes"

@@ -30,8 +30,7 @@ from pangu_jax.losses.policy import DAPO, GRPO, dr_grpo
 from pangu_jax.losses.policy_config import PolicyConfig
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench, reward_sources
-from pangu_jax.reasoning.bench_mode import TEXTS
-from pangu_jax.reasoning.bench_prompts import Prompt, Prompter
+from pangu_jax.reasoning.bench_prompts import TEXTS, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
 from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade

@@ -6,7 +6,7 @@ measured, so a run keeps them with its results (`Prompter.described`).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pangu_jax.core.config import check_choices
 from pangu_jax.core.errors import InputError
@@ -20,8 +20,10 @@ from pangu_jax.data.chat import (
 )
 from pangu_jax.data.tokenizer import Tokenizer, text_prompt
 from pangu_jax.eval.answers import KINDS, code, extract
-from pangu_jax.reasoning.bench_mode import TEXTS, Mode
 from pangu_jax.reasoning.bench_tasks import Item
+
+Mode = Literal["plain", "few-shot", "chat", "slow", "fast", "auto"]
+TEXTS = ("plain", "few-shot")  # the modes that need no chat template
 
 # What a chat adds to a question.
 ASKED = {

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.decode.sampling_config import SamplingConfig
-from pangu_jax.reasoning.bench_mode import Mode
+from pangu_jax.reasoning.bench_prompts import Mode
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pangu_jax.losses.policy_config import PolicyConfig
-from pangu_jax.reasoning.bench_mode import Mode
+from pangu_jax.reasoning.bench_prompts import Mode
 from pangu_jax.reasoning.rl_config import OPTIMIZER, RlConfig
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.train.optimizer_config import OptimizerConfig
