@@ -149,6 +149,7 @@ def _cell(
         "steps": steps,
         "read_in_training": read_in_training(plan, method, phases, *given[2:], seed),
         "train_seconds": trained_s,
+        "larger": start.larger,
         "device": jax.devices()[0].device_kind,
     }
 

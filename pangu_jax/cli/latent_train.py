@@ -64,7 +64,7 @@ class Options:
     learns thoughts from its own written chain; planning begins each step with a token of its kind;
     looped writes no steps, and runs its layers several times; adaptive lets tokens skip some."""
     task: str
-    """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (three words per edge), whose problems
+    """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (in numbers), whose problems
     are drawn; gsm8k, whose questions are in --data; or a .jsonl file, possibly .gz, of question,
     steps and answer, of question, cot and answer, or as GSM8K has them."""
     out: str
@@ -171,7 +171,7 @@ def main(options: Options) -> None:
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     if options.own == MethodConfig():  # as runs are that began before there was any
         del settings["own"]
-    newer = {"mixed": 0.0, "first_steps": None}
+    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False}
     settings["curriculum"] = {
         name: value
         for name, value in settings["curriculum"].items()
