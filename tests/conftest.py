@@ -38,7 +38,7 @@ def data_dir() -> Path:
     """The folder of real data; tests that need it are skipped without."""
     root = os.environ.get("PANGU_JAX_DATA")
     if not root:
-        pytest.skip("PANGU_JAX_DATA is not set: real data files are not at hand")
+        pytest.skip("PANGU_JAX_DATA is not set: there are no real data files")
     return Path(root) / "data"
 
 

@@ -29,6 +29,7 @@ class Plan:
         trains on all. All are measured on.
       most_removed: of icot, after how many tokens all the rest goes at once; 0 for no such jump.
       first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
+      unmarked: of coconut and pause, as in `CurriculumConfig`.
     """
 
     task: str
@@ -47,6 +48,7 @@ class Plan:
     longest: tuple[int, int] | None = None
     most_removed: int = 0
     first_steps: int | None = None
+    unmarked: bool = False
 
     def curriculum(self, method: str, steps: int | None = None) -> CurriculumConfig:
         """The curriculum of a method, of so many steps or the plan's."""
@@ -57,6 +59,7 @@ class Plan:
             self.slots_per_stage,
             most_removed=self.most_removed,
             first_steps=None if method == "icot" else self.first_steps,
+            unmarked=self.unmarked,
         )
 
 
@@ -99,9 +102,9 @@ _MULTIPLICATION = Plan(
 _PROSQA = Plan(
     "prosqa-symbols",
     "dense-shallow",
-    steps=32_000,
+    steps=36_000,
     stage_steps=2_000,
-    first_steps=15_000,
+    first_steps=6_000,
     stages=6,
     token_steps=300,
     problems=200_000,
@@ -109,6 +112,7 @@ _PROSQA = Plan(
     test_file="prosqa_test.jsonl.gz",
     batch=128,
     learning_rate=3e-4,
+    unmarked=True,
     methods=("coconut", "pause", "cot", "no-cot", "codi", "looped", "adaptive"),
 )
 # With SmolLM2's tokens, 5,183 of GSM8K's 7,473 training questions are so short.

@@ -36,11 +36,12 @@ def write_report(folder: Path, experiment: Experiment, results: Mapping[str, Any
 def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> list[str]:
     if experiment.tokens:
         return _by_budget(plan, experiment, results)
-    rows = []
+    rows, cheap = [], None
     for method in plan.methods:
         names = [f"{plan.task}/{method}/seed{seed}" for seed in experiment.seeds]
         if found := [results[name] for name in names if name in results]:
             rows.append(_row(method, found))
+            cheap = found[0].get("larger")
     if not rows:
         return []
     guess = chance(plan.task)
@@ -49,9 +50,11 @@ def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> lis
         "",
         f"{plan.tests:,} questions, {plan.test_file or 'drawn'} (a run without --data draws them); "
         f"{plan.model}, {plan.steps:,} steps of {plan.batch} problems, from scratch. By chance "
-        f"{'nearly 0' if guess is None else f'{guess:.1%}'}. Pauses are as many empty slots in the "
-        "same curriculum. A pause in the place of thoughts is a row that Coconut's own training "
-        "never reads. FLOP: two for each weight and slot or token, attention left out. "
+        f"{'nearly 0' if guess is None else f'{guess:.1%}'}"
+        f"{'' if cheap is None else f', the larger of the two numbers {cheap:.1%}'}. "
+        "Pauses are as many empty slots in the same curriculum. A pause in the place of thoughts "
+        "is a row that Coconut's own training never reads. FLOP: two for each weight and slot or "
+        "token, attention left out. "
         "Training is timed with compiling; a run that was killed has no time.",
         "",
         table(HEAD, rows),

@@ -63,12 +63,16 @@ from pangu_jax.train.stop_signal import Stopped
 
 
 def main() -> None:
-    parser = options.parser(__doc__, PRESETS, data=None)
+    parser = options.parser(
+        __doc__,
+        PRESETS,
+        data=None,
+        seeds="of initial values and problems",
+        minutes="stop after so long; training is kept",
+    )
     parser.add_argument("--data", help="a folder with the test files; without it tests are drawn")
     parser.add_argument("--model", help="for smollm2: a decoder to start from")
     parser.add_argument("--tokens", type=options.positive, help="for smollm2: what each reads")
-    parser.add_argument("--minutes", type=float, help="stop after so long; training is kept")
-    parser.add_argument("--seeds", nargs="+", type=int, help="of initial values and problems")
     parser.add_argument("--only", nargs="+", help="cells to compute now, such as mult4x4/icot")
     given = parser.parse_args()
     experiment, folder = options.chosen(given, PRESETS, "latent_cot")
@@ -149,6 +153,7 @@ def _cell(
         "steps": steps,
         "read_in_training": read_in_training(plan, method, phases, *given[2:], seed),
         "train_seconds": trained_s,
+        "larger": start.larger,
         "device": jax.devices()[0].device_kind,
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.latent_cot.budget import kept
 from experiments.latent_cot.config import Plan
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.data.prosqa import larger
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.data.word_tokenizer import files_with_tokens
 from pangu_jax.models import presets
@@ -18,6 +19,7 @@ from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.slots import FIELDS, plan_name
 from pangu_jax.reasoning.latent.task import (
+    SYMBOLS,
     Ids,
     Task,
     encode_task,
@@ -37,12 +39,14 @@ class Start:
       model: the decoder.
       longest: tokens of the longest chain and answer, also of problems too long to be trained on.
       params: of a checkpoint; None draws them.
+      larger: the share of test questions that `data.prosqa.larger` answers; None of other tasks.
     """
 
     ids: Ids
     model: DecoderConfig
     longest: int
     params: Any = None
+    larger: float | None = None
 
 
 def begin_with(plan: Plan, seed: int, data: str | None, model: str | None, plans: int) -> Start:
@@ -69,7 +73,10 @@ def begin_with(plan: Plan, seed: int, data: str | None, model: str | None, plans
         return _from_checkpoint(plan, task, model, plans)
     ids = encode_task(task, words_of(task, plans), plans)
     cfg = presets.preset(plan.model, vocab=-(-ids.vocab // 8) * 8)
-    return Start(ids, cfg, ids.longest)
+    found = None
+    if plan.task == SYMBOLS:
+        found = float(np.mean([larger(problem) == problem.answer for problem in task.testing]))
+    return Start(ids, cfg, ids.longest, larger=found)
 
 
 def _from_checkpoint(plan: Plan, task: Task, model: str, plans: int) -> Start:

@@ -347,13 +347,12 @@ def _shown(found: dict[str, Any]) -> str:
 
 
 def _options():
-    parser = options.parser(__doc__, PRESETS, data=None)
+    parser = options.parser(__doc__, PRESETS, data=None, seeds="the preset's if left out")
     parser.add_argument("--data", required=True, help="MultiConIR's folder, or its files in one")
     parser.add_argument("--records", required=True, help="records of films to train on, .jsonl")
     parser.add_argument("--model", required=True, help="the encoder that is tuned, a folder")
     parser.add_argument("--decoder", help="a decoder to study: a folder, or a GGUF file")
     parser.add_argument("--steps", type=options.positive, help="of the tuning; the preset's")
-    parser.add_argument("--seeds", nargs="+", type=int, help="the preset's if left out")
     parser.add_argument(
         "--workers", type=options.positive, default=1, help="processes that share the device"
     )

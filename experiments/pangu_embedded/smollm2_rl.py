@@ -20,7 +20,6 @@ first cell that would begin after them.
 import argparse
 import dataclasses
 import shutil
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,7 +53,7 @@ from pangu_jax.reasoning.bench_prompts import Prompt, Prompter
 from pangu_jax.reasoning.rl import RlConfig, train
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.study import options, report
-from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.study.cells import begin, cell, in_time, say
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.optimizer import make_optimizer
@@ -89,43 +88,31 @@ class Run:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, WORD_PROBLEMS, data=None)
+    parser = options.parser(
+        __doc__,
+        WORD_PROBLEMS,
+        data=None,
+        seeds="of reinforcement learning, 0 if left out; more may come",
+        minutes="no cell is begun after so long",
+    )
+    parser.set_defaults(seeds=[0])
     parser.add_argument("--model", required=True, help="a chat model, a Hugging Face folder")
     parser.add_argument("--data", required=True, help="the folder with the questions")
     parser.add_argument(
         "--template", default="auto", help="how dialogues are written; auto takes the model's own"
     )
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=_natural,
-        default=[0],
-        help="of reinforcement learning; more may come",
-    )
     parser.add_argument("--updates", type=options.positive, help="of reinforcement learning")
-    parser.add_argument("--minutes", type=float, help="no cell is begun after so long")
     given = parser.parse_args()
-    ends = time.monotonic() + 60 * (1e9 if given.minutes is None else given.minutes)
     experiment, folder = options.chosen(given, WORD_PROBLEMS, "pangu_embedded_smollm2_rl")
     run, parameters = _begin(experiment, folder, given)
     questions = json_digest(to_json(run.problems))
     settings = {"questions": questions, "parameters": parameters, "template": given.template}
     cells = begin(folder, experiment, device=report.machine(), **settings)
-    for name, make in _all(run, given.seeds):
-        if name not in cells.results and time.monotonic() > ends:
-            say(f"the time is over before {name}; the same command goes on")
-            break
+    for name, make in in_time(cells, _all(run, given.seeds), given.minutes):
         cell(cells, name, make, shown=lambda found: found["shown"])
         # Each time, as a signal may end the next cell.
         report.write(folder, f"{smollm2_report.text(cells.results)}\n\n{report.machine()}\n")
     print(smollm2_report.text(cells.results))
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return number
 
 
 def _begin(experiment: Experiment, folder: Path, given: argparse.Namespace) -> tuple[Run, str]:

@@ -45,7 +45,7 @@ from pangu_jax.reasoning.sampler import LocalSampler
 from pangu_jax.reasoning.schedule_simulate import Costs, lognormal, simulate
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.study import options, report
-from pangu_jax.study.cells import Cells, begin, cell, say
+from pangu_jax.study.cells import Cells, begin, cell, in_time
 from pangu_jax.study.table import mean_std, table
 from pangu_jax.train.optimizer import make_optimizer
 from pangu_jax.train.optimizer_config import OptimizerConfig
@@ -60,20 +60,20 @@ ARMS = {
 
 
 def main() -> None:
-    parser = options.parser(__doc__, STALENESS, data=None)
-    parser.add_argument("--minutes", type=float, help="no cell is begun after so long")
+    parser = options.parser(
+        __doc__,
+        STALENESS,
+        data=None,
+        seeds="of those of the preset",
+        minutes="no cell is begun after so long",
+    )
     parser.add_argument("--part", choices=("speed", "learning"), help="what is computed now")
-    parser.add_argument("--seeds", nargs="+", type=int, help="of those of the preset")
     given = parser.parse_args()
     experiment, folder = options.chosen(given, STALENESS, "pangu_embedded_staleness")
     if unknown := set(given.seeds or ()) - set(experiment.learning.seeds):
         raise InputError(f"--seeds {min(unknown)}: the preset has {experiment.learning.seeds}")
     cells = begin(folder, experiment, device=report.machine())
-    ends = time.monotonic() + 60 * (1e9 if given.minutes is None else given.minutes)
-    for name, make in _all(experiment, folder, cells, given):
-        if name not in cells.results and time.monotonic() > ends:
-            say(f"the time is over before {name}; the same command goes on")
-            break
+    for name, make in in_time(cells, _all(experiment, folder, cells, given), given.minutes):
         cell(cells, name, make, shown=lambda found: f"{found['shown']:.3f}")
     text = _text(cells, experiment)
     report.write(folder, f"# Staleness\n\n{text}\n\n{report.machine()}\n")

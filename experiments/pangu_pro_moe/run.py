@@ -94,11 +94,12 @@ def main() -> None:
 
 
 def _options():
-    parser = options.parser(__doc__, PRESETS, default="demo")
+    parser = options.parser(
+        __doc__, PRESETS, default="demo", seeds="every model is trained once per seed"
+    )
     add = parser.add_argument
     add("--tokenizer", default="bytes", help='"bytes", or a Hugging Face tokenizer.json')
     add("--steps", type=options.positive, help="of each model; the preset's if left out")
-    add("--seeds", nargs="+", type=int, help="every model is trained once a seed")
     return parser.parse_args()
 
 

@@ -98,7 +98,7 @@ def best(results: dict[str, Any], experiment: Experiment) -> list[str]:
             for d in range(experiment.draws)
         ]
         scores[f"{method}/{repair}"] = np.mean([c["own"][-1] for c in cells])
-    # The same units with another repair are hardly another start: one entry a method.
+    # The same units with another repair are hardly another start: one entry per method.
     ranked, seen = [], set()
     for name in sorted(scores, key=scores.__getitem__):
         if name.split("/")[0] not in seen:

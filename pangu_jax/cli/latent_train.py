@@ -45,7 +45,6 @@ from pangu_jax.train.loop_config import LoopConfig
 
 MOST_NEW = 8  # tokens that an answer may have beyond the longest of the training problems
 
-
 # What may differ when a run is resumed: it changes no result.
 FREE = ("out", "checkpoint_every")
 
@@ -113,7 +112,7 @@ def main(options: Options) -> None:
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     if options.own == MethodConfig():  # as runs are that began before there was any
         del settings["own"]
-    newer = {"mixed": 0.0, "first_steps": None}
+    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False}
     settings["curriculum"] = {
         name: value
         for name, value in settings["curriculum"].items()

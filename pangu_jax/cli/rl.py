@@ -9,7 +9,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from pangu_jax.checkpoint import store
@@ -18,7 +17,7 @@ from pangu_jax.cli.distill import write_model
 from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.options.rl import Options
 from pangu_jax.cli.progress import progress, working
-from pangu_jax.cli.stopping import stoppable
+from pangu_jax.cli.stopping import joined, stoppable
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
@@ -40,11 +39,9 @@ from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.sharding.launch import (
     check_equal,
-    connect,
     first_process,
     gathered,
     layout_of,
-    leave,
 )
 from pangu_jax.train.optimizer import make_optimizer
 
@@ -66,14 +63,8 @@ FREE = (
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and writes OUT/model."""
-    connect(options.coordinator, options.processes, options.process)
-    try:
-        with contextlib.ExitStack() as claims:
-            _main(options, claims)
-    except InputError as error:
-        if jax.process_count() > 1:
-            leave(str(error), 2)
-        raise
+    with joined(options.coordinator, options.processes, options.process) as claims:
+        _main(options, claims)
 
 
 def _main(options: Options, claims: contextlib.ExitStack) -> None:

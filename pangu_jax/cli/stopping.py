@@ -1,12 +1,14 @@
-"""Exit codes of commands and experiments: stopped, interrupted, or given bad input."""
+"""How commands and experiments end: stopped, interrupted, given bad input; alone or several."""
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+
 from pangu_jax.core.errors import InputError
-from pangu_jax.sharding.launch import first_process
+from pangu_jax.sharding.launch import connect, first_process, leave
 from pangu_jax.train.stop_signal import Stopped
 
 
@@ -22,6 +24,34 @@ def stoppable() -> Iterator[None]:
         if first_process():
             print(f"stopped at step {stop}; the same command goes on from there", file=sys.stderr)
         sys.exit(stop.status)
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator: str, processes: int | None, process: int | None
+) -> Iterator[contextlib.ExitStack]:
+    """Joins the processes of a run for the block, which one that finds bad input leaves at once.
+
+    Args:
+      coordinator: as in `sharding.launch.connect`, "" for a run of one process.
+      processes: how many there are, or None.
+      process: which this is, or None.
+
+    Yields:
+      What is closed when the block ends, such as the claim on the run's folder.
+
+    Raises:
+      InputError: the processes cannot be joined, or, in a run of one, the block raised it. Of
+        several, one that raises it exits with 2 and does not wait for the others.
+    """
+    connect(coordinator, processes, process)
+    try:
+        with contextlib.ExitStack() as claims:
+            yield claims
+    except InputError as error:
+        if jax.process_count() > 1:
+            leave(str(error), 2)
+        raise
 
 
 def script(main: Callable[[], None]) -> None:

@@ -5,13 +5,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import jax
-
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.options.train import Options
 from pangu_jax.cli.progress import working
-from pangu_jax.cli.stopping import stoppable
+from pangu_jax.cli.stopping import joined, stoppable
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
@@ -28,10 +26,8 @@ from pangu_jax.nn.how import How
 from pangu_jax.sharding.launch import (
     batch_share,
     check_equal,
-    connect,
     first_process,
     layout_of,
-    leave,
 )
 from pangu_jax.sharding.layout import Layout, whole
 from pangu_jax.train.language import language_loss
@@ -55,14 +51,8 @@ FREE = (
 
 def main(options: Options) -> None:
     """Trains, evaluates on held-out text, and prints the run's folder."""
-    connect(options.coordinator, options.processes, options.process)
-    try:
-        with contextlib.ExitStack() as claims:
-            _main(options, claims)
-    except InputError as error:
-        if jax.process_count() > 1:
-            leave(str(error), 2)
-        raise
+    with joined(options.coordinator, options.processes, options.process) as claims:
+        _main(options, claims)
 
 
 def _main(options: Options, claims: contextlib.ExitStack) -> None:

@@ -26,7 +26,7 @@ class Question:
 def questions(path: str | Path) -> list[Question]:
     """Reads a file of {"instruction", "label"} objects, one per line, possibly .gz.
 
-    An instruction ends in its choices, "A. one" a line (CommonsenseQA) or "A: one, B: two"
+    An instruction ends in its choices, "A. one" per line (CommonsenseQA) or "A: one, B: two"
     (OpenBookQA), and the label is a letter; or it has none and the label is True or False
     (StrategyQA), for which the choices are yes and no.
 

@@ -2,19 +2,21 @@
 
     Every gerpus is a terpus. ... Bob is a yerpus. ... Is Sally a hilpus or sterpus?
 
-and in symbols, three words per edge:
+and in symbols, three words per edge, a step of the chain one word. Nodes are numbers there, of
+which no edge leads to a smaller one, as the indices of the published questions are:
 
-    gerpus terpus ; ... Bob yerpus ; ... Sally hilpus sterpus ?
+    6 7 ; ... 0 14 ; ... 25 22 ? 1
 
 Questions are drawn so that their statistics are those of the published test questions: the number
 of nodes and edges, of parents, and of steps. Training questions themselves are not published in a
 form that can be copied; how they were drawn is not known beyond these statistics.
 
-Source: arXiv 2412.06769, section 4 and appendix A.
+Source: arXiv 2412.06769, section 4 and appendix A; symbols as in arXiv 2505.12514's released code.
 """
 
 import dataclasses
 import functools
+import heapq
 import multiprocessing
 import operator
 import re
@@ -88,8 +90,8 @@ STEMS = (
 )
 # What is known and what is asked, as sentences and in symbols.
 FORMS = (
-    (re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (\w+) a (\w+) or (\w+)\?\s*$")),
-    (re.compile(r"(\w+) (\w+) ;"), re.compile(r"(\w+) (\w+) (\w+) \?\s*$")),
+    (re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (?P<root>\w+) a (\w+) or (\w+)\?\s*$")),
+    (re.compile(r"(\w+) (\w+) ;"), re.compile(r"(\w+) (\w+) \? (?P<root>\w+)\s*$")),
 )
 WORKER_DRAWS = 500  # problems that a process draws at a time
 CONCEPTS = tuple(f"{stem}pus" for stem in STEMS)
@@ -121,7 +123,9 @@ class Graph:
         return [(parent, node) for node, found in enumerate(self.parents) for parent in found]
 
 
-def draw_prosqa(count: int, *, seed: int = 0, workers: int = 1) -> list[Problem]:
+def draw_prosqa(
+    count: int, *, seed: int = 0, workers: int = 1, in_symbols: bool = False
+) -> list[Problem]:
     """Problems, of which the i-th is a function of the seed and i alone.
 
     Args:
@@ -129,6 +133,7 @@ def draw_prosqa(count: int, *, seed: int = 0, workers: int = 1) -> list[Problem]
       seed: of the draws.
       workers: processes that draw, about 2 ms per problem; more than one begin with the caller's
         main module, as `multiprocessing` explains.
+      in_symbols: whether they are as `symbols` has them.
 
     Raises:
       InputError: a number out of range.
@@ -136,18 +141,21 @@ def draw_prosqa(count: int, *, seed: int = 0, workers: int = 1) -> list[Problem]
     check_size("count", count)
     check_size("workers", workers)
     if workers == 1 or count <= WORKER_DRAWS:
-        return _draw(seed, range(count))
+        return _draw(seed, in_symbols, range(count))
     parts = [range(n, min(n + WORKER_DRAWS, count)) for n in range(0, count, WORKER_DRAWS)]
     # Forked processes could inherit a lock that a thread of jax holds.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        return [x for part in pool.map(functools.partial(_draw, seed), parts) for x in part]
+        return [
+            x for part in pool.map(functools.partial(_draw, seed, in_symbols), parts) for x in part
+        ]
 
 
-def _draw(seed: int, numbers: range) -> list[Problem]:
+def _draw(seed: int, in_symbols: bool, numbers: range) -> list[Problem]:
     found = []
     for number in numbers:
         rng = np.random.default_rng((seed, number))
-        found.append(write(draw_graph(rng), rng))
+        problem = write(draw_graph(rng), rng)
+        found.append(symbols(problem) if in_symbols else problem)
     return found
 
 
@@ -191,7 +199,7 @@ def write(graph: Graph, rng: np.random.Generator) -> Problem:
 
 
 def symbols(problem: Problem) -> Problem:
-    """A problem without the words that say nothing: three words per edge, one the answer.
+    """A problem in numbers: two and a mark per edge, one per step, one for the answer.
 
     Raises:
       InputError: it is not of the form of `write` and the published files.
@@ -201,9 +209,40 @@ def symbols(problem: Problem) -> Problem:
     facts, steps = fact.findall(problem.question), [fact.findall(x) for x in problem.steps]
     if not found or not answer or not facts or any(len(step) != 1 for step in steps):
         raise InputError(f"no question of ProsQA: {problem.question!r:.80}")
-    edges = " ".join(f"{start} {end} ;" for start, end in facts)
-    chain = tuple(f"{start} {end} ;" for ((start, end),) in steps)
-    return Problem(f"{edges} {' '.join(found.groups())} ?", chain, answer.group(2))
+    root, one, other = found.groups()
+    number = _numbers([*facts, (root, one), (root, other)], facts)
+    edges = " ".join(f"{number[start]} {number[end]} ;" for start, end in facts)
+    chain = tuple(number[end] for ((_, end),) in steps)
+    question = f"{edges} {number[one]} {number[other]} ? {number[root]}"
+    return Problem(question, chain, number[answer.group(2)])
+
+
+def larger(problem: Problem) -> str:
+    """The larger of the two numbers that a question in symbols offers: later nodes are deeper."""
+    one, other, *_ = problem.question.rsplit(maxsplit=4)[1:]
+    return max(one, other, key=int)
+
+
+def _numbers(named: list[tuple[str, str]], edges: list[tuple[str, str]]) -> dict[str, str]:
+    """Numbers of names, counted along the edges: of all that may come next, the one named first."""
+    names = list(dict.fromkeys(name for pair in named for name in pair))
+    place = {name: i for i, name in enumerate(names)}
+    below, above = [[] for _ in names], [0] * len(names)
+    for start, end in edges:
+        below[place[start]].append(place[end])
+        above[place[end]] += 1
+    free = [i for i, parents in enumerate(above) if not parents]  # a heap, as it is sorted
+    found = {}
+    while free:
+        start = heapq.heappop(free)
+        found[names[start]] = str(len(found))
+        for end in below[start]:
+            above[end] -= 1
+            if not above[end]:
+                heapq.heappush(free, end)
+    if len(found) < len(names):
+        raise InputError("a question of ProsQA goes in a circle: it has no order of its nodes")
+    return found
 
 
 def by_distance(question: str) -> tuple[list[set[str]], set[str]] | None:
@@ -220,7 +259,7 @@ def by_distance(question: str) -> tuple[list[set[str]], set[str]] | None:
     edges, asked = next((form for form in forms if all(form)), (None, None))
     if edges is None or asked is None:
         return None
-    known, found = {asked.group(1)}, []
+    known, found = {asked["root"]}, []
     while True:
         new = {end for start, end in edges if start in known} - known
         if not new:

@@ -15,7 +15,7 @@ from pangu_jax.eval.lexical import Scorer
 
 T = TypeVar("T", str, tuple[str, str])
 
-CHUNK = 1024  # texts a file; a run that is stopped loses no more
+CHUNK = 1024  # texts per file; a run that is stopped loses no more
 
 
 class Cosines:

@@ -79,7 +79,7 @@ def mixer(
       [B, V, D].
 
     Source: arXiv 2505.20774, section 3, as its released code computes it: no projection after the
-    gate, and one state a channel, which leaves the scan whole.
+    gate, and one state per channel, which leaves the scan whole.
     """
     u, gate = jnp.split(linear(params["in"], x), 2, axis=-1)
     y = u * params["skip"].astype(x.dtype)

@@ -68,7 +68,7 @@ class Preference:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Reads a file of {"prompt", "chosen", "rejected": texts}, a line each, possibly .gz.
+    """Reads a file of {"prompt", "chosen", "rejected": texts}, one per line, possibly .gz.
 
     Raises:
       InputError: the file cannot be read, or a line is of another form; names it.

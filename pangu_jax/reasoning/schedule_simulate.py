@@ -130,7 +130,7 @@ def read_lengths(path: str | Path) -> list[list[int]]:
     Args:
       path: .jsonl with "tokens" in every line, as `pangu-jax bench` and `generate --prompts` write
         it, where lines of equal "question", or else equal "line", are of one prompt; or a text with
-        the numbers of one prompt a line.
+        the numbers of one prompt per line.
 
     Raises:
       InputError: the file cannot be read, is empty, or holds something else; names the line.

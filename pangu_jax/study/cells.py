@@ -9,7 +9,8 @@ Several processes that share a table are for `study.workers`.
 
 import dataclasses
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,24 @@ def cell(
         found = cells.results[name]
         say(f"{name}: {shown(found)} ({found['seconds']:.0f} s)")
     return cells.results[name]
+
+
+def in_time(
+    cells: Cells, makes: Iterable[tuple[str, Callable[[], dict[str, Any]]]], minutes: float | None
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """What is to be computed, in order, until one that is missing would begin too late.
+
+    Args:
+      cells: the run.
+      makes: each cell's name, and what computes it.
+      minutes: after how many, from now on, no cell begins; None sets no end.
+    """
+    ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    for name, make in makes:
+        if name not in cells.results and time.monotonic() > ends:
+            say(f"the time is over before {name}; the same command goes on")
+            return
+        yield name, make
 
 
 def say(text: str) -> None:

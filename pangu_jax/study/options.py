@@ -1,7 +1,7 @@
-"""The options that every experiment has: --preset, --data, --out.
+"""The options that experiments share: --preset, --data, --out, and --seeds and --minutes of some.
 
-parser = options.parser(__doc__, PRESETS)
-parser.add_argument("--seeds", nargs="+", type=int)         # overrides the field of that name
+parser = options.parser(__doc__, PRESETS, seeds="the preset's if left out")
+parser.add_argument("--steps", type=options.positive)       # overrides the field of that name
 given = parser.parse_args()
 experiment, folder = options.chosen(given, PRESETS, "my_paper")
 """
@@ -16,7 +16,13 @@ TEXT = "a file or folder of text; the preset's if left out"
 
 
 def parser(
-    doc: str, presets: Mapping[str, Any], *, default: str = "smoke", data: str | None = TEXT
+    doc: str,
+    presets: Mapping[str, Any],
+    *,
+    default: str = "smoke",
+    data: str | None = TEXT,
+    seeds: str | None = None,
+    minutes: str | None = None,
 ) -> argparse.ArgumentParser:
     """A parser that knows the common options; an experiment adds its own.
 
@@ -27,13 +33,30 @@ def parser(
       presets: the experiments by name.
       default: the preset that is taken if none is named.
       data: the help of --data; None leaves --data to the experiment.
+      seeds: the help of --seeds; None leaves it out.
+      minutes: the help of --minutes; None leaves it out.
     """
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
     found.add_argument("--preset", default=default, choices=presets)
     if data is not None:
         found.add_argument("--data", help=data)
     found.add_argument("--out", help="the run's folder; runs/<experiment>-<preset> if left out")
+    if seeds is not None:
+        found.add_argument("--seeds", nargs="+", type=natural, help=seeds)
+    if minutes is not None:
+        found.add_argument("--minutes", type=float, help=minutes)
     return found
+
+
+def natural(text: str) -> int:
+    """An integer of at least 0, as a `type` of argparse.
+
+    Raises:
+      ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
+    return int(text)
 
 
 def positive(text: str) -> int:

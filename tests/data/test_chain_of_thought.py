@@ -19,6 +19,7 @@ from pangu_jax.data.prosqa import (
     by_distance,
     draw_graph,
     draw_prosqa,
+    larger,
     symbols,
 )
 
@@ -157,20 +158,39 @@ def test_several_processes_draw_the_same_problems(monkeypatch):
 
 
 def test_a_question_in_symbols_says_the_same():
-    for problem in draw_prosqa(20, seed=5):
+    made = draw_prosqa(20, seed=5)
+    assert draw_prosqa(20, seed=5, in_symbols=True) == list(map(symbols, made))
+    for problem in made:
         short, edges = symbols(problem), parsed(problem)[0]
         *known, asked = short.question.split(" ; ")
-        assert [tuple(edge.split()) for edge in known] == edges
-        who, one, other, mark = asked.split()
-        assert problem.question.endswith(f"Is {who} a {one} or {other}?") and mark == "?"
-        assert f"{who} is a {short.answer}." == problem.answer
-        chain = [step.split() for step in short.steps]
-        assert chain[0][0] == who and chain[-1][1] == short.answer
+        # Which number stands for which name: edges come in the same order.
+        name = {
+            number: word
+            for edge, words in zip(known, edges, strict=True)
+            for number, word in zip(edge.split(), words, strict=True)
+        }
+        assert sorted(map(int, name)) == list(range(len(name))) and len(name) == len(
+            {word for words in edges for word in words}
+        )
+        assert all(int(start) < int(end) for start, end in (edge.split() for edge in known))
+        one, other, mark, who = asked.split()
+        end = f"Is {name[who]} a {name[one]} or {name[other]}?"
+        assert problem.question.endswith(end) and mark == "?"
+        assert f"{name[who]} is a {name[short.answer]}." == problem.answer
+        assert short.steps[-1] == short.answer
         written = [step.removeprefix("Every ") for step in problem.steps]
-        assert [f"{start} is a {end}." for start, end, _ in chain] == written
-        assert by_distance(short.question) == by_distance(problem.question) is not None
+        chain = zip((who, *short.steps), short.steps, strict=False)
+        assert [f"{name[start]} is a {name[end]}." for start, end in chain] == written
+        steps, rest = by_distance(short.question)
+        back = [{name[number] for number in found} for found in (*steps, rest)]
+        steps, rest = by_distance(problem.question)
+        assert back == [*steps, rest]
+        assert larger(short) == str(max(int(one), int(other)))
     with pytest.raises(InputError, match=r"no question of ProsQA: 'Is it'"):
         symbols(dataclasses.replace(problem, question="Is it"))
+    circle = "A is a bpus. Every bpus is a cpus. Every cpus is a bpus. Is A a bpus or cpus?"
+    with pytest.raises(InputError, match="goes in a circle"):
+        symbols(Problem(circle, (), "A is a bpus."))
 
 
 def statistics(nodes, edges, parents, hops):

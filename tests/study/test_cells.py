@@ -8,7 +8,7 @@ import pytest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.study import workers
-from pangu_jax.study.cells import begin, cell
+from pangu_jax.study.cells import begin, cell, in_time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,16 @@ def test_a_cell_is_computed_once_and_said_once(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match="another steps: 5, not 6"):
         begin(tmp_path, Experiment(6), checkpoint=None)
+
+
+def test_no_missing_cell_begins_after_the_time_is_over(tmp_path, capsys):
+    run = begin(tmp_path, Experiment())
+    run.results["a"] = {}
+    makes = [(name, dict) for name in "abc"]
+    assert list(in_time(run, makes, None)) == list(in_time(run, makes, 1.0)) == makes
+    assert capsys.readouterr().err == ""
+    assert list(in_time(run, makes, -1.0)) == makes[:1]
+    assert capsys.readouterr().err == "the time is over before b; the same command goes on\n"
 
 
 def shown(found):

@@ -19,8 +19,7 @@ PRESETS = {"smoke": Experiment(), "gpu": Experiment(steps=50)}
 
 
 def read(*words):
-    parser = options.parser("What it is.\n\nMore.", PRESETS)
-    parser.add_argument("--seeds", nargs="+", type=int)
+    parser = options.parser("What it is.\n\nMore.", PRESETS, seeds="the preset's")
     parser.add_argument("--steps", type=options.positive)
     parser.add_argument("--checkpoint")
     return options.chosen(parser.parse_args(words), PRESETS, "mine")
@@ -33,7 +32,9 @@ def test_options_replace_the_fields_of_their_names():
     assert read("--preset", "gpu", "--steps", "7")[0].steps == 7
 
 
-@pytest.mark.parametrize("words", [("--preset", "none"), ("--steps", "0"), ("--steps", "-1")])
+@pytest.mark.parametrize(
+    "words", [("--preset", "none"), ("--steps", "0"), ("--steps", "-1"), ("--seeds", "0", "-1")]
+)
 def test_what_makes_no_sense_is_refused(words, capsys):
     with pytest.raises(SystemExit) as end:
         read(*words)

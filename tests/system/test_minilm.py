@@ -3,7 +3,6 @@
 By `make parity`; skipped where the index is not reached. `tools/get_model.py` downloads it.
 """
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.cli.main import main
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.encoder_inputs import encode_for_encoder
 from pangu_jax.data.tokenizer import load_tokenizer
@@ -23,23 +21,8 @@ ROOT = Path(__file__).parents[2]
 LENGTH = 256
 
 
-def tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as end:
-        main([*map(str, arguments)])
-    found = capsys.readouterr()
-    assert end.value.code == 0, found.err
-    return found.out
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, tool):
     out = tmp_path_factory.mktemp("minilm") / "model"
     try:
         tool("get_model").get("minilm", out)
@@ -131,27 +114,27 @@ def test_vectors_alone_and_in_batches(batch, folder, texts, wanted, together):
     assert cosines(found.vectors, together).min() >= 0.999999
 
 
-def test_the_command_writes_them(folder, texts, wanted, tmp_path, capsys):
+def test_the_command_writes_them(folder, texts, wanted, tmp_path, call):
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"body": text}) + "\n" for text in texts))
     out = tmp_path / "vectors.npy"
-    said = call(capsys, "embed", folder, "--data", data, "--field", "body", "--out", out)
+    said = call("embed", folder, "--data", data, "--field", "body", "--out", out)
     assert said.startswith("vectors    200 of width 384\npooling    mean, scaled to length 1")
     found = np.load(out)
     assert found.shape == (200, 384) and cosines(found, wanted).min() >= 0.999999
     # And they mean something: a sentence is nearest to what says the same.
     (tmp_path / "few.txt").write_text("A cat sits outside.\nThe new film is great.\n"
                                       "The cat plays in the garden.\n")  # fmt: skip
-    call(capsys, "embed", folder, "--data", tmp_path / "few.txt", "--out", out)
+    call("embed", folder, "--data", tmp_path / "few.txt", "--out", out)
     cat, film, garden = np.load(out)
     assert cat @ garden > 0.4 > cat @ film
 
 
-def test_transformers_loads_what_is_written(folder, texts, wanted, tmp_path, capsys):
+def test_transformers_loads_what_is_written(folder, texts, wanted, tmp_path, call):
     import torch
     import transformers
 
-    call(capsys, "convert", folder, tmp_path / "out")
+    call("convert", folder, tmp_path / "out")
     model, report = transformers.BertModel.from_pretrained(
         tmp_path / "out", output_loading_info=True, dtype=torch.float32
     )
@@ -163,9 +146,9 @@ def test_transformers_loads_what_is_written(folder, texts, wanted, tmp_path, cap
 
 
 @pytest.mark.parametrize("target", ["onnx", "stablehlo"])
-def test_what_is_exported_gives_the_same(target, folder, texts, wanted, tmp_path, capsys):
+def test_what_is_exported_gives_the_same(target, folder, texts, wanted, tmp_path, call):
     out = tmp_path / "out"
-    call(capsys, "export", folder, "--target", target, "--profiles", LENGTH, "--batch", 4,
+    call("export", folder, "--target", target, "--profiles", LENGTH, "--batch", 4,
          "--out", out)  # fmt: skip
     items = list(encode_for_encoder(load_tokenizer(folder), texts[:40], LENGTH))
     tokens, valid = np.zeros((40, LENGTH), np.int32), np.zeros((40, LENGTH), bool)

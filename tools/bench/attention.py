@@ -2,7 +2,7 @@
 
     python tools/bench/attention.py --documents 4 16 64 --out attention.json
 
-Rows of `--length` hold four documents of equal length. Forms: one document a row ("plain"), which
+Rows of `--length` hold four documents of equal length. Forms: one document per row ("plain"), which
 is another result and a yardstick; a mask of [B, T, T] ("mask"); and documents that are announced,
 at most so many a row ("packed M"). Before it is timed, a form's results and gradients are compared
 with the reference's in float32, on rows of uneven documents and of padding, where it has the same

@@ -158,7 +158,7 @@ def main():
     parser.add_argument("--twin", action="store_true")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--plain", action="store_true", help="one document a row")
+    parser.add_argument("--plain", action="store_true", help="one document per row")
     parser.add_argument("--documents", type=int, help="the most documents a row holds")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--dtype", default="float32")

@@ -26,7 +26,7 @@ class Options:
     learns thoughts from its own written chain; planning begins each step with a token of its kind;
     looped writes no steps, and runs its layers several times; adaptive lets tokens skip some."""
     task: str
-    """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (three words per edge), whose problems
+    """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (in numbers), whose problems
     are drawn; gsm8k, whose questions are in --data; or a .jsonl file, possibly .gz, of question,
     steps and answer, of question, cot and answer, or as GSM8K has them."""
     out: str

@@ -88,6 +88,56 @@ def _loop(length, step, carry, unroll, reverse=False):
     return jax.lax.fori_loop(0, length // unroll, some, carry)
 
 
+def _forward_block(
+    u, dt, A, B, C, D, bias, start, y, last, *starts, chunks, length, part, softplus, unroll
+):
+    """What a block of threads does: 128 channels of one sequence, a chunk after the other."""
+    n = A.shape[0]
+    b, e = jax.lax.axis_index("batch"), jax.lax.axis_index("channels")
+    lanes = pl.ds(e * LANES, LANES)
+    rates = [A[i, lanes] * LOG2E for i in range(n)]
+    skip = D[lanes]
+    shift = bias[lanes]
+    states = tuple(start[b * n + i, lanes] for i in range(n))
+
+    def chunk(index, u, dt, B, C, states):
+        place = b * chunks + index[0]
+
+        def stretch(s, states):
+            if starts:
+                for i in range(n):
+                    starts[0][(place * (length // part) + s) * n + i, lanes] = states[i]
+            return _loop(part, lambda t, h: step(s * part + t, h), states, unroll)
+
+        def step(t, states):
+            x, d = u[t, :], _step_size(dt[t, :] + shift, softplus)
+            dx, out, after = d * x, skip * x, []
+            for i in range(n):
+                h = jnp.exp2(d * rates[i]) * states[i] + dx * _splat(B[t, i])
+                out = out + h * _splat(C[t, i])
+                after.append(h)
+            # From registers: a warp's store is whole lines, and nobody waits for it.
+            y[place * length + t, lanes] = out
+            return tuple(after)
+
+        states = jax.lax.fori_loop(0, length // part, stretch, states)
+        # Nobody may still read this chunk when the next is copied over it.
+        plgpu.commit_smem()
+        return states
+
+    wide = plgpu.BlockSpec((length, LANES), lambda i: (b * chunks + i, e))
+    narrow = plgpu.BlockSpec((length, n), lambda i: (b * chunks + i, 0))
+    states = plgpu.emit_pipeline(
+        chunk,
+        grid=(chunks,),
+        in_specs=[wide, wide, narrow, narrow],
+        max_concurrent_steps=min(3, chunks),
+        init_carry=states,
+    )(u, dt, B, C)
+    for i in range(n):
+        last[b * n + i, lanes] = states[i]
+
+
 def forward(
     u: jax.Array,
     dt: jax.Array,
@@ -127,53 +177,12 @@ def forward(
     """
     batch, steps, channels = u.shape
     n = A.shape[0]
-    chunks, part = steps // length, kept or length
+    part = kept or length
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
-    def body(u, dt, A, B, C, D, bias, start, y, last, *starts):
-        b, e = jax.lax.axis_index("batch"), jax.lax.axis_index("channels")
-        lanes = pl.ds(e * LANES, LANES)
-        rates = [A[i, lanes] * LOG2E for i in range(n)]
-        skip = D[lanes]
-        shift = bias[lanes]
-        states = tuple(start[b * n + i, lanes] for i in range(n))
-
-        def chunk(index, u, dt, B, C, states):
-            place = b * chunks + index[0]
-
-            def stretch(s, states):
-                if kept:
-                    for i in range(n):
-                        starts[0][(place * (length // part) + s) * n + i, lanes] = states[i]
-                return _loop(part, lambda t, h: step(s * part + t, h), states, unroll)
-
-            def step(t, states):
-                x, d = u[t, :], _step_size(dt[t, :] + shift, softplus)
-                dx, out, after = d * x, skip * x, []
-                for i in range(n):
-                    h = jnp.exp2(d * rates[i]) * states[i] + dx * _splat(B[t, i])
-                    out = out + h * _splat(C[t, i])
-                    after.append(h)
-                # From registers: a warp's store is whole lines, and nobody waits for it.
-                y[place * length + t, lanes] = out
-                return tuple(after)
-
-            states = jax.lax.fori_loop(0, length // part, stretch, states)
-            # Nobody may still read this chunk when the next is copied over it.
-            plgpu.commit_smem()
-            return states
-
-        wide = plgpu.BlockSpec((length, LANES), lambda i: (b * chunks + i, e))
-        narrow = plgpu.BlockSpec((length, n), lambda i: (b * chunks + i, 0))
-        states = plgpu.emit_pipeline(
-            chunk,
-            grid=(chunks,),
-            in_specs=[wide, wide, narrow, narrow],
-            max_concurrent_steps=min(3, chunks),
-            init_carry=states,
-        )(u, dt, B, C)
-        for i in range(n):
-            last[b * n + i, lanes] = states[i]
+    def body(*refs):
+        sizes = {"chunks": steps // length, "length": length, "part": part}
+        _forward_block(*refs, **sizes, softplus=softplus, unroll=unroll)
 
     out = [f32((batch * steps, channels)), f32((batch * n, channels))]
     kernel = plgpu.kernel(
@@ -187,6 +196,88 @@ def forward(
     y, last, *starts = kernel(_flat(u), _flat(dt), A, _flat(B), _flat(C), D, bias, _flat(state))
     kept_states = starts[0].reshape(batch, -1, n, channels) if kept else None
     return y.reshape(u.shape), last.reshape(state.shape), kept_states
+
+
+def _backward_block(
+    u, dt, A, B, C, D, bias, starts, dy, dlast, du, ddt, dA, dBC, dD, dbias, dstart,
+    kept, rows, *, chunks, length, softplus, unroll, steps_ahead, interpret,
+):  # fmt: skip
+    """What a block of threads does: 128 channels of one sequence, from the last chunk on."""
+    n = A.shape[0]
+    group = ROWS // (2 * n)  # steps whose products fill the rows
+    b, e = jax.lax.axis_index("batch"), jax.lax.axis_index("channels")
+    lanes = pl.ds(e * LANES, LANES)
+    final = b * chunks + chunks - 1
+    rates = [A[i, lanes] * LOG2E for i in range(n)]
+    skip, shift = D[lanes], bias[lanes]
+
+    def chunk(index, u, dt, dy, B, C, start, carry):
+        place = (final - index[0]) * length
+
+        def again(t, states):
+            d = _step_size(dt[t, :] + shift, softplus)
+            dx, after = d * u[t, :], []
+            for i in range(n):
+                kept[t * n + i, :] = states[i]
+                after.append(jnp.exp2(d * rates[i]) * states[i] + dx * _splat(B[t, i]))
+            return tuple(after)
+
+        _loop(length, again, tuple(start[i, :] for i in range(n)), unroll)
+
+        def step(t, row, carry):
+            flow, slopes, dskip, dshift = carry
+            x, raw, wants = u[t, :], dt[t, :] + shift, dy[t, :]
+            d = _step_size(raw, softplus)
+            dx = d * x
+            entered, rate_sum = jnp.zeros_like(x), jnp.zeros_like(x)
+            new_flow, new_slopes = [], []
+            for i in range(n):
+                decay = jnp.exp2(d * rates[i])
+                decayed = decay * kept[t * n + i, :]
+                enter = _splat(B[t, i])
+                wanted = flow[i] + wants * _splat(C[t, i])
+                rows[row + i, pl.ds(0, LANES)] = wanted * dx
+                rows[row + n + i, pl.ds(0, LANES)] = wants * (decayed + dx * enter)
+                entered = entered + wanted * enter
+                rate = wanted * decayed
+                rate_sum = rate_sum + rate * rates[i]
+                new_slopes.append(slopes[i] + rate * d)
+                new_flow.append(wanted * decay)
+            du[place + t, lanes] = entered * d + skip * wants
+            draw = (entered * x + rate_sum * (1 / LOG2E)) * _step_slope(raw, softplus)
+            ddt[place + t, lanes] = draw
+            return tuple(new_flow), tuple(new_slopes), dskip + wants * x, dshift + draw
+
+        def steps_of_rows(i, carry):
+            first = length - (i + 1) * group
+            for j in reversed(range(group)):
+                carry = step(first + j, j * 2 * n, carry)
+            plgpu.commit_smem()  # a barrier: rows are read by other threads
+            sums = _rows(rows, interpret).sum(1)
+            dBC[e, pl.ds((place + first) * 2 * n, ROWS)] = sums
+            plgpu.commit_smem()  # and written again
+            return carry
+
+        return jax.lax.fori_loop(0, length // group, steps_of_rows, carry)
+
+    wide = plgpu.BlockSpec((length, LANES), lambda i: (final - i, e))
+    narrow = plgpu.BlockSpec((length, n), lambda i: (final - i, 0))
+    nothing = jnp.zeros((LANES,), jnp.float32)
+    if not interpret:  # a constant has no layout yet, the sums that it starts have
+        nothing = plgpu.layout_cast(nothing, plgpu.Layout.WG_STRIDED((LANES,), vec_size=1))
+    flow = tuple(dlast[b * n + i, lanes] for i in range(n))
+    flow, slopes, dskip, dshift = plgpu.emit_pipeline(
+        chunk,
+        grid=(chunks,),
+        in_specs=[wide, wide, wide, narrow, narrow,
+                  plgpu.BlockSpec((n, LANES), lambda i: (final - i, e))],
+        max_concurrent_steps=min(steps_ahead, chunks),
+        init_carry=(flow, (nothing,) * n, nothing, nothing),
+    )(u, dt, dy, B, C, starts)  # fmt: skip
+    for i in range(n):
+        dA[b * n + i, lanes] = slopes[i]
+        dstart[b * n + i, lanes] = flow[i]
+    dD[b, lanes], dbias[b, lanes] = dskip, dshift
 
 
 def backward(
@@ -230,87 +321,12 @@ def backward(
       The gradients of u, dt, A, B, C, D, bias and of the state before the first step.
     """
     batch, steps, channels = u.shape
-    n, chunks, blocks = A.shape[0], steps // length, channels // LANES
-    group = ROWS // (2 * n)  # steps whose products fill the rows
+    n, blocks = A.shape[0], channels // LANES
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
 
-    def body(
-        u, dt, A, B, C, D, bias, starts, dy, dlast, du, ddt, dA, dBC, dD, dbias, dstart,
-        kept, rows,
-    ):  # fmt: skip
-        b, e = jax.lax.axis_index("batch"), jax.lax.axis_index("channels")
-        lanes = pl.ds(e * LANES, LANES)
-        final = b * chunks + chunks - 1
-        rates = [A[i, lanes] * LOG2E for i in range(n)]
-        skip, shift = D[lanes], bias[lanes]
-
-        def chunk(index, u, dt, dy, B, C, start, carry):
-            place = (final - index[0]) * length
-
-            def again(t, states):
-                d = _step_size(dt[t, :] + shift, softplus)
-                dx, after = d * u[t, :], []
-                for i in range(n):
-                    kept[t * n + i, :] = states[i]
-                    after.append(jnp.exp2(d * rates[i]) * states[i] + dx * _splat(B[t, i]))
-                return tuple(after)
-
-            _loop(length, again, tuple(start[i, :] for i in range(n)), unroll)
-
-            def step(t, row, carry):
-                flow, slopes, dskip, dshift = carry
-                x, raw, wants = u[t, :], dt[t, :] + shift, dy[t, :]
-                d = _step_size(raw, softplus)
-                dx = d * x
-                entered, rate_sum = jnp.zeros_like(x), jnp.zeros_like(x)
-                new_flow, new_slopes = [], []
-                for i in range(n):
-                    decay = jnp.exp2(d * rates[i])
-                    decayed = decay * kept[t * n + i, :]
-                    enter = _splat(B[t, i])
-                    wanted = flow[i] + wants * _splat(C[t, i])
-                    rows[row + i, pl.ds(0, LANES)] = wanted * dx
-                    rows[row + n + i, pl.ds(0, LANES)] = wants * (decayed + dx * enter)
-                    entered = entered + wanted * enter
-                    rate = wanted * decayed
-                    rate_sum = rate_sum + rate * rates[i]
-                    new_slopes.append(slopes[i] + rate * d)
-                    new_flow.append(wanted * decay)
-                du[place + t, lanes] = entered * d + skip * wants
-                draw = (entered * x + rate_sum * (1 / LOG2E)) * _step_slope(raw, softplus)
-                ddt[place + t, lanes] = draw
-                return tuple(new_flow), tuple(new_slopes), dskip + wants * x, dshift + draw
-
-            def steps_of_rows(i, carry):
-                first = length - (i + 1) * group
-                for j in reversed(range(group)):
-                    carry = step(first + j, j * 2 * n, carry)
-                plgpu.commit_smem()  # a barrier: rows are read by other threads
-                sums = _rows(rows, interpret).sum(1)
-                dBC[e, pl.ds((place + first) * 2 * n, ROWS)] = sums
-                plgpu.commit_smem()  # and written again
-                return carry
-
-            return jax.lax.fori_loop(0, length // group, steps_of_rows, carry)
-
-        wide = plgpu.BlockSpec((length, LANES), lambda i: (final - i, e))
-        narrow = plgpu.BlockSpec((length, n), lambda i: (final - i, 0))
-        nothing = jnp.zeros((LANES,), jnp.float32)
-        if not interpret:  # a constant has no layout yet, the sums that it starts have
-            nothing = plgpu.layout_cast(nothing, plgpu.Layout.WG_STRIDED((LANES,), vec_size=1))
-        flow = tuple(dlast[b * n + i, lanes] for i in range(n))
-        flow, slopes, dskip, dshift = plgpu.emit_pipeline(
-            chunk,
-            grid=(chunks,),
-            in_specs=[wide, wide, wide, narrow, narrow,
-                      plgpu.BlockSpec((n, LANES), lambda i: (final - i, e))],
-            max_concurrent_steps=min(steps_ahead, chunks),
-            init_carry=(flow, (nothing,) * n, nothing, nothing),
-        )(u, dt, dy, B, C, starts)  # fmt: skip
-        for i in range(n):
-            dA[b * n + i, lanes] = slopes[i]
-            dstart[b * n + i, lanes] = flow[i]
-        dD[b, lanes], dbias[b, lanes] = dskip, dshift
+    def body(*refs):
+        sizes = {"chunks": steps // length, "length": length, "steps_ahead": steps_ahead}
+        _backward_block(*refs, **sizes, softplus=softplus, unroll=unroll, interpret=interpret)
 
     wide, states = f32((batch * steps, channels)), f32((batch * n, channels))
     narrow, row = f32((blocks, batch * steps * 2 * n)), f32((batch, channels))

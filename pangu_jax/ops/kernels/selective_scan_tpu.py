@@ -133,6 +133,59 @@ def forward(
     return y, last, starts[0] if kept else None
 
 
+def _backward_block(
+    u, dt, A, B, C, D, bias, starts, dy, dlast, du, ddt, dA, dBC, dD, dbias, flow,
+    before, products, *, softplus,
+):  # fmt: skip
+    """One chunk of one block of channels; the grid comes to a sequence's chunks last first."""
+    length, n = before.shape[:2]
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        flow[...] = dlast[...]
+        dA[...] = jnp.zeros_like(dA)
+        dD[...] = jnp.zeros_like(dD)
+        dbias[...] = jnp.zeros_like(dbias)
+
+    def again(t, states):
+        d = _step_size(dt[t] + bias[...], softplus)
+        after = []
+        for i in range(n):
+            before[t, i] = states[i]
+            after.append(jnp.exp(d * A[i]) * states[i] + d * u[t] * B[t, i])
+        return tuple(after)
+
+    jax.lax.fori_loop(0, length, again, tuple(starts[i] for i in range(n)))
+
+    def step(s, _):
+        t = length - 1 - s
+        x, raw, wants = u[t], dt[t] + bias[...], dy[t]
+        d = _step_size(raw, softplus)
+        dx = d * x
+        entered, rate_sum = jnp.zeros_like(x), jnp.zeros_like(x)
+        for i in range(n):
+            decay = jnp.exp(d * A[i])
+            decayed = decay * before[t, i]
+            wanted = flow[i] + wants * C[t, i]
+            products[t, i] = (wanted * dx).sum(0)
+            products[t, n + i] = (wants * (decayed + dx * B[t, i])).sum(0)
+            entered += wanted * B[t, i]
+            rate = wanted * decayed
+            rate_sum += rate * A[i]
+            dA[i] += rate * d
+            flow[i] = wanted * decay
+        du[t] = entered * d + D[...] * wants
+        draw = entered * x + rate_sum
+        draw = draw * jax.nn.sigmoid(raw) if softplus else draw
+        ddt[t] = draw
+        dD[...] += wants * x
+        dbias[...] += draw
+        return 0
+
+    jax.lax.fori_loop(0, length, step, 0)
+    dBC[...] = products[...].sum(-1)
+
+
 def backward(
     u: jax.Array,
     dt: jax.Array,
@@ -174,55 +227,6 @@ def backward(
     rows = min(ROWS, channels // LANES)
     specs = _specs(n, rows, length, lambda i: chunks - 1 - i)
 
-    def body(
-        u, dt, A, B, C, D, bias, starts, dy, dlast, du, ddt, dA, dBC, dD, dbias, flow,
-        before, products,
-    ):  # fmt: skip
-        @pl.when(pl.program_id(2) == 0)
-        def _():
-            flow[...] = dlast[...]
-            dA[...] = jnp.zeros_like(dA)
-            dD[...] = jnp.zeros_like(dD)
-            dbias[...] = jnp.zeros_like(dbias)
-
-        def again(t, states):
-            d = _step_size(dt[t] + bias[...], softplus)
-            after = []
-            for i in range(n):
-                before[t, i] = states[i]
-                after.append(jnp.exp(d * A[i]) * states[i] + d * u[t] * B[t, i])
-            return tuple(after)
-
-        jax.lax.fori_loop(0, length, again, tuple(starts[i] for i in range(n)))
-
-        def step(s, _):
-            t = length - 1 - s
-            x, raw, wants = u[t], dt[t] + bias[...], dy[t]
-            d = _step_size(raw, softplus)
-            dx = d * x
-            entered, rate_sum = jnp.zeros_like(x), jnp.zeros_like(x)
-            for i in range(n):
-                decay = jnp.exp(d * A[i])
-                decayed = decay * before[t, i]
-                wanted = flow[i] + wants * C[t, i]
-                products[t, i] = (wanted * dx).sum(0)
-                products[t, n + i] = (wants * (decayed + dx * B[t, i])).sum(0)
-                entered += wanted * B[t, i]
-                rate = wanted * decayed
-                rate_sum += rate * A[i]
-                dA[i] += rate * d
-                flow[i] = wanted * decay
-            du[t] = entered * d + D[...] * wants
-            draw = entered * x + rate_sum
-            draw = draw * jax.nn.sigmoid(raw) if softplus else draw
-            ddt[t] = draw
-            dD[...] += wants * x
-            dbias[...] += draw
-            return 0
-
-        jax.lax.fori_loop(0, length, step, 0)
-        dBC[...] = products[...].sum(-1)
-
     shape = (channels // LANES, LANES)
     blocks = shape[0] // rows
     wide, narrow, row, state = (specs[name] for name in ("wide", "narrow", "row", "state"))
@@ -231,7 +235,7 @@ def backward(
     per_row = pl.BlockSpec((None, rows, LANES), lambda b, e, i: (b, e, 0))
     full, states, each = (F32((batch, *x, *shape)) for x in ((steps,), (n,), ()))
     du, ddt, dA, dBC, dD, dbias, dstart = pl.pallas_call(
-        body,
+        partial(_backward_block, softplus=softplus),
         grid=(batch, blocks, chunks),
         in_specs=[wide, wide, specs["rates"], narrow, narrow, row, row, start, wide, state],
         out_specs=[wide, wide, state, sums, per_row, per_row, state],

@@ -45,6 +45,7 @@ class Phase:
       smoothing: rate of the exponential that draws how many more tokens are left out of an example;
         0 for none.
       mix: examples of other stages; None for none.
+      unmarked: whether nothing stands before and after the slots.
     """
 
     steps: int
@@ -53,6 +54,7 @@ class Phase:
     removed_tokens: int = 0
     smoothing: float = 0.0
     mix: Mix | None = None
+    unmarked: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,9 @@ class CurriculumConfig:
       most_removed: of `icot`, after how many tokens all the rest goes at once; 0 for no such jump.
       mixed: of `coconut` and `pause`, the share of examples whose stage is drawn, so that earlier
         stages are not forgotten; 0 for none.
+      unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
+        left follows the last slot, without markers. A thought is then the very state that, a stage
+        before, had to predict the step which it replaces.
 
     Raises:
       InputError: numbers out of range.
@@ -84,6 +89,7 @@ class CurriculumConfig:
     most_removed: int = 0
     mixed: float = 0.0
     first_steps: int | None = None
+    unmarked: bool = False
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
@@ -94,6 +100,8 @@ class CurriculumConfig:
         check_size("the curriculum's most_removed", self.most_removed, least=0)
         if not 0 <= self.mixed <= 1:
             raise InputError(f"the curriculum's mixed is a share of 0 to 1, got {self.mixed}")
+        if self.mixed and self.unmarked:
+            raise InputError("the curriculum is mixed or unmarked, not both")
         if self.smoothing < 0:
             raise InputError(f"the curriculum's smoothing must be at least 0, got {self.smoothing}")
 
@@ -120,13 +128,19 @@ def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
     """Steps of the chain are replaced by slots, one more each stage; then the rest goes.
 
     Source: arXiv 2412.06769, section 3; an example has as many slots as its stage, whether or not
-      its chain has as many steps, which is the released code with `pad_latent_to_max`.
+      its chain has as many steps, which is the released code with `pad_latent_to_max`. Without
+      markers: arXiv 2505.12514's released code.
     """
     del longest
     per, lengths = cfg.slots_per_stage, _stage_steps(cfg, cfg.stages + 1)
     mix = Mix(cfg.mixed, cfg.stages, per) if cfg.mixed else None
-    found = [Phase(steps, per * stage, stage, mix=mix) for stage, steps in enumerate(lengths)]
-    return _with_last(found, Phase(1, per * cfg.stages, ALL, mix=mix), cfg)
+    form = Phase(1, mix=mix, unmarked=cfg.unmarked)
+    found = [
+        dataclasses.replace(form, steps=steps, slots=per * stage, removed_steps=stage)
+        for stage, steps in enumerate(lengths)
+    ]
+    last = dataclasses.replace(form, slots=per * cfg.stages, removed_steps=ALL)
+    return _with_last(found, last, cfg)
 
 
 def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:

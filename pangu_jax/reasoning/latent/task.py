@@ -200,8 +200,7 @@ def _file(name: str, data: str | Path) -> str:
 
 def _draw(name: str, count: int, seed: int, workers: int = 1) -> list[Problem]:
     if name in (PROSQA, SYMBOLS):
-        found = draw_prosqa(count, seed=seed, workers=workers)
-        return list(map(symbols, found)) if name == SYMBOLS else found
+        return draw_prosqa(count, seed=seed, workers=workers, in_symbols=name == SYMBOLS)
     sizes = re.findall(r"\d+", name)
     if sizes[0] != sizes[1]:
         raise InputError(f"{name}: both factors must have the same number of digits")

@@ -31,10 +31,12 @@ def ask(model, markers, problems):
 
 
 @pytest.mark.long(but=1)
-@pytest.mark.parametrize("name", ["coconut", "pause", "no-cot"])
-def test_answers_are_those_of_the_naive_form(ask, naive, model, markers, problems, name):
+@pytest.mark.parametrize(
+    "name, unmarked", [("coconut", False), ("pause", False), ("no-cot", False), ("coconut", True)]
+)
+def test_answers_are_those_of_the_naive_form(ask, naive, model, markers, problems, name, unmarked):
     params, cfg = model
-    phase = Phase(1, 0 if name == "no-cot" else 2, ALL)
+    phase = Phase(1, 0 if name == "no-cot" else 2, ALL, unmarked=unmarked)
     thoughts = METHODS[name].thoughts(phase)
     for problem, written in zip(problems, ask(name, phase), strict=True):
         row = METHODS[name].slots(problem, phase, markers, 0)

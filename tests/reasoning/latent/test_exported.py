@@ -53,13 +53,14 @@ def written_down(folder, method, phase):
 
 @pytest.mark.long
 @pytest.mark.onnx
-def test_graphs_think_and_answer_as_solve_does(tool, model, markers, asked, tmp_path):
+@pytest.mark.parametrize("unmarked", [False, True])
+def test_graphs_think_and_answer_as_solve_does(tool, model, markers, asked, tmp_path, unmarked):
     from pangu_jax.export.artifact import save
     from pangu_jax.export.onnx.write import export
 
     params, cfg = model
     markers = dataclasses.replace(markers, stop=9)  # an id that it does not begin with
-    phase, method = Phase(1, THOUGHTS, ALL), METHODS["coconut"]
+    phase, method = Phase(1, THOUGHTS, ALL, unmarked=unmarked), METHODS["coconut"]
     rows = [given_part(method.slots(x, phase, markers, 0)) for x in asked]
     thinking = export_decoder.Thinking(THOUGHTS, lambda params, state: state, rows[0].tail)
     bundle = export_decoder.bundle(
@@ -71,7 +72,7 @@ def test_graphs_think_and_answer_as_solve_does(tool, model, markers, asked, tmp_
     for name, made in lowered.items():
         assert not violations(name, made.graph.nodes, profile("cann-8.0"))
     graphs = tool.Model(tmp_path)
-    assert graphs.facts["filled"] == THOUGHTS + 1
+    assert graphs.facts["filled"] == THOUGHTS + (not unmarked)
     options = {"cfg": cfg, "max_new_tokens": NEW}
     wanted = solve(params, asked, method, phase, markers, **options)
     found = [tuple(graphs.generate(row.prefix, NEW, (markers.stop,))) for row in rows]
@@ -88,7 +89,9 @@ def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
     markers = markers_of(tokenizer)
     for name, phase, thoughts in (
         ("coconut", Phase(1, 2, ALL), 2),
+        ("coconut", Phase(1, 2, ALL, unmarked=True), 2),
         ("pause", Phase(1, 2, ALL), 0),
+        ("pause", Phase(1, 2, ALL, unmarked=True), 0),
         ("no-cot", Phase(1, 0, ALL), 0),
     ):
         found = written_down(tmp_path, name, phase)

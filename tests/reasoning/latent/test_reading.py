@@ -66,6 +66,16 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
 
 
 @pytest.mark.long
+def test_the_last_thought_predicts_where_nothing_stands_behind_it(naive, model, problems, markers):
+    params, cfg = model
+    rows = rows_of(problems[:2], markers, Phase(1, 2, 1, unmarked=True))
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch_of(rows, 2))
+    wanted = reference(naive, model, rows)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.long
 def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, markers):
     cfg = decoder.DecoderConfig(
         16, 8, (LayerConfig(AttentionConfig(1, 2, 4), mlp=MlpConfig(8)),) * 3, max_length=64

@@ -31,6 +31,8 @@ ROWS = {
     ("icot", Phase(1, removed_tokens=1), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0),
     ("coconut", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (11, 6, 13, 7, 14), 1),
     ("pause", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (12, 12, 11, 6, 13, 7, 14), 3),
+    ("coconut", Phase(1, 2, 1, unmarked=True), 0): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
+    ("pause", Phase(1, 2, 1, unmarked=True), 0): Slots((15, 1, 2, 3), (12, 12, 6, 13, 7, 14), 2),
 }
 
 
@@ -40,8 +42,9 @@ def test_a_problem_as_a_row(problems, markers, name, phase, removed):
     assert row == ROWS[name, phase, removed]
 
 
-def test_a_pause_differs_from_coconut_in_its_feedback_alone(problems, markers):
-    cfg = CurriculumConfig(100, stage_steps=10, stages=2, slots_per_stage=2)
+@pytest.mark.parametrize("unmarked", [False, True])
+def test_a_pause_differs_from_coconut_in_its_feedback_alone(problems, markers, unmarked):
+    cfg = CurriculumConfig(100, stage_steps=10, stages=2, slots_per_stage=2, unmarked=unmarked)
     ours, control = METHODS["coconut"], METHODS["pause"]
     assert ours.phases(cfg, 9) == control.phases(cfg, 9)
     for phase in ours.phases(cfg, 9):
@@ -82,6 +85,8 @@ def test_steps_go_one_by_one_and_the_rest_at_the_end():
     ]
     shared = CurriculumConfig(100, stages=2, first_steps=60)
     assert [phase.steps for phase in method("pause").phases(shared, 9)] == [60, 14, 14, 12]
+    plain = method("coconut").phases(dataclasses.replace(cfg, unmarked=True), 9)
+    assert plain == tuple(dataclasses.replace(phase, unmarked=True) for phase in phases)
     now = CurriculumConfig(50, stage_steps=0, stages=2)
     assert method("pause").phases(now, 9) == (Phase(50, 2, ALL),)
 
@@ -108,6 +113,8 @@ def test_stages_of_no_told_length_leave_three_tenths_to_the_last_one():
 def test_a_run_that_is_too_short_for_its_stages_is_refused():
     with pytest.raises(InputError, match=r"7 stages of 10 steps.*more than 70"):
         method("coconut").phases(CurriculumConfig(70, stage_steps=10), 9)
+    with pytest.raises(InputError, match="mixed or unmarked, not both"):
+        CurriculumConfig(mixed=0.1, unmarked=True)
     with pytest.raises(InputError, match="stage_steps"):
         CurriculumConfig(1, stage_steps=-1)
     with pytest.raises(InputError, match="method must be one of cot, no-cot"):
