@@ -202,6 +202,8 @@ def test_help_of_no_command_imports_what_computes():
     assert done.returncode == 0, done.stderr
     for name in frame.COMMANDS:
         assert f"usage: pangu-jax {name} " in done.stdout
+    for line in done.stdout.splitlines():  # what is given by place has a name
+        assert "usage: " not in line or not line.endswith((" STR", "[STR ...]")), line
 
 
 @pytest.mark.parametrize("name", frame.COMMANDS)

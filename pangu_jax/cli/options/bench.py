@@ -13,7 +13,7 @@ from pangu_jax.reasoning.bench_prompts import Mode
 class Options:
     """Which model, what it is asked, and how."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, or a folder in the Hugging Face layout."""
     tasks: str
     """Names with commas between them, of gsm8k, math500, aime2024, aime2025, amc23, svamp,

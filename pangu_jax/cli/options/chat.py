@@ -12,7 +12,7 @@ from pangu_jax.decode.sampling_config import SamplingConfig
 class Options:
     """Which model to chat with, and how."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, or a folder in the Hugging Face layout."""
     message: str | None = None
     """Say this, print the answer and end; None reads lines from the terminal or a pipe."""

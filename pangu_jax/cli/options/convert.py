@@ -15,9 +15,9 @@ import tyro
 class Options:
     """What to convert, and to what."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, a folder in the Hugging Face layout, or a GGUF file."""
-    out: Annotated[str, tyro.conf.Positional]
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """The new folder."""
     family: (
         Literal[

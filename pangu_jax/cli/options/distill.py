@@ -20,9 +20,9 @@ from pangu_jax.train.optimizer_config import OptimizerConfig
 class Options:
     """Which student learns from which teacher, on which data, for how long."""
 
-    teacher: Annotated[str, tyro.conf.Positional]
+    teacher: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEACHER")]
     """The original checkpoint."""
-    student: Annotated[str, tyro.conf.Positional]
+    student: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STUDENT")]
     """The pruned checkpoint."""
     data: str
     """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""

@@ -12,7 +12,7 @@ from pangu_jax.models.pooling_config import Attention, Pooling
 class Options:
     """Which texts to embed, with which model, and how."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A folder in the Hugging Face layout, or a run folder, of an encoder or a decoder."""
     data: str
     """A .jsonl file with one text per record, or another text file with one per line; .gz too."""

@@ -10,7 +10,7 @@ import tyro
 class Options:
     """What to evaluate, on which text, with which windows."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, or a folder in the Hugging Face layout."""
     data: str
     """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""

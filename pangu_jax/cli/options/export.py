@@ -12,7 +12,7 @@ from pangu_jax.task.options import ExportOptions
 class Options(ExportOptions):
     """What to export, to which target, and how to check it."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, a folder in the Hugging Face layout, or a trained forecaster's folder."""
     out: str
     """The folder to write; an existing artifact is replaced."""

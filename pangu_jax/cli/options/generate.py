@@ -13,7 +13,7 @@ from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 class Options:
     """What to continue, and how."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, or a folder in the Hugging Face layout."""
     prompt: str | None = None
     """The text to continue; empty or None starts a new document."""

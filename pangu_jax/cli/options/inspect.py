@@ -14,7 +14,7 @@ import tyro
 class Options:
     """What to inspect."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, a folder in the Hugging Face layout, of which config.json is enough, a GGUF
     file, or a trained forecaster's folder."""
     json: bool = False

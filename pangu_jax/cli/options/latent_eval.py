@@ -10,7 +10,7 @@ import tyro
 class Options:
     """Which run, on which problems."""
 
-    run: Annotated[str, tyro.conf.Positional]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A folder that `pangu-jax latent train` wrote."""
     task: str | None = None
     """mult4x4 (any mult<D>x<D>), prosqa, prosqa-symbols, gsm8k, or a .jsonl file; None is the

@@ -19,7 +19,9 @@ from pangu_jax.reasoning.merge_recipe import Method
 class Options:
     """What to merge, how, and how good the merge must be."""
 
-    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
+    checkpoints: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT ...")
+    ]
     """Run folders or folders in the Hugging Face layout, two or more, of one architecture."""
     out: str
     """The new folder."""

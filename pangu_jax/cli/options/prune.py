@@ -17,9 +17,9 @@ from pangu_jax.task.options import PruneOptions
 class Options(PruneOptions):
     """What to prune, to what size, and how."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder or a folder in the Hugging Face layout; one that is called check is ./check."""
-    out: Annotated[str, tyro.conf.Positional]
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """A new folder for the pruned checkpoint, plan.json and report.md."""
     prunable_axes: Annotated[
         tuple[Literal["groups", "ffn", "hidden"], ...], tyro.conf.arg(aliases=["--free"])

@@ -13,7 +13,7 @@ import tyro
 class Options:
     """What to verify, and against what."""
 
-    folder: Annotated[str, tyro.conf.Positional]
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """What `pangu-jax prune` wrote."""
     source: str | None = None
     """The original checkpoint: the plan is replayed on it, and what no repair touches compared."""

@@ -10,7 +10,7 @@ import tyro
 class Options:
     """What to run on what."""
 
-    artifact: Annotated[str, tyro.conf.Positional]
+    artifact: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ARTIFACT")]
     """A folder that `pangu-jax export` wrote."""
     program: str | None = None
     """Which of its programs; may be left out where there is one."""

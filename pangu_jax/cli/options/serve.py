@@ -14,7 +14,7 @@ import tyro
 class Options:
     """What to serve, and where."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A run folder, or a folder in the Hugging Face layout."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 is all of this machine's."""
