@@ -189,7 +189,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
 
 
 def _description(values: Any, path: Path) -> dict[str, Any]:
-    """What the file says without its seal; older forecasters have none."""
+    """The file's contents without its seal; older forecasters have none."""
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold an object (ForecasterConfig)")
     found = values.pop("seal", None)

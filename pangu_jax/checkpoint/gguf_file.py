@@ -152,7 +152,7 @@ class Quantized(StoredTensor):
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether it is a file that begins as a GGUF file does, or is named like one."""
+    """Whether a path is a file that starts with GGUF's magic bytes or is named *.gguf."""
     if not os.path.isfile(path):  # unlike Path, finds names that are too long absent
         return False
     if Path(path).suffix == ".gguf":

@@ -64,7 +64,7 @@ def read_cfg(path: str | Path) -> Any:
 
 
 def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
-    """Whether a path is a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
+    """The format of a path: a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
 
     Raises:
       InputError: it is none of these.

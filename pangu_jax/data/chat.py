@@ -101,7 +101,7 @@ def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> lis
 
 
 def opens_thinking(text: str, template: str | Template) -> bool:
-    """Whether the rendered text ends inside a span of thinking, so that a reply begins there."""
+    """Whether the rendered text ends with an opening thinking tag, so the reply starts thinking."""
     tags = _template(template).thinking
     return tags is not None and text.rstrip().endswith(tags[0])
 
@@ -146,7 +146,7 @@ class Reply:
         yield from self._split(final=False)
 
     def finish(self) -> Iterator[tuple[bool, str]]:
-        """What was held back."""
+        """Yields the text that was held back."""
         self._held += self._decoder.finish()
         yield from self._split(final=True)
         self.answer, self.thought = self.answer.strip(), self.thought.strip()
@@ -188,7 +188,7 @@ class Reply:
 
 
 def partial_tag_length(text: str, tag: str) -> int:
-    """How many trailing characters of the text may be the beginning of the tag."""
+    """Length of the longest proper prefix of the tag that the text ends with, in characters."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 
 

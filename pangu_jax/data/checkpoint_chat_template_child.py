@@ -55,7 +55,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 def refuse(message: str) -> None:
-    """What a template says where a dialogue is not for it."""
+    """Called by a template to reject a dialogue; raises `jinja2.TemplateError`."""
     raise jinja2.TemplateError(message)
 
 

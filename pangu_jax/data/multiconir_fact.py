@@ -40,10 +40,10 @@ _Index = dict[str, list[tuple[tuple[str, ...], str]]]  # by first word
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of one thing.
+    """Facts about one entity.
 
     Attributes:
-      id: its name, for errors; no text says it.
+      id: its name in errors; no text mentions it.
       facts: kinds and values, each a condition that it meets.
     """
 
@@ -196,7 +196,7 @@ def refuse_names(records: Sequence[Record], rows: Iterable[Task1Row | RankedRow]
 
 
 def overlap(records: Sequence[Record], rows: Sequence[Task1Row | RankedRow]) -> dict[str, Any]:
-    """What training and test have in common, as JSON values.
+    """Overlap of training and test data, as JSON values.
 
     Of names how many are in a test's texts; of year, genre and title length how many of the rows
     have a value that some record has, where their conditions say it in words that are known here.

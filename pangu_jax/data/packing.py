@@ -77,7 +77,7 @@ def cached_tokens(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Tokens:
-    """What `tokenize` gives, mapped from files that a second call finds again.
+    """Returns the tokens of `tokenize`, memory-mapped from files that later calls reuse.
 
     The files are named by a hash of the texts and the tokenizer, and appear whole or not at all.
     One document is in memory at a time, and the ids are read from disk as they are used.

@@ -153,7 +153,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether a folder, or a folder and a split as in folder:test, is a prepared dataset."""
+    """Whether a path is a prepared dataset: a folder, or a folder and a split (folder:test)."""
     return (_parted(path)[0] / INFO).is_file()
 
 

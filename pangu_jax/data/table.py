@@ -26,7 +26,7 @@ UNNAMED = re.compile(r"(Unnamed: \d+)?")  # as pandas calls such a column when i
 
 @dataclasses.dataclass(frozen=True)
 class CsvFormat:
-    r"""How a file is laid out.
+    r"""Layout of a CSV file.
 
     Attributes:
       time: the time column; None takes one named date, time, datetime, timestamp or ds, or the

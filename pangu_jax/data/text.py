@@ -167,7 +167,9 @@ def packages(max_bytes: int | None = None) -> Iterator[Document]:
 
 
 def held_out(document: Document, fraction: float) -> bool:
-    """Whether a document is kept for evaluation: by the hash of its name, so never in both parts.
+    """Whether a document is held out for evaluation, by the hash of its name.
+
+    The name alone decides, so no document is in both parts.
 
     Args:
       document: the document.

@@ -54,7 +54,7 @@ class Timestamps:
 
     @property
     def offset_changes(self) -> bool:
-        """Whether clocks were put forward or back between the stamps."""
+        """Whether the UTC offset changes among the stamps."""
         return self.offset is not None and bool((self.offset != self.offset[:1]).any())
 
     def show(self, row: int) -> str:
@@ -223,7 +223,7 @@ def read_clock(local: np.ndarray, zone: str) -> Timestamps:
 
 
 def skipped(stamps: Timestamps) -> np.ndarray:
-    """Which local times never were, as clocks went forward: bool [n]."""
+    """Marks local times that clocks skipped when they went forward: bool [n]."""
     if stamps.zone is None:
         return np.zeros(len(stamps), bool)
     return in_zone(stamps.instants, stamps.zone).local != stamps.local

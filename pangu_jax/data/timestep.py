@@ -122,7 +122,7 @@ class TimeStep:
         return Timestamps(found, offset)
 
     def units(self, stamps: Timestamps) -> np.ndarray | None:
-        """How many units each stamp lies after a fixed time, int64 [n]; None where one has none."""
+        """Units from a fixed time to each stamp, int64 [n]; None if one is not a whole number."""
         if self.unit in INSTANTS:
             since = (stamps.instants - stamps.instants[0]).astype(np.int64)
             whole, rest = np.divmod(since, INSTANTS[self.unit])
@@ -143,12 +143,12 @@ class TimeStep:
         return None if (wanted != stamps.local).any() else months.astype(np.int64)
 
     def fits(self, stamps: Timestamps) -> bool:
-        """Whether neighboring stamps lie this step apart."""
+        """Whether all neighboring stamps are this step apart."""
         found = self.units(stamps)
         return found is not None and bool((np.diff(found) == self.count).all())
 
     def same_as(self, other: "TimeStep") -> bool:
-        """Whether the two are one step; days of months, and days as 24 hours, do not matter."""
+        """Whether two steps are equal; 24 hours equal a day, and the day of month is ignored."""
         return self._kind() == other._kind()
 
     def _kind(self) -> tuple:
@@ -215,7 +215,7 @@ def find_step(stamps: Timestamps, where: str) -> TimeStep:
 
 
 def describe_gap(step: TimeStep, stamps: Timestamps, largest: bool = False) -> str:
-    """Which stamps are missing between two that are there: at the first gap, or the largest."""
+    """Describes the first gap, or the largest: the stamps around it and how many are missing."""
     missing = np.diff(step.units(stamps)) // step.count - 1
     row = int(np.argmax(missing if largest else missing > 0))
     many, total = int(missing[row]), int(missing.sum())

@@ -216,7 +216,7 @@ class StreamDecoder:
         return now[len(before) :]
 
     def finish(self) -> str:
-        """What is left, an unfinished character as the replacement character."""
+        """The remaining text; an unfinished character becomes the replacement character."""
         before, now = self._texts()
         self._prefix = self._done = len(self._ids)
         return now[len(before) :]

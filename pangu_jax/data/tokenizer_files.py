@@ -1,4 +1,4 @@
-"""What a tokenizer's files say beyond how text is encoded."""
+"""Settings in a tokenizer's files beyond the encoding of text."""
 
 import contextlib
 import json

@@ -139,7 +139,7 @@ class WindowSource:
         self._look_back, self._length = look_back, look_back + horizon
 
     def __len__(self) -> int:
-        """How many windows there are."""
+        """Number of windows."""
         return len(self._at)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

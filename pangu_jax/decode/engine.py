@@ -157,12 +157,12 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many requests have no slot yet."""
+        """Number of requests that have no slot yet."""
         return len(self._waiting)
 
     @property
     def free(self) -> int:
-        """How many slots have no request."""
+        """Number of slots without a request."""
         return self._texts.count(None)
 
     def submit(self, request: Request) -> int:
@@ -337,11 +337,11 @@ class _Kept:
         self._count = np.zeros(slots, np.int64)
 
     def clear(self, slot: int) -> None:
-        """Another text begins there."""
+        """Starts a new text in a slot."""
         self._count[slot] = 0
 
     def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made, version: int) -> None:
-        """What was made for slots, in those rows of the result, by weights of a version."""
+        """Adds the tokens generated for slots, from `rows` of the result, with their version."""
         counts, draws = made.count[rows], made.draws
         steps, which = np.nonzero(np.arange(counts.max())[:, None] < counts)
         to = slots[which], self._count[slots[which]] + steps
@@ -353,7 +353,7 @@ class _Kept:
         self._count[slots] += counts
 
     def take(self, slot: int) -> list[np.ndarray]:
-        """What is kept of a slot's text, which is then shown."""
+        """Returns the columns stored for a slot and empties it."""
         count, self._count[slot] = int(self._count[slot]), 0
         return [column[slot, :count].copy() for column in self._columns]
 

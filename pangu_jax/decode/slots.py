@@ -57,11 +57,11 @@ class Slots:
 
 @struct.dataclass
 class SlotRequests:
-    """What slots are asked to do after a prompt that they share; of N that there may be at most.
+    """Requests of slots that share a prompt, at most N of them.
 
     Attributes:
       slots: int32 [N], where they go.
-      count: int32 scalar, how many there are, 1 to N; what lies behind them is not looked at.
+      count: int32 scalar, number of requests, 1 to N; later rows are ignored.
       limit: int32 [N].
       stops: int32 [N, M].
       keys: N PRNG keys.
@@ -78,7 +78,7 @@ class SlotRequests:
 
 @struct.dataclass
 class Made:
-    """What was drawn.
+    """Sampled tokens.
 
     Attributes:
       draws: int32 and float32 [N, B]; those of slot b are its first `count[b]`.

@@ -32,7 +32,7 @@ OF_THOUGHTS = 2**32 - 1  # folded into a request's key, whose tokens take 0, 1, 
 
 @dataclasses.dataclass(frozen=True)
 class SoftThinkingConfig:
-    """How a model thinks in mixtures of tokens.
+    """Settings for thinking in mixtures of tokens.
 
     Attributes:
       think_tokens: most mixtures.
@@ -43,7 +43,7 @@ class SoftThinkingConfig:
       think_noise: temperature of a Gumbel softmax over them, so that mixtures are random; 0 for
         none.
       cold_entropy: below it, in nats, a distribution counts as nearly certain; 0 never does.
-      cold_steps: after so many such steps in a row thinking ends.
+      cold_steps: number of such steps in a row after which thinking ends.
     """
 
     think_tokens: int = 256
@@ -75,7 +75,7 @@ class SoftThinkingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SoftThought:
-    """What a model thought.
+    """One thought of a model.
 
     Attributes:
       inputs: float [n, D], the mixtures.
@@ -186,7 +186,7 @@ def _think(params, ids, length, stops, key, cfg, soft, how):
     caches = jax.tree.map(lambda rows: jnp.pad(rows, room), caches)
 
     def judged(logits, number, cold):
-        """What is mixed, and whether it ends the thought, by a token or by certainty."""
+        """The mixture, and whether it ends the thought, by a token or by certainty."""
         mixed = mixture(logits[0], soft, jax.random.fold_in(key, number))
         cold = jnp.where(mixed[2] < soft.cold_entropy, cold + 1, 0)
         return mixed, (logits[0].argmax() == stops).any(), cold

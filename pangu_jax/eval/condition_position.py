@@ -1,9 +1,9 @@
-"""Which conditions of a query move its score: what is lost when a document breaks just one.
+"""The effect of each condition of a query on its score: the drop when a document breaks just one.
 
 In task 1 the i-th negative breaks the i-th condition. Scored by the query of all ten, its distance
 to the positive is what that condition is worth to a model, and its share of the ten distances says
-where in the query a model looks. Conditions differ in what they say too; so the query is also asked
-in random orders, whose places have no content of their own.
+where in the query a model looks. Conditions also differ in content; so the query is also asked in
+random orders, whose places have no content of their own.
 
 Source: arXiv 2503.08046, the analysis of pooling, of which no code was released; the measure is
 ours.
@@ -31,7 +31,7 @@ def draw_orders(rows: int, orders: int, *, seed: int) -> Orders:
 
 
 def queries(row: Task1Row, orders: np.ndarray) -> list[str | None]:
-    """The query of ten conditions as it is, and in each order; None where it lists none."""
+    """The original query of ten conditions, then in each order; None if it lists none."""
     given = row.queries[-1]
     return [given, *(None if given is None else reordered(given, order) for order in orders)]
 
@@ -39,7 +39,7 @@ def queries(row: Task1Row, orders: np.ndarray) -> list[str | None]:
 def score_positions(rows: Sequence[Task1Row], scorer: Scorer, orders: Orders) -> Table:
     """Scores of the positive and of each single broken condition, by place, float64 [n] a column.
 
-    "Order0_Positive" and "Order0_Broken1" are of the query as it is, "Order1_Broken1" of the first
+    "Order0_Positive" and "Order0_Broken1" are of the original query, "Order1_Broken1" of the first
     drawn order and the condition that stands first there.
 
     Args:
@@ -61,7 +61,7 @@ def score_positions(rows: Sequence[Task1Row], scorer: Scorer, orders: Orders) ->
 
 
 def drops(table: Table, order: int = 0) -> np.ndarray:
-    """What the score loses by the broken condition at each place: float64 [n, 10]."""
+    """Drop of the score when the condition at each place is broken: float64 [rows, 10]."""
     whole = table[f"Order{order}_Positive"]
     broken = [table[f"Order{order}_Broken{j}"] for j in range(1, CONDITIONS + 1)]
     return whole[:, None] - np.stack(broken, axis=1)
@@ -73,7 +73,7 @@ def shuffled_drops(table: Table, orders: int) -> np.ndarray:
 
 
 def figures(table: Table, orders: int, *, seed: int = 0) -> dict[str, Any]:
-    """What each place is worth, in the query as it is and in drawn orders, as JSON values."""
+    """Statistics of each place, for the original query and for random orders, as JSON values."""
     found = {"rows": len(next(iter(table.values()))), "orders": orders}
     for name, values in (("given", drops(table)), ("shuffled", shuffled_drops(table, orders))):
         found[name] = {

@@ -123,7 +123,7 @@ def cut_length(cfg: Config, max_length: int | None = None) -> int:
     """The number of tokens that a text is truncated to: the given one, or the model's.
 
     Raises:
-      InputError: the model does not take so many.
+      InputError: the model does not take that many.
     """
     length = max_length if max_length is not None else cfg.text_length or cfg.max_length
     if not 1 <= length <= cfg.max_length:
@@ -169,7 +169,7 @@ def _each_batch(
     at_once: int,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """What the function gives for batches of few shapes, longest first: float32 [N, width]."""
+    """The function's results on batches of few shapes, longest first: float32 [texts, width]."""
     if batch < 1:
         raise InputError(f"batch must be at least 1, got {batch}")
     found = np.zeros((len(inputs), width), np.float32)

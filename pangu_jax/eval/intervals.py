@@ -172,7 +172,7 @@ def interval_score(
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What intervals covered, and how wide they were.
+    """Coverage and width of prediction intervals.
 
     Attributes:
       share: of all residuals, those inside.
@@ -190,11 +190,13 @@ class Coverage:
 def measure_coverage(
     residuals: np.ndarray, half_width: np.ndarray, measured: np.ndarray | None = None
 ) -> Coverage:
-    """What half widths [H, V], or one per window [n, H, V], cover of residuals [n, H, V].
+    """Measures intervals of half widths [H, V], or one per window, on residuals [n, H, V].
+
+    Here n counts windows, H is the horizon in steps, and V the variates.
 
     Args:
       residuals: truth less forecast.
-      half_width: at least 0.
+      half_width: [H, V] or [n, H, V], at least 0.
       measured: bool [n, H, V], which residuals count, at least one per variate; None is all.
     """
     there = np.ones(residuals.shape, bool) if measured is None else measured

@@ -1,6 +1,7 @@
-"""How evenly a router spreads tokens over experts and over the devices that hold them.
+"""Load balance of a router over experts and over the devices that hold them.
 
-Experts lie on devices in order: device d of n holds the experts d * E/n to (d+1) * E/n - 1.
+Experts are placed on devices in order: device d of n holds the experts d * E/n to
+(d+1) * E/n - 1. In shapes, E counts experts and K the experts that each token uses.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ def device_load(
     Args:
       ids: int [T, K], the experts of each token.
       experts: E.
-      devices: over how many devices the experts are spread; it divides E.
+      devices: number of devices that hold the experts; it divides E.
       mask: bool [T], false for padding; None for none.
 
     Returns:
@@ -82,7 +83,7 @@ def variation(load: np.ndarray) -> float:
 
 
 def coactivation(ids: np.ndarray, *, experts: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """How many tokens use both experts of each pair: int [E, E], loads on the diagonal."""
+    """Number of tokens that use both experts of each pair: int64 [E, E], loads on the diagonal."""
     ids = ids if mask is None else ids[mask]
     used = np.zeros((len(ids), experts), np.float32)  # exact up to 2^24 tokens
     used[np.arange(len(ids))[:, None], ids] = 1
@@ -99,7 +100,7 @@ class Balance:
       score: mean imbalance score.
       score_std: its standard deviation over batches.
       straggler: mean of most loaded over mean device.
-      batches: how many batches.
+      batches: number of batches.
     """
 
     tokens: int

@@ -105,12 +105,12 @@ def oracle_ranked(rows: int) -> Table:
 def outcomes(
     task: int, table: Table, protocol: Protocol, *, listed: Table | None = None
 ) -> np.ndarray:
-    """What is compared in a task, float64 [n, 10]: wins, and in task 3 flips.
+    """Outcomes of a task's comparisons, float64 [rows, 10]: wins, and in task 3 flips.
 
     Args:
       task: 1 to 4.
       table: the scores; in task 3 those of the query in one sentence.
-      protocol: what is made of missing scores.
+      protocol: how missing scores count.
       listed: in task 3 the scores of the listed query.
     """
     if task == 1:

@@ -107,7 +107,7 @@ def probabilities(model: ByteModel, text: bytes) -> np.ndarray:
 
 
 def size(model: ByteModel) -> int:
-    """How many different strings the model counts: the control's number of parameters."""
+    """Number of distinct strings that the model counts: the control's number of parameters."""
     return sum(len(keys) for keys, _ in model.counts)
 
 

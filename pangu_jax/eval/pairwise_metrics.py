@@ -67,8 +67,8 @@ class Difference(Estimate):
 def won(better: np.ndarray, worse: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Whether the better document scores higher: float64 of the arrays' shape.
 
-    A tie is 0. Where a score is missing (NaN), "official" has 0, as a comparison with NaN is false,
-    and "collection" has NaN.
+    A tie is 0. If a score is missing (NaN), "official" yields 0, as a comparison with NaN is false,
+    and "collection" yields NaN.
     """
     found = (better > worse).astype(np.float64)
     if protocol == "official":
@@ -110,7 +110,7 @@ def gaps(scores: Scores, pairs: Pairs) -> np.ndarray:
 
 
 def flips(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether two outcomes differ: float64 [n, k]; NaN where either is missing."""
+    """1 where two outcomes differ, else 0: float64 [rows, k]; NaN where either is missing."""
     left_out = np.isnan(first) | np.isnan(second)
     return np.where(left_out, np.nan, (first != second).astype(np.float64))
 
@@ -144,7 +144,7 @@ def rate(place: int) -> Statistic:
 
 
 def resample(rows: int, *, seed: int, draws: int = DRAWS) -> np.ndarray:
-    """How often each row is drawn in each bootstrap sample: float64 [draws, rows].
+    """Draws bootstrap samples, as counts of each row in each sample: float64 [draws, rows].
 
     Rows are the unit: the comparisons of one row share its documents, so they stay together.
     """
@@ -233,7 +233,7 @@ def _figure(outcomes: np.ndarray, statistic: Statistic, weights: np.ndarray | No
 
 
 def _totals(outcomes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts by column, [draws, k], of rows that are there so many times."""
+    """Sums and counts by column, [draws, k], of rows weighted by how often they are drawn."""
     there = ~np.isnan(outcomes)
     return weights @ np.where(there, outcomes, 0), weights @ there.astype(np.float64)
 

@@ -21,7 +21,7 @@ PIECE = 1024  # windows that are forecast between two calls of `progress`
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What comes after a series.
+    """The forecast of a series.
 
     Attributes:
       times: datetime64[us], [steps], local times.
@@ -30,9 +30,9 @@ class Prediction:
       low: lower ends of the intervals, the same shape; NaN beyond the trained horizon, for which
         nothing was calibrated.
       high: upper ends.
-      offsets: timedelta64[us], [steps], of the local times from UTC, if the series had some.
+      offsets: timedelta64[us], [steps], of the local times from UTC, if the series has any.
       zone: the IANA zone of the times, if it is known.
-      notes: what is not certain, a sentence each.
+      notes: caveats, one sentence each.
     """
 
     times: np.ndarray
@@ -51,7 +51,7 @@ class Prediction:
 
 
 def step_of(model: Forecaster) -> TimeStep:
-    """What lies between two rows of the data that the model was trained on."""
+    """The time step between rows of the data that the model was trained on."""
     cfg = model.cfg
     return TimeStep(cfg.step_count, cfg.step_unit, cfg.month_end, cfg.month_day)
 
@@ -271,17 +271,17 @@ def measured(
     names: Sequence[str],
     where: str,
 ) -> np.ndarray:
-    """Which residuals are of observed values, bool [n, H, V].
+    """Marks residuals of observed values, bool [n, H, V]: windows, horizon, variates.
 
     Args:
-      filled: bool [rows, V], the values that were made up; None is none.
+      filled: bool [rows, V], the values that were filled in; None means none.
       starts: int [n], first rows of the windows.
       cfg: the model.
       names: of the series.
       where: how the error names the part of the series.
 
     Raises:
-      InputError: a series of which no value was there.
+      InputError: no value of a series was observed.
     """
     found = present(filled, starts, cfg, len(names))
     for name, some in zip(names, found.any((0, 1)), strict=True):
@@ -295,7 +295,7 @@ def measured(
 def present(
     filled: np.ndarray | None, starts: np.ndarray, cfg: TimeProConfig, variates: int
 ) -> np.ndarray:
-    """Which values that windows forecast were there, bool [n, H, V]; see `measured`."""
+    """Marks forecast values that were observed, bool [n, H, V]; see `measured`."""
     if filled is None:
         return np.ones((len(starts), cfg.horizon, variates), bool)
     return ~filled[_targets(cfg, starts)]

@@ -209,7 +209,7 @@ def of_model(
     max_length: int | None = None,
     how: How = HOW,
 ) -> TextEncoder:
-    """What `open_text_encoder` gives, of a model that was read.
+    """Builds the encoder of `open_text_encoder` from a model that is already loaded.
 
     Args:
       params: tree of the model's spec.
@@ -219,12 +219,12 @@ def of_model(
       pooling: as in `open_text_encoder`, and so are the others.
       attention: whether tokens see no later ones or all.
       pool_prefix: whether the prefix's tokens are pooled too.
-      prefix: what is put before texts.
-      max_length: tokens that a text is cut to.
+      prefix: text put before every text.
+      max_length: tokens to which a text is truncated.
       how: layout, implementations, and the type of activations.
 
     Raises:
-      InputError: nobody says how it pools, or an option is not for its kind of model.
+      InputError: the pooling is unspecified, or an option does not apply to its kind of model.
     """
     folder = (
         Path(path)

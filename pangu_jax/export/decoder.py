@@ -1,7 +1,7 @@
 """A decoder as two functions with an explicit key-value cache: prefill and one decoding step.
 
 Rows of a batch are independent: a prompt is padded on the right, token i of a row is in slot i of
-its cache, and each row has its own length. What lies behind a row's length is never attended to,
+its cache, and each row has its own length. Slots past a row's length are never attended to,
 and the next tokens overwrite it, so padding leaves no trace. Layers are written out one by one,
 each with its own parameters and cache, so models of unequal layers export like any other.
 
@@ -28,11 +28,11 @@ from pangu_jax.ops import cache_write
 
 @dataclasses.dataclass(frozen=True)
 class Thinking:
-    """What a model reads between a prompt and its answer.
+    """Latent thoughts and ids that a model reads between a prompt and its answer.
 
     Attributes:
-      thoughts: how many states are fed back, at least one.
-      feedback: `feedback(params, state)`, a thought's embedding [B, D] of the state before it.
+      thoughts: number of states that are fed back, at least one.
+      feedback: `feedback(params, state)`: state [B, D] to the next input embedding [B, D].
       tail: ids that follow the thoughts.
     """
 

@@ -52,7 +52,7 @@ def scores(
     cfg: EncoderConfig,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """What `models.encoder.classify` gives: "scores", float32 [B, C]; arguments as in `vectors`.
+    """Class scores of `models.encoder.classify`: {"scores": float32 [B, classes]}.
 
     Args:
       params: tree of `transformer.by_layer`.

@@ -1,4 +1,4 @@
-"""How far an artifact's results are from jax's, and whether that is within tolerance."""
+"""Comparison of an artifact's results with jax's, within a tolerance."""
 
 import dataclasses
 import re

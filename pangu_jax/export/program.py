@@ -1,4 +1,4 @@
-"""What is exported: named pure functions sharing one tree of parameters."""
+"""Programs to export: named pure functions that share one tree of parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence

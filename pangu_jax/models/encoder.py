@@ -171,9 +171,9 @@ def embeddings(
     token_types: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """What the first layer reads, normalized sums of three tables: int32 [B, T] to [B, T, D].
+    """Input of the first layer, normalized sums of three tables: int32 [B, T] to [B, T, D].
 
-    A token or type outside its table gives NaN.
+    A token or type outside its table yields NaN.
 
     Raises:
       InputError: rows longer than the model's positions.
@@ -214,7 +214,7 @@ def embed(
 
 
 def vectors(hidden: jax.Array, valid: jax.Array | None, *, cfg: EncoderConfig) -> jax.Array:
-    """What `embed` makes of hidden states: [B, T, D] to float32 [B, D].
+    """Pools hidden states as `embed` does: [B, T, D] to float32 [B, D].
 
     Raises:
       InputError: `cfg` names no pooling.
@@ -246,7 +246,7 @@ def classify(
 
 
 def scores(params: dict[str, Any], hidden: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """What `classify` makes of hidden states: [B, T, D] to float32 [B, C]."""
+    """Class scores of hidden states, as in `classify`: [B, T, D] to float32 [B, classes]."""
     valid = jnp.ones(hidden.shape[:2], bool) if valid is None else valid
     first = jnp.tanh(linear(params["pooler"], pool(hidden, valid, "cls")))
     return linear(params["classifier"], first)

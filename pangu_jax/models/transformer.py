@@ -37,7 +37,7 @@ MOST_LAYERS, MOST_EXPERTS = 10_000, 2**20
 
 
 class TransformerConfig(Protocol):
-    """What the configurations of all transformers have.
+    """Fields shared by the configurations of all transformers.
 
     Attributes:
       width: D, model width.

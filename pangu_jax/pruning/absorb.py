@@ -62,7 +62,7 @@ def absorb(
       windows: int32 [N, T], calibration tokens.
       cfg: a decoder with sandwich norms in some layers.
       stat: "lsq" E[r] / E[r^2], "mean_rms" 1 / E[r], or "mean_inv" E[1 / r].
-      max_rel_err: a layer keeps both its norms where one of them would leave a larger relative
+      max_rel_err: a layer keeps both its norms if one of them would leave a larger relative
         squared error.
       batch: windows computed at once.
 

@@ -1,4 +1,4 @@
-"""How much of each layer to prune: layer ratios, and widths for a parameter or FLOP target."""
+"""Allocation of pruning to layers: layer ratios, and widths for a parameter or FLOP target."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from pangu_jax.pruning.axes import Sizes
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """How much to keep: of the whole model, or of single axes.
+    """Target size: of the whole model, or of single axes.
 
     Attributes:
       params: share of the parameters.
@@ -99,7 +99,7 @@ class Limits:
             raise InputError(f"max_ratio must be in (0, 1], got {self.max_ratio}")
 
     def step(self, *widths: int) -> int:
-        """What widths that are cut from these are multiples of."""
+        """The multiple to which widths cut from these are rounded."""
         multiple = self.multiple or (16 if min(widths) >= 256 else 1)
         return multiple if all(width % multiple == 0 for width in widths) else 1
 

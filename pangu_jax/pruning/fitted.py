@@ -75,12 +75,13 @@ def fit(
 
 
 def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Which inputs of a projection are kept: bool [U].
+    """Marks the inputs of a projection that are kept: bool [U].
 
     Args:
-      part: what stays of the layer.
+      part: the layer's plan.
       site: "heads" or "channels".
-      shape: of the projection's kernel: [K, Q, C, D] or [F, D].
+      shape: of the projection's kernel: [K, Q, C, D] (Q query heads per KV head) or [F, D]; its
+        inputs, U in all, are those of all axes but D.
     """
     if site == "channels":
         keep = np.zeros(shape[0], bool)

@@ -19,7 +19,7 @@ NORMS = ("none", "l2", "dim", "calibrated")
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """What is kept of one layer.
+    """The parts of one layer that are kept.
 
     Attributes:
       layer: its number in the original model.
@@ -27,8 +27,7 @@ class LayerPlan:
       heads: for each group, `moved` ones after its own, the query heads that stay; equally many.
       channels: its FFN channels that stay, ascending.
       moved: KV groups taken over from removed layers, as (layer, group) (CLAP).
-      moved_scale: what the out projection of each moved group is multiplied with, per group; 1
-        without sandwich norms.
+      moved_scale: factor of the out projection of each moved group; 1 without sandwich norms.
     """
 
     layer: int
@@ -41,7 +40,7 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class LayerScores:
-    """The scores a layer's units were chosen by, rounded to six digits; higher is kept."""
+    """The scores by which a layer's units were chosen, rounded to six digits; higher is kept."""
 
     groups: tuple[float, ...] = ()
     channels: tuple[float, ...] = ()

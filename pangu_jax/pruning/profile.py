@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass
 class Profile:
-    """What the dense model's sweep leaves; each list has one entry per layer.
+    """Statistics from the dense model's sweep; each list has one entry per layer.
 
     Attributes:
       similarity: cosine similarity of the layer's input and output.
@@ -93,10 +93,10 @@ def measure(
 
 
 def plan_depth(cfg: DecoderConfig, target: Target, recipe: Recipe, profile: Profile | None) -> Plan:
-    """Which layers stay, and which groups of removed ones move.
+    """Plans the layers to keep, and the groups of removed layers to move.
 
     Raises:
-      InputError: a number of layers that the model cannot have.
+      InputError: the target number of layers is out of range.
     """
     plan = plans.identity(cfg)
     number = len(cfg.layers) if target.layers is None else target.layers

@@ -1,4 +1,4 @@
-"""How units are chosen and repaired: what a pruning run is asked for beside its target."""
+"""Choice and repair of units: the settings of a pruning run other than its target."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ PRUNABLE_AXES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How units are chosen and repaired.
+    """Settings for the choice and repair of units.
 
     Attributes:
       method: one of `importance.METHODS`.

@@ -111,7 +111,7 @@ def merge_layers(
       scores: for each layer, float64 [K], comparable between layers
         (`importance.contribution_norms`).
       drop: the layers to remove.
-      groups: how many groups each layer is to have; None leaves their number as it is.
+      groups: number of groups that each layer keeps; None leaves it unchanged.
 
     Returns:
       {kept layer: [(layer, group), ...]}, in order of layer and group.
@@ -143,7 +143,7 @@ def moved(
 ) -> jax.Array:
     """A moved group's leaf, corrected for the norms of the layer it moves to.
 
-    It was trained behind the gains of its own layer's norm, so the rows of its query, key and value
+    It was trained after the gains of its own layer's norm, so the rows of its query, key and value
     kernels are multiplied by gamma_from / gamma_to; with sandwich norms, the columns of its out
     kernel by the ratio of what those norms multiply with.
     """

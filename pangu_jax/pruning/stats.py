@@ -80,7 +80,7 @@ class Stats:
 
 
 class Visitor(Protocol):
-    """Called by `sweep` at each site; None leaves the projection as it is."""
+    """Called by `sweep` at each site; None leaves the projection unchanged."""
 
     def heads(self, layer: int, stats: LayerStats) -> Projection | None:
         """The out projection {"kernel": [K, Q, C, D], "bias": [D]} to go on with."""
@@ -93,7 +93,7 @@ class Visitor(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep is computed.
+    """Settings of a calibration sweep.
 
     Attributes:
       batch: windows computed at once.

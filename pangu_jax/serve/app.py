@@ -39,7 +39,7 @@ LARGEST = 2**22  # bytes of a body
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What the endpoints answer with.
+    """The model behind the endpoints, with its tokenizer and template.
 
     Attributes:
       driver: started.
@@ -292,7 +292,7 @@ class _Answering:
 
     @property
     def size(self) -> int:
-        """How many answers there are."""
+        """Number of answers."""
         return len(self._writers)
 
     @property

@@ -26,7 +26,7 @@ class Stops:
         self.given, self.hit = 0, False
 
     def push(self, text: str, *, final: bool = False) -> str:
-        """What may be given of the text so far: no stop string, and nothing that may become one.
+        """Returns text that is safe to emit: no stop string, and no prefix of one.
 
         The one that is complete first counts; of several that end there, the longest.
         """
@@ -56,7 +56,7 @@ class Decoded(Protocol):
         ...
 
     def finish(self) -> Iterator[tuple[bool, str]]:
-        """What was held back."""
+        """Yields the text that was held back."""
         ...
 
 
@@ -64,7 +64,7 @@ class Continuation:
     """The text that tokens add to a prompt's, with spaces as within one text."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
-        """Begins behind the prompt."""
+        """Starts decoding after the prompt."""
         start = max(0, len(prompt) - TAIL)
         while start and prompt[start - 1] in tokenizer.open_ids:
             start -= 1
@@ -78,7 +78,7 @@ class Continuation:
         yield from self._own(self._decoder.push(token))
 
     def finish(self) -> Iterator[tuple[bool, str]]:
-        """What was held back."""
+        """Yields the text that was held back."""
         yield from self._own(self._decoder.finish())
 
     def _own(self, text: str) -> Iterator[tuple[bool, str]]:
@@ -149,10 +149,10 @@ class TextStreamer:
         self._pending: list[Token] = []
 
     def push(self, delta: TokenDelta) -> Part:
-        """What the engine's next tokens make known.
+        """Returns the output that the engine's next tokens complete.
 
         Raises:
-          ArithmeticError: the model's scores are no numbers.
+          ArithmeticError: a score of the model is not finite.
         """
         part, size = Part(), len(delta.ids)
         for number, (token, score) in enumerate(zip(delta.ids, delta.log_probs, strict=True), 1):

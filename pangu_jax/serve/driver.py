@@ -142,7 +142,7 @@ class Driver:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
+        """Whether the driver still accepts jobs."""
         return self._ended is None
 
     def check(self, name: str, ids: Sequence[int]) -> None:

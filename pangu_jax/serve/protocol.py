@@ -147,7 +147,7 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds besides the answer."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
@@ -174,7 +174,7 @@ class RequestBase(_Strict):
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How tokens are drawn."""
+        """The request's sampling settings."""
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 

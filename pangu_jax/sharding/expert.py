@@ -21,7 +21,7 @@ from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSplit:
-    """Which mesh axes split a routed layer.
+    """The mesh axes that split a routed layer.
 
     Attributes:
       tokens: those that split the batch.
@@ -39,7 +39,7 @@ class ExpertSplit:
 
 
 def expert_split(batch: int, kernels: Mapping[str, Spec], layout: Layout) -> ExpertSplit:
-    """How a layout splits a routed layer.
+    """Derives how a layout splits a routed layer.
 
     Args:
       batch: rows of the batch; mesh axes that do not divide it compute the same tokens.

@@ -109,7 +109,7 @@ def check_equal(value: str, what: str) -> None:
 
 
 def from_first(value: np.ndarray) -> np.ndarray:
-    """What process 0 has, in every process; each gives an array of the same shape and type."""
+    """Broadcasts process 0's array; each process passes one of the same shape and dtype."""
     if jax.process_count() == 1:
         return value
     raw = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
@@ -131,7 +131,7 @@ def together(what: str) -> None:
 
 
 def first_process() -> bool:
-    """Whether this is the process that prints, and writes what all share."""
+    """Whether this is process 0, which prints and writes shared files."""
     return jax.process_index() == 0
 
 

@@ -15,7 +15,7 @@ from pangu_jax.sharding.rules import Rules, Table
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays live: the devices, and how logical axes are split over them."""
+    """The placement of arrays: a device mesh, and rules that split logical axes over it."""
 
     mesh: Mesh
     rules: Rules
@@ -52,7 +52,7 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...], layout: Layout | None)
 
 
 def batch_sharding(shape: tuple[int, ...], layout: Layout) -> NamedSharding:
-    """How an input whose first dimension is the batch is split."""
+    """The sharding of an input whose first dimension is the batch."""
     axes = ("batch",) + (None,) * (len(shape) - 1)
     partition = _partition(axes, shape, layout.rules.activations, layout.mesh)
     return NamedSharding(layout.mesh, partition)

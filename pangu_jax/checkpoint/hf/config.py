@@ -61,10 +61,10 @@ def read_pooling(folder: str | Path, cfg: EmbedderConfig) -> EmbedderConfig:
 
 
 def read_prompts(folder: str | Path) -> dict[str, str]:
-    """What may be put before texts, by name, as a folder of sentence-transformers says.
+    """Named prompts to prepend to texts, from a sentence-transformers folder.
 
     Raises:
-      InputError: the file is not as that library writes it.
+      InputError: the file is not in that library's format.
     """
     return sentence_transformers.prompts(*_beside(Path(folder), sentence_transformers.PROMPTS))
 

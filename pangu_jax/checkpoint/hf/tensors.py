@@ -1,4 +1,4 @@
-"""Which tensor of a file holds which part of which leaf."""
+"""The mapping between tensors of a file and parts of leaves."""
 
 import dataclasses
 import itertools

@@ -36,7 +36,7 @@ PRECISION_MODES = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of compiling: whether atc ran, how each call ended, and what to tell the user."""
+    """Result of compiling: whether atc ran, the exit status of each call, and a message."""
 
     ran: bool
     statuses: dict[str, int]

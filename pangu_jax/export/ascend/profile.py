@@ -15,7 +15,7 @@ from pangu_jax.export.onnx.graph import Node
 
 @dataclasses.dataclass(frozen=True)
 class OperatorProfile:
-    """What one version of the compiler takes.
+    """The operators and versions that one release of the compiler supports.
 
     Attributes:
       name: of the profile.

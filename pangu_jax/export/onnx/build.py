@@ -113,7 +113,7 @@ def _keeping(g: Graph, node: Node, value: Value, held: Shape) -> Value | None:
 
 
 def reduced_axes(g: Graph, node: Node) -> tuple[int, ...]:
-    """Which axes a reduction node reduces."""
+    """The axes that a reduction node reduces."""
     if node.op == "ReduceSum":
         array = g.value(node.inputs[1]).array
         assert array is not None

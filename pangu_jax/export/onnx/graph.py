@@ -55,12 +55,12 @@ class Value:
 
     @property
     def foldable(self) -> bool:
-        """Whether its elements may be computed with now."""
+        """Whether its elements are known and may be used in constant folding."""
         return self.array is not None and not self.shared
 
     @property
     def whole(self) -> bool:
-        """Whether the graph holds it as jax sees it."""
+        """Whether the graph holds it in the shape that jax sees."""
         return self.held == self.shape
 
 

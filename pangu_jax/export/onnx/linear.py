@@ -52,7 +52,7 @@ def dot_general(
 
 
 def absorbs(eqn: Any, after: Sequence[int]) -> bool:
-    """Whether MatMul can give a product's result in the order that a transpose would."""
+    """Whether MatMul can produce a product's result already transposed."""
     (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
     free = len(eqn.invars[0].aval.shape) - len(contracted) - len(batch)
     return _absorbed(list(after), len(batch), free) is not None

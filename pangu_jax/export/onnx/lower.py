@@ -162,9 +162,9 @@ NUMPY = {
 
 
 def fold(eqn: Any, inputs: Sequence[Value]) -> list[np.ndarray] | None:
-    """What an equation on constants gives; None if it is to be written into the graph.
+    """Folds an equation on constants; returns None if it must be written into the graph.
 
-    Rules that only move data fold by themselves, without copying.
+    Rules that only move data do their own folding, without copying.
     """
     name = eqn.primitive.name
     if name in shape.RULES or name in ("cond", "scan") or not all(v.foldable for v in inputs):

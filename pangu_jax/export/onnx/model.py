@@ -39,7 +39,7 @@ class Lowered:
 
     @property
     def operators(self) -> dict[str, int]:
-        """How often each operator occurs."""
+        """Number of nodes of each operator, sorted by name."""
         counts: dict[str, int] = {}
         for node in self.graph.nodes:
             counts[node.op] = counts.get(node.op, 0) + 1

@@ -1,4 +1,4 @@
-"""What a family of Hugging Face checkpoints is."""
+"""The description of a family of Hugging Face checkpoints."""
 
 import dataclasses
 from collections.abc import Callable, Container, Mapping

@@ -1,4 +1,4 @@
-"""Which families there are, and finding one by name or by config.json."""
+"""The registry of families, looked up by name or by config.json."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
-"""How a folder of sentence-transformers says what is made of a model's hidden states.
+"""Pooling settings of a sentence-transformers folder.
 
 modules.json lists the steps, each with a folder of its own: the model, pooling, and scaling to
-length 1. sentence_bert_config.json says where texts are cut, and
-config_sentence_transformers.json what is put before them.
+length 1. sentence_bert_config.json says where texts are truncated, and
+config_sentence_transformers.json which prompts are prepended to them.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def read_sidecars(cfg: Model, beside: Sidecars) -> Model:
 
 
 def write_sidecars(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
-    """What `complete` reads, {} for a model whose pooling nobody said."""
+    """{file name: JSON value} that `complete` reads; {} for a model with unspecified pooling."""
     if cfg.pooling is None:
         return {}
     paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalize else 2]
@@ -173,7 +173,7 @@ def _text_length(cfg: Model, beside: Sidecars) -> int | None:
 
 
 def prompts(where: str, config: Any) -> dict[str, str]:
-    """What config_sentence_transformers.json, named `where`, puts before texts, by name.
+    """Named prompts of config_sentence_transformers.json, called `where` in errors.
 
     Raises:
       InputError: it holds something else.
