@@ -1,4 +1,4 @@
-"""Which question comes next: easy ones at first, harder ones later, by how often each is solved.
+"""A curriculum of questions: easy ones first, harder ones later, by how often each is solved.
 
 Source: the curriculum of arXiv 2505.22375, of which only the idea could be read; bands, shares and
 weights are our reading.
@@ -18,7 +18,7 @@ BANDS = ("easy", "middle", "hard")
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """How questions are mixed.
+    """Settings of the mix of questions.
 
     A question is easy if its mean reward is above `easy`, hard if it is below `hard`, else in the
     middle, where those are, too, that were not asked yet. A band is drawn by its share, and in it a
@@ -59,7 +59,7 @@ class CurriculumConfig:
 
 
 def shares(cfg: CurriculumConfig, version: int) -> np.ndarray:
-    """Shares of easy, middle and hard questions after so many updates, float64 [3]."""
+    """Shares of easy, middle and hard questions after `version` updates, float64 [3]."""
     along = min(version / cfg.updates, 1.0)
     return (1 - along) * np.array(cfg.first) + along * np.array(cfg.last)
 

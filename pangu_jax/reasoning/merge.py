@@ -28,12 +28,12 @@ COLLINEAR = 0.9995  # cosine from which slerp is linear, as in mergekit
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to merge.
+    """Settings of a merge.
 
     Attributes:
       method: one of `Method`; "delta" becomes "task_arithmetic".
-      scale: how far to go from the base (task_arithmetic, ties, dare), or from the first to the
-        second (slerp); the mean has none.
+      scale: factor of the difference from the base (task_arithmetic, ties, dare), or the position
+        from the first, 0, to the second, 1 (slerp); the mean has none.
       density: share of each difference that is kept (ties, dare).
       weights: of each tree; None is 1 each for the mean and for ties, which divide by their sum,
         and one by their number for the others, which do not.
@@ -68,7 +68,7 @@ class Recipe:
             raise InputError(f"weights must be finite and add up to more than 0, got {weights}")
 
     def check(self, trees: int, base: bool) -> None:
-        """Checks that so many trees, and a base or none, can be merged so.
+        """Checks that a number of trees, with or without a base, can be merged so.
 
         Raises:
           InputError: they cannot.

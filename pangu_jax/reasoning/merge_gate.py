@@ -19,12 +19,12 @@ from pangu_jax.nn.how import HOW, How
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """What checkpoints are measured on.
+    """The data that checkpoints are measured on.
 
     Attributes:
       tokenizer: of all of them.
-      asked: questions with choices; None where it is text.
-      tokens: the text; None where it is questions.
+      asked: questions with choices; None to measure on text.
+      tokens: the text; None to measure on questions.
       length: tokens of context that a window of text gives at most.
       batch: windows, or choices, computed at once.
       how: layout, implementations, and the type of activations.
@@ -39,7 +39,7 @@ class Gate:
 
     @property
     def unit(self) -> str:
-        """What a score is, in words."""
+        """The unit of a score, in words."""
         return "bits per byte" if self.asked is None else "accuracy, by likelihood per byte"
 
     def score(
@@ -65,7 +65,7 @@ class Gate:
         return measure(params, self.tokens, length=self.length, **rest).bits_per_byte
 
     def better(self, one: float, other: float) -> bool:
-        """Whether one score is better than another; no number is worse than any."""
+        """Whether one score is better than another; NaN is worse than any number."""
         if math.isnan(one) or math.isnan(other):
             return math.isnan(other) and not math.isnan(one)
         return one < other if self.asked is None else one > other

@@ -4,7 +4,7 @@
     model = fit(features(params, chosen, cfg=cfg), features(params, rejected, cfg=cfg))
     model.score(features(params, others, cfg=cfg))         # for `reward_sources.preferred_by_model`
 
-The decoder stays as it is: each answer is read once, and a head on the hidden state of its last
+The decoder stays unchanged: each answer is read once, and a head on the hidden state of its last
 token is trained on pairs.
 """
 
@@ -60,7 +60,7 @@ class Preference:
         return ((features - self.mean) / self.scale) @ self.kernel
 
     def agreement(self, chosen: np.ndarray, rejected: np.ndarray) -> Estimate:
-        """How often the chosen one of pairs, features [N, D] each, scores higher; a tie is half."""
+        """Share of pairs, features [pairs, D] each, whose chosen one scores higher; ties half."""
         gap = self.score(chosen) - self.score(rejected)
         return wilson(np.where(gap == 0, 0.5, gap > 0))
 
@@ -106,7 +106,7 @@ def features(
         part = order[first : first + batch]
         tokens = np.zeros((batch, round_up(len(rows[part[-1]]))), np.int32)
         last = np.zeros(batch, np.int32)
-        for row, i in enumerate(part):  # causal, so what is behind a row does not reach it
+        for row, i in enumerate(part):  # causal, so what comes after a row does not reach it
             tokens[row, : len(rows[i])], last[row] = rows[i], len(rows[i]) - 1
         found[part] = np.asarray(_last(params, tokens, last, cfg=cfg, how=how))[: len(part)]
         if progress is not None:

@@ -36,7 +36,7 @@ class Sample:
       text: all that the model wrote, tags of thinking included.
       said: what of it is not thinking, which is where the answer is.
       kind: of the task: one of `answers.KINDS`, or "general", which nothing but judges can tell.
-      gold: the right answer; empty where there is none.
+      gold: the right answer; empty if unknown.
       code: how code is judged.
       mode: the think mode that was asked for, if any.
       starts_in_thinking: whether the prompt opened the span of thinking.
@@ -58,10 +58,10 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a source makes of a sample.
+    """A source's score of a sample.
 
     Attributes:
-      value: from 0 to 1; None where the source does not apply.
+      value: from 0 to 1; None if the source does not apply or failed.
       evidence: why, in words that may be shown to the model.
       failed: whether there would be a value, but for an error; the evidence says which.
     """
@@ -80,11 +80,11 @@ Source = Callable[[Sequence[Sample]], Sequence[Score]]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Which sources a kind of task has.
+    """The sources of rewards for one kind of task.
 
     Attributes:
-      tiers: weights of sources; the first tier in which one applies gives the grade, and a later
-        one is asked only where none did.
+      tiers: weights of sources; the first tier in which a source applies gives the grade, and later
+        ones are asked only if none did.
       gates: sources that the grade is multiplied by.
       added: sources that are added to it, times these numbers, which may be negative.
     """
@@ -122,9 +122,9 @@ class Graded:
     """A group's rewards.
 
     Attributes:
-      reward: float64 [N]; NaN where the sample is not usable.
-      usable: bool [N], whether there is a reward: no source failed, and one applied.
-      scores: what each source said of each sample; None where it was not asked.
+      reward: float64 [samples]; NaN where the sample is not usable.
+      usable: bool [samples], whether there is a reward: no source failed, and one applied.
+      scores: each source's score of each sample; None where it was not asked.
     """
 
     reward: np.ndarray
@@ -133,7 +133,7 @@ class Graded:
 
     @property
     def failed(self) -> int:
-        """How many samples are masked as a source failed."""
+        """Number of samples masked because a source failed."""
         rows = zip(*self.scores.values(), strict=True)
         return sum(any(score is not None and score.failed for score in row) for row in rows)
 
@@ -144,8 +144,8 @@ class Seen:
 
     Attributes:
       varied: whether its values differed: only then do they move the policy.
-      asked: for how many samples it was asked.
-      failed: how often it failed.
+      asked: number of samples for which it was asked.
+      failed: number of those for which it failed.
     """
 
     varied: bool
@@ -155,13 +155,13 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class SourceHealth:
-    """How sources have done in the last groups, and what their weights are by that.
+    """Recent behavior of sources, and the weights that follow from it.
 
     Attributes:
-      window: how many groups are looked back on.
-      floor: what a weight is multiplied by while its source's values never differ within a group.
+      window: number of recent groups considered.
+      floor: factor of a weight while its source's values never differ within a group.
       most_failed: a larger share of failures ends the run.
-      least: answers of a source before that share means something.
+      least: answers of a source before that share is checked.
       seen: the last groups of each source, the newest last.
     """
 
@@ -178,13 +178,13 @@ class SourceHealth:
             raise InputError("floor must be above 0 and most_failed at least 0, both up to 1")
 
     def weight(self, name: str, base: float) -> float:
-        """A source's weight, which is low after a whole window of groups that it did not tell."""
+        """A source's weight, lowered after a whole window of groups in which it never varied."""
         groups = self.seen.get(name, ())
         quiet = len(groups) == self.window and not any(group.varied for group in groups)
         return base * self.floor if quiet else base
 
     def after(self, graded: Graded) -> "SourceHealth":
-        """What is known with one more group.
+        """The health after one more group.
 
         Raises:
           InputError: a source fails too often; says how it failed last.
@@ -223,7 +223,7 @@ def grade(
       routes: a route for each kind of task among them.
       sources: by name; a source that a route names and that is not there does not apply, but each
         route needs one of its tiers.
-      health: what weights adapt to.
+      health: recent behavior of the sources, to which their weights adapt.
 
     Raises:
       InputError: a kind without a route, or a route without a source.
@@ -251,13 +251,13 @@ def grade(
 
 
 def duplicates(units: Sequence[Any], n: int) -> float:
-    """The share of n-grams that were there before; 0 where there are fewer than two."""
+    """The share of n-grams that occurred before; 0 if there are fewer than two."""
     grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
 def repetition(text: str, n: int = 4, free: float = 0.2) -> float:
-    """How much a text repeats itself, 0 to 1: the share of repeated n-grams of words above `free`.
+    """Repetitiveness of a text, 0 to 1: the share of repeated n-grams of words above `free`.
 
     A text with hardly a space, such as Chinese, is taken letter by letter, five times as long.
     """
@@ -280,11 +280,11 @@ def well_formed(
     mode: str | None = None,
     starts_in_thinking: bool = False,
 ) -> str | None:
-    """What is wrong with the form of an answer; None where nothing is.
+    """Describes what is wrong with the form of an answer; None if nothing is.
 
     Args:
       text: all that the model wrote, with its tags.
-      thinking: what opens and closes a span of thinking; None where the model has none.
+      thinking: tags that open and close a span of thinking; None if the model has none.
       mode: "fast" asks for an empty span, "slow" for one that is not.
       starts_in_thinking: whether the prompt opened the span.
     """

@@ -47,10 +47,10 @@ def per_sample(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
 
 
 def answer(sample: Sample) -> Score:
-    """Whether the answer is the right one, by `answers`.
+    """Scores an answer 1 if `answers` finds it right, else 0.
 
-    It does not apply where there is no right answer that can be read. A comparison that takes too
-    long is a failure.
+    It does not apply without a right answer that can be parsed. A comparison that takes too long is
+    a failure.
     """
     if sample.kind not in answers.KINDS or sample.kind == "code" or not sample.gold:
         return Score(None, "there is nothing to compare with")
@@ -93,12 +93,12 @@ def format_of(thinking: tuple[str, str] | None) -> Source:
 
 
 def repeats(sample: Sample) -> Score:
-    """How much the text repeats itself; see `reward.repetition`."""
+    """Scores repetition in the text; see `reward.repetition`."""
     return Score(repetition(sample.text))
 
 
 def too_long(sample: Sample) -> Score:
-    """How far a fast answer is into the last fifth of its budget; no other has this."""
+    """Scores how far a fast answer is into the last fifth of its budget; no other gets a score."""
     if sample.mode != "fast" or sample.budget is None:
         return Score(None)
     return Score(overlong(sample.tokens, sample.budget))
@@ -107,7 +107,7 @@ def too_long(sample: Sample) -> Score:
 def preferred_by_model(
     score: Callable[[Sequence[Sample]], Sequence[float]], place: Callable
 ) -> Source:
-    """How a preference model ranks the answers among earlier ones.
+    """Makes a source that ranks answers among earlier ones by a preference model.
 
     Args:
       score: of samples, on whatever scale.
@@ -121,7 +121,7 @@ def preferred_by_model(
 
 
 def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
-    """What a language model says when it is asked whether an answer is correct.
+    """Makes a source that asks a language model whether an answer is correct.
 
     A reply that neither begins nor ends with yes or no is a failure.
 
@@ -136,7 +136,7 @@ def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
 
 
 def judge_prompt(sample: Sample) -> str:
-    """What an evaluator is asked; with the right answer where there is one."""
+    """The prompt for an evaluator, with the right answer if it is known."""
     gold = f"\nReference answer:\n{sample.gold}\n" if sample.gold else ""
     return JUDGE.format(question=sample.question, answer=sample.said.strip(), gold=gold)
 

@@ -89,7 +89,8 @@ def train(
         same: it begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
       prompt: ids of a question, by its number: that of the group, 0, 1, ..., or, with a curriculum,
         one of its questions'.
-      reward: float [N] of the answers to a question, by its number; NaN where there is none.
+      reward: rewards of the answers to a question, by its number, float [answers]; NaN where there
+        is none.
       model: the decoder.
       cfg: the run.
       optimizer: what turns gradients into updates; a run goes on with the same.
@@ -236,7 +237,7 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
 
 
 def _keep(rollouts: "_Rollouts", journal: Journal, saver: "_Saver") -> None:
-    """Saves the run as it is left, with what has ended and was not taken in yet."""
+    """Saves the run, first taking in the samples that have ended."""
     for record in rollouts.ended():
         journal.write(record)
         rollouts.trainer.happens(record)
@@ -281,14 +282,14 @@ class _Rollouts:
                 self._to_grade.append(action.group)
 
     def ended(self) -> Iterator[Record]:
-        """What has ended and was not told by `next` yet."""
+        """Yields samples that have ended and that `next` has not returned yet."""
         while self._ended:
             yield _record(self._ended.popleft())
 
     def next(self) -> tuple[Record, Made | None] | None:
-        """What happens next: what has ended, then rewards, an update, and else decoding.
+        """Returns the next event: an ended sample, else rewards, else an update, else decodes.
 
-        None if nothing has happened within a burst of decoding.
+        None if nothing ends within a burst of decoding.
         """
         if self._ended:
             return _record(self._ended.popleft()), None
@@ -315,7 +316,7 @@ class _Rollouts:
         return Record("updated", figures=self._clock.figures(), moved=made.moved), made
 
     def updated(self) -> None:
-        """Gives the weights after an update to who writes."""
+        """Hands the weights after an update to the sampler."""
         self._update = None
         self._sampler.update(self.trainer.state.params)
 
@@ -353,14 +354,14 @@ def _record(found: Sampled) -> Record:
 
 
 class _Clock:
-    """How long things take: seconds, and the share of them in which something was idle."""
+    """Measures seconds, and the share of them in which something was idle."""
 
     def __init__(self, slots: int):
         self._slots, self._last = slots, time.monotonic()
         self._seconds = self._busy = self._trained = 0.0
 
     def tick(self, running: int, *, trains: bool) -> None:
-        """What was at work since the last tick."""
+        """Adds the time since the last tick to what was busy in it."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         self._seconds += seconds

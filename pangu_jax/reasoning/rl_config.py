@@ -68,7 +68,7 @@ class RlConfig:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a run must go on with, beside its schedule, each as JSON."""
+        """Settings that a resumed run must share, besides its schedule, each as JSON."""
         left_out = ("updates", "save_every", "schedule")
         found = to_json(self)
         return {name: json.dumps(found[name]) for name in found if name not in left_out}

@@ -1,7 +1,7 @@
-"""What happened in a run of reinforcement learning, written down as it happens.
+"""A journal of the events of a run of reinforcement learning, written as they happen.
 
-A checkpoint and what happened since give the run as it was when it was killed: updates are made
-again from the same answers, to the same bits, and no answer that had ended is written again.
+A checkpoint and the events since restore the run as it was when it was killed: updates are
+recomputed from the same answers, to the same bits, and no answer that had ended is generated again.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ class Journal:
         self.count = 0  # records of the whole run
 
     def read(self, first: int, version: int) -> list[Record]:
-        """The records from the `first` on; others will be added behind them.
+        """The records from the `first` on; new ones will be appended.
 
         Args:
           first: how many records a checkpoint holds the outcome of.
@@ -187,7 +187,7 @@ class Journal:
 
 
 def _appended(path: Path) -> IO[bytes]:
-    """The file, opened behind its last whole line; a line is one write, nothing waits."""
+    """The file, opened for appending after its last whole line; unbuffered."""
     file = path.open("ab", buffering=0)
     end = path.read_bytes().rfind(b"\n") + 1
     os.ftruncate(file.fileno(), end)
@@ -195,7 +195,7 @@ def _appended(path: Path) -> IO[bytes]:
 
 
 def _read(path: Path) -> list[Record]:
-    lines = path.read_bytes().split(b"\n")[:-1]  # behind the last line end: nothing, or half a line
+    lines = path.read_bytes().split(b"\n")[:-1]  # after the last line end: nothing, or half a line
     found = []
     for number, line in enumerate(lines, start=1):
         where = f"{path} line {number}"

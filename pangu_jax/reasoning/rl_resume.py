@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning goes on from: parameters, schedule, unused answers."""
+"""Snapshots from which reinforcement learning resumes: parameters, schedule, unused answers."""
 
 import dataclasses
 import json
@@ -113,7 +113,7 @@ def restore(
     settings: Mapping[str, str],
     layout: Layout | None = None,
 ) -> Snapshot | None:
-    """What was saved last; None where nothing was.
+    """Restores the latest snapshot; None if nothing was saved.
 
     Args:
       store: of the run.

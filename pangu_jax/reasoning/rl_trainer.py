@@ -85,7 +85,7 @@ def _loss(model, policy, temperature, how):
 
 
 class Trainer:
-    """A run apart from who writes and who grades: it is what its records say.
+    """A run's training state, which its records determine; it neither samples nor grades.
 
     Attributes:
       run: as it is after the last record.
@@ -130,7 +130,7 @@ class Trainer:
         return self.run.state
 
     def rollout(self, group: int) -> Rollout:
-        """What there is of a group, at least its prompt."""
+        """The rollout of a group, created with its prompt if missing."""
         if group not in self.run.rollouts:
             question = self._question(group)
             self.run.rollouts[group] = Rollout(list(self._prompt(question)), question)
@@ -284,7 +284,7 @@ def in_vain(run: Snapshot, most: int) -> str:
 
 
 def unjudged(run: Snapshot, most: int) -> str:
-    """Why no update is made, if since the last `most` groups had no reward at all; else ""."""
+    """Says why no update happens if `most` groups since the last had no reward at all; else ""."""
     count = run.replaced.count(None)
     if count < most:
         return ""

@@ -14,12 +14,12 @@ from pangu_jax.nn.how import HOW, How
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What became of a sample.
+    """The outcome of a sample.
 
     Attributes:
       group: its group's number.
       sample: its own.
-      answer: None if whoever wrote it is gone.
+      answer: None if its writer was lost.
     """
 
     group: int
@@ -45,14 +45,14 @@ class Sampler(Protocol):
         ...
 
     def update(self, params: Any) -> None:
-        """Other weights, one version newer, from the next token on."""
+        """Switches to other weights, one version newer, from the next token on."""
         ...
 
     def poll(self, *, wake: bool = True) -> list[Sampled]:
-        """What has ended; waits for some steps of decoding at most, and may have nothing then.
+        """Returns samples that have ended, perhaps none, after a few steps of decoding at most.
 
         Args:
-          wake: whether samples that have ended are to be told soon, as others can begin.
+          wake: whether to report ended samples soon, as others can begin.
         """
         ...
 

@@ -150,14 +150,13 @@ class RaySampler:
             place.calls.append(place.actor.update.remote(self._weights))
 
     def poll(self, *, wake: bool = True) -> list[Sampled]:
-        """What has ended, after a short while at most, and what is lost with its actor.
+        """Returns samples that have ended, or were lost with their actor, after a short wait.
 
         Args:
           wake: not read: actors are not told, and behave as if it were true.
 
         Raises:
-          InputError: actors are not there in time, end again and again, or cannot begin a sample;
-            says why.
+          InputError: actors do not start in time, keep dying, or cannot begin a sample; says why.
         """
         del wake
         self._check_there()

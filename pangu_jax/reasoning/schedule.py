@@ -84,7 +84,7 @@ def begin(cfg: ScheduleConfig, *, version: int = 0) -> Step:
 
 
 def step(state: ScheduleState, event: Event) -> Step:
-    """What is known after an event, and what is to be done because of it.
+    """Applies an event: returns the new state and the actions that follow from it.
 
     Raises:
       InputError: nothing of that kind was under way.
@@ -222,7 +222,7 @@ def _take(state: ScheduleState) -> Step:
 
 
 def wants_slots(state: ScheduleState) -> bool:
-    """Whether more samples would begin if there were slots."""
+    """Whether more samples would begin if slots were free."""
     return (
         bool(state.again)
         or any(group.waiting for group in state.open)

@@ -9,7 +9,7 @@ from pangu_jax.reasoning.schedule_state import Group, ScheduleState
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a policy decides where the trainer is idle.
+    """A policy's decision while the trainer is idle.
 
     Attributes:
       batch: groups to train on, of `ready`; none to wait.
@@ -101,7 +101,7 @@ def _preferred(state: ScheduleState) -> tuple[Group, ...]:
 
 
 def score(state: ScheduleState, group: Group) -> float:
-    """What `Priority` says of a group."""
+    """A group's score by `Priority`."""
     weights, p = state.cfg.priority, group.mean
     learnable = 0.0 if p is None else 4 * p * (1 - p)
     return (

@@ -1,7 +1,7 @@
-"""What the scheduler of rollouts knows: its settings, its state, what happens, what is to be done.
+"""Data of the scheduler of rollouts: its settings, state, events and actions.
 
-All of it is frozen and holds plain values, so `core.config.to_json` and `from_json` save a state
-and bring it back.
+All of it is frozen and holds plain values, so `core.config.to_json` and `from_json` save and
+restore a state.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Priority:
-    """Which finished group is trained on first, where the bound leaves a choice.
+    """Weights that rank finished groups for training, where the bound leaves a choice.
 
     A group's score is age * its age / staleness + learnable * 4 p (1 - p), p being its mean reward
     cut to [0, 1], + resumed * whether it was begun again or renewed. Ties go to the lower number,
@@ -133,7 +133,7 @@ class ScheduleState:
 
     @property
     def running(self) -> int:
-        """How many slots are taken."""
+        """Number of slots taken."""
         return sum(len(group.running) for group in self.open)
 
     @property
@@ -144,7 +144,7 @@ class ScheduleState:
         )
 
     def age(self, group: Group) -> int:
-        """How many updates ago a group's first token was made; 0 for one not begun."""
+        """Updates since a group's first token was generated; 0 for a group not begun."""
         return 0 if group.since is None else self.version - group.since
 
 

@@ -72,12 +72,12 @@ def cell(
 def in_time(
     cells: Cells, makes: Iterable[tuple[str, Callable[[], dict[str, Any]]]], minutes: float | None
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """What is to be computed, in order, until one that is missing would begin too late.
+    """Yields cells to compute, in order, until a missing one would begin too late.
 
     Args:
       cells: the run.
       makes: each cell's name, and what computes it.
-      minutes: after how many, from now on, no cell begins; None sets no end.
+      minutes: from now, after which no cell begins; None sets no end.
     """
     ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     for name, make in makes:

@@ -39,7 +39,7 @@ MEASURED = 8  # windows that must be left to measure on, at least
 
 @dataclasses.dataclass(frozen=True)
 class LanguageExperiment:
-    """What experiments on one dense model have in common; each adds its own fields.
+    """Settings shared by experiments on one dense model; each adds its own fields.
 
     Attributes:
       model: trained from scratch on `data`; None takes --checkpoint.
@@ -149,7 +149,7 @@ def open_base(
 
 
 def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000) -> np.ndarray:
-    """Windows of the held-out text, int32 [N, length].
+    """Windows of the held-out text, int32 [windows, length].
 
     Args:
       base: the model and its text.
@@ -170,7 +170,7 @@ def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000)
 
 
 def perplexity(base: Base, params: Any, cfg: DecoderConfig, windows: np.ndarray) -> float:
-    """Perplexity on windows int32 [N, T], with the experiment's activation dtype."""
+    """Perplexity on windows, int32 [windows, T], with the experiment's activation dtype."""
     return measure_windows(params, windows, cfg=cfg, how=base.experiment.how).perplexity
 
 

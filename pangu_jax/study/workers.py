@@ -136,7 +136,7 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def is_done(folder: Path, name: str) -> bool:
-    """Whether a cell is there and was not cut short by a time limit."""
+    """Whether a cell's result exists and was not cut short by a time limit."""
     path = folder / "cells" / f"{name}.json"
     return path.exists() and not read_json(path, finite=False).get("cut")
 

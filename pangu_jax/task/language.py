@@ -60,7 +60,7 @@ def generate(
       batch: how many are decoded at once.
       dtype: type of activations and cache.
       soft_thinking: whether it thinks in mixtures of tokens before it writes.
-      think_end: what is written behind the thought; None is the tokenizer's </think> or [unused17].
+      think_end: text that follows the thought; None is the tokenizer's </think> or [unused17].
       soft: how it thinks.
 
     Raises:

@@ -56,12 +56,12 @@ def begin(params: Any, seeds: int = 1) -> Best:
 
 
 def judge(best: Best, params: Any, score: Any, step: int, rule: StopRule) -> Best:
-    """What is best after an evaluation; seeds whose patience is over stay as they are.
+    """The best so far, after an evaluation; seeds out of patience stay unchanged.
 
     Args:
-      best: what was best before it.
-      params: the parameters that were evaluated; they are copied where they are better.
-      score: what was measured, a number or, for several seeds, one each.
+      best: the best before it.
+      params: the parameters that were evaluated; they are copied if they are better.
+      score: the measured value, lower is better: a scalar or, with several seeds, one for each.
       step: steps done.
       rule: the rule.
     """

@@ -28,12 +28,12 @@ _MANY = ("layers", "expert", "group")  # axes along which there is one matrix ea
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels are adapted, and how much.
+    """Settings of LoRA: the adapted kernels, rank and scale.
 
     Attributes:
-      pattern: a regular expression that the full paths of kernels match.
-      rank: of what is added to each matrix.
-      alpha: what is added is scaled by alpha / rank.
+      pattern: a regular expression that the full paths of adapted kernels match.
+      rank: of the update of each matrix.
+      alpha: the update is scaled by alpha / rank.
     """
 
     pattern: str = r".*/attention/(query|key|value|out)/kernel"
@@ -141,7 +141,7 @@ def _walk(tree: Any, name: str, change: Any) -> Any:
 
 
 def _graft(params: Any, drawn: Any) -> Any:
-    """The leaves of `params`, and those of `drawn` where there are none."""
+    """The leaves of `params`, and those of `drawn` where `params` has none."""
     if isinstance(drawn, dict):
         return {k: _graft(params[k], v) if k in params else v for k, v in drawn.items()}
     if isinstance(drawn, list | tuple):

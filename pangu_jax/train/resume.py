@@ -41,7 +41,7 @@ def last_saved(store: Store | NullStore) -> str:
 
 
 def beside_parameters(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds besides the parameters."""
+    """The part of a checkpoint besides the parameters."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     return rest if state.best is None else {**rest, "best": state.best}
 

@@ -1,4 +1,4 @@
-"""What a run is made of: how long it is, and stages with losses and data of their own."""
+"""The plan of a run: its length, and stages with losses and data of their own."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from pangu_jax.train.step import BatchLoss, Loss, TrainState, init_state
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is and what it leaves behind.
+    """Length of a run, and its checkpoints and evaluations.
 
     Attributes:
       steps: optimizer steps.
@@ -24,7 +24,7 @@ class LoopConfig:
       seed: of initial values and of the keys that losses get. Several train as many models at once:
         then all leaves of parameters and batches have a leading axis of them.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep: latest checkpoints kept.
+      keep: number of latest checkpoints kept.
       evaluate_every: steps between evaluations; 0 for none before the end.
       chunk: steps that run without returning to Python, where nothing else is to be done before
         their end; signals wait for it. The others run one by one.
@@ -56,13 +56,13 @@ class Stage:
     """A stretch of a run with its own loss and data.
 
     Attributes:
-      steps: how long it is.
+      steps: optimizer steps.
       loss: see `step.make_step`.
-      batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
+      batches: `batches(step)` yields the stage's batches, numpy arrays, from that step of it on.
       optimizer: None keeps the previous stage's, and its state; another begins with a fresh state.
       schedule: the learning rate by the optimizer's step, for metrics.
-      frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
-        where there are none. They live where the caller put them.
+      frozen: arrays that the loss reads and that are not trained, such as a teacher's parameters,
+        placed by the caller; None for none.
     """
 
     steps: int
@@ -88,22 +88,22 @@ class StageSequence:
         return next(i for i, end in enumerate(self.ends) if step <= end)
 
     def boundary(self, number: int, end: int) -> int:
-        """The next step at which something is done beside training, the stage's end at most."""
+        """The next step followed by a checkpoint or an evaluation, the stage's end at most."""
         every = [n for n in (self.cfg.checkpoint_every, self.cfg.evaluate_every) if n]
         return min(end, *(number - number % n + n for n in every))
 
     def due(self, number: int) -> tuple[bool, bool]:
-        """Whether to evaluate and whether to save after a step, the last one apart."""
+        """Whether to evaluate and whether to save after a step; the loop always saves the last."""
         last, every = number == self.cfg.steps, self.cfg.evaluate_every
         evaluates = last or bool(every and number % every == 0)
         return evaluates, number % self.cfg.checkpoint_every == 0
 
     def told(self, index: int) -> dict[str, np.ndarray]:
-        """What a checkpoint says of where in the plan it is, where there are several stages."""
+        """A checkpoint's record of its stage; {} for a plan of one stage."""
         return {"stage": np.asarray(index + 1, np.int32)} if len(self.stages) > 1 else {}
 
     def optimizer(self, index: int) -> optax.GradientTransformation:
-        """What a stage trains with."""
+        """The optimizer of a stage: its own, else the latest earlier one."""
         given = (s.optimizer for s in self.stages[index::-1] if s.optimizer is not None)
         return next(given)
 

@@ -99,7 +99,7 @@ def init_state(
 
 
 def one_device() -> jax.sharding.SingleDeviceSharding:
-    """Where arrays live without a layout."""
+    """The placement of arrays without a layout: this process's first device."""
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 

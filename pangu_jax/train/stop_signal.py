@@ -28,10 +28,10 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a signal asked this run to stop, and which one."""
+    """A request, by signal, to stop this run."""
 
     def __init__(self):
-        """Nothing was asked yet."""
+        """Starts without a request."""
         self.signal = signal.SIGTERM
         # Not an Event, which has a lock: a second signal, heard within the handler of the first,
         # would wait for it forever.
@@ -48,7 +48,7 @@ class StopRequest:
         return self._asked
 
     def ask(self, number: int, frame: object = None) -> None:
-        """What a signal does."""
+        """The signal handler: records a request to stop; a second SIGINT interrupts at once."""
         del frame
         again, self.signal = self._asked, signal.Signals(number)
         self._asked = True

@@ -30,7 +30,7 @@ from pangu_jax.train.step import Loss
 
 
 def model(cfg: decoder.DecoderConfig, own: MethodConfig) -> ThinkerConfig:
-    """The decoder in so many turns, of whose layers tokens may skip those after the first."""
+    """The decoder in `own.turns` turns; tokens may skip its layers after the first turn."""
     return ThinkerConfig(cfg, turns=own.turns, adaptive=True)
 
 

@@ -31,12 +31,12 @@ Exchange = Callable[[jax.Array, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a model wrote for one problem.
+    """A model's output for one problem.
 
     Attributes:
-      ids: all that it wrote.
-      answer: the ids of its final answer; None where it gave none.
-      thoughts: how many slots of thought or pause were given before.
+      ids: all ids that it generated.
+      answer: the ids of its final answer; None if it gave none.
+      thoughts: number of thought or pause slots before them.
     """
 
     ids: tuple[int, ...]
@@ -77,7 +77,7 @@ def solve(
       how: implementations, and type of activations and cache.
 
     Raises:
-      InputError: no problem, or thoughts to be exchanged where there are none.
+      InputError: there are no problems, or no thoughts to exchange.
     """
     if not problems:
         raise InputError("there are no problems to solve")
@@ -149,12 +149,12 @@ def given_part(row: Slots) -> Slots:
 
 
 def _asked(problem: Encoded) -> Encoded:
-    """A problem whose steps and answer nobody can see."""
+    """A problem without its steps and answer."""
     return Encoded(problem.question, (), ())
 
 
 def _in_batches(params, rows, batch, feedback, start, thoughts, cfg, how):
-    """The thoughts about so many rows at a time, as they are asked for."""
+    """Yields the thoughts about `batch` rows at a time."""
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
         yield _thoughts(params, part, batch, feedback, start, thoughts, cfg, how)

@@ -21,7 +21,7 @@ class Widths:
       start: of the prefix.
       thoughts: of the thoughts.
       tail: of the tail.
-      teacher: of the tail of a teacher's rows; 0 where there is no teacher.
+      teacher: of the tail of a teacher's rows; 0 without a teacher.
     """
 
     start: int
@@ -106,9 +106,9 @@ def phase_batches(
 
 
 def removed_beyond(phase: Phase, count: int, rng: np.random.Generator) -> np.ndarray:
-    """How many tokens more than are due go from each of `count` examples, int64 [count].
+    """Draws the number of tokens removed beyond those due, for each example: int64 [count].
 
-    j with probability (1 - e^-rate) e^(-rate j).
+    It is j with probability (1 - e^-rate) e^(-rate j).
 
     Source: arXiv 2405.14838, section 3 ("removal smoothing").
     """

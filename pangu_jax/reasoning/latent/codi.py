@@ -97,10 +97,10 @@ def distillation_loss(
 
 
 def distance(ours: jax.Array, theirs: jax.Array) -> jax.Array:
-    """How far states are from a teacher's, which do not move: [B, D] twice to a float32 scalar.
+    """Distance of states [B, D] from a teacher's [B, D], which get no gradient: float32 scalar.
 
-    The mean of smooth L1 (half the square up to 1, then the difference less a half), divided by the
-    deviation of all the teacher's numbers.
+    It is the mean of smooth L1 (half the square up to 1, then the difference less a half), divided
+    by the standard deviation of all the teacher's numbers.
     """
     theirs = jax.lax.stop_gradient(theirs.astype(jnp.float32))
     gap = jnp.abs(ours.astype(jnp.float32) - theirs)

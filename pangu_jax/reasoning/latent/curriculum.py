@@ -28,7 +28,7 @@ class Mix:
     slots_per_stage: int
 
     def form(self, stage: int) -> "Phase":
-        """What examples of a stage look like; behind the last one no step is left."""
+        """The form of a stage's examples; after the last stage no step is left."""
         kept = min(stage, self.stages)
         return Phase(1, self.slots_per_stage * kept, stage if stage == kept else ALL)
 
@@ -40,12 +40,12 @@ class Phase:
     Attributes:
       steps: optimizer steps.
       slots: thoughts, or pauses, of every example.
-      removed_steps: how many of a chain's first steps are left out.
-      removed_tokens: how many of a chain's first tokens are left out.
-      smoothing: rate of the exponential that draws how many more tokens are left out of an example;
-        0 for none.
+      removed_steps: number of a chain's first steps that are left out.
+      removed_tokens: number of a chain's first tokens that are left out.
+      smoothing: rate of the exponential from which the number of further tokens left out of an
+        example is drawn; 0 for none.
       mix: examples of other stages; None for none.
-      unmarked: whether nothing stands before and after the slots.
+      unmarked: whether the slots have no markers around them.
     """
 
     steps: int
@@ -59,7 +59,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """How a chain of thought is taken away.
+    """Settings for removing a chain of thought in stages.
 
     Attributes:
       steps: optimizer steps in all.
@@ -161,7 +161,7 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
 
 
 def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:
-    """The lengths of so many stages before the last one; none where they have no steps."""
+    """The lengths of `stages` stages before the last one; none if they have no steps."""
     length, first = cfg.stage_steps, cfg.first_steps
     if length == 0 or stages < 1:
         return []

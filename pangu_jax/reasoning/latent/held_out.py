@@ -1,6 +1,6 @@
-"""Which questions a model was trained on, so that it is not measured on them.
+"""Hashes of the questions that a model was trained on, so that it is not measured on them.
 
-A run keeps a hash of each question, beside its model: that is small, and tells whatever becomes of
+A run keeps a hash of each question beside its model: that is small, and holds whatever becomes of
 the files that the questions came from.
 """
 
@@ -20,9 +20,10 @@ PRODUCT = re.compile(r"([0-9 ]+) \* ([0-9 ]+)")
 
 
 def key(question: str) -> str:
-    """What questions have in common that ask the same: spaces, and the order of two factors.
+    """A question's normal form: equal for questions that ask the same thing.
 
-    For a product whose factors are exchanged has the same answer.
+    Runs of whitespace become single spaces, and the two factors of a product are sorted, as
+    exchanging them leaves the answer the same.
     """
     words = " ".join(question.split())
     if product := PRODUCT.fullmatch(words):

@@ -15,7 +15,7 @@ from pangu_jax.reasoning.latent.method import Method, MethodConfig, written
 
 
 def model(cfg: DecoderConfig, own: MethodConfig) -> ThinkerConfig:
-    """The decoder in so many turns."""
+    """The decoder, with its layers repeated for `own.turns` turns."""
     return ThinkerConfig(cfg, turns=own.turns)
 
 

@@ -22,7 +22,7 @@ def thought_loss(
     own: Any = None,
     how: How = HOW,
 ) -> Loss:
-    """The loss on batches with `start` columns of prefix and so many thoughts.
+    """The loss on batches with `start` columns of prefix and `thoughts` thoughts.
 
     Equal arguments give the same function, so that phases of the same form share a compilation.
 

@@ -1,4 +1,4 @@
-"""What thoughts hold: linear probes with a baseline, and the logit lens.
+"""Probes of thoughts: linear probes with a baseline, and the logit lens.
 
 Each probe is fitted again to shuffled labels, which nothing can tell on the half that was not
 fitted: that is what accuracy comes to by the labels' frequencies and by chance. It does not say
@@ -21,11 +21,11 @@ RIDGE = 1e-2  # of the features' mean square
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How well labels are read from features, on the half that was not fitted.
+    """Accuracy of labels read from features, on the half that was not fitted.
 
     Attributes:
-      examples: how many there are in all.
-      classes: how many labels.
+      examples: number of examples in both halves.
+      classes: number of labels.
       accuracy: share of right labels.
       shuffled: the same where the labels were shuffled before.
       majority: share of the commonest label.
@@ -39,18 +39,18 @@ class Probe:
 
     @property
     def above_shuffled(self) -> float:
-        """What the accuracy is above that of shuffled labels."""
+        """Accuracy minus that with shuffled labels."""
         return self.accuracy - self.shuffled
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is looked for in thoughts.
+    """An id to look for in thoughts, per problem.
 
     Attributes:
-      name: what it is called.
-      problems: int [M], those that have it.
-      ids: int [M], the id in each.
+      name: for tables and plots.
+      problems: int [n], indices of the problems that have one.
+      ids: int [n], the id of each.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Target:
 
 
 def targets(problems: Sequence[Encoded], *, least: int) -> list[Target]:
-    """The telling id of every step and then of the answer, where at least so many have it.
+    """The telling id of every step and then of the answer, if at least `least` problems have it.
 
     Args:
       problems: as ids.

@@ -23,7 +23,7 @@ from pangu_jax.reasoning.latent.feedback import Feedback, hidden
 
 @struct.dataclass
 class Reading:
-    """What a model makes of a batch.
+    """A model's states on a batch.
 
     Attributes:
       hidden: [B, T, D], the state of every column, after the final norm.
@@ -106,7 +106,7 @@ class _Body:
         self._params, self._places, self._cfg, self._how = params, places, cfg, how
 
     def room(self, caches, length):
-        """The caches with room for so many columns; new ones where there are none."""
+        """The caches with room for `length` columns; new ones if there are none."""
         if not caches:
             return [self._empty(heads, lead, length) for heads, lead in self._runs()]
 

@@ -1,4 +1,4 @@
-"""What answers come to: how many are right, and what they cost."""
+"""Scores of answers: how many are right, and what they cost."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -108,7 +108,7 @@ def scores(
 def check_problems(
     problems: Sequence[Encoded], method: Method, phase: Phase, ablations: Sequence[str] = ABLATIONS
 ) -> None:
-    """Raises InputError where there are too few problems for one to get another's thoughts."""
+    """Raises InputError if there are too few problems for one to get another's thoughts."""
     if len(problems) == 1 and method.thoughts(phase) and "other" in ablations:
         raise InputError(
             "thoughts are exchanged for those of another problem, which needs at least two, got 1"
@@ -116,7 +116,7 @@ def check_problems(
 
 
 def score(written: Sequence[Written], problems: Sequence[Encoded], layers: float) -> Score:
-    """The figures of what was written for each problem, by so many layers per token."""
+    """The score of the answers to problems, each token computed by `layers` layers."""
     pairs = list(zip(written, problems, strict=True))
     share = wilson(np.array([found.answer == problem.answer for found, problem in pairs], float))
     return Score(

@@ -95,7 +95,7 @@ def markers_of(tokenizer: Tokenizer) -> Markers:
 
 
 def plan_name(number: int) -> str:
-    """What a tokenizer calls planning token `number`."""
+    """A tokenizer's name for planning token `number`."""
     return f"<|plan-{number}|>"
 
 
@@ -153,7 +153,7 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
     Args:
       rows: B rows.
       start: columns of the prefix.
-      thoughts: columns of the thoughts; those behind a row's own are padding.
+      thoughts: columns of the thoughts; those after a row's own are padding.
       tail: columns of the tail.
 
     Returns:

@@ -34,13 +34,13 @@ KNOWN = f"mult4x4 (any mult<D>x<D>), {PROSQA}, {SYMBOLS}, gsm8k, or a .jsonl fil
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained on and measured on; no question is in both, by `held_out.key`.
+    """Problems to train on and to measure on; no question is in both, by `held_out.key`.
 
     Attributes:
       training: problems.
       testing: problems.
-      chance: the share of right answers of one who guesses among those that a question offers; None
-        where it offers none.
+      chance: expected accuracy of guessing among the answers that a question offers; None if it
+        offers none.
     """
 
     training: list[Problem]
@@ -73,7 +73,7 @@ class Ids:
 
 
 def names_of(plans: int) -> list[str]:
-    """The names of the markers and of so many planning tokens."""
+    """The names of the markers and of `plans` planning tokens."""
     return [*NAMES, *map(plan_name, range(plans))]
 
 
@@ -143,7 +143,7 @@ def read_task(
 def located(
     name: str, test: str | None, data: str | Path | None, *, trains: bool = True
 ) -> tuple[str, str | None]:
-    """What `read_task` takes as its name and test file: files, where a name stands for some.
+    """Arguments of `read_task`: its name and test file, with known names replaced by files.
 
     Args:
       name: of a task; one of `FILES` becomes the file of its training questions.
@@ -174,7 +174,7 @@ def test_problems(name: str, *, test: str | Path | None, tests: int) -> list[Pro
 
 
 def is_drawn(name: str) -> bool:
-    """Whether the task's problems are drawn.
+    """Whether the task's problems are drawn, not read from a file.
 
     Raises:
       InputError: it is neither that nor a file.

@@ -34,16 +34,16 @@ RUN = "latent.json"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run's folder says of how its model thinks, in latent.json.
+    """Metadata that `latent train` writes to latent.json.
 
     Attributes:
       method: a name of `registry.METHODS`.
       phase: the last one, in whose form questions are put.
       task: what it was trained on.
-      test: the file of problems to measure on; None where they are the task's own.
+      test: the file of problems to measure on; None for the task's own.
       tests: most problems to measure on.
-      steps: of the whole curriculum; a run that was stopped has fewer behind it.
-      max_new_tokens: most tokens that an answer of the task has, chain and all.
+      steps: of the whole curriculum; a run that was stopped has done fewer.
+      max_new_tokens: most tokens that an answer of the task has, chain included.
     """
 
     method: str
