@@ -275,7 +275,7 @@ def _stored(opened: Gguf, family: Family, cfg: DecoderConfig) -> dict[str, Store
 
 
 def _heads(leaf: str, attention: AttentionConfig) -> int | None:
-    """How many heads a tensor's rows are of that llama.cpp stores by pairs, else None."""
+    """Number of heads in the rows of a tensor that llama.cpp stores by pairs, else None."""
     if leaf.startswith("attention/query/"):
         return attention.kv_heads * attention.q_per_kv
     return attention.kv_heads if leaf.startswith("attention/key/") else None

@@ -14,7 +14,7 @@ LOGGERS = ("absl", "asyncio")
 
 
 class _Silence:
-    """How many stores want silence, and what to restore: loggers are global to the process.
+    """Counts stores that want silence, and keeps what to restore: loggers are process-wide.
 
     It is a hook of `sys.unraisablehook`. One that others have put before it may go on calling it.
     """

@@ -379,7 +379,7 @@ def _save_digests(place: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words: the system's own if it has any."""
+    """A short reason for an error: the operating system's own if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()

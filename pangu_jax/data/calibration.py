@@ -21,7 +21,7 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
       begin: the tokenizer's `begin`; None is the boundary id.
 
     Returns:
-      int32 [N, length].
+      int32 [windows, length].
 
     Raises:
       InputError: the text does not fill one window, or `length` holds no more than the head.

@@ -61,7 +61,7 @@ def find_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
 
 
 def load_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
-    """The template in chat_template.jinja or tokenizer_config.json; None where there is none.
+    """The template in chat_template.jinja or tokenizer_config.json; None if neither has one.
 
     It is a program that the checkpoint's author wrote. It is compiled and run in jinja2's immutable
     sandbox, which lets it neither reach Python's insides nor change what it is given, in a process

@@ -37,7 +37,7 @@ def csv_rows(
     Args:
       path: the file.
       delimiter: between fields.
-      strict: whether a quoted field that does not end, or goes on behind its quote, is refused.
+      strict: whether a quoted field that does not end, or goes on after its quote, is refused.
 
     Raises:
       InputError: here or as rows are taken: no such file, nothing in it, names that come twice,

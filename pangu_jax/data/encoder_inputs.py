@@ -90,7 +90,7 @@ def encode_for_decoder(
       texts: strings.
       max_length: most ids of one.
       prefixes: one per text, possibly empty. A token that is of both is the text's.
-      append_eos: whether the first of the tokens that end a text is put behind it, unless it ends
+      append_eos: whether the first of the tokens that end a text is appended, unless it ends
         with that already.
 
     Raises:
@@ -113,10 +113,11 @@ def encode_for_decoder(
 
 
 def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]:
-    """The texts as rows padded to one length: "tokens", int32 [N, T], and "valid", bool [N, T].
+    """The texts as rows padded to one length: "tokens", int32 [B, T], "valid", bool [B, T].
 
     Args:
-      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most `length` ids.
+      inputs: B results of `encode_for_encoder` or `encode_for_decoder`, each of at most `length`
+        ids.
       length: T.
     """
     tokens = np.zeros((len(inputs), length), np.int32)
@@ -128,7 +129,7 @@ def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]
 
 
 def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that a tokenizer puts behind a text.
+    """Ids that a tokenizer puts after a text.
 
     Bytes have none, nor has a run of ours, which begins texts with its own boundary.
     """
@@ -140,7 +141,7 @@ def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
 def _bodies(
     tokenizer: Tokenizer, prefixes: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[list[int], int]]:
-    """The ids of each text behind its prefix, without special tokens; how many are the prefix's."""
+    """Ids of each prefixed text, without special tokens, and the number that are the prefix's."""
     if not isinstance(tokenizer, FileTokenizer):
         parts = [
             [tokenizer.encode(a), tokenizer.encode(b)] for a, b in zip(prefixes, texts, strict=True)

@@ -202,7 +202,7 @@ def _part(path: Path) -> Part | None:
 
 
 def _places(part: Part, header: list[str]) -> dict[str, int]:
-    """Where the columns are that a part needs, and those that it may have.
+    """Indices of the columns that a part needs, and of those that it may have.
 
     Raises:
       InputError: one is missing.

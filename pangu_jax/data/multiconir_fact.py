@@ -248,7 +248,7 @@ def _told(form: re.Pattern[str], row: Task1Row | RankedRow) -> str | None:
 
 
 def _telling(record: Record) -> set[str]:
-    """What tells a record from others: its names, or, of one without any, all of its values."""
+    """Values that identify a record: its names or, if it has none, all of its values."""
     own = {value for kind, value in record.facts if kind in NAMES and words(value)}
     return own or {value for _, value in record.facts if words(value)}
 

@@ -247,7 +247,7 @@ def _broken(
     values: dict[str, list[str]],
     draw: np.random.Generator,
 ) -> list[Fact]:
-    """The facts with other values in place of so many that are asked for; no query's answer."""
+    """The facts, `size` of those asked for changed to other values, so that no query is met."""
     held = {value for _, value in said}
     for _ in range(TRIES):
         hit = {own[i] for i in draw.permutation(len(own))[:size]}

@@ -21,8 +21,8 @@ class Tokens:
     """Documents as one flat array, each headed by the boundary id unless `head` says otherwise.
 
     Attributes:
-      ids: the smallest unsigned type that holds the vocabulary, [N], in memory or mapped.
-      starts: int64 [documents], where each document's first id stands.
+      ids: [tokens], of the smallest unsigned type that holds the vocabulary, in memory or mapped.
+      starts: int64 [documents], index of each document's first id.
       bytes: UTF-8 bytes of all the text.
       head: what heads each document, in words; "" is nothing, and its first token is text.
     """
@@ -64,7 +64,7 @@ def tokenize(
 
 
 def head(tokenizer: Tokenizer, begin: Sequence[int]) -> str:
-    """Ids that head a document or a window, in words; "" where there are none."""
+    """Ids that head a document or a window, in words; "" for none."""
     if tuple(begin) == (tokenizer.boundary,):
         return BOUNDARY
     return f"the begin token {' '.join(map(tokenizer.id_to_token, begin))}" if begin else ""

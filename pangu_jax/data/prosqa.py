@@ -95,7 +95,7 @@ FORMS = (
 )
 WORKER_DRAWS = 500  # problems that a process draws at a time
 CONCEPTS = tuple(f"{stem}pus" for stem in STEMS)
-# How often the shortest path to the answer has so many steps, among the published questions.
+# Shares of the published questions by the steps of the shortest path to the answer.
 HOPS = {3: 0.407, 4: 0.438, 5: 0.131, 6: 0.024}
 
 

@@ -15,7 +15,7 @@ INFO = "dataset_info.json"
 
 
 def write(builder_class: type, out: str | Path, **options: Any) -> Path:
-    """Writes what a tensorflow-datasets builder describes; found again, it is left as it is.
+    """Writes the dataset that a tensorflow-datasets builder describes, unless it exists already.
 
     Args:
       builder_class: the builder.

@@ -49,7 +49,7 @@ class Timestamps:
 
     @property
     def instants(self) -> np.ndarray:
-        """Times in UTC, datetime64[us]; the local ones where there are no offsets."""
+        """Times in UTC, datetime64[us]; the local ones without offsets."""
         return self.local if self.offset is None else self.local - self.offset
 
     @property
@@ -171,7 +171,7 @@ def at_clock(local: np.ndarray, zone: str) -> Timestamps:
 
 
 def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
-    """What local times are ahead of UTC, timedelta64[us], [n].
+    """Offsets of local times from UTC, positive to the east: timedelta64[us], [n].
 
     Args:
       local: datetime64[us], [n].
@@ -230,7 +230,7 @@ def skipped(stamps: Timestamps) -> np.ndarray:
 
 
 def _each(times: np.ndarray, find: Callable[[dt.datetime], dt.timedelta | None]) -> np.ndarray:
-    """What `find` gives for every time, timedelta64[us], [n]; equal times are asked for once."""
+    """`find` of every time, timedelta64[us], [n], called once for equal times."""
     unique, inverse = np.unique(times, return_inverse=True)
     for time in unique[(unique < FIRST) | (unique >= END)]:
         raise InputError(f"{show(time)} is outside of the years that zones are known for")

@@ -286,7 +286,7 @@ def _refuse_weekends(stamps: Timestamps, where: str) -> None:
 
 
 def _clock_hint(stamps: Timestamps, row: int) -> str:
-    """What may be behind an hour that is there twice, or not at all, after a row."""
+    """A hint at clock changes for an hour that occurs twice, or not at all, after a row."""
     steps = np.diff(stamps.local).astype(np.int64)
     usual = np.median(steps)
     if stamps.offset is not None or usual >= 24 * HOUR or abs(steps[row] - usual) != HOUR:

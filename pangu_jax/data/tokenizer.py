@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of the token of that name, None where there is none."""
+        """The id of the token of that name, None if there is none."""
         ...
 
     def id_to_token(self, number: int) -> str:

@@ -31,7 +31,7 @@ def tokenizer_config(folder: Path) -> dict:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a file, {} where there is no such file.
+    """The JSON object in a file, {} if the file is missing.
 
     Raises:
       InputError: it cannot be read, or holds something else.
@@ -73,7 +73,7 @@ def trailing_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def _around(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids that the post-processor puts before and behind a text."""
+    """Ids that the post-processor puts before and after a text."""
     if not inner.num_special_tokens_to_add(False):
         return (), ()
     # A text that becomes a token shows where the text begins and ends.

@@ -19,7 +19,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
 
     tokenizer.json puts the tokenizer's `begin` before a text, so that others do so too;
     tokenizer_config.json names a stock class, and no Python files; the end of text is written down
-    where only files that stay behind name it. Bytes have no files.
+    where only files that are not copied name it. Bytes have no files.
 
     Args:
       tokenizer: as `load_tokenizer` gave it.

@@ -200,7 +200,7 @@ def _merges(model: Any, names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _prefix(model: Any, config: Mapping[str, Any]) -> str:
-    """Which stretches of text begin with a dummy space: "always", "first" or "never"."""
+    """When a stretch of text begins with a dummy space: "always", "first" or "never"."""
     llama = config.get("tokenizer_class") in LLAMA
     if not model.normalizer_spec.add_dummy_prefix:
         return "never"

@@ -16,7 +16,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data import records
 
 # Of the files that were checked against the published number of tokens. The train split
-# was not available: it is taken as it is.
+# was not available: it is taken unchanged.
 SHA256 = {
     "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
     "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",

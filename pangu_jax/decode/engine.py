@@ -30,7 +30,7 @@ from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
 SHARED = 8  # requests at most that take over one reading of their prompt together
-TOGETHER = 16  # ends of whole answers are seen once they are one of so many parts of the slots
+TOGETHER = 16  # whole answers that ended are reported once they are 1/16 of the slots
 
 FinishReason = Literal["stop", "length"]
 
@@ -60,11 +60,11 @@ class TokenDelta:
 
     Attributes:
       request: its number.
-      ids: int32 [N].
-      log_probs: float32 [N], under the model.
-      sampled_log_probs: float32 [N], under the distribution sampled from: after temperature, top-k
-        and top-p; 0 for greedy.
-      versions: int32 [N], of the weights that made each token.
+      ids: int32 [n].
+      log_probs: float32 [n], in nats, under the model.
+      sampled_log_probs: float32 [n], in nats, under the distribution sampled from: after
+        temperature, top-k and top-p; 0 for greedy.
+      versions: int32 [n], of the weights that generated each token.
       finish_reason: why the request ends with this delta; None if it is unfinished.
     """
 
@@ -88,7 +88,7 @@ class _Text:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What was asked of the device: a result to come, of which weights, how much, and whose."""
+    """A dispatch to the device: its pending result, version, tokens per slot, and texts."""
 
     made: device.Made
     version: int
@@ -244,7 +244,7 @@ class Engine:
         return deltas
 
     def _admit(self) -> None:
-        """The request that waits longest, and those behind it that have its prompt, too."""
+        """The request that has waited longest, and later ones with the same prompt."""
         free = [slot for slot, text in enumerate(self._texts) if text is None]
         inputs = self._waiting[0][1].inputs
         new: list[tuple[int, Request]] = []
@@ -456,7 +456,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _padded(inputs: Any, most: int) -> np.ndarray | jax.Array:
-    """A prompt with zeros behind it, of a length that others have too."""
+    """A prompt padded with zeros to a length that others share."""
     room = min(round_up(len(inputs)), most) - len(inputs)
     if np.ndim(inputs) == 2:
         return jnp.pad(jnp.asarray(inputs), ((0, room), (0, 0)))

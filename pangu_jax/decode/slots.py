@@ -33,13 +33,13 @@ class Slots:
     """The state of B slots.
 
     Attributes:
-      caches: {"key": [B, S, K, C], "value": the same} of each layer.
+      caches: {"key": [B, S, K, C], "value": the same}, one per layer.
       token: int32 [B], the newest token, which is not in the cache yet.
       length: int32 [B], tokens in the cache.
       made: int32 [B], tokens drawn for the text.
-      limit: int32 [B], how many it gets at most.
+      limit: int32 [B], the most tokens to draw.
       active: bool [B], whether the slot has an unfinished sequence.
-      stops: int32 [B, N], the text ends with one of these; -1 is none.
+      stops: int32 [B, stops], ids that end the text; -1 is none.
       keys: PRNG keys [B]; token n is drawn with fold_in(key, n).
       sampling: how each slot's tokens are drawn.
     """
@@ -57,15 +57,15 @@ class Slots:
 
 @struct.dataclass
 class SlotRequests:
-    """Requests of slots that share a prompt, at most N of them.
+    """Requests of slots that share a prompt, n rows of which the first `count` are real.
 
     Attributes:
-      slots: int32 [N], where they go.
-      count: int32 scalar, number of requests, 1 to N; later rows are ignored.
-      limit: int32 [N].
-      stops: int32 [N, M].
-      keys: N PRNG keys.
-      sampling: of N rows.
+      slots: int32 [n], the slot of each.
+      count: int32 scalar, number of requests, 1 to n; later rows are ignored.
+      limit: int32 [n], see `Slots`.
+      stops: int32 [n, stops], see `Slots`.
+      keys: n PRNG keys.
+      sampling: of n rows.
     """
 
     slots: Any
@@ -81,9 +81,9 @@ class Made:
     """Sampled tokens.
 
     Attributes:
-      draws: int32 and float32 [N, B]; those of slot b are its first `count[b]`.
-      count: int32 [B].
-      active: bool [B], whose sequences are unfinished.
+      draws: int32 and float32 [n, B]; the first `count[b]` of column b are slot b's.
+      count: int32 [B], tokens drawn.
+      active: bool [B], whether the sequence is unfinished.
     """
 
     draws: Draw
@@ -98,12 +98,12 @@ def init(
     """Slots without texts.
 
     Args:
-      key: a key of the kind that texts bring.
+      key: a key of the same kind as those of texts.
       cfg: the model.
       slots: B.
       length: S, tokens of prompt and answer together that a slot has room for.
-      stops: N, stop ids that a text may have.
-      kind: the caches' type.
+      stops: most stop ids that a text may have.
+      kind: the caches' dtype.
       how: layout.
     """
     caches = []
@@ -141,15 +141,15 @@ def admit(
     Args:
       params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
-      inputs: int32 [T], ids, or [T, D], what `decoder.embed` would give for ids; padded behind
-        `length` with ids that there are, or with zeros.
+      inputs: int32 [T], ids, or [T, D], embeddings as from `decoder.embed`; padded after `length`
+        with any valid ids, or with zeros.
       length: int32 scalar, 1 to T.
-      requests: which slots, whatever they did is over, and what to do then.
+      requests: the slots, which drop their former texts, and the settings of the new ones.
       cfg: the model.
       how: layout, implementations, type of activations.
 
     Returns:
-      The new state, and the first tokens as [1, N].
+      The new state, and the first tokens as [1, n].
     """
     logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
     keys, most = jnp.stack(requests.keys), requests.slots.shape[0]
@@ -192,14 +192,14 @@ def step(
       params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
       count: int32 scalar, at most `most`.
-      wake: int32 scalar, how many texts may end until it returns, as somebody waits for slots; 0
-        is any number.
-      most: N of what is returned.
+      wake: int32 scalar, returns once this many texts have ended, as requests wait for slots; 0
+        for no such limit.
+      most: n, the length of the returned arrays.
       cfg: the model.
       how: layout, implementations, type of activations.
 
     Returns:
-      The new state, and the tokens [N, B].
+      The new state, and the tokens [n, B].
     """
     began, rows = slots.active, slots.token.shape[0]
 

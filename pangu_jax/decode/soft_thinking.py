@@ -136,7 +136,7 @@ def thought_prompt(
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> np.ndarray:
-    """Prompt, thought, and what is written behind it, as embeddings [T, D] for an engine.
+    """Prompt, thought, and the ids that follow it, as embeddings [T, D] for an engine.
 
     Args:
       params: as in `think`.

@@ -28,12 +28,12 @@ Config = EncoderConfig | EmbedderConfig
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Vectors, and how they were made.
+    """Vectors of texts, and the truncation applied.
 
     Attributes:
-      vectors: float32 [N, D], in the order of the texts; of `classify` the scores, [N, C].
-      cut: how many texts were cut.
-      length: tokens that a text was cut to.
+      vectors: float32 [texts, D], in the order of the texts; from `classify`, [texts, classes].
+      cut: number of texts that were truncated.
+      length: tokens that a text was truncated to.
     """
 
     vectors: np.ndarray
@@ -103,12 +103,12 @@ def classify(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """The classes' scores of each text or pair, not normalized: `vectors` is float32 [N, C].
+    """Class scores (logits) of each text or pair: `vectors` is float32 [texts, classes].
 
     The arguments are those of `embed`; `texts` may be pairs, such as a question and a passage.
 
     Raises:
-      InputError: as `embed`, or the model has no classes.
+      InputError: as in `embed`, or the model has no classes.
     """
     encoder.check_classes(cfg)
     length = _length(texts, cfg, max_length)
@@ -191,7 +191,7 @@ def _each_batch(
 def _batches(
     inputs: list[EncodedText], length: int, batch: int
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
-    """Which texts, and [batch, T] each: tokens, which are real, types, and which are no prefix.
+    """Yields indices of texts, and [batch, T] arrays: tokens, validity, types, and non-prefix.
 
     Surplus rows have one token.
     """

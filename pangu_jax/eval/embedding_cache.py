@@ -31,7 +31,7 @@ class Cosines:
 
         Args:
           places: the row of each prefix and text.
-          vectors: float32 [N, D].
+          vectors: float32 [texts, D].
           prefixes: of queries and of documents.
         """
         self._places, self._vectors, self._prefixes = places, vectors, prefixes
@@ -72,11 +72,11 @@ def embed_distinct(
     embed: Callable[[Sequence[T]], Embeddings],
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[T, int], np.ndarray]:
-    """The place of each different text or pair, and the vectors, float32 [N, D].
+    """The row of each distinct text or pair, and the vectors, float32 [distinct, D].
 
     Texts are taken by length, a file of vectors at a time, so that what is computed together does
     not depend on where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
-    many of its texts were cut, to how many tokens.
+    many of its texts were truncated, and to how many tokens.
 
     Args:
       folder: of the run.

@@ -25,7 +25,7 @@ class ChoiceScore:
       accuracy: share of the questions whose right choice is the likeliest.
       normalized: the same by likelihood per byte of the choice, so that length does not count.
       chance: mean of 1 / (number of choices).
-      right: bool [N], for each question, whether the length-normalized answer is right.
+      right: bool [questions], whether the length-normalized answer is right.
     """
 
     accuracy: float

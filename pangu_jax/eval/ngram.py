@@ -100,7 +100,7 @@ def probabilities(model: ByteModel, text: bytes) -> np.ndarray:
         n = _lookup(keys >> np.uint64(8), context, number)
         t = _lookup(keys >> np.uint64(8), context, kinds)
         tail = p[length - 1 :]
-        # A context never seen leaves the shorter one's probability as it is.
+        # A context never seen leaves the shorter one's probability unchanged.
         seen = n > 0
         tail[seen] = (count[seen] + t[seen] * tail[seen]) / (n[seen] + t[seen])
     return p

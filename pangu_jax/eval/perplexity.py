@@ -128,7 +128,7 @@ def measure_windows(
 
     Args:
       params: as in `measure`.
-      windows: int32 [N, T], what `data.calibration.cut_windows` gave.
+      windows: int32 [windows, T], from `data.calibration.cut_windows`.
       cfg: as in `measure`, as is all that follows.
       batch: windows computed at once.
       how: layout, implementations, type of activations.

@@ -90,7 +90,7 @@ class TextEncoder:
             sentence-transformers has, as long as it asks for nothing else than float32 vectors.
 
         Returns:
-          float32 [N, D], in the texts' order; [D] of a text by itself.
+          float32 [texts, D], in the texts' order; [D] for a single text.
 
         Raises:
           InputError: there is no prompt of that name, something else is asked for, or see `embed`.
@@ -118,19 +118,19 @@ class TextEncoder:
         return found[0] if isinstance(sentences, str) else found
 
     def encode_query(self, sentences: Texts, **options: Any) -> np.ndarray:
-        """`encode` with the prompt "query", where there is one."""
+        """`encode` with the prompt "query", if there is one."""
         return self.encode(sentences, **{"prompt_type": "query", **options})
 
     def encode_document(self, sentences: Texts, **options: Any) -> np.ndarray:
-        """`encode` with the prompt "document", where there is one."""
+        """`encode` with the prompt "document", if there is one."""
         return self.encode(sentences, **{"prompt_type": "document", **options})
 
     def similarity(self, first: Any, second: Any) -> np.ndarray:
-        """Cosines of all vectors [N, D] and all others [M, D]: [N, M]."""
+        """Cosine similarity of all vectors [n, D] with all others [m, D]: [n, m]."""
         return _unit(first) @ _unit(second).T
 
     def similarity_pairwise(self, first: Any, second: Any) -> np.ndarray:
-        """Cosines of vectors [N, D] and the others [N, D] at their places: [N]."""
+        """Cosine similarity of vectors [n, D] with the others [n, D], row by row: [n]."""
         return (_unit(first) * _unit(second)).sum(-1)
 
     def get_sentence_embedding_dimension(self) -> int:

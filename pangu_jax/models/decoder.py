@@ -161,7 +161,7 @@ def prefill_state(
         heads = layer.attention
         empty = jnp.zeros((*x.shape[:2], heads.kv_heads, heads.head_dim), x.dtype)
         places.append(LayerCache(empty, empty, 0))
-    # No mask: what is behind a row's end is later than all of it.
+    # No mask: what comes after a row's end is later than all of it.
     x, places = transformer.unrolled(
         params["layers"], x, positions, lambda _: None, places, cfg=cfg, how=how
     )
@@ -181,7 +181,7 @@ def step(
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Reads one more token of every row, each row at its own position; layers one by one.
 
-    Token i of a row is in slot i of its caches. A token sees what is not behind it, so what other
+    Token i of a row is in slot i of its caches. A token sees no later slot, so what other
     texts left further on in a row does not matter, unless it is not finite.
 
     Args:

@@ -40,7 +40,7 @@ class EmbedderConfig:
       normalize: whether such vectors are scaled to length 1.
       pool_prefix: whether the prefix's tokens are pooled too, and not just seen.
       latent: the latent attention before the pooling; None is none.
-      append_eos: whether the token that ends a text is put behind it, unless the tokenizer does.
+      append_eos: whether the end-of-text token is appended, unless the tokenizer does so.
       text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
       prefix: what is put before a text that is embedded, such as an instruction.
     """

@@ -5,7 +5,7 @@ Parameters: those of `transformer`, and
     {"embed": {"table": [V, D]}, "positions": {"table": [P, D]}, "token_types": {"table": [S, D]},
      "embed_norm": {"scale": [D], "bias": [D]},
      "pooler": {"kernel": [D, D], "bias": [D]},           absent without a pooler
-     "classifier": {"kernel": [D, C], "bias": [C]}}       absent without classes
+     "classifier": {"kernel": [D, c], "bias": [c]}}       c classes; absent without
 
 `apply` gives hidden states, `embed` one vector per text, and `classify` scores of a text or a pair.
 Source: arXiv 1810.04805; vectors of texts arXiv 1908.10084.
@@ -233,7 +233,7 @@ def classify(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """Scores of the classes, not normalized: float32 [B, C]; the arguments are those of `apply`.
+    """Class scores (logits): float32 [B, classes]; the arguments are those of `apply`.
 
     They are a linear map of tanh(pooler(hidden state of the first real token)).
 

@@ -87,7 +87,7 @@ def from_json(value: Any, where: str = "config") -> Any:
 
 
 def _brought_up_to_date(value: dict[str, Any]) -> dict[str, Any]:
-    """A copy in today's form of what older versions wrote; what is wrong stays as it is.
+    """A copy in today's form of what older versions wrote; invalid parts stay unchanged.
 
     Files without a kind are from when there were decoders only, whose layers said
     `sandwich_norm`.

@@ -41,7 +41,7 @@ class ThinkerConfig:
     Attributes:
       decoder: the decoder.
       turns: how often its layers run, one turn after another, each with a cache of its own.
-      projection: P, hidden width of what makes thoughts of states; 0 where they are not changed.
+      projection: P, hidden width of the network from states to thoughts; 0 leaves them unchanged.
       adaptive: whether a token may skip each layer of the turns after the first (`nn.depth`).
     """
 
@@ -94,7 +94,7 @@ def written_out(
     Gradients come back to the thinker's parameters, summed over the turns.
 
     Args:
-      params: tree of `spec(cfg)`; a decoder's is given back as it is.
+      params: tree of `spec(cfg)`; a decoder's is returned unchanged.
       cfg: a thinker, or a decoder.
 
     Returns:

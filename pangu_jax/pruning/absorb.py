@@ -59,7 +59,7 @@ def absorb(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T], calibration tokens.
+      windows: int32 [windows, T], calibration tokens.
       cfg: a decoder with sandwich norms in some layers.
       stat: "lsq" E[r] / E[r^2], "mean_rms" 1 / E[r], or "mean_inv" E[1 / r].
       max_rel_err: a layer keeps both its norms if one of them would leave a larger relative

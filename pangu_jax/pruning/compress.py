@@ -72,7 +72,7 @@ def compress(
 
     Args:
       params: tree of `decoder.spec(cfg)`, dense layers.
-      windows: int32 [N, T], calibration tokens.
+      windows: int32 [windows, T], calibration tokens.
       cfg: the model.
       target: what is to be left; not used with a plan.
       recipe: how units are chosen and repaired.
@@ -254,7 +254,7 @@ class _Visitor:
 
 
 def _width_plan(visitor: _Visitor, hidden, inner, windows, inner_cfg, cfg, sweep_cfg) -> Plan:
-    """What the sweep chose, as a plan for the model whose depth is already cut."""
+    """The sweep's choice, as a plan for the model whose depth is already cut."""
     recipe = visitor.recipe
     sizes = tuple(axes.sizes(layer) for layer in inner_cfg.layers)
     width = Plan(tuple(visitor.parts), hidden, cfg.width, sizes, norm=recipe.norm)

@@ -13,7 +13,7 @@ def similarity(between: np.ndarray, keep: np.ndarray) -> float:
     """Sum over output dimensions of |Pearson(output of the kept units, output of all)|.
 
     Args:
-      between: float64 [U, U, D].
+      between: float64 [U, U, D], covariances of U units' outputs; see `moments.contributions`.
       keep: bool [U].
     """
     rows = between[keep].sum(1)  # [kept, D], covariance of each kept unit with the whole

@@ -65,7 +65,7 @@ def calibrated_factors(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T].
+      windows: int32 [windows, T], calibration tokens.
       hidden: the kept channels.
       cfg: a dense decoder.
       batch: windows computed at once.

@@ -92,7 +92,7 @@ def fit(
       keep: bool [U].
       method: one of `METHODS`.
       ridge: in units of the mean variance of the kept inputs; None chooses among `RIDGES` on the
-        held-out moments, or takes the middle one where there are none.
+        held-out moments, or takes the middle one without them.
       donate: donates `sums`, which saves memory.
 
     Returns:
@@ -174,7 +174,7 @@ def _solve(both, kernel, kept, dropped, method, levels):
 def _spread(sums, *, method):
     """Second moments [U, U] that the ridge fits, and the mean [U] they are taken around.
 
-    That is the inputs' own mean, which the bias makes good, or zero where there is no bias.
+    That is the inputs' own mean, for which the bias compensates, or zero without a bias.
     """
     if _free(method):
         return moments.second(sums), jnp.zeros_like(sums.total)

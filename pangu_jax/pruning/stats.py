@@ -39,7 +39,7 @@ class LayerStats:
 
     Attributes:
       weights: the layer's parameters, as the checkpoint has them.
-      heads: moments of the out projection's K * Q * C inputs.
+      heads: moments of the out projection's K * Q * C inputs, Q query heads per KV head.
       held_heads: the same over the held-out windows, or None.
       channels: moments of the down projection's F inputs.
       held_channels: the same over the held-out windows, or None.
@@ -136,7 +136,7 @@ def collect(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T], calibration tokens.
+      windows: int32 [windows, T], calibration tokens.
       cfg: a dense decoder.
       sweep_cfg: batches and types.
       visitor: replaces projections on the way (pruned propagation), None for the dense model.
@@ -178,7 +178,7 @@ def sweep(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T].
+      windows: int32 [windows, T], calibration tokens.
       cfg: a dense decoder.
       sweep_cfg: batches and types.
       visitor: asked at each site.
@@ -348,7 +348,7 @@ class _Walk:
         return [None] * len(batches)
 
     def _empty(self, units, second_order):
-        """Moments of the fitted and of the held-out windows; None where there are none."""
+        """Moments of the fitted and of the held-out windows, or None."""
         return [
             moments.zeros(units, self.dtype, self.home)
             if second_order and part in self.held

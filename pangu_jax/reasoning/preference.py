@@ -56,7 +56,7 @@ class Preference:
     kernel: np.ndarray
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """Scores of features [N, D], float32 [N]; only differences are meaningful."""
+        """Scores of features [answers, D], float32 [answers]; only differences are meaningful."""
         return ((features - self.mean) / self.scale) @ self.kernel
 
     def agreement(self, chosen: np.ndarray, rejected: np.ndarray) -> Estimate:
@@ -84,7 +84,7 @@ def features(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """The last hidden state of each row of ids, float32 [N, D].
+    """The last hidden state of each row of ids, float32 [rows, D].
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -127,12 +127,11 @@ def fit(
     """Trains a head on pairs.
 
     Args:
-      chosen: features [N, D] of the better answers.
-      rejected: features [N, D] of the others.
+      chosen: features [pairs, D] of the better answers.
+      rejected: features [pairs, D] of the others.
       steps: optimizer steps.
-      batch: pairs per step, drawn without return within a pass.
-      decay: what the sum of the head's squares, over two, is multiplied by in the loss: pairs are
-        few and features many.
+      batch: pairs per step, drawn without replacement within a pass.
+      decay: factor of half the head's squared norm in the loss: pairs are few and features many.
       optimizer: of the head.
       seed: of the order of pairs.
 

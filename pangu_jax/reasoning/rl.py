@@ -171,10 +171,10 @@ def _check_layout(cfg: RlConfig, layout: Layout | None) -> None:
 
 
 def _settings(params: Any, cfg: RlConfig, model: decoder.DecoderConfig, how: How) -> dict[str, str]:
-    """What a run must go on with, beside its schedule, each as JSON.
+    """Settings that a resumed run must share, besides its schedule, each as JSON.
 
-    Of `how` what decides it: where arrays live and what is computed twice do not. An optimizer is a
-    pair of functions, which the updates that are made again tell (`Record.moved`).
+    Of `how` only fields that change results: placement and rematerialization do not. An optimizer
+    is a pair of functions; a different one shows when updates are recomputed (`Record.moved`).
     """
     computed = {
         "impl": dict(how.impl or {}),

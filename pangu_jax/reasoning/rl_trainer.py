@@ -120,7 +120,7 @@ class Trainer:
         self._score = make_score(model, accumulate=cfg.accumulate, **shared)
         if cfg.curriculum is not None and not run.rates:
             run.rates = [None] * cfg.curriculum.questions
-        # Groups to be replaced, as their rewards are all this; None where there are none.
+        # Groups to be replaced, as their rewards are all this; None if they have no rewards.
         self._equal: dict[int, float | None] = {}
 
     @property
@@ -267,7 +267,7 @@ class Trainer:
 
 
 def _counts(run: Snapshot) -> dict[str, int]:
-    """What the schedule counts since the run began."""
+    """The schedule's counters since the run began."""
     return {name: getattr(run.plan, name) for name in ("dropped", "discarded", "renewed", "lost")}
 
 

@@ -19,7 +19,7 @@ class Rollout:
       prompt: ids.
       question: its number.
       answers: of the samples that have ended.
-      rewards: float [N]; NaN where an answer has none.
+      rewards: float [samples]; NaN where an answer has none.
     """
 
     prompt: Sequence[int]

@@ -44,7 +44,7 @@ def import_ray() -> Any:
 
 
 class _Actor:
-    """What runs in another process: a `LocalSampler`."""
+    """A `LocalSampler` in another process."""
 
     def __init__(self, params: Any, **sizes: Any):
         self._sampler = LocalSampler(params, **sizes)

@@ -112,13 +112,13 @@ def score(state: ScheduleState, group: Group) -> float:
 
 
 def _first(state: ScheduleState) -> Choice:
-    """What was ready first, whatever its age."""
+    """The first groups that were ready, whatever their age."""
     batch = state.cfg.batch
     return Choice(batch=state.ready[:batch] if len(state.ready) >= batch else ())
 
 
 def _young(state: ScheduleState) -> Choice:
-    """What was ready first of what is young enough; the rest is begun again."""
+    """The first ready groups within the staleness bound; older ones are begun again."""
     batch, bound = state.cfg.batch, state.cfg.staleness
     old = tuple(group for group in state.ready if state.age(group) > bound)
     young = tuple(group for group in state.ready if state.age(group) <= bound)

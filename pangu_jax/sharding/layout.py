@@ -59,7 +59,7 @@ def batch_sharding(shape: tuple[int, ...], layout: Layout) -> NamedSharding:
 
 
 def batch_axes(rows: int, layout: Layout | None) -> tuple[str, ...]:
-    """The mesh axes that split a batch of so many rows; none without a layout."""
+    """The mesh axes that split a batch of `rows` rows; none without a layout."""
     if layout is None:
         return ()
     entry = batch_sharding((rows,), layout).spec[0]

@@ -288,7 +288,7 @@ class _Watch:
 
 
 def _settings(model, cfg, seeds, arrays) -> dict[str, Any]:
-    """What defines a run."""
+    """Settings that identify a run."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -179,7 +179,7 @@ def train_stages(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays constant during a run."""
+    """The constants of a run."""
 
     timeline: StageSequence
     spec: Any

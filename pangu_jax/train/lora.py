@@ -21,7 +21,7 @@ from pangu_jax.core.spec import Normal, Spec, init, is_spec, zeros
 from pangu_jax.core.tree import flatten, split
 from pangu_jax.train.step import BatchLoss, Loss
 
-TRAINED = r".*/lora_(into|out)"  # the `trainable` of a training that leaves all else as it is
+TRAINED = r".*/lora_(into|out)"  # the `trainable` of a training that freezes all else
 _INTO, _OUT = "lora_into", "lora_out"
 _MANY = ("layers", "expert", "group")  # axes along which there is one matrix each
 

@@ -34,7 +34,7 @@ class MetricLog:
         writes: bool = True,
         on_metrics: Callable[[dict[str, Any]], None] | None = None,
     ):
-        """Opens the file, dropping lines of steps after `start_step` that a stop left behind.
+        """Opens the file, dropping lines of steps after `start_step` left by an interrupted run.
 
         Args:
           path: the file; None for none.
@@ -90,7 +90,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 class ProgressLine:
-    """A bar with loss, speed and time left; plain lines where there is no terminal."""
+    """A bar with loss, speed and time left; plain lines without a terminal."""
 
     def __init__(
         self,

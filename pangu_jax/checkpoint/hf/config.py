@@ -81,7 +81,7 @@ def write_keys(
     Args:
       cfg: the model.
       family: the family.
-      source: folder whose config.json is the base: kept as it is where it says the same, else its
+      source: folder whose config.json is the base: kept unchanged if it says the same, else its
         keys that no family reads survive; but for `auto_map`, as the Python files that it points
         to are not copied.
       per_layer: write layers of different widths as `per_layer_config`, which transformers has had
@@ -123,7 +123,7 @@ def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
         raise InputError(f"{folder} cannot be written beside the source's files: {lost}")
 
 
-# What a layer may have of its own in `per_layer_config`.
+# Keys that `per_layer_config` may set for a single layer.
 _OF_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
@@ -188,7 +188,7 @@ def _express(cfg: Any, family: Family) -> dict[str, Any]:
 
 
 def _resolved(found: Any, family: Family, cfg: Any) -> Any:
-    """What `found` is beside the tensors of `cfg`."""
+    """`found` with the fields that only the tensors of `cfg` tell."""
     return family.infer_from_tensors(found, flatten(registry.spec(cfg), is_leaf=is_spec))
 
 

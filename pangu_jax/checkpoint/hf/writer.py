@@ -144,7 +144,7 @@ def families_of(cfg: Any) -> list[str]:
 def _pending(
     leaves: dict[str, Any], places: dict[str, list[TensorPlace]], dtype: Any
 ) -> dict[str, PendingTensor]:
-    """What is to be written, in the order of the tensors' names, numbers by value."""
+    """Tensors to write, in the order of their names, with numbers sorted by value."""
     found = {}
     for path, parts in places.items():
         for place in parts:

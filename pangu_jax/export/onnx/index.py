@@ -79,7 +79,7 @@ def gather_(g: Graph, eqn: Any, operand: Value, indices: Value) -> Value:
 
 
 def _starts(g, operand, indices, index_map, sizes, mode) -> tuple[dict[int, Value], Value | None]:
-    """Where slices start, per operand axis, brought inside; and which were inside, for fill."""
+    """Starts of slices by operand axis, clamped; and which were inside, for filling."""
     starts, valid = {}, None
     last = len(indices.shape) - 1
     for number, dim in enumerate(index_map):
@@ -119,7 +119,7 @@ def _flat(g, operand, starts, addressed, batch, numbers, sizes, hidden):
 
 
 def _parts(g, dim, starts, batch, windows, numbers, sizes, rank) -> list[Value]:
-    """What adds up to the index along one operand axis, each of rank `rank`."""
+    """Summands of the index along one operand axis, each of rank `rank`."""
     parts = []
     if dim in starts:
         parts.append(reshape(g, starts[dim], (*batch, *(1,) * len(windows))))

@@ -228,10 +228,10 @@ def _scan(g: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 
 def _scan_parts(eqn: Any, body: Any) -> tuple[int, int]:
-    """How many values a scan carries, and how many arrays it walks over.
+    """Number of values that a scan carries, and of arrays that it scans.
 
     Read from the shapes, since the parameters that say so differ between versions of jax: what is
-    carried has the same shape outside and inside, what is walked over has one axis more outside.
+    carried has the same shape outside and inside, scanned arrays have one axis more outside.
     """
     shape = lambda atom: tuple(atom.aval.shape)  # noqa: E731
     carried = sum(shape(a) == shape(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))

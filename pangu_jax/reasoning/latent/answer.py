@@ -25,7 +25,7 @@ from pangu_jax.reasoning.latent.method import Method
 from pangu_jax.reasoning.latent.reading import read
 from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
-# thoughts about all problems [N, n, D] and a key to what stands in their place
+# thoughts about all problems [problems, n, D] and a key to what stands in their place
 Exchange = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -121,7 +121,7 @@ def think(
     batch: int = 32,
     how: How = HOW,
 ) -> np.ndarray:
-    """The thoughts about problems, float [N, n, D]; the arguments are those of `solve`.
+    """The thoughts about problems, float32 [problems, n, D]; the arguments are those of `solve`.
 
     Raises:
       InputError: no problem, or a method without thoughts in this phase.

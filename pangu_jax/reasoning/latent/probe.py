@@ -88,8 +88,8 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> 
     """A ridge classifier on one half of the examples, measured on the other.
 
     Args:
-      features: float [N, D].
-      labels: int [N].
+      features: float [examples, features].
+      labels: int [examples].
       seed: of the halves and of the shuffled labels.
 
     Raises:
@@ -115,16 +115,16 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> 
 def lens_ranks(
     params: dict[str, Any], states: np.ndarray, ids: Sequence[int], *, cfg: decoder.DecoderConfig
 ) -> np.ndarray:
-    """The place of an id among all, by the scores that the head gives to a state.
+    """The rank of an id among all, by the scores that the head gives to a state.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, n, D], after the final norm.
-      ids: N of them.
+      states: float [problems, n, D], n states each, after the final norm.
+      ids: one per problem.
       cfg: the model.
 
     Returns:
-      int [N, n]; 0 where no id has a higher score.
+      int [problems, n]; 0 where no id has a higher score.
     """
     scores = np.asarray(decoder.logits(params, jnp.asarray(states), cfg=cfg))
     own = np.take_along_axis(scores, np.asarray(ids)[:, None, None], axis=-1)

@@ -152,7 +152,7 @@ def _layers(params, written, problems, method, phase, markers, cfg, batch, how) 
 
 @partial(jax.jit, static_argnames=("cfg", "how"))
 def _ran(params, batch, cfg, how):
-    """How many tokens ran the layers that can be skipped, summed over these, and the tokens."""
+    """Tokens that ran skippable layers, summed over these layers, and the number of tokens."""
     places = {name: batch[name] for name in ("positions", "segments")}
     out = decoder.apply(params, batch["tokens"], cfg=cfg, how=how, **places)
     stats = [x for x in out.router if x is not None]

@@ -44,11 +44,11 @@ def fit(
     steps: int = STEPS,
     seed: int = 0,
 ) -> TunedLens:
-    """The maps for a model, from states of some texts.
+    """Fits the maps for a model to states of some texts.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, L, D], after every layer, before the final norm.
+      states: float [states, L, D], after every layer, before the final norm.
       cfg: the model.
       steps: of Adam, whose rate falls to nothing; with none it is the logit lens.
       seed: of the batches.
@@ -70,12 +70,12 @@ def fit(
 def translated(
     params: dict[str, Any], lens: TunedLens, states: np.ndarray, *, cfg: decoder.DecoderConfig
 ) -> np.ndarray:
-    """States as the head reads them best, after the final norm: float32 [N, L, D].
+    """States translated for the head, after the final norm: float32 [states, L, D].
 
     Args:
       params: tree of `decoder.spec(cfg)`.
       lens: of `fit`.
-      states: float [N, L, D], before the final norm.
+      states: float [states, L, D], before the final norm.
       cfg: the model.
     """
     return np.asarray(_translated(params, lens, jnp.asarray(states, jnp.float32), cfg=cfg))

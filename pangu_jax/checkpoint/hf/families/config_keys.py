@@ -303,7 +303,7 @@ def write_decoder(cfg: DecoderConfig) -> Config:
 
 
 def dense_width(cfg: DecoderConfig) -> int | None:
-    """Width of the first dense layer, None where there is none."""
+    """Width of the first dense layer, None if there is none."""
     return next((layer.mlp.width for layer in cfg.layers if layer.mlp), None)
 
 
@@ -313,7 +313,7 @@ def dense_layers(cfg: DecoderConfig) -> list[int]:
 
 
 def write_scaling(scaling: Llama3Scaling | None) -> Config | None:
-    """The value of `rope_scaling`, None where there is none."""
+    """The value of `rope_scaling`, None if there is none."""
     if scaling is None:
         return None
     return {

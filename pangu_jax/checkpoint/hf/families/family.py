@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-# Of a file's name: how errors name the file, and its JSON value, None where there is no such file.
+# Of a file's name: how errors name the file, and its JSON value, None if there is no such file.
 Sidecars = Callable[[str], tuple[str, Any]]
 
 

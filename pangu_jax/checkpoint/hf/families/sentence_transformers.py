@@ -151,7 +151,7 @@ def _pool_prefix(where: str, config: dict[str, Any], cfg: Model) -> dict[str, bo
 
 
 def _text_length(cfg: Model, beside: Sidecars) -> int | None:
-    """Where texts are cut: as stated, else within what the tokenizer was made for."""
+    """The length in tokens to truncate texts to: as stated, else the tokenizer's, if it is less."""
     where, texts = beside(TEXTS)
     texts = {} if texts is None else _object(where, texts)
     if texts.get("do_lower_case"):
@@ -162,7 +162,7 @@ def _text_length(cfg: Model, beside: Sidecars) -> int | None:
         usual = {} if tokenizer is None else _object(where, tokenizer)
         length = usual.get("model_max_length")
         if isinstance(length, int | float) and length >= cfg.max_length:
-            return None  # files name a huge number where there is no bound
+            return None  # files state a huge number for no bound
         if length is None:
             return None
     if type(length) is not int or not 1 <= length <= cfg.max_length:
