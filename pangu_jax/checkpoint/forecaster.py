@@ -39,11 +39,11 @@ class ForecasterConfig:
       names: the columns, in the order that the model scans them.
       mean: of each column's training rows.
       std: the same; what a scaled value of 1 stands for.
-      step_count: how many units lie between two rows.
+      step_count: units between two rows.
       step_unit: "us" or "s" (of instants), "day", "weekday" or "month" (of local dates).
       month_end: whether stamps are the last days of their months.
       seeds: one set of parameters each; their forecasts are averaged.
-      coverage: what the intervals were made for.
+      coverage: nominal coverage of the intervals, 0 to 1.
       measured_coverage: the share of the test part that they covered, tracked at that rate.
       trained_on: the file's name.
       month_day: the day that monthly stamps lie on where the month has it, 29 or 30; else 0.

@@ -129,7 +129,7 @@ class Quantized(StoredTensor):
 
     Attributes:
       data: as the library has it, on the mapped file.
-      heads: how many heads its rows are of where llama.cpp pairs them for its rotary embedding.
+      heads: number of heads in its rows, if llama.cpp pairs them for its rotary embedding.
       whole: make halves float32 too, as the file mixes types.
     """
 

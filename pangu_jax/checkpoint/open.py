@@ -26,7 +26,7 @@ def open_checkpoint(
       kind: the only kind of model to take, or kinds, of `models.registry.KINDS`; None takes any.
       by: the caller that takes only these, as the error names it.
       dtype: type of the parameters; None keeps what is stored.
-      layout: where they live; None is the default device.
+      layout: placement of the arrays; None is the default device.
 
     Returns:
       The parameters, the configuration, and what `data.tokenizer.load_tokenizer` takes: the

@@ -117,7 +117,7 @@ def write(folder: Path, shards: list[dict[str, PendingTensor]]) -> None:
     """Writes shards of tensors, one tensor at a time, and the index if there are several.
 
     Args:
-      folder: where to write.
+      folder: folder to write to.
       shards: for each file, its tensors by name.
 
     Raises:

@@ -104,7 +104,7 @@ class Store:
 
         Args:
           folder: the run's folder, or the claim of it that the caller holds.
-          keep: how many of the latest checkpoints stay.
+          keep: number of latest checkpoints kept.
           writes: whether this is the process that trains the run: it alone may write, and it
             clears away what one that was killed left half-done.
 
@@ -224,7 +224,7 @@ class Store:
         """Reads a checkpoint into templates of `jax.ShapeDtypeStruct`, with their shardings.
 
         Args:
-          step: which one.
+          step: step of the checkpoint.
           params: template of the parameters.
           rest: template of step and optimizer state; None leaves them unread.
 
@@ -425,9 +425,9 @@ def restore_params(
 
     Args:
       folder: the run's folder.
-      step: which checkpoint; None takes the latest.
+      step: step of the checkpoint; None takes the latest.
       dtype: type of the parameters; None keeps float32.
-      layout: where they live; None is the default device.
+      layout: placement of the arrays; None is the default device.
 
     Raises:
       InputError: the folder holds no checkpoint, or a damaged one, or values that are not finite.

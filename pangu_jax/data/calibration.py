@@ -16,7 +16,7 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
     in two windows. What does not fill a window at the end is left out.
 
     Args:
-      tokens: what `data.packing.tokenize` gave; its first id is the boundary.
+      tokens: the result of `data.packing.tokenize`; its first id is the boundary.
       length: tokens of a window, its head included.
       begin: the tokenizer's `begin`; None is the boundary id.
 

@@ -20,7 +20,7 @@ class Template:
       roles: the roles it can write.
       modes: think mode -> what is added to the last user turn.
       stops: tokens that end an assistant turn.
-      thinking: what opens and closes a span of thinking before the answer, or None.
+      thinking: tags that open and close a span of thinking before the answer, or None.
       whole: whether it writes all that precedes a dialogue, a begin of text included.
     """
 
@@ -45,7 +45,7 @@ def render(
       messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
       template: a name in `TEMPLATES`, or one of a checkpoint's own.
       add_generation_prompt: ends with the opening of an assistant turn.
-      mode: how much the model thinks, where the template has modes: for "pangu" it is "slow",
+      mode: thinking mode, if the template has modes: for "pangu" it is "slow",
         "fast" or "auto". None leaves the messages as they are, which is slow.
 
     Raises:
@@ -85,7 +85,7 @@ def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> lis
     the tokenizer.
 
     Args:
-      text: what `render` gave.
+      text: the result of `render`.
       tokenizer: of the model.
       template: as for `render`.
 

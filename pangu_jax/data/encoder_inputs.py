@@ -27,7 +27,7 @@ class EncodedText(NamedTuple):
       ids: with the special tokens.
       types: as many; 0 in the first text, what the template says in the second.
       cut: whether tokens were left out.
-      prefix: how many ids are of the prefix, and of what stands before it.
+      prefix: number of ids of the prefix and of what comes before it.
     """
 
     ids: list[int]

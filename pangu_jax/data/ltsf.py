@@ -27,11 +27,11 @@ class Benchmark:
       file: the usual name of its file.
       rows: time steps.
       variates: series.
-      step: what lies between two rows.
-      rule: how it is split.
+      step: time between two rows.
+      rule: rule of its split.
       sha256: of the unpacked file; empty where it is not known.
       dated: whether the file has a header and a first column of dates.
-      url: where the original lies; empty where it must be brought along.
+      url: of the original; empty if it must be supplied.
     """
 
     file: str

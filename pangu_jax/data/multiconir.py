@@ -47,8 +47,8 @@ class Part:
       path: where it is.
       stem: its name without endings, such as "Movies_Task1".
       domain: "Movies".
-      task: which rows it has: of task 1, of tasks 2 and 3, or of task 4.
-      length: of task 4, about how many words its documents have.
+      task: the form of its rows: that of task 1, of tasks 2 and 3, or of task 4.
+      length: of task 4, the approximate number of words of its documents.
     """
 
     path: Path

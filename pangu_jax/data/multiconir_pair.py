@@ -138,7 +138,7 @@ def draw_pairs(
       values: see `values_by_kind`.
       rows: pairs of the batch.
       negatives: hard negatives of each.
-      draw: what is drawn from.
+      draw: source of randomness.
 
     Raises:
       InputError: two records have the same facts, or a kind has too few values.

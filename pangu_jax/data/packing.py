@@ -24,7 +24,7 @@ class Tokens:
       ids: [tokens], of the smallest unsigned type that holds the vocabulary, in memory or mapped.
       starts: int64 [documents], index of each document's first id.
       bytes: UTF-8 bytes of all the text.
-      head: what heads each document, in words; "" is nothing, and its first token is text.
+      head: what precedes each document, in words; "" if nothing does, its first token being text.
     """
 
     ids: np.ndarray
@@ -85,7 +85,7 @@ def cached_tokens(
     Args:
       documents: called once to hash the texts, and again where they must be encoded.
       tokenizer: as in `tokenize`.
-      folder: where the files are kept; made if missing.
+      folder: folder of the files; made if missing.
       progress: as in `tokenize`; not called when the files are found.
 
     Raises:

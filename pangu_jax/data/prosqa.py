@@ -129,7 +129,7 @@ def draw_prosqa(
     """Problems, of which the i-th is a function of the seed and i alone.
 
     Args:
-      count: how many.
+      count: number of problems.
       seed: of the draws.
       workers: processes that draw, about 2 ms per problem; more than one begin with the caller's
         main module, as `multiprocessing` explains.

@@ -19,7 +19,7 @@ def write(builder_class: type, out: str | Path, **options: Any) -> Path:
 
     Args:
       builder_class: the builder.
-      out: where datasets are kept.
+      out: folder of datasets.
       options: for its `download_and_prepare`.
 
     Returns:

@@ -17,8 +17,8 @@ class Rows:
     Attributes:
       stamps: of the rows.
       values: float64 [rows, V]; NaN is missing.
-      repeated: how many of the file's rows were of a time that had been there.
-      contradicting: how many of their values were other than those that were kept.
+      repeated: number of the file's rows whose time had occurred before.
+      contradicting: number of their values that differ from those kept.
     """
 
     stamps: Timestamps
@@ -53,8 +53,8 @@ def repair(path: str, table: Table) -> tuple[Timestamps, np.ndarray, np.ndarray,
     """Rows in order, one per time, without gaps or missing values.
 
     Args:
-      path: how errors name the file.
-      table: what it holds.
+      path: the file's name in errors.
+      table: its content.
 
     Returns:
       stamps [rows], values [rows, V], which of them were filled in, bool [rows, V], and what was

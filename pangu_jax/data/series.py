@@ -29,8 +29,8 @@ class Series:
       values: float64 [rows, V].
       names: of the variates.
       times: datetime64[us], [rows], local times.
-      step: what lies between two rows.
-      notes: what was left out or repaired, a sentence each.
+      step: time between two rows.
+      notes: omissions and repairs, one sentence each.
       offsets: timedelta64[us], [rows], of the local times from UTC; None where they have none.
       zone: the IANA zone of the times, if it is known.
       filled: bool [rows, V], the values that repairing made up; None is none.
@@ -64,7 +64,7 @@ def read_csv(path: str | Path, layout: CsvFormat = CsvFormat()) -> Series:
 
     Args:
       path: a UTF-8 CSV file with a header, possibly gzipped.
-      layout: how it is laid out.
+      layout: column layout of the file.
 
     Raises:
       InputError: no such file, no rows, a column that is missing or has no name, text where a

@@ -73,7 +73,7 @@ class Table:
       values: float64 [n, V]; of the long layout [n]. NaN is missing.
       column: of the long layout, which variate a row is of, int [n].
       lines: the numbers of the rows' lines.
-      notes: what was left out, a sentence each.
+      notes: omissions, one sentence each.
     """
 
     names: tuple[str, ...]

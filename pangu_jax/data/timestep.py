@@ -28,7 +28,7 @@ class TimeStep:
     """The distance between neighboring stamps.
 
     Attributes:
-      count: how many units.
+      count: number of units.
       unit: "us" and "s" (microseconds, seconds) are of instants; "day", "weekday" and "month" are
         of local dates.
       month_end: whether every stamp lies on the last day of its month.
@@ -164,7 +164,7 @@ def infer_step(times: np.ndarray | Timestamps, where: str) -> TimeStep:
 
     Args:
       times: datetime64 [rows], or stamps.
-      where: how errors name the file.
+      where: the file's name in errors.
 
     Raises:
       InputError: fewer than three stamps, one repeated, out of order, or a gap; says where.

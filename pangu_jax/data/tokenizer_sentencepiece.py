@@ -30,7 +30,7 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Toke
 
     Args:
       file: the tokenizer.model.
-      config: what tokenizer_config.json holds; {} where there is none.
+      config: content of tokenizer_config.json; {} if there is none.
 
     Raises:
       InputError: no SentencePiece model, or one whose ids cannot be given exactly; says why.
@@ -50,8 +50,8 @@ def from_proto(model: Any, config: Mapping[str, Any], file: Path) -> tokenizers.
 
     Args:
       model: a SentencePiece ModelProto.
-      config: what tokenizer_config.json holds; {} where there is none.
-      file: where the model came from, for messages.
+      config: content of tokenizer_config.json; {} if there is none.
+      file: the model's origin, named in errors.
 
     Raises:
       InputError: its ids cannot be given exactly; says why.

@@ -52,7 +52,7 @@ def prepare(source: str | Path, out: str | Path) -> Path:
 
     Args:
       source: the folder of the files.
-      out: where datasets are kept.
+      out: folder of datasets.
 
     Returns:
       The prepared folder, which `data.text.documents` reads.

@@ -39,7 +39,7 @@ def split_rows(rows: int, rule: Rule = "ratio", *, where: str = "the series") ->
       rule: "hourly" is ETTh (12, 4 and 4 months of hours, the rest unused), "quarter" ETTm (the
         same of quarter hours), "ratio" all others: the first 70 %, the last 20 %, and what lies
         between for validation.
-      where: how the error names the series.
+      where: the series' name in errors.
 
     Raises:
       InputError: too few rows, or no such rule.

@@ -42,7 +42,7 @@ class Request:
     Attributes:
       inputs: ids, at least one; or embeddings [T, D], what `decoder.embed` gives for ids.
       max_new_tokens: maximum number of tokens to sample.
-      sampling: how they are sampled.
+      sampling: sampling settings.
       stop_ids: the answer ends with the first of these.
       key: token n is sampled with fold_in(key, n); None is `jax.random.key(0)`.
     """
@@ -411,7 +411,7 @@ def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
     """Checks that a model can read a prompt.
 
     Args:
-      name: how the error names it.
+      name: its name in errors.
       inputs: see `Request`.
       cfg: the model.
 

@@ -87,7 +87,7 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Ar
 
     Args:
       logits: [B, V].
-      cfg: how to draw, one for all rows or one per row.
+      cfg: sampling settings, one for all rows or one per row.
 
     Returns:
       float32 [B, V]; tokens that cannot be drawn are -inf. With temperature 0 all but the best.
@@ -127,7 +127,7 @@ def draw(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array) -
 
     Args:
       logits: [B, V].
-      cfg: how to draw, one for all rows or one per row.
+      cfg: sampling settings, one for all rows or one per row.
       key: one PRNG key per row, [B]; a row's token does not depend on the other rows.
     """
     cfg = _rows(cfg, logits)

@@ -41,7 +41,7 @@ class Slots:
       active: bool [B], whether the slot has an unfinished sequence.
       stops: int32 [B, stops], ids that end the text; -1 is none.
       keys: PRNG keys [B]; token n is drawn with fold_in(key, n).
-      sampling: how each slot's tokens are drawn.
+      sampling: sampling settings of each slot.
     """
 
     caches: list[dict[str, Any]]

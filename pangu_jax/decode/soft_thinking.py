@@ -37,7 +37,7 @@ class SoftThinkingConfig:
     Attributes:
       think_tokens: most mixtures.
       think_temperature: divides the logits, above 0.
-      think_top_k: how many tokens are mixed at most.
+      think_top_k: most tokens in a mixture.
       think_top_p: of these, the smallest set of best ones whose probability reaches it.
       think_min_p: of these, those at least so probable, as a share of the likeliest's probability.
       think_noise: temperature of a Gumbel softmax over them, so that mixtures are random; 0 for
@@ -106,7 +106,7 @@ def think(
       params: tree of `decoder.spec(cfg)`, or of `transformer.by_layer`, which saves a copy.
       prompt: ids, at least one.
       cfg: the model.
-      soft: how it thinks.
+      soft: settings of soft thinking.
       stop_ids: tokens that end thinking where they are the likeliest; they are not read.
       key: of the noise; None is `jax.random.key(0)`.
       how: implementations, and the type of activations and cache.
@@ -141,7 +141,7 @@ def thought_prompt(
     Args:
       params: as in `think`.
       prompt: ids.
-      thought: what was thought about it.
+      thought: the thought about it.
       after: ids that end the thought, such as those of "</think>".
       cfg: the model.
       how: the type of the activations.

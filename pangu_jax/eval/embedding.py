@@ -64,7 +64,7 @@ def embed(
       cfg: the model. Where it does not pool the prefix, a text that has nothing else is pooled
         with it, as a mean of nothing would say nothing.
       tokenizer: the model's.
-      prefixes: what is put before each text; None is `cfg.prefix` before all.
+      prefixes: texts put before each text; None is `cfg.prefix` before all.
       batch: rows computed at once.
       max_length: tokens that a text is cut to, special ones among them; None is what `cfg` says.
       how: layout, implementations, and the type of activations.

@@ -80,7 +80,7 @@ def embed_distinct(
 
     Args:
       folder: of the run.
-      results: what `core.cells.open_results` gave.
+      results: the result of `core.cells.open_results`.
       name: of this set of texts, which are always the same in a run.
       texts: the texts, or pairs; each is embedded once, however often it comes.
       embed: gives the vectors of some of them.

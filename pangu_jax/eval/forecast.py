@@ -23,7 +23,7 @@ class Score:
     Attributes:
       mse: mean squared error over windows, steps and variates.
       mae: mean absolute error.
-      windows: how many windows there were.
+      windows: number of windows.
     """
 
     mse: float

@@ -79,7 +79,7 @@ def track(
       start: [H, V], for the first window; what is known of earlier ones should be in it.
       residuals: [n, H, V], truth less forecast. Those of step h of the last h - 1 windows reach no
         result, so they may be anything that is finite.
-      rate: how far one truth moves a width, as a share of it; 0 keeps `start`.
+      rate: change of a width by one observation, as a share of it; 0 keeps `start`.
       coverage: between 0 and 1.
       measured: bool [n, H, V], which residuals are of values that were there; others move nothing.
 

@@ -12,7 +12,7 @@ class ByteModel:
     """Counts of byte strings of length 1 to order + 1 in the training text.
 
     Attributes:
-      order: how many earlier bytes a prediction looks at.
+      order: number of earlier bytes that a prediction depends on.
       counts: for each length n = 1 .. order + 1, the sorted keys of the strings of n bytes (uint64,
         big endian) and how often each occurs.
       contexts: for each length n = 0 .. order, the sorted keys of the strings of n bytes that were

@@ -44,8 +44,8 @@ class Estimate:
 
     Attributes:
       value: of all rows; NaN where nothing was compared.
-      low: where the interval begins.
-      high: where it ends.
+      low: lower end of the interval.
+      high: upper end of the interval.
     """
 
     value: float
@@ -58,7 +58,7 @@ class Difference(Estimate):
     """A figure of one model less that of another, on the same rows.
 
     Attributes:
-      p: how often exchanging the two in random rows gives a difference at least as large.
+      p: share of random exchanges of the two within rows whose difference is at least as large.
     """
 
     p: float
@@ -82,7 +82,7 @@ def wins(scores: Scores, pairs: Pairs, protocol: Protocol) -> np.ndarray:
     Args:
       scores: float [n] by column.
       pairs: `GROWING` (task 1), `STEPS` (tasks 2 and 4) or others.
-      protocol: what is made of a missing score; see `won`.
+      protocol: how a missing score counts; see `won`.
 
     Raises:
       InputError: there is no column, or they differ in length.
@@ -161,7 +161,7 @@ def estimate(
       sets: outcomes [n, k] of each domain; rows are resampled within it.
       statistic: of sums and counts [..., k].
       seed: of the resampling; the same rows are drawn for the same seed and number of rows.
-      draws: how many times.
+      draws: number of resamples.
 
     Raises:
       InputError: there are no sets, or no rows in one.
@@ -191,7 +191,7 @@ def compare(
       second: the same of the other model, for the same rows.
       statistic: see `estimate`.
       seed: of the drawing.
-      draws: how many times, each.
+      draws: number of resamples, each.
 
     Raises:
       InputError: the models have other rows.

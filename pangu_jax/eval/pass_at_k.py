@@ -19,7 +19,7 @@ class Estimate:
       value: the figure.
       low: lower end of the interval.
       high: upper end.
-      questions: how many questions it is the mean of.
+      questions: number of questions averaged.
     """
 
     value: float

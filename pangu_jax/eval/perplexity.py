@@ -23,7 +23,7 @@ class Perplexity:
 
     Attributes:
       nats: summed negative log-likelihood, in float64.
-      tokens: how many tokens were predicted.
+      tokens: number of tokens predicted.
       bytes: UTF-8 bytes of the text they stand for.
       length: tokens of context a window gives at most.
       stride: tokens predicted by each window of a document but its first.
@@ -81,7 +81,7 @@ def measure(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      tokens: what `data.packing.tokenize` gave.
+      tokens: the result of `data.packing.tokenize`.
       cfg: the model.
       length: inputs of a window.
       stride: new tokens of a window; None is `length` (no overlap, cheapest).

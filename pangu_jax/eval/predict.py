@@ -112,8 +112,8 @@ def predict(
     Args:
       model: a trained forecaster.
       series: at least as many rows as the model looks back.
-      steps: how far ahead; None is the trained horizon.
-      where: how errors name the series.
+      steps: steps to forecast; None is the trained horizon.
+      where: the series' name in errors.
       progress: called with windows tracked and windows in all.
 
     Raises:
@@ -206,7 +206,7 @@ def half_widths(
       model: a trained forecaster.
       residuals: float32 [n, H, V], of the windows.
       measured: bool [n, H, V], which of them are of values that were there.
-      older: how many windows come before `tracked_from`: they have the stored half widths.
+      older: number of windows before `tracked_from`: they have the stored half widths.
     """
     cfg = model.cfg
     found = track(
@@ -278,7 +278,7 @@ def measured(
       starts: int [n], first rows of the windows.
       cfg: the model.
       names: of the series.
-      where: how the error names the part of the series.
+      where: the name of this part of the series in errors.
 
     Raises:
       InputError: no value of a series was observed.

@@ -45,7 +45,7 @@ class TextEncoder:
       params: tree of the model's spec.
       cfg: the model; its prefix is the prompt where none is asked for.
       tokenizer: the model's.
-      prompts: what may be put before texts, by name.
+      prompts: named texts that may be put before texts.
       max_seq_length: tokens that a text is cut to; None is what the model says.
       how: layout, implementations, and the type of activations.
       mteb_model_meta: how MTEB 2 describes the model; None where it is not used.
@@ -76,8 +76,8 @@ class TextEncoder:
 
         Args:
           sentences: texts, or one; or, as MTEB hands them over, batches that have a list "text".
-          prompt_name: which of `prompts` is put before each.
-          prompt: what is put before each, whatever the name; "" is nothing.
+          prompt_name: name in `prompts` of the text to put before each.
+          prompt: text put before each, overriding the name; "" for none.
           batch_size: texts computed at once.
           show_progress_bar: whether a bar on the terminal shows how far it is.
           convert_to_numpy: of no effect, as arrays are numpy's.
@@ -167,14 +167,14 @@ def open_text_encoder(
 
     Args:
       path: a run folder, or a folder in the Hugging Face layout.
-      pooling: which hidden states make a vector; None is what the folder says.
+      pooling: how hidden states become a vector; None takes the folder's.
       attention: whether tokens see no later ones or all; None is what the folder says.
       pool_prefix: whether the prefix's tokens are pooled too; None is what the folder says.
-      prefix: what is put before texts; None is what the folder says.
+      prefix: text put before every text; None takes the folder's.
       max_length: tokens that a text is cut to; None is what the folder says.
       tokenizer: a tokenizer.json; None takes the checkpoint's own.
       how: layout, implementations, and the type of activations.
-      by: what asks, for errors.
+      by: the caller, named in errors.
 
     Raises:
       InputError: the folder holds none of these or cannot be read, nobody says how it pools, or an
@@ -215,7 +215,7 @@ def of_model(
       params: tree of the model's spec.
       cfg: the model.
       tokenizer: its tokenizer.
-      path: where it was read from, where a folder may say how it pools; and for errors.
+      path: its origin, named in errors; if a folder, it may state the pooling.
       pooling: as in `open_text_encoder`, and so are the others.
       attention: whether tokens see no later ones or all.
       pool_prefix: whether the prefix's tokens are pooled too.

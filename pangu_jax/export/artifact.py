@@ -48,11 +48,11 @@ class Compiled:
     """One program of an artifact.
 
     Attributes:
-      name: what it is called.
+      name: its name.
       file: its file in the folder.
       inputs: in the order of the signature.
       outputs: the results.
-      operators: how often each operator occurs.
+      operators: number of nodes of each operator.
     """
 
     name: str
@@ -67,15 +67,15 @@ class Artifact:
     """The manifest of an exported folder.
 
     Attributes:
-      target: what kind of programs they are.
+      target: kind of programs.
       programs: the programs.
       files: SHA-256 of every file.
-      platforms: where they run.
+      platforms: platforms that run them.
       versions: of jax and this library at export, and of the format.
       weights: the file of weights, "" if they are inside the programs.
       tolerance: the relative error that parity was held to.
       facts: sizes a caller needs, such as the profiles and the slots of a decoder.
-      notes: what the exporter wanted said.
+      notes: remarks of the exporter.
     """
 
     target: Literal["onnx", "stablehlo"]

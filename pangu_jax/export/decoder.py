@@ -64,7 +64,7 @@ def prefill(
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       slots: S >= T, slots of the caches it returns.
-      thinking: what follows each row's prompt; None is nothing.
+      thinking: follows each row's prompt; None for nothing.
       how: implementations, and the type of the activations and caches.
 
     Returns:
@@ -157,7 +157,7 @@ def bundle(
       batch: B, a number, or a symbolic dimension of jax.export.
       how: implementations in the exported functions, and the type of the activations and caches.
       prompts: real prompts to compare on, beside random ids.
-      thinking: what prefill does after a prompt; the prompt ends where thinking begins.
+      thinking: done by prefill after a prompt, which ends where thinking begins.
       seed: of the random inputs.
 
     Raises:

@@ -23,9 +23,9 @@ class Row:
     """One comparison.
 
     Attributes:
-      program: which program.
-      sample: which inputs.
-      output: which result; results that differ in a number alone are taken together.
+      program: name of the program.
+      sample: name of the inputs.
+      output: name of the result; results that differ in a number alone are merged.
       absolute: max|difference|.
       relative: that over max|reference|; infinite if whole numbers differ or one is NaN.
     """

@@ -38,8 +38,8 @@ class Bundle:
     Attributes:
       params: tree of arrays.
       programs: the functions.
-      facts: what a caller of the artifact needs to know beside the signature: JSON values.
-      notes: what the user should be told.
+      facts: JSON values that a caller of the artifact needs besides the signature.
+      notes: remarks for the user.
     """
 
     params: Any

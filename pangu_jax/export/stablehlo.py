@@ -74,7 +74,7 @@ def export(
     """Writes the programs of a bundle into a folder.
 
     Args:
-      bundle: what to export; the shapes of inputs may have the symbolic batch.
+      bundle: the programs to export; the shapes of inputs may have the symbolic batch.
       folder: an empty folder.
       platforms: of `PLATFORMS`; one artifact serves them all.
       inside: whether weights are constants of the programs, instead of one file beside them.

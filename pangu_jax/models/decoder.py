@@ -45,7 +45,7 @@ class DecoderConfig:
       norm_eps: of every norm.
       tied: whether the output projection is the embedding table.
       max_length: the longest context the model was made for.
-      embed_scale: what embeddings are multiplied by, in their own type (Gemma: D^1/2).
+      embed_scale: factor of embeddings, in their own type (Gemma: D^1/2).
       logit_softcap: bound of the logits, by tanh; None for none (Gemma 2).
     """
 

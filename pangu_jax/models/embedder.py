@@ -36,13 +36,13 @@ class EmbedderConfig:
     Attributes:
       decoder: the decoder, tied, as its head is not used.
       causal: whether tokens see no later ones, as in the decoder; else all see all, without window.
-      pooling: which hidden states make a text's vector; None if unspecified.
+      pooling: how hidden states become a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pool_prefix: whether the prefix's tokens are pooled too, and not just seen.
       latent: the latent attention before the pooling; None is none.
       append_eos: whether the end-of-text token is appended, unless the tokenizer does so.
       text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
-      prefix: what is put before a text that is embedded, such as an instruction.
+      prefix: text put before a text to embed, such as an instruction.
     """
 
     decoder: DecoderConfig

@@ -43,12 +43,12 @@ class EncoderConfig:
       max_length: P, learned positions: the longest text.
       token_types: S, kinds of tokens, such as those of a first and of a second text.
       norm_eps: of every norm.
-      pooling: which hidden states make a text's vector; None if unspecified.
+      pooling: how hidden states become a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pooler: whether there is BERT's dense layer on the first token.
-      classes: C, scores that `classify` gives; 0 for none.
+      classes: number of scores that `classify` yields; 0 for none.
       text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
-      prefix: what is put before a text that is embedded.
+      prefix: text put before a text to embed.
     """
 
     vocab: int

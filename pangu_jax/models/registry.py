@@ -14,7 +14,7 @@ class Kind:
     """One kind of model.
 
     Attributes:
-      name: what files and errors call it.
+      name: its name in files and errors.
       config: the frozen dataclass that describes such a model; it has no field called `kind`.
       spec: a description to the tree of `Spec`.
     """
@@ -70,8 +70,8 @@ def from_json(value: Any, where: str = "config") -> Any:
     """The configuration that `to_json` gave, in today's form or an older one.
 
     Args:
-      value: what `json.loads` gave.
-      where: how errors name the place, usually the file.
+      value: the result of `json.loads`.
+      where: the place's name in errors, usually the file's.
 
     Raises:
       InputError: the kind is not known, or the rest does not describe a model of it.

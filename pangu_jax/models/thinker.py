@@ -40,7 +40,7 @@ class ThinkerConfig:
 
     Attributes:
       decoder: the decoder.
-      turns: how often its layers run, one turn after another, each with a cache of its own.
+      turns: passes through its layers, one turn after another, each with a cache of its own.
       projection: P, hidden width of the network from states to thoughts; 0 leaves them unchanged.
       adaptive: whether a token may skip each layer of the turns after the first (`nn.depth`).
     """

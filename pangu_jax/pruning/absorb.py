@@ -37,7 +37,7 @@ def relative_error(sums: np.ndarray, tokens: float, constant: float) -> float:
 
     Args:
       sums: [3], sums over tokens of r, r^2 and 1/r.
-      tokens: how many.
+      tokens: number of tokens.
       constant: c.
     """
     return float(1 - 2 * constant * sums[0] / tokens + constant**2 * sums[1] / tokens)

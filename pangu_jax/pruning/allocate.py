@@ -117,9 +117,9 @@ def layer_ratios(
     Args:
       similarity: [L], mean cosine of each layer's input and output.
       ratio: mean ratio over the pruned layers.
-      number: how many layers are pruned; None is all.
-      alpha: how uneven.
-      max_ratio: what goes beyond it in a layer is spread over the others.
+      number: number of layers to prune; None is all.
+      alpha: unevenness.
+      max_ratio: most of a layer to prune; any excess is spread over the others.
 
     Raises:
       InputError: `ratio` exceeds `max_ratio`, so no clamping can meet it.
@@ -162,9 +162,9 @@ def shrink(
 
     Args:
       cfg: the original model.
-      target: what is to be left.
+      target: the target size.
       prunable_axes: axes that a params or flops target may cut: groups, ffn, hidden.
-      limits: what widths may be.
+      limits: limits on widths.
       shape: ratio to the ratios of the kept layers; None is the same for all.
       kept: numbers of the layers that stay, None for all.
       biased: whether a repair will give the out and down projections biases, which count too.

@@ -32,7 +32,7 @@ def choose_heads(
 
     Args:
       stats: the layer's statistics.
-      size: how many to keep; not used for groups where a mask is given.
+      size: number to keep; not used for groups where a mask is given.
       recipe: `recipe.Recipe`.
       layer: its number, for the random method.
       mask: bool [K], the groups that a global rank keeps.

@@ -44,7 +44,7 @@ class Result:
     Attributes:
       params: its parameters.
       cfg: its configuration.
-      plan: what stayed, replayable.
+      plan: the kept units, replayable.
       sites: {"<original layer>/heads" or "<original layer>/channels": errors}.
     """
 
@@ -74,9 +74,9 @@ def compress(
       params: tree of `decoder.spec(cfg)`, dense layers.
       windows: int32 [windows, T], calibration tokens.
       cfg: the model.
-      target: what is to be left; not used with a plan.
-      recipe: how units are chosen and repaired.
-      limits: what widths may be.
+      target: the target size; not used with a plan.
+      recipe: choice and repair of units.
+      limits: limits on widths.
       sweep_cfg: batches and types of the sweeps.
       plan: choose these units instead of scoring; the repair is still fitted to the windows.
       donate: donates `params`, which saves memory.
@@ -155,9 +155,9 @@ def plan(
 
     Args:
       stats: of the dense model (`stats.collect`), with `saliency` for the Taylor method.
-      target: what is to be left.
-      recipe: how units are chosen; its repair does not matter here.
-      limits: what widths may be.
+      target: the target size.
+      recipe: choice of units; its repair does not matter here.
+      limits: limits on widths.
 
     Raises:
       InputError: the target cannot be met, or layers are to go: removing layers and choosing

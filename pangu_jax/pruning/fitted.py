@@ -41,7 +41,7 @@ def fit(
     Args:
       stats: the layer's.
       site: "heads" or "channels".
-      part: what stays, without moved groups.
+      part: the layer's plan, without moved groups.
       method: of the repair.
       ridge: see `repair.fit`.
       donate: donates the statistics of the site, which saves memory.
@@ -145,9 +145,9 @@ def repair(
     """Fits the projections of a pruned model to the statistics of the original one.
 
     Args:
-      params: what `prune` gave.
+      params: the result of `prune`.
       stats: of the original model (`stats.collect`), or along the pruned path.
-      plan: what was pruned, without removed or merged layers.
+      plan: the plan that was applied, without removed or merged layers.
       cfg: of the pruned model.
       method: of `repair.METHODS`.
       ridge: see `repair.fit`.

@@ -59,15 +59,15 @@ class Plan:
         calibrated.
       norm_factors: for "calibrated", the factor of each norm by the norm's name.
       gain_correct: whether moved groups are corrected for the other layer's norm gain.
-      method: what chose the units.
-      target: what was asked for.
-      ffn_multiple: what FFN widths are multiples of.
-      hidden_multiple: what the width of the residual stream is a multiple of.
+      method: pruning method that chose the units.
+      target: the requested target.
+      ffn_multiple: FFN widths are multiples of this.
+      hidden_multiple: the width of the residual stream is a multiple of this.
       model_hash: of the original parameters, "" if not taken.
       text_hash: of the calibration windows.
-      scores: what the units were chosen by, by original layer; may be empty.
+      scores: scores by which units were chosen, by original layer; may be empty.
       similarity: mean cosine of each original layer's input and output; may be empty.
-      hidden_scores: what the hidden channels were chosen by; may be empty.
+      hidden_scores: scores by which hidden channels were chosen; may be empty.
     """
 
     layers: tuple[LayerPlan, ...]

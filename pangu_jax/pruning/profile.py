@@ -28,7 +28,7 @@ class Profile:
     Attributes:
       similarity: cosine similarity of the layer's input and output.
       layers: statistics without moments and weights.
-      contributions: what each KV group adds to the residual stream, where layers are removed.
+      contributions: norms of what each KV group adds to the residual stream, if layers are removed.
       scores: scores of groups and of channels, where units of all layers compete.
     """
 

@@ -26,7 +26,7 @@ class Recipe:
       allocation: "equal" (the same share of each layer), "cosine" (SlimLLM's softmax of
         similarity), or "global" (one threshold on standardized scores, as FLAP).
       alpha: unevenness of "cosine".
-      pruned_layers: how many layers "cosine" prunes; None is all.
+      pruned_layers: number of layers that "cosine" prunes; None is all.
       propagate: "pruned" (scores and repairs see the pruned layers before) or "dense".
       greedy: whether SlimLLM's swaps are done.
       keep_lowest: share of the least important channels that are kept nevertheless, a quirk of the

@@ -26,7 +26,7 @@ class CurriculumConfig:
     forgotten. Questions under way are left out while there are others.
 
     Attributes:
-      questions: how many there are.
+      questions: number of questions.
       updates: over which the shares move from `first` to `last`, evenly.
       first: shares of easy, middle and hard at the first update.
       last: at the last one, and after it.

@@ -33,7 +33,7 @@ def make_asker(
       params: as for `Engine`.
       cfg: the model.
       tokenizer: of the model.
-      template: how it reads dialogues.
+      template: its chat template.
       max_new_tokens: most tokens of a reply.
       slots: prompts that are answered at once.
       length: tokens that there is room for; a longer prompt is an InputError.

@@ -136,7 +136,7 @@ def same_shapes(one: Any, other: Any, first: str, second: str) -> None:
     Args:
       one: a tree of whatever has a shape.
       other: another.
-      first: how the error names the one.
+      first: the first one's name in errors.
       second: and the other.
 
     Raises:
@@ -165,7 +165,7 @@ def merge_tensors(
     Args:
       tensors: of one shape.
       recipe: how; it has been checked.
-      base: what they come from, for `FROM_BASE`.
+      base: their common base, for methods that need one.
       name: of the tensor, by which DARE draws what it drops, and by which errors call it.
       dtype: of the result; None is that of the base, or else of the first.
 

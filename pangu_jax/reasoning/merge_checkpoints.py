@@ -25,7 +25,7 @@ class Source:
       path: the folder.
       params: tree of `hf.LazyLeaf`.
       cfg: the model.
-      tokenizer: what `load_tokenizer` takes.
+      tokenizer: an argument of `load_tokenizer`.
       family: whose layout the folder has; None for a run of ours.
     """
 
@@ -95,7 +95,7 @@ def merged(
     Args:
       sources: of one architecture and one tokenizer.
       recipe: how.
-      base: what they come from, where the method has one.
+      base: their common base, for methods that need one.
       dtype: of the result; None is that of the base, or else of the first.
 
     Raises:

@@ -89,7 +89,7 @@ def read_gate(path: str | Path, tokenizer: Tokenizer, **options: Any) -> Gate:
     """The gate of a file: questions where its first line is one, else text.
 
     Args:
-      path: what `data.multiple_choice.questions` or `data.text.documents` reads.
+      path: a file for `data.multiple_choice.questions` or `data.text.documents`.
       tokenizer: of the checkpoints.
       options: further fields of `Gate`.
 

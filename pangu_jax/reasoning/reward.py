@@ -32,16 +32,16 @@ class Sample:
     """An answer, and what it is to be judged by.
 
     Attributes:
-      question: what was asked.
+      question: the question.
       text: all that the model wrote, tags of thinking included.
       said: what of it is not thinking, which is where the answer is.
       kind: of the task: one of `answers.KINDS`, or "general", which nothing but judges can tell.
       gold: the right answer; empty if unknown.
-      code: how code is judged.
+      code: the task with its tests, for the kind "code".
       mode: the think mode that was asked for, if any.
       starts_in_thinking: whether the prompt opened the span of thinking.
-      tokens: how long the answer is.
-      budget: how long it may be.
+      tokens: length of the answer.
+      budget: most tokens that it may have.
     """
 
     question: str
@@ -311,7 +311,7 @@ class Scale:
 
     Attributes:
       last: the scores that are looked back on.
-      size: how many at most.
+      size: most elements.
     """
 
     last: tuple[float, ...] = ()

@@ -30,7 +30,7 @@ def per_sample(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
 
     Args:
       judge: a function that any thread may call.
-      threads: how many do.
+      threads: number of threads.
     """
 
     def one(sample: Sample) -> Score:

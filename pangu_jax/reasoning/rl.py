@@ -93,7 +93,7 @@ def train(
         is none.
       model: the decoder.
       cfg: the run.
-      optimizer: what turns gradients into updates; a run goes on with the same.
+      optimizer: the transformation of gradients into updates; a run goes on with the same.
       folder: metrics.jsonl and rollouts/, with every answer that ended, go there, and checkpoints/
         every `cfg.save_every` updates and at the end. None saves nothing, and leaves signals alone.
       on_update: called with the figures of every update: version, loss, reward, ages and more;

@@ -15,9 +15,9 @@ class RlConfig:
     """A run of reinforcement learning.
 
     Attributes:
-      schedule: what is begun and trained on, and when.
+      schedule: settings of the scheduler of rollouts.
       policy: the loss.
-      updates: how many.
+      updates: number of updates.
       length: tokens that a slot has room for, of prompt and answer together.
       max_new_tokens: tokens of an answer at most.
       temperature: answers are sampled at, above 0; trained on at the same.
@@ -31,7 +31,7 @@ class RlConfig:
         not of their group's mean (overlong filtering, arXiv 2503.14476).
       save_every: updates between checkpoints.
       seed: of the samples: each has a key made of it, its group's number and its own.
-      curriculum: how questions are mixed; None asks them in the order of their numbers.
+      curriculum: mix of questions; None asks them in the order of their numbers.
     """
 
     schedule: ScheduleConfig = ScheduleConfig()

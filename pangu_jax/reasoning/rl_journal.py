@@ -72,7 +72,7 @@ class Record:
       sample: of an answer that was lost.
       answer: that ended.
       rewards: of a group; None is NaN.
-      figures: what is known of an update that is not worked out from it, such as its time.
+      figures: measurements of an update that cannot be recomputed, such as its time.
       moved: how far an update moved some of the weights, which one that is made again does, too;
         None is unknown, or not at all.
     """
@@ -112,7 +112,7 @@ class Journal:
         """The records from the `first` on; new ones will be appended.
 
         Args:
-          first: how many records a checkpoint holds the outcome of.
+          first: number of records that a checkpoint includes.
           version: of that checkpoint.
 
         Raises:

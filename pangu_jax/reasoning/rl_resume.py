@@ -121,7 +121,7 @@ def restore(
       optimizer: that trains it.
       cfg: of the schedule.
       settings: the others, as they were saved.
-      layout: where arrays live; None is one device.
+      layout: placement of the arrays; None is one device.
 
     Raises:
       InputError: it is damaged, or of other settings; names one.

@@ -50,7 +50,7 @@ class Made(NamedTuple):
     Attributes:
       state: after it.
       figures: plain numbers about it.
-      moved: how far it moved some of the weights.
+      moved: distance that it moved some of the weights.
     """
 
     state: TrainState

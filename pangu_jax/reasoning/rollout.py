@@ -33,7 +33,7 @@ class Batch:
     """The inputs of one update.
 
     Attributes:
-      arrays: what `train.policy.answer_loss` reads; B is groups times samples.
+      arrays: inputs of `train.policy.answer_loss`; B is groups times samples.
       facts: plain numbers about it.
     """
 

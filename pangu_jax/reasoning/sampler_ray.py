@@ -107,7 +107,7 @@ class RaySampler:
           length: tokens that each has room for, of prompt and answer together.
           stops: most stop ids of a request.
           how: implementations and type of activations; no layout.
-          workers: how many actors.
+          workers: number of actors.
           gpus: that each actor gets, of those that Ray has; Ray knows nothing of the trainer's.
 
         Raises:

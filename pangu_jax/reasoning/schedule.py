@@ -115,7 +115,7 @@ def resume(state: ScheduleState, kept: AbstractSet[tuple[int, int]] | None = Non
     """Goes on after the process ended: what ran is begun again, an update under way is made again.
 
     Args:
-      state: what was saved last.
+      state: the latest saved state.
       kept: (group, sample) of which the results are still there; None is all that had ended.
     """
     ready: list[Group] = []

@@ -27,8 +27,8 @@ class Policy:
     """One way to decide.
 
     Attributes:
-      room: how many new groups may be begun, slots aside.
-      choose: what happens next, where no update is under way.
+      room: number of new groups that may begin, slots aside.
+      choose: the choice while no update is under way.
     """
 
     room: Callable[[ScheduleState], int]

@@ -47,7 +47,7 @@ class ScheduleConfig:
         on as a new segment, whose version counts, and its older tokens must be masked. For barrier.
       replace_equal_groups: whether groups whose rewards are all equal, which teach nothing, are
         replaced by others (dynamic sampling, arXiv 2503.14476).
-      priority: what is trained on first.
+      priority: weights of the order of training.
     """
 
     staleness: int = 4
@@ -77,7 +77,7 @@ class Group:
     """The samples of one prompt; those neither waiting nor running have ended.
 
     Attributes:
-      number: which group; the prompt depends on it alone.
+      number: index of the group; the prompt depends on it alone.
       since: version of the weights that its first token was made with, or, renewed, that it went on
         with; None until a sample runs.
       waiting: samples without a slot.
@@ -114,7 +114,7 @@ class ScheduleState:
       ages: histogram: how many groups were trained on at age 0, 1, ...; updates applied only.
       discarded: groups thrown away for their age.
       dropped: groups that were replaced as all their rewards were equal.
-      renewed: how often groups went on as a new segment.
+      renewed: number of times that groups went on as a new segment.
       lost: samples that were begun again, as whoever ran them was lost.
     """
 

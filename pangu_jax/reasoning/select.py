@@ -78,7 +78,7 @@ def select(attempts: AttemptCounts, selection: Selection = Selection(), *, seed:
 
     Args:
       attempts: that student's.
-      selection: what is kept.
+      selection: settings of the selection.
       seed: of the draw; a question's random number depends on its index only.
 
     Returns:

@@ -44,9 +44,9 @@ class Served:
     Attributes:
       driver: started.
       tokenizer: of the model.
-      template: how dialogues are written, or a sentence that says why that is not known.
+      template: the chat template, or a sentence that says why it is unknown.
       name: of the model.
-      key: what clients must send; None lets everybody in.
+      key: API key that clients must send; None admits everyone.
     """
 
     driver: Driver

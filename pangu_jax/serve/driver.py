@@ -47,11 +47,11 @@ class Job:
     Attributes:
       ids: the prompt.
       max_new_tokens: maximum number of tokens to draw.
-      sampling: how they are drawn.
+      sampling: sampling settings.
       stop_ids: the answer ends with the first of these.
       seed: 0 to SEEDS - 1; with `row`, all that decides what is drawn: the answer is that of row
         `row` of `decode.generate` with the key of this seed.
-      row: which answer of that seed.
+      row: index of the answer among those of that seed.
       give: called in the engine's thread with each delta, or with why no more will come.
       number: the engine's, once it knows of it.
     """

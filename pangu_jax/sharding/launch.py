@@ -23,8 +23,8 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
     Args:
       coordinator: "" for a run of one process, which does nothing; host:port of process 0; or
         "auto", where jax finds it and the two numbers out (Slurm, Open MPI, TPU pods, ...).
-      processes: how many there are; None with "auto".
-      process: which this is, from 0; None with "auto".
+      processes: number of processes; None with "auto".
+      process: index of this one, from 0; None with "auto".
 
     Raises:
       InputError: the numbers are inconsistent, or the other processes were not reached.

@@ -59,7 +59,7 @@ def work(
         says whether time is up. A cell that was cut short for that has "cut" set, and is made
         again, from its training on, by the next run. Each has its "seconds".
       shown: a cell's figures in words.
-      seconds: how long there is; None for no end.
+      seconds: time limit; None for none.
 
     Raises:
       InputError: a cell cannot be made or written.
@@ -94,8 +94,8 @@ def share(folder: Path, module: str, workers: int, *, seconds: float | None = No
 
     Args:
       folder: of the run.
-      module: what the command runs, as `python -m` has it.
-      workers: how many processes; they share the device's memory.
+      module: module that the command runs, as for `python -m`.
+      workers: number of processes; they share the device's memory.
       seconds: after how long they are told to stop; None for no end.
     """
     began = time.monotonic()

@@ -57,11 +57,11 @@ def generate(
       top_k: sample from the k most likely tokens; 0 for all.
       top_p: sample from the smallest set of tokens whose total probability reaches it; 1 for all.
       seed: of the sampling; a prompt's text does not depend on the other prompts.
-      batch: how many are decoded at once.
+      batch: prompts decoded at once.
       dtype: type of activations and cache.
       soft_thinking: whether it thinks in mixtures of tokens before it writes.
       think_end: text that follows the thought; None is the tokenizer's </think> or [unused17].
-      soft: how it thinks.
+      soft: settings of soft thinking.
 
     Raises:
       InputError: another kind of model, one without a tokenizer, or options that make no sense.
@@ -187,12 +187,12 @@ def embed(
     Args:
       model: an encoder, such as those of sentence-transformers, or a decoder.
       texts: the texts.
-      pooling: which hidden states make a vector; None is what the model's folder says.
+      pooling: how hidden states become a vector; None takes the folder's.
       attention: of a decoder, whether tokens see no later ones or all; None is what the folder
         says.
       pool_prefix: of a decoder, whether the prefix's tokens are pooled too; None is what the folder
         says.
-      prefix: what is put before every text; None is what the folder says.
+      prefix: text put before every text; None takes the folder's.
       batch: texts computed at once.
       max_length: tokens that a text is cut to; None is what the folder says.
       dtype: type of the activations.

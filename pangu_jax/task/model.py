@@ -29,7 +29,7 @@ class Model:
       params: a nested tree of arrays.
       cfg: the frozen dataclass that describes it completely.
       tokenizer: its tokenizer; None where it has none.
-      path: where it was read from; "" if nowhere.
+      path: its origin; "" if none.
       half_width: for a forecaster, float64 [H, V]: the half widths of its intervals.
     """
 

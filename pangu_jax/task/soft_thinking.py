@@ -37,7 +37,7 @@ def preparation(
       params: tree of `transformer.by_layer`, as every prompt would copy the layers otherwise.
       cfg: the model.
       tokenizer: its tokenizer.
-      soft: how it thinks before it writes; None does not.
+      soft: settings of soft thinking; None for none.
       end: text that follows a thought; None is the tokenizer's token of `ENDS`.
       how: the type of the activations.
 

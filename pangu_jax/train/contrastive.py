@@ -29,9 +29,9 @@ def contrastive_loss(
     Args:
       embed: `embed(params, inputs, key) -> [B, D]`, a row for each of the inputs', which do not see
         each other.
-      temperature: what similarities are divided by.
+      temperature: divisor of similarities.
       symmetric: whether documents look for their queries, too.
-      layout: where arrays live; None is one device.
+      layout: placement of the arrays; None is one device.
 
     Returns:
       The loss. Its batch has "queries" and "documents", inputs of `embed` of B rows each, and, if

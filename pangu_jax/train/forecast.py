@@ -133,7 +133,7 @@ def batches(
       starts: int32, first rows of the windows.
       seeds: several give every leaf a leading axis of them.
       batch: windows per step; windows of an epoch that do not fill one are left out.
-      step: where to begin.
+      step: first step.
     """
     epoch_steps = len(starts) // batch
     for epoch in itertools.count(step // epoch_steps + 1):
@@ -173,7 +173,7 @@ def fit(
       how: implementations.
       progress: called with steps done, steps at most, and a line about the last epoch.
       stop: asked after every epoch; True ends the training there.
-      folder: where metrics and checkpoints go, a run of its own, which resumes where it was
+      folder: for metrics and checkpoints, a run of its own, which resumes where it was
         stopped; None keeps nothing.
 
     Raises:

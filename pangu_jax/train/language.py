@@ -120,7 +120,7 @@ def train_language(
       documents: as in `language_loss`.
       how: as in `language_loss`; parameters, optimizer state and batches are laid out by its
         layout, too.
-      label: what the progress line says.
+      label: label of the progress line.
 
     Returns:
       The parameters after the last step.

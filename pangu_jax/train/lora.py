@@ -53,7 +53,7 @@ def attach(spec: Any, cfg: LoraConfig) -> Any:
 
     Args:
       spec: tree of `Spec`.
-      cfg: which kernels.
+      cfg: settings of LoRA.
 
     Raises:
       InputError: the pattern matches none, or something that is no kernel.
@@ -72,7 +72,7 @@ def attach_params(params: Any, spec: Any, *, key: jax.Array) -> Any:
 
     Args:
       params: those of the model.
-      spec: what `attach` gave.
+      spec: the result of `attach`.
       key: the leaves that are not zero are drawn with it.
     """
     return _graft(params, init(split(spec, TRAINED)[0], key=key))

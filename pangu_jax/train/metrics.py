@@ -105,10 +105,10 @@ class ProgressLine:
         """Starts the clock and, on a terminal, the bar.
 
         Args:
-          label: what the line begins with.
+          label: prefix of the line.
           steps: of the run.
-          start_step: where it resumes.
-          unit: what is counted, in the plural.
+          start_step: step to resume at.
+          unit: the unit that is counted, in the plural.
           every_s: seconds between plain lines.
           shows: False for the speed alone.
         """

@@ -28,7 +28,7 @@ def answer_log_probs(
       params: tree of `decoder.spec(cfg)`.
       batch: tokens, labels and segments, int32 [B, T]; segments are 0 for padding.
       cfg: the model.
-      temperature: what the tokens were sampled at.
+      temperature: the sampling temperature of the tokens.
       chunk: tokens whose logits are held at once.
       how: layout, implementations, type of activations, and what backward recomputes.
 
@@ -55,7 +55,7 @@ def answer_loss(
     Args:
       cfg: the model.
       policy: the loss.
-      temperature: what the tokens were sampled at.
+      temperature: the sampling temperature of the tokens.
       chunk: tokens whose logits are held at once.
       how: layout, implementations, type of activations, and what backward recomputes.
 

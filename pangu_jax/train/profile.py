@@ -30,8 +30,8 @@ class Profiler:
         """Nothing happens before the steps are watched.
 
         Args:
-          folder: where the trace goes; made if missing.
-          steps: how many are traced, after two that are not.
+          folder: folder for the trace; made if missing.
+          steps: steps to trace, after two that are not.
           tell: called with the lines of the report.
         """
         self.folder, self.steps, self.tell = Path(folder), steps, tell
@@ -108,7 +108,7 @@ def part_times(folder: str | Path, compiled: str) -> collections.Counter[str]:
     """Microseconds of the newest trace by part of the step, forward and backward apart.
 
     Args:
-      folder: where the trace was written.
+      folder: folder of the trace.
       compiled: the text of the compiled program, which says what each operation is part of.
     """
     times: collections.Counter[str] = collections.Counter()
@@ -121,7 +121,7 @@ def operation_times(folder: str | Path, compiled: str) -> collections.Counter[tu
     """Microseconds of the newest trace by operation: its name, and its scope in the program.
 
     Args:
-      folder: where the trace was written.
+      folder: folder of the trace.
       compiled: the text of the compiled program.
     """
     scopes = dict(re.findall(r'%?([\w.\-]+) = [^\n]*?op_name="([^"]*)"', compiled))

@@ -80,7 +80,7 @@ def init_state(
       optimizer: whose state is made.
       key: for initial values; an array of keys, one per seed, for several.
       params: parameters to start from, those of several seeds stacked; None draws them.
-      layout: where arrays live; None is one device.
+      layout: placement of the arrays; None is one device.
       trainable: see `make_step`.
     """
     seeds = key.size
@@ -174,16 +174,16 @@ def make_step(
 
     Args:
       loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
-      optimizer: what turns gradients into updates.
+      optimizer: the transformation of gradients into updates.
       accumulate: number of microbatches; it divides every leaf's first dimension.
       schedule: reported as learning_rate, if given.
       trainable: a regular expression that the whole paths of trained leaves match; the others get
         neither gradients nor moments. None trains all.
-      seeds: how many models are trained at once. With several, the state, the keys and every leaf
+      seeds: number of models trained at once. With several, the state, the keys and every leaf
         of the batch have a leading axis of them, and so have the metrics.
-      chunk: how many steps one call takes. With more than one the batch has a leading axis of
+      chunk: number of steps per call. With more than one the batch has a leading axis of
         them, and so have the metrics.
-      layout: where arrays live; None is one device.
+      layout: placement of the arrays; None is one device.
 
     Returns:
       The step. Its metrics are float32: loss, weight, grad_norm, and those of the loss.

@@ -16,7 +16,7 @@ class Stopped(Exception):
 
     Attributes:
       step: the last step, which is saved.
-      status: what a command should exit with: 128 and the signal's number, or 0 where no signal
+      status: exit status of a command: 128 and the signal's number, or 0 where no signal
         asked but the caller's own rule.
       state: the training state at that step.
     """

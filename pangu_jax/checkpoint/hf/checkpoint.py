@@ -77,7 +77,7 @@ class FileLeaf(LazyLeaf):
 
     Attributes:
       shape: of the leaf.
-      parts: which tensor holds what, by leading indices.
+      parts: the tensor of each part, by leading indices.
       stored: the tensors.
     """
 

@@ -112,7 +112,7 @@ def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
     Args:
       cfg: the model.
       written: the folder, which may have files of a source that say something else.
-      folder: how the error names it.
+      folder: its name in errors.
 
     Raises:
       InputError: it says otherwise; names what.

@@ -31,7 +31,7 @@ def load(
       folder: holds config.json and safetensors files, one or several with an index; or an opened
         file that describes itself, such as a GGUF file.
       dtype: type of the parameters; None keeps each tensor's own.
-      layout: where the parameters live; None is the default device.
+      layout: placement of the parameters; None is the default device.
 
     Returns:
       The parameters, a tree of the model's spec, and the model's configuration.

@@ -68,7 +68,7 @@ def atc_command(
     Args:
       program: a program of static shape.
       soc: name of the chip.
-      precision_mode: how float32 is computed; None leaves it to atc, which prefers float16.
+      precision_mode: precision of float32 operators; None leaves it to atc, which prefers float16.
       log: level of atc's log.
 
     Raises:

@@ -20,7 +20,7 @@ class OperatorProfile:
     Attributes:
       name: of the profile.
       cann: version of CANN.
-      source: where the list is from.
+      source: origin of the list.
       opset: the newest opset.
       ir: the newest IR version.
       operators: ONNX operators, in lower case.

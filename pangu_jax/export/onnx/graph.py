@@ -33,12 +33,12 @@ class Value:
     """An array in the graph.
 
     Attributes:
-      shape: what jax takes its shape to be.
+      shape: its shape in jax.
       dtype: its type.
       held: its shape in the graph: of the same rank, each dimension as in `shape` or 1.
       name: of the tensor in the graph; None for a constant that no node has used yet.
       array: a constant's elements, of shape `held`.
-      label: what a constant is called; parameters carry their path.
+      label: name of a constant; for parameters their path.
       shared: whether a constant is a large parameter that is used in more than one form, so that
         folding would store it twice.
       bounds: least and greatest integer it can hold, if known.

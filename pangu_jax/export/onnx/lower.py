@@ -59,7 +59,7 @@ def lower(g: Graph, closed: jex.ClosedJaxpr, inputs: Sequence[Value]) -> list[Va
     Args:
       g: the graph.
       closed: the function.
-      inputs: what it is called with.
+      inputs: its arguments.
 
     Returns:
       Its results.

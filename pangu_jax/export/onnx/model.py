@@ -29,8 +29,8 @@ class Lowered:
 
     Attributes:
       graph: nodes and constants.
-      inputs: what it takes.
-      outputs: what it gives.
+      inputs: its inputs.
+      outputs: its outputs.
     """
 
     graph: Graph
@@ -131,7 +131,7 @@ def to_model(lowered: Lowered, weights: Weights | None = None) -> Any:
 
     Args:
       lowered: the graph.
-      weights: where larger constants go; None keeps all in the model.
+      weights: receives larger constants; None keeps all in the model.
 
     Raises:
       InputError: more than 2 GiB of constants and no file for them.

@@ -64,7 +64,7 @@ def solve(
     Args:
       params: tree of `decoder.spec(cfg)`.
       problems: of which the question alone is read.
-      method: how a question becomes a row.
+      method: turns a question into a row.
       phase: the phase that the model was trained in last.
       markers: of the tokenizer.
       cfg: the model.

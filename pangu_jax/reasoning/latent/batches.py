@@ -77,9 +77,9 @@ def phase_batches(
     the answer, and under "teacher" a batch of the teacher's rows about the same problems.
 
     Args:
-      problems: what is drawn from.
-      method: how a problem becomes a row.
-      phase: what is taken away of its chain.
+      problems: problems to draw from.
+      method: turns a problem into a row.
+      phase: the part of its chain to remove.
       markers: of the tokenizer.
       width: of the columns.
       batch: rows.

@@ -67,10 +67,11 @@ class CurriculumConfig:
         begins with the last stage, None gives the stages before it 7 of 10 steps together.
       first_steps: optimizer steps before anything goes, where stages have steps; None is as many
         as those of any other stage.
-      stages: how many steps are replaced by slots, one after another, before the rest goes.
+      stages: number of steps that slots replace, one after another, before the rest goes.
       slots_per_stage: thoughts or pauses for each of them.
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
-      most_removed: of `icot`, after how many tokens all the rest goes at once; 0 for no such jump.
+      most_removed: of `icot`, removed tokens after which all the rest goes at once; 0 for no such
+        jump.
       mixed: of `coconut` and `pause`, the share of examples whose stage is drawn, so that earlier
         stages are not forgotten; 0 for none.
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
@@ -148,7 +149,7 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
 
     Args:
       cfg: the curriculum.
-      longest: how many tokens the longest chain has.
+      longest: tokens of the longest chain.
 
     Source: arXiv 2405.14838, sections 3 and 4.
     """

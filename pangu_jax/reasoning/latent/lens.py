@@ -60,7 +60,7 @@ def states_by_layer(
       params: tree of `decoder.spec(cfg)`.
       problems: only their questions are read.
       thoughts: float [problems, n, D], of `answer.think`.
-      method: how a question becomes a row.
+      method: turns a question into a row.
       phase: the one that the model was trained in last.
       markers: of the tokenizer.
       cfg: the model.

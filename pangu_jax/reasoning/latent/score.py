@@ -27,7 +27,7 @@ class Score:
     """Figures of the answers to some problems.
 
     Attributes:
-      problems: how many.
+      problems: number of problems.
       accuracy: share whose final answer has exactly the ids of the right one.
       low: lower end of the accuracy's 95 % interval.
       high: its upper end.
@@ -66,7 +66,7 @@ def scores(
     Args:
       params: as all up to `batch` in `answer.solve`.
       problems: to be answered.
-      method: which the model was trained by.
+      method: the model's training method.
       phase: the one that it was trained in last.
       markers: of the tokenizer.
       cfg: the model.

@@ -63,8 +63,8 @@ class Slots:
     Attributes:
       prefix: ids before the thoughts, at least one.
       tail: ids after them.
-      given: how many of the tail are given; the others are to be predicted.
-      thoughts: how many thoughts it has; None is as many as its batch has columns for.
+      given: number of tail ids that are given; the others are to be predicted.
+      thoughts: number of thoughts; None is as many as its batch has columns for.
     """
 
     prefix: tuple[int, ...]

@@ -56,7 +56,7 @@ class Ids:
       markers: of the tokenizer.
       training: problems to train on.
       testing: problems to measure on.
-      vocab: how many ids there are.
+      vocab: number of ids.
       plans: ids of planning tokens, with which the steps to train on begin.
     """
 
@@ -123,7 +123,7 @@ def read_task(
         are drawn; or a file, which is read.
       test: a file with the problems to measure on, in the order in which they are taken; None draws
         them, or takes the last ones of the file.
-      problems: how many are drawn to train on; of a file all are taken.
+      problems: number drawn to train on; of a file all are taken.
       tests: most problems to measure on.
       seed: of the drawn training problems.
       workers: processes that draw ProsQA's problems; see `draw_prosqa`.

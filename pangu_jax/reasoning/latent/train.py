@@ -39,7 +39,7 @@ class Trained:
     Attributes:
       method: a name of `registry.METHODS`.
       phase: the last one, in whose form questions are put.
-      task: what it was trained on.
+      task: the task that it was trained on.
       test: the file of problems to measure on; None for the task's own.
       tests: most problems to measure on.
       steps: of the whole curriculum; a run that was stopped has done fewer.
@@ -80,7 +80,7 @@ def train(
     """Trains a model, or goes on from the last checkpoint in `folder`.
 
     Args:
-      problems: what is learned from.
+      problems: problems to train on.
       phases: of `plan`.
       method: a name of `registry.METHODS`.
       markers: of the tokenizer.

@@ -147,7 +147,7 @@ def refuse_unsupported(config: Config, kinds: tuple[str, ...] = (FULL,)) -> None
 
     Args:
       config: the keys.
-      kinds: what `layer_types` may name.
+      kinds: names allowed in `layer_types`.
 
     Raises:
       InputError: names the key.
@@ -260,7 +260,7 @@ def read_decoder(
       theta: the family's default, or REQUIRED.
       eps: the family's default.
       length: the family's default of the longest context.
-      kinds: what `layer_types` may name.
+      kinds: names allowed in `layer_types`.
 
     Raises:
       InputError: a key is missing, of the wrong kind or not supported.

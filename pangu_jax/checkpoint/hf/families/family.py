@@ -17,7 +17,7 @@ class Family:
     """One family's files.
 
     Attributes:
-      name: what the command line and `save` call it.
+      name: its name on the command line and in `save`.
       architecture: the entry of `architectures` in config.json.
       model_type: the entry of that name in config.json.
       tensors: leaf path, without the run it is in, to tensor name; {layer} and {expert} stand for
