@@ -50,7 +50,7 @@ def companions(path: str | Path, checkpoint: str | Path) -> dict[str, bytes]:
     Where it cannot be read, tokenizer_config.json alone, without Python files it might point to.
 
     Args:
-      path: the result of `checkpoint.open.open_checkpoint`.
+      path: of the tokenizer, as from `checkpoint.open.open_checkpoint`.
       checkpoint: the folder.
     """
     try:

@@ -6,10 +6,10 @@
         for delta in engine.advance():
             ...
 
-`answers` does that for requests that need not be shown while they are made. The state and its
-functions are in `slots`; nothing here is traced, and nothing there is traced again once a prompt of
-a similar length was seen. Requests with the same prompt that begin together, as samples of a group
-may, share one reading of it.
+`answers` does that for requests whose tokens need not be shown as they are generated. The state and
+its functions are in `slots`; nothing here is traced, and nothing there is traced again once a
+prompt of a similar length was seen. Requests with the same prompt that begin together, as samples
+of a group may, share its prefill.
 """
 
 import dataclasses
@@ -166,7 +166,7 @@ class Engine:
         return self._texts.count(None)
 
     def submit(self, request: Request) -> int:
-        """Lets a request wait for a slot; returns its number.
+        """Queues a request; returns its number.
 
         Raises:
           InputError: it cannot be answered by this engine; says why.
@@ -192,7 +192,7 @@ class Engine:
         return number
 
     def cancel(self, number: int) -> bool:
-        """Ends a request, whose slot is free at once; whether it was still there."""
+        """Cancels a request and frees its slot at once; returns whether it was still there."""
         for waiting in self._waiting:
             if waiting[0] == number:
                 self._waiting.remove(waiting)
@@ -205,7 +205,9 @@ class Engine:
         return False
 
     def update(self, params: Any) -> int:
-        """Other weights of the same shapes, from the next token on; returns their version.
+        """Replaces the weights, from the next token on, by others of the same shapes.
+
+        Returns their version.
 
         Running requests keep the cache that the older weights computed for their earlier tokens.
         """
@@ -215,17 +217,17 @@ class Engine:
     def advance(
         self, *, wake: bool = False, whole: bool = False, ahead: bool = True
     ) -> list[TokenDelta]:
-        """Fills free slots, draws tokens, and returns those that are known.
+        """Fills free slots, draws tokens, and returns those that have arrived.
 
         Args:
-          wake: whether the end of a request is to be seen before the others' burst is over, as if
+          wake: whether to return once a request ends, before the others' burst is over, as if
             another one waited: for callers that submit the next one only then.
-          whole: whether a request's tokens are given when it ends, all at once; the list may be
-            empty. It costs the host less, also as ends are seen together where slots are wanted,
-            once they are a sixteenth of the slots (`TOGETHER`). It must be the same in every call.
-          ahead: whether the next tokens are asked of the device before these are read, unless a
-            slot is wanted: not for callers that may use the device themselves or change the weights
-            between calls, as what was asked comes first.
+          whole: whether to return a request's tokens all at once, when it ends; the list may be
+            empty. It costs the host less, also because, while requests wait, ends are collected
+            until they are a sixteenth of the slots (`TOGETHER`). It must be the same in every call.
+          ahead: whether to dispatch the next burst before these tokens are read, unless a request
+            waits: not for callers that may use the device themselves or change the weights
+            between calls, as the dispatched burst comes first.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
@@ -370,7 +372,7 @@ class Answer:
 
 
 def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
-    """The answers to requests, in the order in which they end.
+    """Yields the answers to requests, in the order in which they end.
 
     Args:
       engine: without requests of others.
@@ -399,7 +401,7 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
 
 
 def join(deltas: Sequence[TokenDelta]) -> Answer:
-    """The deltas of a request that has ended, as one."""
+    """Joins the deltas of a request that has ended."""
     names = ("ids", "log_probs", "sampled_log_probs", "versions")
     arrays = [np.concatenate([getattr(delta, name) for delta in deltas]) for name in names]
     reason = deltas[-1].finish_reason

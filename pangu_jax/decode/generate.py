@@ -98,9 +98,9 @@ def stream(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Iterator[int]:
-    """The tokens of `generate` for one prompt, one by one as they are made.
+    """Yields the tokens of `generate` for one prompt, one by one as they are generated.
 
-    See `generate` for arguments and errors. The stop token is given too.
+    See `generate` for arguments and errors. The stop token is included.
     """
     _check([prompt], max_new_tokens, cfg)
     keys = _row_keys(key, 1)

@@ -57,7 +57,7 @@ class Draw:
 
     Attributes:
       ids: int32 [B].
-      log_probs: float32 [B], under the softmax of the scores themselves.
+      log_probs: float32 [B], in nats, under the softmax of the logits themselves.
       sampled_log_probs: float32 [B], under the distribution that was drawn from; 0 for greedy.
     """
 
@@ -79,11 +79,11 @@ def rows_of(configs: Sequence[SamplingConfig]) -> Sampling:
 
 
 def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Array:
-    """Scores whose softmax is the distribution that `sample` draws from.
+    """Logits whose softmax is the distribution that `sample` draws from.
 
-    Temperature comes first, then top-k, then top-p on what top-k left. Equal scores: the lower
-    token id goes first. Unless temperature is 0, the best score of a row becomes 0. What a row gets
-    does not depend on the settings of the others.
+    Temperature comes first, then top-k, then top-p on the rest. Ties go to the lower token id.
+    Unless temperature is 0, the largest logit of a row becomes 0. A row's result does not depend on
+    the settings of the others.
 
     Args:
       logits: [B, V].

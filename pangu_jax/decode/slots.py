@@ -1,4 +1,4 @@
-"""The state of slots that decode side by side, one sequence each, and how it changes.
+"""The state of slots that decode side by side, one sequence each, and its transitions.
 
 Token i of a slot's text is in row i of its cache, so texts of any lengths share a step, and the
 mask is that of positions. A prompt is read alone, in a program for its length rounded up, and takes
@@ -95,7 +95,7 @@ class Made:
 def init(
     key: jax.Array, *, cfg: DecoderConfig, slots: int, length: int, stops: int, kind: Any, how: How
 ) -> Slots:
-    """Slots without texts.
+    """Returns empty slots.
 
     Args:
       key: a key of the same kind as those of texts.

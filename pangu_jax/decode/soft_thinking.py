@@ -1,9 +1,9 @@
 """Soft thinking: a model reads mixtures of tokens while it thinks, then writes; no training.
 
-At each step of thinking the next input is the mean of the likeliest tokens' embeddings, weighed by
+At each step of thinking the next input is the mean of the likeliest tokens' embeddings, weighted by
 their probabilities, in place of one token's. Thinking ends when the likeliest token is one that
 ends it, when the distribution has been nearly certain for a while (cold stop), or when room ends.
-What was thought is then a prompt of embeddings, which `decode.engine` continues as any other.
+The thought then extends a prompt of embeddings, which `decode.engine` continues as any other.
 
 Source: arXiv 2505.15778, section 3, and its released code, whose order is kept: temperature, then
 the cuts top-k, top-p and min-p; the entropy is that before the cuts.
@@ -154,7 +154,7 @@ def thought_prompt(
 def mixture(
     logits: jax.Array, soft: SoftThinkingConfig, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The tokens that are mixed.
+    """The tokens to mix, with their weights.
 
     Args:
       logits: float32 [V].

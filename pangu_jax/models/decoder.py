@@ -131,8 +131,8 @@ def prefill(
 
     Args:
       params: tree of `transformer.by_layer`.
-      inputs: int32 [B, T], ids, or [B, T, D], what `embed` gives for them; padded on the right with
-        anything.
+      inputs: int32 [B, T], ids, or [B, T, D], embeddings as from `embed`; right-padded with any
+        valid ids or values.
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       how: layout, implementations, and the type of the activations.
@@ -181,14 +181,14 @@ def step(
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Reads one more token of every row, each row at its own position; layers one by one.
 
-    Token i of a row is in slot i of its caches. A token sees no later slot, so what other
-    texts left further on in a row does not matter, unless it is not finite.
+    Token i of a row is in slot i of its caches. A token sees no later slot, so leftovers of other
+    texts in later slots do not matter, as long as they are finite.
 
     Args:
       params: tree of `transformer.by_layer`.
-      token: int32 [B], ids, or [B, D], what `embed` gives for them.
-      position: int32 [B], how many tokens each row has so far: the slot that is written.
-      caches: {"key": [B, S, K, C], "value": the same} of each layer.
+      token: int32 [B], ids, or [B, D], embeddings as from `embed`.
+      position: int32 [B], tokens of each row so far: the slot to write.
+      caches: {"key": [B, S, K, C], "value": the same}, one per layer.
       cfg: the model.
       how: layout, implementations, and the type of the activations.
 
@@ -233,7 +233,7 @@ def _caches(places) -> list[dict[str, jax.Array]]:
 def embed(
     params: dict[str, Any], tokens: jax.Array, *, cfg: DecoderConfig, how: How = HOW
 ) -> jax.Array:
-    """Rows of the embedding table: int32 [B, T] to [B, T, D]; an id outside it gives NaN."""
+    """Embeds tokens: int32 [B, T] to [B, T, D]; an id outside the vocabulary yields NaN."""
     with jax.named_scope("embed"):
         rows = jnp.take(params["embed"]["table"], tokens, axis=0)
         rows = rows if how.dtype is None else rows.astype(how.dtype)
@@ -248,7 +248,7 @@ def head_kernel(params: dict[str, Any]) -> jax.Array:
 def logits(
     params: dict[str, Any], hidden: jax.Array, *, cfg: DecoderConfig, how: How = HOW
 ) -> jax.Array:
-    """Scores of the next token: [..., D] to float32 [..., V]."""
+    """Logits of the next token: [..., D] to float32 [..., V]."""
     kernel = head_kernel(params).astype(hidden.dtype)
     scores = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
     scores = soft_cap(scores, cfg.logit_softcap)

@@ -89,7 +89,7 @@ class EmbedderConfig:
 
     @property
     def layers(self) -> tuple[LayerConfig, ...]:
-        """The decoder's layers, which see both ways where the embedder does."""
+        """The decoder's layers, bidirectional if the embedder is."""
         return (
             self.decoder.layers if self.causal else tuple(map(_bidirectional, self.decoder.layers))
         )
@@ -160,7 +160,7 @@ def apply(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
-    """The forward pass up to what is pooled.
+    """The forward pass up to the pooling.
 
     Args:
       params: tree of `spec(cfg)`, any float type.
@@ -204,7 +204,7 @@ def embed(
       tokens: see `apply`.
       valid: see `apply`.
       cfg: the model.
-      states: bool [B, T], whose states are pooled; None is all that are valid.
+      states: bool [B, T], the states to pool; None is all valid ones.
       how: see `apply`.
 
     Raises:

@@ -79,7 +79,7 @@ class EncoderConfig:
 
     @property
     def rope(self) -> RopeConfig:
-        """None of the layers asks for it."""
+        """Not used by any of the layers."""
         return RopeConfig()
 
 
@@ -136,7 +136,7 @@ def apply(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
-    """The forward pass: `transformer.apply` on embedded tokens, each of which sees all of its row.
+    """The forward pass: `transformer.apply` on embedded tokens, each attending to all of its row.
 
     Args:
       params: tree of `spec(cfg)`, any float type.

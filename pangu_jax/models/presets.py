@@ -138,7 +138,7 @@ PRESETS = {
 
 
 def preset(name: str, *, vocab: int | None = None) -> DecoderConfig:
-    """The decoder of that name, with another vocabulary where one is given.
+    """The decoder of that name, with another vocabulary if one is given.
 
     Raises:
       InputError: an unknown name.

@@ -16,7 +16,7 @@ class Kind:
     Attributes:
       name: its name in files and errors.
       config: the frozen dataclass that describes such a model; it has no field called `kind`.
-      spec: a description to the tree of `Spec`.
+      spec: maps a configuration to its tree of `Spec`.
     """
 
     name: str
@@ -67,7 +67,7 @@ def to_json(cfg: Any) -> dict[str, Any]:
 
 
 def from_json(value: Any, where: str = "config") -> Any:
-    """The configuration that `to_json` gave, in today's form or an older one.
+    """Reads a configuration of `to_json`, in its current form or an older one.
 
     Args:
       value: the result of `json.loads`.

@@ -6,7 +6,7 @@ Parameters:
      "norm": {"scale": [D]}}          absent where the layers end with a norm of their own
 
 A run is a maximal stretch of layers of equal configuration, so a model whose layers all differ has
-runs of one layer. `apply` takes embeddings and gives hidden states, so that states can be fed back,
+runs of one layer. `apply` maps embeddings to hidden states, so that states can be fed back,
 spliced or pooled without another model; `unrolled` writes the layers out one by one.
 """
 
@@ -126,9 +126,9 @@ def apply(
       positions: int32 [B, T]; None counts from 0.
       segments: int32 [B, T], the document of each token; 0 is padding, which no token attends
         to and which router statistics leave out. None is one document per row.
-      documents: the most documents a row holds, where every document is one stretch of tokens whose
-        positions count up, as in packed rows: attention then needs no mask of [B, T, T]. A row of
-        more gives NaN. None promises nothing.
+      documents: the most documents in a row, if every document is one stretch of tokens whose
+        positions count up, as in packed rows: attention then needs no mask of [B, T, T]. A row with
+        more yields NaN. None makes no promise.
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 
@@ -335,7 +335,7 @@ def with_caches(
 
 
 def final_norm(params: dict[str, Any], x: jax.Array, *, cfg: TransformerConfig) -> jax.Array:
-    """The norm after the layers, where they have none of their own: [..., D] to [..., D]."""
+    """The norm after the layers, unless they end with their own: [..., D] to [..., D]."""
     if "norm" not in params:
         return x
     return norm(params["norm"], x, kind=cfg.layers[-1].norm, eps=cfg.norm_eps)

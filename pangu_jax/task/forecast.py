@@ -120,7 +120,7 @@ def forecast(
 
     Returns:
       {"times": a list of texts, "names": of the columns, "values", "low", "high": float64
-      [steps, V] in the units of the data, "notes": what is not certain, a sentence each}.
+      [steps, V] in the units of the data, "notes": caveats, one sentence each}.
 
     Raises:
       InputError: another kind of model, other columns, another step, or too few rows.
@@ -138,7 +138,7 @@ def forecast(
 
 
 def read(data: str | Path | Series, layout: CsvFormat = CsvFormat()) -> Series:
-    """A series, read from a CSV file if it is not one yet; what the reader notes is logged.
+    """Reads a series from a CSV file, unless it is one already; the reader's notes are logged.
 
     Raises:
       InputError: the file cannot be read as one.
@@ -155,7 +155,7 @@ def check_training(seeds: int, coverage: float) -> None:
     """Checks the arguments of a training.
 
     Raises:
-      InputError: no seed, or a coverage that is no share.
+      InputError: no seed, or a coverage out of range.
     """
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")

@@ -142,11 +142,11 @@ def perplexity(
       found: the documents.
       cfg: the model.
       tokenizer: its tokenizer.
-      progress: called with what is done, how much of it, and how much in all where that is known.
+      progress: called with the activity, the amount done, and the total if it is known.
       **options: of `eval.perplexity.measure`.
 
     Raises:
-      InputError: as `measure`, or ids that the model lacks.
+      InputError: as in `measure`, or ids that the model lacks.
     """
     tokens = tokenize(
         found, tokenizer, as_prompts=True, progress=lambda done: progress("reading, bytes", done)
@@ -157,7 +157,7 @@ def perplexity(
 
 
 def as_dict(found: Perplexity) -> dict[str, Any]:
-    """A measurement as plain values, with what follows from them."""
+    """A measurement as plain values, with derived ones."""
     return {
         **dataclasses.asdict(found),
         "perplexity": found.perplexity,
@@ -188,18 +188,17 @@ def embed(
       model: an encoder, such as those of sentence-transformers, or a decoder.
       texts: the texts.
       pooling: how hidden states become a vector; None takes the folder's.
-      attention: of a decoder, whether tokens see no later ones or all; None is what the folder
-        says.
-      pool_prefix: of a decoder, whether the prefix's tokens are pooled too; None is what the folder
-        says.
+      attention: of a decoder, causal or bidirectional; None takes the folder's.
+      pool_prefix: of a decoder, whether the prefix's tokens are pooled too; None takes the
+        folder's.
       prefix: text put before every text; None takes the folder's.
       batch: texts computed at once.
-      max_length: tokens that a text is cut to; None is what the folder says.
+      max_length: tokens that a text is truncated to; None takes the folder's.
       dtype: type of the activations.
 
     Raises:
-      InputError: another kind of model, nobody says how to pool, no tokenizer, or an option that is
-        not for this kind of model.
+      InputError: another kind of model, unspecified pooling, no tokenizer, or an option that does
+        not apply to this kind of model.
     """
     opened = text_encoder(
         model,

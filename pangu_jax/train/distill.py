@@ -37,7 +37,7 @@ def distill_loss(
       kl_weight: of KL(teacher || student).
       lm_weight: of the cross-entropy with the text.
       hidden_weight: of the match of the last hidden states.
-      hidden: the teacher's channels that the student kept, where their widths differ.
+      hidden: the teacher's channels that the student kept, if their widths differ.
       temperature: softens both predictions in the KL.
       chunk: tokens whose logits are held at once.
       how: layout, implementations, type of activations, and what backward recomputes.

@@ -17,7 +17,7 @@ class StopRule:
 
     Attributes:
       metric: the name of one that `evaluate` returns; lower is better.
-      patience: evaluations. Of several seeds each has its own: one whose patience is over keeps
+      patience: evaluations. Several seeds count separately: one whose patience is over keeps
         its best parameters while the others go on, and the run ends with the last.
     """
 
@@ -35,8 +35,8 @@ class Best:
 
     Attributes:
       params: the parameters at the best evaluation.
-      score: float32, what it measured; the largest number before the first.
-      step: int32, when that was.
+      score: float32, its value; the largest number before the first.
+      step: int32, the step of that evaluation.
       waited: int32, evaluations since.
     """
 

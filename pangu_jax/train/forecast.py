@@ -62,7 +62,7 @@ class Fit:
       curves: for each seed, {"train", "validation"} a mean squared error per epoch.
       best_epoch: for each seed, counted from 1.
       step_s: seconds per step of all seeds together, after compilation; the median over chunks. 0
-        where nothing was left to train.
+        if nothing was left to train.
       seconds: in all, since the training was started or resumed.
       cut: whether `stop` ended the training before it would have ended itself.
     """
@@ -120,7 +120,7 @@ def forecast_loss(model: TimeProConfig, *, how: How = HOW) -> Loss:
 
 
 def initial(model: TimeProConfig, seeds: Sequence[int]) -> Any:
-    """The parameters that seeds start from; stacked where there are several."""
+    """Initial parameters of seeds; stacked if there are several."""
     return draw(timepro.spec(model), jnp.stack([jax.random.key(seed) for seed in seeds]))
 
 

@@ -56,7 +56,7 @@ def attach(spec: Any, cfg: LoraConfig) -> Any:
       cfg: settings of LoRA.
 
     Raises:
-      InputError: the pattern matches none, or something that is no kernel.
+      InputError: the pattern matches nothing, or a leaf that is not a kernel.
     """
     wanted = [n for n in flatten(spec, is_leaf=is_spec) if re.fullmatch(cfg.pattern, n)]
     if not wanted:
@@ -68,12 +68,12 @@ def attach(spec: Any, cfg: LoraConfig) -> Any:
 
 
 def attach_params(params: Any, spec: Any, *, key: jax.Array) -> Any:
-    """Parameters with the spec's further leaves, which add nothing yet.
+    """Adds the spec's further leaves to parameters; they do not change the model yet.
 
     Args:
       params: those of the model.
       spec: the result of `attach`.
-      key: the leaves that are not zero are drawn with it.
+      key: of the leaves with random initial values.
     """
     return _graft(params, init(split(spec, TRAINED)[0], key=key))
 

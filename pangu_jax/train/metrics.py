@@ -38,7 +38,7 @@ class MetricLog:
 
         Args:
           path: the file; None for none.
-          start_step: what is kept.
+          start_step: the last step whose lines are kept.
           writes: False where another process of the run writes it.
           on_metrics: called with every line, those that were kept first.
 
@@ -84,7 +84,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, a half-written last one left out.
 
     Raises:
-      InputError: it cannot be read, or another line is none.
+      InputError: it cannot be read, or another line is invalid.
     """
     return _lines(Path(path))
 
@@ -138,7 +138,7 @@ class ProgressLine:
         return speed
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Removes the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 

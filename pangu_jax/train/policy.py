@@ -22,7 +22,7 @@ def answer_log_probs(
     chunk: int = CHUNK,
     how: How = HOW,
 ) -> jax.Array:
-    """Log-probability of each label, as the engine gives it for what it samples.
+    """Log-probabilities of labels, in nats, as the engine reports them for its samples.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -60,9 +60,9 @@ def answer_loss(
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      loss(params, None, batch, key); the batch has what `answer_log_probs` reads, behavior and
-      mask, float32 [B, T], advantage, float32 [B], and, where they are wanted, proximal and
-      reference, float32 [B, T].
+      loss(params, None, batch, key); the batch has the inputs of `answer_log_probs`, behavior and
+      mask, float32 [B, T], advantage, float32 [B], and, if needed, proximal and reference,
+      float32 [B, T].
     """
 
     def loss(params, frozen, batch, key):

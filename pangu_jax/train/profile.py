@@ -19,7 +19,7 @@ SKIPPED = 2  # steps before the trace: the first ones warm up
 
 
 class Profiler:
-    """Traces steps into a folder that TensorBoard, XProf and Perfetto open, and tells about them.
+    """Traces steps into a folder for TensorBoard, XProf and Perfetto, and reports on them.
 
     The trace lies below the folder in plugins/profile/<time>/: `*.xplane.pb` is what
     `tensorboard --logdir FOLDER` (with the profile plug-in) reads, and `*.trace.json.gz` can be
@@ -109,7 +109,7 @@ def part_times(folder: str | Path, compiled: str) -> collections.Counter[str]:
 
     Args:
       folder: folder of the trace.
-      compiled: the text of the compiled program, which says what each operation is part of.
+      compiled: the text of the compiled program, which names the scope of each operation.
     """
     times: collections.Counter[str] = collections.Counter()
     for (_, scope), busy in operation_times(folder, compiled).items():

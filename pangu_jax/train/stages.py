@@ -21,8 +21,8 @@ class LoopConfig:
     Attributes:
       steps: optimizer steps.
       accumulate: microbatches per step.
-      seed: of initial values and of the keys that losses get. Several train as many models at once:
-        then all leaves of parameters and batches have a leading axis of them.
+      seed: of initial values and of the losses' keys. Several seeds train as many models at once:
+        then all leaves of parameters and batches have a leading axis of seeds.
       checkpoint_every: steps between checkpoints; the last step is always saved.
       keep: number of latest checkpoints kept.
       evaluate_every: steps between evaluations; 0 for none before the end.
@@ -120,7 +120,7 @@ def sequence(
     """The stages of a run in their order.
 
     Raises:
-      InputError: stages that do not make up the run, or settings that do not go together.
+      InputError: stages whose steps do not sum to the run's, or incompatible settings.
     """
     if not stages or any(stage.steps < 1 for stage in stages):
         raise InputError("a run needs stages of at least one step each")

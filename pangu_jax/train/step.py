@@ -54,8 +54,8 @@ class TrainState:
     Attributes:
       step: int32 scalar, steps done.
       params: the parameters, trained or not.
-      opt_state: the optimizer's state, of the trained ones.
-      best: the best parameters so far, where a stop rule keeps them.
+      opt_state: the optimizer's state of the trained parameters.
+      best: the best parameters so far, if a stop rule keeps them.
     """
 
     step: jax.Array
@@ -77,7 +77,7 @@ def init_state(
 
     Args:
       spec: tree of `Spec`.
-      optimizer: whose state is made.
+      optimizer: the optimizer of the state.
       key: for initial values; an array of keys, one per seed, for several.
       params: parameters to start from, those of several seeds stacked; None draws them.
       layout: placement of the arrays; None is one device.
@@ -168,7 +168,7 @@ def make_step(
     spread over microbatches. Metrics that the loss names are sums and are divided alike. Trainings
     of the same loss and optimizer share a compilation.
 
-    `frozen` holds arrays that the loss reads and nobody trains, such as a teacher's parameters.
+    `frozen` holds arrays that the loss reads but are not trained, such as a teacher's parameters.
     They are arguments of the compiled step, where arrays that a loss closes over would be copied
     into the program.
 
