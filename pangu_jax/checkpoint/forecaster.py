@@ -38,7 +38,7 @@ class ForecasterConfig:
       model: the model.
       names: the columns, in the order that the model scans them.
       mean: of each column's training rows.
-      std: the same; what a scaled value of 1 stands for.
+      std: the same; the unit of scaled values.
       step_count: units between two rows.
       step_unit: "us" or "s" (of instants), "day", "weekday" or "month" (of local dates).
       month_end: whether stamps are the last days of their months.
@@ -49,7 +49,7 @@ class ForecasterConfig:
       month_day: the day that monthly stamps lie on where the month has it, 29 or 30; else 0.
       rate: of the tracking of half widths (`eval.intervals.track`); 0 keeps them fixed, as those of
         older forecasters are.
-      tracked_to: the stamp of the last row that the stored half widths know of; empty if rate is 0.
+      tracked_to: the stamp of the last row that the stored half widths include; empty if rate is 0.
     """
 
     model: TimeProConfig
@@ -146,7 +146,7 @@ def load(folder: str | Path) -> Forecaster:
     """Reads a folder that `save` wrote.
 
     Raises:
-      InputError: it is none, or damaged, or holds values that are not finite; says what is wrong.
+      InputError: it is not a forecaster, damaged, or holds values that are not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -72,12 +72,12 @@ _OPTIONAL = ("attention.head_count_kv", "rope.freq_base")
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-    """An opened file.
+    """An open GGUF file.
 
     Attributes:
       path: of the file.
       fields: the metadata, as the library has them; `value` reads one.
-      tensors: what the library says of each: name, shape, tensor_type, data on the mapped file.
+      tensors: the library's record of each: name, shape, tensor_type, data on the mapped file.
     """
 
     path: Path
@@ -162,10 +162,11 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def open_gguf(path: str | Path) -> Gguf:
-    """Reads a file's metadata and where its tensors lie.
+    """Reads a file's metadata and the locations of its tensors.
 
     Raises:
-      InputError: it is no whole GGUF file of this machine's byte order, or one of several parts.
+      InputError: it is not a complete GGUF file of this machine's byte order, or one of several
+        parts.
     """
     import gguf  # takes a while
 

@@ -1,4 +1,4 @@
-"""Silences what orbax and tensorstore log besides raising, while a store is open.
+"""Silences the logs of orbax and tensorstore, which also raise, while a store is open.
 
 They report every save as INFO, and errors that we report ourselves. After a failed read or write,
 each of the others that were under way would print a traceback of its own, from the event loop that
@@ -67,9 +67,9 @@ class QuietLogs:
         """Ends; with the last, loggers and hooks are as they were before the first.
 
         Args:
-          failed: whether a read or write failed. The threads of those that were under way complain
-            when they end, which nobody can wait for: then the hook, which passes all else on, stays
-            until the next silence that ends well.
+          failed: whether a read or write failed. The threads of pending ones complain when they
+            end, which cannot be awaited: then the hook, which passes all else on, stays until the
+            next silence that ends well.
         """
         if self._open:
             self._open = False

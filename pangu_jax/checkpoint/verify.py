@@ -23,10 +23,10 @@ def check_structure(folder: str | Path) -> str:
     """Compares config.json, the index and the headers of the files, and reads every value.
 
     Returns:
-      What was found, as text.
+      The findings, as text.
 
     Raises:
-      InputError: they do not fit, or a value is not finite.
+      InputError: they do not match, or a value is not finite.
     """
     folder = Path(folder)
     opened = hf.read_headers(folder)
@@ -46,14 +46,14 @@ def check_sums(
     """Recomputes the checksums that came with the folder.
 
     These are lists such as SHA256SUMS, files such as model.safetensors.sha256, and, in the cache of
-    the Hugging Face hub, the names of what the links point to.
+    the Hugging Face hub, the names of the links' targets.
 
     Args:
       folder: the folder.
-      progress: is told each file before it is read.
+      progress: called with each file before it is read.
 
     Returns:
-      The files whose sums are right, and those with a sum that are not there.
+      The files whose sums are right, and missing files that have a sum.
 
     Raises:
       InputError: there are no sums, a file with tensors has none, or a file differs; names all.

@@ -168,7 +168,7 @@ def open_text_encoder(
     Args:
       path: a run folder, or a folder in the Hugging Face layout.
       pooling: how hidden states become a vector; None takes the folder's.
-      attention: whether tokens see no later ones or all; None is what the folder says.
+      attention: causal or bidirectional; None takes the folder's.
       pool_prefix: whether the prefix's tokens are pooled too; None is what the folder says.
       prefix: text put before every text; None takes the folder's.
       max_length: tokens that a text is cut to; None is what the folder says.
@@ -217,7 +217,7 @@ def of_model(
       tokenizer: its tokenizer.
       path: its origin, named in errors; if a folder, it may state the pooling.
       pooling: as in `open_text_encoder`, and so are the others.
-      attention: whether tokens see no later ones or all.
+      attention: causal or bidirectional.
       pool_prefix: whether the prefix's tokens are pooled too.
       prefix: text put before every text.
       max_length: tokens to which a text is truncated.

@@ -32,7 +32,7 @@ SAMPLES_LIMIT = 2**28  # bytes; larger samples are compared at export and not ke
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One input or result; a dimension that is a letter is chosen when it is called."""
+    """One input or result; a dimension given as a letter is chosen at each call."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -95,7 +95,7 @@ class Artifact:
         """The program of that name; None is the only one.
 
         Raises:
-          InputError: no such program, or no name where there are several.
+          InputError: no such program, or no name for one of several.
         """
         known = {p.name: p for p in self.programs}
         if name is None and len(known) == 1:
@@ -159,10 +159,10 @@ def load(folder: str | Path) -> Artifact:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which replaces `path` when the block succeeds.
 
-    An artifact that is there is replaced; anything else is left alone.
+    An existing artifact is replaced; anything else is left alone.
 
     Raises:
-      InputError: `path` is something else than an artifact or an empty folder.
+      InputError: `path` is neither an artifact nor an empty folder.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _ours(path))):
@@ -194,7 +194,7 @@ def load_samples(
     """{(program, sample): (inputs, jax's results)} of an artifact that was loaded from a folder.
 
     Raises:
-      InputError: the artifact keeps none, or others than its programs'.
+      InputError: the artifact keeps none, or some that do not match its programs.
     """
     path = Path(folder) / SAMPLES
     if SAMPLES not in artifact.files:

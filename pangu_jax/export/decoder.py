@@ -56,7 +56,7 @@ def prefill(
     thinking: Thinking | None = None,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """Processes prompts, and thinks about them.
+    """Processes prompts, then computes thoughts about them.
 
     Args:
       params: tree of `transformer.by_layer`.
@@ -103,7 +103,7 @@ def step(
     Args:
       params: tree of `transformer.by_layer`.
       token: int32 [B].
-      position: int32 [B], how many tokens each row has so far: the slot that is written.
+      position: int32 [B], tokens of each row so far: the slot to write.
       cfg: the model.
       how: implementations, and the type of the activations.
       **cache: "past_key_i", "past_value_i" of each layer, [B, S, K, C].
@@ -130,7 +130,7 @@ def _named(caches, room: int = 0) -> dict[str, jax.Array]:
 
 
 def default_slots(cfg: DecoderConfig, profiles: Sequence[int], thinking: int = 0) -> int:
-    """Twice the longest prompt and what is thought about it, within the model's context."""
+    """Twice the longest prompt with its thoughts, within the model's context if that fits them."""
     longest = max(profiles) + thinking
     return max(longest, min(cfg.max_length, 2 * longest))
 
@@ -156,12 +156,12 @@ def bundle(
       slots: S of the cache, prompt and new tokens together; None is `default_slots`.
       batch: B, a number, or a symbolic dimension of jax.export.
       how: implementations in the exported functions, and the type of the activations and caches.
-      prompts: real prompts to compare on, beside random ids.
+      prompts: real prompts to compare on, besides random ids.
       thinking: done by prefill after a prompt, which ends where thinking begins.
       seed: of the random inputs.
 
     Raises:
-      InputError: a profile or number of slots that the model or the graphs can't have.
+      InputError: a profile or number of slots that the model or the graphs cannot have.
     """
     profiles = tuple(sorted(set(profiles)))
     check_profiles(cfg.max_length, profiles)

@@ -66,8 +66,8 @@ def compare(
 def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, float]:
     """max|difference| and max|difference| / max|reference|; infinite if they cannot be compared.
 
-    Equal infinities agree: a mask may make them. NaN agrees with nothing, not with itself: it would
-    hide whatever else is wrong.
+    Equal infinities agree, as masks may produce them. NaN agrees with nothing, not even itself, as
+    it would hide whatever else is wrong.
     """
     reference, found = np.asarray(reference), np.asarray(found)
     if reference.shape != found.shape:

@@ -21,7 +21,7 @@ class Program:
       inputs: {name: shape and type}, in the order in which they are documented.
       reference: the same function as jax runs it here, compiled, to compare with; None compiles
         `function`.
-      samples: inputs to compare on: {how they are called: {name: array}}.
+      samples: inputs to compare on: {label: {name: array}}.
     """
 
     name: str
@@ -115,7 +115,7 @@ def _name(path: str) -> str:
 
 
 def check_profiles(longest: int, profiles: Sequence[int]) -> None:
-    """Checks that there are profiles and each is a length of a text that the model takes.
+    """Checks that there are profiles, each a text length within the model's limit.
 
     Raises:
       InputError: there is none, or one is outside 1 to `longest`.

@@ -1,4 +1,4 @@
-"""Runs an artifact of either kind, and checks it against the results stored with it."""
+"""Runs an artifact of either kind, and checks it against its stored results."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
 """StableHLO artifacts through jax.export: for CPU, GPU and TPU, batch size open, no model code.
 
 An artifact loads with the jax that made it or a newer one. Programs that are exported in float32
-ask for full precision in every product, so that a GPU or TPU gives what a CPU gives; `precision`
+ask for full precision in every product, so that a GPU or TPU matches a CPU; `precision`
 "default" leaves that to the platform, which is faster and rounds more.
 """
 
@@ -79,7 +79,7 @@ def export(
       platforms: of `PLATFORMS`; one artifact serves them all.
       inside: whether weights are constants of the programs, instead of one file beside them.
       precision: of products in float32: "highest" or "default".
-      tolerance: written into the manifest; the caller holds the rows to it.
+      tolerance: written into the manifest; the caller checks the rows against it.
 
     Returns:
       The manifest, and the comparison with jax, empty if this machine is none of the platforms.
@@ -144,7 +144,7 @@ class Loaded:
         """Runs a program.
 
         Args:
-          name: which; None is the only one.
+          name: of the program; None is the only one.
           inputs: {name: array}.
 
         Raises:

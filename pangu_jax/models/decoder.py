@@ -132,7 +132,7 @@ def prefill(
     Args:
       params: tree of `transformer.by_layer`.
       inputs: int32 [B, T], ids, or [B, T, D], embeddings as from `embed`; right-padded with any
-        valid ids or values.
+        valid ids or finite embeddings.
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       how: layout, implementations, and the type of the activations.

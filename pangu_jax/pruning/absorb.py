@@ -52,7 +52,7 @@ def absorb(
     max_rel_err: float = 0.05,
     batch: int = 8,
 ) -> tuple[dict[str, Any], DecoderConfig, dict[str, float]]:
-    """Folds the sandwich norms of every layer where both leave little error.
+    """Folds the sandwich norms of every layer in which both leave little error.
 
     Do it after width pruning and its re-initialization; before or after distillation is a choice,
     and changes the constants.

@@ -44,7 +44,7 @@ class Target:
             raise InputError("a target takes params or flops, not both")
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """The text that `parse` reads."""
         found = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return ",".join(f"{name}={value:g}" for name, value in found if value is not None)
 
@@ -53,7 +53,7 @@ def parse(text: str) -> Target:
     """Reads "params=0.8", "flops=0.7", "ffn=0.5,groups=0.75,layers=24", ...
 
     Raises:
-      InputError: an unknown name, one given twice, or no number.
+      InputError: an unknown or repeated name, or an invalid number.
     """
     names = [f.name for f in dataclasses.fields(Target)]
     found = {}
@@ -77,11 +77,11 @@ class Limits:
     """Constraints on widths.
 
     Attributes:
-      multiple: FFN and hidden widths are multiples of it, where the model's own are; None is 16,
-        which matrix units like, for widths of at least 256, and 1 below.
-      max_ratio: most that is taken of one layer.
-      heads_divide: whether the number of heads must divide the model width, which stock
-        transformers asks of a Llama.
+      multiple: FFN and hidden widths are multiples of it, if the model's own are; None is 16,
+        which suits matrix units, for widths of at least 256, and 1 below.
+      max_ratio: largest share to prune of one layer.
+      heads_divide: whether the number of heads must divide the model width, as stock transformers
+        requires of a Llama.
       equal: whether all layers get the same widths.
       length: context for which attention FLOPs are counted.
     """

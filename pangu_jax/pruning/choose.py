@@ -18,7 +18,7 @@ BY_HEAD = "k q c d -> (k q) c d"
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The KV groups to keep, the query heads to keep in each, and the scores behind the choice."""
+    """The KV groups to keep, the query heads to keep in each, and the scores that decided."""
 
     units: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...]
@@ -32,7 +32,7 @@ def choose_heads(
 
     Args:
       stats: the layer's statistics.
-      size: number to keep; not used for groups where a mask is given.
+      size: number to keep; not used for groups if a mask is given.
       recipe: `recipe.Recipe`.
       layer: its number, for the random method.
       mask: bool [K], the groups that a global rank keeps.
@@ -81,7 +81,7 @@ def choose_channels(
 
 
 def group_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
-    """Importance of each KV group, float64 [K]; SlimLLM's is minus the similarity without it."""
+    """Importance of each KV group, float64 [K]; SlimLLM's is -(similarity without the group)."""
     if method != "slimllm":
         return importance.group_scores(method, stats, seed=seed)
     return -pearson.removal_similarity(_between(stats, BY_GROUP))

@@ -1,6 +1,6 @@
 """The whole pruning method in one call: a checkpoint and calibration windows to a smaller model.
 
-1. A profile of the dense model, where something needs it: similarity of each layer's input and
+1. A profile of the dense model, if something needs it: similarity of each layer's input and
    output, importance of hidden channels, global ranks.
 2. Depth: the layers of least influence go; with CLAP their best KV groups move one layer down.
 3. Widths that meet the target (`allocate.shrink`).
@@ -80,7 +80,7 @@ def compress(
       sweep_cfg: batches and types of the sweeps.
       plan: choose these units instead of scoring; the repair is still fitted to the windows.
       donate: donates `params`, which saves memory.
-      progress: called with what is being done, layers done, and layers in all.
+      progress: called with the activity, layers done, and layers in all.
       how: implementations, and the type of activations.
 
     Raises:
@@ -160,8 +160,8 @@ def plan(
       limits: limits on widths.
 
     Raises:
-      InputError: the target cannot be met, or layers are to go: removing layers and choosing
-        among what is left takes two passes, which `compress` does.
+      InputError: the target cannot be met, or removes layers: removing layers and choosing among
+        the rest takes two passes, which `compress` does.
     """
     cfg = stats.cfg
     if target.layers is not None and target.layers != len(cfg.layers):

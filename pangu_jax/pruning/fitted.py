@@ -47,8 +47,8 @@ def fit(
       donate: donates the statistics of the site, which saves memory.
 
     Returns:
-      What to put into the pruned model, the projection at the dense shape with zero rows, and the
-      errors; three times None where everything stays.
+      The projection for the pruned model, the projection at the dense shape with zero rows, and
+      the errors; all None if everything is kept.
     """
     _, branch, name = next(s for s in SITES if s[0] == site)
     projection = stats.weights[branch][name]
@@ -104,7 +104,7 @@ def insert_fitted(
       params: the pruned model, tree of `decoder.spec(cfg)`.
       cfg: its configuration.
       fitted: by "<layer>/heads" and "<layer>/channels", layers counted in the pruned model.
-      plan: whose kept hidden channels the columns are cut to.
+      plan: its kept hidden channels select the columns.
     """
     if not fitted:
         return params, cfg
@@ -153,7 +153,7 @@ def repair(
       ridge: see `repair.fit`.
 
     Returns:
-      The repaired model and its configuration, which has biases where the method makes some.
+      The repaired model and its configuration, which has biases if the method adds some.
 
     Raises:
       InputError: the plan moves groups between layers: collect statistics of the merged model

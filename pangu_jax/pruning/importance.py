@@ -128,8 +128,8 @@ def similarities(layers: tuple[LayerStats, ...]) -> np.ndarray:
 def contribution_norms(stats: LayerStats) -> np.ndarray:
     """Root mean square of what each KV group adds to the residual, float64 [K].
 
-    Comparable between layers, which raw activations are not: it is measured after the out
-    projection, and after the sandwich norm's gain where there is one.
+    Comparable between layers, unlike raw activations: it is measured after the out projection, and
+    after the sandwich norm's gain if there is one.
     """
     kernel = stats.weights["attention"]["out"]["kernel"]
     with jax.enable_x64(True):

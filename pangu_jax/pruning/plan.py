@@ -1,4 +1,4 @@
-"""A pruning plan: which units of which layers are kept, as JSON without weights; replayable."""
+"""A pruning plan: the units of each layer that are kept, as JSON without weights; replayable."""
 
 import dataclasses
 import hashlib
@@ -151,7 +151,7 @@ def check(plan: Plan, cfg: DecoderConfig) -> Plan:
 
 
 def check_hash(plan: Plan, params: Any) -> None:
-    """Raises InputError where the plan names another checkpoint by its hash."""
+    """Raises InputError if the plan names another checkpoint by its hash."""
     found = digest(params)
     if plan.model_hash and plan.model_hash != found:
         raise InputError(

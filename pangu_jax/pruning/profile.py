@@ -47,7 +47,7 @@ def measure(
     say: Progress,
     options: dict[str, Any],
 ) -> Profile | None:
-    """Sweeps the dense model for only the statistics that are needed; None if none are.
+    """Sweeps the dense model for just the statistics that are needed; None if none are.
 
     `options` are those of `stats.sweep`.
     """
@@ -140,7 +140,7 @@ def shrink(
     profile: Profile | None,
     kept: list[int],
 ) -> tuple[tuple[int, ...], DecoderConfig]:
-    """Kept hidden channels, and the configuration whose widths the kept layers are to have.
+    """Kept hidden channels, and the configuration with the widths of the kept layers.
 
     Raises:
       InputError: the target cannot be met.
@@ -176,7 +176,7 @@ def shrink(
 def hidden_scores(
     profile: Profile | None, hidden: tuple[int, ...], cfg: DecoderConfig
 ) -> tuple[float, ...]:
-    """The scores that hidden channels were chosen by; empty where all stay."""
+    """The scores by which hidden channels were chosen; empty if all stay."""
     if profile is None or len(hidden) == cfg.width:
         return ()
     return plans.rounded(importance.hidden_scores(tuple(profile.layers)))
@@ -188,8 +188,8 @@ def global_masks(
     """FLAP's allocation: units of all layers in one list of standardized scores.
 
     Returns:
-      For each layer which groups and which channels stay, as many over all layers as `small` has;
-      None where layers are cut equally.
+      For each layer masks of the groups and the channels to keep, as many over all layers as
+      `small` has; None if layers are cut equally.
     """
     if recipe.allocation != "global":
         return None

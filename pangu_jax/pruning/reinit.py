@@ -101,7 +101,7 @@ def merge_layers(
     *,
     groups: list[int] | None = None,
 ) -> dict[int, list[tuple[int, int]]]:
-    """CLAP: which groups each kept layer ends up with, when the layers `drop` are removed.
+    """CLAP: the groups that each kept layer ends up with when the layers `drop` are removed.
 
     The groups of a kept layer and of the removed ones right after it are ranked in one list by
     their contribution, and the best stay. A removed first layer has no predecessor and hands
@@ -145,7 +145,7 @@ def moved(
 
     It was trained after the gains of its own layer's norm, so the rows of its query, key and value
     kernels are multiplied by gamma_from / gamma_to; with sandwich norms, the columns of its out
-    kernel by the ratio of what those norms multiply with.
+    kernel by the ratio of the factors of those norms.
     """
     layer = part.moved[number][0]
     if not plan.gain_correct:

@@ -1,6 +1,6 @@
 """Closed-form repair of a projection after some of its inputs were pruned.
 
-The projection y = x W + b loses the inputs outside K. What is left is fitted to y over the
+The projection y = x W + b loses the inputs outside a set K. The rest is fitted to y over the
 calibration tokens, from the moments of x alone:
 
 | method | new weights | new bias | inputs needed |
@@ -65,7 +65,7 @@ def check_method(method: str) -> str:
     """Returns the name of a known repair.
 
     Raises:
-      InputError: an unknown one.
+      InputError: the name is unknown.
     """
     check_choice("repair", method, METHODS)
     return method

@@ -1,8 +1,8 @@
 """Calibration statistics, layer by layer, with one layer boundary of activations in memory.
 
-`sweep` walks the decoder once. At each layer it accumulates the moments of what the out projection
-reads and of what the down projection reads, asks a visitor whether that projection is to be
-replaced (units masked by zero rows, repaired weights, a bias), and goes on with the answer:
+`sweep` walks the decoder once. At each layer it accumulates the moments of the inputs of the out
+projection and of the down projection, asks a visitor whether to replace that projection (units
+masked by zero rows, repaired weights, a bias), and continues with the answer:
 
     propagate = "pruned": later layers see the activations of the layers as replaced (SlimLLM);
     propagate = "dense":  they see those of the original model (FLAP, Minitron).
@@ -38,7 +38,7 @@ class LayerStats:
     """Calibration statistics of one layer; all sums merge by addition.
 
     Attributes:
-      weights: the layer's parameters, as the checkpoint has them.
+      weights: the layer's parameters, as in the checkpoint.
       heads: moments of the out projection's K * Q * C inputs, Q query heads per KV head.
       held_heads: the same over the held-out windows, or None.
       channels: moments of the down projection's F inputs.
@@ -174,7 +174,7 @@ def sweep(
     progress: Callable[[int, int], None] | None = None,
     how: How = HOW,
 ) -> None:
-    """Walks the layers once; `collect` keeps everything, a visitor only what it wants.
+    """Walks the layers once; `collect` keeps everything, a visitor only what it needs.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -183,14 +183,15 @@ def sweep(
       sweep_cfg: batches and types.
       visitor: asked at each site.
       propagate: "pruned" or "dense": which activations the next layer sees.
-      second_order: whether moments are taken.
-      similarity: whether cos(layer input, layer output) is taken, which keeps a second boundary.
+      second_order: whether to accumulate moments.
+      similarity: whether to accumulate cos(layer input, layer output), which keeps a second
+        boundary.
       keep: called with each layer's statistics.
       progress: called with layers done and layers in all.
       how: implementations, and the type of activations.
 
     Raises:
-      InputError: as `collect`.
+      InputError: as in `collect`.
     """
     _check(windows, cfg, propagate)
     with jax.enable_x64(True):

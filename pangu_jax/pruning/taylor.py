@@ -36,8 +36,8 @@ def saliency(
       windows: int32 [windows, T]; each token predicts the next.
       cfg: a dense decoder.
       batch: windows computed at once.
-      how: implementations, type of activations, and what backward recomputes; that is all of a
-        layer where it says nothing.
+      how: implementations, type of activations, and what backward recomputes; by default all of a
+        layer.
     """
     how = dataclasses.replace(how, remat=how.remat or "full")
 

@@ -297,7 +297,7 @@ class _Answering:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens that were read and drawn so far."""
+        """Tokens read and drawn so far."""
         read, made = self._read, self._made
         return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
@@ -336,7 +336,7 @@ class _Answering:
         return answers
 
     def close(self) -> None:
-        """Ends what has not ended."""
+        """Cancels the jobs that have not ended."""
         if self._jobs:
             self._driver.cancel(list(self._jobs.values()))
             self._jobs.clear()

@@ -16,19 +16,20 @@ class Stops:
     """Ends a text before the first of some strings, wherever the text is broken into parts.
 
     Attributes:
-      given: characters that were given.
+      given: characters emitted.
       hit: whether a stop string was found.
     """
 
     def __init__(self, stops: Sequence[str]):
-        """Of strings that are not empty."""
+        """Takes strings that are not empty."""
         self._stops, self._held = stops, ""
         self.given, self.hit = 0, False
 
     def push(self, text: str, *, final: bool = False) -> str:
         """Returns text that is safe to emit: no stop string, and no prefix of one.
 
-        The one that is complete first counts; of several that end there, the longest.
+        Of several stop strings the one completed first counts; of those that end together, the
+        longest.
         """
         if self.hit:
             return ""
@@ -49,7 +50,7 @@ class Stops:
 
 
 class Decoded(Protocol):
-    """Tokens to texts: `data.chat.Reply`, or `Continuation`."""
+    """The interface of decoders of tokens to texts: `data.chat.Reply`, or `Continuation`."""
 
     def push(self, token: int) -> Iterator[tuple[bool, str]]:
         """(whether it is thinking, text) for what the next token completes."""
@@ -95,7 +96,7 @@ class Token:
     """A token of an answer.
 
     Attributes:
-      text: what it completes; joined, they are the thinking and the answer.
+      text: the text that it completes; joined, they are the thinking and the answer.
       log_prob: under the model.
       start: characters of the answer before it.
       end: characters of the answer with it.
@@ -114,7 +115,7 @@ class Part:
     Attributes:
       text: of the answer.
       thought: of its thinking.
-      tokens: whose texts are sent with this part or were before.
+      tokens: those whose text is complete with this part.
       count: tokens that were drawn.
       finish_reason: why the answer ends here; None if it goes on.
     """
@@ -126,7 +127,7 @@ class Part:
     finish_reason: FinishReason | None = None
 
     def add(self, other: "Part") -> None:
-        """Joins what comes next."""
+        """Joins the part that follows."""
         self.text += other.text
         self.thought += other.thought
         self.tokens += other.tokens
@@ -138,7 +139,7 @@ class TextStreamer:
     """The parts of one answer."""
 
     def __init__(self, decoded: Decoded, stops: Sequence[str]):
-        """Nothing was said yet.
+        """Starts an empty answer.
 
         Args:
           decoded: turns tokens into texts.

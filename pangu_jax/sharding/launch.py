@@ -1,4 +1,4 @@
-"""Multi-process runs: joining, and which part of a batch each process reads."""
+"""Multi-process runs: joining them, and the part of a batch that each process reads."""
 
 import os
 import sys
@@ -52,14 +52,14 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
 
 
 def layout_of(mesh: str, rules: str) -> Layout | None:
-    """The layout that a command's options say; None is one device.
+    """The layout that a command's options describe; None is one device.
 
     Args:
       mesh: devices by axis, such as "fsdp=4,tensor=2"; "" is one device.
       rules: names of presets joined with "+".
 
     Raises:
-      InputError: they say none, or say one device to several processes.
+      InputError: they describe none, or ask for one device in several processes.
     """
     if mesh:
         return Layout(make_mesh(**parse_mesh(mesh)), preset(rules))
@@ -69,7 +69,7 @@ def layout_of(mesh: str, rules: str) -> Layout | None:
 
 
 def batch_share(layout: Layout | None, batch: int) -> tuple[int, int]:
-    """(which, of how many) parts of every batch this process reads: for `data.pipeline.batches`.
+    """(index, number of parts): this process's part of every batch, for `data.pipeline.batches`.
 
     Processes whose devices hold the same rows, as with tensor parallelism across processes, read
     the same part.
@@ -118,7 +118,7 @@ def from_first(value: np.ndarray) -> np.ndarray:
 
 
 def gathered(tree: Any) -> Any:
-    """A tree's arrays as they are in one process; of several, each gets them whole, as numpy's."""
+    """A tree's arrays unchanged in one process; with several, each gets them whole, as numpy's."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)

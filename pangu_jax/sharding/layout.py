@@ -22,7 +22,7 @@ class Layout:
 
 
 def shardings(spec: Any, layout: Layout) -> Any:
-    """The tree of `NamedSharding`s for a spec tree; a dimension that does not divide is whole."""
+    """The tree of `NamedSharding`s for a spec tree; dimensions that do not divide stay whole."""
     return jax.tree.map(lambda s: _sharding(s.axes, s.shape, layout), spec, is_leaf=is_spec)
 
 
@@ -67,12 +67,12 @@ def batch_axes(rows: int, layout: Layout | None) -> tuple[str, ...]:
 
 
 def batch_parts(layout: Layout) -> int:
-    """Into how many parts the rules would split a batch that they divide."""
+    """Number of parts into which the rules would split a batch that they divide."""
     return _parts(_wanted("batch", layout.rules.activations, layout.mesh), layout.mesh)
 
 
 def init(spec: Any, *, key: jax.Array, dtype: Any = None, layout: Layout | None = None) -> Any:
-    """Initial values for a spec tree, each device making just its own part.
+    """Initial values for a spec tree, each device computing just its own part.
 
     The values do not depend on the layout.
     """

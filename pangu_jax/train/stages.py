@@ -117,7 +117,7 @@ class StageSequence:
 def sequence(
     stages: Sequence[Stage], cfg: LoopConfig, trainable: str | None, layout: Layout | None
 ) -> StageSequence:
-    """The stages of a run in their order.
+    """Builds the stages of a run, in order.
 
     Raises:
       InputError: stages whose steps do not sum to the run's, or incompatible settings.

@@ -73,7 +73,7 @@ class LazyLeaf(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class FileLeaf(LazyLeaf):
-    """A leaf of the parameters that stays in its file until a part of it is asked for.
+    """A leaf of the parameters that stays in its file until a part of it is read.
 
     Attributes:
       shape: of the leaf.
@@ -91,7 +91,7 @@ class FileLeaf(LazyLeaf):
         return read_part(self.stored[place.tensor], place, index[len(place.at) :])
 
     def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
-        """The type of what lies there."""
+        """The dtype of the values at leading indices."""
         found = self.stored[self._place(index).tensor].numpy
         assert found is not None  # `assign_tensors` has seen to it
         return found
@@ -148,7 +148,7 @@ def assign_tensors(
 
 
 def view(folder: str | Path | TensorFile) -> tuple[dict[str, Any], Any]:
-    """A checkpoint as a tree of `FileLeaf`: what `hf.save` can write without it being in memory.
+    """A checkpoint as a tree of `FileLeaf`, which `hf.save` can write without holding it in memory.
 
     Raises:
       InputError: see `assign_tensors`.

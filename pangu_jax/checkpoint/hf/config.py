@@ -52,10 +52,10 @@ def read_config(folder: str | Path) -> tuple[Any, str]:
 
 
 def read_pooling(folder: str | Path, cfg: EmbedderConfig) -> EmbedderConfig:
-    """An embedder, with what the folder of its decoder says in files of sentence-transformers.
+    """An embedder with the settings in its decoder's folder's sentence-transformers files.
 
     Raises:
-      InputError: a file is not as that library writes it, or asks for what is not supported.
+      InputError: a file is not in that library's format, or asks for something unsupported.
     """
     return sentence_transformers.read_sidecars(cfg, partial(_beside, Path(folder)))
 
@@ -107,7 +107,7 @@ def write_keys(
 
 
 def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
-    """Checks that a folder that was just filled says what the model is.
+    """Checks that a folder just written describes the model.
 
     Args:
       cfg: the model.
@@ -115,7 +115,7 @@ def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
       folder: its name in errors.
 
     Raises:
-      InputError: it says otherwise; names what.
+      InputError: it describes another; names the difference.
     """
     found, name = read_config(written)
     lost = _difference(to_json(cfg), to_json(_resolved(found, named(name), cfg)))

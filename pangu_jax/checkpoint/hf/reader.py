@@ -22,7 +22,7 @@ from pangu_jax.sharding.layout import Layout, shardings
 def load(
     folder: str | Path | TensorFile, *, dtype: Any = None, layout: Layout | None = None
 ) -> tuple[dict[str, Any], Any]:
-    """Reads a checkpoint, each tensor straight to its place in the leaves.
+    """Reads a checkpoint, each tensor straight into its place in the leaves.
 
     Every leaf is allocated once, on the devices where it will stay; besides the leaves, host memory
     holds one tensor at a time.

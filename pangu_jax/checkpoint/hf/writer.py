@@ -101,7 +101,7 @@ def save(
 def save_first(
     params: dict[str, Any], cfg: Any, folder: str | Path, *, families: Sequence[str], **options: Any
 ) -> str:
-    """Writes as the first of the families that can express the model.
+    """Writes a checkpoint in the first of the families that can express the model.
 
     Args:
       params: as in `save`.

@@ -72,7 +72,7 @@ def atc_command(
       log: level of atc's log.
 
     Raises:
-      InputError: an unknown chip or precision mode, or an open dimension.
+      InputError: an unknown chip or precision mode, or a symbolic dimension.
     """
     soc = check_soc(soc)
     if precision_mode is not None and precision_mode not in PRECISION_MODES:
@@ -131,7 +131,7 @@ def write_script(path: Path, commands: Sequence[Sequence[str]]) -> None:
 
 
 def run_atc(folder: Path, commands: Sequence[Sequence[str]], *, script_name: str) -> Outcome:
-    """Runs the commands if atc is here, their output in atc.log; else says what to run where."""
+    """Runs the commands if atc is installed, logging to atc.log; else says what to run where."""
     if shutil.which("atc") is None:
         return Outcome(
             False,

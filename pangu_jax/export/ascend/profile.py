@@ -24,7 +24,7 @@ class OperatorProfile:
       opset: the newest opset.
       ir: the newest IR version.
       operators: ONNX operators, in lower case.
-      doubtful: {operator: what is not certain about it}.
+      doubtful: {operator: what is uncertain about it}.
     """
 
     name: str

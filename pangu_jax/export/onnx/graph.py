@@ -84,10 +84,10 @@ class Node:
 
 
 class Graph:
-    """Collects nodes and constants; `origin` is what new nodes are said to come from."""
+    """Collects nodes and constants; `origin` is recorded in new nodes as their source."""
 
     def __init__(self, results: Sequence[str] = ()):
-        """An empty graph that will have results of these names."""
+        """Starts an empty graph with results of these names."""
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self.origin = ""
@@ -128,7 +128,7 @@ class Graph:
         held: Shape | None = None,
         **attributes: Any,
     ) -> Value:
-        """Adds a node with one output, or finds the equal one that is there."""
+        """Adds a node with one output, or finds an existing equal one."""
         kept = tuple(shape) if held is None else tuple(held)
         return self.emit_many(op, inputs, [(shape, dtype, kept)], **attributes)[0]
 
@@ -176,7 +176,7 @@ class Graph:
         return self._known[key]
 
     def producer(self, value: Value) -> Node | None:
-        """The node that made it, or None for inputs and constants."""
+        """The node that produces it, or None for inputs and constants."""
         return self._producer.get(value.name or "")
 
     def value(self, name: str) -> Value:

@@ -91,7 +91,7 @@ def _matmul(g: Graph, lhs: Value, left: _Axes, rhs: Value, right: _Axes) -> Valu
 
 
 def conv(g: Graph, eqn: Any, lhs: Value, rhs: Value) -> Value:
-    """Channels first, as Conv has them; dilated inputs get zeros between their elements."""
+    """Convolution with channels first, as in Conv; dilated inputs get zeros between elements."""
     p = eqn.params
     numbers = p["dimension_numbers"]
     if p["batch_group_count"] != 1:

@@ -87,7 +87,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
 
 
 def infer_from_tensors(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
-    """The model with the pooler that there are tensors for, or without: config.json has no word."""
+    """The model with a pooler if there are tensors for one: config.json does not say."""
     return dataclasses.replace(cfg, pooler="pooler/kernel" in leaves)
 
 
@@ -106,7 +106,7 @@ def read_classifier(config: dict[str, Any]) -> EncoderConfig:
 
 
 def write_classifier(cfg: EncoderConfig) -> dict[str, Any]:
-    """The keys of a BertForSequenceClassification; names of labels are not ours to know.
+    """The keys of a BertForSequenceClassification; names of labels are unknown.
 
     Raises:
       InputError: the encoder has no classes.

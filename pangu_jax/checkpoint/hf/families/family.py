@@ -28,12 +28,12 @@ class Family:
         part of the tensor's second axis, of how many).
       skipped: patterns of tensors to pass over.
       kind: of the models, one of `models.registry.KINDS`.
-      prefix: what the names of a bare model's tensors lack; or, where `tensors` are those of a bare
-        model, what other files put before them.
-      read_sidecars: a configuration, with what files beside config.json say.
+      prefix: prefix that the names of a bare model's tensors lack; or, if `tensors` are those of a
+        bare model, the prefix that other files put before them.
+      read_sidecars: a configuration completed from the files beside config.json.
       write_sidecars: those files, of a configuration to {path in the folder: JSON value}.
-      infer_from_tensors: a configuration, with what only the leaves that there are tensors for
-        tell; those of layers are left out.
+      infer_from_tensors: a configuration completed from the set of leaves that there are tensors
+        for; those of layers are left out.
     """
 
     name: str

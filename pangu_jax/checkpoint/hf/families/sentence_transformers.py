@@ -35,11 +35,11 @@ _NAMES = {
 
 
 def read_sidecars(cfg: Model, beside: Sidecars) -> Model:
-    """The model, with its pooling where the folder has a modules.json.
+    """The model, with its pooling if the folder has a modules.json.
 
     Raises:
-      InputError: a file is not as sentence-transformers writes it, or asks for what the model
-        does not do; names the file and what it asks for.
+      InputError: a file is not in sentence-transformers' format, or asks for something that the
+        model does not do; names the file and what it asks for.
     """
     where, modules = beside(MODULES)
     if modules is None:
