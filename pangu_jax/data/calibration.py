@@ -10,10 +10,10 @@ from pangu_jax.data.packing import Tokens
 
 
 def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None) -> np.ndarray:
-    """All whole windows of `length` tokens, each headed by the ids with which a prompt begins.
+    """Cuts text into windows of `length` tokens, each headed by the ids that begin a prompt.
 
-    The documents are laid end to end, and each window takes the next ids that fit, so no text is
-    in two windows. What does not fill a window at the end is left out.
+    The documents are concatenated, and each window takes the next ids that fit, so no text is in
+    two windows. An incomplete last window is dropped.
 
     Args:
       tokens: the result of `data.packing.tokenize`; its first id is the boundary.

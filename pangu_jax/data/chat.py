@@ -21,7 +21,7 @@ class Template:
       modes: think mode -> what is added to the last user turn.
       stops: tokens that end an assistant turn.
       thinking: tags that open and close a span of thinking before the answer, or None.
-      whole: whether it writes all that precedes a dialogue, a begin of text included.
+      whole: whether it writes all that precedes a dialogue, including any begin-of-text token.
     """
 
     write: Callable[[Sequence[Message], bool], str]
@@ -39,7 +39,7 @@ def render(
     add_generation_prompt: bool = True,
     mode: str | None = None,
 ) -> str:
-    """The conversation as one text, with a begin-of-text token only where the template writes one.
+    """Renders a conversation as text, with a begin-of-text token only if the template writes one.
 
     Args:
       messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
@@ -81,8 +81,8 @@ def stop_ids(tokenizer: Tokenizer, template: str | Template) -> tuple[int, ...]:
 def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> list[int]:
     """Ids of a rendered conversation, tokenized as a whole, as the template intends.
 
-    A checkpoint's own template writes its begin of text where it wants one; the others leave it to
-    the tokenizer.
+    A checkpoint's own template writes its begin-of-text token itself; the others leave it to the
+    tokenizer.
 
     Args:
       text: the result of `render`.
@@ -109,8 +109,8 @@ def opens_thinking(text: str, template: str | Template) -> bool:
 class Reply:
     """Parses an assistant turn as its tokens arrive, into thinking and answer.
 
-    Joined, the texts of a kind are that part of the turn; `answer` is what belongs into the
-    history, as models do not see their earlier thinking.
+    Joined, the texts of a kind are that part of the turn; `answer` is the part for the history, as
+    models do not see their earlier thinking.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class Reply:
         *,
         starts_in_thinking: bool = False,
     ):
-        """Begins with nothing said.
+        """Starts with an empty turn.
 
         Args:
           tokenizer: of the model.
-          thinking: the tags of the thinking span, or None where a turn is all answer.
+          thinking: the tags of the thinking span, or None if a turn is all answer.
           starts_in_thinking: whether the prompt opened the span (`opens_thinking`).
         """
         self._tags = thinking or ()
@@ -152,7 +152,7 @@ class Reply:
         self.answer, self.thought = self.answer.strip(), self.thought.strip()
 
     def take(self, ids: Sequence[int]) -> None:
-        """A whole turn at once: what `push` for each token and then `finish` make of it."""
+        """Parses a whole turn at once, as `push` for each token and then `finish` would."""
         for single, part in itertools.groupby(ids, self._single.__contains__):
             some = list(part)
             texts = (

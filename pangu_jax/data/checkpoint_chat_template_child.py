@@ -44,7 +44,7 @@ class Generation(Extension):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with what templates of public checkpoints expect to find."""
+    """The sandbox, with the names that templates of public checkpoints expect."""
 
     def __init__(self):
         extensions = [Generation, loopcontrols]
@@ -72,7 +72,7 @@ def to_json(
 
 
 def answer(compiled: Callable, request: dict[str, Any], longest: int) -> dict[str, str]:
-    """The text, or what kept it from being made."""
+    """The rendered text, or the error that prevented it."""
     kind, parts, size = "compile", [], 0
     try:
         program = compiled(request["source"])

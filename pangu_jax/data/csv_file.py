@@ -40,8 +40,8 @@ def csv_rows(
       strict: whether a quoted field that does not end, or goes on after its quote, is refused.
 
     Raises:
-      InputError: here or as rows are taken: no such file, nothing in it, names that come twice,
-        a row of another length, or what is no UTF-8 text.
+      InputError: here or as rows are read: a missing or empty file, duplicate names, a row of
+        another length, or text that is not UTF-8.
     """
     lines = _lines(regular(path), delimiter, strict)
     named = (row for _, row in lines if any(field.strip() for field in row))

@@ -1,7 +1,7 @@
 """Token ids for embedding models: special tokens added, truncated to a length.
 
-Encoders read texts or pairs, and which text each token is of; `encode_for_encoder` gives both,
-as the post-processor of a tokenizer.json puts them in. `encode_for_decoder` is for decoders, which
+Encoders read texts or pairs, with the type of each token; `encode_for_encoder` returns both, as
+the post-processor of a tokenizer.json defines them. `encode_for_decoder` is for decoders, which
 need no special tokens, and may have a prefix that is not pooled.
 """
 
@@ -25,8 +25,8 @@ class EncodedText(NamedTuple):
 
     Attributes:
       ids: with the special tokens.
-      types: as many; 0 in the first text, what the template says in the second.
-      cut: whether tokens were left out.
+      types: as many; 0 in the first text, the template's in the second.
+      cut: whether the text was truncated.
       prefix: number of ids of the prefix and of what comes before it.
     """
 
@@ -41,7 +41,7 @@ def encode_for_encoder(
 ) -> Iterator[EncodedText]:
     """The texts, or pairs, with special tokens, each truncated to a length.
 
-    What is cut is the end of a text, never a special token; of a pair, the longer text first.
+    Truncation drops the end of a text, never a special token; of a pair, the longer text first.
 
     Args:
       tokenizer: one of `load_tokenizer`; bytes have no template, but the token they begin with.
@@ -82,8 +82,8 @@ def encode_for_decoder(
 ) -> Iterator[EncodedText]:
     """Texts after their prefixes, each truncated to a length, in the form a decoder reads.
 
-    A text begins as a prompt does, and ends with what the post-processor puts there. What is cut
-    is the end of the text, none of these. A text without any token is the boundary of documents.
+    A text begins as a prompt does, and ends with the post-processor's ids. Truncation drops the end
+    of the text, none of these. A text without any token becomes the boundary of documents.
 
     Args:
       tokenizer: one of `load_tokenizer`.

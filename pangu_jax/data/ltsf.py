@@ -1,4 +1,4 @@
-"""The long-term forecasting benchmarks: which files they are, and that they are what they claim.
+"""The long-term forecasting benchmarks: finding their files, and verifying them.
 
 Files are looked for by their usual names, with or without .gz, in a folder and one level below it.
 Contents are checked against the SHA-256 of the unpacked file where it is known, and always against
@@ -117,7 +117,7 @@ def load(name: str, folder: str | Path) -> np.ndarray:
       folder: where its file lies.
 
     Raises:
-      InputError: the file is missing, damaged, or not the one it should be.
+      InputError: the file is missing, damaged, or not the published one.
     """
     path = find(name, folder)
     try:
@@ -129,10 +129,10 @@ def load(name: str, folder: str | Path) -> np.ndarray:
 
 
 def parse(name: str, content: bytes, where: str) -> np.ndarray:
-    """The values in the unpacked file of a data set, as `load` gives them.
+    """Parses the unpacked file of a data set, as in `load`.
 
     Raises:
-      InputError: another content than the data set's; `where` names the file.
+      InputError: the content is not the data set's; `where` names the file.
     """
     kind = benchmark(name)
     found = hashlib.sha256(content).hexdigest()

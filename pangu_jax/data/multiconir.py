@@ -44,7 +44,7 @@ class Part:
     """One file.
 
     Attributes:
-      path: where it is.
+      path: of the file.
       stem: its name without endings, such as "Movies_Task1".
       domain: "Movies".
       task: the form of its rows: that of task 1, of tasks 2 and 3, or of task 4.
@@ -150,14 +150,14 @@ def read_rows(part: Part, *, missing: bool = False) -> Iterator[Task1Row | Ranke
 def reordered(query: str, order: Sequence[int]) -> str | None:
     """A query that lists ten conditions, "1. such; 2. such.", with them in another order.
 
-    What stands before them, the numbers and what stands between them stay where they are.
+    The text before them, the numbers, and the separators stay in place.
 
     Args:
       query: the query.
       order: from 0, which condition comes first, second and so on.
 
     Returns:
-      None where the query is no such list.
+      The query, or None if it is not such a list.
     """
     pieces, at = [], 0
     for number in _NUMBERS:

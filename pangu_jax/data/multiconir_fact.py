@@ -1,4 +1,4 @@
-"""Records of facts, each of which is one condition, and what they share with the rows of a test.
+"""Records of facts, each of which is one condition, and their overlap with the rows of a test.
 
     records = read_records("movies.jsonl.xz")
     print(overlap(records, rows))
@@ -76,7 +76,7 @@ def names(records: Iterable[Record]) -> set[str]:
 
 
 def texts(rows: Iterable[Task1Row | RankedRow]) -> set[str]:
-    """The different texts of a test's rows: queries, positives, and all negatives."""
+    """The distinct texts of a test's rows: queries, positives, and all negatives."""
     found: set[str | None] = set()
     for row in rows:
         if isinstance(row, Task1Row):
@@ -92,7 +92,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def found_values(values: Iterable[str], where: Iterable[str]) -> set[str]:
-    """Those values that occur in texts, as whole words one after the other."""
+    """The values that occur in texts, as runs of whole words."""
     index = _indexed(values)
     return {value for text in where for value in _found(index, text)}
 
@@ -102,8 +102,8 @@ def shared_records(
 ) -> list[tuple[Record, int]]:
     """Records that a row's positive is about, and which row, from 1.
 
-    That is one all of whose names stand in the positive, or of one without names all of whose
-    values: other facts may differ, such as a year, as films are made again with other people.
+    Such a record has all of its names in the positive or, without names, all of its values: other
+    facts may differ, such as a year, as films are remade with other people.
     """
     told = [(record, _telling(record)) for record in records]
     index, found = _indexed(value for _, own in told for value in own), []
@@ -117,7 +117,7 @@ def shared_records(
 def keep_apart(
     records: Sequence[Record], rows: Sequence[Task1Row | RankedRow], *, seed: int
 ) -> list[Record]:
-    """The records to train on where these rows are the test.
+    """The records to train on if these rows are the test.
 
     Records that a row is about are left out, and names that occur in the rows are mapped to others.
 
@@ -137,7 +137,7 @@ def keep_apart(
 def rename(
     records: Sequence[Record], taken: set[str], *, rows: Iterable[Task1Row | RankedRow], seed: int
 ) -> list[Record]:
-    """The records with other names in place of those that are taken, one for one.
+    """The records with taken names replaced by others, one for one.
 
     A new name is made of the first and last words of two that are not taken, and is neither in the
     rows nor in the records.

@@ -108,7 +108,7 @@ def cached_tokens(
 
 
 def fingerprint(tokens: Tokens) -> str:
-    """A hash of the ids and starts: which text and tokenizer a run was made with."""
+    """A hash of the ids and starts, which identifies the text and tokenizer of a run."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens.ids).view(np.uint8))
     digest.update(np.ascontiguousarray(tokens.starts).view(np.uint8))
     return digest.hexdigest()[:16]
@@ -140,7 +140,7 @@ class PackedTokens:
 
     @property
     def most_documents(self) -> int:
-        """The most documents that a window shows, its padding among them."""
+        """The most documents in a window, counting padding as one."""
         firsts = np.arange(len(self)) * self.length
         lasts = np.minimum(firsts + self.length, len(self.tokens.ids)) - 1
         first, last = (np.searchsorted(self.tokens.starts, at, "right") for at in (firsts, lasts))

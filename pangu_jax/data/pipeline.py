@@ -91,7 +91,7 @@ def check_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> None:
-    """Raises InputError for what `batches` does not take; see there."""
+    """Raises InputError for arguments that `batches` does not accept; see there."""
     if not windows:
         raise InputError("there are no windows to make batches of")
     if process_count < 1 or not 0 <= process_index < process_count:

@@ -30,7 +30,7 @@ class Rows:
 def gather(table: Table) -> Rows:
     """The rows of a table by their time; of several values the first is kept.
 
-    A missing value is none: it gives way to one that comes later.
+    A missing value does not count: a later one takes its place.
     """
     _, first, row = np.unique(table.stamps.instants, return_index=True, return_inverse=True)
     width = len(table.names)
@@ -57,8 +57,8 @@ def repair(path: str, table: Table) -> tuple[Timestamps, np.ndarray, np.ndarray,
       table: its content.
 
     Returns:
-      stamps [rows], values [rows, V], which of them were filled in, bool [rows, V], and what was
-      done, a sentence each.
+      Stamps [rows], values [rows, V], bool [rows, V] marking those filled in, and notes of the
+      repairs, one sentence each.
 
     Raises:
       InputError: a variate without values, times without a common step, more rows to fill in than

@@ -1,7 +1,7 @@
 """Series from CSV files: a time column and numbers, in columns or one observation per row.
 
-Nothing is guessed in silence: what does not fit is refused in one sentence that names file, row and
-column, or, when repairing is asked for, repaired and noted.
+Nothing is guessed silently: data that do not fit are refused in one sentence that names file, row
+and column, or, if repairs are asked for, repaired and noted.
 """
 
 import csv
@@ -33,7 +33,7 @@ class Series:
       notes: omissions and repairs, one sentence each.
       offsets: timedelta64[us], [rows], of the local times from UTC; None where they have none.
       zone: the IANA zone of the times, if it is known.
-      filled: bool [rows, V], the values that repairing made up; None is none.
+      filled: bool [rows, V], the values that repairs filled in; None for none.
     """
 
     values: np.ndarray

@@ -2,8 +2,8 @@
 
 Hours, and all that is shorter, are steps of instants. Days, weekdays (Monday to Friday) and months
 are steps of local dates, so that a midnight stays one when clocks are changed. Months keep their
-day, or their last day: after 28 February the 30th comes back. Which of these a step is, is read
-from the stamps: the one that leaves the fewest of them missing.
+day, or their last day: after 28 February the 30th comes back. The kind of step is inferred from the
+stamps: the one that leaves the fewest of them missing.
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ class TimeStep:
       unit: "us" and "s" (microseconds, seconds) are of instants; "day", "weekday" and "month" are
         of local dates.
       month_end: whether every stamp lies on the last day of its month.
-      day: for months, the day that stamps lie on where the month has it, 29 or 30; 0 where all
-        months have it, so that any stamp tells it.
+      day: for months, the day of stamps in months that have it, 29 or 30; 0 if all months have it,
+        so that any stamp shows it.
     """
 
     count: int
@@ -49,7 +49,7 @@ class TimeStep:
             raise InputError(f"the day of a month is at most 31, got {self.day}")
 
     def __str__(self) -> str:
-        """As a reader would say it: "15 min", "0.5 s", "1 d", "1 month (at its end)"."""
+        """A readable form: "15 min", "0.5 s", "1 d", "1 month (at its end)"."""
         if self.unit == "month":
             return f"{self.count} month" + (" (at its end)" if self.month_end else "")
         if self.unit in ("day", "weekday"):
@@ -160,7 +160,7 @@ class TimeStep:
 
 
 def infer_step(times: np.ndarray | Timestamps, where: str) -> TimeStep:
-    """The step of stamps that are whole: no gap, none twice, in order.
+    """The step of complete stamps: in order, without gaps or repeats.
 
     Args:
       times: datetime64 [rows], or stamps.

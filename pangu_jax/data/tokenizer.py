@@ -28,9 +28,9 @@ class Tokenizer(Protocol):
       name: "bytes", or the path of the tokenizer.json or tokenizer.model.
       vocab_size: one more than the largest id.
       boundary: the id that separates documents in training.
-      begin: ids put before a prompt; () where the tokenizer adds none.
+      begin: ids put before a prompt; () if the tokenizer adds none.
       eos_ids: ids after which generation stops.
-      digest: a hash of all that decides which ids a text gets.
+      digest: a hash of all that determines a text's ids.
       open_ids: ids whose text may still change when the next id comes.
     """
 
@@ -85,7 +85,7 @@ class ByteTokenizer:
         return None
 
     def id_to_token(self, number: int) -> str:
-        """The byte as Python writes it."""
+        """The byte in Python's notation."""
         return repr(bytes([number]))[2:-1] if number < 256 else "boundary"
 
 
@@ -173,14 +173,14 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
 def text_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of a text to continue, with the ids that precede it.
 
-    An empty one needs at least one token to go on from, which is the boundary.
+    An empty text becomes the boundary, as generation needs at least one token.
     """
     ids = tokenizer.encode(text)
     return [*(tokenizer.begin or (() if ids else (tokenizer.boundary,))), *ids]
 
 
 def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises InputError where a text's ids hold one that a model of `vocab` ids lacks."""
+    """Raises InputError if a text has an id outside a model's `vocab` ids."""
     largest = int(np.max(ids, initial=0))
     if largest >= vocab:
         raise InputError(
@@ -190,9 +190,9 @@ def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, voca
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; what it has given never changes.
+    """Decodes ids that arrive one by one; text once returned never changes.
 
-    All that `push` and then `finish` give, joined, is the tokenizer's `decode` of all ids.
+    The joined results of `push` and `finish` are the tokenizer's `decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -43,13 +43,13 @@ def read_object(path: Path) -> dict:
 
 
 def json_file(values: dict) -> bytes:
-    """The content of a JSON file, for people to read too."""
+    """The content of a JSON file, formatted for people."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @contextlib.contextmanager
 def encoding(name: str) -> Iterator[None]:
-    """Turns what the library raises, as for words without a token, into one sentence.
+    """Turns the library's exceptions, as for words without a token, into one sentence.
 
     Raises:
       InputError: the tokenizer of that name cannot encode a text.

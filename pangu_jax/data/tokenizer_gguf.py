@@ -58,7 +58,7 @@ def tokenizer_files(fields: Mapping[str, Any], file: Path) -> dict[str, bytes]:
       file: its origin, named in errors.
 
     Raises:
-      InputError: a kind of tokenizer that is not read, or metadata that disagrees with itself.
+      InputError: an unsupported kind of tokenizer, or inconsistent metadata.
     """
     tokens = _list(fields, "tokens", str, file)
     if len(set(tokens)) != len(tokens):

@@ -46,7 +46,7 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Toke
 
 
 def from_proto(model: Any, config: Mapping[str, Any], file: Path) -> tokenizers.Tokenizer:
-    """The same of a model that has been read.
+    """Converts a model that is already parsed, as `from_sentencepiece`.
 
     Args:
       model: a SentencePiece ModelProto.

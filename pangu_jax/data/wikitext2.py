@@ -48,7 +48,7 @@ class Wikitext2(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(source: str | Path, out: str | Path) -> Path:
-    """Writes the dataset, unless it is there already.
+    """Writes the dataset, unless it exists already.
 
     Args:
       source: the folder of the files.
@@ -58,7 +58,7 @@ def prepare(source: str | Path, out: str | Path) -> Path:
       The prepared folder, which `data.text.documents` reads.
 
     Raises:
-      InputError: no file is there, one is not the published one, or nothing can be written.
+      InputError: there is no file, one is not the published one, or nothing can be written.
     """
     find_files(source)
     config = tfds.download.DownloadConfig(manual_dir=str(Path(source).absolute()))
@@ -66,7 +66,7 @@ def prepare(source: str | Path, out: str | Path) -> Path:
 
 
 def find_files(folder: str | Path) -> dict[str, Path]:
-    """The file of each split that is there, with its checksum verified.
+    """The file of each existing split, with its checksum verified.
 
     Raises:
       InputError: there is none, or one is not the published one.

@@ -21,9 +21,9 @@ class SplitRows:
     forecast is the first row of the part.
 
     Attributes:
-      train: rows that are fitted, and that the scaling is taken from.
-      validation: rows that training stops by.
-      test: rows that are measured once.
+      train: rows for training, and for the scaling.
+      validation: rows for early stopping.
+      test: rows for the final measurement.
     """
 
     train: tuple[int, int]
@@ -107,7 +107,7 @@ class Scaler:
 
     Attributes:
       mean: one number per variate.
-      std: the same; 1 where the variate does not change.
+      std: the same; 1 for a constant variate.
     """
 
     mean: tuple[float, ...]
@@ -115,7 +115,7 @@ class Scaler:
 
     @classmethod
     def fit(cls, values: np.ndarray) -> "Scaler":
-        """From rows of training data [rows, V], in float64, with the population's std."""
+        """Fits rows of training data [rows, V], in float64, with the population's std."""
         mean, std = values.mean(0), values.std(0)
         # Rounding may leave the std of a column of equal numbers slightly above 0.
         still = np.ptp(values, axis=0) == 0

@@ -54,7 +54,7 @@ class ResponseBuilder:
         return self._chunk(index, {"delta": {k: v for k, v in delta.items() if v}}, part)
 
     def last(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk that has the usage."""
+        """The final chunk, with the usage."""
         return {**self._head(".chunk"), "choices": [], "usage": usage}
 
     def _head(self, chunk: str) -> dict[str, Any]:
