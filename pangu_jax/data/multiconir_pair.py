@@ -247,7 +247,7 @@ def _broken(
     values: dict[str, list[str]],
     draw: np.random.Generator,
 ) -> list[Fact]:
-    """The facts, `size` of those asked for changed to other values, so that no query is met."""
+    """The facts with `size` of those asked for changed, so that they answer no other query."""
     held = {value for _, value in said}
     for _ in range(TRIES):
         hit = {own[i] for i in draw.permutation(len(own))[:size]}

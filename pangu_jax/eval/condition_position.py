@@ -37,14 +37,14 @@ def queries(row: Task1Row, orders: np.ndarray) -> list[str | None]:
 
 
 def score_positions(rows: Sequence[Task1Row], scorer: Scorer, orders: Orders) -> Table:
-    """Scores of the positive and of each single broken condition, by place, float64 [n] a column.
+    """Scores of the positive and of each broken condition, by place: columns of float64 [rows].
 
     "Order0_Positive" and "Order0_Broken1" are of the original query, "Order1_Broken1" of the first
-    drawn order and the condition that stands first there.
+    drawn order and the condition that comes first in it.
 
     Args:
       rows: of one domain.
-      scorer: gives the scores of a query and of documents.
+      scorer: scores documents by a query.
       orders: see `draw_orders`.
     """
     found = []
@@ -68,7 +68,7 @@ def drops(table: Table, order: int = 0) -> np.ndarray:
 
 
 def shuffled_drops(table: Table, orders: int) -> np.ndarray:
-    """`drops` by the place in drawn orders, the mean of a row's orders: float64 [n, 10]."""
+    """`drops` by the place in drawn orders, the mean of a row's orders: float64 [rows, 10]."""
     return np.mean([drops(table, order) for order in range(1, orders + 1)], axis=0)
 
 

@@ -55,25 +55,25 @@ def embed(
 ) -> Embeddings:
     """One vector per text, pooled and normalized as `cfg` says.
 
-    A vector does not depend on which texts it shares a batch with, but for the rounding of sums in
+    A vector does not depend on the other texts of its batch, but for the rounding of sums in
     another order.
 
     Args:
       params: tree of `encoder.spec(cfg)` or `embedder.spec(cfg)`.
       texts: the texts.
-      cfg: the model. Where it does not pool the prefix, a text that has nothing else is pooled
-        with it, as a mean of nothing would say nothing.
+      cfg: the model. If it does not pool the prefix, a text that has nothing else is pooled with
+        it, as there would be nothing to pool.
       tokenizer: the model's.
       prefixes: texts put before each text; None is `cfg.prefix` before all.
       batch: rows computed at once.
-      max_length: tokens that a text is cut to, special ones among them; None is what `cfg` says.
+      max_length: tokens that a text is truncated to, special ones included; None takes `cfg`'s.
       how: layout, implementations, and the type of activations.
       progress: called with texts done and texts in all.
 
     Raises:
       InputError: there is no text, `cfg` names no pooling, the tokenizer has ids or types
-        that the model lacks or (in encoders) no special tokens, or `batch` or `max_length` make no
-        sense.
+        that the model lacks or (in encoders) no special tokens, or `batch` or `max_length` is out
+        of range.
     """
     check_pooling(cfg)
     before = [cfg.prefix] * len(texts) if prefixes is None else prefixes
@@ -215,8 +215,8 @@ def _batches(
 def padded(size: int, length: int) -> int:
     """The length that rows are padded to, one of few: `SHORTEST`, its doubles, or `length`.
 
-    On a CPU, where padding costs more than the compilation of further lengths, each stretch between
-    two doubles is cut into four.
+    On a CPU, where padding costs more than the compilation of further lengths, each interval
+    between two doubles is divided into four.
     """
     found = SHORTEST
     while found < size:

@@ -19,7 +19,7 @@ CHUNK = 1024  # texts per file; a run that is stopped loses no more
 
 
 class Cosines:
-    """Scores of documents by vectors that are there: cosines times 100, in float32."""
+    """Scores of documents from stored vectors: cosines times 100, rounded to float32."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ def wanted_texts(
     """The (prefix, text) pairs that a scorer will need.
 
     Args:
-      visit: has a scorer see all of it.
+      visit: calls a scorer with all queries and documents.
       prefixes: of queries and of documents.
     """
     found: set[tuple[str, str]] = set()
@@ -81,9 +81,9 @@ def embed_distinct(
     Args:
       folder: of the run.
       results: the result of `core.cells.open_results`.
-      name: of this set of texts, which are always the same in a run.
-      texts: the texts, or pairs; each is embedded once, however often it comes.
-      embed: gives the vectors of some of them.
+      name: of this set of texts, which is always the same in a run.
+      texts: the texts, or pairs; each is embedded once, however often it occurs.
+      embed: embeds some of them.
       progress: called with texts done and texts in all.
 
     Raises:
@@ -126,7 +126,7 @@ def check_file(path: Path, digest: str) -> None:
     """Checks that a file is the one that a run wrote.
 
     Raises:
-      InputError: it is missing, cannot be read, or is another.
+      InputError: it is missing, unreadable, or different.
     """
     try:
         same = sha256(path) == digest

@@ -26,7 +26,7 @@ def plot(path: str | Path, series: Series, found: Prediction, *, coverage: float
       coverage: nominal coverage of the intervals, 0 to 1.
 
     Raises:
-      InputError: another ending.
+      InputError: another file ending.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:

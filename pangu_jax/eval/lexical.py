@@ -1,10 +1,10 @@
 """Lexical scores of documents: two forms of BM25, and floors.
 
-All are functions of a query and of documents, and give float64, one score per document.
+All are functions of a query and of documents, and return float64, one score per document.
 
 BM25 is rank_bm25's (k1 1.5, b 0.75). `candidate_bm25` indexes just the documents that are compared,
 as MultiConIR's released code does. With two of them the inverse document frequency of every word
-that tells them apart is log(1.5 / 1.5) = 0, and words of both get a negative one, so that scores
+that distinguishes them is log(1.5 / 1.5) = 0, and words of both get a negative one, so that scores
 are ties or follow the lengths. `Collection` takes the frequencies from a collection instead.
 """
 
@@ -21,7 +21,7 @@ Scorer = Callable[[str, Sequence[str]], np.ndarray]
 
 
 def split_words(text: str) -> list[str]:
-    """Lower case, cut at white space; punctuation stays on its word, as in the released code."""
+    """Splits lower-cased text at white space; punctuation stays on its word, as in the release."""
     return text.lower().split()
 
 
@@ -40,10 +40,10 @@ def candidate_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
 
 
 class CollectionBM25:
-    """BM25 with the frequencies of a collection, which the scored documents need not be in.
+    """BM25 with the frequencies of a collection; scored documents need not be in it.
 
-    A word's weight is log(1 + (N - df + 0.5) / (df + 0.5)), which is never negative and is as
-    Lucene has it; a word that the collection lacks has df 0.
+    A word's weight is log(1 + (n - df + 0.5) / (df + 0.5)) for n documents, which is never negative
+    and is Lucene's; a word that the collection lacks has df 0.
     """
 
     def __init__(self, documents: Iterable[str]):
@@ -78,7 +78,7 @@ class CollectionBM25:
 
 
 def overlap(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The share of the query's different words that a document has."""
+    """The share of the query's distinct words that a document has."""
     wanted = set(words(query))
     return np.array([len(wanted & set(words(d))) / max(len(wanted), 1) for d in documents])
 

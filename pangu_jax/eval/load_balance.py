@@ -67,14 +67,14 @@ def imbalance_score(
 
 
 def straggler(load: np.ndarray) -> float:
-    """Most loaded over mean: by what factor a step waits for the fullest device or expert."""
+    """Largest load over mean: the factor by which the fullest device or expert delays a step."""
     return float(load.max() / load.mean())
 
 
 def variation(load: np.ndarray) -> float:
     """Coefficient of variation of the loads inside each group, averaged over the groups.
 
-    A group that got nothing counts as even.
+    A group without load counts as even.
 
     Args:
       load: [..., G, E/G].
@@ -96,7 +96,7 @@ class Balance:
 
     Attributes:
       tokens: size of a batch.
-      devices: over how many devices the experts are spread.
+      devices: number of devices that hold the experts.
       score: mean imbalance score.
       score_std: its standard deviation over batches.
       straggler: mean of most loaded over mean device.
@@ -125,7 +125,7 @@ def over_batches(
     Args:
       ids: int [T, K], the experts of many tokens.
       experts: E.
-      devices: over how many devices the experts are spread.
+      devices: number of devices that hold the experts.
       tokens: size of a batch.
       most: maximum number of batches.
       seed: of the drawing.
@@ -155,7 +155,7 @@ def over_batches(
 def uniform_choices(
     tokens: int, *, experts: int, active: int, distinct: bool = True, seed: int = 0
 ) -> np.ndarray:
-    """Experts drawn uniformly, what a perfectly unskewed ordinary router would do: int [T, K].
+    """Draws experts uniformly, as a perfectly unskewed ordinary router would: int [T, K].
 
     Args:
       tokens: T.

@@ -56,7 +56,7 @@ def choice_accuracy(
       progress: called with rows done and rows in all.
 
     Raises:
-      InputError: no question, or a choice that is no token.
+      InputError: no question, or a choice without tokens.
 
     Source: the protocol is that of EleutherAI's evaluation harness, whose acc_norm divides by
     bytes, too.

@@ -14,9 +14,9 @@ class ByteModel:
     Attributes:
       order: number of earlier bytes that a prediction depends on.
       counts: for each length n = 1 .. order + 1, the sorted keys of the strings of n bytes (uint64,
-        big endian) and how often each occurs.
+        big endian) and the count of each.
       contexts: for each length n = 0 .. order, the sorted keys of the strings of n bytes that were
-        followed by something, how often, and by how many different bytes.
+        followed by something, the counts, and the numbers of distinct bytes that followed.
     """
 
     order: int

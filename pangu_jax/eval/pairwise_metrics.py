@@ -1,9 +1,9 @@
 """Pairwise retrieval metrics: win rates and flips of scores, with intervals and tests.
 
-Scores are a table of columns, one number per row: "Query10_Positive" is what the query of ten
-conditions and the positive have. Outcomes are float64 [n, k], one column per comparison: 1 where it
-holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums by
-column and of how many count, so that resampled rows need two products of matrices.
+Scores are a table of columns, one number per row: "Query10_Positive" is the score of the positive
+by the query of ten conditions. Outcomes are float64 [n, k], one column per comparison: 1 where it
+holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums and
+counts by column, so that resampled rows need two products of matrices.
 
 Source: arXiv 2503.08046 and its released code, whose comparison is strict: a tie is no win.
 """
@@ -95,7 +95,7 @@ def wins(scores: Scores, pairs: Pairs, protocol: Protocol) -> np.ndarray:
 
 
 def ties(scores: Scores, pairs: Pairs) -> np.ndarray:
-    """In how many rows the scores of a pair are equal: int [k]."""
+    """Number of rows in which the scores of a pair are equal: int [k]."""
     return _each(scores, pairs, lambda a, b: np.sum(a == b), 0).astype(int)
 
 
@@ -183,7 +183,7 @@ def compare(
     """The first model's figure less the second's, with a paired interval and a paired test.
 
     A comparison counts if both models have it. The interval resamples rows for both at once; the
-    test exchanges the models in random rows, which changes nothing if they are alike (two-sided;
+    test exchanges the models in random rows, which changes nothing if they are equal (two-sided;
     its least value is 1 / (draws + 1)).
 
     Args:
@@ -194,7 +194,7 @@ def compare(
       draws: number of resamples, each.
 
     Raises:
-      InputError: the models have other rows.
+      InputError: the models have different rows.
     """
     if [x.shape for x in first] != [x.shape for x in second]:
         raise InputError("the two models have scores of other rows, so they cannot be paired")
@@ -216,7 +216,7 @@ def compare(
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm-adjusted p-values: float64 [n].
 
-    Source: Holm 1979; a NaN is no test.
+    Source: Holm 1979; NaN does not count as a test.
     """
     values = np.asarray(p, np.float64)
     order = np.argsort(values)[: int(np.sum(~np.isnan(values)))]

@@ -13,7 +13,7 @@ _Z = 1.959963984540054  # of the normal distribution, for COVERAGE
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An estimate with its interval; NaN where there was nothing to measure.
+    """An estimate with its interval; NaN if there was nothing to measure.
 
     Attributes:
       value: the figure.

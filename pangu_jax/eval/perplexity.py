@@ -25,9 +25,9 @@ class Perplexity:
       nats: summed negative log-likelihood, in float64.
       tokens: number of tokens predicted.
       bytes: UTF-8 bytes of the text they stand for.
-      length: tokens of context a window gives at most.
+      length: most tokens of context in a window.
       stride: tokens predicted by each window of a document but its first.
-      head: what heads each document, in words; "" where its first token is text, not predicted.
+      head: what precedes each document, in words; "" if its first token is text, not predicted.
     """
 
     nats: float
@@ -76,8 +76,9 @@ def measure(
     """Likelihood of documents, each on its own.
 
     A document of n tokens (its head included) is covered by windows of at most `length`
-    inputs; the first predicts all it can, each further one `stride` new tokens with what fits of
-    the tokens before them as context. The stride changes the context, never which tokens count.
+    inputs; the first predicts all it can, each further one `stride` new tokens, with as many of the
+    tokens before them as fit as context. The stride changes the context, never the tokens that
+    count.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -88,12 +89,12 @@ def measure(
       batch: windows computed at once.
       max_tokens: stops after the document that reaches this number of tokens; None takes all.
         Bits per byte then count the bytes of the documents measured in proportion to tokens, as
-        they do where a document's first token is not predicted.
+        they do if a document's first token is not predicted.
       how: layout, implementations, and the type of activations.
       progress: called with windows done and windows in all.
 
     Raises:
-      InputError: `length`, `stride` or `batch` make no sense, or there is nothing to predict.
+      InputError: `length`, `stride` or `batch` is out of range, or there is nothing to predict.
     """
     stride = length if stride is None else stride
     if batch < 1:

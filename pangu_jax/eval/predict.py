@@ -65,7 +65,7 @@ def arrange(model: Forecaster, series: Series, where: str) -> tuple[np.ndarray, 
     """The values of a series in the order of the model's columns, and which were filled in.
 
     Returns:
-      float64 [rows, V], and bool [rows, V], or None where none was.
+      float64 [rows, V], and bool [rows, V], or None if none was.
 
     Raises:
       InputError: other columns or another time step than the model was trained on.
@@ -105,9 +105,8 @@ def predict(
     """Forecasts what follows the last row.
 
     The intervals are tracked through the rows after `model.cfg.tracked_to`: the more of them the
-    series holds, the better the intervals fit the errors that are made now. Beyond the trained
-    horizon forecasts are fed back as if they had been seen, horizon by horizon; errors then add up,
-    and no interval is given.
+    series holds, the better the intervals fit current errors. Beyond the trained horizon forecasts
+    are fed back as inputs, horizon by horizon; errors then add up, and there is no interval.
 
     Args:
       model: a trained forecaster.
@@ -176,9 +175,9 @@ def _newest_widths(
 
 
 def tracked_from(model: Forecaster, stamps: Timestamps) -> int:
-    """The first row of the first window that was made when the half widths were, or later.
+    """The first row of the first window forecast no earlier than the half widths' time.
 
-    It may lie beyond the series. Of two stamps of which one has no offset local times are compared.
+    It may lie beyond the series. If one of two stamps has no offset, local times are compared.
     """
     if not model.cfg.rate:
         return len(stamps)
@@ -205,7 +204,7 @@ def half_widths(
     Args:
       model: a trained forecaster.
       residuals: float32 [n, H, V], of the windows.
-      measured: bool [n, H, V], which of them are of values that were there.
+      measured: bool [n, H, V], which of them are of observed values.
       older: number of windows before `tracked_from`: they have the stored half widths.
     """
     cfg = model.cfg

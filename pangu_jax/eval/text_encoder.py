@@ -43,12 +43,12 @@ class TextEncoder:
 
     Attributes:
       params: tree of the model's spec.
-      cfg: the model; its prefix is the prompt where none is asked for.
+      cfg: the model; its prefix is the default prompt.
       tokenizer: the model's.
       prompts: named texts that may be put before texts.
-      max_seq_length: tokens that a text is cut to; None is what the model says.
+      max_seq_length: tokens that a text is truncated to; None takes the model's.
       how: layout, implementations, and the type of activations.
-      mteb_model_meta: how MTEB 2 describes the model; None where it is not used.
+      mteb_model_meta: MTEB 2's description of the model; None without MTEB.
     """
 
     params: dict[str, Any]
@@ -72,28 +72,27 @@ class TextEncoder:
         prompt_type: Any = None,
         **others: Any,
     ) -> np.ndarray:
-        """The vectors of texts, as `SentenceTransformer.encode` gives them.
+        """The vectors of texts, as from `SentenceTransformer.encode`.
 
         Args:
-          sentences: texts, or one; or, as MTEB hands them over, batches that have a list "text".
+          sentences: texts, or one; or, as from MTEB, batches with a list "text".
           prompt_name: name in `prompts` of the text to put before each.
           prompt: text put before each, overriding the name; "" for none.
           batch_size: texts computed at once.
-          show_progress_bar: whether a bar on the terminal shows how far it is.
-          convert_to_numpy: of no effect, as arrays are numpy's.
+          show_progress_bar: whether to show a progress bar on the terminal.
+          convert_to_numpy: ignored, as arrays are numpy's.
           convert_to_tensor: must be False.
-          normalize_embeddings: whether vectors are scaled to length 1 though the model does not
-            say so.
-          prompt_type: MTEB's "query" or "document" (or "passage"), which names the prompt where
+          normalize_embeddings: whether to scale vectors to length 1 even if the model does not.
+          prompt_type: MTEB's "query" or "document" (or "passage"), which names the prompt if
             nothing else does and `prompts` has one.
-          others: what MTEB says of its task, and a device, of no effect; and what else
-            sentence-transformers has, as long as it asks for nothing else than float32 vectors.
+          others: MTEB's description of its task, and a device, both ignored; and further options
+            of sentence-transformers, as long as they ask for plain float32 vectors.
 
         Returns:
           float32 [texts, D], in the texts' order; [D] for a single text.
 
         Raises:
-          InputError: there is no prompt of that name, something else is asked for, or see `embed`.
+          InputError: there is no prompt of that name, an unsupported option, or see `embed`.
         """
         del convert_to_numpy
         _check_others({"convert_to_tensor": convert_to_tensor, **others})
@@ -169,16 +168,16 @@ def open_text_encoder(
       path: a run folder, or a folder in the Hugging Face layout.
       pooling: how hidden states become a vector; None takes the folder's.
       attention: causal or bidirectional; None takes the folder's.
-      pool_prefix: whether the prefix's tokens are pooled too; None is what the folder says.
+      pool_prefix: whether the prefix's tokens are pooled too; None takes the folder's.
       prefix: text put before every text; None takes the folder's.
-      max_length: tokens that a text is cut to; None is what the folder says.
+      max_length: tokens that a text is truncated to; None takes the folder's.
       tokenizer: a tokenizer.json; None takes the checkpoint's own.
       how: layout, implementations, and the type of activations.
       by: the caller, named in errors.
 
     Raises:
-      InputError: the folder holds none of these or cannot be read, nobody says how it pools, or an
-        option is not for its kind of model.
+      InputError: the folder holds none of these or cannot be read, the pooling is unspecified, or
+        an option does not apply to its kind of model.
     """
     params, cfg, found = open_checkpoint(path, kind=KINDS, by=by, layout=how.layout)
     read = load_tokenizer(tokenizer or found, checkpoint=path)
@@ -265,7 +264,7 @@ def configured(
     """The model with the given options in place of its folder's.
 
     Raises:
-      InputError: nobody said how it pools, or an encoder is not to pool its prefix.
+      InputError: the pooling is unspecified, or an encoder is asked not to pool its prefix.
     """
     if pooling is None and cfg.pooling is None:
         raise InputError(

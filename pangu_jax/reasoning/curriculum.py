@@ -21,9 +21,9 @@ class CurriculumConfig:
     """Settings of the mix of questions.
 
     A question is easy if its mean reward is above `easy`, hard if it is below `hard`, else in the
-    middle, where those are, too, that were not asked yet. A band is drawn by its share, and in it a
-    question with the weight 4 p (1 - p) of its mean reward p, at least `floor`, so that none is
-    forgotten. Questions under way are left out while there are others.
+    middle, as are those not asked yet. A band is drawn by its share, and in it a question with the
+    weight 4 p (1 - p) of its mean reward p, at least `floor`, so that none is forgotten. Questions
+    under way are left out while there are others.
 
     Attributes:
       questions: number of questions.
@@ -83,7 +83,7 @@ def pick(
 
     Args:
       cfg: the settings.
-      rates: mean reward of each question, in [0, 1]; None where it was not asked.
+      rates: mean reward of each question, in [0, 1]; None if it was not asked.
       version: updates so far.
       busy: questions under way.
       rng: draws a band, then a question.
@@ -101,7 +101,7 @@ def pick(
 
 
 def learned(cfg: CurriculumConfig, rate: float | None, rewards: Sequence[float]) -> float | None:
-    """The mean reward of a question after a group's; those that are not usable are left out."""
+    """Updates a question's mean reward by a group's rewards; unusable ones are left out."""
     if not len(rewards):
         return rate
     new = float(np.clip(np.mean(rewards), 0.0, 1.0))

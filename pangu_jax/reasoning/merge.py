@@ -1,8 +1,7 @@
 """Merges of trees of parameters that have one origin: mean, task arithmetic, slerp, TIES, DARE.
 
 Every rule works on one tensor after the other, on the host and in float32 or wider, whatever the
-type of the parameters. A tensor is what files of other libraries hold as one: a layer's, an
-expert's.
+type of the parameters. A tensor is one in the files of other libraries: a layer's, an expert's.
 """
 
 import dataclasses
@@ -37,9 +36,9 @@ class Recipe:
       density: share of each difference that is kept (ties, dare).
       weights: of each tree; None is 1 each for the mean and for ties, which divide by their sum,
         and one by their number for the others, which do not.
-      rescale: what DARE makes up for what it drops: "norm" keeps the sum of magnitudes, as
+      rescale: DARE's compensation for dropped values: "norm" keeps the sum of magnitudes, as
         mergekit does, "density" divides by the share that is kept, as the paper does.
-      seed: of what DARE drops.
+      seed: of DARE's random drops.
     """
 
     method: Method
@@ -50,7 +49,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        """Raises InputError for what makes no sense."""
+        """Raises InputError for invalid settings."""
         check_choices(self)
         if self.method == "delta":
             object.__setattr__(self, "method", "task_arithmetic")
@@ -87,14 +86,14 @@ class Recipe:
 
 
 def merge(trees: Sequence[Any], recipe: Recipe, *, base: Any = None, spec: Any = None) -> Any:
-    """One tree of several.
+    """Merges trees.
 
     Args:
       trees: of equal structure and shapes. Leaves that are not floats are taken from the last;
         arrays that a tree has in two places are merged once.
-      recipe: how.
+      recipe: settings of the merge.
       base: the tree that they all come from, for `FROM_BASE`.
-      spec: the model's spec, whose axes say which leaves stack several tensors; None takes each
+      spec: the model's spec, whose axes tell leaves that stack several tensors; None treats each
         leaf as one tensor. It matters for slerp, ties and dare.
 
     Returns:
@@ -134,10 +133,10 @@ def same_shapes(one: Any, other: Any, first: str, second: str) -> None:
     """Checks that two trees have the same leaves of the same shapes.
 
     Args:
-      one: a tree of whatever has a shape.
+      one: a tree of leaves with shapes.
       other: another.
       first: the first one's name in errors.
-      second: and the other.
+      second: the second one's.
 
     Raises:
       InputError: they do not; names a leaf.
@@ -160,13 +159,13 @@ def merge_tensors(
     name: str,
     dtype: Any = None,
 ) -> np.ndarray:
-    """One tensor of several.
+    """Merges tensors.
 
     Args:
       tensors: of one shape.
-      recipe: how; it has been checked.
+      recipe: settings of the merge, already checked.
       base: their common base, for methods that need one.
-      name: of the tensor, by which DARE draws what it drops, and by which errors call it.
+      name: of the tensor, for errors and DARE's random draws.
       dtype: of the result; None is that of the base, or else of the first.
 
     Raises:
@@ -228,9 +227,9 @@ def task_arithmetic(
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Base + scale * sum of weight * (array - base), float64; the weights are 1/N by default.
+    """Base + scale * sum of weight * (array - base), float64.
 
-    With these and a scale of 1 it is the mean.
+    Weights are 1/n for n arrays by default; with these and a scale of 1 it is the mean.
 
     Source: arXiv 2212.04089; mergekit's "task_arithmetic". The form of the merge between
     iterations of Pangu Embedded (arXiv 2505.22375) as we read it: a scale below 1 pulls back
@@ -242,9 +241,9 @@ def task_arithmetic(
 
 
 def slerp(a: np.ndarray, b: np.ndarray, *, t: float) -> np.ndarray:
-    """Between two tensors along the arc, float64: `a` at t = 0, `b` at t = 1.
+    """Interpolates two tensors along the arc, float64: `a` at t = 0, `b` at t = 1.
 
-    The angle is that of the flattened tensors. Where they are nearly parallel or opposite (a cosine
+    The angle is that of the flattened tensors. If they are nearly parallel or opposite (a cosine
     beyond `COLLINEAR`) it is the straight line.
 
     Source: mergekit's "slerp".
@@ -298,15 +297,14 @@ def dare(
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Task arithmetic on differences of which a random part is kept and scaled up.
+    """Task arithmetic on differences, each randomly sparsified and rescaled.
 
     Args:
       base: float32.
       arrays: of its shape.
-      masks: bool, of its shape, one an array: what is kept.
-      density: what differences are divided by; None scales each to the sum of magnitudes that it
-        had.
-      weights: of the arrays; 1/N by default.
+      masks: bool, of its shape, one per array: the entries kept.
+      density: divisor of differences; None scales each to its former sum of magnitudes.
+      weights: of the arrays; 1/n of n arrays by default.
       scale: of the merged difference.
 
     Source: arXiv 2311.03099, which divides by the density; mergekit's "dare_linear", which keeps

@@ -74,7 +74,7 @@ class _Merged(hf.LazyLeaf):
 
 
 def open_source(path: str | Path) -> Source:
-    """Opens a checkpoint; the tensors of a Hugging Face folder stay there, those of a run do not.
+    """Opens a checkpoint; a Hugging Face folder's tensors stay on disk, a run's are loaded.
 
     Raises:
       InputError: see `checkpoint.open.open_checkpoint`.
@@ -90,16 +90,16 @@ def open_source(path: str | Path) -> Source:
 def merged(
     sources: Sequence[Source], recipe: Recipe, *, base: Source | None = None, dtype: Any = None
 ) -> Any:
-    """A tree of `hf.LazyLeaf`, whose parts are merged when they are asked for.
+    """A tree of `hf.LazyLeaf`, whose parts are merged on demand.
 
     Args:
       sources: of one architecture and one tokenizer.
-      recipe: how.
+      recipe: settings of the merge.
       base: their common base, for methods that need one.
       dtype: of the result; None is that of the base, or else of the first.
 
     Raises:
-      InputError: they differ in a setting or in their tokens (names it), or see `Recipe.check`.
+      InputError: they differ in a setting or in their tokens (named), or see `Recipe.check`.
     """
     recipe.check(len(sources), base is not None)
     first, *others = sources if base is None else (base, *sources)
@@ -116,7 +116,7 @@ def merged(
 
 
 def tokens_of(source: Source) -> Tokenizer | None:
-    """A checkpoint's tokenizer, None where it has none that can be read."""
+    """A checkpoint's tokenizer, None if it has none that can be read."""
     try:
         return load_tokenizer(source.tokenizer, checkpoint=source.path)
     except InputError:

@@ -25,7 +25,7 @@ class Gate:
       tokenizer: of all of them.
       asked: questions with choices; None to measure on text.
       tokens: the text; None to measure on questions.
-      length: tokens of context that a window of text gives at most.
+      length: most tokens of context in a window of text.
       batch: windows, or choices, computed at once.
       how: layout, implementations, and the type of activations.
     """
@@ -45,7 +45,7 @@ class Gate:
     def score(
         self, params: Any, cfg: Any, progress: Callable[[int, int], None] | None = None
     ) -> float:
-        """Bits per byte, or the share of right answers; not a number where likelihoods are none.
+        """Bits per byte, or the share of right answers; NaN if likelihoods are.
 
         Args:
           params: tree of the model's spec.
@@ -53,7 +53,7 @@ class Gate:
           progress: called with rows done and rows in all.
 
         Raises:
-          InputError: the model is no decoder, or lacks a token.
+          InputError: the model is not a decoder, or lacks a token.
         """
         if registry.kind_of(cfg).name != "decoder":
             raise InputError("a gate measures decoders; these models are none")
@@ -86,7 +86,7 @@ class Gate:
 
 
 def read_gate(path: str | Path, tokenizer: Tokenizer, **options: Any) -> Gate:
-    """The gate of a file: questions where its first line is one, else text.
+    """The gate of a file: questions if its first line is one, else text.
 
     Args:
       path: a file for `data.multiple_choice.questions` or `data.text.documents`.

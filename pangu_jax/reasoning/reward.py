@@ -6,9 +6,9 @@ An answer that no source applies to has no reward, which is not the same as 0.
     health = health.after(graded)
     ... graded.reward[graded.usable] ...
 
-A source gives a value from 0 to 1, or none where it does not apply, or it fails. What does not
-apply is left out and the other weights make up for it. What failed is counted, and its sample has
-no reward at all: a mistake of ours must not teach the model that it was wrong. Sources are in
+A source returns a value from 0 to 1, or none if it does not apply, or it fails. Sources that do not
+apply are left out and the other weights make up for it. Failures are counted, and the sample has no
+reward at all: a mistake of ours must not teach the model that it was wrong. Sources are in
 `reward_sources`.
 
 Source: arXiv 2505.22375 for a reward that routes each task to sources of several kinds and adapts
@@ -29,13 +29,13 @@ from pangu_jax.reasoning.code_tasks import CodeTask
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An answer, and what it is to be judged by.
+    """An answer, with the data to judge it by.
 
     Attributes:
       question: the question.
       text: all that the model wrote, tags of thinking included.
-      said: what of it is not thinking, which is where the answer is.
-      kind: of the task: one of `answers.KINDS`, or "general", which nothing but judges can tell.
+      said: the part of it after thinking, which holds the answer.
+      kind: of the task: one of `answers.KINDS`, or "general", for which there are only judges.
       gold: the right answer; empty if unknown.
       code: the task with its tests, for the kind "code".
       mode: the think mode that was asked for, if any.
@@ -63,7 +63,7 @@ class Score:
     Attributes:
       value: from 0 to 1; None if the source does not apply or failed.
       evidence: why, in words that may be shown to the model.
-      failed: whether there would be a value, but for an error; the evidence says which.
+      failed: whether an error prevented a value; the evidence says which.
     """
 
     value: float | None
@@ -221,7 +221,7 @@ def grade(
     Args:
       samples: answers to one prompt.
       routes: a route for each kind of task among them.
-      sources: by name; a source that a route names and that is not there does not apply, but each
+      sources: by name; a source that a route names and that is missing does not apply, but each
         route needs one of its tiers.
       health: recent behavior of the sources, to which their weights adapt.
 
@@ -259,7 +259,8 @@ def duplicates(units: Sequence[Any], n: int) -> float:
 def repetition(text: str, n: int = 4, free: float = 0.2) -> float:
     """Repetitiveness of a text, 0 to 1: the share of repeated n-grams of words above `free`.
 
-    A text with hardly a space, such as Chinese, is taken letter by letter, five times as long.
+    A text with hardly a space, such as Chinese, is taken by character, in n-grams five times as
+    long.
     """
     words = text.split()
     if len(text) > 20 * max(len(words), 1):
@@ -268,7 +269,7 @@ def repetition(text: str, n: int = 4, free: float = 0.2) -> float:
 
 
 def overlong(tokens: int, budget: int, last: float = 0.2) -> float:
-    """0 up to the last part of a budget, and from there evenly up to 1 at its end."""
+    """0 up to the last part of a budget, then rising linearly to 1 at its end."""
     start = budget * (1 - last)
     return float(np.clip((tokens - start) / (budget - start), 0, 1))
 
@@ -307,25 +308,25 @@ def well_formed(
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Places scores of no fixed scale among the last ones, so that a drift does not matter.
+    """Ranks scores of no fixed scale among recent ones, so that drift does not matter.
 
     Attributes:
-      last: the scores that are looked back on.
-      size: most elements.
+      last: recent scores.
+      size: most scores kept.
     """
 
     last: tuple[float, ...] = ()
     size: int = 1000
 
     def place(self, score: float) -> float:
-        """The share of the last scores that are lower, ties counted half; 0.5 where none are."""
+        """The share of recent scores that are lower, ties counted half; 0.5 without any."""
         if not self.last:
             return 0.5
         found = np.array(self.last)
         return float(((found < score).sum() + 0.5 * (found == score).sum()) / len(found))
 
     def after(self, scores: Sequence[float]) -> "Scale":
-        """With further scores."""
+        """The scale after further scores."""
         return dataclasses.replace(self, last=(*self.last, *scores)[-self.size :])
 
 

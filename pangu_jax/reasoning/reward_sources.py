@@ -26,7 +26,7 @@ Is the answer correct? Reply with one word, yes or no."""
 
 
 def per_sample(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
-    """A source that judges samples one by one; what it raises is a failure of that sample alone.
+    """A source that judges samples one by one; an exception is a failure of that sample alone.
 
     Args:
       judge: a function that any thread may call.
@@ -66,15 +66,15 @@ def answer(sample: Sample) -> Score:
 
 
 def code(*, allow: bool, binary: bool = False, threads: int = 4) -> Source:
-    """Code in stages: compiled, run on the tests that the model may see, then on the others.
+    """Scores code in stages: compiled, run on tests that the model may see, then on the others.
 
-    What is no code is worth 0, what compiles 0.1, what passes the tests that are shown 0.2, and the
-    share of the others that pass makes up the rest. Where all tests are shown, or none, there is no
-    second stage. Errors of tests are evidence only where these are shown.
+    Text that is not code is worth 0, code that compiles 0.1, code that passes the shown tests 0.2,
+    and the share of the others that pass makes up the rest. If all tests are shown, or none, there
+    is no second stage. Errors of tests are evidence only if these are shown.
 
     Args:
       allow: whether code may be run; see `sandbox.run`.
-      binary: 1 for what passes everything, else 0.
+      binary: 1 for code that passes everything, else 0.
       threads: sandboxes at once.
     """
     return per_sample(functools.partial(_code, allow=allow, binary=binary), threads)
@@ -110,8 +110,8 @@ def preferred_by_model(
     """Makes a source that ranks answers among earlier ones by a preference model.
 
     Args:
-      score: of samples, on whatever scale.
-      place: from a score to a value, such as `reward.Scale.place`.
+      score: scores samples, on any scale.
+      place: maps a score to a value, such as `reward.Scale.place`.
     """
 
     def source(samples: Sequence[Sample]) -> list[Score]:
@@ -126,7 +126,7 @@ def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
     A reply that neither begins nor ends with yes or no is a failure.
 
     Args:
-      ask: replies to prompts, such as `llm_judge.make_asker` makes with an engine.
+      ask: replies to prompts, such as one of `llm_judge.make_asker`.
     """
 
     def source(samples: Sequence[Sample]) -> list[Score]:
@@ -144,7 +144,7 @@ def judge_prompt(sample: Sample) -> str:
 def verdict(reply: str) -> Score:
     """The yes or no that a reply begins with, else that it ends with.
 
-    One within a sentence is none: "There is no mistake".
+    One within a sentence does not count: "There is no mistake".
     """
     found = re.match(r"\W*(yes|no)\b", reply, re.I) or re.search(r"\b(yes|no)\W*$", reply, re.I)
     if found is None:

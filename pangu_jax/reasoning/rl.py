@@ -2,12 +2,11 @@
 
     state = train(params, prompt, reward, model=cfg, cfg=RlConfig(...), optimizer=optimizer)
 
-`schedule` says what is begun and what is trained on; here it is done. In one process the trainer
-updates where there is a batch, else the slots decode; nothing depends on the clock, so a run is the
-same each time, and with a staleness of 0 it is plain synchronous training. Answers that run go on
+`schedule` decides what to begin and to train on; this module does it. In one process the trainer
+updates if there is a batch, else the slots decode; nothing depends on the clock, so runs are
+reproducible, and with a staleness of 0 it is plain synchronous training. Running answers continue
 with the new weights, each token with its own version and the log-probability that it was sampled
-at. What happens is written down as it happens (`rl_journal`), so that a kill loses the answers that
-ran and nothing else.
+at. Events are logged as they happen (`rl_journal`), so that a kill loses only running answers.
 """
 
 import contextlib
@@ -78,15 +77,15 @@ def train(
     sampler: MakeSampler = LocalSampler,
     how: How = HOW,
 ) -> TrainState:
-    """Trains a decoder by the rewards of its answers, from where it was stopped or killed.
+    """Trains a decoder by the rewards of its answers, resuming a run that was stopped or killed.
 
-    Answers that had ended are kept, updates since the last checkpoint are made again from them to
-    the same bits, and answers that ran are begun again, with the same keys but the weights of now.
+    Answers that had ended are kept, updates since the last checkpoint are recomputed from them to
+    the same bits, and running answers are restarted, with the same keys but the current weights.
     So with a staleness of 0 a run ends in the same bits whether or not it was interrupted.
 
     Args:
-      params: tree of `decoder.spec(model)`; it is donated. A run that goes on must be given the
-        same: it begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
+      params: tree of `decoder.spec(model)`; it is donated. A resumed run needs the same ones: it
+        begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
       prompt: ids of a question, by its number: that of the group, 0, 1, ..., or, with a curriculum,
         one of its questions'.
       reward: rewards of the answers to a question, by its number, float [answers]; NaN where there
@@ -98,19 +97,19 @@ def train(
         every `cfg.save_every` updates and at the end. None saves nothing, and leaves signals alone.
       on_update: called with the figures of every update: version, loss, reward, ages and more;
         those from before the run was stopped first.
-      sampler: makes what writes the answers.
+      sampler: makes the sampler of answers.
       how: layout, implementations, type of activations.
 
     Returns:
       The state after the last update.
 
     Raises:
-      InputError: a prompt does not fit, rewards are not as many as answers, or the loss is not
-        finite; names the group or the update. Or what the folder holds is damaged or of another
-        run: of other settings, or of an optimizer whose updates were others. Or, where
-        `replace_equal_groups` asks for rewards that differ, hardly any group has rewards.
-      NothingToLearn: hardly any group's rewards differ, where `replace_equal_groups` asks for
-        it; the last update is saved.
+      InputError: a prompt does not fit, the numbers of rewards and answers differ, or the loss is
+        not finite; names the group or the update. Or the folder's content is damaged or of another
+        run: of other settings, or of an optimizer with different updates. Or hardly any group has
+        rewards, though `replace_equal_groups` needs rewards that differ.
+      NothingToLearn: hardly any group's rewards differ, as `replace_equal_groups` needs; the last
+        update is saved.
       Stopped: on SIGTERM or SIGINT; within a burst of decoding or an update; the run is saved.
     """
     _check_layout(cfg, how.layout)
@@ -192,7 +191,7 @@ class _Saver:
         self._settings, self._saved = settings, store.latest()
 
     def save(self) -> None:
-        """Saves the run; where its weights are saved, the journal has what came since."""
+        """Saves the run; if its weights are saved already, the journal has the events since."""
         run = self._trainer.run
         if self._saved != run.plan.version and not isinstance(self._store, NullStore):
             oldest = rl_resume.save(self._store, run, self._settings)
@@ -200,7 +199,7 @@ class _Saver:
             self._saved = run.plan.version
 
     def wait(self) -> None:
-        """Until what was saved is written."""
+        """Waits until the saved run is written."""
         self._store.wait()
 
 
@@ -274,7 +273,7 @@ class _Rollouts:
         return self._update is not None
 
     def do(self, actions: Sequence[Action]) -> None:
-        """Does what the actions say, or notes that it is to be done."""
+        """Performs the actions, or queues them."""
         for action in actions:
             if isinstance(action, Start):
                 self._start(action)
@@ -287,7 +286,7 @@ class _Rollouts:
             yield _record(self._ended.popleft())
 
     def next(self) -> tuple[Record, Made | None] | None:
-        """Returns the next event: an ended sample, else rewards, else an update, else decodes.
+        """Returns the next event: an ended sample, rewards, or an update; else decodes.
 
         None if nothing ends within a burst of decoding.
         """
@@ -369,7 +368,7 @@ class _Clock:
         self._trained += seconds * trains
 
     def figures(self) -> dict[str, float]:
-        """Since the last call."""
+        """Figures of the time since the last call."""
         seconds = max(self._seconds, 1e-9)
         found = {
             "seconds": seconds,

@@ -19,7 +19,7 @@ from pangu_jax.decode.engine import Answer
 
 @dataclasses.dataclass(frozen=True)
 class SavedAnswer:
-    """An `Answer` as JSON has it."""
+    """An `Answer` in JSON form."""
 
     sample: int
     ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class SavedAnswer:
 
     @property
     def answer(self) -> Answer:
-        """As it was when it was saved."""
+        """The answer that was saved."""
         return Answer(
             np.array(self.ids, np.int32),
             np.array(self.log_probs, np.float32),
@@ -50,7 +50,7 @@ class SavedAnswer:
 
 
 def saved_answer(sample: int, answer: Answer) -> SavedAnswer:
-    """The answer as JSON has it; float32 comes back as it was."""
+    """Converts an answer to JSON form; float32 values round-trip exactly."""
     return SavedAnswer(
         sample,
         tuple(answer.ids.tolist()),
@@ -67,13 +67,13 @@ class Record:
 
     Attributes:
       kind: an answer ended, or was lost; a group got rewards; an update was made; or the run was
-        begun again, so that what ran is begun again, too.
+        resumed, so that running answers restart, too.
       group: of an answer or of rewards.
       sample: of an answer that was lost.
       answer: that ended.
       rewards: of a group; None is NaN.
       figures: measurements of an update that cannot be recomputed, such as its time.
-      moved: how far an update moved some of the weights, which one that is made again does, too;
+      moved: distance that an update moved some of the weights, the same when it is recomputed;
         None is unknown, or not at all.
     """
 
@@ -92,14 +92,14 @@ class Record:
 
 
 class Journal:
-    """Records in files, each begun where a checkpoint was: FIRST-VERSION.jsonl.
+    """Records in files, each started at a checkpoint: FIRST-VERSION.jsonl.
 
-    A record is in the system's hands before the run goes on, so a kill of the process loses none
-    and leaves half of one at most, the last.
+    A record is handed to the operating system before the run goes on, so a kill of the process
+    loses none and leaves at most the last one incomplete.
     """
 
     def __init__(self, folder: Path | None, *, writes: bool = True):
-        """Of a folder, which need not be there; None writes nothing.
+        """A journal in a folder, which need not exist; None writes nothing.
 
         Args:
           folder: the folder.
@@ -155,7 +155,7 @@ class Journal:
 
         Args:
           version: of the checkpoint.
-          oldest: version of the oldest checkpoint that is kept; files of older ones go away.
+          oldest: version of the oldest checkpoint that is kept; files of older ones are deleted.
         """
         if self._folder is None or not self._writes:
             return

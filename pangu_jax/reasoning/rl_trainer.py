@@ -1,4 +1,4 @@
-"""The trainer of reinforcement learning: answers and rewards come in, updates are made."""
+"""The trainer of reinforcement learning: makes updates from answers and rewards."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -62,7 +62,7 @@ class Made(NamedTuple):
 def make_score(
     model: decoder.DecoderConfig, *, temperature: float, accumulate: int, how: How
 ) -> Callable[[Any, Any], jax.Array]:
-    """The jitted `answer_log_probs` of a batch, in as many parts as an update is made in."""
+    """The jitted `answer_log_probs` of a batch, in as many parts as an update's microbatches."""
     one = partial(answer_log_probs, cfg=model, temperature=temperature, how=how)
 
     def score(params, batch):
@@ -103,7 +103,7 @@ class Trainer:
         optimizer: optax.GradientTransformation,
         how: How,
     ):
-        """See `rl.train`; where the run has no state yet, `params` are donated."""
+        """See `rl.train`; if the run has no state yet, `params` are donated."""
         self.run, self.cfg = run, cfg
         self.figures: dict[str, Any] = {}
         self._prompt, self._key = prompt, jax.random.key(cfg.seed)
@@ -154,14 +154,14 @@ class Trainer:
         return tuple(actions)
 
     def happens(self, record: Record, made: Made | None = None) -> tuple[Action, ...]:
-        """Takes in what happened.
+        """Applies an event.
 
         Args:
-          record: what.
-          made: of an update, what `update` gave; None makes it.
+          record: the event.
+          made: for an update, the result of `update`; None computes it.
 
         Returns:
-          What is to be done.
+          The actions that follow.
         """
         if record.kind == "resumed":
             found = schedule.resume(self.run.plan)
@@ -172,7 +172,7 @@ class Trainer:
         return self.prepare(actions)
 
     def update(self) -> Made:
-        """The state after the update that is due, which takes the place of the one before.
+        """Makes the update that is due; its state replaces the one before.
 
         Raises:
           InputError: it is not finite.

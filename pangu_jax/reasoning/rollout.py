@@ -48,7 +48,7 @@ def make_batch(
     oldest: int | None = None,
     mask_truncated: bool = False,
 ) -> Batch:
-    """Rows of prompt and answer, of one length that is rounded up.
+    """Builds rows of prompt and answer, padded to one rounded-up length.
 
     Args:
       rollouts: groups with rewards.

@@ -1,11 +1,11 @@
-"""Answers written by Ray actors, on this machine or others: `pip install 'pangu-jax[ray]'`.
+"""Sampling in Ray actors, on this machine or others: `pip install 'pangu-jax[ray]'`.
 
     state = train(..., sampler=partial(RaySampler, workers=4))
 
-Each actor has an engine of its own, the one that a run in one process has. Weights are put into
-Ray's store once per version. A call to an actor comes after those before it, so a sample is begun
-with the weights of its version or newer ones, which is all that the schedule's bound needs. Where
-an actor is lost, another takes its place, and the schedule begins its samples again.
+Each actor has an engine of its own, as in a run in one process. Weights are put into Ray's store
+once per version. Calls to an actor run in order, so a sample starts with the weights of its version
+or newer ones, which is all that the schedule's bound needs. If an actor is lost, another takes its
+place, and the schedule restarts its samples.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class _Actor:
         return self._sampler.poll() if self._sampler.engine.busy else []
 
     def pid(self) -> int:
-        """Of its process."""
+        """The id of its process."""
         return os.getpid()
 
 
@@ -80,7 +80,7 @@ class _Place:
 
 
 class RaySampler:
-    """Samples are spread over actors; see `Sampler` and `MakeSampler`."""
+    """A sampler that spreads samples over actors; see `Sampler` and `MakeSampler`."""
 
     shares_device = False
 
@@ -97,7 +97,7 @@ class RaySampler:
         workers: int = 2,
         gpus: float = 0.0,
     ):
-        """Begins the actors; Ray is begun, too, unless it runs (or RAY_ADDRESS says where).
+        """Starts the actors, and Ray unless it runs already (or at RAY_ADDRESS).
 
         Args:
           params: tree of `decoder.spec(model)`.
@@ -108,11 +108,11 @@ class RaySampler:
           stops: most stop ids of a request.
           how: implementations and type of activations; no layout.
           workers: number of actors.
-          gpus: that each actor gets, of those that Ray has; Ray knows nothing of the trainer's.
+          gpus: per actor, of those that Ray has; Ray does not know of the trainer's.
 
         Raises:
           InputError: a number is out of range, there is a layout, or Ray is not installed, cannot
-            be begun or joined, or has not got what the actors need.
+            be started or joined, or lacks resources for the actors.
         """
         check_size("workers", workers)
         if how.layout is not None:
@@ -135,7 +135,7 @@ class RaySampler:
             raise
 
     def start(self, group: int, sample: int, request: Request) -> None:
-        """Gives a sample to the actor that has the fewest."""
+        """Gives a sample to the actor with the fewest."""
         key = None if request.key is None else np.asarray(jax.random.key_data(request.key))
         request = dataclasses.replace(request, key=key, stop_ids=tuple(request.stop_ids))
         place = min(self._places, key=lambda place: len(place.running))
@@ -153,7 +153,7 @@ class RaySampler:
         """Returns samples that have ended, or were lost with their actor, after a short wait.
 
         Args:
-          wake: not read: actors are not told, and behave as if it were true.
+          wake: ignored: actors behave as if it were true.
 
         Raises:
           InputError: actors do not start in time, keep dying, or cannot begin a sample; says why.
@@ -169,14 +169,14 @@ class RaySampler:
         return [found for place in self._places for found in self._look(place)]
 
     def close(self) -> None:
-        """Ends the actors, and Ray if it was begun here."""
+        """Ends the actors, and Ray if it was started here."""
         for place in self._places:
             self._ray.kill(place.actor)
         if self._began:
             self._ray.shutdown()
 
     def pids(self) -> list[int]:
-        """The processes of the actors."""
+        """The process ids of the actors."""
         return self._ray.get([place.actor.pid.remote() for place in self._places])
 
     def _look(self, place: _Place) -> list[Sampled]:

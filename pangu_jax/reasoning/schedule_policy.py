@@ -1,4 +1,4 @@
-"""Three policies of the scheduler: how many groups may be begun, and what is trained on next."""
+"""Three policies of the scheduler: the number of groups that may begin, and the next batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ class Choice:
 
     Attributes:
       batch: groups to train on, of `ready`; none to wait.
-      discard: groups of `ready` to be begun again.
+      discard: groups of `ready` to restart.
       renew: numbers of groups in `open` that go on as a new segment.
     """
 

@@ -40,7 +40,7 @@ class Costs:
     """Durations, in seconds.
 
     Attributes:
-      token: of one slot, to make a token.
+      token: per token in one slot.
       update: of the trainer, from a batch to new weights.
       shared: whether slots wait during an update, as in one process.
     """
@@ -63,7 +63,7 @@ class Simulated:
       cfg: its settings.
       seconds: until the last update was applied.
       updates: number of updates.
-      generator_idle: share of the slots' time in which they made nothing.
+      generator_idle: share of the slots' time in which they were idle.
       trainer_idle: share of the time without an update under way.
       ages: histogram of the groups trained on, from age 0.
       discarded: share of the groups that ended and were thrown away.
@@ -88,10 +88,10 @@ class Simulated:
 
 
 def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
-    """Lengths whose logarithms are normal, rounded, cut at the longest.
+    """Log-normal lengths, rounded, truncated at the longest.
 
     Args:
-      mean: before the cut, in tokens.
+      mean: before truncation, in tokens.
       sigma: standard deviation of the logarithm; 0 is one length for all.
       longest: tokens that no answer exceeds.
 
@@ -111,7 +111,7 @@ def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
 
 
 def measured(prompts: Sequence[Sequence[int]]) -> Lengths:
-    """Lengths that were measured: a group draws a prompt, and its samples from that prompt's.
+    """Measured lengths: a group draws a prompt, and its samples' lengths from that prompt's.
 
     Args:
       prompts: tokens of the answers to each prompt.
@@ -209,7 +209,7 @@ class _World:
         self._free = 0.0  # when slots may go on
 
     def do(self, actions: Sequence[schedule.Action]) -> None:
-        """Lets what the actions ask for happen, now or in some time."""
+        """Performs the actions, at once or after their simulated time."""
         for action in actions:
             if isinstance(action, Start):
                 tokens = int(self._of(action.group)[action.sample])

@@ -16,12 +16,12 @@ class Priority:
     """Weights that rank finished groups for training, where the bound leaves a choice.
 
     A group's score is age * its age / staleness + learnable * 4 p (1 - p), p being its mean reward
-    cut to [0, 1], + resumed * whether it was begun again or renewed. Ties go to the lower number,
+    clipped to [0, 1], + resumed * whether it was restarted or renewed. Ties go to the lower number,
     so the default is oldest first. No group is used twice, so nothing is subtracted for use.
 
     Attributes:
       age: weight of the age.
-      learnable: weight of how much the rewards of a group differ.
+      learnable: weight of the spread of a group's rewards.
       resumed: weight of a group that was interrupted.
     """
 
@@ -32,17 +32,17 @@ class Priority:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Settings of the scheduler; they stay what they are for a whole run.
+    """Settings of the scheduler, constant for a whole run.
 
     Attributes:
-      staleness: s, how many updates old the weights of a group's first token may be when the group
-        is trained on; 0 is synchronous.
+      staleness: s, most updates between the weights of a group's first token and those that the
+        group trains; 0 is synchronous.
       batch: B, groups per update.
       group: N, samples per group, which are trained on together.
       slots: samples that run at once.
       policy: barrier keeps the bound and uses every sample; admission uses what ends first, so its
-        ages have no bound; discard keeps the bound by beginning again what is too old, so that
-        short answers are trained on more often than they are given.
+        ages have no bound; discard keeps the bound by restarting groups that are too old, so that
+        short answers are overrepresented in training.
       partial: whether an update may go ahead of a group that is too old and still running; it goes
         on as a new segment, whose version counts, and its older tokens must be masked. For barrier.
       replace_equal_groups: whether groups whose rewards are all equal, which teach nothing, are
@@ -78,12 +78,12 @@ class Group:
 
     Attributes:
       number: index of the group; the prompt depends on it alone.
-      since: version of the weights that its first token was made with, or, renewed, that it went on
-        with; None until a sample runs.
+      since: version of the weights of its first token or, once renewed, of its latest segment; None
+        until a sample runs.
       waiting: samples without a slot.
       running: samples in slots.
-      mean: mean reward, cut to [0, 1], once there is one.
-      resumed: whether a sample was begun again, or the group was renewed.
+      mean: mean reward, clipped to [0, 1], once there is one.
+      resumed: whether a sample was restarted, or the group was renewed.
     """
 
     number: int
@@ -101,7 +101,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleState:
-    """Everything that a schedule goes on from.
+    """The complete state of a schedule.
 
     Attributes:
       cfg: the settings.
@@ -110,12 +110,12 @@ class ScheduleState:
       open: groups that were begun and have no rewards yet, in the order of their numbers.
       ready: groups with rewards, in the order in which they got them.
       training: groups of the update under way.
-      again: numbers of groups that were thrown away, to be begun again.
-      ages: histogram: how many groups were trained on at age 0, 1, ...; updates applied only.
+      again: numbers of groups that were discarded, to be restarted.
+      ages: histogram: numbers of groups trained on at age 0, 1, ...; updates applied only.
       discarded: groups thrown away for their age.
-      dropped: groups that were replaced as all their rewards were equal.
+      dropped: groups that were replaced because all their rewards were equal.
       renewed: number of times that groups went on as a new segment.
-      lost: samples that were begun again, as whoever ran them was lost.
+      lost: samples that were restarted because their process was lost.
     """
 
     cfg: ScheduleConfig
@@ -171,7 +171,7 @@ class Graded:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A running sample is lost, as the process that ran it is; it is begun again."""
+    """A running sample was lost with its process; it restarts."""
 
     group: int
     sample: int
@@ -216,14 +216,14 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Renew:
-    """Groups go on with the newest weights; what they have so far must be masked in training."""
+    """Groups go on with the newest weights; their tokens so far must be masked in training."""
 
     groups: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Forget:
-    """The samples of these groups are not needed: thrown away, or replaced by other groups."""
+    """The samples of these groups are not needed: discarded, or replaced by other groups."""
 
     groups: tuple[int, ...]
 

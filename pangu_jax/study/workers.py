@@ -1,4 +1,4 @@
-"""Cells shared by several processes: each is a file of its own, taken by whoever is first.
+"""Cells shared by several processes: each is a file of its own, taken by the first process.
 
     begin(folder, settings)
     if given.workers == 1:
@@ -51,18 +51,18 @@ def work(
     shown: Callable[[dict[str, Any]], str],
     seconds: float | None = None,
 ) -> None:
-    """Takes cells that nobody has taken until none is left or time is up.
+    """Takes unclaimed cells until none is left or time is up.
 
     Args:
       folder: of the run.
-      cells: what makes each, by name: a function of a folder for its training and of `stop`, which
-        says whether time is up. A cell that was cut short for that has "cut" set, and is made
-        again, from its training on, by the next run. Each has its "seconds".
+      cells: functions by name, each of a folder for its training and of `stop`, which says whether
+        time is up. A cell that was cut short for that has "cut" set, and the next run computes it
+        again, resuming its training. Each has its "seconds".
       shown: a cell's figures in words.
       seconds: time limit; None for none.
 
     Raises:
-      InputError: a cell cannot be made or written.
+      InputError: a cell cannot be computed or written.
     """
     end = time.monotonic() + (float("inf") if seconds is None else seconds)
 
@@ -96,7 +96,7 @@ def share(folder: Path, module: str, workers: int, *, seconds: float | None = No
       folder: of the run.
       module: module that the command runs, as for `python -m`.
       workers: number of processes; they share the device's memory.
-      seconds: after how long they are told to stop; None for no end.
+      seconds: time after which they are told to stop; None for no end.
     """
     began = time.monotonic()
     command = [sys.executable, "-m", module, *sys.argv[1:], "--worker"]

@@ -2,7 +2,7 @@
 
 | ablation | every thought becomes |
 |---|---|
-| zeros | nothing |
+| zeros | zeros |
 | noise | a random direction of the same length |
 | other | that of the problem before, the first one of the last |
 | pause | the embedding of a pause, which Coconut itself never trains |

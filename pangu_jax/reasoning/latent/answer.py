@@ -1,7 +1,7 @@
 """Answers of a trained model: it reads, thinks, and the engine writes the rest.
 
 The thoughts are computed first; prefix, thoughts and the given part of the tail are then a prompt
-of embeddings for `decode.engine`. So what stands in the place of thoughts can be exchanged
+of embeddings for `decode.engine`. So thoughts can be replaced
 (`ablation`).
 """
 
@@ -63,17 +63,17 @@ def solve(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      problems: of which the question alone is read.
+      problems: only their questions are read.
       method: turns a question into a row.
       phase: the phase that the model was trained in last.
       markers: of the tokenizer.
       cfg: the model.
-      max_new_tokens: most tokens of what is written.
-      batch: problems that are thought about, and answered, at once.
+      max_new_tokens: most tokens to generate.
+      batch: problems computed at once.
       exchange: replaces the thoughts before the model goes on; None leaves them. It gets those
         about all problems, which are computed first.
-      seed: of what `exchange` draws.
-      progress: called with how many are done, and of how many.
+      seed: of the draws of `exchange`.
+      progress: called with problems done and problems in all.
       how: implementations, and type of activations and cache.
 
     Raises:
@@ -144,7 +144,7 @@ def final_answer(ids: Sequence[int], markers: Markers) -> tuple[int, ...] | None
 
 
 def given_part(row: Slots) -> Slots:
-    """A row without what is to be predicted."""
+    """A row without its tokens to predict."""
     return Slots(row.prefix, row.tail[: row.given], row.given)
 
 

@@ -1,4 +1,4 @@
-"""Batches of a phase: which problems, how much of their chains, and how wide they are."""
+"""Batches of a phase: their problems, the rest of the chains, and their widths."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -72,8 +72,8 @@ def phase_batches(
 ) -> Iterator[dict[str, Any]]:
     """Endless batches of problems drawn with replacement, from `step` on.
 
-    Batch number i is a function of the seed and i alone, so a run goes on in the same bits. Where
-    the method has a teacher, a batch has "answer", int32 [B], the column of each row's mark before
+    Batch number i is a function of the seed and i alone, so a resumed run is bit-identical. If the
+    method has a teacher, a batch has "answer", int32 [B], the column of each row's mark before
     the answer, and under "teacher" a batch of the teacher's rows about the same problems.
 
     Args:

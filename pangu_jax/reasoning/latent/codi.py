@@ -2,15 +2,15 @@
 
 The same parameters read two rows about a problem. The teacher's has the written chain, the
 student's has thoughts, each made of the state before it by a small network. Both learn by
-cross-entropy, and at the mark before the answer the student's state in every layer is drawn to the
-teacher's, which the distance itself does not move:
+cross-entropy, and at the mark before the answer the student's state in every layer is pulled toward
+the teacher's, which gets no gradient from the distance:
 
     loss = student + align * distance + teach * teacher
     distance = mean over layers of smooth_l1(student's state, teacher's state) / std(teacher's)
 
-Source: arXiv 2502.21074, section 3, as its released code has it. Ours: each loss is the mean of a
-row's tokens, then of rows, so that microbatches add up, but for the deviation, which is taken over
-a microbatch; the mean counts the embedding, whose distance is 0, as one more layer.
+Source: arXiv 2502.21074, section 3, and its released code. Ours: each loss is the mean of a row's
+tokens, then of rows, so that microbatches add up, but for the deviation, which is taken over a
+microbatch; the mean counts the embedding, whose distance is 0, as one more layer.
 """
 
 from functools import lru_cache
@@ -38,7 +38,7 @@ def model(cfg: decoder.DecoderConfig, own: MethodConfig) -> ThinkerConfig:
 
 
 def teacher(problem: Encoded, markers: Markers) -> Slots:
-    """The row that a problem's thoughts are to do the work of: its whole chain, written."""
+    """The teacher's row of a problem: its whole chain, written."""
     return written(problem, Phase(1), markers, 0)
 
 
@@ -52,7 +52,7 @@ def distillation_loss(
     own: MethodConfig,
     how: How = HOW,
 ) -> Loss:
-    """The loss on batches that bring a teacher's rows.
+    """The loss on batches with a teacher's rows.
 
     Args:
       cfg: the model.

@@ -65,8 +65,8 @@ class CurriculumConfig:
       steps: optimizer steps in all.
       stage_steps: optimizer steps until the next step of the chain (or, of `icot`, token) goes; 0
         begins with the last stage, None gives the stages before it 7 of 10 steps together.
-      first_steps: optimizer steps before anything goes, where stages have steps; None is as many
-        as those of any other stage.
+      first_steps: optimizer steps before anything goes, if stages have steps; None is as many as
+        in any other stage.
       stages: number of steps that slots replace, one after another, before the rest goes.
       slots_per_stage: thoughts or pauses for each of them.
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.

@@ -19,7 +19,7 @@ class Asking:
 
     Attributes:
       thinking: what they do after a prompt; None if a prompt is tokens alone.
-      facts: for the artifact: "ending", what follows a question's text, before it is tokens;
+      facts: for the artifact: "ending", text appended to a question before it is tokenized;
         "begin" and "suffix", ids before and after them; "mark", the id after which an answer
         follows.
       note: the same, for the user.

@@ -32,7 +32,7 @@ def key(question: str) -> str:
 
 
 def hashes(problems: Iterable[Problem]) -> np.ndarray:
-    """A hash of each question's key, without order and once each: uint64 [n], rising."""
+    """Distinct hashes of the questions' keys: uint64 [n], ascending."""
     return np.unique(np.fromiter(map(_hash, problems), "<u8"))
 
 
@@ -43,7 +43,7 @@ def not_among(problems: Sequence[Problem], seen: np.ndarray) -> list[Problem]:
 
 
 def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
-    """Writes them into a run's folder.
+    """Writes hashes into a run's folder.
 
     Raises:
       InputError: it cannot be written.
@@ -53,7 +53,7 @@ def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
 
 
 def load_hashes(folder: str | Path) -> np.ndarray:
-    """Those of a run's folder.
+    """Reads the hashes of a run's folder.
 
     Raises:
       InputError: there are none, or the file holds something else.

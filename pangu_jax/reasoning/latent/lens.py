@@ -1,8 +1,8 @@
 """Every layer's states at the places that thoughts come from, and what the head reads in them.
 
-The logit lens gives a layer's states to the final norm and the head, as if it were the last one. A
-thought spreads its probability over ids: how much lies on those of a set, and over how many of them
-it is spread, is what superposition means here.
+The logit lens applies the final norm and the head to a layer's states, as if it were the last one.
+A thought spreads its probability over ids: superposition here means how much of it is on the ids of
+a set, and over how many of them it is spread.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def states_by_layer(
     batch: int = 32,
     how: How = HOW,
 ) -> np.ndarray:
-    """The state that each thought is made of, after every layer, before the final norm.
+    """The state from which each thought is made, after every layer, before the final norm.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -84,7 +84,7 @@ def states_by_layer(
 
 
 def normed(params: dict[str, Any], states: np.ndarray, *, cfg: decoder.DecoderConfig) -> np.ndarray:
-    """States as the head takes them, after the final norm: [..., D] to float32 [..., D].
+    """Applies the final norm, as for the head: [..., D] to float32 [..., D].
 
     Args:
       params: tree of `decoder.spec(cfg)`.

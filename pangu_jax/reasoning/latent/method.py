@@ -1,4 +1,4 @@
-"""A method of latent reasoning: when what is taken from a chain, and what stands in its place."""
+"""A method of latent reasoning: the schedule of a chain's removal, and its replacement."""
 
 import dataclasses
 import math
@@ -19,12 +19,12 @@ class MethodConfig:
     """Numbers of single methods, which the others do not read.
 
     Attributes:
-      turns: of `looped` and `adaptive`, how often the layers run.
-      plans: of `planning`, how many kinds of steps there are at most.
+      turns: of `looped` and `adaptive`, number of passes through the layers.
+      plans: of `planning`, most kinds of steps.
       align: of `codi`, weight of the distance between the student's and the teacher's states.
       teach: of `codi`, weight of the teacher's own loss.
-      depth: of `adaptive`, the share of tokens that are to run each layer of later turns.
-      steer: of `adaptive`, weight of how far the shares are from it.
+      depth: of `adaptive`, target share of tokens that run each layer of later turns.
+      steer: of `adaptive`, weight of the squared distance of the shares from it.
 
     Raises:
       InputError: numbers out of range.
@@ -62,7 +62,7 @@ class Method:
       slots: a problem as a row, in a phase, with a number of the chain's tokens removed.
       feedback: name in `feedback.FEEDBACK` of what makes thoughts; "" if slots are tokens or none.
       plans: whether the steps to train on begin with planning tokens.
-      model: what is trained of a decoder.
+      model: maps a decoder to the model that is trained.
       teacher: a problem as the row that a teacher reads; None without a teacher.
       loss: makes the loss, as `loss.thought_loss` does.
     """

@@ -1,11 +1,11 @@
-"""Planning tokens: each step of a written chain begins with a token that says of what kind it is.
+"""Planning tokens: each step of a written chain begins with a token that names its kind.
 
 Kinds are clusters of the training problems' steps. Models learn to write the tokens with the rest
 of the chain, so nothing else differs from `cot`.
 
-Source: arXiv 2310.05707, and its released code's description. Ours: what is clustered are the
-tokens that a step has, hashed into 64 counts, and not the states of a language model that read the
-question and the steps before, as a model from scratch has none; one token per step.
+Source: arXiv 2310.05707, and its released code's description. Ours: clusters are of a step's
+tokens, hashed into 64 counts, not of the states of a language model that read the question and the
+steps before, as a model from scratch has none; one token per step.
 """
 
 import dataclasses

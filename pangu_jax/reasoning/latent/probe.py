@@ -1,8 +1,8 @@
 """Probes of thoughts: linear probes with a baseline, and the logit lens.
 
-Each probe is fitted again to shuffled labels, which nothing can tell on the half that was not
-fitted: that is what accuracy comes to by the labels' frequencies and by chance. It does not say
-what a probe could learn by heart, as a control task does, whose labels are the same in both halves.
+Each probe is fitted again to shuffled labels, which cannot be predicted on the half that was not
+fitted: that is the accuracy due to the labels' frequencies and chance. It does not show what a
+probe could memorize, unlike a control task, whose labels are the same in both halves.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Probe:
       examples: number of examples in both halves.
       classes: number of labels.
       accuracy: share of right labels.
-      shuffled: the same where the labels were shuffled before.
+      shuffled: the same with labels shuffled beforehand.
       majority: share of the commonest label.
     """
 
@@ -63,7 +63,7 @@ def targets(problems: Sequence[Encoded], *, least: int) -> list[Target]:
 
     Args:
       problems: as ids.
-      least: problems that a target has.
+      least: fewest problems of a target.
     """
     texts = {
         f"step {step + 1}": {
@@ -132,7 +132,7 @@ def lens_ranks(
 
 
 def telling_place(texts: Sequence[Sequence[int]]) -> int:
-    """The place at which most different ids stand, as it tells texts apart best; the first such.
+    """The first position with the most distinct ids, as it distinguishes texts best.
 
     Raises:
       InputError: an empty text.

@@ -32,9 +32,9 @@ class Score:
       low: lower end of the accuracy's 95 % interval.
       high: its upper end.
       answered: share that gave a final answer and ended.
-      tokens: mean of the tokens that were written.
-      thoughts: mean of the thoughts or pauses before.
-      layers: mean of the layers that ran a token of the questions or of what was written.
+      tokens: mean number of tokens generated.
+      thoughts: mean number of thoughts or pauses before them.
+      layers: mean number of layers run per token of the questions and the output.
     """
 
     problems: int
@@ -70,17 +70,17 @@ def scores(
       phase: the one that it was trained in last.
       markers: of the tokenizer.
       cfg: the model.
-      max_new_tokens: most tokens of what is written.
-      batch: problems that are answered at once.
+      max_new_tokens: most tokens to generate.
+      batch: problems answered at once.
       ablations: names of `ablation.ABLATIONS`, for a method with thoughts.
-      progress: called with the ablation, how many problems are done, and of how many.
+      progress: called with the ablation, problems done, and problems in all.
       how: implementations, and type of activations and cache.
 
     Returns:
-      {"": without exchange, and by ablation where there are thoughts}.
+      {"": without exchange; and one per ablation, if there are thoughts}.
 
     Raises:
-      InputError: no problem; one alone, where its thoughts are to be exchanged for another's.
+      InputError: no problem, or just one if thoughts are to be exchanged with another's.
     """
     check_problems(problems, method, phase, ablations)
     kinds = ablations if method.thoughts(phase) else ()

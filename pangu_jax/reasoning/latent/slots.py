@@ -5,8 +5,8 @@ A row is laid out in three blocks of columns,
     [ padding, prefix | thoughts | tail, padding ]
 
 so that the first thought is in the same column of every row, and a batch of them is one loop of
-static shape. Prefix and tail are ids; what a thought's slot is given as its input is computed
-(`feedback`) from the state of the slot before.
+static shape. Prefix and tail are ids; the input of a thought's slot is computed (`feedback`) from
+the state of the slot before.
 """
 
 import dataclasses
@@ -121,8 +121,8 @@ def encode(problem: Problem, tokenizer: Tokenizer) -> Encoded:
     """A problem as ids, a line each for the question and every step.
 
     Raises:
-      InputError: the tokenizer has no token for a word: all such would be one, and answers that
-        differ would be equal.
+      InputError: the tokenizer has no token for a word: all such words would share one, and
+        different answers would be equal.
     """
     found = Encoded(
         tuple(tokenizer.encode(problem.question + "\n")),

@@ -121,8 +121,8 @@ def read_task(
     Args:
       name: mult4x4 and the like, or prosqa or prosqa-symbols (see `data.prosqa`), whose problems
         are drawn; or a file, which is read.
-      test: a file with the problems to measure on, in the order in which they are taken; None draws
-        them, or takes the last ones of the file.
+      test: a file with the problems to measure on, taken in order; None draws them, or takes the
+        last ones of the file.
       problems: number drawn to train on; of a file all are taken.
       tests: most problems to measure on.
       seed: of the drawn training problems.
@@ -147,7 +147,7 @@ def located(
 
     Args:
       name: of a task; one of `FILES` becomes the file of its training questions.
-      test: a file to measure on; None becomes the name's test questions, where it has some.
+      test: a file to measure on; None becomes the name's test questions, if it has some.
       data: the folder with the files of names.
       trains: whether the training questions are wanted, too.
 
@@ -187,7 +187,7 @@ def is_drawn(name: str) -> bool:
 
 
 def chance(name: str) -> float | None:
-    """The share of right answers by guessing among what a question offers."""
+    """The expected accuracy of guessing among the answers that a question offers."""
     return 0.5 if name in (PROSQA, SYMBOLS) else None
 
 

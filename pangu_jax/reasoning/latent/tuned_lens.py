@@ -1,9 +1,9 @@
 """The tuned lens: an affine map for each layer, after which the head reads it best.
 
-The logit lens takes a layer's state for the last one's. A model may write the same thing in another
-basis in between, and such a state says nothing to the head. The tuned lens learns that basis: each
-layer's state x becomes x + x A + b, is given to the final norm and the head, and A and b are those
-with which the head comes nearest to what it says of the last layer.
+The logit lens treats a layer's state as the last one's. A model may encode the same thing in
+another basis in between, which the head cannot read. The tuned lens learns that basis: each layer's
+state x becomes x + x A + b before the final norm and the head, and A and b bring the head's
+prediction closest to that for the last layer.
 
 Source: arXiv 2303.08112, section 3; the optimizer and its length are our own.
 """
@@ -50,7 +50,7 @@ def fit(
       params: tree of `decoder.spec(cfg)`.
       states: float [states, L, D], after every layer, before the final norm.
       cfg: the model.
-      steps: of Adam, whose rate falls to nothing; with none it is the logit lens.
+      steps: of Adam, whose rate falls to 0; with 0 steps it is the logit lens.
       seed: of the batches.
 
     Raises:
