@@ -114,7 +114,7 @@ class Forecaster:
 
 
 def save(model: Forecaster, folder: str | Path) -> None:
-    """Writes the folder, over an older forecaster if one is there.
+    """Writes the folder, replacing an older forecaster.
 
     The arrays go into a file named by its SHA-256, and then the description, which names that file,
     takes the older one's place: whenever the process dies, and however many write at once, the

@@ -28,7 +28,7 @@ from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig, frequencies
 MAGIC = b"GGUF"
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # ours, by llama.cpp's names
 ROPE_FACTORS = "rope_freqs.weight"
-LENGTHS = (8192, *(2**n for n in range(5, 20)))  # what a model was trained on before it was scaled
+LENGTHS = (8192, *(2**n for n in range(5, 20)))  # of a model's training before it was scaled
 HALVES = {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -54,7 +54,7 @@ _LEAVES = {
     **_linear("ffn_up", "mlp/up"),
     **_linear("ffn_down", "mlp/down"),
 }
-# Metadata that says the same as the tensors, or nothing about what is computed.
+# Metadata that repeats the tensors' information, or does not affect the computation.
 _SILENT = ("block_count", "vocab_size", "rope.dimension_count", "attention.value_length",
            "attention.key_length", "tensor_data_layout")  # fmt: skip
 _SIZES = {

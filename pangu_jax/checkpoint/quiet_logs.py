@@ -16,7 +16,7 @@ LOGGERS = ("absl", "asyncio")
 class _Silence:
     """Counts stores that want silence, and keeps what to restore: loggers are process-wide.
 
-    It is a hook of `sys.unraisablehook`. One that others have put before it may go on calling it.
+    It is a `sys.unraisablehook`, which a hook installed over it may keep calling.
     """
 
     def __init__(self):

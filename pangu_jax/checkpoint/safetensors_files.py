@@ -160,7 +160,7 @@ def header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _write_file(path: Path, tensors: Mapping[str, PendingTensor]) -> None:
-    """One file. The library would want all of its tensors at once.
+    """Writes one file tensor by tensor; the library would need all of them at once.
 
     Source: the format's description at github.com/huggingface/safetensors.
     """

@@ -266,7 +266,7 @@ class Store:
         return self.folder
 
     def _tidy(self) -> None:
-        """Removes what was discarded, and what a save that never ended left."""
+        """Removes discarded checkpoints, and leftovers of interrupted saves."""
         for path in (self.folder / DISCARDED, *self.folder.glob(f"*{UNFINISHED}*")):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -300,7 +300,7 @@ class Store:
                 )
 
     def _compare(self, step: int, template: Any) -> None:
-        """Names the first leaf whose shape differs: restoring would pad or cut it in silence."""
+        """Names the first leaf whose shape differs: restoring would silently pad or cut it."""
         place = self.folder / str(step) / "params"
         try:
             with ocp.StandardCheckpointer() as reader:

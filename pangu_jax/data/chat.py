@@ -18,7 +18,7 @@ class Template:
     Attributes:
       write: (checked messages, whether to open an assistant turn) -> text.
       roles: the roles it can write.
-      modes: think mode -> what is added to the last user turn.
+      modes: think mode -> suffix of the last user turn.
       stops: tokens that end an assistant turn.
       thinking: tags that open and close a span of thinking before the answer, or None.
       whole: whether it writes all that precedes a dialogue, including any begin-of-text token.
@@ -46,7 +46,7 @@ def render(
       template: a name in `TEMPLATES`, or one of a checkpoint's own.
       add_generation_prompt: ends with the opening of an assistant turn.
       mode: thinking mode, if the template has modes: for "pangu" it is "slow",
-        "fast" or "auto". None leaves the messages as they are, which is slow.
+        "fast" or "auto". None leaves the messages unchanged, which is slow.
 
     Raises:
       InputError: an unknown template, role or mode, no message, one without content, or a mode

@@ -96,7 +96,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
 
 
 def _source(folder: Path) -> tuple[str | None, str, dict[str, str]]:
-    """The program, where it stands, and the special tokens it may name."""
+    """The program, its location, and the special tokens it may name."""
     config = tokenizer_config(folder)
     names = {}
     for name, token in config.items():

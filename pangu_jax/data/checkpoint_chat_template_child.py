@@ -29,7 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %}, by which training finds answers: what it holds."""
+    """The block {% generation %} ... {% endgeneration %}, which marks answers for training."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -19,7 +19,7 @@ def open_packed(path: str | Path) -> IO[bytes]:
     """The content of a file, unpacked if its name ends in .gz or .xz.
 
     Raises:
-      InputError: it is no ordinary file.
+      InputError: it is not an ordinary file.
       OSError: it cannot be opened.
     """
     path = regular(path)

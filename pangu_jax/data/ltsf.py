@@ -1,7 +1,7 @@
 """The long-term forecasting benchmarks: finding their files, and verifying them.
 
 Files are looked for by their usual names, with or without .gz, in a folder and one level below it.
-Contents are checked against the SHA-256 of the unpacked file where it is known, and always against
+Contents are checked against the SHA-256 of the unpacked file if it is known, and always against
 the shape.
 """
 
@@ -29,7 +29,7 @@ class Benchmark:
       variates: series.
       step: time between two rows.
       rule: rule of its split.
-      sha256: of the unpacked file; empty where it is not known.
+      sha256: of the unpacked file; empty if unknown.
       dated: whether the file has a header and a first column of dates.
       url: of the original; empty if it must be supplied.
     """
@@ -114,7 +114,7 @@ def load(name: str, folder: str | Path) -> np.ndarray:
 
     Args:
       name: one of `BENCHMARKS`.
-      folder: where its file lies.
+      folder: folder of its file.
 
     Raises:
       InputError: the file is missing, damaged, or not the published one.

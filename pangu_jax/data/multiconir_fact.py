@@ -28,7 +28,7 @@ from pangu_jax.data.multiconir import RankedRow, Task1Row
 NAMES = frozenset({"director", "writer", "cast"})  # kinds whose values are names of people
 Fact = tuple[str, str]  # kind and value
 
-# How the conditions of a test may say what is no name; of other wordings nothing is told.
+# Wordings of a test's conditions for facts other than names; other wordings are ignored.
 _TOLD = {
     "year": re.compile(r"\breleased in (\d{4})\b"),
     "genre": re.compile(r"\bbelongs to the ([^;.]+?) genre\b"),
@@ -55,7 +55,7 @@ def read_records(path: str | Path) -> list[Record]:
     """The records of a .jsonl file, which may be packed as .gz or .xz.
 
     Raises:
-      InputError: the file cannot be read, or a line is no such record; names the line.
+      InputError: the file cannot be read, or a line is not such a record; names the line.
     """
     path, found = Path(path), []
     try:

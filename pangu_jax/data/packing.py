@@ -83,7 +83,7 @@ def cached_tokens(
     One document is in memory at a time, and the ids are read from disk as they are used.
 
     Args:
-      documents: called once to hash the texts, and again where they must be encoded.
+      documents: called once to hash the texts, and again if they must be encoded.
       tokenizer: as in `tokenize`.
       folder: folder of the files; made if missing.
       progress: as in `tokenize`; not called when the files are found.
@@ -220,7 +220,7 @@ def _key(documents: Iterable[Document], tokenizer: Tokenizer) -> str:
 
 
 def _load(path: Path, kind: np.dtype) -> Tokens | None:
-    """The tokens of that key, or None where a file is missing or damaged."""
+    """The tokens of that key, or None if a file is missing or damaged."""
     try:
         # Opened here, as numpy leaves a damaged file open.
         with open(path.with_suffix(".npz"), "rb") as raw, np.load(raw) as file:

@@ -88,7 +88,7 @@ STEMS = (
     "zhor",
     "zum",
 )
-# What is known and what is asked, as sentences and in symbols.
+# Facts and questions, as sentences and in symbols.
 FORMS = (
     (re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (?P<root>\w+) a (\w+) or (\w+)\?\s*$")),
     (re.compile(r"(\w+) (\w+) ;"), re.compile(r"(\w+) (\w+) \? (?P<root>\w+)\s*$")),

@@ -251,7 +251,7 @@ def _read(file: Path, name: str, field: str) -> Iterator[Document]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
-    """(number from 1, how errors name it, text) of every line that is not blank."""
+    """Yields (number from 1, name in errors, text) of every line that is not blank."""
     with _opened(file) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():

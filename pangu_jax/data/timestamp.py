@@ -162,7 +162,7 @@ def in_zone(instants: np.ndarray, zone: str) -> Timestamps:
 
 
 def at_clock(local: np.ndarray, zone: str) -> Timestamps:
-    """The stamps of local times [n] in a zone; of an hour that comes twice, in the first.
+    """The stamps of local times [n] in a zone; times of a repeated hour are in its first pass.
 
     Raises:
       InputError: a year that Python does not know.
@@ -176,8 +176,8 @@ def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
     Args:
       local: datetime64[us], [n].
       zone: its name.
-      fold: of a time that comes twice, as clocks go back: 0 takes the first, 1 the second. One
-        that clocks skip, as they go forward, has the offset before (0) or after (1).
+      fold: for a time repeated as clocks go back: 0 takes the first, 1 the second. One that clocks
+        skip, as they go forward, has the offset before (0) or after (1).
 
     Raises:
       InputError: a year that Python does not know.
@@ -187,7 +187,7 @@ def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
 
 
 def read_clock(local: np.ndarray, zone: str) -> Timestamps:
-    """The stamps of a sequence of local times, of which an hour may come twice.
+    """The stamps of a sequence of local times, in which an hour may be repeated.
 
     Of the times that come twice, those are the second that do not come after all before them, or
     that only then lie the usual step after the one before.

@@ -276,7 +276,7 @@ def _refuse_skipped(step: TimeStep, stamps: Timestamps, where: str) -> None:
 
 
 def _refuse_weekends(stamps: Timestamps, where: str) -> None:
-    """A few weekend days among weekdays are no reason to invent all the others."""
+    """Refuses a few weekend days among weekdays, as all others would have to be invented."""
     free = ~np.is_busday(stamps.local.astype("datetime64[D]"))
     if 0 < free.sum() < 0.1 * len(stamps):
         raise InputError(

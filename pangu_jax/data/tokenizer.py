@@ -76,7 +76,7 @@ class ByteTokenizer:
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The bytes as text; what is not valid UTF-8 becomes the replacement character."""
+        """The bytes as text; invalid UTF-8 becomes the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def token_to_id(self, token: str) -> int | None:
@@ -127,16 +127,16 @@ class FileTokenizer:
 def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) -> Tokenizer:
     """The tokenizer of that name.
 
-    A prompt begins with what the tokenizer.json's post-processor puts before a text, or with the
-    begin of text where tokenizer_config.json says `add_bos_token: true`; else with nothing. In a
-    run of ours it begins with the boundary, as each document did in training.
+    A prompt begins with the ids that the tokenizer.json's post-processor puts before a text, or
+    with the begin of text if tokenizer_config.json has `add_bos_token: true`; else with nothing. In
+    a run of ours it begins with the boundary, as each document did in training.
 
     Args:
-      path: "bytes", a tokenizer.json or tokenizer.model, or a folder with one (the first is taken
-        where there are both); generation_config.json, tokenizer_config.json and config.json beside
-        it are asked, in that order, for the begin and end of text. Without them the common names
-        <s>, <|endoftext|>, </s>, [CLS] are looked up.
-      checkpoint: the folder of the model that it is for; None is where `path` lies.
+      path: "bytes", a tokenizer.json or tokenizer.model, or a folder with one (the first if both
+        exist); generation_config.json, tokenizer_config.json and config.json beside it are read, in
+        that order, for the begin and end of text. Without them the common names <s>,
+        <|endoftext|>, </s>, [CLS] are looked up.
+      checkpoint: the folder of its model; None is the folder of `path`.
 
     Raises:
       InputError: no such file, not a tokenizer, or no token that can mark a boundary.

@@ -127,8 +127,8 @@ class Engine:
           length: capacity of a slot, in tokens of prompt and answer together.
           stops: maximum number of stop ids per request.
           burst: maximum number of tokens sampled per slot between looks by the host.
-          version: of these weights, for an engine that goes on where another ended.
-          key: a key such as requests bring, where they bring another kind than jax's usual one.
+          version: of these weights, for an engine that continues another's work.
+          key: an example of requests' keys, if they are of another kind than jax's default.
           how: layout, implementations, and the type of activations and caches.
 
         Raises:
@@ -274,7 +274,7 @@ class Engine:
         self._asked.append(_Asked(made, self.version, 1, rows))
 
     def _seated(self, new: list[Request], free: list[int]) -> device.SlotRequests:
-        """Requests as a device takes them, the first one again in place of those that lack."""
+        """Requests in the form for the device, padded by repeating the first one."""
         filled = new + new[:1] * (SHARED - len(new))
         places = free[: len(new)] + free[:1] * (SHARED - len(new))
         return device.SlotRequests(
@@ -287,7 +287,7 @@ class Engine:
         )
 
     def _step(self, wake: int) -> bool:
-        """Asks for more tokens, see `device.step`; whether some may come."""
+        """Dispatches a `device.step`; returns whether more tokens may come."""
         count = min(self._burst, max((text.left for text in self._texts if text), default=0))
         if not count:
             return False
@@ -331,7 +331,7 @@ class Engine:
 
 
 class _Kept:
-    """Tokens of each slot's text that were not shown yet, with their scores and versions."""
+    """Tokens of each slot's text that were not returned yet, with their scores and versions."""
 
     def __init__(self, slots: int, length: int):
         kinds = (np.int32, np.float32, np.float32, np.int32)
@@ -453,7 +453,7 @@ def round_up(length: int) -> int:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two prompts are told to be one: the very same, or equal ids."""
+    """Whether two prompts count as one: the same object, or equal ids."""
     return one is other or (type(one) is type(other) in (list, tuple) and one == other)
 
 

@@ -106,7 +106,7 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Ar
 
 
 def _cut(logits: jax.Array, cfg: Sampling) -> jax.Array:
-    """-inf for what top-k and top-p leave out."""
+    """Sets logits that top-k and top-p exclude to -inf."""
     vocab = logits.shape[-1]
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)

@@ -3,8 +3,8 @@
 Token i of a slot's text is in row i of its cache, so texts of any lengths share a step, and the
 mask is that of positions. A prompt is read alone, in a program for its length rounded up, and takes
 over its slots with all of their rows: nothing is left of who had them before. Steps read the newest
-token of every slot and draw the next; so what a text gets depends neither on the others nor on when
-they come and go.
+token of every slot and draw the next; so a text's tokens depend neither on the other texts nor on
+when they come and go.
 
 The functions are pure and compiled once for a model, a number of slots and their length; the state
 is donated to them, so that the caches are updated in place.
@@ -293,11 +293,11 @@ def _draw(logits, keys, number, sampling) -> Draw:
 
 
 def _placed(slots: Slots, how) -> Slots:
-    """The caches split as activations are; the rest whole everywhere, as it is small."""
+    """Shards the caches like activations; replicates the rest, which is small."""
     caches = jax.tree.map(lambda x: constrain(x, _CACHE, how.layout), slots.caches)
     return _whole(slots.replace(caches=[]), how).replace(caches=caches)
 
 
 def _whole(tree, how):
-    """Whole on every device, so that every process can read it."""
+    """Replicates arrays, so that every process can read them."""
     return jax.tree.map(lambda x: constrain(x, (None,) * jnp.ndim(x), how.layout), tree)

@@ -39,7 +39,7 @@ class SoftThinkingConfig:
       think_temperature: divides the logits, above 0.
       think_top_k: most tokens in a mixture.
       think_top_p: of these, the smallest set of best ones whose probability reaches it.
-      think_min_p: of these, those at least so probable, as a share of the likeliest's probability.
+      think_min_p: of these, those with at least this share of the likeliest's probability.
       think_noise: temperature of a Gumbel softmax over them, so that mixtures are random; 0 for
         none.
       cold_entropy: below it, in nats, a distribution counts as nearly certain; 0 never does.
@@ -107,7 +107,7 @@ def think(
       prompt: ids, at least one.
       cfg: the model.
       soft: settings of soft thinking.
-      stop_ids: tokens that end thinking where they are the likeliest; they are not read.
+      stop_ids: tokens that end thinking if they are the likeliest; they are not read.
       key: of the noise; None is `jax.random.key(0)`.
       how: implementations, and the type of activations and cache.
 

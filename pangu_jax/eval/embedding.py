@@ -134,7 +134,7 @@ def cut_length(cfg: Config, max_length: int | None = None) -> int:
 
 
 def _length(texts: Texts, cfg: Config, max_length: int | None) -> int:
-    """The length that texts, of which there is one, are cut to."""
+    """The length that texts, at least one, are truncated to."""
     if not len(texts):
         raise InputError("there is no text to embed")
     return cut_length(cfg, max_length)
@@ -152,7 +152,7 @@ def _check(inputs: list[EncodedText], cfg: Config, tokenizer: Tokenizer) -> None
 
 
 def _at_once(how: How) -> int:
-    """Batches that are computed side by side.
+    """Number of batches computed side by side.
 
     On a CPU parts of a model keep one core busy, which leaves the others to another batch; what
     runs on several devices waits for all of them, so there it must keep its turn.

@@ -74,8 +74,8 @@ def embed_distinct(
 ) -> tuple[dict[T, int], np.ndarray]:
     """The row of each distinct text or pair, and the vectors, float32 [distinct, D].
 
-    Texts are taken by length, a file of vectors at a time, so that what is computed together does
-    not depend on where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
+    Texts are processed by length, a file of vectors at a time, so that batches do not depend on
+    where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
     many of its texts were truncated, and to how many tokens.
 
     Args:

@@ -5,7 +5,7 @@ by the query of ten conditions. Outcomes are float64 [n, k], one column per comp
 holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums and
 counts by column, so that resampled rows need two products of matrices.
 
-Source: arXiv 2503.08046 and its released code, whose comparison is strict: a tie is no win.
+Source: arXiv 2503.08046 and its released code, whose comparison is strict: a tie is not a win.
 """
 
 import dataclasses

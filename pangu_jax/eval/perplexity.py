@@ -152,7 +152,7 @@ def measure_windows(
 def _windows(
     tokens: Tokens, length: int, stride: int, max_tokens: int | None
 ) -> Iterator[tuple[int, int, int]]:
-    """(first input, number of inputs, how many of the last are predicted) in flat positions."""
+    """(first input, number of inputs, number of last ones predicted) in flat positions."""
     ends = np.append(tokens.starts[1:], len(tokens.ids))
     predicted = 0
     for start, end in zip(tokens.starts.tolist(), ends.tolist(), strict=True):

@@ -145,7 +145,7 @@ def predict(
 def _newest_widths(
     model, stamps, values, filled, where, progress
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Half widths [H, V] for the window that ends with the last row, and what is to be said."""
+    """Half widths [H, V] for the window that ends with the last row, and notes."""
     cfg = model.cfg.model
     if not model.cfg.rate:
         return model.half_width, (
@@ -219,7 +219,7 @@ def half_widths(
 
 
 def _times(step: TimeStep, series: Series, steps: int) -> tuple[Timestamps, tuple[str, ...]]:
-    """The stamps that follow those of a series, and a note where their offset is not certain.
+    """The stamps that follow those of a series, and a note if their offset is uncertain.
 
     A short series may not show all of its step, such as which day of the month it is of: then the
     model's is taken.

@@ -58,7 +58,7 @@ def implementations(platforms: Sequence[str], *, static: bool) -> dict[str, str]
 def choices(platform: str | None = None) -> list[Choice]:
     """Each operator's choices for its own examples on a platform; None is the current one.
 
-    An operator that tells more platforms apart than jax does has a function `platform` for that.
+    An operator that distinguishes more platforms than jax has a function `platform` for that.
     """
     found = []
     for name, module in operators():

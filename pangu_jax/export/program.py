@@ -61,7 +61,7 @@ def single(
 
     Args:
       function: `function(params, *inputs)`, pure, giving any tree of arrays: an array alone is
-        called "output", others by their path, after "output_" where that begins with a number.
+        called "output", others by their path, after "output_" if that begins with a number.
       params: tree of arrays.
       inputs: {name: array or ShapeDtypeStruct}, in the order of the arguments.
       name: of the program.

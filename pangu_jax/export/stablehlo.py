@@ -82,7 +82,7 @@ def export(
       tolerance: written into the manifest; the caller checks the rows against it.
 
     Returns:
-      The manifest, and the comparison with jax, empty if this machine is none of the platforms.
+      The manifest, and the comparison with jax, empty if this machine's platform is not among them.
 
     Raises:
       InputError: an unknown platform.
@@ -148,7 +148,7 @@ class Loaded:
           inputs: {name: array}.
 
         Raises:
-          InputError: no such program, or inputs or weights that don't fit its signature.
+          InputError: no such program, or inputs or weights that do not fit its signature.
         """
         program = self.artifact.program(name)
         fitted = fit_inputs(program, inputs)

@@ -241,7 +241,7 @@ def embed(
 
 
 def head_kernel(params: dict[str, Any]) -> jax.Array:
-    """The output projection [D, V]: the head's kernel, or the table where they are tied."""
+    """The output projection [D, V]: the head's kernel, or the embedding table if tied."""
     return params["head"]["kernel"] if "head" in params else params["embed"]["table"].T
 
 

@@ -73,7 +73,7 @@ def check_layers(name: str, cfg: TransformerConfig) -> None:
     """Checks a model's layers, width and eps.
 
     Raises:
-      InputError: names what is out of range; `name` is how it calls the model.
+      InputError: names what is out of range, and the model by `name`.
     """
     check_size(f"{name} width", cfg.width)
     if not 0 < cfg.norm_eps < 1:
@@ -196,7 +196,7 @@ def apply_run(
       params: the run's stacked parameters.
       x: [B, T, D].
       rotation: cosines and sines, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, T], packed rows, or None for what the layer says of one document per row.
+      mask: bool [B, T, T], for packed rows; None is the layer's own mask of one document per row.
       valid: bool [B, T], false for padding, or None.
       layer: the configuration of the run's layers.
       eps: of the norms.

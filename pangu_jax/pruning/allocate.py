@@ -158,7 +158,7 @@ def shrink(
     """The largest configuration of these layers that meets the target.
 
     Axes that the target names take their share; the `prunable_axes` share one ratio, found by
-    bisection; FFN channels then fill what is left, one at a time.
+    bisection; FFN channels then use up the rest, one at a time.
 
     Args:
       cfg: the original model.

@@ -61,8 +61,8 @@ def solve(
       ridge: in units of the mean variance of the kept inputs.
 
     Returns:
-      [U, D] in the type of `spread`, with zero rows for dropped inputs, and what the bias gains,
-      [D].
+      The kernel [U, D] in the type of `spread`, with zero rows for dropped inputs, and the
+      correction of the bias, [D].
     """
     kernel = kernel.astype(spread.dtype)
     lost, right = rows(kernel, dropped), block(spread, kept, dropped)
@@ -153,7 +153,7 @@ def held_out_error(found: HeldOut, ridge: float) -> jax.Array:
 
 
 def _solved(own, there, ridge, right):
-    """(S_KK + l I)^-1 times the right side; rows that fill up get the identity."""
+    """(S_KK + l I)^-1 times the right side; padding rows get the identity."""
     level = jnp.trace(own) / jnp.maximum(there.sum(), 1)
     # A trace of the level keeps the system solvable where inputs repeat one another.
     floor = 64 * jnp.finfo(own.dtype).eps

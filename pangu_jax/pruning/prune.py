@@ -105,7 +105,7 @@ class _Source:
 
 
 def _leaf(source: _Source, part: LayerPlan, path: str, names, hidden, plan: Plan):
-    """One leaf of one layer of the pruned model, or None where the layer has none."""
+    """One leaf of one layer of the pruned model, or None if the layer has none."""
     whole = source.leaf(part.layer, path)
     if whole is None:
         return None

@@ -189,7 +189,7 @@ def _second_around(sums, mean):
 
 @partial(jax.jit, static_argnames="method")
 def _refit(sums, kernel, keep, *, method):
-    """New kernel [U, D] where no system is solved, and what is added to the bias [D]."""
+    """New kernel [U, D] of repairs that solve no system, and the correction of the bias [D]."""
     kernel = kernel.astype(sums.outer.dtype)
     kept = jnp.where(keep[:, None], kernel, 0)
     mean = moments.mean(sums)
@@ -208,7 +208,7 @@ def _free(method: str) -> bool:
 
 
 def _factor(spread, kernel, kept):
-    """A_j; 1 for an output that the kept inputs do not move."""
+    """A_j; 1 for an output that does not vary with the kept inputs."""
     moved = jnp.matmul(spread, kept, precision=_HIGH)
     variance = (kept * moved).sum(0)
     whole = (kernel * jnp.matmul(spread, kernel, precision=_HIGH)).sum(0)

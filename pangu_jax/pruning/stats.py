@@ -83,11 +83,11 @@ class Visitor(Protocol):
     """Called by `sweep` at each site; None leaves the projection unchanged."""
 
     def heads(self, layer: int, stats: LayerStats) -> Projection | None:
-        """The out projection {"kernel": [K, Q, C, D], "bias": [D]} to go on with."""
+        """The out projection to continue with: {"kernel": [K, Q, C, D], "bias": [D]}."""
         ...
 
     def channels(self, layer: int, stats: LayerStats) -> Projection | None:
-        """The down projection {"kernel": [F, D], "bias": [D]} to go on with."""
+        """The down projection to continue with: {"kernel": [F, D], "bias": [D]}."""
         ...
 
 
@@ -231,7 +231,7 @@ def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtyp
 
 
 def _keeps_units(tokens: int, units: int, size: int, item: int) -> bool:
-    """Whether what a projection reads is kept from looking at it to going on with it.
+    """Whether a projection's inputs are kept from their measurement to their use.
 
     Else it is computed again: then it would take more than what a repair gathers, or would have to
     be brought back from the host.
@@ -240,7 +240,7 @@ def _keeps_units(tokens: int, units: int, size: int, item: int) -> bool:
 
 
 class _Seen(dict):
-    """A tap that notes what is read, and gives another array in its place where it has one."""
+    """A tap that records an array, and replaces it if it has a replacement."""
 
     def __init__(self, **instead: jax.Array | None):
         super().__init__()

@@ -127,7 +127,7 @@ def _same_settings(first: Source, other: Source) -> None:
     """Raises InputError for a setting that changes what the same tensors compute."""
     one, two = (flatten(registry.to_json(source.cfg)) for source in (first, other))
     for name in [*one, *two]:
-        # How long a context the model was made for does not enter what it computes.
+        # The longest context that the model was made for does not affect its computation.
         if name != "max_length" and one.get(name) != two.get(name):
             raise InputError(
                 f"{first.path} has {name} = {one.get(name)!r} and {other.path} "

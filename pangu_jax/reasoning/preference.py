@@ -180,7 +180,7 @@ def _decayed(decay: float):
 def _batches(
     sides: dict[str, np.ndarray], batch: int, seed: int, step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from a step on: pass after pass, each in an order of its own; a rest is left out."""
+    """Batches from a step on: pass after pass, each in its own order, without partial batches."""
     count = len(sides["chosen"])
     each = count // batch
     while True:

@@ -348,7 +348,7 @@ def _fixed(route: Route) -> tuple[str, ...]:
 def _open_tier(
     route: Route, level: int, scores: Mapping[str, Sequence[Score | None]], i: int
 ) -> Mapping[str, float]:
-    """The tier of that level, if no earlier one has told."""
+    """The tier of that level, if no earlier one gave a grade."""
     if level >= len(route.tiers):
         return {}
     earlier = [scores[name][i] for tier in route.tiers[:level] for name in tier if name in scores]
@@ -359,7 +359,7 @@ def _open_tier(
 def _ask(
     name: str, source: Source, samples: Sequence[Sample], of: list[int], scores: list[Score | None]
 ) -> None:
-    """Asks a source for some samples; whatever it raises is a failure for them all."""
+    """Asks a source for some samples; an exception is a failure for them all."""
     if not of:
         return
     try:
@@ -375,7 +375,7 @@ def _ask(
 def _reward(
     route: Route, scores: Mapping[str, Sequence[Score | None]], i: int, health: SourceHealth
 ) -> float:
-    """NaN where a source failed or none applied."""
+    """A sample's reward; NaN if a source failed or none applied."""
     said = {name: scores[name][i] for name in route.names if name in scores}
     there = {name: score for name, score in said.items() if score is not None}
     if any(score.failed for score in there.values()):

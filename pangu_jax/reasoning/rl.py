@@ -92,7 +92,7 @@ def train(
         is none.
       model: the decoder.
       cfg: the run.
-      optimizer: the transformation of gradients into updates; a run goes on with the same.
+      optimizer: the transformation of gradients into updates; a resumed run needs the same.
       folder: metrics.jsonl and rollouts/, with every answer that ended, go there, and checkpoints/
         every `cfg.save_every` updates and at the end. None saves nothing, and leaves signals alone.
       on_update: called with the figures of every update: version, loss, reward, ages and more;
@@ -154,7 +154,7 @@ def train(
 
 
 def _check_layout(cfg: RlConfig, layout: Layout | None) -> None:
-    """Refuses what devices would do over and over, each for itself."""
+    """Refuses layouts under which devices would repeat each other's work."""
     if layout is None:
         if jax.process_count() > 1:
             raise InputError("reinforcement learning in several processes needs a layout")
@@ -204,7 +204,7 @@ class _Saver:
 
 
 def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopRequest) -> None:
-    """Lets things happen until the last update is made."""
+    """Runs until the last update is made."""
     trainer, cfg = rollouts.trainer, rollouts.trainer.cfg
     run = trainer.run
     for turn in itertools.count(1):
@@ -360,7 +360,7 @@ class _Clock:
         self._seconds = self._busy = self._trained = 0.0
 
     def tick(self, running: int, *, trains: bool) -> None:
-        """Adds the time since the last tick to what was busy in it."""
+        """Adds the time since the last tick to the busy time of slots and trainer."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         self._seconds += seconds

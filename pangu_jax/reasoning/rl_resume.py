@@ -120,7 +120,7 @@ def restore(
       spec: of the model.
       optimizer: that trains it.
       cfg: of the schedule.
-      settings: the others, as they were saved.
+      settings: the other settings of this run, each as JSON.
       layout: placement of the arrays; None is one device.
 
     Raises:

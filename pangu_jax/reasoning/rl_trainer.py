@@ -37,7 +37,7 @@ from pangu_jax.train.step import TrainState, init_state, make_step
 
 Prompt = Callable[[int], Sequence[int]]
 
-FAR = 0.1  # of how far an update moved weights; one that is made again may be off by so much
+FAR = 0.1  # a recomputed update may be off by this share of the distance that weights moved
 
 
 # The figures that are 0 where a batch has nothing to learn.
@@ -88,7 +88,7 @@ class Trainer:
     """A run's training state, which its records determine; it neither samples nor grades.
 
     Attributes:
-      run: as it is after the last record.
+      run: the state after the last record.
       figures: of the last update.
     """
 
@@ -232,7 +232,7 @@ class Trainer:
         if self.cfg.curriculum is not None:
             before = self.run.rates[group.question]
             self.run.rates[group.question] = learned(self.cfg.curriculum, before, known.tolist())
-        # Equal by what the answers are worth, not by how long they are.
+        # Equal by the answers' worth, not by their length.
         if self.cfg.schedule.replace_equal_groups and len(set(known.tolist())) <= 1:
             self._equal[number] = float(known[0]) if known.size else None
         most = self.cfg.max_new_tokens
@@ -311,7 +311,7 @@ def _first_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _check_same(number: int, before: float | None, now: float) -> None:
-    """Refuses an update that is made again and becomes another, by more than sums' last bits."""
+    """Refuses a recomputed update that differs by more than the last bits of sums."""
     if before is not None and abs(now - before) > FAR * before:
         raise InputError(
             f"update {number} moved some weights by {before:.3g} before the run was ended, and "

@@ -25,7 +25,7 @@ from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.sampler import LocalSampler, Sampled
 
 WAIT_S = 0.05  # how long `poll` waits for an answer
-START_S = 300.0  # how long an actor may take until it is there
+START_S = 300.0  # most seconds until an actor has started
 IN_A_ROW = 3  # actors that may end one after another in one place without an answer
 
 
@@ -68,11 +68,11 @@ class _Actor:
 
 @dataclasses.dataclass(eq=False)
 class _Place:
-    """An actor, what it writes, and the calls whose outcome is not known."""
+    """An actor, its samples, and its pending calls."""
 
     actor: Any
     until: float  # when it must be there
-    begins: Any  # its first call; None once it is there
+    begins: Any  # its first call; None once it has started
     running: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     polled: Any = None
     calls: list[Any] = dataclasses.field(default_factory=list)
@@ -196,7 +196,7 @@ class RaySampler:
         return found
 
     def _replaced(self, place: _Place, error: Exception) -> list[Sampled]:
-        """Another actor in place of one that is gone; what that one wrote is lost."""
+        """Replaces a dead actor, whose samples are lost."""
         if place.lost + 1 >= IN_A_ROW:
             raise InputError(
                 f"{IN_A_ROW} workers of Ray ended one after another: {error}"
@@ -211,7 +211,7 @@ class RaySampler:
         return _Place(actor, time.monotonic() + START_S, actor.pid.remote())
 
     def _check_there(self) -> None:
-        """Refuses to wait for ever for actors that Ray has no place for."""
+        """Raises if actors that Ray cannot place keep it waiting too long."""
         late = 0
         for place in self._places:
             if place.begins is not None and self._done([place.begins]):
@@ -225,7 +225,7 @@ class RaySampler:
             )
 
     def _done(self, calls: Sequence[Any]) -> list[Any]:
-        """Those whose outcome is known."""
+        """Calls that are complete."""
         if not calls:
             return []
         return self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]
@@ -241,7 +241,7 @@ def _begin(ray: Any) -> None:
 
 
 def _check_room(ray: Any, workers: int, gpus: float) -> None:
-    """Refuses more actors than Ray could ever place: it would let them wait without a word."""
+    """Refuses more actors than Ray could ever place: they would wait silently."""
     has = ray.cluster_resources()
     for kind, each in (("CPU", 1), ("GPU", gpus)):
         if workers * each > has.get(kind, 0) + 1e-6:

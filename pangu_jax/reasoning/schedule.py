@@ -249,7 +249,7 @@ def _fill(state: ScheduleState) -> Step:
 
 
 def _new(state: ScheduleState) -> tuple[ScheduleState, Group]:
-    """A group that is begun again, or else a new one."""
+    """A group to restart, or else a new one."""
     everything = tuple(range(state.cfg.group))
     if state.again:
         number, *rest = state.again

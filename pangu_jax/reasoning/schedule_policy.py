@@ -36,7 +36,7 @@ class Policy:
 
 
 def _paced(state: ScheduleState) -> int:
-    """Room for what can be trained on up to `staleness` updates from now, and no more.
+    """Room for groups to train on within `staleness` updates from now, and no more.
 
     Source: inclusionAI/AReaL, areal/infra/staleness_manager.py.
     """
@@ -64,7 +64,7 @@ def _barrier(state: ScheduleState) -> Choice:
     renew = tuple(group.number for group in old[: max(excess)])
     state = renewed(state, renew)
     if any(len(g) > level * cfg.batch for level, g in enumerate(_levels(state, state.open))):
-        return Choice()  # what is being graded is too old, and will soon be there
+        return Choice()  # groups being graded are too old, and will soon be ready
     return Choice(batch=_preferred(state), renew=renew)
 
 
@@ -118,7 +118,7 @@ def _first(state: ScheduleState) -> Choice:
 
 
 def _young(state: ScheduleState) -> Choice:
-    """The first ready groups within the staleness bound; older ones are begun again."""
+    """The first ready groups within the staleness bound; older ones restart."""
     batch, bound = state.cfg.batch, state.cfg.staleness
     old = tuple(group for group in state.ready if state.age(group) > bound)
     young = tuple(group for group in state.ready if state.age(group) <= bound)

@@ -193,7 +193,7 @@ def simulate(
 
 
 class _World:
-    """The clock, what is under way, and the lengths."""
+    """The clock, pending events, and the lengths."""
 
     def __init__(self, cfg: ScheduleConfig, lengths: Lengths, costs: Costs, seed: int):
         self._cfg, self._lengths, self._costs, self._seed = cfg, lengths, costs, seed
@@ -273,7 +273,7 @@ class _World:
         heapq.heappush(self._coming, (self._now + wait + seconds, self._order, seconds, event))
 
     def _wait(self, seconds: float) -> None:
-        """Lets what runs end later; what ends now has ended."""
+        """Delays running samples; those that end now have ended."""
         self._free = self._now + seconds
         self._coming = [
             (at + seconds * (_runs(event) and at > self._now), order, cost, event)

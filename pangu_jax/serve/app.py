@@ -58,7 +58,7 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """The ids of a prompt, what stops the answer, and what turns its tokens into text."""
+    """The ids of a prompt, the stops of the answer, and the decoder of its tokens."""
 
     ids: list[int]
     stop_ids: tuple[int, ...]
@@ -423,7 +423,7 @@ def _blaming(param: str):
 
 
 def _refusal(error: Exception) -> ApiError:
-    """The error for an answer that was begun and does not come."""
+    """The error for an answer that was started and will not come."""
     if isinstance(error, InputError):
         return ApiError(error)
     failed = not isinstance(error, Ended) or error.failed

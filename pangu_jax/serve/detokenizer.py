@@ -189,7 +189,7 @@ class TextStreamer:
             part.text += self._stops.push(text)
 
     def _ready(self, ended: bool) -> list[Token]:
-        """Tokens all of whose text was given; the newest may get more until the answer ends."""
+        """Tokens whose text is complete; the newest may get more until the answer ends."""
         given, ready = self._stops.given, []
         while len(self._pending) > (0 if ended else 1):
             token = self._pending[0]

@@ -20,7 +20,7 @@ from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
 
-SEEDS = 2**32  # as many as jax's keys tell apart
+SEEDS = 2**32  # jax's keys distinguish no more
 
 
 class Busy(Exception):
@@ -204,7 +204,7 @@ class Driver:
             self._warm.set()
 
     def _heed(self, engine: Engine) -> bool:
-        """Does what was asked for, once something is or the engine has work; whether to go on."""
+        """Handles requests, waiting for one if the engine is idle; returns whether to go on."""
         while True:
             self.free, self.waiting = engine.free, engine.waiting
             with self._changed:

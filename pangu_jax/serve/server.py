@@ -13,7 +13,7 @@ import uvicorn
 
 from pangu_jax.core.errors import InputError
 
-SLACK = 5  # seconds that clients have to read what they are told at the end
+SLACK = 5  # seconds for clients to read the final message
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals ask this server to stop; ending by one is no failure."""
+        """Makes signals ask this server to stop; that is not a failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -52,7 +52,7 @@ def natural(text: str) -> int:
     """An integer of at least 0, as a `type` of argparse.
 
     Raises:
-      ArgumentTypeError: it is none.
+      ArgumentTypeError: it is not one.
     """
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
@@ -63,7 +63,7 @@ def positive(text: str) -> int:
     """An integer of at least 1, as a `type` of argparse.
 
     Raises:
-      ArgumentTypeError: it is none.
+      ArgumentTypeError: it is not one.
     """
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")

@@ -234,7 +234,7 @@ def fit_series(
 
 
 def score_series(model: Forecaster, series: Series, *, where: str = "the series") -> dict:
-    """Errors over every window of the last fifth of a series, beside plain baselines.
+    """Errors over every window of the last fifth of a series, next to plain baselines.
 
     Args:
       model: a trained forecaster.

@@ -139,7 +139,7 @@ def checkpoint_of(model: Model) -> str:
 
 
 def _own(found: str) -> Tokenizer | None:
-    """The tokenizer of a folder, or "bytes"; one that is there but cannot be read is an error."""
+    """The tokenizer of a folder, or "bytes"; one that exists but cannot be read is an error."""
     if found != "bytes" and not any((Path(found) / name).exists() for name in TOKENIZERS):
         return None
     return load_tokenizer(found)

@@ -42,8 +42,8 @@ def preparation(
       how: the type of the activations.
 
     Returns:
-      A function of a prompt's ids and its key that gives what the engine reads, and the thought in
-      it: the ids themselves and None, unless it is to think first; and a number of tokens.
+      A function from a prompt's ids and key to the engine's input and the thought in it (the ids
+      themselves and None without soft thinking); and the most tokens that it adds.
 
     Raises:
       InputError: what ends thinking is unknown, or the model lacks its ids.

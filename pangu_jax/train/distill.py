@@ -32,7 +32,7 @@ def distill_loss(
     """KL to the teacher's predictions plus the language-modeling loss.
 
     Args:
-      teacher_cfg: the teacher, whose parameters are what the loss gets as `frozen`.
+      teacher_cfg: the teacher, whose parameters the loss gets as `frozen`.
       cfg: the student, of the same vocabulary.
       kl_weight: of KL(teacher || student).
       lm_weight: of the cross-entropy with the text.

@@ -83,7 +83,7 @@ def is_over(best: Best, rule: StopRule) -> bool:
 
 
 def _like(old: jax.Array, new: np.ndarray) -> jax.Array:
-    """On the old one's devices, and bound to them if it was: else the step is compiled anew."""
+    """Places a value like the old one, committed if it was; else the step would recompile."""
     return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(new)
 
 

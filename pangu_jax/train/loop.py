@@ -49,7 +49,7 @@ def train(
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
-    A run of one stage; see `train_stages` for the result and what it raises.
+    A run of one stage; see `train_stages` for the result and exceptions.
 
     Args:
       loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.

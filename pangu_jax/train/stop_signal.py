@@ -62,7 +62,7 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Turns SIGTERM and the first SIGINT into a request while the block runs.
 
-    A second SIGINT interrupts. Outside the main thread, signals stay as they are.
+    A second SIGINT interrupts. Outside the main thread, signals keep their handlers.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -97,16 +97,16 @@ class FileLeaf(LazyLeaf):
         return found
 
     def _place(self, index: tuple[int, ...]) -> TensorPlace:
-        """The tensor that holds it; a fused one holds more than is asked for."""
+        """The tensor that holds a part; a fused one holds more."""
         leads = (index[:n] for n in range(len(index) + 1))
         return self.parts[next(lead for lead in leads if lead in self.parts)]
 
 
 def read_headers(folder: str | Path | TensorFile) -> OpenCheckpoint:
-    """Reads config.json and headers; where they differ on the head, the tensors are compared.
+    """Reads config.json and headers; if they disagree on the head, the tensors are compared.
 
     A file of tensors may describe itself. In a folder, as in transformers, the family's prefix may
-    be missing, and a head beside a tied embedding is tied where both are equal.
+    be missing, and a head beside a tied embedding is tied if both are equal.
 
     Raises:
       InputError: either cannot be read.

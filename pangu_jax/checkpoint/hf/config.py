@@ -136,7 +136,7 @@ def _beside(folder: Path, name: str) -> tuple[str, Any]:
 
 
 def _read_layers(keys: dict[str, Any], family: Family) -> Any:
-    """The model, with what `per_layer_config` says of single layers."""
+    """The model, with single layers changed by `per_layer_config`."""
     changes = keys.get("per_layer_config")
     keys = {key: value for key, value in keys.items() if key != "per_layer_config"}
     cfg = family.read(keys)
@@ -157,7 +157,7 @@ def _read_layers(keys: dict[str, Any], family: Family) -> Any:
 
 
 def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
-    """The keys of the first layer's widths, and what differs in the others."""
+    """The keys of the first layer's widths, and the differences of the others."""
     keys, changes = {}, {}
     for i, layer in enumerate(cfg.layers):
         # Written with one group: stock transformers' condition on the number of heads does not

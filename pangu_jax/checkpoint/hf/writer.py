@@ -157,7 +157,7 @@ def _pending(
 def _counted(
     tensors: dict[str, PendingTensor], progress: Callable[[int, int], None]
 ) -> dict[str, PendingTensor]:
-    """The same tensors, which report each as it is made."""
+    """The same tensors, each reported as it is made."""
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
     def made(tensor: PendingTensor) -> np.ndarray:
@@ -184,7 +184,7 @@ def _saved_dtype(path: str, leaf: Any, place: TensorPlace, dtype: Any) -> np.dty
 
 
 def _shards(tensors: dict[str, PendingTensor], limit: float) -> list[dict[str, PendingTensor]]:
-    """Tensors cut into files, in their order."""
+    """Tensors grouped into files, in order."""
     shards, room = [], 0.0
     for name, tensor in tensors.items():
         if not shards or tensor.nbytes > room:

@@ -84,7 +84,7 @@ PROFILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """An operator that the profile lacks, and where it comes from: "primitive at file:line"."""
+    """An operator that the profile lacks, and its origin: "primitive at file:line"."""
 
     program: str
     operator: str

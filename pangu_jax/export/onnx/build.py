@@ -104,7 +104,7 @@ def _reheld(g: Graph, value: Value, held: Shape, shape: Shape) -> Value:
 
 
 def _keeping(g: Graph, node: Node, value: Value, held: Shape) -> Value | None:
-    """The reduction again, leaving dimensions of 1, if that is what the reshape asks for."""
+    """The same reduction with dimensions of 1 kept, if the reshape only restores them."""
     source = g.value(node.inputs[0])
     axes = reduced_axes(g, node)
     if held != tuple(1 if i in axes else s for i, s in enumerate(source.held)):
@@ -248,7 +248,7 @@ def _is(value: Value, truth: bool) -> bool:
 
 
 def spread(value: Value, *others: Value) -> Value:
-    """The value, standing for what it would be broadcast to together with others."""
+    """The value, standing for its broadcast with others."""
     shape = np.broadcast_shapes(value.shape, *(v.shape for v in others))
     missing = len(shape) - len(value.shape)
     if not missing:

@@ -237,7 +237,7 @@ def expm1(g: Graph, eqn: Any, x: Value) -> Value:
 
 
 def erfc(g: Graph, eqn: Any, x: Value) -> Value:
-    """1 - erf(x): accurate to 1e-7 of 1, not of itself where it is tiny."""
+    """1 - erf(x), to an absolute error of 1e-7: not accurate relative to tiny values."""
     return apply(g, "Sub", scalar(g, 1, x), apply(g, "Erf", x))
 
 

@@ -193,7 +193,7 @@ class Graph:
         self._sweep([name for name, _ in results])
 
     def _rename(self, results: Sequence[str]) -> None:
-        """Lets a node write a result directly where that is all its copy would do."""
+        """Lets a node write a result directly if a copy is its only use."""
         made = {out: i for i, node in enumerate(self.nodes) for out in node.outputs}
         alias: dict[str, str] = {}
         for node in self.nodes[-len(results) :] if results else []:

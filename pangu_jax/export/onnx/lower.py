@@ -170,7 +170,7 @@ def fold(eqn: Any, inputs: Sequence[Value]) -> list[np.ndarray] | None:
     if name in shape.RULES or name in ("cond", "scan") or not all(v.foldable for v in inputs):
         return None
     if any(jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in eqn.outvars):
-        return None  # a random key is no array
+        return None  # a random key is not an array
     arrays = [v.array for v in inputs]
     if name in elementwise.RULES:
         held = np.broadcast_shapes(*(v.held for v in inputs))

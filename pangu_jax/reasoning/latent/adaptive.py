@@ -48,7 +48,7 @@ def depth_loss(
 
     Args:
       cfg: the model.
-      start: not read: there are no thoughts.
+      start: ignored, as there are no thoughts.
       thoughts: 0.
       feedback: "".
       own: the target share, and its weight.

@@ -161,7 +161,7 @@ def _in_batches(params, rows, batch, feedback, start, thoughts, cfg, how):
 
 
 def _thoughts(params, rows, batch, feedback, start, thoughts, cfg, how):
-    """[batch, n, D]; rows that are missing repeat the last, so that one program serves all."""
+    """[batch, n, D]; missing rows repeat the last, so that one program serves all."""
     if not thoughts:
         return [None] * len(rows)
     filled = [*rows, *[rows[-1]] * (batch - len(rows))]

@@ -148,6 +148,6 @@ def _rounded(width: int) -> int:
 
 
 def _different(problems: Sequence[Encoded]) -> list[Encoded]:
-    """One problem of each shape."""
+    """One problem per shape."""
     shapes = {(len(x.question), tuple(map(len, x.steps)), len(x.answer)): x for x in problems}
     return list(shapes.values())

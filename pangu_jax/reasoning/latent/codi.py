@@ -109,7 +109,7 @@ def distance(ours: jax.Array, theirs: jax.Array) -> jax.Array:
 
 
 def _read_whole(params, batch, cfg, how):
-    """A row's states after the final norm, [B, T, D], and what every layer gives."""
+    """A row's states after the final norm, [B, T, D], and every layer's output."""
     states = []
     out = read(params, batch, cfg=cfg, start=1, thoughts=0, note=states.append, how=how)
     return out.hidden, states

@@ -74,8 +74,8 @@ class CurriculumConfig:
         jump.
       mixed: of `coconut` and `pause`, the share of examples whose stage is drawn, so that earlier
         stages are not forgotten; 0 for none.
-      unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
-        left follows the last slot, without markers. A thought is then the very state that, a stage
+      unmarked: of `coconut` and `pause`, whether the slots directly follow the question and the
+        rest follows the last slot, without markers. A thought is then the very state that, a stage
         before, had to predict the step which it replaces.
 
     Raises:
@@ -173,7 +173,7 @@ def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:
 
 
 def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple[Phase, ...]:
-    """The phases, and a last one of all steps that are left.
+    """The phases, and a last one of all remaining steps.
 
     Raises:
       InputError: none is left.

@@ -1,4 +1,4 @@
-"""Cross-entropy of what a method has to predict, in the form the training loop takes."""
+"""Cross-entropy of the tokens that a method predicts, in the form the training loop takes."""
 
 from functools import lru_cache
 from typing import Any
@@ -30,9 +30,9 @@ def thought_loss(
       cfg: the model.
       start: columns of the prefix.
       thoughts: thoughts of each row; without any it is the language model's loss, to the bit.
-      feedback: what makes them, a name of `feedback.FEEDBACK`.
-      own: not read: losses of single methods have numbers in it.
-      how: implementations, type of activations, and whether thoughts are computed again backward.
+      feedback: how they are made, a name of `feedback.FEEDBACK`.
+      own: ignored here: settings for losses of single methods.
+      how: implementations, type of activations, and whether backward recomputes thoughts.
 
     Returns:
       loss(params, None, batch, key) -> (sum in nats, tokens, {"nats"}); the batch is one of

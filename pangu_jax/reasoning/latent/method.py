@@ -97,6 +97,6 @@ def question(problem: Encoded, markers: Markers) -> tuple[int, ...]:
 
 
 def written(problem: Encoded, phase: Phase, markers: Markers, removed: int) -> Slots:
-    """Question, what is left of the chain, answer: tokens alone."""
+    """Question, rest of the chain, answer: tokens alone."""
     chain = rest_of_chain(problem, phase, removed)
     return Slots(question(problem, markers), (*chain, *answer(problem, markers)), 0)

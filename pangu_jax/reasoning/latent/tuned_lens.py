@@ -1,9 +1,9 @@
-"""The tuned lens: an affine map for each layer, after which the head reads it best.
+"""The tuned lens: an affine map per layer, fitted so that the head can read its states.
 
 The logit lens treats a layer's state as the last one's. A model may encode the same thing in
 another basis in between, which the head cannot read. The tuned lens learns that basis: each layer's
-state x becomes x + x A + b before the final norm and the head, and A and b bring the head's
-prediction closest to that for the last layer.
+state x becomes x + x A + b before the final norm and the head, and A and b minimize the KL
+divergence of the head's prediction from that for the last layer.
 
 Source: arXiv 2303.08112, section 3; the optimizer and its length are our own.
 """
@@ -29,7 +29,7 @@ class TunedLens:
 
     Attributes:
       kernel: A, float32 [L, D, D]; zero for the last layer.
-      bias: b, float32 [L, D], likewise.
+      bias: b, float32 [L, D], zero for the last layer, too.
     """
 
     kernel: Any
@@ -91,7 +91,7 @@ def _translated(params, lens, states, *, cfg):
 def _fit(params, states, order, lens, *, cfg):
     steps = order.shape[0]
     optimizer = optax.adam(optax.linear_schedule(RATE, 0.0, steps))
-    # The last layer is what the others are held against: its map stays nothing.
+    # The last layer is the reference for the others: its map stays zero.
     free = (jnp.arange(states.shape[1]) < states.shape[1] - 1).astype(jnp.float32)
 
     def loss(lens, batch):

@@ -1,4 +1,4 @@
-"""Decoders without a head, for embeddings: what transformers calls a MistralModel, say."""
+"""Decoders without a head, for embeddings, such as transformers' MistralModel."""
 
 import dataclasses
 from typing import Any

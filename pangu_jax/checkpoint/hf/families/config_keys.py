@@ -16,7 +16,7 @@ Config = dict[str, Any]
 
 REQUIRED = object()
 
-# Keys that some family reads. On export they are written anew; all others survive as they are.
+# Keys that some family reads. On export they are rewritten; all others survive unchanged.
 UNDERSTOOD = [
     "add_eos",
     "architectures",
@@ -115,10 +115,10 @@ def read_nullable(config: Config, name: str, kind: Any, default: Any) -> Any:
 
 
 def read_kinds(config: Config, kinds: tuple[str, ...]) -> list[str]:
-    """The entries of `layer_types`; absent is none.
+    """The entries of `layer_types`; none if absent.
 
     Raises:
-      InputError: it is no list, or names another kind of attention than these.
+      InputError: it is not a list, or names another kind of attention than these.
     """
     layers = config.get("layer_types") or []
     if not isinstance(layers, list):
@@ -131,10 +131,10 @@ def read_kinds(config: Config, kinds: tuple[str, ...]) -> list[str]:
 
 
 def read_layers(config: Config, name: str) -> set[int]:
-    """A list of layer numbers; absent is none.
+    """A list of layer numbers; empty if absent.
 
     Raises:
-      InputError: it is no list of whole numbers.
+      InputError: it is not a list of whole numbers.
     """
     value = config.get(name) or []
     if not isinstance(value, list) or not all(type(item) is int for item in value):

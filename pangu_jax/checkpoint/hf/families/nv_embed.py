@@ -42,7 +42,7 @@ def read_config(config: dict[str, Any]) -> EmbedderConfig:
     """An NV-Embed; its vectors are means without the instruction, and texts get an end token.
 
     Raises:
-      InputError: a key is missing, of the wrong kind, or asks for what the model does not have.
+      InputError: a key is missing, of the wrong kind, or asks for something the model lacks.
     """
     for name, known in (("mask_type", "b"), ("padding_side", "right")):
         if config.get(name, known) != known:

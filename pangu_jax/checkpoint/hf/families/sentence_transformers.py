@@ -60,7 +60,7 @@ def read_sidecars(cfg: Model, beside: Sidecars) -> Model:
 
 
 def write_sidecars(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
-    """{file name: JSON value} that `complete` reads; {} for a model with unspecified pooling."""
+    """{file name: JSON value} for `read_sidecars`; {} for a model with unspecified pooling."""
     if cfg.pooling is None:
         return {}
     paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalize else 2]
