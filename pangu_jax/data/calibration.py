@@ -44,6 +44,6 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
 
 
 def as_documents(windows: np.ndarray) -> Tokens:
-    """The windows as documents of their own, for `eval.perplexity.measure`."""
+    """Windows, int32 [windows, T], as one document each, for `eval.perplexity.measure`."""
     starts = np.arange(len(windows), dtype=np.int64) * windows.shape[1]
     return Tokens(windows.reshape(-1), starts, windows.size)

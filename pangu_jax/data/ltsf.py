@@ -129,7 +129,7 @@ def load(name: str, folder: str | Path) -> np.ndarray:
 
 
 def parse(name: str, content: bytes, where: str) -> np.ndarray:
-    """Parses the unpacked file of a data set, as in `load`.
+    """Parses the unpacked file of a data set: float64 [rows, variates], as from `load`.
 
     Raises:
       InputError: the content is not the data set's; `where` names the file.

@@ -126,7 +126,7 @@ class Scaler:
         return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
     def unscale(self, values: np.ndarray) -> np.ndarray:
-        """The inverse, as float64."""
+        """The inverse of `scale`: [..., V], as float64."""
         return values.astype(np.float64) * np.array(self.std) + np.array(self.mean)
 
 

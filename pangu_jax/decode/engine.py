@@ -343,7 +343,14 @@ class _Kept:
         self._count[slot] = 0
 
     def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made, version: int) -> None:
-        """Adds the tokens generated for slots, from `rows` of the result, with their version."""
+        """Adds the tokens generated for slots, with their version.
+
+        Args:
+          slots: int [n], where they go.
+          rows: int [n], the columns of `made` that they are in.
+          made: the result of a dispatch.
+          version: of the weights that generated them.
+        """
         counts, draws = made.count[rows], made.draws
         steps, which = np.nonzero(np.arange(counts.max())[:, None] < counts)
         to = slots[which], self._count[slots[which]] + steps
@@ -355,7 +362,7 @@ class _Kept:
         self._count[slots] += counts
 
     def take(self, slot: int) -> list[np.ndarray]:
-        """Returns the columns stored for a slot and empties it."""
+        """Returns the columns stored for a slot, [count] each, and empties it."""
         count, self._count[slot] = int(self._count[slot]), 0
         return [column[slot, :count].copy() for column in self._columns]
 

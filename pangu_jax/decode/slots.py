@@ -224,7 +224,7 @@ def step(
 
 @partial(jax.jit, donate_argnames="slots")
 def retire(slots: Slots, slot: jax.Array) -> Slots:
-    """Ends the sequence of a slot; the other slots continue."""
+    """Ends the sequence of slot `slot`, an int32 scalar; the other slots continue."""
     return slots.replace(active=slots.active.at[slot].set(False))
 
 

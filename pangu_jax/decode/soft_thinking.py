@@ -100,7 +100,7 @@ def think(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> SoftThought:
-    """Reads a prompt, and thinks.
+    """Reads a prompt, and thinks in mixtures of tokens.
 
     Args:
       params: tree of `decoder.spec(cfg)`, or of `transformer.by_layer`, which saves a copy.

@@ -89,12 +89,18 @@ def figures(table: Table, orders: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def share(place: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """For `pairwise_metrics.estimate`: the share of one place in the sum of all ten drops."""
+    """A statistic for `pairwise_metrics.estimate`: one place's share in the sum of all ten drops.
+
+    It maps sums and counts [..., 10] to [...].
+    """
     return lambda sums, counts: _shares(sums, counts)[..., place]
 
 
 def lean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """A statistic of drops: the share of the first five places less that of the last five."""
+    """A statistic of drops: the share of the first five places less that of the last five.
+
+    It maps sums and counts [..., 10] to [...].
+    """
     found = _shares(sums, counts)
     half = CONDITIONS // 2
     return found[..., :half].sum(-1) - found[..., half:].sum(-1)

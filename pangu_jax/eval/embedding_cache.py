@@ -37,7 +37,7 @@ class Cosines:
         self._places, self._vectors, self._prefixes = places, vectors, prefixes
 
     def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
-        """The documents' scores, float64."""
+        """The documents' scores, float64 [documents]."""
         before, behind = self._prefixes
         # Summed in float64, so that equal texts have equal scores wherever they are.
         one = self._vectors[self._places[before, query]].astype(np.float64)

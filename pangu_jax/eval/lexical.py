@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def candidate_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
-    """Okapi BM25 over an index of these documents alone.
+    """Okapi BM25 over an index of these documents alone: float64 [documents].
 
     Raises:
       InputError: rank_bm25 is not installed, or no document has a word.
@@ -59,7 +59,7 @@ class CollectionBM25:
             raise InputError("the collection has no words")
 
     def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
-        """The documents' scores.
+        """The documents' scores, float64 [documents].
 
         Raises:
           InputError: rank_bm25 is not installed.
@@ -72,24 +72,24 @@ class CollectionBM25:
         return index.get_scores(words(query))
 
     def idf(self, word: str) -> float:
-        """The inverse document frequency of a word."""
+        """The inverse document frequency of a word, a natural logarithm."""
         found = self._frequency[word]
         return math.log(1 + (self._size - found + 0.5) / (found + 0.5))
 
 
 def overlap(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The share of the query's distinct words that a document has."""
+    """Share of the query's distinct words that each document has: float64 [documents]."""
     wanted = set(words(query))
     return np.array([len(wanted & set(words(d))) / max(len(wanted), 1) for d in documents])
 
 
 def length(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The number of words of a document, whatever the query."""
+    """Number of words of each document, whatever the query: float64 [documents]."""
     return np.array([len(words(document)) for document in documents], np.float64)
 
 
 def constant(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The same score for every document."""
+    """The same score, 0, for every document: float64 [documents]."""
     return np.zeros(len(documents))
 
 

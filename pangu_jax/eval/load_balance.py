@@ -67,7 +67,7 @@ def imbalance_score(
 
 
 def straggler(load: np.ndarray) -> float:
-    """Largest load over mean: the factor by which the fullest device or expert delays a step."""
+    """Largest over mean of loads, [devices] or [E]: how much the fullest one delays a step."""
     return float(load.max() / load.mean())
 
 

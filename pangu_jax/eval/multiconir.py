@@ -159,7 +159,7 @@ def figures(
 
 
 def scored(scorer: Scorer, query: Text, documents: Sequence[Text]) -> np.ndarray:
-    """The documents' scores, NaN for those without text; the scorer sees the rest."""
+    """The documents' scores, float64 [documents]; NaN without text, which the scorer never sees."""
     found = np.full(len(documents), np.nan)
     there = [i for i, text in enumerate(documents) if text is not None]
     if query is not None and there:

@@ -81,7 +81,7 @@ def host_view(leaf: Any) -> Any:
 
 
 def stack(leaves: list[Any]) -> jax.Array:
-    """Leaves of layers with a leading layers axis."""
+    """Stacks the layers' leaves, [...] each, to [layers, ...]."""
     if all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return jnp.asarray(np.stack(leaves))
     return jnp.stack(leaves)

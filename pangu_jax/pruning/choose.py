@@ -69,7 +69,10 @@ def choose_heads(
 def choose_channels(
     stats: LayerStats, size: Sizes, recipe: Any, layer: int, mask: np.ndarray | None = None
 ) -> tuple[tuple[int, ...], np.ndarray]:
-    """The FFN channels that stay, and all channels' scores; arguments as in `choose_heads`."""
+    """The FFN channels that stay, ascending, and all channels' scores, float64 [F].
+
+    The arguments are those of `choose_heads`; here `mask` is bool [F].
+    """
     scores = importance.channel_scores(recipe.method, stats, seed=recipe.seed * 1000 + layer)
     if mask is not None:
         return tuple(np.flatnonzero(mask).tolist()), scores

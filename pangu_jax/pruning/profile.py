@@ -188,8 +188,8 @@ def global_masks(
     """FLAP's allocation: units of all layers in one list of standardized scores.
 
     Returns:
-      For each layer masks of the groups and the channels to keep, as many over all layers as
-      `small` has; None if layers are cut equally.
+      For each layer bool [K] and bool [F], the groups and the channels to keep, as many over all
+      layers as `small` has; None if layers are cut equally.
     """
     if recipe.allocation != "global":
         return None

@@ -159,7 +159,7 @@ def merge_tensors(
     name: str,
     dtype: Any = None,
 ) -> np.ndarray:
-    """Merges tensors.
+    """Merges tensors of one shape into one of that shape.
 
     Args:
       tensors: of one shape.
@@ -241,7 +241,7 @@ def task_arithmetic(
 
 
 def slerp(a: np.ndarray, b: np.ndarray, *, t: float) -> np.ndarray:
-    """Interpolates two tensors along the arc, float64: `a` at t = 0, `b` at t = 1.
+    """Interpolates two tensors of one shape along the arc, float64: `a` at t = 0, `b` at t = 1.
 
     The angle is that of the flattened tensors. If they are nearly parallel or opposite (a cosine
     beyond `COLLINEAR`) it is the straight line.
@@ -265,12 +265,12 @@ def ties(
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Trims differences to the largest, elects a sign, takes the mean of those that have it.
+    """Trims differences to the largest, elects a sign, and averages those with that sign.
 
     Args:
-      base: float32.
+      base: float32, of any shape.
       arrays: of its shape.
-      density: share of each difference that stays, by magnitude; at least one value does.
+      density: share of each difference that is kept, by magnitude; at least one value is.
       weights: of the arrays; 1 each by default.
       scale: of the merged difference.
 

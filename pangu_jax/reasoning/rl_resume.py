@@ -159,12 +159,12 @@ def _saved(number: int, rollout: Rollout) -> SavedRollout:
 
 
 def saved_rewards(rewards: np.ndarray) -> tuple[float | None, ...]:
-    """Rewards in JSON form: None for NaN."""
+    """Rewards, float [samples], in JSON form: None for NaN."""
     return tuple(None if np.isnan(reward) else float(reward) for reward in rewards)
 
 
 def rewards_of(saved: Iterable[float | None]) -> np.ndarray:
-    """The rewards that were saved."""
+    """The rewards that were saved, float64 [samples]."""
     return np.array([np.nan if reward is None else reward for reward in saved], np.float64)
 
 

@@ -62,7 +62,10 @@ class Made(NamedTuple):
 def make_score(
     model: decoder.DecoderConfig, *, temperature: float, accumulate: int, how: How
 ) -> Callable[[Any, Any], jax.Array]:
-    """The jitted `answer_log_probs` of a batch, in as many parts as an update's microbatches."""
+    """The jitted `answer_log_probs` of a batch, computed in `accumulate` parts.
+
+    It maps parameters and a batch to float32 [B, T], in nats.
+    """
     one = partial(answer_log_probs, cfg=model, temperature=temperature, how=how)
 
     def score(params, batch):

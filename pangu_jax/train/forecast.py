@@ -127,11 +127,11 @@ def initial(model: TimeProConfig, seeds: Sequence[int]) -> Any:
 def batches(
     starts: np.ndarray, seeds: Sequence[int], *, batch: int, step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from a step on, without end; each epoch is shuffled anew, for each seed on its own.
+    """Endless batches from a step on; each epoch is reshuffled, for each seed separately.
 
     Args:
-      starts: int32, first rows of the windows.
-      seeds: several give every leaf a leading axis of them.
+      starts: int32 [windows], first rows of the windows.
+      seeds: several add a leading axis of seeds to every leaf.
       batch: windows per step; windows of an epoch that do not fill one are left out.
       step: first step.
     """
@@ -165,8 +165,8 @@ def fit(
 
     Args:
       series: float32 [rows, V], scaled.
-      train_starts: int32, first rows of the training windows.
-      validation: int32, first rows of the validation windows.
+      train_starts: int32 [windows], first rows of the training windows.
+      validation: int32 [windows], first rows of the validation windows.
       model: the model.
       cfg: the training.
       seeds: at least one.

@@ -79,7 +79,7 @@ def language_loss(
 
 
 def auxiliary(router: list, cfg: decoder.DecoderConfig) -> jax.Array | None:
-    """Mean of the auxiliary loss over the routed layers, or None if there are none."""
+    """Mean of the auxiliary loss over the routed layers, a scalar, or None if there are none."""
     layers = []
     for stats, (layer, _) in zip(router, transformer.run_lengths(cfg), strict=True):
         if stats is not None:

@@ -37,13 +37,13 @@ def hashes(problems: Iterable[Problem]) -> np.ndarray:
 
 
 def not_among(problems: Sequence[Problem], seen: np.ndarray) -> list[Problem]:
-    """The problems whose question has none of these hashes."""
+    """The problems whose question has none of the hashes `seen`, uint64 [n]."""
     known = set(seen.tolist())
     return [problem for problem in problems if _hash(problem) not in known]
 
 
 def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
-    """Writes hashes into a run's folder.
+    """Writes hashes, uint64 [n], into a run's folder.
 
     Raises:
       InputError: it cannot be written.
@@ -53,7 +53,7 @@ def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
 
 
 def load_hashes(folder: str | Path) -> np.ndarray:
-    """Reads the hashes of a run's folder.
+    """Reads the hashes of a run's folder, uint64 [n].
 
     Raises:
       InputError: there are none, or the file holds something else.
