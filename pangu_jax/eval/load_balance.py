@@ -1,7 +1,7 @@
 """Load balance of a router over experts and over the devices that hold them.
 
 Experts are placed on devices in order: device d of n holds the experts d * E/n to
-(d+1) * E/n - 1. In shapes, E counts experts and K the experts that each token uses.
+(d+1) * E/n - 1. In shapes, E counts experts and k the experts that each token uses.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ def device_load(
     """(Token, expert) pairs that each device computes.
 
     Args:
-      ids: int [T, K], the experts of each token.
+      ids: int [T, k], the k experts of each token.
       experts: E.
       devices: number of devices that hold the experts; it divides E.
       mask: bool [T], false for padding; None for none.
@@ -123,7 +123,7 @@ def over_batches(
     """Balance over disjoint random batches of `tokens` tokens, as a serving batch would mix them.
 
     Args:
-      ids: int [T, K], the experts of many tokens.
+      ids: int [T, k], the k experts of each of many tokens.
       experts: E.
       devices: number of devices that hold the experts.
       tokens: size of a batch.
@@ -155,12 +155,12 @@ def over_batches(
 def uniform_choices(
     tokens: int, *, experts: int, active: int, distinct: bool = True, seed: int = 0
 ) -> np.ndarray:
-    """Draws experts uniformly, as a perfectly unskewed ordinary router would: int [T, K].
+    """Draws experts uniformly, as a perfectly unskewed ordinary router would: int [T, k].
 
     Args:
       tokens: T.
       experts: E.
-      active: K.
+      active: k, experts per token.
       distinct: whether a token's experts differ; False draws independently, as in the paper's
         experiment (arXiv 2505.21411, section 2.1).
       seed: of the drawing.
