@@ -59,12 +59,12 @@ class QuietLogs:
     """Silences logs from construction until it is closed; several may overlap."""
 
     def __init__(self):
-        """Begins."""
+        """Starts the silence."""
         self._open = True
         _silence.begin()
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends; with the last, loggers and hooks are as they were before the first.
+        """Ends the silence; the last one restores loggers and hooks.
 
         Args:
           failed: whether a read or write failed. The threads of pending ones complain when they

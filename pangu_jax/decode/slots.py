@@ -271,7 +271,7 @@ def _seat(slots: Slots, requests, row, read, length, first, key, sampling) -> Sl
 
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:
-    """One more token for every active slot; the others are computed too, and ignored."""
+    """Draws one more token for every active slot; the others are computed too, and ignored."""
     logits, caches = decoder.step(params, slots.token, slots.length, slots.caches, cfg=cfg, how=how)
     active = slots.active
     heat = jnp.where(active, slots.sampling.temperature, 0.0)

@@ -138,8 +138,8 @@ def prefill(
       how: layout, implementations, and the type of the activations.
 
     Returns:
-      Scores of the token after each row's last, float32 [B, V], and the caches of each layer:
-      {"key": [B, T, K, C], "value": the same}, of which a row's first `length` are of its tokens.
+      Logits of the token after each row's last, float32 [B, V], and the caches, one per layer:
+      {"key": [B, T, K, C], "value": the same}; a row's first `length` entries are its tokens'.
     """
     hidden, caches = prefill_state(params, inputs, length, cfg=cfg, how=how)
     return logits(params, hidden, cfg=cfg, how=how)[:, 0], caches
@@ -153,7 +153,7 @@ def prefill_state(
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
-    """As `prefill`, with the state of each row's last token, [B, 1, D], in place of scores."""
+    """Like `prefill`, but returns the last token's state, [B, 1, D], in place of logits."""
     x = embed(params, inputs, cfg=cfg, how=how) if inputs.ndim == 2 else inputs
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
     places = []
@@ -193,7 +193,7 @@ def step(
       how: layout, implementations, and the type of the activations.
 
     Returns:
-      Scores of the next token, float32 [B, V], and the caches with the new rows.
+      Logits of the next token, float32 [B, V], and the caches with the new rows.
     """
     x = token[:, None]
     x = embed(params, x, cfg=cfg, how=how) if token.ndim == 1 else x
@@ -210,7 +210,7 @@ def step_state(
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
-    """As `step`, of embeddings x [B, 1, D], with states, [B, 1, D], in place of scores."""
+    """Like `step`, but from embeddings x [B, 1, D] to states [B, 1, D], not logits."""
     places = [LayerCache(c["key"], c["value"], position) for c in caches]
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]

@@ -258,7 +258,7 @@ def unrolled(
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
       caches: one per layer, None for layers without.
       cfg: the model.
-      note: is called with what each layer gives, [B, T, D].
+      note: called with the output of each layer, [B, T, D].
       how: implementations.
 
     Returns:
@@ -289,7 +289,7 @@ def with_caches(
     note: Callable[[jax.Array], None] | None = None,
     how: How = HOW,
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-    """As `unrolled`, with a loop over the layers of each run: compiled in a fraction of the time.
+    """Like `unrolled`, with a loop over the layers of each run: it compiles much faster.
 
     Args:
       runs: stacked trees, as `spec(cfg)` has them.
@@ -299,7 +299,7 @@ def with_caches(
       caches: keys and values of each run, [L, B, S, K, C].
       start: the first slot of the caches to write.
       cfg: the model.
-      note: is called with what each layer gives, [B, T, D].
+      note: called with the output of each layer, [B, T, D].
       how: implementations.
 
     Returns:

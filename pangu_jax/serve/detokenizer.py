@@ -13,7 +13,7 @@ TAIL = 16  # tokens of a prompt that may decide how the next one is written
 
 
 class Stops:
-    """Ends a text before the first of some strings, wherever the text is broken into parts.
+    """Ends a text before the first of some strings, however the text is split into parts.
 
     Attributes:
       given: characters emitted.

@@ -178,7 +178,7 @@ def embed(
     max_length: int | None = None,
     dtype: Dtype = "float32",
 ) -> np.ndarray:
-    """One vector per text, float32 [texts, width], as `pangu-jax embed` writes them.
+    """One vector per text, float32 [texts, D], as in the output of `pangu-jax embed`.
 
         >>> vectors = pj.embed(pj.load("all-MiniLM-L6-v2"), ["a question", "a passage"])
         >>> vectors @ vectors.T

@@ -27,7 +27,7 @@ class Profiler:
     """
 
     def __init__(self, folder: str | Path, *, steps: int = 5, tell: Callable[[str], Any] = print):
-        """Nothing happens before the steps are watched.
+        """Prepares a profiler; it does nothing until the steps are watched.
 
         Args:
           folder: folder for the trace; made if missing.

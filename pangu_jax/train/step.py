@@ -317,7 +317,7 @@ def _cut(x: Any, parts: int) -> Any:
 
 
 def _initializer(optimizer, trainable: str | None, seeds: int) -> Callable[[Any], Any]:
-    """From parameters to the optimizer's state of the trained ones."""
+    """A function from parameters to the optimizer's state of the trained ones."""
 
     def start(params):
         return optimizer.init(split(params, trainable)[0])

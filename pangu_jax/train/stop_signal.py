@@ -22,7 +22,7 @@ class Stopped(Exception):
     """
 
     def __init__(self, step: int, status: int = 128 + signal.SIGTERM, state: Any = None):
-        """Of the step, the exit status and the state."""
+        """Takes the step, the exit status and the state."""
         super().__init__(step)
         self.step, self.status, self.state = step, status, state
 

@@ -78,7 +78,7 @@ def _fill(
     parts: list[TensorPlace],
     stored: Mapping[str, StoredTensor],
 ) -> jax.Array:
-    """One leaf: each device's part is allocated there, and gets its part of every tensor."""
+    """Fills one leaf: each device allocates its part, and gets its part of every tensor."""
     shards = []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ranges = [range(size)[part] for part, size in zip(index, shape, strict=True)]

@@ -19,7 +19,7 @@ class _Axes(NamedTuple):
     free: list[int]
 
     def reordered(self, batch: Sequence[int], free: Sequence[int]) -> "_Axes":
-        """With batch and free axes in another order."""
+        """The same axes with batch and free ones in another order."""
         return _Axes([self.batch[i] for i in batch], self.contracted, [self.free[i] for i in free])
 
 
