@@ -40,7 +40,7 @@ class Request:
     """A prompt, and how it is continued.
 
     Attributes:
-      inputs: ids, at least one; or embeddings [T, D], what `decoder.embed` gives for ids.
+      inputs: ids, at least one; or embeddings [T, D], as from `decoder.embed`.
       max_new_tokens: maximum number of tokens to sample.
       sampling: sampling settings.
       stop_ids: the answer ends with the first of these.

@@ -54,7 +54,7 @@ def score_task1(rows: Sequence[Task1Row], scorer: Scorer, *, pairs_only: bool) -
 
     Args:
       rows: of one domain, at least one.
-      scorer: gives the scores of a query and of documents.
+      scorer: scores documents by a query.
       pairs_only: whether a query's documents are the positive and the paired negative alone, as
         for BM25 in the released code; else the second negative and seven easy ones, the positives
         of the next rows, are scored too, as for dense models there.
@@ -82,7 +82,7 @@ def score_ranked(rows: Iterable[RankedRow], scorer: Scorer, *, natural: bool = F
 
     Args:
       rows: of one file.
-      scorer: gives the scores of a query and of documents.
+      scorer: scores documents by a query.
       natural: whether the query is the one sentence of task 3, not the list.
     """
     found = []

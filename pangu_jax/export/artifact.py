@@ -229,7 +229,7 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _array(found: Any, name: str, path: str | Path) -> np.ndarray:
-    if not isinstance(found, np.ndarray):  # what numpy gives for a member that is no array
+    if not isinstance(found, np.ndarray):  # numpy returns bytes for members that are not arrays
         raise InputError(f"cannot read {path} as .npz: {name!r} is no array")
     return found
 

@@ -5,7 +5,7 @@ Parameters: those of `transformer`, and
     {"embed": {"table": [V, D]},
      "head": {"kernel": [D, V]}}          absent when tied to the embedding
 
-`apply` gives hidden states; `logits` is separate, so that training never holds [B, T, V]. `embed`
+`apply` returns hidden states; `logits` is separate, so that training never holds [B, T, V]. `embed`
 and `head_kernel` are public because pruning, probing and layer-wise calibration walk the layers one
 by one. `prefill` and `step` decode, on parameters that `transformer.by_layer` has taken apart: so a
 layer's weights are read in place, where slices of stacked ones are copied with every token.

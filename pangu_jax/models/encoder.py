@@ -7,7 +7,7 @@ Parameters: those of `transformer`, and
      "pooler": {"kernel": [D, D], "bias": [D]},           absent without a pooler
      "classifier": {"kernel": [D, c], "bias": [c]}}       c classes; absent without
 
-`apply` gives hidden states, `embed` one vector per text, and `classify` scores of a text or a pair.
+`apply` returns hidden states, `embed` one vector per text, `classify` scores of a text or a pair.
 Source: arXiv 1810.04805; vectors of texts arXiv 1908.10084.
 """
 

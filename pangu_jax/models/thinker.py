@@ -78,7 +78,7 @@ def from_decoder(params: dict[str, Any], cfg: ThinkerConfig, *, key: jax.Array) 
     """A decoder's parameters, with randomly initialized ones for those that it lacks.
 
     Args:
-      params: tree of `decoder.spec(cfg.decoder)`, or of `spec(cfg)`, which is given back.
+      params: tree of `decoder.spec(cfg.decoder)`, or of `spec(cfg)`, which is returned.
       cfg: the thinker.
       key: of the draws.
     """

@@ -229,7 +229,7 @@ def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
     """The parameters with "layers", one tree per layer, in place of "runs".
 
     Args:
-      params: tree of `spec(cfg)`; one that has "layers" is given back.
+      params: tree of `spec(cfg)`; one that has "layers" is returned.
       donate: see `nn.stack.split`; without it the layers are held twice while `params` are.
     """
     if "layers" in params:

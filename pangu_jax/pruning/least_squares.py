@@ -4,8 +4,8 @@ A projection y = x W loses the rows D of W and keeps the rows K. With S the seco
 
     Z = (S_KK + l I)^-1 S_KD W_D    is added to W_K,
 
-which shrinks toward the weights there are. What is solved for is X with Z = X R, a column for each
-dropped input (R = W_D) or, where the outputs are fewer, for each output (R = 1). Only the rows and
+which shrinks toward the present weights. The unknown is X with Z = X R, with a column for each
+dropped input (R = W_D) or, if the outputs are fewer, for each output (R = 1). Only the rows and
 columns that a product needs are gathered; their number is rounded up, so that layers of slightly
 different widths share one compilation.
 """

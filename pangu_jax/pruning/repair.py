@@ -13,7 +13,7 @@ calibration tokens, from the moments of x alone:
 | ridge-no-bias | the same with second moments | b | second moments |
 
 `affine` is SlimLLM's (arXiv 2505.22689): a fit per output dimension, not the least squares over
-all inputs. `ridge` is ours: it shrinks toward the weights there are, so a large ridge gives `bias`
+all inputs. `ridge` is ours: it shrinks toward the present weights, so a large ridge gives `bias`
 and a small one the least squares. The ridge is chosen by the error on held-out windows,
 from the middle of `RIDGES` downhill. `bias` is what FLAP (arXiv 2312.11983) does.
 """

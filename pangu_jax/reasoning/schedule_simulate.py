@@ -168,7 +168,7 @@ def simulate(
 
     Args:
       cfg: the settings; groups have no rewards, so `replace_equal_groups` must be False.
-      lengths: `lengths(prompt, samples, n)` gives the tokens of a group's n samples, see
+      lengths: `lengths(prompt, samples, n)` returns the tokens of a group's n samples, see
         `measured`.
       costs: durations of a token and of an update.
       updates: number of updates.

@@ -54,7 +54,7 @@ def train(
     Args:
       loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
       spec: tree of `Spec` of the parameters.
-      batches: `batches(step)` gives the batches from that step on, numpy arrays.
+      batches: `batches(step)` yields the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
       optimizer: transforms gradients into updates, such as one of `optimizer.make_optimizer`.
       folder: the run's folder, or the caller's claim on it: metrics.jsonl and checkpoints/ go

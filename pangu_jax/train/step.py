@@ -33,7 +33,7 @@ class BatchLoss:
     whole batch, in the memory of one microbatch and all embeddings.
 
     Attributes:
-      embed: `embed(params, frozen, batch, key)` gives a tree of arrays, one row for each of the
+      embed: `embed(params, frozen, batch, key)` returns a tree of arrays, one row for each of the
         batch; rows do not see each other.
       compare: `compare(embeddings, frozen, batch) -> (sum, weight, {name: sum})`, of the whole
         batch.

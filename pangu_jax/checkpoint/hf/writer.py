@@ -58,7 +58,7 @@ def save(
     Host memory holds one tensor at a time.
 
     Args:
-      params: tree of the model's spec, any float type; or of `LazyLeaf`s, such as `view` gives.
+      params: tree of the model's spec, any float type; or of `LazyLeaf`s, as from `view`.
       cfg: the model, of the family's kind.
       folder: must not exist, or be empty.
       family: the name of one of `FAMILIES`.

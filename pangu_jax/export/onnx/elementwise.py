@@ -106,7 +106,7 @@ def _softmax(g: Graph, a: Value, b: Value) -> Value | None:
 
 
 def _divide_integers(g: Graph, a: Value, b: Value) -> Value:
-    """Truncating; by 0 gives -1, and the least integer by -1 itself, as XLA has it."""
+    """Truncating division; by 0 it is -1, and the least integer by -1 is itself, as in XLA."""
     if b.foldable and not np.isin(b.array, (0, -1)).any():
         return apply(g, "Div", a, b)
     zero, minus = scalar(g, 0, b), scalar(g, -1, b)

@@ -115,7 +115,7 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> 
 def lens_ranks(
     params: dict[str, Any], states: np.ndarray, ids: Sequence[int], *, cfg: decoder.DecoderConfig
 ) -> np.ndarray:
-    """The rank of an id among all, by the scores that the head gives to a state.
+    """The rank of an id among all, by the head's scores of a state.
 
     Args:
       params: tree of `decoder.spec(cfg)`.

@@ -206,7 +206,7 @@ def read_rope(config: Config, theta: Any, length: int) -> RopeConfig:
 
     Args:
       config: the keys.
-      theta: the base where the file gives none, or REQUIRED.
+      theta: the base if the file has none, or REQUIRED.
       length: the longest context, which Llama-3 scaling falls back to.
 
     Raises:
