@@ -5,7 +5,7 @@
     m = pj.load("smollm2")     # or a run folder, a GGUF file, a forecaster
     pj.generate(m, ["Once upon a time"])
 
-Importing this touches no device and takes no time: what a name needs is imported at its first use.
+Importing this touches no device and takes no time: a name's dependencies load at its first use.
 """
 
 import importlib
@@ -57,5 +57,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What there is, imported or not."""
+    """Public names, imported or not."""
     return sorted({*globals(), *__all__})

@@ -38,18 +38,18 @@ class ForecasterConfig:
       model: the model.
       names: the columns, in the order that the model scans them.
       mean: of each column's training rows.
-      std: the same; what a scaled value of 1 stands for.
-      step_count: how many units lie between two rows.
+      std: the same; the unit of scaled values.
+      step_count: units between two rows.
       step_unit: "us" or "s" (of instants), "day", "weekday" or "month" (of local dates).
       month_end: whether stamps are the last days of their months.
       seeds: one set of parameters each; their forecasts are averaged.
-      coverage: what the intervals were made for.
+      coverage: nominal coverage of the intervals, 0 to 1.
       measured_coverage: the share of the test part that they covered, tracked at that rate.
       trained_on: the file's name.
       month_day: the day that monthly stamps lie on where the month has it, 29 or 30; else 0.
       rate: of the tracking of half widths (`eval.intervals.track`); 0 keeps them fixed, as those of
         older forecasters are.
-      tracked_to: the stamp of the last row that the stored half widths know of; empty if rate is 0.
+      tracked_to: the stamp of the last row that the stored half widths include; empty if rate is 0.
     """
 
     model: TimeProConfig
@@ -114,7 +114,7 @@ class Forecaster:
 
 
 def save(model: Forecaster, folder: str | Path) -> None:
-    """Writes the folder, over an older forecaster if one is there.
+    """Writes the folder, replacing an older forecaster.
 
     The arrays go into a file named by its SHA-256, and then the description, which names that file,
     takes the older one's place: whenever the process dies, and however many write at once, the
@@ -146,7 +146,7 @@ def load(folder: str | Path) -> Forecaster:
     """Reads a folder that `save` wrote.
 
     Raises:
-      InputError: it is none, or damaged, or holds values that are not finite; says what is wrong.
+      InputError: it is not a forecaster, damaged, or holds values that are not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -189,7 +189,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], Path, bytes]:
 
 
 def _description(values: Any, path: Path) -> dict[str, Any]:
-    """What the file says without its seal; older forecasters have none."""
+    """The file's contents without its seal; older forecasters have none."""
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold an object (ForecasterConfig)")
     found = values.pop("seal", None)

@@ -28,7 +28,7 @@ from pangu_jax.nn.rotary import Llama3Scaling, RopeConfig, frequencies
 MAGIC = b"GGUF"
 FAMILIES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}  # ours, by llama.cpp's names
 ROPE_FACTORS = "rope_freqs.weight"
-LENGTHS = (8192, *(2**n for n in range(5, 20)))  # what a model was trained on before it was scaled
+LENGTHS = (8192, *(2**n for n in range(5, 20)))  # of a model's training before it was scaled
 HALVES = {"F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -54,7 +54,7 @@ _LEAVES = {
     **_linear("ffn_up", "mlp/up"),
     **_linear("ffn_down", "mlp/down"),
 }
-# Metadata that says the same as the tensors, or nothing about what is computed.
+# Metadata that repeats the tensors' information, or does not affect the computation.
 _SILENT = ("block_count", "vocab_size", "rope.dimension_count", "attention.value_length",
            "attention.key_length", "tensor_data_layout")  # fmt: skip
 _SIZES = {
@@ -72,12 +72,12 @@ _OPTIONAL = ("attention.head_count_kv", "rope.freq_base")
 
 @dataclasses.dataclass(frozen=True)
 class Gguf:
-    """An opened file.
+    """An open GGUF file.
 
     Attributes:
       path: of the file.
       fields: the metadata, as the library has them; `value` reads one.
-      tensors: what the library says of each: name, shape, tensor_type, data on the mapped file.
+      tensors: the library's record of each: name, shape, tensor_type, data on the mapped file.
     """
 
     path: Path
@@ -129,7 +129,7 @@ class Quantized(StoredTensor):
 
     Attributes:
       data: as the library has it, on the mapped file.
-      heads: how many heads its rows are of where llama.cpp pairs them for its rotary embedding.
+      heads: number of heads in its rows, if llama.cpp pairs them for its rotary embedding.
       whole: make halves float32 too, as the file mixes types.
     """
 
@@ -152,7 +152,7 @@ class Quantized(StoredTensor):
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether it is a file that begins as a GGUF file does, or is named like one."""
+    """Whether a path is a file that starts with GGUF's magic bytes or is named *.gguf."""
     if not os.path.isfile(path):  # unlike Path, finds names that are too long absent
         return False
     if Path(path).suffix == ".gguf":
@@ -162,10 +162,11 @@ def is_gguf(path: str | Path) -> bool:
 
 
 def open_gguf(path: str | Path) -> Gguf:
-    """Reads a file's metadata and where its tensors lie.
+    """Reads a file's metadata and the locations of its tensors.
 
     Raises:
-      InputError: it is no whole GGUF file of this machine's byte order, or one of several parts.
+      InputError: it is not a complete GGUF file of this machine's byte order, or one of several
+        parts.
     """
     import gguf  # takes a while
 
@@ -275,7 +276,7 @@ def _stored(opened: Gguf, family: Family, cfg: DecoderConfig) -> dict[str, Store
 
 
 def _heads(leaf: str, attention: AttentionConfig) -> int | None:
-    """How many heads a tensor's rows are of that llama.cpp stores by pairs, else None."""
+    """Number of heads in the rows of a tensor that llama.cpp stores by pairs, else None."""
     if leaf.startswith("attention/query/"):
         return attention.kv_heads * attention.q_per_kv
     return attention.kv_heads if leaf.startswith("attention/key/") else None

@@ -1,4 +1,4 @@
-"""Opens whatever holds a model: our own run folder or a Hugging Face one."""
+"""Opens the formats that hold a model: our own run folder, a Hugging Face folder, GGUF."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def open_checkpoint(
     dtype: Any = None,
     layout: Layout | None = None,
 ) -> tuple[Any, Any, str]:
-    """Parameters, configuration, and where the tokenizer is.
+    """Returns parameters, configuration, and the tokenizer's location.
 
     Args:
       path: a run folder (model.json, checkpoints/) or a Hugging Face folder (config.json,
@@ -26,12 +26,12 @@ def open_checkpoint(
       kind: the only kind of model to take, or kinds, of `models.registry.KINDS`; None takes any.
       by: the caller that takes only these, as the error names it.
       dtype: type of the parameters; None keeps what is stored.
-      layout: where they live; None is the default device.
+      layout: placement of the arrays; None is the default device.
 
     Returns:
-      The parameters, the configuration, and what `data.tokenizer.load_tokenizer` takes: the
-      folder, or "bytes" for a run of ours that holds no tokenizer.json. A Hugging Face folder
-      without one gives itself, so that asking for its tokenizer is an error and not bytes.
+      The parameters, the configuration, and the argument of `data.tokenizer.load_tokenizer`: the
+      folder, or "bytes" for a run of ours without a tokenizer.json. A Hugging Face folder without
+      one is returned all the same, so that loading its tokenizer is an error and not bytes.
 
     Raises:
       InputError: the folder is neither, cannot be read, or holds another kind of model.
@@ -55,7 +55,7 @@ def open_checkpoint(
 
 
 def read_cfg(path: str | Path) -> Any:
-    """The configuration of the model that a run or a Hugging Face folder holds; no tensor is read.
+    """The configuration of the model in a run or a Hugging Face folder; reads no tensors.
 
     Raises:
       InputError: the folder is neither, or cannot be read.
@@ -64,7 +64,7 @@ def read_cfg(path: str | Path) -> Any:
 
 
 def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecaster"]:
-    """Whether a path is a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
+    """The format of a path: a run of ours, a Hugging Face folder, a GGUF file, or a forecaster.
 
     Raises:
       InputError: it is none of these.

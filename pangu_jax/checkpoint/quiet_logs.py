@@ -1,4 +1,4 @@
-"""Silences what orbax and tensorstore log besides raising, while a store is open.
+"""Silences the logs of orbax and tensorstore, which also raise, while a store is open.
 
 They report every save as INFO, and errors that we report ourselves. After a failed read or write,
 each of the others that were under way would print a traceback of its own, from the event loop that
@@ -14,9 +14,9 @@ LOGGERS = ("absl", "asyncio")
 
 
 class _Silence:
-    """How many stores want silence, and what to restore: loggers are global to the process.
+    """Counts stores that want silence, and keeps what to restore: loggers are process-wide.
 
-    It is a hook of `sys.unraisablehook`. One that others have put before it may go on calling it.
+    It is a `sys.unraisablehook`, which a hook installed over it may keep calling.
     """
 
     def __init__(self):
@@ -59,17 +59,17 @@ class QuietLogs:
     """Silences logs from construction until it is closed; several may overlap."""
 
     def __init__(self):
-        """Begins."""
+        """Starts the silence."""
         self._open = True
         _silence.begin()
 
     def close(self, *, failed: bool = False) -> None:
-        """Ends; with the last, loggers and hooks are as they were before the first.
+        """Ends the silence; the last one restores loggers and hooks.
 
         Args:
-          failed: whether a read or write failed. The threads of those that were under way complain
-            when they end, which nobody can wait for: then the hook, which passes all else on, stays
-            until the next silence that ends well.
+          failed: whether a read or write failed. The threads of pending ones complain when they
+            end, which cannot be awaited: then the hook, which passes all else on, stays until the
+            next silence that ends well.
         """
         if self._open:
             self._open = False

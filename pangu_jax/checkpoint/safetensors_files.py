@@ -44,7 +44,7 @@ class StoredTensor:
 
     @property
     def numpy(self) -> np.dtype | None:
-        """The type that `view` gives, None where the format's cannot be read."""
+        """The dtype of `view`, None if the format's type cannot be read."""
         return DTYPES.get(self.dtype)
 
     def view(self) -> np.ndarray:
@@ -55,7 +55,7 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True)
 class PendingTensor:
-    """A tensor to write: its type, its shape, and a function that makes it when it is needed."""
+    """A tensor to write: its type, its shape, and a function that makes it on demand."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -90,7 +90,7 @@ def find(folder: str | Path) -> dict[str, StoredTensor]:
 
 
 def own_file(folder: str | Path, name: str) -> Path:
-    """A file of a checkpoint's folder; a link counts where it stays inside.
+    """A file of a checkpoint's folder; a link is followed if it stays inside.
 
     In the cache of the Hugging Face hub, models--*/snapshots/REVISION holds links to
     models--*/blobs, so there the whole repository is inside.
@@ -117,11 +117,11 @@ def write(folder: Path, shards: list[dict[str, PendingTensor]]) -> None:
     """Writes shards of tensors, one tensor at a time, and the index if there are several.
 
     Args:
-      folder: where to write.
+      folder: folder to write to.
       shards: for each file, its tensors by name.
 
     Raises:
-      InputError: what was written is not read back as what was meant.
+      InputError: the written files do not read back as intended.
     """
     weight_map, total = {}, 0
     for number, shard in enumerate(shards, start=1):
@@ -140,7 +140,7 @@ def header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, from its header.
 
     Raises:
-      InputError: it is no whole safetensors file.
+      InputError: it is not a complete safetensors file.
     """
     try:
         # The library checks the header: sizes, overlaps, the file's length.
@@ -160,7 +160,7 @@ def header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _write_file(path: Path, tensors: Mapping[str, PendingTensor]) -> None:
-    """One file. The library would want all of its tensors at once.
+    """Writes one file tensor by tensor; the library would need all of them at once.
 
     Source: the format's description at github.com/huggingface/safetensors.
     """

@@ -38,7 +38,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def claim(folder: str | Path) -> Claim:
-    """Claims a run's folder, before anything in it is looked at or written.
+    """Claims a run's folder, before anything in it is read or written.
 
     Raises:
       InputError: it cannot be made, or another process trains there.
@@ -52,7 +52,7 @@ def begin(
     """Opens a run that trains a model (`run_folder.open_run`), and keeps its description.
 
     Args:
-      cfg: the model, as a new run is given it.
+      cfg: the model of a new run.
       folder: the run's folder; made if missing.
       settings: JSON values and configs, by the names that errors use.
       free: names whose values may differ when it is resumed.
@@ -73,7 +73,7 @@ def begin(
 def discard(folder: str | Path) -> None:
     """Removes the checkpoints and settings of a run that is no longer needed.
 
-    Its metrics stay. A kill in between leaves the run whole, or one that begins anew.
+    Its metrics stay. A kill in between leaves either the whole run, or one that starts anew.
 
     Raises:
       InputError: they cannot be removed, or another process trains there.
@@ -94,9 +94,9 @@ class Store:
     """The checkpoints of one run; a context manager that waits for what is still being written.
 
     A checkpoint is a folder named by its step. It is written under another name, given the digests
-    of its files and then its name when it is whole, and renamed again before it is deleted, so that
-    at any moment, and after the process failed, every such folder can be read; where the disk
-    failed, the digests tell.
+    of its files and then its name when it is complete, and renamed again before it is deleted, so
+    that at any moment, even after a crash, every such folder is readable; the digests reveal disk
+    failures.
     """
 
     def __init__(self, folder: str | Path | Claim, *, keep: int = 2, writes: bool = True):
@@ -104,7 +104,7 @@ class Store:
 
         Args:
           folder: the run's folder, or the claim of it that the caller holds.
-          keep: how many of the latest checkpoints stay.
+          keep: number of latest checkpoints kept.
           writes: whether this is the process that trains the run: it alone may write, and it
             clears away what one that was killed left half-done.
 
@@ -147,10 +147,10 @@ class Store:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Waits until every checkpoint is whole on disk.
+        """Waits until every checkpoint is complete on disk.
 
         Raises:
-          InputError: the last one could not be written; not while another error is on its way.
+          InputError: the last one could not be written; not raised over another exception.
         """
         try:
             if not self._abandoned:
@@ -200,7 +200,7 @@ class Store:
             raise self._failure(error, step) from error
 
     def wait(self) -> None:
-        """Returns once what is being written is whole on disk.
+        """Waits until the checkpoint being written is complete on disk.
 
         Raises:
           InputError: it could not be written.
@@ -217,14 +217,14 @@ class Store:
             self._tidy()
 
     def abandon(self) -> None:
-        """Gives up without waiting: another process of the run is gone and would not answer."""
+        """Gives up without waiting, as another process of the run is gone and would not answer."""
         self._abandoned = True
 
     def restore(self, step: int, params: Any, rest: Any = None) -> tuple[Any, Any]:
         """Reads a checkpoint into templates of `jax.ShapeDtypeStruct`, with their shardings.
 
         Args:
-          step: which one.
+          step: step of the checkpoint.
           params: template of the parameters.
           rest: template of step and optimizer state; None leaves them unread.
 
@@ -266,7 +266,7 @@ class Store:
         return self.folder
 
     def _tidy(self) -> None:
-        """Removes what was discarded, and what a save that never ended left."""
+        """Removes discarded checkpoints, and leftovers of interrupted saves."""
         for path in (self.folder / DISCARDED, *self.folder.glob(f"*{UNFINISHED}*")):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -300,7 +300,7 @@ class Store:
                 )
 
     def _compare(self, step: int, template: Any) -> None:
-        """Names the first leaf whose shape differs: restoring would pad or cut it in silence."""
+        """Names the first leaf whose shape differs: restoring would silently pad or cut it."""
         place = self.folder / str(step) / "params"
         try:
             with ocp.StandardCheckpointer() as reader:
@@ -330,16 +330,16 @@ class NullStore:
         """Does nothing."""
 
     def latest(self) -> None:
-        """There is none."""
+        """Always None."""
 
     def save(self, step: int, params: Any, rest: Any) -> None:
-        """Keeps nothing."""
+        """Does nothing."""
 
     def wait(self) -> None:
-        """Nothing is being written."""
+        """Returns at once."""
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Does nothing."""
 
 
 class _Digested(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -379,7 +379,7 @@ def _save_digests(place: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a few words: the system's own if it has any."""
+    """A short reason for an error: the operating system's own if there is one."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
@@ -408,7 +408,7 @@ def load_model(folder: str | Path) -> Any:
     """Reads a model's configuration, of whatever kind, from a run folder.
 
     Raises:
-      InputError: there is none, or it is of no kind that is known.
+      InputError: there is none, or its kind is unknown.
     """
     path = Path(folder) / MODEL
     return registry.from_json(read_json(path), str(path))
@@ -425,9 +425,9 @@ def restore_params(
 
     Args:
       folder: the run's folder.
-      step: which checkpoint; None takes the latest.
+      step: step of the checkpoint; None takes the latest.
       dtype: type of the parameters; None keeps float32.
-      layout: where they live; None is the default device.
+      layout: placement of the arrays; None is the default device.
 
     Raises:
       InputError: the folder holds no checkpoint, or a damaged one, or values that are not finite.
@@ -446,7 +446,7 @@ def restore_params(
 
 
 def template(shapes: Any, spec: Any, layout: Layout | None) -> Any:
-    """Shapes with where each leaf is to live: split as `layout` says, or on one device."""
+    """Shapes with the sharding of each leaf: that of `layout`, or one device."""
     if layout is None:
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(lambda _: where, shapes)

@@ -63,7 +63,7 @@ def from_torch(state: Mapping[str, Any], cfg: TimeProConfig) -> dict[str, Any]:
     """The parameter tree of a state_dict of the released code.
 
     Args:
-      state: {torch name: array}; what the released forward pass never uses may be there or not.
+      state: {torch name: array}; tensors that the released forward pass never uses are optional.
       cfg: the model; the result is checked against its spec.
 
     Returns:

@@ -23,10 +23,10 @@ def check_structure(folder: str | Path) -> str:
     """Compares config.json, the index and the headers of the files, and reads every value.
 
     Returns:
-      What was found, as text.
+      The findings, as text.
 
     Raises:
-      InputError: they do not fit, or a value is not finite.
+      InputError: they do not match, or a value is not finite.
     """
     folder = Path(folder)
     opened = hf.read_headers(folder)
@@ -46,14 +46,14 @@ def check_sums(
     """Recomputes the checksums that came with the folder.
 
     These are lists such as SHA256SUMS, files such as model.safetensors.sha256, and, in the cache of
-    the Hugging Face hub, the names of what the links point to.
+    the Hugging Face hub, the names of the links' targets.
 
     Args:
       folder: the folder.
-      progress: is told each file before it is read.
+      progress: called with each file before it is read.
 
     Returns:
-      The files whose sums are right, and those with a sum that are not there.
+      The files whose sums are right, and missing files that have a sum.
 
     Raises:
       InputError: there are no sums, a file with tensors has none, or a file differs; names all.
@@ -93,7 +93,7 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _check_index(folder: Path) -> None:
-    """Every tensor is in the file that the index says, and the index has every tensor."""
+    """Checks that the index and the files agree on every tensor."""
     weight_map = read_json(safetensors_files.own_file(folder, safetensors_files.INDEX))[
         "weight_map"
     ]
@@ -124,7 +124,7 @@ def _written_sums(folder: Path) -> dict[str, str]:
 
 
 def _read_sums(path: Path, only: str | None) -> Iterator[tuple[str, str]]:
-    """(file, sum) for each line; `only` is what a list of one file may leave out."""
+    """(file, sum) for each line; `only` is the name that a list of one file may omit."""
     try:
         text = safetensors_files.own_file(path.parent, path.name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -142,7 +142,7 @@ def _read_sums(path: Path, only: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Sum and file of a line; both empty if it is none."""
+    """Sum and file of a line; both empty if the line has none."""
     if tagged := _TAGGED.fullmatch(line):
         return tagged[2], tagged[1]
     plain = _LINE.fullmatch(line)

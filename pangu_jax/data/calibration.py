@@ -10,18 +10,18 @@ from pangu_jax.data.packing import Tokens
 
 
 def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None) -> np.ndarray:
-    """All whole windows of `length` tokens, each headed by the ids with which a prompt begins.
+    """Cuts text into windows of `length` tokens, each headed by the ids that begin a prompt.
 
-    The documents are laid end to end, and each window takes the next ids that fit, so no text is
-    in two windows. What does not fill a window at the end is left out.
+    The documents are concatenated, and each window takes the next ids that fit, so no text is in
+    two windows. An incomplete last window is dropped.
 
     Args:
-      tokens: what `data.packing.tokenize` gave; its first id is the boundary.
+      tokens: the result of `data.packing.tokenize`; its first id is the boundary.
       length: tokens of a window, its head included.
       begin: the tokenizer's `begin`; None is the boundary id.
 
     Returns:
-      int32 [N, length].
+      int32 [windows, length].
 
     Raises:
       InputError: the text does not fill one window, or `length` holds no more than the head.
@@ -44,6 +44,6 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
 
 
 def as_documents(windows: np.ndarray) -> Tokens:
-    """The windows as documents of their own, for `eval.perplexity.measure`."""
+    """Windows, int32 [windows, T], as one document each, for `eval.perplexity.measure`."""
     starts = np.arange(len(windows), dtype=np.int64) * windows.shape[1]
     return Tokens(windows.reshape(-1), starts, windows.size)

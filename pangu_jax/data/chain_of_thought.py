@@ -14,7 +14,7 @@ FINAL = "####"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question that is answered in steps.
+    """A question with its worked answer.
 
     Attributes:
       question: its text.
@@ -32,7 +32,7 @@ def read_problems(path: str | Path) -> list[Problem]:
 
     | a line has | its steps are |
     |---|---|
-    | question, steps (a list), answer | as they are (ProsQA) |
+    | question, steps (a list), answer | those given (ProsQA) |
     | question, cot, answer | marks `<<3*4=12>>` if there are any (GSM8K-Aug); the terms of a written multiplication; else the lines |
     | question, answer that ends in `#### value` | the marks before it; the answer is the value (GSM8K) |
 

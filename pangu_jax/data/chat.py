@@ -18,10 +18,10 @@ class Template:
     Attributes:
       write: (checked messages, whether to open an assistant turn) -> text.
       roles: the roles it can write.
-      modes: think mode -> what is added to the last user turn.
+      modes: think mode -> suffix of the last user turn.
       stops: tokens that end an assistant turn.
-      thinking: what opens and closes a span of thinking before the answer, or None.
-      whole: whether it writes all that precedes a dialogue, a begin of text included.
+      thinking: tags that open and close a span of thinking before the answer, or None.
+      whole: whether it writes all that precedes a dialogue, including any begin-of-text token.
     """
 
     write: Callable[[Sequence[Message], bool], str]
@@ -39,14 +39,14 @@ def render(
     add_generation_prompt: bool = True,
     mode: str | None = None,
 ) -> str:
-    """The conversation as one text, with a begin-of-text token only where the template writes one.
+    """Renders a conversation as text, with a begin-of-text token only if the template writes one.
 
     Args:
       messages: [{"role": "system" | "user" | "assistant", "content": text}, ...].
       template: a name in `TEMPLATES`, or one of a checkpoint's own.
       add_generation_prompt: ends with the opening of an assistant turn.
-      mode: how much the model thinks, where the template has modes: for "pangu" it is "slow",
-        "fast" or "auto". None leaves the messages as they are, which is slow.
+      mode: thinking mode, if the template has modes: for "pangu" it is "slow",
+        "fast" or "auto". None leaves the messages unchanged, which is slow.
 
     Raises:
       InputError: an unknown template, role or mode, no message, one without content, or a mode
@@ -81,11 +81,11 @@ def stop_ids(tokenizer: Tokenizer, template: str | Template) -> tuple[int, ...]:
 def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> list[int]:
     """Ids of a rendered conversation, tokenized as a whole, as the template intends.
 
-    A checkpoint's own template writes its begin of text where it wants one; the others leave it to
-    the tokenizer.
+    A checkpoint's own template writes its begin-of-text token itself; the others leave it to the
+    tokenizer.
 
     Args:
-      text: what `render` gave.
+      text: the result of `render`.
       tokenizer: of the model.
       template: as for `render`.
 
@@ -101,7 +101,7 @@ def prompt_ids(text: str, tokenizer: Tokenizer, template: str | Template) -> lis
 
 
 def opens_thinking(text: str, template: str | Template) -> bool:
-    """Whether the rendered text ends inside a span of thinking, so that a reply begins there."""
+    """Whether the rendered text ends with an opening thinking tag, so the reply starts thinking."""
     tags = _template(template).thinking
     return tags is not None and text.rstrip().endswith(tags[0])
 
@@ -109,8 +109,8 @@ def opens_thinking(text: str, template: str | Template) -> bool:
 class Reply:
     """Parses an assistant turn as its tokens arrive, into thinking and answer.
 
-    Joined, the texts of a kind are that part of the turn; `answer` is what belongs into the
-    history, as models do not see their earlier thinking.
+    Joined, the texts of a kind are that part of the turn; `answer` is the part for the history, as
+    models do not see their earlier thinking.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class Reply:
         *,
         starts_in_thinking: bool = False,
     ):
-        """Begins with nothing said.
+        """Starts with an empty turn.
 
         Args:
           tokenizer: of the model.
-          thinking: the tags of the thinking span, or None where a turn is all answer.
+          thinking: the tags of the thinking span, or None if a turn is all answer.
           starts_in_thinking: whether the prompt opened the span (`opens_thinking`).
         """
         self._tags = thinking or ()
@@ -146,13 +146,13 @@ class Reply:
         yield from self._split(final=False)
 
     def finish(self) -> Iterator[tuple[bool, str]]:
-        """What was held back."""
+        """Yields the text that was held back."""
         self._held += self._decoder.finish()
         yield from self._split(final=True)
         self.answer, self.thought = self.answer.strip(), self.thought.strip()
 
     def take(self, ids: Sequence[int]) -> None:
-        """A whole turn at once: what `push` for each token and then `finish` make of it."""
+        """Parses a whole turn at once, as `push` for each token and then `finish` would."""
         for single, part in itertools.groupby(ids, self._single.__contains__):
             some = list(part)
             texts = (
@@ -188,7 +188,7 @@ class Reply:
 
 
 def partial_tag_length(text: str, tag: str) -> int:
-    """How many trailing characters of the text may be the beginning of the tag."""
+    """Length of the longest proper prefix of the tag that the text ends with, in characters."""
     return next((n for n in range(len(tag) - 1, 0, -1) if text.endswith(tag[:n])), 0)
 
 

@@ -23,7 +23,7 @@ def choose_template(name: str, folder: str | Path, tokenizer: Tokenizer) -> Temp
     """The template that an option names, in `TEMPLATES`; "auto" takes the checkpoint's own.
 
     Args:
-      name: what the option says.
+      name: the option's value.
       folder: of the checkpoint.
       tokenizer: of the checkpoint.
 
@@ -61,19 +61,19 @@ def find_template(folder: str | Path, tokenizer: Tokenizer) -> Template:
 
 
 def load_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
-    """The template in chat_template.jinja or tokenizer_config.json; None where there is none.
+    """The template in chat_template.jinja or tokenizer_config.json; None if neither has one.
 
-    It is a program that the checkpoint's author wrote. It is compiled and run in jinja2's immutable
-    sandbox, which lets it neither reach Python's insides nor change what it is given, in a process
+    It is a program by the checkpoint's author. It is compiled and run in jinja2's immutable
+    sandbox, which lets it neither reach Python's internals nor change its arguments, in a process
     of its own with bounds on time, memory and the length of its text. (macOS does not bound a
-    process's memory; there the bound on time is what ends a template that takes too much.)
+    process's memory; there only the bound on time ends a template that takes too much.)
 
     Args:
       folder: of the checkpoint.
-      tokenizer: tells which stops and thinking tags are tokens.
+      tokenizer: decides which stops and thinking tags are tokens.
 
     Raises:
-      InputError: it cannot be read, or is no template.
+      InputError: it cannot be read, or is not a template.
     """
     source, where, names = _source(Path(folder))
     if source is None:
@@ -96,7 +96,7 @@ def load_template(folder: str | Path, tokenizer: Tokenizer) -> Template | None:
 
 
 def _source(folder: Path) -> tuple[str | None, str, dict[str, str]]:
-    """The program, where it stands, and the special tokens it may name."""
+    """The program, its location, and the special tokens it may name."""
     config = tokenizer_config(folder)
     names = {}
     for name, token in config.items():
@@ -140,7 +140,7 @@ class _Program:
         """The template's text with these values; None compiles it only.
 
         Raises:
-          InputError: it is no template, cannot write this, or did what it may not.
+          InputError: it is not a template, cannot render this, or did something forbidden.
         """
         request = {"source": self._source, "values": values, "seconds": SECONDS}
         try:

@@ -29,7 +29,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %}, by which training finds answers: what it holds."""
+    """The block {% generation %} ... {% endgeneration %}, which marks answers for training."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -44,7 +44,7 @@ class Generation(Extension):
 
 
 class Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with what templates of public checkpoints expect to find."""
+    """The sandbox, with the names that templates of public checkpoints expect."""
 
     def __init__(self):
         extensions = [Generation, loopcontrols]
@@ -55,7 +55,7 @@ class Environment(ImmutableSandboxedEnvironment):
 
 
 def refuse(message: str) -> None:
-    """What a template says where a dialogue is not for it."""
+    """Called by a template to reject a dialogue; raises `jinja2.TemplateError`."""
     raise jinja2.TemplateError(message)
 
 
@@ -72,7 +72,7 @@ def to_json(
 
 
 def answer(compiled: Callable, request: dict[str, Any], longest: int) -> dict[str, str]:
-    """The text, or what kept it from being made."""
+    """The rendered text, or the error that prevented it."""
     kind, parts, size = "compile", [], 0
     try:
         program = compiled(request["source"])

@@ -19,7 +19,7 @@ def open_packed(path: str | Path) -> IO[bytes]:
     """The content of a file, unpacked if its name ends in .gz or .xz.
 
     Raises:
-      InputError: it is no ordinary file.
+      InputError: it is not an ordinary file.
       OSError: it cannot be opened.
     """
     path = regular(path)
@@ -37,11 +37,11 @@ def csv_rows(
     Args:
       path: the file.
       delimiter: between fields.
-      strict: whether a quoted field that does not end, or goes on behind its quote, is refused.
+      strict: whether a quoted field that does not end, or goes on after its quote, is refused.
 
     Raises:
-      InputError: here or as rows are taken: no such file, nothing in it, names that come twice,
-        a row of another length, or what is no UTF-8 text.
+      InputError: here or as rows are read: a missing or empty file, duplicate names, a row of
+        another length, or text that is not UTF-8.
     """
     lines = _lines(regular(path), delimiter, strict)
     named = (row for _, row in lines if any(field.strip() for field in row))

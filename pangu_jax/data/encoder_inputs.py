@@ -1,7 +1,7 @@
 """Token ids for embedding models: special tokens added, truncated to a length.
 
-Encoders read texts or pairs, and which text each token is of; `encode_for_encoder` gives both,
-as the post-processor of a tokenizer.json puts them in. `encode_for_decoder` is for decoders, which
+Encoders read texts or pairs, with the type of each token; `encode_for_encoder` returns both, as
+the post-processor of a tokenizer.json defines them. `encode_for_decoder` is for decoders, which
 need no special tokens, and may have a prefix that is not pooled.
 """
 
@@ -25,9 +25,9 @@ class EncodedText(NamedTuple):
 
     Attributes:
       ids: with the special tokens.
-      types: as many; 0 in the first text, what the template says in the second.
-      cut: whether tokens were left out.
-      prefix: how many ids are of the prefix, and of what stands before it.
+      types: as many; 0 in the first text, the template's in the second.
+      cut: whether the text was truncated.
+      prefix: number of ids of the prefix and of what comes before it.
     """
 
     ids: list[int]
@@ -41,7 +41,7 @@ def encode_for_encoder(
 ) -> Iterator[EncodedText]:
     """The texts, or pairs, with special tokens, each truncated to a length.
 
-    What is cut is the end of a text, never a special token; of a pair, the longer text first.
+    Truncation drops the end of a text, never a special token; of a pair, the longer text first.
 
     Args:
       tokenizer: one of `load_tokenizer`; bytes have no template, but the token they begin with.
@@ -82,15 +82,15 @@ def encode_for_decoder(
 ) -> Iterator[EncodedText]:
     """Texts after their prefixes, each truncated to a length, in the form a decoder reads.
 
-    A text begins as a prompt does, and ends with what the post-processor puts there. What is cut
-    is the end of the text, none of these. A text without any token is the boundary of documents.
+    A text begins as a prompt does, and ends with the post-processor's ids. Truncation drops the end
+    of the text, none of these. A text without any token becomes the boundary of documents.
 
     Args:
       tokenizer: one of `load_tokenizer`.
       texts: strings.
       max_length: most ids of one.
       prefixes: one per text, possibly empty. A token that is of both is the text's.
-      append_eos: whether the first of the tokens that end a text is put behind it, unless it ends
+      append_eos: whether the first of the tokens that end a text is appended, unless it ends
         with that already.
 
     Raises:
@@ -113,10 +113,11 @@ def encode_for_decoder(
 
 
 def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]:
-    """The texts as rows padded to one length: "tokens", int32 [N, T], and "valid", bool [N, T].
+    """The texts as rows padded to one length: "tokens", int32 [B, T], "valid", bool [B, T].
 
     Args:
-      inputs: what `encode_for_encoder` or `encode_for_decoder` gave, each of at most `length` ids.
+      inputs: B results of `encode_for_encoder` or `encode_for_decoder`, each of at most `length`
+        ids.
       length: T.
     """
     tokens = np.zeros((len(inputs), length), np.int32)
@@ -128,7 +129,7 @@ def stacked(inputs: Sequence[EncodedText], length: int) -> dict[str, np.ndarray]
 
 
 def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that a tokenizer puts behind a text.
+    """Ids that a tokenizer puts after a text.
 
     Bytes have none, nor has a run of ours, which begins texts with its own boundary.
     """
@@ -140,7 +141,7 @@ def _end(tokenizer: Tokenizer) -> tuple[int, ...]:
 def _bodies(
     tokenizer: Tokenizer, prefixes: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[list[int], int]]:
-    """The ids of each text behind its prefix, without special tokens; how many are the prefix's."""
+    """Ids of each prefixed text, without special tokens, and the number that are the prefix's."""
     if not isinstance(tokenizer, FileTokenizer):
         parts = [
             [tokenizer.encode(a), tokenizer.encode(b)] for a, b in zip(prefixes, texts, strict=True)

@@ -1,7 +1,7 @@
-"""The long-term forecasting benchmarks: which files they are, and that they are what they claim.
+"""The long-term forecasting benchmarks: finding their files, and verifying them.
 
 Files are looked for by their usual names, with or without .gz, in a folder and one level below it.
-Contents are checked against the SHA-256 of the unpacked file where it is known, and always against
+Contents are checked against the SHA-256 of the unpacked file if it is known, and always against
 the shape.
 """
 
@@ -27,11 +27,11 @@ class Benchmark:
       file: the usual name of its file.
       rows: time steps.
       variates: series.
-      step: what lies between two rows.
-      rule: how it is split.
-      sha256: of the unpacked file; empty where it is not known.
+      step: time between two rows.
+      rule: rule of its split.
+      sha256: of the unpacked file; empty if unknown.
       dated: whether the file has a header and a first column of dates.
-      url: where the original lies; empty where it must be brought along.
+      url: of the original; empty if it must be supplied.
     """
 
     file: str
@@ -114,10 +114,10 @@ def load(name: str, folder: str | Path) -> np.ndarray:
 
     Args:
       name: one of `BENCHMARKS`.
-      folder: where its file lies.
+      folder: folder of its file.
 
     Raises:
-      InputError: the file is missing, damaged, or not the one it should be.
+      InputError: the file is missing, damaged, or not the published one.
     """
     path = find(name, folder)
     try:
@@ -129,10 +129,10 @@ def load(name: str, folder: str | Path) -> np.ndarray:
 
 
 def parse(name: str, content: bytes, where: str) -> np.ndarray:
-    """The values in the unpacked file of a data set, as `load` gives them.
+    """Parses the unpacked file of a data set: float64 [rows, variates], as from `load`.
 
     Raises:
-      InputError: another content than the data set's; `where` names the file.
+      InputError: the content is not the data set's; `where` names the file.
     """
     kind = benchmark(name)
     found = hashlib.sha256(content).hexdigest()

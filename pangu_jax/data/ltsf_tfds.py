@@ -69,19 +69,19 @@ def builder_class(name: str, files: str | Path | None = None) -> type:
 
 
 def prepare(name: str, data_dir: str | Path, *, files: str | Path | None = None) -> Path:
-    """Writes a benchmark's array_record files unless they are there.
+    """Writes a benchmark's array_record files unless they exist.
 
     Args:
       name: one of `ltsf.BENCHMARKS`.
       data_dir: where tfds keeps its data sets.
-      files: a folder that holds the benchmark's file; None downloads it, where it has a home.
+      files: a folder that holds the benchmark's file; None downloads it, if it has a URL.
 
     Returns:
       The prepared folder; `read` takes `data_dir`.
 
     Raises:
-      InputError: the file is missing, cannot be fetched, or is not what it should be; nothing can
-        be written.
+      InputError: the file is missing, cannot be fetched, or is not the published one; or nothing
+        can be written.
     """
     builder = builder_class(name, files)
     if files is None and not ltsf.benchmark(name).url and not _place(name, data_dir).exists():

@@ -44,11 +44,11 @@ class Part:
     """One file.
 
     Attributes:
-      path: where it is.
+      path: of the file.
       stem: its name without endings, such as "Movies_Task1".
       domain: "Movies".
-      task: which rows it has: of task 1, of tasks 2 and 3, or of task 4.
-      length: of task 4, about how many words its documents have.
+      task: the form of its rows: that of task 1, of tasks 2 and 3, or of task 4.
+      length: of task 4, the approximate number of words of its documents.
     """
 
     path: Path
@@ -150,14 +150,14 @@ def read_rows(part: Part, *, missing: bool = False) -> Iterator[Task1Row | Ranke
 def reordered(query: str, order: Sequence[int]) -> str | None:
     """A query that lists ten conditions, "1. such; 2. such.", with them in another order.
 
-    What stands before them, the numbers and what stands between them stay where they are.
+    The text before them, the numbers, and the separators stay in place.
 
     Args:
       query: the query.
       order: from 0, which condition comes first, second and so on.
 
     Returns:
-      None where the query is no such list.
+      The query, or None if it is not such a list.
     """
     pieces, at = [], 0
     for number in _NUMBERS:
@@ -202,7 +202,7 @@ def _part(path: Path) -> Part | None:
 
 
 def _places(part: Part, header: list[str]) -> dict[str, int]:
-    """Where the columns are that a part needs, and those that it may have.
+    """Indices of the columns that a part needs, and of those that it may have.
 
     Raises:
       InputError: one is missing.

@@ -1,4 +1,4 @@
-"""Records of facts, each of which is one condition, and what they share with the rows of a test.
+"""Records of facts, each of which is one condition, and their overlap with the rows of a test.
 
     records = read_records("movies.jsonl.xz")
     print(overlap(records, rows))
@@ -28,7 +28,7 @@ from pangu_jax.data.multiconir import RankedRow, Task1Row
 NAMES = frozenset({"director", "writer", "cast"})  # kinds whose values are names of people
 Fact = tuple[str, str]  # kind and value
 
-# How the conditions of a test may say what is no name; of other wordings nothing is told.
+# Wordings of a test's conditions for facts other than names; other wordings are ignored.
 _TOLD = {
     "year": re.compile(r"\breleased in (\d{4})\b"),
     "genre": re.compile(r"\bbelongs to the ([^;.]+?) genre\b"),
@@ -40,10 +40,10 @@ _Index = dict[str, list[tuple[tuple[str, ...], str]]]  # by first word
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of one thing.
+    """Facts about one entity.
 
     Attributes:
-      id: its name, for errors; no text says it.
+      id: its name in errors; no text mentions it.
       facts: kinds and values, each a condition that it meets.
     """
 
@@ -55,7 +55,7 @@ def read_records(path: str | Path) -> list[Record]:
     """The records of a .jsonl file, which may be packed as .gz or .xz.
 
     Raises:
-      InputError: the file cannot be read, or a line is no such record; names the line.
+      InputError: the file cannot be read, or a line is not such a record; names the line.
     """
     path, found = Path(path), []
     try:
@@ -76,7 +76,7 @@ def names(records: Iterable[Record]) -> set[str]:
 
 
 def texts(rows: Iterable[Task1Row | RankedRow]) -> set[str]:
-    """The different texts of a test's rows: queries, positives, and all negatives."""
+    """The distinct texts of a test's rows: queries, positives, and all negatives."""
     found: set[str | None] = set()
     for row in rows:
         if isinstance(row, Task1Row):
@@ -92,7 +92,7 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def found_values(values: Iterable[str], where: Iterable[str]) -> set[str]:
-    """Those values that occur in texts, as whole words one after the other."""
+    """The values that occur in texts, as runs of whole words."""
     index = _indexed(values)
     return {value for text in where for value in _found(index, text)}
 
@@ -102,8 +102,8 @@ def shared_records(
 ) -> list[tuple[Record, int]]:
     """Records that a row's positive is about, and which row, from 1.
 
-    That is one all of whose names stand in the positive, or of one without names all of whose
-    values: other facts may differ, such as a year, as films are made again with other people.
+    Such a record has all of its names in the positive or, without names, all of its values: other
+    facts may differ, such as a year, as films are remade with other people.
     """
     told = [(record, _telling(record)) for record in records]
     index, found = _indexed(value for _, own in told for value in own), []
@@ -117,7 +117,7 @@ def shared_records(
 def keep_apart(
     records: Sequence[Record], rows: Sequence[Task1Row | RankedRow], *, seed: int
 ) -> list[Record]:
-    """The records to train on where these rows are the test.
+    """The records to train on if these rows are the test.
 
     Records that a row is about are left out, and names that occur in the rows are mapped to others.
 
@@ -137,7 +137,7 @@ def keep_apart(
 def rename(
     records: Sequence[Record], taken: set[str], *, rows: Iterable[Task1Row | RankedRow], seed: int
 ) -> list[Record]:
-    """The records with other names in place of those that are taken, one for one.
+    """The records with taken names replaced by others, one for one.
 
     A new name is made of the first and last words of two that are not taken, and is neither in the
     rows nor in the records.
@@ -196,7 +196,7 @@ def refuse_names(records: Sequence[Record], rows: Iterable[Task1Row | RankedRow]
 
 
 def overlap(records: Sequence[Record], rows: Sequence[Task1Row | RankedRow]) -> dict[str, Any]:
-    """What training and test have in common, as JSON values.
+    """Overlap of training and test data, as JSON values.
 
     Of names how many are in a test's texts; of year, genre and title length how many of the rows
     have a value that some record has, where their conditions say it in words that are known here.
@@ -248,7 +248,7 @@ def _told(form: re.Pattern[str], row: Task1Row | RankedRow) -> str | None:
 
 
 def _telling(record: Record) -> set[str]:
-    """What tells a record from others: its names, or, of one without any, all of its values."""
+    """Values that identify a record: its names or, if it has none, all of its values."""
     own = {value for kind, value in record.facts if kind in NAMES and words(value)}
     return own or {value for _, value in record.facts if words(value)}
 

@@ -1,10 +1,10 @@
-"""Pairs to train retrieval by many conditions on, made by rule from records of facts.
+"""Training pairs for retrieval by many conditions, made by rule from records of facts.
 
 A query asks for one to ten of a record's facts, in any order. Its document says all of the record's
 facts; a hard negative is the same document, word for word, in which some of the conditions that
 are asked for have other values of their kind. No document of a batch answers another's query.
 
-The wordings are none of those of the data sets that are tested on here.
+No wording is one of the data sets that are tested on here.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Pair:
     Attributes:
       query: asks for some facts.
       positive: the document that has them all.
-      negatives: the same document but for some of the facts that are asked for.
+      negatives: the same document with some of the facts that are asked for changed.
       asked: the facts that the query asks for.
       facts: those of the positive.
       broken: those of each negative.
@@ -93,7 +93,7 @@ def check_records(records: Sequence[Record], rows: int) -> None:
 
 
 def told_apart(records: Sequence[Record]) -> list[Record]:
-    """Those records of which some query is answered by them alone; of equal ones the first.
+    """The records that alone answer some query; of equal ones the first.
 
     A record all of whose facts another one has, too, answers no query better than that one does.
     """
@@ -111,7 +111,7 @@ def told_apart(records: Sequence[Record]) -> list[Record]:
 
 
 def values_by_kind(records: Sequence[Record]) -> dict[str, list[str]]:
-    """All values of each kind, which broken conditions take theirs from."""
+    """All values of each kind, from which broken conditions are drawn."""
     found: dict[str, set[str]] = {}
     for record in records:
         for kind, value in record.facts:
@@ -138,7 +138,7 @@ def draw_pairs(
       values: see `values_by_kind`.
       rows: pairs of the batch.
       negatives: hard negatives of each.
-      draw: what is drawn from.
+      draw: source of randomness.
 
     Raises:
       InputError: two records have the same facts, or a kind has too few values.
@@ -177,7 +177,7 @@ def pair_batches(
 
     Args:
       records: see `check_records`.
-      encode: gives a tree of arrays, one row per text.
+      encode: maps texts to a tree of arrays, one row per text.
       batch: pairs.
       negatives: hard negatives of each; 0 for none.
       seed: of the draws.
@@ -247,7 +247,7 @@ def _broken(
     values: dict[str, list[str]],
     draw: np.random.Generator,
 ) -> list[Fact]:
-    """The facts with other values in place of so many that are asked for; no query's answer."""
+    """The facts with `size` of those asked for changed, so that they answer no other query."""
     held = {value for _, value in said}
     for _ in range(TRIES):
         hit = {own[i] for i in draw.permutation(len(own))[:size]}

@@ -15,7 +15,7 @@ class Question:
     Attributes:
       text: the question.
       choices: at least two answers.
-      answer: which of them is right.
+      answer: index of the right one.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Long multiplication, digit by digit, as stepwise internalization was trained on it.
+"""Long multiplication, digit by digit, in the format used to train stepwise internalization.
 
 Digits are separated by spaces, the least significant first. The chain of thought adds the products
 of the first factor with each digit of the second; each but the first and the last is followed by
@@ -43,7 +43,7 @@ def draw_multiplications(count: int, digits: int, *, seed: int = 0) -> list[Prob
     """Problems of factors drawn evenly from those whose first digit is not 0.
 
     Args:
-      count: how many; some may be equal.
+      count: number of problems; some may be equal.
       digits: of each factor, at most 18.
       seed: of the draws.
 

@@ -21,10 +21,10 @@ class Tokens:
     """Documents as one flat array, each headed by the boundary id unless `head` says otherwise.
 
     Attributes:
-      ids: the smallest unsigned type that holds the vocabulary, [N], in memory or mapped.
-      starts: int64 [documents], where each document's first id stands.
+      ids: [tokens], of the smallest unsigned type that holds the vocabulary, in memory or mapped.
+      starts: int64 [documents], index of each document's first id.
       bytes: UTF-8 bytes of all the text.
-      head: what heads each document, in words; "" is nothing, and its first token is text.
+      head: what precedes each document, in words; "" if nothing does, its first token being text.
     """
 
     ids: np.ndarray
@@ -64,7 +64,7 @@ def tokenize(
 
 
 def head(tokenizer: Tokenizer, begin: Sequence[int]) -> str:
-    """Ids that head a document or a window, in words; "" where there are none."""
+    """Ids that head a document or a window, in words; "" for none."""
     if tuple(begin) == (tokenizer.boundary,):
         return BOUNDARY
     return f"the begin token {' '.join(map(tokenizer.id_to_token, begin))}" if begin else ""
@@ -77,15 +77,15 @@ def cached_tokens(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Tokens:
-    """What `tokenize` gives, mapped from files that a second call finds again.
+    """Returns the tokens of `tokenize`, memory-mapped from files that later calls reuse.
 
     The files are named by a hash of the texts and the tokenizer, and appear whole or not at all.
     One document is in memory at a time, and the ids are read from disk as they are used.
 
     Args:
-      documents: called once to hash the texts, and again where they must be encoded.
+      documents: called once to hash the texts, and again if they must be encoded.
       tokenizer: as in `tokenize`.
-      folder: where the files are kept; made if missing.
+      folder: folder of the files; made if missing.
       progress: as in `tokenize`; not called when the files are found.
 
     Raises:
@@ -108,7 +108,7 @@ def cached_tokens(
 
 
 def fingerprint(tokens: Tokens) -> str:
-    """A hash of the ids and starts: which text and tokenizer a run was made with."""
+    """A hash of the ids and starts, which identifies the text and tokenizer of a run."""
     digest = hashlib.sha256(np.ascontiguousarray(tokens.ids).view(np.uint8))
     digest.update(np.ascontiguousarray(tokens.starts).view(np.uint8))
     return digest.hexdigest()[:16]
@@ -140,7 +140,7 @@ class PackedTokens:
 
     @property
     def most_documents(self) -> int:
-        """The most documents that a window shows, its padding among them."""
+        """The most documents in a window, counting padding as one."""
         firsts = np.arange(len(self)) * self.length
         lasts = np.minimum(firsts + self.length, len(self.tokens.ids)) - 1
         first, last = (np.searchsorted(self.tokens.starts, at, "right") for at in (firsts, lasts))
@@ -220,7 +220,7 @@ def _key(documents: Iterable[Document], tokenizer: Tokenizer) -> str:
 
 
 def _load(path: Path, kind: np.dtype) -> Tokens | None:
-    """The tokens of that key, or None where a file is missing or damaged."""
+    """The tokens of that key, or None if a file is missing or damaged."""
     try:
         # Opened here, as numpy leaves a damaged file open.
         with open(path.with_suffix(".npz"), "rb") as raw, np.load(raw) as file:

@@ -33,8 +33,8 @@ def batches(
       shuffle: False keeps the source's order.
       epochs: passes over the source; None never ends.
       start_step: the first batch to give.
-      process_index: which process this is.
-      process_count: how many share a batch: row r of it goes to process r % process_count.
+      process_index: index of this process.
+      process_count: number of processes that share a batch; row r goes to r % process_count.
 
     Raises:
       InputError: an empty source, numbers out of range, `batch` not a multiple of `process_count`,
@@ -91,7 +91,7 @@ def check_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> None:
-    """Raises InputError for what `batches` does not take; see there."""
+    """Raises InputError for arguments that `batches` does not accept; see there."""
     if not windows:
         raise InputError("there are no windows to make batches of")
     if process_count < 1 or not 0 <= process_index < process_count:

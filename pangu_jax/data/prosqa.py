@@ -1,4 +1,4 @@
-"""ProsQA: which of two properties follows from one of two roots of a graph.
+"""ProsQA: questions which of two properties follows from one of two roots of a graph.
 
     Every gerpus is a terpus. ... Bob is a yerpus. ... Is Sally a hilpus or sterpus?
 
@@ -88,14 +88,14 @@ STEMS = (
     "zhor",
     "zum",
 )
-# What is known and what is asked, as sentences and in symbols.
+# Facts and questions, as sentences and in symbols.
 FORMS = (
     (re.compile(r"(\w+) is a (\w+)\."), re.compile(r"Is (?P<root>\w+) a (\w+) or (\w+)\?\s*$")),
     (re.compile(r"(\w+) (\w+) ;"), re.compile(r"(\w+) (\w+) \? (?P<root>\w+)\s*$")),
 )
 WORKER_DRAWS = 500  # problems that a process draws at a time
 CONCEPTS = tuple(f"{stem}pus" for stem in STEMS)
-# How often the shortest path to the answer has so many steps, among the published questions.
+# Shares of the published questions by the steps of the shortest path to the answer.
 HOPS = {3: 0.407, 4: 0.438, 5: 0.131, 6: 0.024}
 
 
@@ -105,7 +105,7 @@ class Graph:
 
     Attributes:
       parents: of each node, in the order of nodes, the earlier nodes that have edges to it.
-      root: 0 or 1, whom the question is about.
+      root: 0 or 1, the subject of the question.
       target: the node that follows from the root and from no other root.
       other: the node that follows from the other root and not from this one.
       path: the nodes of a shortest path from root to target, both among them.
@@ -129,11 +129,11 @@ def draw_prosqa(
     """Problems, of which the i-th is a function of the seed and i alone.
 
     Args:
-      count: how many.
+      count: number of problems.
       seed: of the draws.
       workers: processes that draw, about 2 ms per problem; more than one begin with the caller's
         main module, as `multiprocessing` explains.
-      in_symbols: whether they are as `symbols` has them.
+      in_symbols: whether they have the form of `symbols`.
 
     Raises:
       InputError: a number out of range.
@@ -160,7 +160,7 @@ def _draw(seed: int, in_symbols: bool, numbers: range) -> list[Problem]:
 
 
 def draw_graph(rng: np.random.Generator) -> Graph:
-    """A graph whose shortest path to the answer has as many steps as the published ones have."""
+    """Draws a graph; the steps to the answer are distributed as in the published questions."""
     hops = int(rng.choice(list(HOPS), p=list(HOPS.values())))
     while True:
         parents, below = _draw_nodes(rng)
@@ -249,11 +249,11 @@ def by_distance(question: str) -> tuple[list[set[str]], set[str]] | None:
     """The nodes of a question by their steps from the one that is asked about.
 
     Args:
-      question: as `write` and the published files have it, or in symbols.
+      question: in the form of `write` and the published files, or in symbols.
 
     Returns:
-      The words that are one step away, two steps, and so on; and those that are not reached. None
-      for a question of another form.
+      The words one step away, two steps away, and so on; and those that are not reached. None for
+      a question of another form.
     """
     forms = ((fact.findall(question), asked.search(question)) for fact, asked in FORMS)
     edges, asked = next((form for form in forms if all(form)), (None, None))

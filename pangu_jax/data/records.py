@@ -15,11 +15,11 @@ INFO = "dataset_info.json"
 
 
 def write(builder_class: type, out: str | Path, **options: Any) -> Path:
-    """Writes what a tensorflow-datasets builder describes; found again, it is left as it is.
+    """Writes the dataset that a tensorflow-datasets builder describes, unless it exists already.
 
     Args:
       builder_class: the builder.
-      out: where datasets are kept.
+      out: folder of datasets.
       options: for its `download_and_prepare`.
 
     Returns:
@@ -153,7 +153,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def is_prepared(path: Path) -> bool:
-    """Whether a folder, or a folder and a split as in folder:test, is a prepared dataset."""
+    """Whether a path is a prepared dataset: a folder, or a folder and a split (folder:test)."""
     return (_parted(path)[0] / INFO).is_file()
 
 

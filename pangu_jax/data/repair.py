@@ -17,8 +17,8 @@ class Rows:
     Attributes:
       stamps: of the rows.
       values: float64 [rows, V]; NaN is missing.
-      repeated: how many of the file's rows were of a time that had been there.
-      contradicting: how many of their values were other than those that were kept.
+      repeated: number of the file's rows whose time had occurred before.
+      contradicting: number of their values that differ from those kept.
     """
 
     stamps: Timestamps
@@ -30,7 +30,7 @@ class Rows:
 def gather(table: Table) -> Rows:
     """The rows of a table by their time; of several values the first is kept.
 
-    A missing value is none: it gives way to one that comes later.
+    A missing value does not count: a later one takes its place.
     """
     _, first, row = np.unique(table.stamps.instants, return_index=True, return_inverse=True)
     width = len(table.names)
@@ -53,12 +53,12 @@ def repair(path: str, table: Table) -> tuple[Timestamps, np.ndarray, np.ndarray,
     """Rows in order, one per time, without gaps or missing values.
 
     Args:
-      path: how errors name the file.
-      table: what it holds.
+      path: the file's name in errors.
+      table: its content.
 
     Returns:
-      stamps [rows], values [rows, V], which of them were filled in, bool [rows, V], and what was
-      done, a sentence each.
+      Stamps [rows], values [rows, V], bool [rows, V] marking those filled in, and notes of the
+      repairs, one sentence each.
 
     Raises:
       InputError: a variate without values, times without a common step, more rows to fill in than

@@ -1,7 +1,7 @@
 """Series from CSV files: a time column and numbers, in columns or one observation per row.
 
-Nothing is guessed in silence: what does not fit is refused in one sentence that names file, row and
-column, or, when repairing is asked for, repaired and noted.
+Nothing is guessed silently: data that do not fit are refused in one sentence that names file, row
+and column, or, if repairs are asked for, repaired and noted.
 """
 
 import csv
@@ -29,11 +29,11 @@ class Series:
       values: float64 [rows, V].
       names: of the variates.
       times: datetime64[us], [rows], local times.
-      step: what lies between two rows.
-      notes: what was left out or repaired, a sentence each.
+      step: time between two rows.
+      notes: omissions and repairs, one sentence each.
       offsets: timedelta64[us], [rows], of the local times from UTC; None where they have none.
       zone: the IANA zone of the times, if it is known.
-      filled: bool [rows, V], the values that repairing made up; None is none.
+      filled: bool [rows, V], the values that repairs filled in; None for none.
     """
 
     values: np.ndarray
@@ -64,7 +64,7 @@ def read_csv(path: str | Path, layout: CsvFormat = CsvFormat()) -> Series:
 
     Args:
       path: a UTF-8 CSV file with a header, possibly gzipped.
-      layout: how it is laid out.
+      layout: column layout of the file.
 
     Raises:
       InputError: no such file, no rows, a column that is missing or has no name, text where a

@@ -26,20 +26,20 @@ UNNAMED = re.compile(r"(Unnamed: \d+)?")  # as pandas calls such a column when i
 
 @dataclasses.dataclass(frozen=True)
 class CsvFormat:
-    r"""How a file is laid out.
+    r"""Layout of a CSV file.
 
     Attributes:
       time: the time column; None takes one named date, time, datetime, timestamp or ds, or the
         first column.
       time_format: a strptime format for times that are not ISO 8601.
       zone: the IANA zone of the times, such as Europe/Berlin: times without an offset are its local
-        times, the hour that comes twice included, those with one are turned into its local times.
-      id: for the long layout, the column that says which variate a row is of.
+        times, including the repeated hour, those with one are converted to its local times.
+      id: for the long layout, the column that names a row's variate.
       value: for the long layout, the column of the value.
       delimiter: between fields; \t is a tab.
       repair: puts rows in order, takes the first value of equal times, cuts the ends that some
         series do not reach, and fills gaps and missing values between on a straight line between
-        their neighbors; each is noted, and errors and intervals leave out what was filled in.
+        their neighbors; each is noted, and errors and intervals leave out filled-in values.
     """
 
     time: str | None = None
@@ -71,9 +71,9 @@ class Table:
       names: of the variates.
       stamps: of the rows.
       values: float64 [n, V]; of the long layout [n]. NaN is missing.
-      column: of the long layout, which variate a row is of, int [n].
-      lines: the numbers of the rows' lines.
-      notes: what was left out, a sentence each.
+      column: of the long layout, index of each row's variate, int [n].
+      lines: line numbers of the rows.
+      notes: omissions, one sentence each.
     """
 
     names: tuple[str, ...]
@@ -177,7 +177,7 @@ def _column(path, header, name) -> int:
 
 
 def _counts(numbers: np.ndarray) -> bool:
-    """Whether these are whole numbers of which each comes once and none is left out."""
+    """Whether these are consecutive whole numbers, each once."""
     return bool((np.diff(np.sort(numbers)) == 1).all() and (numbers % 1 == 0).all())
 
 
@@ -213,7 +213,7 @@ class _Times:
         )
 
     def stamps(self, column: np.ndarray | None = None) -> Timestamps:
-        """As stamps; `column` [n] says which of several series a row belongs to."""
+        """The times as stamps; `column` [n] is the index of each row's series."""
         try:
             return self._stamps(column)
         except InputError as error:

@@ -97,7 +97,7 @@ def lines(path: str | Path, *, field: str = "text") -> Iterator[Document]:
 
 
 def records(path: str | Path, *fields: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """The objects of a .jsonl or .jsonl.gz file: the line of each, what errors call it, and it.
+    """Yields (line number, name in errors, object) for the objects of a .jsonl or .jsonl.gz file.
 
     Args:
       path: the file.
@@ -126,7 +126,7 @@ def stdlib() -> Iterator[Document]:
     """Python source of the interpreter's own standard library, sorted by path.
 
     Text that every machine with Python has. Third-party packages and the library's own tests are
-    left out, so that what is installed and how Python was packaged matter little; different
+    left out, so that installed packages and Python's packaging matter little; different
     Python versions give different text. One file is in memory at a time.
 
     Raises:
@@ -167,7 +167,9 @@ def packages(max_bytes: int | None = None) -> Iterator[Document]:
 
 
 def held_out(document: Document, fraction: float) -> bool:
-    """Whether a document is kept for evaluation: by the hash of its name, so never in both parts.
+    """Whether a document is held out for evaluation, by the hash of its name.
+
+    The name alone decides, so no document is in both parts.
 
     Args:
       document: the document.
@@ -185,7 +187,7 @@ def held_out(document: Document, fraction: float) -> bool:
 def split_documents(
     found: Iterable[Document], fraction: float, *, halve: bool = False
 ) -> tuple[list[Document], list[Document]]:
-    """Documents to train on, and those that are held out (see `held_out`), each in their order.
+    """Splits documents into those to train on and those held out (see `held_out`), in order.
 
     Args:
       found: the documents.
@@ -209,7 +211,7 @@ def split_documents(
 def take(found: Iterable[Document], size: int, *, in_bytes: bool = False) -> list[Document]:
     """The first documents that together have `size` characters, or UTF-8 bytes; at least one.
 
-    The last of them is taken whole, and all are taken where they have less.
+    The last of them is taken whole, and all are taken if they have less.
     """
     taken, total = [], 0
     for document in found:
@@ -249,7 +251,7 @@ def _read(file: Path, name: str, field: str) -> Iterator[Document]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
-    """(number from 1, how errors name it, text) of every line that is not blank."""
+    """Yields (number from 1, name in errors, text) of every line that is not blank."""
     with _opened(file) as stream:
         for number, line in enumerate(stream, 1):
             if line.strip():

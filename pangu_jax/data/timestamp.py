@@ -1,7 +1,7 @@
 """Timestamps: parsing, the instants they denote, and formatting.
 
-A stamp is a local time, and an offset from UTC where it is written with one; the instant is the
-local time less the offset. A zone, where one is named, makes offsets exact, also those to come.
+A stamp is a local time, and an offset from UTC if it is written with one; the instant is the local
+time less the offset. A zone, if one is named, makes offsets exact, including future ones.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Timestamps:
     """Points in time.
 
     Attributes:
-      local: datetime64[us], [n], what the clock on the wall showed.
-      offset: timedelta64[us], [n], what that clock was ahead of UTC; None where stamps have none.
+      local: datetime64[us], [n], local (wall-clock) times.
+      offset: timedelta64[us], [n], local times minus UTC; None if stamps have none.
       zone: the IANA name of the zone, which then knows the offset of any other time; or None.
     """
 
@@ -49,20 +49,20 @@ class Timestamps:
 
     @property
     def instants(self) -> np.ndarray:
-        """Times in UTC, datetime64[us]; the local ones where there are no offsets."""
+        """Times in UTC, datetime64[us]; the local ones without offsets."""
         return self.local if self.offset is None else self.local - self.offset
 
     @property
     def offset_changes(self) -> bool:
-        """Whether clocks were put forward or back between the stamps."""
+        """Whether the UTC offset changes among the stamps."""
         return self.offset is not None and bool((self.offset != self.offset[:1]).any())
 
     def show(self, row: int) -> str:
-        """A stamp as messages write it: seconds only where there are some."""
+        """A stamp in the form for messages: seconds only if they are not 0."""
         return show(self.local[row], None if self.offset is None else self.offset[row])
 
     def texts(self) -> list[str]:
-        """The stamps as files hold them, with as many decimals as they need, at most six."""
+        """The stamps in the form for files, with as many decimals as needed, at most six."""
         below = (self.local - self.local.astype("datetime64[s]")).astype(np.int64)
         decimals = next(d for d in range(7) if not (below % 10 ** (6 - d)).any())
         length = len("2024-01-01T00:00:00") + (decimals + 1 if decimals else 0)
@@ -73,7 +73,7 @@ class Timestamps:
 
 
 def show(time: np.datetime64, offset: np.timedelta64 | None = None) -> str:
-    """One stamp; seconds and their decimals only where there are some."""
+    """Formats a time; seconds and their decimals only if they are not 0."""
     whole, part = str(time.astype("datetime64[us]")).replace("T", " ").split(".")
     part = part.rstrip("0")
     text = f"{whole}.{part}" if part else whole.removesuffix(":00")
@@ -81,7 +81,7 @@ def show(time: np.datetime64, offset: np.timedelta64 | None = None) -> str:
 
 
 def show_offset(offset: np.timedelta64) -> str:
-    """An offset such as +02:00, with seconds only where there are some."""
+    """Formats an offset such as +02:00, with seconds only if they are not 0."""
     seconds = int(offset / np.timedelta64(1, "s"))
     sign, seconds = "-" if seconds < 0 else "+", abs(seconds)
     rest = f":{seconds % 60:02d}" if seconds % 60 else ""
@@ -114,7 +114,7 @@ def parse_time(text: str, form: str | None = None) -> dt.datetime:
 
 
 def check_format(form: str) -> None:
-    """Refuses what is no `strptime` format, or one that forgets the year or a zone's name.
+    """Refuses an invalid `strptime` format, or one that drops the year or a zone's name.
 
     Raises:
       InputError: says what is wrong with it.
@@ -162,7 +162,7 @@ def in_zone(instants: np.ndarray, zone: str) -> Timestamps:
 
 
 def at_clock(local: np.ndarray, zone: str) -> Timestamps:
-    """The stamps of local times [n] in a zone; of an hour that comes twice, in the first.
+    """The stamps of local times [n] in a zone; times of a repeated hour are in its first pass.
 
     Raises:
       InputError: a year that Python does not know.
@@ -171,13 +171,13 @@ def at_clock(local: np.ndarray, zone: str) -> Timestamps:
 
 
 def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
-    """What local times are ahead of UTC, timedelta64[us], [n].
+    """Offsets of local times from UTC, positive to the east: timedelta64[us], [n].
 
     Args:
       local: datetime64[us], [n].
       zone: its name.
-      fold: of a time that comes twice, as clocks go back: 0 takes the first, 1 the second. One
-        that clocks skip, as they go forward, has the offset before (0) or after (1).
+      fold: for a time repeated as clocks go back: 0 takes the first, 1 the second. One that clocks
+        skip, as they go forward, has the offset before (0) or after (1).
 
     Raises:
       InputError: a year that Python does not know.
@@ -187,7 +187,7 @@ def _offsets(local: np.ndarray, zone: str, fold: int) -> np.ndarray:
 
 
 def read_clock(local: np.ndarray, zone: str) -> Timestamps:
-    """The stamps of a sequence of local times, of which an hour may come twice.
+    """The stamps of a sequence of local times, in which an hour may be repeated.
 
     Of the times that come twice, those are the second that do not come after all before them, or
     that only then lie the usual step after the one before.
@@ -197,8 +197,8 @@ def read_clock(local: np.ndarray, zone: str) -> Timestamps:
       zone: its name.
 
     Raises:
-      InputError: the times are in no order, so that nothing tells the two hours apart; or a year
-        that Python does not know.
+      InputError: the times are unordered, so that the two hours cannot be distinguished; or a year
+        out of Python's range.
     """
     first, second = _offsets(local, zone, 0), _offsets(local, zone, 1)
     twice = first > second
@@ -223,14 +223,14 @@ def read_clock(local: np.ndarray, zone: str) -> Timestamps:
 
 
 def skipped(stamps: Timestamps) -> np.ndarray:
-    """Which local times never were, as clocks went forward: bool [n]."""
+    """Marks local times that clocks skipped when they went forward: bool [n]."""
     if stamps.zone is None:
         return np.zeros(len(stamps), bool)
     return in_zone(stamps.instants, stamps.zone).local != stamps.local
 
 
 def _each(times: np.ndarray, find: Callable[[dt.datetime], dt.timedelta | None]) -> np.ndarray:
-    """What `find` gives for every time, timedelta64[us], [n]; equal times are asked for once."""
+    """`find` of every time, timedelta64[us], [n], called once for equal times."""
     unique, inverse = np.unique(times, return_inverse=True)
     for time in unique[(unique < FIRST) | (unique >= END)]:
         raise InputError(f"{show(time)} is outside of the years that zones are known for")

@@ -2,8 +2,8 @@
 
 Hours, and all that is shorter, are steps of instants. Days, weekdays (Monday to Friday) and months
 are steps of local dates, so that a midnight stays one when clocks are changed. Months keep their
-day, or their last day: after 28 February the 30th comes back. Which of these a step is, is read
-from the stamps: the one that leaves the fewest of them missing.
+day, or their last day: after 28 February the 30th comes back. The kind of step is inferred from the
+stamps: the one that leaves the fewest of them missing.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ class TimeStep:
     """The distance between neighboring stamps.
 
     Attributes:
-      count: how many units.
+      count: number of units.
       unit: "us" and "s" (microseconds, seconds) are of instants; "day", "weekday" and "month" are
         of local dates.
       month_end: whether every stamp lies on the last day of its month.
-      day: for months, the day that stamps lie on where the month has it, 29 or 30; 0 where all
-        months have it, so that any stamp tells it.
+      day: for months, the day of stamps in months that have it, 29 or 30; 0 if all months have it,
+        so that any stamp shows it.
     """
 
     count: int
@@ -49,7 +49,7 @@ class TimeStep:
             raise InputError(f"the day of a month is at most 31, got {self.day}")
 
     def __str__(self) -> str:
-        """As a reader would say it: "15 min", "0.5 s", "1 d", "1 month (at its end)"."""
+        """A readable form: "15 min", "0.5 s", "1 d", "1 month (at its end)"."""
         if self.unit == "month":
             return f"{self.count} month" + (" (at its end)" if self.month_end else "")
         if self.unit in ("day", "weekday"):
@@ -122,7 +122,7 @@ class TimeStep:
         return Timestamps(found, offset)
 
     def units(self, stamps: Timestamps) -> np.ndarray | None:
-        """How many units each stamp lies after a fixed time, int64 [n]; None where one has none."""
+        """Units from a fixed time to each stamp, int64 [n]; None if one is not a whole number."""
         if self.unit in INSTANTS:
             since = (stamps.instants - stamps.instants[0]).astype(np.int64)
             whole, rest = np.divmod(since, INSTANTS[self.unit])
@@ -143,12 +143,12 @@ class TimeStep:
         return None if (wanted != stamps.local).any() else months.astype(np.int64)
 
     def fits(self, stamps: Timestamps) -> bool:
-        """Whether neighboring stamps lie this step apart."""
+        """Whether all neighboring stamps are this step apart."""
         found = self.units(stamps)
         return found is not None and bool((np.diff(found) == self.count).all())
 
     def same_as(self, other: "TimeStep") -> bool:
-        """Whether the two are one step; days of months, and days as 24 hours, do not matter."""
+        """Whether two steps are equal; 24 hours equal a day, and the day of month is ignored."""
         return self._kind() == other._kind()
 
     def _kind(self) -> tuple:
@@ -160,11 +160,11 @@ class TimeStep:
 
 
 def infer_step(times: np.ndarray | Timestamps, where: str) -> TimeStep:
-    """The step of stamps that are whole: no gap, none twice, in order.
+    """The step of complete stamps: in order, without gaps or repeats.
 
     Args:
       times: datetime64 [rows], or stamps.
-      where: how errors name the file.
+      where: the file's name in errors.
 
     Raises:
       InputError: fewer than three stamps, one repeated, out of order, or a gap; says where.
@@ -215,7 +215,7 @@ def find_step(stamps: Timestamps, where: str) -> TimeStep:
 
 
 def describe_gap(step: TimeStep, stamps: Timestamps, largest: bool = False) -> str:
-    """Which stamps are missing between two that are there: at the first gap, or the largest."""
+    """Describes the first gap, or the largest: the stamps around it and how many are missing."""
     missing = np.diff(step.units(stamps)) // step.count - 1
     row = int(np.argmax(missing if largest else missing > 0))
     many, total = int(missing[row]), int(missing.sum())
@@ -276,7 +276,7 @@ def _refuse_skipped(step: TimeStep, stamps: Timestamps, where: str) -> None:
 
 
 def _refuse_weekends(stamps: Timestamps, where: str) -> None:
-    """A few weekend days among weekdays are no reason to invent all the others."""
+    """Refuses a few weekend days among weekdays, as all others would have to be invented."""
     free = ~np.is_busday(stamps.local.astype("datetime64[D]"))
     if 0 < free.sum() < 0.1 * len(stamps):
         raise InputError(
@@ -286,7 +286,7 @@ def _refuse_weekends(stamps: Timestamps, where: str) -> None:
 
 
 def _clock_hint(stamps: Timestamps, row: int) -> str:
-    """What may be behind an hour that is there twice, or not at all, after a row."""
+    """A hint at clock changes for an hour that occurs twice, or not at all, after a row."""
     steps = np.diff(stamps.local).astype(np.int64)
     usual = np.median(steps)
     if stamps.offset is not None or usual >= 24 * HOUR or abs(steps[row] - usual) != HOUR:

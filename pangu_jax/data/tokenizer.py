@@ -28,9 +28,9 @@ class Tokenizer(Protocol):
       name: "bytes", or the path of the tokenizer.json or tokenizer.model.
       vocab_size: one more than the largest id.
       boundary: the id that separates documents in training.
-      begin: ids put before a prompt; () where the tokenizer adds none.
+      begin: ids put before a prompt; () if the tokenizer adds none.
       eos_ids: ids after which generation stops.
-      digest: a hash of all that decides which ids a text gets.
+      digest: a hash of all that determines a text's ids.
       open_ids: ids whose text may still change when the next id comes.
     """
 
@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
         ...
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of the token of that name, None where there is none."""
+        """The id of the token of that name, None if there is none."""
         ...
 
     def id_to_token(self, number: int) -> str:
@@ -76,7 +76,7 @@ class ByteTokenizer:
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The bytes as text; what is not valid UTF-8 becomes the replacement character."""
+        """The bytes as text; invalid UTF-8 becomes the replacement character."""
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
 
     def token_to_id(self, token: str) -> int | None:
@@ -85,7 +85,7 @@ class ByteTokenizer:
         return None
 
     def id_to_token(self, number: int) -> str:
-        """The byte as Python writes it."""
+        """The byte in Python's notation."""
         return repr(bytes([number]))[2:-1] if number < 256 else "boundary"
 
 
@@ -127,16 +127,16 @@ class FileTokenizer:
 def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) -> Tokenizer:
     """The tokenizer of that name.
 
-    A prompt begins with what the tokenizer.json's post-processor puts before a text, or with the
-    begin of text where tokenizer_config.json says `add_bos_token: true`; else with nothing. In a
-    run of ours it begins with the boundary, as each document did in training.
+    A prompt begins with the ids that the tokenizer.json's post-processor puts before a text, or
+    with the begin of text if tokenizer_config.json has `add_bos_token: true`; else with nothing. In
+    a run of ours it begins with the boundary, as each document did in training.
 
     Args:
-      path: "bytes", a tokenizer.json or tokenizer.model, or a folder with one (the first is taken
-        where there are both); generation_config.json, tokenizer_config.json and config.json beside
-        it are asked, in that order, for the begin and end of text. Without them the common names
-        <s>, <|endoftext|>, </s>, [CLS] are looked up.
-      checkpoint: the folder of the model that it is for; None is where `path` lies.
+      path: "bytes", a tokenizer.json or tokenizer.model, or a folder with one (the first if both
+        exist); generation_config.json, tokenizer_config.json and config.json beside it are read, in
+        that order, for the begin and end of text. Without them the common names <s>,
+        <|endoftext|>, </s>, [CLS] are looked up.
+      checkpoint: the folder of its model; None is the folder of `path`.
 
     Raises:
       InputError: no such file, not a tokenizer, or no token that can mark a boundary.
@@ -173,14 +173,14 @@ def load_tokenizer(path: str | Path, *, checkpoint: str | Path | None = None) ->
 def text_prompt(text: str, tokenizer: Tokenizer) -> list[int]:
     """Ids of a text to continue, with the ids that precede it.
 
-    An empty one needs at least one token to go on from, which is the boundary.
+    An empty text becomes the boundary, as generation needs at least one token.
     """
     ids = tokenizer.encode(text)
     return [*(tokenizer.begin or (() if ids else (tokenizer.boundary,))), *ids]
 
 
 def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, vocab: int) -> None:
-    """Raises InputError where a text's ids hold one that a model of `vocab` ids lacks."""
+    """Raises InputError if a text has an id outside a model's `vocab` ids."""
     largest = int(np.max(ids, initial=0))
     if largest >= vocab:
         raise InputError(
@@ -190,9 +190,9 @@ def check_vocabulary(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer, voca
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; what it has given never changes.
+    """Decodes ids that arrive one by one; text once returned never changes.
 
-    All that `push` and then `finish` give, joined, is the tokenizer's `decode` of all ids.
+    The joined results of `push` and `finish` are the tokenizer's `decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -216,7 +216,7 @@ class StreamDecoder:
         return now[len(before) :]
 
     def finish(self) -> str:
-        """What is left, an unfinished character as the replacement character."""
+        """The remaining text; an unfinished character becomes the replacement character."""
         before, now = self._texts()
         self._prefix = self._done = len(self._ids)
         return now[len(before) :]

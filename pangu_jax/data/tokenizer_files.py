@@ -1,4 +1,4 @@
-"""What a tokenizer's files say beyond how text is encoded."""
+"""Settings in a tokenizer's files beyond the encoding of text."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def tokenizer_config(folder: Path) -> dict:
 
 
 def read_object(path: Path) -> dict:
-    """The JSON object in a file, {} where there is no such file.
+    """The JSON object in a file, {} if the file is missing.
 
     Raises:
       InputError: it cannot be read, or holds something else.
@@ -43,13 +43,13 @@ def read_object(path: Path) -> dict:
 
 
 def json_file(values: dict) -> bytes:
-    """The content of a JSON file, for people to read too."""
+    """The content of a JSON file, formatted for people."""
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 @contextlib.contextmanager
 def encoding(name: str) -> Iterator[None]:
-    """Turns what the library raises, as for words without a token, into one sentence.
+    """Turns the library's exceptions, as for words without a token, into one sentence.
 
     Raises:
       InputError: the tokenizer of that name cannot encode a text.
@@ -73,7 +73,7 @@ def trailing_ids(inner: tokenizers.Tokenizer) -> tuple[int, ...]:
 
 
 def _around(inner: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids that the post-processor puts before and behind a text."""
+    """Ids that the post-processor puts before and after a text."""
     if not inner.num_special_tokens_to_add(False):
         return (), ()
     # A text that becomes a token shows where the text begins and ends.

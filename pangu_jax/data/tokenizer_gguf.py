@@ -55,10 +55,10 @@ def tokenizer_files(fields: Mapping[str, Any], file: Path) -> dict[str, bytes]:
 
     Args:
       fields: the metadata, of which names that begin with "tokenizer." are read.
-      file: where it came from, for messages.
+      file: its origin, named in errors.
 
     Raises:
-      InputError: a kind of tokenizer that is not read, or metadata that disagrees with itself.
+      InputError: an unsupported kind of tokenizer, or inconsistent metadata.
     """
     tokens = _list(fields, "tokens", str, file)
     if len(set(tokens)) != len(tokens):

@@ -15,14 +15,14 @@ OLD = ("auto_map", "legacy", "sp_model_kwargs", "add_prefix_space", "added_token
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """{name: content} of a folder from which this library and stock transformers get its ids.
+    """{name: content} of files from which this library and stock transformers get its ids.
 
     tokenizer.json puts the tokenizer's `begin` before a text, so that others do so too;
     tokenizer_config.json names a stock class, and no Python files; the end of text is written down
-    where only files that stay behind name it. Bytes have no files.
+    where only files that are not copied name it. Bytes have no files.
 
     Args:
-      tokenizer: as `load_tokenizer` gave it.
+      tokenizer: from `load_tokenizer`.
 
     Raises:
       InputError: one of its files cannot be read.
@@ -50,7 +50,7 @@ def companions(path: str | Path, checkpoint: str | Path) -> dict[str, bytes]:
     Where it cannot be read, tokenizer_config.json alone, without Python files it might point to.
 
     Args:
-      path: what `checkpoint.open.open_checkpoint` gave.
+      path: of the tokenizer, as from `checkpoint.open.open_checkpoint`.
       checkpoint: the folder.
     """
     try:

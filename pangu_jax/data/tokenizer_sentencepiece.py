@@ -30,7 +30,7 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Toke
 
     Args:
       file: the tokenizer.model.
-      config: what tokenizer_config.json holds; {} where there is none.
+      config: content of tokenizer_config.json; {} if there is none.
 
     Raises:
       InputError: no SentencePiece model, or one whose ids cannot be given exactly; says why.
@@ -46,12 +46,12 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any]) -> tokenizers.Toke
 
 
 def from_proto(model: Any, config: Mapping[str, Any], file: Path) -> tokenizers.Tokenizer:
-    """The same of a model that has been read.
+    """Converts a model that is already parsed, as `from_sentencepiece`.
 
     Args:
       model: a SentencePiece ModelProto.
-      config: what tokenizer_config.json holds; {} where there is none.
-      file: where the model came from, for messages.
+      config: content of tokenizer_config.json; {} if there is none.
+      file: the model's origin, named in errors.
 
     Raises:
       InputError: its ids cannot be given exactly; says why.
@@ -84,7 +84,7 @@ def from_proto(model: Any, config: Mapping[str, Any], file: Path) -> tokenizers.
 
 
 def _check(model: Any, file: Path) -> None:
-    """Refuses what the tokenizers library cannot do as SentencePiece does."""
+    """Refuses options of SentencePiece that the tokenizers library cannot reproduce."""
     trainer, rules = model.trainer_spec, model.normalizer_spec
     wrong = {
         "is of a kind other than BPE and unigram": trainer.model_type not in (UNIGRAM, BPE),
@@ -92,7 +92,7 @@ def _check(model: Any, file: Path) -> None:
         "leaves spaces as they are": not rules.escape_whitespaces,
         "holds unused pieces": any(p.type == UNUSED for p in model.pieces),
         "has no piece for unknown characters": all(p.type != UNKNOWN for p in model.pieces),
-        # A text's <0x41> would be that byte, where its signs are no pieces.
+        # A text's <0x41> would be that byte, if its characters are not pieces.
         "falls back to bytes for ASCII signs": trainer.model_type == UNIGRAM
         and trainer.byte_fallback
         and not set("<0123456789xABCDEF>") <= {p.piece for p in model.pieces},
@@ -115,7 +115,7 @@ def _check_symbols(model: Any, inner: tokenizers.Tokenizer, file: Path) -> None:
 
 
 def _added(config: Mapping[str, Any], model: Any, file: Path) -> dict[int, AddedToken]:
-    """{id: token} of what is cut out of a text before SentencePiece sees it."""
+    """{id: token} of the tokens that are split off a text before SentencePiece sees it."""
     found = {}
     for number, piece in enumerate(model.pieces):
         if piece.type in (UNKNOWN, CONTROL):
@@ -177,7 +177,7 @@ def _model(model: Any, names: Sequence[str]) -> models.Model:
             byte_fallback=fallback,
             ignore_merges=USER in kinds,  # a symbol, cut out below, is a token without merges
         )
-    # What is no piece of text must never be the best; a symbol, cut out below, always.
+    # Entries that are not text must never be the best; a symbol, split off below, always.
     low = 100 * (min((p.score for p in model.pieces if p.type == NORMAL), default=0.0) - 10)
     scores = [{NORMAL: p.score, USER: 0.0}.get(p.type, low) for p in model.pieces]
     return models.Unigram(list(zip(names, scores, strict=True)), unknown, fallback)
@@ -200,7 +200,7 @@ def _merges(model: Any, names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _prefix(model: Any, config: Mapping[str, Any]) -> str:
-    """Which stretches of text begin with a dummy space: "always", "first" or "never"."""
+    """When a stretch of text begins with a dummy space: "always", "first" or "never"."""
     llama = config.get("tokenizer_class") in LLAMA
     if not model.normalizer_spec.add_dummy_prefix:
         return "never"

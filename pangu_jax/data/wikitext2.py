@@ -16,7 +16,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.data import records
 
 # Of the files that were checked against the published number of tokens. The train split
-# was not available: it is taken as it is.
+# was not available: it is taken unchanged.
 SHA256 = {
     "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
     "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
@@ -48,17 +48,17 @@ class Wikitext2(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(source: str | Path, out: str | Path) -> Path:
-    """Writes the dataset, unless it is there already.
+    """Writes the dataset, unless it exists already.
 
     Args:
       source: the folder of the files.
-      out: where datasets are kept.
+      out: folder of datasets.
 
     Returns:
       The prepared folder, which `data.text.documents` reads.
 
     Raises:
-      InputError: no file is there, one is not the published one, or nothing can be written.
+      InputError: there is no file, one is not the published one, or nothing can be written.
     """
     find_files(source)
     config = tfds.download.DownloadConfig(manual_dir=str(Path(source).absolute()))
@@ -66,7 +66,7 @@ def prepare(source: str | Path, out: str | Path) -> Path:
 
 
 def find_files(folder: str | Path) -> dict[str, Path]:
-    """The file of each split that is there, with its checksum verified.
+    """The file of each existing split, with its checksum verified.
 
     Raises:
       InputError: there is none, or one is not the published one.

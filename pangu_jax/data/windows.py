@@ -21,9 +21,9 @@ class SplitRows:
     forecast is the first row of the part.
 
     Attributes:
-      train: rows that are fitted, and that the scaling is taken from.
-      validation: rows that training stops by.
-      test: rows that are measured once.
+      train: rows for training, and for the scaling.
+      validation: rows for early stopping.
+      test: rows for the final measurement.
     """
 
     train: tuple[int, int]
@@ -39,7 +39,7 @@ def split_rows(rows: int, rule: Rule = "ratio", *, where: str = "the series") ->
       rule: "hourly" is ETTh (12, 4 and 4 months of hours, the rest unused), "quarter" ETTm (the
         same of quarter hours), "ratio" all others: the first 70 %, the last 20 %, and what lies
         between for validation.
-      where: how the error names the series.
+      where: the series' name in errors.
 
     Raises:
       InputError: too few rows, or no such rule.
@@ -107,7 +107,7 @@ class Scaler:
 
     Attributes:
       mean: one number per variate.
-      std: the same; 1 where the variate does not change.
+      std: the same; 1 for a constant variate.
     """
 
     mean: tuple[float, ...]
@@ -115,7 +115,7 @@ class Scaler:
 
     @classmethod
     def fit(cls, values: np.ndarray) -> "Scaler":
-        """From rows of training data [rows, V], in float64, with the population's std."""
+        """Fits rows of training data [rows, V], in float64, with the population's std."""
         mean, std = values.mean(0), values.std(0)
         # Rounding may leave the std of a column of equal numbers slightly above 0.
         still = np.ptp(values, axis=0) == 0
@@ -126,7 +126,7 @@ class Scaler:
         return ((values - np.array(self.mean)) / np.array(self.std)).astype(np.float32)
 
     def unscale(self, values: np.ndarray) -> np.ndarray:
-        """The inverse, as float64."""
+        """The inverse of `scale`: [..., V], as float64."""
         return values.astype(np.float64) * np.array(self.std) + np.array(self.mean)
 
 
@@ -139,7 +139,7 @@ class WindowSource:
         self._look_back, self._length = look_back, look_back + horizon
 
     def __len__(self) -> int:
-        """How many windows there are."""
+        """Number of windows."""
         return len(self._at)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Tokenizers of one token per word, and tokenizers with tokens added, as files.
 
-Small worlds, such as written multiplications or ProsQA, have few words; a token for each leaves a
-small model nothing to learn of spelling.
+Synthetic tasks, such as multiplications or ProsQA, have few words; one token for each spares a
+small model from learning to spell.
 """
 
 import contextlib
@@ -54,11 +54,11 @@ def word_files(texts: Iterable[str], names: Iterable[str] = ()) -> dict[str, byt
 
 
 def files_with_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> dict[str, bytes]:
-    """The files of a tokenizer with more special tokens, whose ids follow all that there are.
+    """The files of a tokenizer with more special tokens, whose ids follow all existing ones.
 
     Args:
-      tokenizer: as `load_tokenizer` gave it; one of bytes has no names to add to.
-      names: of the tokens; those that it has keep their ids.
+      tokenizer: from `load_tokenizer`; a byte tokenizer has no names to add to.
+      names: of the tokens; existing ones keep their ids.
 
     Raises:
       InputError: a tokenizer of bytes.
@@ -72,7 +72,7 @@ def files_with_tokens(tokenizer: Tokenizer, names: Iterable[str]) -> dict[str, b
 
 
 def unknown_id(tokenizer: Tokenizer) -> int | None:
-    """The id of whatever the tokenizer has no token for; None where it has one for every text."""
+    """The id of text without a token of its own; None if the tokenizer can encode every text."""
     if not isinstance(tokenizer, FileTokenizer):
         return None
     return _unknown_id(tokenizer.inner)

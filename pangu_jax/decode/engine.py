@@ -6,10 +6,10 @@
         for delta in engine.advance():
             ...
 
-`answers` does that for requests that need not be shown while they are made. The state and its
-functions are in `slots`; nothing here is traced, and nothing there is traced again once a prompt of
-a similar length was seen. Requests with the same prompt that begin together, as samples of a group
-may, share one reading of it.
+`answers` does that for requests whose tokens need not be shown as they are generated. The state and
+its functions are in `slots`; nothing here is traced, and nothing there is traced again once a
+prompt of a similar length was seen. Requests with the same prompt that begin together, as samples
+of a group may, share its prefill.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
 
 SHARED = 8  # requests at most that take over one reading of their prompt together
-TOGETHER = 16  # ends of whole answers are seen once they are one of so many parts of the slots
+TOGETHER = 16  # whole answers that ended are reported once they are 1/16 of the slots
 
 FinishReason = Literal["stop", "length"]
 
@@ -41,9 +41,9 @@ class Request:
     """A prompt, and how it is continued.
 
     Attributes:
-      inputs: ids, at least one; or embeddings [T, D], what `decoder.embed` gives for ids.
+      inputs: ids, at least one; or embeddings [T, D], as from `decoder.embed`.
       max_new_tokens: maximum number of tokens to sample.
-      sampling: how they are sampled.
+      sampling: sampling settings.
       stop_ids: the answer ends with the first of these.
       key: token n is sampled with fold_in(key, n); None is `jax.random.key(0)`.
     """
@@ -61,11 +61,11 @@ class TokenDelta:
 
     Attributes:
       request: its number.
-      ids: int32 [N].
-      log_probs: float32 [N], under the model.
-      sampled_log_probs: float32 [N], under the distribution sampled from: after temperature, top-k
-        and top-p; 0 for greedy.
-      versions: int32 [N], of the weights that made each token.
+      ids: int32 [n].
+      log_probs: float32 [n], in nats, under the model.
+      sampled_log_probs: float32 [n], in nats, under the distribution sampled from: after
+        temperature, top-k and top-p; 0 for greedy.
+      versions: int32 [n], of the weights that generated each token.
       finish_reason: why the request ends with this delta; None if it is unfinished.
     """
 
@@ -89,7 +89,7 @@ class _Text:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What was asked of the device: a result to come, of which weights, how much, and whose."""
+    """A dispatch to the device: its pending result, version, tokens per slot, and texts."""
 
     made: device.Made
     version: int
@@ -128,8 +128,8 @@ class Engine:
           length: capacity of a slot, in tokens of prompt and answer together.
           stops: maximum number of stop ids per request.
           burst: maximum number of tokens sampled per slot between looks by the host.
-          version: of these weights, for an engine that goes on where another ended.
-          key: a key such as requests bring, where they bring another kind than jax's usual one.
+          version: of these weights, for an engine that continues another's work.
+          key: an example of requests' keys, if they are of another kind than jax's default.
           how: layout, implementations, and the type of activations and caches.
 
         Raises:
@@ -158,16 +158,16 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many requests have no slot yet."""
+        """Number of requests that have no slot yet."""
         return len(self._waiting)
 
     @property
     def free(self) -> int:
-        """How many slots have no request."""
+        """Number of slots without a request."""
         return self._texts.count(None)
 
     def submit(self, request: Request) -> int:
-        """Lets a request wait for a slot; returns its number.
+        """Queues a request; returns its number.
 
         Raises:
           InputError: it cannot be answered by this engine; says why.
@@ -193,7 +193,7 @@ class Engine:
         return number
 
     def cancel(self, number: int) -> bool:
-        """Ends a request, whose slot is free at once; whether it was still there."""
+        """Cancels a request and frees its slot at once; returns whether it was still there."""
         for waiting in self._waiting:
             if waiting[0] == number:
                 self._waiting.remove(waiting)
@@ -206,7 +206,9 @@ class Engine:
         return False
 
     def update(self, params: Any) -> int:
-        """Other weights of the same shapes, from the next token on; returns their version.
+        """Replaces the weights, from the next token on, by others of the same shapes.
+
+        Returns their version.
 
         Running requests keep the cache that the older weights computed for their earlier tokens.
         """
@@ -216,17 +218,17 @@ class Engine:
     def advance(
         self, *, wake: bool = False, whole: bool = False, ahead: bool = True
     ) -> list[TokenDelta]:
-        """Fills free slots, draws tokens, and returns those that are known.
+        """Fills free slots, draws tokens, and returns those that have arrived.
 
         Args:
-          wake: whether the end of a request is to be seen before the others' burst is over, as if
+          wake: whether to return once a request ends, before the others' burst is over, as if
             another one waited: for callers that submit the next one only then.
-          whole: whether a request's tokens are given when it ends, all at once; the list may be
-            empty. It costs the host less, also as ends are seen together where slots are wanted,
-            once they are a sixteenth of the slots (`TOGETHER`). It must be the same in every call.
-          ahead: whether the next tokens are asked of the device before these are read, unless a
-            slot is wanted: not for callers that may use the device themselves or change the weights
-            between calls, as what was asked comes first.
+          whole: whether to return a request's tokens all at once, when it ends; the list may be
+            empty. It costs the host less, also because, while requests wait, ends are collected
+            until they are a sixteenth of the slots (`TOGETHER`). It must be the same in every call.
+          ahead: whether to dispatch the next burst before these tokens are read, unless a request
+            waits: not for callers that may use the device themselves or change the weights
+            between calls, as the dispatched burst comes first.
         """
         deltas: list[TokenDelta] = []
         while self.busy and not deltas:
@@ -245,7 +247,7 @@ class Engine:
         return deltas
 
     def _admit(self) -> None:
-        """The request that waits longest, and those behind it that have its prompt, too."""
+        """The request that has waited longest, and later ones with the same prompt."""
         free = [slot for slot, text in enumerate(self._texts) if text is None]
         inputs = self._waiting[0][1].inputs
         new: list[tuple[int, Request]] = []
@@ -273,7 +275,7 @@ class Engine:
         self._asked.append(_Asked(made, self.version, 1, rows))
 
     def _seated(self, new: list[Request], free: list[int]) -> device.SlotRequests:
-        """Requests as a device takes them, the first one again in place of those that lack."""
+        """Requests in the form for the device, padded by repeating the first one."""
         filled = new + new[:1] * (SHARED - len(new))
         places = free[: len(new)] + free[:1] * (SHARED - len(new))
         return device.SlotRequests(
@@ -286,7 +288,7 @@ class Engine:
         )
 
     def _step(self, wake: int) -> bool:
-        """Asks for more tokens, see `device.step`; whether some may come."""
+        """Dispatches a `device.step`; returns whether more tokens may come."""
         count = min(self._burst, max((text.left for text in self._texts if text), default=0))
         if not count:
             return False
@@ -330,7 +332,7 @@ class Engine:
 
 
 class _Kept:
-    """Tokens of each slot's text that were not shown yet, with their scores and versions."""
+    """Tokens of each slot's text that were not returned yet, with their scores and versions."""
 
     def __init__(self, slots: int, length: int):
         kinds = (np.int32, np.float32, np.float32, np.int32)
@@ -338,11 +340,18 @@ class _Kept:
         self._count = np.zeros(slots, np.int64)
 
     def clear(self, slot: int) -> None:
-        """Another text begins there."""
+        """Starts a new text in a slot."""
         self._count[slot] = 0
 
     def add(self, slots: np.ndarray, rows: np.ndarray, made: device.Made, version: int) -> None:
-        """What was made for slots, in those rows of the result, by weights of a version."""
+        """Adds the tokens generated for slots, with their version.
+
+        Args:
+          slots: int [n], where they go.
+          rows: int [n], the columns of `made` that they are in.
+          made: the result of a dispatch.
+          version: of the weights that generated them.
+        """
         counts, draws = made.count[rows], made.draws
         steps, which = np.nonzero(np.arange(counts.max())[:, None] < counts)
         to = slots[which], self._count[slots[which]] + steps
@@ -354,7 +363,7 @@ class _Kept:
         self._count[slots] += counts
 
     def take(self, slot: int) -> list[np.ndarray]:
-        """What is kept of a slot's text, which is then shown."""
+        """Returns the columns stored for a slot, [count] each, and empties it."""
         count, self._count[slot] = int(self._count[slot]), 0
         return [column[slot, :count].copy() for column in self._columns]
 
@@ -371,7 +380,7 @@ class Answer:
 
 
 def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, Answer]]:
-    """The answers to requests, in the order in which they end.
+    """Yields the answers to requests, in the order in which they end.
 
     Args:
       engine: without requests of others.
@@ -400,7 +409,7 @@ def answers(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[int, 
 
 
 def join(deltas: Sequence[TokenDelta]) -> Answer:
-    """The deltas of a request that has ended, as one."""
+    """Joins the deltas of a request that has ended."""
     names = ("ids", "log_probs", "sampled_log_probs", "versions")
     arrays = [np.concatenate([getattr(delta, name) for delta in deltas]) for name in names]
     reason = deltas[-1].finish_reason
@@ -412,7 +421,7 @@ def check_prompt(name: str, inputs: Any, cfg: DecoderConfig) -> None:
     """Checks that a model can read a prompt.
 
     Args:
-      name: how the error names it.
+      name: its name in errors.
       inputs: see `Request`.
       cfg: the model.
 
@@ -452,12 +461,12 @@ def round_up(length: int) -> int:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two prompts are told to be one: the very same, or equal ids."""
+    """Whether two prompts count as one: the same object, or equal ids."""
     return one is other or (type(one) is type(other) in (list, tuple) and one == other)
 
 
 def _padded(inputs: Any, most: int) -> np.ndarray | jax.Array:
-    """A prompt with zeros behind it, of a length that others have too."""
+    """A prompt padded with zeros to a length that others share."""
     room = min(round_up(len(inputs)), most) - len(inputs)
     if np.ndim(inputs) == 2:
         return jnp.pad(jnp.asarray(inputs), ((0, room), (0, 0)))

@@ -61,11 +61,11 @@ def generate(
       prompts: ids of each row, at least one each.
       cfg: the model.
       max_new_tokens: maximum number of new tokens per row.
-      sampling: how tokens are sampled.
+      sampling: sampling settings.
       stop_ids: a row ends with the first of these.
       key: for drawing; row b uses fold_in(key, b), so that a row's text does not depend on the
         others. None is `jax.random.key(0)`.
-      slots: how many prompts are continued at once; None is all of them.
+      slots: number of prompts decoded at once; None is all of them.
       how: layout, implementations, and the type of activations and cache.
 
     Raises:
@@ -98,9 +98,9 @@ def stream(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Iterator[int]:
-    """The tokens of `generate` for one prompt, one by one as they are made.
+    """Yields the tokens of `generate` for one prompt, one by one as they are generated.
 
-    See `generate` for arguments and errors. The stop token is given too.
+    See `generate` for arguments and errors. The stop token is included.
     """
     _check([prompt], max_new_tokens, cfg)
     keys = _row_keys(key, 1)

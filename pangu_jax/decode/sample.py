@@ -32,7 +32,7 @@ class Draw:
 
     Attributes:
       ids: int32 [B].
-      log_probs: float32 [B], under the softmax of the scores themselves.
+      log_probs: float32 [B], in nats, under the softmax of the logits themselves.
       sampled_log_probs: float32 [B], under the distribution that was drawn from; 0 for greedy.
     """
 
@@ -54,15 +54,15 @@ def rows_of(configs: Sequence[SamplingConfig]) -> Sampling:
 
 
 def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Array:
-    """Scores whose softmax is the distribution that `sample` draws from.
+    """Logits whose softmax is the distribution that `sample` draws from.
 
-    Temperature comes first, then top-k, then top-p on what top-k left. Equal scores: the lower
-    token id goes first. Unless temperature is 0, the best score of a row becomes 0. What a row gets
-    does not depend on the settings of the others.
+    Temperature comes first, then top-k, then top-p on the rest. Ties go to the lower token id.
+    Unless temperature is 0, the largest logit of a row becomes 0. A row's result does not depend on
+    the settings of the others.
 
     Args:
       logits: [B, V].
-      cfg: how to draw, one for all rows or one per row.
+      cfg: sampling settings, one for all rows or one per row.
 
     Returns:
       float32 [B, V]; tokens that cannot be drawn are -inf. With temperature 0 all but the best.
@@ -81,7 +81,7 @@ def adjusted_logits(logits: jax.Array, cfg: SamplingConfig | Sampling) -> jax.Ar
 
 
 def _cut(logits: jax.Array, cfg: Sampling) -> jax.Array:
-    """-inf for what top-k and top-p leave out."""
+    """Sets logits that top-k and top-p exclude to -inf."""
     vocab = logits.shape[-1]
     order = jnp.argsort(-logits, axis=-1, stable=True)
     ranked = jnp.take_along_axis(logits, order, axis=-1)
@@ -102,7 +102,7 @@ def draw(logits: jax.Array, cfg: SamplingConfig | Sampling, *, key: jax.Array) -
 
     Args:
       logits: [B, V].
-      cfg: how to draw, one for all rows or one per row.
+      cfg: sampling settings, one for all rows or one per row.
       key: one PRNG key per row, [B]; a row's token does not depend on the other rows.
     """
     cfg = _rows(cfg, logits)

@@ -8,7 +8,7 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn.
+    """Settings for sampling the next token.
 
     Attributes:
       temperature: divides the logits; 0 is greedy decoding.

@@ -1,10 +1,10 @@
-"""The state of slots that decode side by side, one sequence each, and how it changes.
+"""The state of slots that decode side by side, one sequence each, and its transitions.
 
 Token i of a slot's text is in row i of its cache, so texts of any lengths share a step, and the
 mask is that of positions. A prompt is read alone, in a program for its length rounded up, and takes
 over its slots with all of their rows: nothing is left of who had them before. Steps read the newest
-token of every slot and draw the next; so what a text gets depends neither on the others nor on when
-they come and go.
+token of every slot and draw the next; so a text's tokens depend neither on the other texts nor on
+when they come and go.
 
 The functions are pure and compiled once for a model, a number of slots and their length; the state
 is donated to them, so that the caches are updated in place.
@@ -33,15 +33,15 @@ class Slots:
     """The state of B slots.
 
     Attributes:
-      caches: {"key": [B, S, K, C], "value": the same} of each layer.
+      caches: {"key": [B, S, K, C], "value": the same}, one per layer.
       token: int32 [B], the newest token, which is not in the cache yet.
       length: int32 [B], tokens in the cache.
       made: int32 [B], tokens drawn for the text.
-      limit: int32 [B], how many it gets at most.
+      limit: int32 [B], the most tokens to draw.
       active: bool [B], whether the slot has an unfinished sequence.
-      stops: int32 [B, N], the text ends with one of these; -1 is none.
+      stops: int32 [B, stops], ids that end the text; -1 is none.
       keys: PRNG keys [B]; token n is drawn with fold_in(key, n).
-      sampling: how each slot's tokens are drawn.
+      sampling: sampling settings of each slot.
     """
 
     caches: list[dict[str, Any]]
@@ -57,15 +57,15 @@ class Slots:
 
 @struct.dataclass
 class SlotRequests:
-    """What slots are asked to do after a prompt that they share; of N that there may be at most.
+    """Requests of slots that share a prompt, n rows of which the first `count` are real.
 
     Attributes:
-      slots: int32 [N], where they go.
-      count: int32 scalar, how many there are, 1 to N; what lies behind them is not looked at.
-      limit: int32 [N].
-      stops: int32 [N, M].
-      keys: N PRNG keys.
-      sampling: of N rows.
+      slots: int32 [n], the slot of each.
+      count: int32 scalar, number of requests, 1 to n; later rows are ignored.
+      limit: int32 [n], see `Slots`.
+      stops: int32 [n, stops], see `Slots`.
+      keys: n PRNG keys.
+      sampling: of n rows.
     """
 
     slots: Any
@@ -78,12 +78,12 @@ class SlotRequests:
 
 @struct.dataclass
 class Made:
-    """What was drawn.
+    """Sampled tokens.
 
     Attributes:
-      draws: int32 and float32 [N, B]; those of slot b are its first `count[b]`.
-      count: int32 [B].
-      active: bool [B], whose sequences are unfinished.
+      draws: int32 and float32 [n, B]; the first `count[b]` of column b are slot b's.
+      count: int32 [B], tokens drawn.
+      active: bool [B], whether the sequence is unfinished.
     """
 
     draws: Draw
@@ -95,15 +95,15 @@ class Made:
 def init(
     key: jax.Array, *, cfg: DecoderConfig, slots: int, length: int, stops: int, kind: Any, how: How
 ) -> Slots:
-    """Slots without texts.
+    """Returns empty slots.
 
     Args:
-      key: a key of the kind that texts bring.
+      key: a key of the same kind as those of texts.
       cfg: the model.
       slots: B.
       length: S, tokens of prompt and answer together that a slot has room for.
-      stops: N, stop ids that a text may have.
-      kind: the caches' type.
+      stops: most stop ids that a text may have.
+      kind: the caches' dtype.
       how: layout.
     """
     caches = []
@@ -141,15 +141,15 @@ def admit(
     Args:
       params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
-      inputs: int32 [T], ids, or [T, D], what `decoder.embed` would give for ids; padded behind
-        `length` with ids that there are, or with zeros.
+      inputs: int32 [T], ids, or [T, D], embeddings as from `decoder.embed`; padded after `length`
+        with any valid ids, or with zeros.
       length: int32 scalar, 1 to T.
-      requests: which slots, whatever they did is over, and what to do then.
+      requests: the slots, which drop their former texts, and the settings of the new ones.
       cfg: the model.
       how: layout, implementations, type of activations.
 
     Returns:
-      The new state, and the first tokens as [1, N].
+      The new state, and the first tokens as [1, n].
     """
     logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
     keys, most = jnp.stack(requests.keys), requests.slots.shape[0]
@@ -192,14 +192,14 @@ def step(
       params: tree of `transformer.by_layer`.
       slots: the state; it is donated.
       count: int32 scalar, at most `most`.
-      wake: int32 scalar, how many texts may end until it returns, as somebody waits for slots; 0
-        is any number.
-      most: N of what is returned.
+      wake: int32 scalar, returns once this many texts have ended, as requests wait for slots; 0
+        for no such limit.
+      most: n, the length of the returned arrays.
       cfg: the model.
       how: layout, implementations, type of activations.
 
     Returns:
-      The new state, and the tokens [N, B].
+      The new state, and the tokens [n, B].
     """
     began, rows = slots.active, slots.token.shape[0]
 
@@ -224,7 +224,7 @@ def step(
 
 @partial(jax.jit, donate_argnames="slots")
 def retire(slots: Slots, slot: jax.Array) -> Slots:
-    """Ends the sequence of a slot; the other slots continue."""
+    """Ends the sequence of slot `slot`, an int32 scalar; the other slots continue."""
     return slots.replace(active=slots.active.at[slot].set(False))
 
 
@@ -271,7 +271,7 @@ def _seat(slots: Slots, requests, row, read, length, first, key, sampling) -> Sl
 
 
 def _advance(params, slots: Slots, cfg, how) -> tuple[Slots, Draw]:
-    """One more token for every active slot; the others are computed too, and ignored."""
+    """Draws one more token for every active slot; the others are computed too, and ignored."""
     logits, caches = decoder.step(params, slots.token, slots.length, slots.caches, cfg=cfg, how=how)
     active = slots.active
     heat = jnp.where(active, slots.sampling.temperature, 0.0)
@@ -293,11 +293,11 @@ def _draw(logits, keys, number, sampling) -> Draw:
 
 
 def _placed(slots: Slots, how) -> Slots:
-    """The caches split as activations are; the rest whole everywhere, as it is small."""
+    """Shards the caches like activations; replicates the rest, which is small."""
     caches = jax.tree.map(lambda x: constrain(x, _CACHE, how.layout), slots.caches)
     return _whole(slots.replace(caches=[]), how).replace(caches=caches)
 
 
 def _whole(tree, how):
-    """Whole on every device, so that every process can read it."""
+    """Replicates arrays, so that every process can read them."""
     return jax.tree.map(lambda x: constrain(x, (None,) * jnp.ndim(x), how.layout), tree)

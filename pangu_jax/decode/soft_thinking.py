@@ -1,9 +1,9 @@
 """Soft thinking: a model reads mixtures of tokens while it thinks, then writes; no training.
 
-At each step of thinking the next input is the mean of the likeliest tokens' embeddings, weighed by
+At each step of thinking the next input is the mean of the likeliest tokens' embeddings, weighted by
 their probabilities, in place of one token's. Thinking ends when the likeliest token is one that
 ends it, when the distribution has been nearly certain for a while (cold stop), or when room ends.
-What was thought is then a prompt of embeddings, which `decode.engine` continues as any other.
+The thought then extends a prompt of embeddings, which `decode.engine` continues as any other.
 
 Source: arXiv 2505.15778, section 3, and its released code, whose order is kept: temperature, then
 the cuts top-k, top-p and min-p; the entropy is that before the cuts.
@@ -30,7 +30,7 @@ OF_THOUGHTS = 2**32 - 1  # folded into a request's key, whose tokens take 0, 1, 
 
 @dataclasses.dataclass(frozen=True)
 class SoftThought:
-    """What a model thought.
+    """One thought of a model.
 
     Attributes:
       inputs: float [n, D], the mixtures.
@@ -55,14 +55,14 @@ def think(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> SoftThought:
-    """Reads a prompt, and thinks.
+    """Reads a prompt, and thinks in mixtures of tokens.
 
     Args:
       params: tree of `decoder.spec(cfg)`, or of `transformer.by_layer`, which saves a copy.
       prompt: ids, at least one.
       cfg: the model.
-      soft: how it thinks.
-      stop_ids: tokens that end thinking where they are the likeliest; they are not read.
+      soft: settings of soft thinking.
+      stop_ids: tokens that end thinking if they are the likeliest; they are not read.
       key: of the noise; None is `jax.random.key(0)`.
       how: implementations, and the type of activations and cache.
 
@@ -91,12 +91,12 @@ def thought_prompt(
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> np.ndarray:
-    """Prompt, thought, and what is written behind it, as embeddings [T, D] for an engine.
+    """Prompt, thought, and the ids that follow it, as embeddings [T, D] for an engine.
 
     Args:
       params: as in `think`.
       prompt: ids.
-      thought: what was thought about it.
+      thought: the thought about it.
       after: ids that end the thought, such as those of "</think>".
       cfg: the model.
       how: the type of the activations.
@@ -109,7 +109,7 @@ def thought_prompt(
 def mixture(
     logits: jax.Array, soft: SoftThinkingConfig, key: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The tokens that are mixed.
+    """The tokens to mix, with their weights.
 
     Args:
       logits: float32 [V].
@@ -141,7 +141,7 @@ def _think(params, ids, length, stops, key, cfg, soft, how):
     caches = jax.tree.map(lambda rows: jnp.pad(rows, room), caches)
 
     def judged(logits, number, cold):
-        """What is mixed, and whether it ends the thought, by a token or by certainty."""
+        """The mixture, and whether it ends the thought, by a token or by certainty."""
         mixed = mixture(logits[0], soft, jax.random.fold_in(key, number))
         cold = jnp.where(mixed[2] < soft.cold_entropy, cold + 1, 0)
         return mixed, (logits[0].argmax() == stops).any(), cold

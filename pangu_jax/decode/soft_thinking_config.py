@@ -9,18 +9,18 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class SoftThinkingConfig:
-    """How a model thinks in mixtures of tokens.
+    """Settings for thinking in mixtures of tokens.
 
     Attributes:
       think_tokens: most mixtures.
       think_temperature: divides the logits, above 0.
-      think_top_k: how many tokens are mixed at most.
+      think_top_k: most tokens in a mixture.
       think_top_p: of these, the smallest set of best ones whose probability reaches it.
-      think_min_p: of these, those at least so probable, as a share of the likeliest's probability.
+      think_min_p: of these, those with at least this share of the likeliest's probability.
       think_noise: temperature of a Gumbel softmax over them, so that mixtures are random; 0 for
         none.
       cold_entropy: below it, in nats, a distribution counts as nearly certain; 0 never does.
-      cold_steps: after so many such steps in a row thinking ends.
+      cold_steps: number of such steps in a row after which thinking ends.
     """
 
     think_tokens: int = 256

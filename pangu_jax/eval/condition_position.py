@@ -1,9 +1,9 @@
-"""Which conditions of a query move its score: what is lost when a document breaks just one.
+"""The effect of each condition of a query on its score: the drop when a document breaks just one.
 
 In task 1 the i-th negative breaks the i-th condition. Scored by the query of all ten, its distance
 to the positive is what that condition is worth to a model, and its share of the ten distances says
-where in the query a model looks. Conditions differ in what they say too; so the query is also asked
-in random orders, whose places have no content of their own.
+where in the query a model looks. Conditions also differ in content; so the query is also asked in
+random orders, whose places have no content of their own.
 
 Source: arXiv 2503.08046, the analysis of pooling, of which no code was released; the measure is
 ours.
@@ -31,20 +31,20 @@ def draw_orders(rows: int, orders: int, *, seed: int) -> Orders:
 
 
 def queries(row: Task1Row, orders: np.ndarray) -> list[str | None]:
-    """The query of ten conditions as it is, and in each order; None where it lists none."""
+    """The original query of ten conditions, then in each order; None if it lists none."""
     given = row.queries[-1]
     return [given, *(None if given is None else reordered(given, order) for order in orders)]
 
 
 def score_positions(rows: Sequence[Task1Row], scorer: Scorer, orders: Orders) -> Table:
-    """Scores of the positive and of each single broken condition, by place, float64 [n] a column.
+    """Scores of the positive and of each broken condition, by place: columns of float64 [rows].
 
-    "Order0_Positive" and "Order0_Broken1" are of the query as it is, "Order1_Broken1" of the first
-    drawn order and the condition that stands first there.
+    "Order0_Positive" and "Order0_Broken1" are of the original query, "Order1_Broken1" of the first
+    drawn order and the condition that comes first in it.
 
     Args:
       rows: of one domain.
-      scorer: gives the scores of a query and of documents.
+      scorer: scores documents by a query.
       orders: see `draw_orders`.
     """
     found = []
@@ -61,19 +61,19 @@ def score_positions(rows: Sequence[Task1Row], scorer: Scorer, orders: Orders) ->
 
 
 def drops(table: Table, order: int = 0) -> np.ndarray:
-    """What the score loses by the broken condition at each place: float64 [n, 10]."""
+    """Drop of the score when the condition at each place is broken: float64 [rows, 10]."""
     whole = table[f"Order{order}_Positive"]
     broken = [table[f"Order{order}_Broken{j}"] for j in range(1, CONDITIONS + 1)]
     return whole[:, None] - np.stack(broken, axis=1)
 
 
 def shuffled_drops(table: Table, orders: int) -> np.ndarray:
-    """`drops` by the place in drawn orders, the mean of a row's orders: float64 [n, 10]."""
+    """`drops` by the place in drawn orders, the mean of a row's orders: float64 [rows, 10]."""
     return np.mean([drops(table, order) for order in range(1, orders + 1)], axis=0)
 
 
 def figures(table: Table, orders: int, *, seed: int = 0) -> dict[str, Any]:
-    """What each place is worth, in the query as it is and in drawn orders, as JSON values."""
+    """Statistics of each place, for the original query and for random orders, as JSON values."""
     found = {"rows": len(next(iter(table.values()))), "orders": orders}
     for name, values in (("given", drops(table)), ("shuffled", shuffled_drops(table, orders))):
         found[name] = {
@@ -89,12 +89,18 @@ def figures(table: Table, orders: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def share(place: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """For `pairwise_metrics.estimate`: the share of one place in the sum of all ten drops."""
+    """A statistic for `pairwise_metrics.estimate`: one place's share in the sum of all ten drops.
+
+    It maps sums and counts [..., 10] to [...].
+    """
     return lambda sums, counts: _shares(sums, counts)[..., place]
 
 
 def lean(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """A statistic of drops: the share of the first five places less that of the last five."""
+    """A statistic of drops: the share of the first five places less that of the last five.
+
+    It maps sums and counts [..., 10] to [...].
+    """
     found = _shares(sums, counts)
     half = CONDITIONS // 2
     return found[..., :half].sum(-1) - found[..., half:].sum(-1)

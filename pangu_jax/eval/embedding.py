@@ -28,12 +28,12 @@ Config = EncoderConfig | EmbedderConfig
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Vectors, and how they were made.
+    """Vectors of texts, and the truncation applied.
 
     Attributes:
-      vectors: float32 [N, D], in the order of the texts; of `classify` the scores, [N, C].
-      cut: how many texts were cut.
-      length: tokens that a text was cut to.
+      vectors: float32 [texts, D], in the order of the texts; from `classify`, [texts, classes].
+      cut: number of texts that were truncated.
+      length: tokens that a text was truncated to.
     """
 
     vectors: np.ndarray
@@ -55,25 +55,25 @@ def embed(
 ) -> Embeddings:
     """One vector per text, pooled and normalized as `cfg` says.
 
-    A vector does not depend on which texts it shares a batch with, but for the rounding of sums in
+    A vector does not depend on the other texts of its batch, but for the rounding of sums in
     another order.
 
     Args:
       params: tree of `encoder.spec(cfg)` or `embedder.spec(cfg)`.
       texts: the texts.
-      cfg: the model. Where it does not pool the prefix, a text that has nothing else is pooled
-        with it, as a mean of nothing would say nothing.
+      cfg: the model. If it does not pool the prefix, a text that has nothing else is pooled with
+        it, as there would be nothing to pool.
       tokenizer: the model's.
-      prefixes: what is put before each text; None is `cfg.prefix` before all.
+      prefixes: texts put before each text; None is `cfg.prefix` before all.
       batch: rows computed at once.
-      max_length: tokens that a text is cut to, special ones among them; None is what `cfg` says.
+      max_length: tokens that a text is truncated to, special ones included; None takes `cfg`'s.
       how: layout, implementations, and the type of activations.
       progress: called with texts done and texts in all.
 
     Raises:
       InputError: there is no text, `cfg` names no pooling, the tokenizer has ids or types
-        that the model lacks or (in encoders) no special tokens, or `batch` or `max_length` make no
-        sense.
+        that the model lacks or (in encoders) no special tokens, or `batch` or `max_length` is out
+        of range.
     """
     check_pooling(cfg)
     before = [cfg.prefix] * len(texts) if prefixes is None else prefixes
@@ -103,12 +103,12 @@ def classify(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
-    """The classes' scores of each text or pair, not normalized: `vectors` is float32 [N, C].
+    """Class scores (logits) of each text or pair: `vectors` is float32 [texts, classes].
 
     The arguments are those of `embed`; `texts` may be pairs, such as a question and a passage.
 
     Raises:
-      InputError: as `embed`, or the model has no classes.
+      InputError: as in `embed`, or the model has no classes.
     """
     encoder.check_classes(cfg)
     length = _length(texts, cfg, max_length)
@@ -123,7 +123,7 @@ def cut_length(cfg: Config, max_length: int | None = None) -> int:
     """The number of tokens that a text is truncated to: the given one, or the model's.
 
     Raises:
-      InputError: the model does not take so many.
+      InputError: the model does not take that many.
     """
     length = max_length if max_length is not None else cfg.text_length or cfg.max_length
     if not 1 <= length <= cfg.max_length:
@@ -134,7 +134,7 @@ def cut_length(cfg: Config, max_length: int | None = None) -> int:
 
 
 def _length(texts: Texts, cfg: Config, max_length: int | None) -> int:
-    """The length that texts, of which there is one, are cut to."""
+    """The length that texts, at least one, are truncated to."""
     if not len(texts):
         raise InputError("there is no text to embed")
     return cut_length(cfg, max_length)
@@ -152,7 +152,7 @@ def _check(inputs: list[EncodedText], cfg: Config, tokenizer: Tokenizer) -> None
 
 
 def _at_once(how: How) -> int:
-    """Batches that are computed side by side.
+    """Number of batches computed side by side.
 
     On a CPU parts of a model keep one core busy, which leaves the others to another batch; what
     runs on several devices waits for all of them, so there it must keep its turn.
@@ -169,7 +169,7 @@ def _each_batch(
     at_once: int,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """What the function gives for batches of few shapes, longest first: float32 [N, width]."""
+    """The function's results on batches of few shapes, longest first: float32 [texts, width]."""
     if batch < 1:
         raise InputError(f"batch must be at least 1, got {batch}")
     found = np.zeros((len(inputs), width), np.float32)
@@ -191,7 +191,7 @@ def _each_batch(
 def _batches(
     inputs: list[EncodedText], length: int, batch: int
 ) -> Iterator[tuple[list[int], tuple[np.ndarray, ...]]]:
-    """Which texts, and [batch, T] each: tokens, which are real, types, and which are no prefix.
+    """Yields indices of texts, and [batch, T] arrays: tokens, validity, types, and non-prefix.
 
     Surplus rows have one token.
     """
@@ -215,8 +215,8 @@ def _batches(
 def padded(size: int, length: int) -> int:
     """The length that rows are padded to, one of few: `SHORTEST`, its doubles, or `length`.
 
-    On a CPU, where padding costs more than the compilation of further lengths, each stretch between
-    two doubles is cut into four.
+    On a CPU, where padding costs more than the compilation of further lengths, each interval
+    between two doubles is divided into four.
     """
     found = SHORTEST
     while found < size:

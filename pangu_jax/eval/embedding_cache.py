@@ -19,7 +19,7 @@ CHUNK = 1024  # texts per file; a run that is stopped loses no more
 
 
 class Cosines:
-    """Scores of documents by vectors that are there: cosines times 100, in float32."""
+    """Scores of documents from stored vectors: cosines times 100, rounded to float32."""
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class Cosines:
 
         Args:
           places: the row of each prefix and text.
-          vectors: float32 [N, D].
+          vectors: float32 [texts, D].
           prefixes: of queries and of documents.
         """
         self._places, self._vectors, self._prefixes = places, vectors, prefixes
 
     def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
-        """The documents' scores, float64."""
+        """The documents' scores, float64 [documents]."""
         before, behind = self._prefixes
         # Summed in float64, so that equal texts have equal scores wherever they are.
         one = self._vectors[self._places[before, query]].astype(np.float64)
@@ -51,7 +51,7 @@ def wanted_texts(
     """The (prefix, text) pairs that a scorer will need.
 
     Args:
-      visit: has a scorer see all of it.
+      visit: calls a scorer with all queries and documents.
       prefixes: of queries and of documents.
     """
     found: set[tuple[str, str]] = set()
@@ -72,18 +72,18 @@ def embed_distinct(
     embed: Callable[[Sequence[T]], Embeddings],
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[T, int], np.ndarray]:
-    """The place of each different text or pair, and the vectors, float32 [N, D].
+    """The row of each distinct text or pair, and the vectors, float32 [distinct, D].
 
-    Texts are taken by length, a file of vectors at a time, so that what is computed together does
-    not depend on where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
-    many of its texts were cut, to how many tokens.
+    Texts are processed by length, a file of vectors at a time, so that batches do not depend on
+    where a run was stopped. Each file is a cell, "vectors/NAME/0003", which says how
+    many of its texts were truncated, and to how many tokens.
 
     Args:
       folder: of the run.
-      results: what `core.cells.open_results` gave.
-      name: of this set of texts, which are always the same in a run.
-      texts: the texts, or pairs; each is embedded once, however often it comes.
-      embed: gives the vectors of some of them.
+      results: the result of `core.cells.open_results`.
+      name: of this set of texts, which is always the same in a run.
+      texts: the texts, or pairs; each is embedded once, however often it occurs.
+      embed: embeds some of them.
       progress: called with texts done and texts in all.
 
     Raises:
@@ -126,7 +126,7 @@ def check_file(path: Path, digest: str) -> None:
     """Checks that a file is the one that a run wrote.
 
     Raises:
-      InputError: it is missing, cannot be read, or is another.
+      InputError: it is missing, unreadable, or different.
     """
     try:
         same = sha256(path) == digest

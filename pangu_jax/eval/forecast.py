@@ -23,7 +23,7 @@ class Score:
     Attributes:
       mse: mean squared error over windows, steps and variates.
       mae: mean absolute error.
-      windows: how many windows there were.
+      windows: number of windows.
     """
 
     mse: float
@@ -40,7 +40,7 @@ def score(
     batch: int = 64,
     how: How = HOW,
 ) -> Score:
-    """The errors of a model; no window is dropped, and the batch does not matter.
+    """The errors of a model; no window is dropped, and the batch size does not matter.
 
     Args:
       params: made by `timepro.spec`.
@@ -142,9 +142,9 @@ def lag_products(
 ) -> np.ndarray:
     """Sums, over windows and variates, of the products of steps i and j of the window.
 
-    Steps that lie d apart multiply the same pairs of rows in every window, so one running sum a
-    distance serves all windows: the time is linear in the rows whatever the sizes. Any linear map's
-    squared error, and how two maps' forecasts agree, follow from these sums.
+    Steps d apart multiply the same pairs of rows in every window, so one running sum per distance
+    serves all windows: the time is linear in the rows whatever the sizes. Any linear map's squared
+    error, and the agreement of two maps' forecasts, follow from these sums.
 
     Args:
       series: [rows, V].
@@ -153,7 +153,7 @@ def lag_products(
       horizon: H.
 
     Returns:
-      float64 [T, T + H]: i over the steps that are seen, j over all.
+      float64 [T, T + H]: i over the steps seen, j over all.
     """
     first, count, length = int(starts[0]), len(starts), look_back + horizon
     rows = np.asarray(series[first : first + count + length - 1], np.float64)
@@ -191,7 +191,7 @@ def score_function(
       starts: int [n], first rows of the windows.
       look_back: T.
       horizon: H.
-      filled: bool [rows, V], values that were made up: seen, but not measured.
+      filled: bool [rows, V], values that were filled in: seen, but not measured.
     """
     squared, absolute, count = 0.0, 0.0, 0
     series = np.asarray(series, np.float64)

@@ -21,12 +21,12 @@ def plot(path: str | Path, series: Series, found: Prediction, *, coverage: float
 
     Args:
       path: a .png, .svg or .pdf file.
-      series: what the forecast was made from.
+      series: input of the forecast.
       found: the forecast.
-      coverage: what the intervals were made for.
+      coverage: nominal coverage of the intervals, 0 to 1.
 
     Raises:
-      InputError: another ending.
+      InputError: another file ending.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:

@@ -1,9 +1,9 @@
 """Forecast intervals: half widths from held-out residuals, adapted as new observations arrive.
 
-Split-conformal widths cover what they promise while errors stay as they were on the held-out
-windows. Errors of series drift, so the widths are tracked: each truth that comes in widens the
-intervals of its step a lot if it lay outside, and narrows them a little if it lay inside, in such
-proportion that they stand still where the promised share is covered.
+Split-conformal widths have their nominal coverage while errors are distributed as on the held-out
+windows. Errors of series drift, so the widths are tracked: each observed truth widens the intervals
+of its step a lot if it was outside, and narrows them a little if it was inside, in such proportion
+that they stay put at the nominal coverage.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ def conformal(
 
     The split-conformal rule for each step and variate: the ceil((n + 1) coverage)-th smallest of n
     absolute residuals. It is exact when residuals of past and future are exchangeable, which those
-    of a series are only roughly: measure the coverage on data that was not used here.
+    of a series are only roughly: measure the coverage on data not used here.
 
     Args:
       residuals: [n, H, V], of windows that the model was not fitted to.
@@ -67,21 +67,21 @@ def track(
     coverage: float,
     measured: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Half widths for consecutive windows, each from what was known when its forecast was made.
+    """Half widths for consecutive windows, each from the data known when its forecast was made.
 
-    Windows move by one row, so the row that is seen last when window i is forecast is the truth of
-    step h (from 1) of window i - h. Whether that lay inside the interval which window i - h was
-    given moves the width of step h: by rate * max(start, width / 2) * (missed - (1 - coverage)). As
-    those movements cancel out only where the share of misses is 1 - coverage, intervals cover what
-    they promise in the long run, however the errors drift.
+    Windows move by one row, so the last row seen when window i is forecast is the truth of step h
+    (from 1) of window i - h. Whether it was inside the interval of window i - h moves the width of
+    step h: by rate * max(start, width / 2) * (missed - (1 - coverage)). As those movements cancel
+    out only if the share of misses is 1 - coverage, intervals have their nominal coverage in the
+    long run, however the errors drift.
 
     Args:
-      start: [H, V], for the first window; what is known of earlier ones should be in it.
-      residuals: [n, H, V], truth less forecast. Those of step h of the last h - 1 windows reach no
-        result, so they may be anything that is finite.
-      rate: how far one truth moves a width, as a share of it; 0 keeps `start`.
+      start: [H, V], for the first window; it should reflect earlier ones.
+      residuals: [n, H, V], truth less forecast. Those of step h of the last h - 1 windows affect no
+        result, so they may be any finite values.
+      rate: change of a width by one observation, as a share of it; 0 keeps `start`.
       coverage: between 0 and 1.
-      measured: bool [n, H, V], which residuals are of values that were there; others move nothing.
+      measured: bool [n, H, V], which residuals are of observed values; others move nothing.
 
     Returns:
       [n + 1, H, V] of the residuals' dtype, at least 0; the last is for the window that follows.
@@ -112,10 +112,10 @@ def track(
 def choose_rate(
     residuals: np.ndarray, coverage: float, measured: np.ndarray | None = None
 ) -> float:
-    """The rate of `track` that suits held-out windows.
+    """Chooses the rate of `track` on held-out windows.
 
     Widths are calibrated on the first half of the windows and tracked through the second with each
-    of `RATES`. Taken is the fastest whose interval score is at most 5 % above the best one's:
+    of `RATES`. The choice is the fastest whose interval score is at most 5 % above the best one's:
     scores hardly differ over a wide range of rates, and a faster one holds the coverage through
     more drift than these windows may show.
 
@@ -125,7 +125,7 @@ def choose_rate(
       measured: bool [n, H, V], which of them count; None is all.
 
     Returns:
-      One of `RATES`; `RATE` where there are too few windows.
+      One of `RATES`; `RATE` if there are too few windows.
     """
     there = np.ones(residuals.shape, bool) if measured is None else measured
     half, horizon = len(residuals) // 2, residuals.shape[1]
@@ -152,8 +152,8 @@ def interval_score(
 ) -> np.ndarray:
     """The mean interval score of each variate, float64 [V], in its unit; less is better.
 
-    The width, and where the truth lies outside, how far out, times 2 / (1 - coverage): widths that
-    are right score best on average, wider and narrower ones worse.
+    It is the width, plus 2 / (1 - coverage) times the distance of a truth outside: the right widths
+    score best on average, wider and narrower ones worse.
 
     Args:
       residuals: [n, H, V].
@@ -172,7 +172,7 @@ def interval_score(
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What intervals covered, and how wide they were.
+    """Coverage and width of prediction intervals.
 
     Attributes:
       share: of all residuals, those inside.
@@ -190,11 +190,13 @@ class Coverage:
 def measure_coverage(
     residuals: np.ndarray, half_width: np.ndarray, measured: np.ndarray | None = None
 ) -> Coverage:
-    """What half widths [H, V], or one per window [n, H, V], cover of residuals [n, H, V].
+    """Measures intervals of half widths [H, V], or one per window, on residuals [n, H, V].
+
+    Here n counts windows, H is the horizon in steps, and V the variates.
 
     Args:
       residuals: truth less forecast.
-      half_width: at least 0.
+      half_width: [H, V] or [n, H, V], at least 0.
       measured: bool [n, H, V], which residuals count, at least one per variate; None is all.
     """
     there = np.ones(residuals.shape, bool) if measured is None else measured

@@ -1,10 +1,10 @@
 """Lexical scores of documents: two forms of BM25, and floors.
 
-All are functions of a query and of documents, and give float64, one score per document.
+All are functions of a query and of documents, and return float64, one score per document.
 
 BM25 is rank_bm25's (k1 1.5, b 0.75). `candidate_bm25` indexes just the documents that are compared,
 as MultiConIR's released code does. With two of them the inverse document frequency of every word
-that tells them apart is log(1.5 / 1.5) = 0, and words of both get a negative one, so that scores
+that distinguishes them is log(1.5 / 1.5) = 0, and words of both get a negative one, so that scores
 are ties or follow the lengths. `Collection` takes the frequencies from a collection instead.
 """
 
@@ -21,7 +21,7 @@ Scorer = Callable[[str, Sequence[str]], np.ndarray]
 
 
 def split_words(text: str) -> list[str]:
-    """Lower case, cut at white space; punctuation stays on its word, as in the released code."""
+    """Splits lower-cased text at white space; punctuation stays on its word, as in the release."""
     return text.lower().split()
 
 
@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def candidate_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
-    """Okapi BM25 over an index of these documents alone.
+    """Okapi BM25 over an index of these documents alone: float64 [documents].
 
     Raises:
       InputError: rank_bm25 is not installed, or no document has a word.
@@ -40,10 +40,10 @@ def candidate_bm25(query: str, documents: Sequence[str]) -> np.ndarray:
 
 
 class CollectionBM25:
-    """BM25 with the frequencies of a collection, which the scored documents need not be in.
+    """BM25 with the frequencies of a collection; scored documents need not be in it.
 
-    A word's weight is log(1 + (N - df + 0.5) / (df + 0.5)), which is never negative and is as
-    Lucene has it; a word that the collection lacks has df 0.
+    A word's weight is log(1 + (n - df + 0.5) / (df + 0.5)) for n documents, which is never negative
+    and is Lucene's; a word that the collection lacks has df 0.
     """
 
     def __init__(self, documents: Iterable[str]):
@@ -59,7 +59,7 @@ class CollectionBM25:
             raise InputError("the collection has no words")
 
     def scores(self, query: str, documents: Sequence[str]) -> np.ndarray:
-        """The documents' scores.
+        """The documents' scores, float64 [documents].
 
         Raises:
           InputError: rank_bm25 is not installed.
@@ -72,24 +72,24 @@ class CollectionBM25:
         return index.get_scores(words(query))
 
     def idf(self, word: str) -> float:
-        """The inverse document frequency of a word."""
+        """The inverse document frequency of a word, a natural logarithm."""
         found = self._frequency[word]
         return math.log(1 + (self._size - found + 0.5) / (found + 0.5))
 
 
 def overlap(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The share of the query's different words that a document has."""
+    """Share of the query's distinct words that each document has: float64 [documents]."""
     wanted = set(words(query))
     return np.array([len(wanted & set(words(d))) / max(len(wanted), 1) for d in documents])
 
 
 def length(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The number of words of a document, whatever the query."""
+    """Number of words of each document, whatever the query: float64 [documents]."""
     return np.array([len(words(document)) for document in documents], np.float64)
 
 
 def constant(query: str, documents: Sequence[str]) -> np.ndarray:
-    """The same score for every document."""
+    """The same score, 0, for every document: float64 [documents]."""
     return np.zeros(len(documents))
 
 

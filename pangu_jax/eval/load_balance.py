@@ -1,6 +1,7 @@
-"""How evenly a router spreads tokens over experts and over the devices that hold them.
+"""Load balance of a router over experts and over the devices that hold them.
 
-Experts lie on devices in order: device d of n holds the experts d * E/n to (d+1) * E/n - 1.
+Experts are placed on devices in order: device d of n holds the experts d * E/n to
+(d+1) * E/n - 1. In shapes, E counts experts and k the experts that each token uses.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ def device_load(
     """(Token, expert) pairs that each device computes.
 
     Args:
-      ids: int [T, K], the experts of each token.
+      ids: int [T, k], the k experts of each token.
       experts: E.
-      devices: over how many devices the experts are spread; it divides E.
+      devices: number of devices that hold the experts; it divides E.
       mask: bool [T], false for padding; None for none.
 
     Returns:
@@ -66,14 +67,14 @@ def imbalance_score(
 
 
 def straggler(load: np.ndarray) -> float:
-    """Most loaded over mean: by what factor a step waits for the fullest device or expert."""
+    """Largest over mean of loads, [devices] or [E]: how much the fullest one delays a step."""
     return float(load.max() / load.mean())
 
 
 def variation(load: np.ndarray) -> float:
     """Coefficient of variation of the loads inside each group, averaged over the groups.
 
-    A group that got nothing counts as even.
+    A group without load counts as even.
 
     Args:
       load: [..., G, E/G].
@@ -82,7 +83,7 @@ def variation(load: np.ndarray) -> float:
 
 
 def coactivation(ids: np.ndarray, *, experts: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """How many tokens use both experts of each pair: int [E, E], loads on the diagonal."""
+    """Number of tokens that use both experts of each pair: int64 [E, E], loads on the diagonal."""
     ids = ids if mask is None else ids[mask]
     used = np.zeros((len(ids), experts), np.float32)  # exact up to 2^24 tokens
     used[np.arange(len(ids))[:, None], ids] = 1
@@ -95,11 +96,11 @@ class Balance:
 
     Attributes:
       tokens: size of a batch.
-      devices: over how many devices the experts are spread.
+      devices: number of devices that hold the experts.
       score: mean imbalance score.
       score_std: its standard deviation over batches.
       straggler: mean of most loaded over mean device.
-      batches: how many batches.
+      batches: number of batches.
     """
 
     tokens: int
@@ -122,9 +123,9 @@ def over_batches(
     """Balance over disjoint random batches of `tokens` tokens, as a serving batch would mix them.
 
     Args:
-      ids: int [T, K], the experts of many tokens.
+      ids: int [T, k], the k experts of each of many tokens.
       experts: E.
-      devices: over how many devices the experts are spread.
+      devices: number of devices that hold the experts.
       tokens: size of a batch.
       most: maximum number of batches.
       seed: of the drawing.
@@ -154,12 +155,12 @@ def over_batches(
 def uniform_choices(
     tokens: int, *, experts: int, active: int, distinct: bool = True, seed: int = 0
 ) -> np.ndarray:
-    """Experts drawn uniformly, what a perfectly unskewed ordinary router would do: int [T, K].
+    """Draws experts uniformly, as a perfectly unskewed ordinary router would: int [T, k].
 
     Args:
       tokens: T.
       experts: E.
-      active: K.
+      active: k, experts per token.
       distinct: whether a token's experts differ; False draws independently, as in the paper's
         experiment (arXiv 2505.21411, section 2.1).
       seed: of the drawing.

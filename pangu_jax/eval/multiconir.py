@@ -1,7 +1,7 @@
-"""MultiConIR's tables of scores: which texts of a row are scored, and in which columns they stand.
+"""MultiConIR's tables of scores: the texts of a row that are scored, and their columns.
 
 The columns are those that the released metrics read, so that its scripts read our files; numbers
-are written so that they come back bit for bit.
+are written so that they round-trip bit for bit.
 
 Source: arXiv 2503.08046; EIT-NLP/MultiConIR, evaluation.
 """
@@ -48,14 +48,16 @@ STATISTICS: dict[int, Statistic] = {
 
 
 def score_task1(rows: Sequence[Task1Row], scorer: Scorer, *, pairs_only: bool) -> Table:
-    """Task 1: each of the ten queries with the positive and its negatives, float64 [n] a column.
+    """Task 1: scores of each of the ten queries with the positive and its negatives.
+
+    Each column is float64 [rows].
 
     Args:
       rows: of one domain, at least one.
-      scorer: gives the scores of a query and of documents.
+      scorer: scores documents by a query.
       pairs_only: whether a query's documents are the positive and the paired negative alone, as
         for BM25 in the released code; else the second negative and seven easy ones, the positives
-        of the next rows, are scored too, as it does with dense models.
+        of the next rows, are scored too, as for dense models there.
     """
     found = []
     for place, row in enumerate(rows):
@@ -74,11 +76,13 @@ def score_task1(rows: Sequence[Task1Row], scorer: Scorer, *, pairs_only: bool) -
 
 
 def score_ranked(rows: Iterable[RankedRow], scorer: Scorer, *, natural: bool = False) -> Table:
-    """Tasks 2, 3 and 4: one query with the positive and its ten negatives, float64 [n] a column.
+    """Tasks 2, 3 and 4: scores of one query with the positive and its ten negatives.
+
+    Each column is float64 [rows].
 
     Args:
       rows: of one file.
-      scorer: gives the scores of a query and of documents.
+      scorer: scores documents by a query.
       natural: whether the query is the one sentence of task 3, not the list.
     """
     found = []
@@ -105,12 +109,12 @@ def oracle_ranked(rows: int) -> Table:
 def outcomes(
     task: int, table: Table, protocol: Protocol, *, listed: Table | None = None
 ) -> np.ndarray:
-    """What is compared in a task, float64 [n, 10]: wins, and in task 3 flips.
+    """Outcomes of a task's comparisons, float64 [rows, 10]: wins, and in task 3 flips.
 
     Args:
       task: 1 to 4.
       table: the scores; in task 3 those of the query in one sentence.
-      protocol: what is made of missing scores.
+      protocol: how missing scores count.
       listed: in task 3 the scores of the listed query.
     """
     if task == 1:
@@ -126,7 +130,7 @@ def outcomes(
 def figures(
     task: int, table: Table, protocol: Protocol, *, listed: Table | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """The figures of a task on one domain as JSON values; what cannot be told is None.
+    """The figures of a task on one domain as JSON values; undefined ones are None.
 
     The arguments are those of `outcomes`, and the seed of the intervals.
     """
@@ -155,7 +159,7 @@ def figures(
 
 
 def scored(scorer: Scorer, query: Text, documents: Sequence[Text]) -> np.ndarray:
-    """The documents' scores, NaN for what has no text; the scorer sees the rest."""
+    """The documents' scores, float64 [documents]; NaN without text, which the scorer never sees."""
     found = np.full(len(documents), np.nan)
     there = [i for i, text in enumerate(documents) if text is not None]
     if query is not None and there:
@@ -182,10 +186,10 @@ def write_scores(path: str | Path, table: Table) -> None:
 
 
 def read_scores(path: str | Path) -> Table:
-    """The table of a CSV file, float64 [n] a column, without its column Index.
+    """The table of a CSV file, float64 [rows] per column, without its column Index.
 
     Raises:
-      InputError: it cannot be read, or holds what is no number; names row and column.
+      InputError: it cannot be read, or holds something other than numbers; names row and column.
     """
     path = Path(path)
     header, rows = csv_rows(path, strict=True)

@@ -25,7 +25,7 @@ class ChoiceScore:
       accuracy: share of the questions whose right choice is the likeliest.
       normalized: the same by likelihood per byte of the choice, so that length does not count.
       chance: mean of 1 / (number of choices).
-      right: bool [N], for each question, whether the length-normalized answer is right.
+      right: bool [questions], whether the length-normalized answer is right.
     """
 
     accuracy: float
@@ -56,7 +56,7 @@ def choice_accuracy(
       progress: called with rows done and rows in all.
 
     Raises:
-      InputError: no question, or a choice that is no token.
+      InputError: no question, or a choice without tokens.
 
     Source: the protocol is that of EleutherAI's evaluation harness, whose acc_norm divides by
     bytes, too.

@@ -12,11 +12,11 @@ class ByteModel:
     """Counts of byte strings of length 1 to order + 1 in the training text.
 
     Attributes:
-      order: how many earlier bytes a prediction looks at.
+      order: number of earlier bytes that a prediction depends on.
       counts: for each length n = 1 .. order + 1, the sorted keys of the strings of n bytes (uint64,
-        big endian) and how often each occurs.
+        big endian) and the count of each.
       contexts: for each length n = 0 .. order, the sorted keys of the strings of n bytes that were
-        followed by something, how often, and by how many different bytes.
+        followed by something, the counts, and the numbers of distinct bytes that followed.
     """
 
     order: int
@@ -100,14 +100,14 @@ def probabilities(model: ByteModel, text: bytes) -> np.ndarray:
         n = _lookup(keys >> np.uint64(8), context, number)
         t = _lookup(keys >> np.uint64(8), context, kinds)
         tail = p[length - 1 :]
-        # A context never seen leaves the shorter one's probability as it is.
+        # A context never seen leaves the shorter one's probability unchanged.
         seen = n > 0
         tail[seen] = (count[seen] + t[seen] * tail[seen]) / (n[seen] + t[seen])
     return p
 
 
 def size(model: ByteModel) -> int:
-    """How many different strings the model counts: the control's number of parameters."""
+    """Number of distinct strings that the model counts: the control's number of parameters."""
     return sum(len(keys) for keys, _ in model.counts)
 
 

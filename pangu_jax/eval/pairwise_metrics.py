@@ -1,11 +1,11 @@
 """Pairwise retrieval metrics: win rates and flips of scores, with intervals and tests.
 
-Scores are a table of columns, one number per row: "Query10_Positive" is what the query of ten
-conditions and the positive have. Outcomes are float64 [n, k], one column per comparison: 1 where it
-holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums by
-column and of how many count, so that resampled rows need two products of matrices.
+Scores are a table of columns, one number per row: "Query10_Positive" is the score of the positive
+by the query of ten conditions. Outcomes are float64 [n, k], one column per comparison: 1 where it
+holds, 0 where it does not, NaN where it is left out. A figure is a statistic of their sums and
+counts by column, so that resampled rows need two products of matrices.
 
-Source: arXiv 2503.08046 and its released code, whose comparison is strict: a tie is no win.
+Source: arXiv 2503.08046 and its released code, whose comparison is strict: a tie is not a win.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ class Estimate:
 
     Attributes:
       value: of all rows; NaN where nothing was compared.
-      low: where the interval begins.
-      high: where it ends.
+      low: lower end of the interval.
+      high: upper end of the interval.
     """
 
     value: float
@@ -58,7 +58,7 @@ class Difference(Estimate):
     """A figure of one model less that of another, on the same rows.
 
     Attributes:
-      p: how often exchanging the two in random rows gives a difference at least as large.
+      p: share of random exchanges of the two within rows whose difference is at least as large.
     """
 
     p: float
@@ -67,8 +67,8 @@ class Difference(Estimate):
 def won(better: np.ndarray, worse: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Whether the better document scores higher: float64 of the arrays' shape.
 
-    A tie is 0. Where a score is missing (NaN), "official" has 0, as a comparison with NaN is false,
-    and "collection" has NaN.
+    A tie is 0. If a score is missing (NaN), "official" yields 0, as a comparison with NaN is false,
+    and "collection" yields NaN.
     """
     found = (better > worse).astype(np.float64)
     if protocol == "official":
@@ -82,7 +82,7 @@ def wins(scores: Scores, pairs: Pairs, protocol: Protocol) -> np.ndarray:
     Args:
       scores: float [n] by column.
       pairs: `GROWING` (task 1), `STEPS` (tasks 2 and 4) or others.
-      protocol: what is made of a missing score; see `won`.
+      protocol: how a missing score counts; see `won`.
 
     Raises:
       InputError: there is no column, or they differ in length.
@@ -95,7 +95,7 @@ def wins(scores: Scores, pairs: Pairs, protocol: Protocol) -> np.ndarray:
 
 
 def ties(scores: Scores, pairs: Pairs) -> np.ndarray:
-    """In how many rows the scores of a pair are equal: int [k]."""
+    """Number of rows in which the scores of a pair are equal: int [k]."""
     return _each(scores, pairs, lambda a, b: np.sum(a == b), 0).astype(int)
 
 
@@ -110,7 +110,7 @@ def gaps(scores: Scores, pairs: Pairs) -> np.ndarray:
 
 
 def flips(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Whether two outcomes differ: float64 [n, k]; NaN where either is missing."""
+    """1 where two outcomes differ, else 0: float64 [rows, k]; NaN where either is missing."""
     left_out = np.isnan(first) | np.isnan(second)
     return np.where(left_out, np.nan, (first != second).astype(np.float64))
 
@@ -144,7 +144,7 @@ def rate(place: int) -> Statistic:
 
 
 def resample(rows: int, *, seed: int, draws: int = DRAWS) -> np.ndarray:
-    """How often each row is drawn in each bootstrap sample: float64 [draws, rows].
+    """Draws bootstrap samples, as counts of each row in each sample: float64 [draws, rows].
 
     Rows are the unit: the comparisons of one row share its documents, so they stay together.
     """
@@ -161,7 +161,7 @@ def estimate(
       sets: outcomes [n, k] of each domain; rows are resampled within it.
       statistic: of sums and counts [..., k].
       seed: of the resampling; the same rows are drawn for the same seed and number of rows.
-      draws: how many times.
+      draws: number of resamples.
 
     Raises:
       InputError: there are no sets, or no rows in one.
@@ -183,7 +183,7 @@ def compare(
     """The first model's figure less the second's, with a paired interval and a paired test.
 
     A comparison counts if both models have it. The interval resamples rows for both at once; the
-    test exchanges the models in random rows, which changes nothing if they are alike (two-sided;
+    test exchanges the models in random rows, which changes nothing if they are equal (two-sided;
     its least value is 1 / (draws + 1)).
 
     Args:
@@ -191,10 +191,10 @@ def compare(
       second: the same of the other model, for the same rows.
       statistic: see `estimate`.
       seed: of the drawing.
-      draws: how many times, each.
+      draws: number of resamples, each.
 
     Raises:
-      InputError: the models have other rows.
+      InputError: the models have different rows.
     """
     if [x.shape for x in first] != [x.shape for x in second]:
         raise InputError("the two models have scores of other rows, so they cannot be paired")
@@ -216,7 +216,7 @@ def compare(
 def holm(p: Sequence[float]) -> np.ndarray:
     """Holm-adjusted p-values: float64 [n].
 
-    Source: Holm 1979; a NaN is no test.
+    Source: Holm 1979; NaN does not count as a test.
     """
     values = np.asarray(p, np.float64)
     order = np.argsort(values)[: int(np.sum(~np.isnan(values)))]
@@ -233,7 +233,7 @@ def _figure(outcomes: np.ndarray, statistic: Statistic, weights: np.ndarray | No
 
 
 def _totals(outcomes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums and counts by column, [draws, k], of rows that are there so many times."""
+    """Sums and counts by column, [draws, k], of rows weighted by how often they are drawn."""
     there = ~np.isnan(outcomes)
     return weights @ np.where(there, outcomes, 0), weights @ there.astype(np.float64)
 

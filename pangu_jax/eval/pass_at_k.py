@@ -13,13 +13,13 @@ _Z = 1.959963984540054  # of the normal distribution, for COVERAGE
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """An estimate with its interval; NaN where there was nothing to measure.
+    """An estimate with its interval; NaN if there was nothing to measure.
 
     Attributes:
       value: the figure.
       low: lower end of the interval.
       high: upper end.
-      questions: how many questions it is the mean of.
+      questions: number of questions averaged.
     """
 
     value: float
@@ -32,11 +32,11 @@ def avg_at_k(right: np.ndarray, tried: np.ndarray) -> Estimate:
     """avg@k: the mean over questions of the share of their answers that are right.
 
     Args:
-      right: int [N], right answers of each question.
-      tried: int [N], answers that could be judged; a question without any is left out.
+      right: int [questions], right answers of each question.
+      tried: int [questions], answers that could be judged; a question without any is left out.
 
     Raises:
-      InputError: counts that are none.
+      InputError: counts out of range.
     """
     _check(right, tried)
     there = tried > 0
@@ -50,12 +50,13 @@ def pass_at(k: int, right: np.ndarray, tried: np.ndarray) -> Estimate:
     unlike 1 - (1 - c / n)^k.
 
     Args:
-      k: answers that are drawn.
-      right: int [N], right answers of each question.
-      tried: int [N], answers that could be judged; a question with fewer than k is left out.
+      k: number of answers drawn.
+      right: int [questions], right answers of each question.
+      tried: int [questions], answers that could be judged; a question with fewer than k is left
+        out.
 
     Raises:
-      InputError: k is below 1, or counts that are none.
+      InputError: k is below 1, or counts are out of range.
 
     Source: arXiv 2107.03374, equation 1.
     """
@@ -71,11 +72,11 @@ def pass_at(k: int, right: np.ndarray, tried: np.ndarray) -> Estimate:
 
 
 def wilson(shares: np.ndarray) -> Estimate:
-    """The mean of shares of N questions, float [N] from 0 to 1, with Wilson's interval.
+    """The mean of shares, float [questions] from 0 to 1, with Wilson's score interval.
 
-    It is exact in form where each is 0 or 1. Shares between vary less than those of the same mean
-    that are 0 or 1, so for them the interval is too wide rather than too narrow; and none has no
-    width, as a bootstrap has where all shares are alike.
+    The interval is derived for shares of 0 or 1. Shares in between vary less at the same mean, so
+    for them it errs on the wide side. Unlike a bootstrap's, it keeps a width if all shares are
+    equal.
     """
     count = len(shares)
     if not count:
@@ -90,7 +91,7 @@ def wilson(shares: np.ndarray) -> Estimate:
 
 
 def mean(values: np.ndarray, *, seed: int = 0) -> Estimate:
-    """The mean of a quantity of N questions, float [N], with an interval by resampling them.
+    """The mean of a quantity, float [questions], with a bootstrap interval over the questions.
 
     Args:
       values: one per question, such as the mean length of its answers.

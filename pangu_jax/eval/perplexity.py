@@ -23,11 +23,11 @@ class Perplexity:
 
     Attributes:
       nats: summed negative log-likelihood, in float64.
-      tokens: how many tokens were predicted.
+      tokens: number of tokens predicted.
       bytes: UTF-8 bytes of the text they stand for.
-      length: tokens of context a window gives at most.
+      length: most tokens of context in a window.
       stride: tokens predicted by each window of a document but its first.
-      head: what heads each document, in words; "" where its first token is text, not predicted.
+      head: what precedes each document, in words; "" if its first token is text, not predicted.
     """
 
     nats: float
@@ -76,24 +76,25 @@ def measure(
     """Likelihood of documents, each on its own.
 
     A document of n tokens (its head included) is covered by windows of at most `length`
-    inputs; the first predicts all it can, each further one `stride` new tokens with what fits of
-    the tokens before them as context. The stride changes the context, never which tokens count.
+    inputs; the first predicts all it can, each further one `stride` new tokens, with as many of the
+    tokens before them as fit as context. The stride changes the context, never the tokens that
+    count.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      tokens: what `data.packing.tokenize` gave.
+      tokens: the result of `data.packing.tokenize`.
       cfg: the model.
       length: inputs of a window.
       stride: new tokens of a window; None is `length` (no overlap, cheapest).
       batch: windows computed at once.
       max_tokens: stops after the document that reaches this number of tokens; None takes all.
         Bits per byte then count the bytes of the documents measured in proportion to tokens, as
-        they do where a document's first token is not predicted.
+        they do if a document's first token is not predicted.
       how: layout, implementations, and the type of activations.
       progress: called with windows done and windows in all.
 
     Raises:
-      InputError: `length`, `stride` or `batch` make no sense, or there is nothing to predict.
+      InputError: `length`, `stride` or `batch` is out of range, or there is nothing to predict.
     """
     stride = length if stride is None else stride
     if batch < 1:
@@ -128,7 +129,7 @@ def measure_windows(
 
     Args:
       params: as in `measure`.
-      windows: int32 [N, T], what `data.calibration.cut_windows` gave.
+      windows: int32 [windows, T], from `data.calibration.cut_windows`.
       cfg: as in `measure`, as is all that follows.
       batch: windows computed at once.
       how: layout, implementations, type of activations.
@@ -151,7 +152,7 @@ def measure_windows(
 def _windows(
     tokens: Tokens, length: int, stride: int, max_tokens: int | None
 ) -> Iterator[tuple[int, int, int]]:
-    """(first input, number of inputs, how many of the last are predicted) in flat positions."""
+    """(first input, number of inputs, number of last ones predicted) in flat positions."""
     ends = np.append(tokens.starts[1:], len(tokens.ids))
     predicted = 0
     for start, end in zip(tokens.starts.tolist(), ends.tolist(), strict=True):

@@ -21,7 +21,7 @@ PIECE = 1024  # windows that are forecast between two calls of `progress`
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What comes after a series.
+    """The forecast of a series.
 
     Attributes:
       times: datetime64[us], [steps], local times.
@@ -30,9 +30,9 @@ class Prediction:
       low: lower ends of the intervals, the same shape; NaN beyond the trained horizon, for which
         nothing was calibrated.
       high: upper ends.
-      offsets: timedelta64[us], [steps], of the local times from UTC, if the series had some.
+      offsets: timedelta64[us], [steps], of the local times from UTC, if the series has any.
       zone: the IANA zone of the times, if it is known.
-      notes: what is not certain, a sentence each.
+      notes: caveats, one sentence each.
     """
 
     times: np.ndarray
@@ -51,7 +51,7 @@ class Prediction:
 
 
 def step_of(model: Forecaster) -> TimeStep:
-    """What lies between two rows of the data that the model was trained on."""
+    """The time step between rows of the data that the model was trained on."""
     cfg = model.cfg
     return TimeStep(cfg.step_count, cfg.step_unit, cfg.month_end, cfg.month_day)
 
@@ -65,7 +65,7 @@ def arrange(model: Forecaster, series: Series, where: str) -> tuple[np.ndarray, 
     """The values of a series in the order of the model's columns, and which were filled in.
 
     Returns:
-      float64 [rows, V], and bool [rows, V], or None where none was.
+      float64 [rows, V], and bool [rows, V], or None if none was.
 
     Raises:
       InputError: other columns or another time step than the model was trained on.
@@ -105,15 +105,14 @@ def predict(
     """Forecasts what follows the last row.
 
     The intervals are tracked through the rows after `model.cfg.tracked_to`: the more of them the
-    series holds, the better the intervals fit the errors that are made now. Beyond the trained
-    horizon forecasts are fed back as if they had been seen, horizon by horizon; errors then add up,
-    and no interval is given.
+    series holds, the better the intervals fit current errors. Beyond the trained horizon forecasts
+    are fed back as inputs, horizon by horizon; errors then add up, and there is no interval.
 
     Args:
       model: a trained forecaster.
       series: at least as many rows as the model looks back.
-      steps: how far ahead; None is the trained horizon.
-      where: how errors name the series.
+      steps: steps to forecast; None is the trained horizon.
+      where: the series' name in errors.
       progress: called with windows tracked and windows in all.
 
     Raises:
@@ -146,7 +145,7 @@ def predict(
 def _newest_widths(
     model, stamps, values, filled, where, progress
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Half widths [H, V] for the window that ends with the last row, and what is to be said."""
+    """Half widths [H, V] for the window that ends with the last row, and notes."""
     cfg = model.cfg.model
     if not model.cfg.rate:
         return model.half_width, (
@@ -176,9 +175,9 @@ def _newest_widths(
 
 
 def tracked_from(model: Forecaster, stamps: Timestamps) -> int:
-    """The first row of the first window that was made when the half widths were, or later.
+    """The first row of the first window forecast no earlier than the half widths' time.
 
-    It may lie beyond the series. Of two stamps of which one has no offset local times are compared.
+    It may lie beyond the series. If one of two stamps has no offset, local times are compared.
     """
     if not model.cfg.rate:
         return len(stamps)
@@ -205,8 +204,8 @@ def half_widths(
     Args:
       model: a trained forecaster.
       residuals: float32 [n, H, V], of the windows.
-      measured: bool [n, H, V], which of them are of values that were there.
-      older: how many windows come before `tracked_from`: they have the stored half widths.
+      measured: bool [n, H, V], which of them are of observed values.
+      older: number of windows before `tracked_from`: they have the stored half widths.
     """
     cfg = model.cfg
     found = track(
@@ -220,7 +219,7 @@ def half_widths(
 
 
 def _times(step: TimeStep, series: Series, steps: int) -> tuple[Timestamps, tuple[str, ...]]:
-    """The stamps that follow those of a series, and a note where their offset is not certain.
+    """The stamps that follow those of a series, and a note if their offset is uncertain.
 
     A short series may not show all of its step, such as which day of the month it is of: then the
     model's is taken.
@@ -271,17 +270,17 @@ def measured(
     names: Sequence[str],
     where: str,
 ) -> np.ndarray:
-    """Which residuals are of observed values, bool [n, H, V].
+    """Marks residuals of observed values, bool [n, H, V]: windows, horizon, variates.
 
     Args:
-      filled: bool [rows, V], the values that were made up; None is none.
+      filled: bool [rows, V], the values that were filled in; None means none.
       starts: int [n], first rows of the windows.
       cfg: the model.
       names: of the series.
-      where: how the error names the part of the series.
+      where: the name of this part of the series in errors.
 
     Raises:
-      InputError: a series of which no value was there.
+      InputError: no value of a series was observed.
     """
     found = present(filled, starts, cfg, len(names))
     for name, some in zip(names, found.any((0, 1)), strict=True):
@@ -295,7 +294,7 @@ def measured(
 def present(
     filled: np.ndarray | None, starts: np.ndarray, cfg: TimeProConfig, variates: int
 ) -> np.ndarray:
-    """Which values that windows forecast were there, bool [n, H, V]; see `measured`."""
+    """Marks forecast values that were observed, bool [n, H, V]; see `measured`."""
     if filled is None:
         return np.ones((len(starts), cfg.horizon, variates), bool)
     return ~filled[_targets(cfg, starts)]

@@ -19,7 +19,7 @@ def chosen_experts(
     cfg: decoder.DecoderConfig,
     how: How = HOW,
 ) -> list[np.ndarray]:
-    """The experts of every token, for each routed layer.
+    """The experts of every token, by routed layer.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -28,7 +28,8 @@ def chosen_experts(
       how: layout, implementations, and the type of activations.
 
     Returns:
-      One int32 [tokens, K] a routed layer, experts numbered over all groups, in order of layers.
+      One int32 [tokens, experts per token] array per routed layer, in order of layers; experts are
+      numbered over all groups.
 
     Raises:
       InputError: the model has no routed layer.

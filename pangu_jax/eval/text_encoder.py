@@ -42,12 +42,12 @@ class TextEncoder:
 
     Attributes:
       params: tree of the model's spec.
-      cfg: the model; its prefix is the prompt where none is asked for.
+      cfg: the model; its prefix is the default prompt.
       tokenizer: the model's.
-      prompts: what may be put before texts, by name.
-      max_seq_length: tokens that a text is cut to; None is what the model says.
+      prompts: named texts that may be put before texts.
+      max_seq_length: tokens that a text is truncated to; None takes the model's.
       how: layout, implementations, and the type of activations.
-      mteb_model_meta: how MTEB 2 describes the model; None where it is not used.
+      mteb_model_meta: MTEB 2's description of the model; None without MTEB.
     """
 
     params: dict[str, Any]
@@ -71,28 +71,27 @@ class TextEncoder:
         prompt_type: Any = None,
         **others: Any,
     ) -> np.ndarray:
-        """The vectors of texts, as `SentenceTransformer.encode` gives them.
+        """The vectors of texts, as from `SentenceTransformer.encode`.
 
         Args:
-          sentences: texts, or one; or, as MTEB hands them over, batches that have a list "text".
-          prompt_name: which of `prompts` is put before each.
-          prompt: what is put before each, whatever the name; "" is nothing.
+          sentences: texts, or one; or, as from MTEB, batches with a list "text".
+          prompt_name: name in `prompts` of the text to put before each.
+          prompt: text put before each, overriding the name; "" for none.
           batch_size: texts computed at once.
-          show_progress_bar: whether a bar on the terminal shows how far it is.
-          convert_to_numpy: of no effect, as arrays are numpy's.
+          show_progress_bar: whether to show a progress bar on the terminal.
+          convert_to_numpy: ignored, as arrays are numpy's.
           convert_to_tensor: must be False.
-          normalize_embeddings: whether vectors are scaled to length 1 though the model does not
-            say so.
-          prompt_type: MTEB's "query" or "document" (or "passage"), which names the prompt where
+          normalize_embeddings: whether to scale vectors to length 1 even if the model does not.
+          prompt_type: MTEB's "query" or "document" (or "passage"), which names the prompt if
             nothing else does and `prompts` has one.
-          others: what MTEB says of its task, and a device, of no effect; and what else
-            sentence-transformers has, as long as it asks for nothing else than float32 vectors.
+          others: MTEB's description of its task, and a device, both ignored; and further options
+            of sentence-transformers, as long as they ask for plain float32 vectors.
 
         Returns:
-          float32 [N, D], in the texts' order; [D] of a text by itself.
+          float32 [texts, D], in the texts' order; [D] for a single text.
 
         Raises:
-          InputError: there is no prompt of that name, something else is asked for, or see `embed`.
+          InputError: there is no prompt of that name, an unsupported option, or see `embed`.
         """
         del convert_to_numpy
         _check_others({"convert_to_tensor": convert_to_tensor, **others})
@@ -117,19 +116,19 @@ class TextEncoder:
         return found[0] if isinstance(sentences, str) else found
 
     def encode_query(self, sentences: Texts, **options: Any) -> np.ndarray:
-        """`encode` with the prompt "query", where there is one."""
+        """`encode` with the prompt "query", if there is one."""
         return self.encode(sentences, **{"prompt_type": "query", **options})
 
     def encode_document(self, sentences: Texts, **options: Any) -> np.ndarray:
-        """`encode` with the prompt "document", where there is one."""
+        """`encode` with the prompt "document", if there is one."""
         return self.encode(sentences, **{"prompt_type": "document", **options})
 
     def similarity(self, first: Any, second: Any) -> np.ndarray:
-        """Cosines of all vectors [N, D] and all others [M, D]: [N, M]."""
+        """Cosine similarity of all vectors [n, D] with all others [m, D]: [n, m]."""
         return _unit(first) @ _unit(second).T
 
     def similarity_pairwise(self, first: Any, second: Any) -> np.ndarray:
-        """Cosines of vectors [N, D] and the others [N, D] at their places: [N]."""
+        """Cosine similarity of vectors [n, D] with the others [n, D], row by row: [n]."""
         return (_unit(first) * _unit(second)).sum(-1)
 
     def get_sentence_embedding_dimension(self) -> int:
@@ -166,18 +165,18 @@ def open_text_encoder(
 
     Args:
       path: a run folder, or a folder in the Hugging Face layout.
-      pooling: which hidden states make a vector; None is what the folder says.
-      attention: whether tokens see no later ones or all; None is what the folder says.
-      pool_prefix: whether the prefix's tokens are pooled too; None is what the folder says.
-      prefix: what is put before texts; None is what the folder says.
-      max_length: tokens that a text is cut to; None is what the folder says.
+      pooling: how hidden states become a vector; None takes the folder's.
+      attention: causal or bidirectional; None takes the folder's.
+      pool_prefix: whether the prefix's tokens are pooled too; None takes the folder's.
+      prefix: text put before every text; None takes the folder's.
+      max_length: tokens that a text is truncated to; None takes the folder's.
       tokenizer: a tokenizer.json; None takes the checkpoint's own.
       how: layout, implementations, and the type of activations.
-      by: what asks, for errors.
+      by: the caller, named in errors.
 
     Raises:
-      InputError: the folder holds none of these or cannot be read, nobody says how it pools, or an
-        option is not for its kind of model.
+      InputError: the folder holds none of these or cannot be read, the pooling is unspecified, or
+        an option does not apply to its kind of model.
     """
     params, cfg, found = open_checkpoint(path, kind=KINDS, by=by, layout=how.layout)
     read = load_tokenizer(tokenizer or found, checkpoint=path)
@@ -208,22 +207,22 @@ def of_model(
     max_length: int | None = None,
     how: How = HOW,
 ) -> TextEncoder:
-    """What `open_text_encoder` gives, of a model that was read.
+    """Builds the encoder of `open_text_encoder` from a model that is already loaded.
 
     Args:
       params: tree of the model's spec.
       cfg: the model.
       tokenizer: its tokenizer.
-      path: where it was read from, where a folder may say how it pools; and for errors.
+      path: its origin, named in errors; if a folder, it may state the pooling.
       pooling: as in `open_text_encoder`, and so are the others.
-      attention: whether tokens see no later ones or all.
+      attention: causal or bidirectional.
       pool_prefix: whether the prefix's tokens are pooled too.
-      prefix: what is put before texts.
-      max_length: tokens that a text is cut to.
+      prefix: text put before every text.
+      max_length: tokens to which a text is truncated.
       how: layout, implementations, and the type of activations.
 
     Raises:
-      InputError: nobody says how it pools, or an option is not for its kind of model.
+      InputError: the pooling is unspecified, or an option does not apply to its kind of model.
     """
     folder = (
         Path(path)
@@ -264,7 +263,7 @@ def configured(
     """The model with the given options in place of its folder's.
 
     Raises:
-      InputError: nobody said how it pools, or an encoder is not to pool its prefix.
+      InputError: the pooling is unspecified, or an encoder is asked not to pool its prefix.
     """
     if pooling is None and cfg.pooling is None:
         raise InputError(

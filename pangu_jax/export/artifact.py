@@ -32,7 +32,7 @@ SAMPLES_LIMIT = 2**28  # bytes; larger samples are compared at export and not ke
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One input or result; a dimension that is a letter is chosen when it is called."""
+    """One input or result; a dimension given as a letter is chosen at each call."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -48,11 +48,11 @@ class Compiled:
     """One program of an artifact.
 
     Attributes:
-      name: what it is called.
+      name: its name.
       file: its file in the folder.
       inputs: in the order of the signature.
       outputs: the results.
-      operators: how often each operator occurs.
+      operators: number of nodes of each operator.
     """
 
     name: str
@@ -67,15 +67,15 @@ class Artifact:
     """The manifest of an exported folder.
 
     Attributes:
-      target: what kind of programs they are.
+      target: kind of programs.
       programs: the programs.
       files: SHA-256 of every file.
-      platforms: where they run.
+      platforms: platforms that run them.
       versions: of jax and this library at export, and of the format.
       weights: the file of weights, "" if they are inside the programs.
       tolerance: the relative error that parity was held to.
       facts: sizes a caller needs, such as the profiles and the slots of a decoder.
-      notes: what the exporter wanted said.
+      notes: remarks of the exporter.
     """
 
     target: Literal["onnx", "stablehlo"]
@@ -95,7 +95,7 @@ class Artifact:
         """The program of that name; None is the only one.
 
         Raises:
-          InputError: no such program, or no name where there are several.
+          InputError: no such program, or no name for one of several.
         """
         known = {p.name: p for p in self.programs}
         if name is None and len(known) == 1:
@@ -159,10 +159,10 @@ def load(folder: str | Path) -> Artifact:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which replaces `path` when the block succeeds.
 
-    An artifact that is there is replaced; anything else is left alone.
+    An existing artifact is replaced; anything else is left alone.
 
     Raises:
-      InputError: `path` is something else than an artifact or an empty folder.
+      InputError: `path` is neither an artifact nor an empty folder.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or _ours(path))):
@@ -194,7 +194,7 @@ def load_samples(
     """{(program, sample): (inputs, jax's results)} of an artifact that was loaded from a folder.
 
     Raises:
-      InputError: the artifact keeps none, or others than its programs'.
+      InputError: the artifact keeps none, or some that do not match its programs.
     """
     path = Path(folder) / SAMPLES
     if SAMPLES not in artifact.files:
@@ -229,7 +229,7 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _array(found: Any, name: str, path: str | Path) -> np.ndarray:
-    if not isinstance(found, np.ndarray):  # what numpy gives for a member that is no array
+    if not isinstance(found, np.ndarray):  # numpy returns bytes for members that are not arrays
         raise InputError(f"cannot read {path} as .npz: {name!r} is no array")
     return found
 

@@ -1,7 +1,7 @@
 """A decoder as two functions with an explicit key-value cache: prefill and one decoding step.
 
 Rows of a batch are independent: a prompt is padded on the right, token i of a row is in slot i of
-its cache, and each row has its own length. What lies behind a row's length is never attended to,
+its cache, and each row has its own length. Slots past a row's length are never attended to,
 and the next tokens overwrite it, so padding leaves no trace. Layers are written out one by one,
 each with its own parameters and cache, so models of unequal layers export like any other.
 
@@ -28,11 +28,11 @@ from pangu_jax.ops import cache_write
 
 @dataclasses.dataclass(frozen=True)
 class Thinking:
-    """What a model reads between a prompt and its answer.
+    """Latent thoughts and ids that a model reads between a prompt and its answer.
 
     Attributes:
-      thoughts: how many states are fed back, at least one.
-      feedback: `feedback(params, state)`, a thought's embedding [B, D] of the state before it.
+      thoughts: number of states that are fed back, at least one.
+      feedback: `feedback(params, state)`: state [B, D] to the next input embedding [B, D].
       tail: ids that follow the thoughts.
     """
 
@@ -56,7 +56,7 @@ def prefill(
     thinking: Thinking | None = None,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """Processes prompts, and thinks about them.
+    """Processes prompts, then computes thoughts about them.
 
     Args:
       params: tree of `transformer.by_layer`.
@@ -64,7 +64,7 @@ def prefill(
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       slots: S >= T, slots of the caches it returns.
-      thinking: what follows each row's prompt; None is nothing.
+      thinking: follows each row's prompt; None for nothing.
       how: implementations, and the type of the activations and caches.
 
     Returns:
@@ -103,7 +103,7 @@ def step(
     Args:
       params: tree of `transformer.by_layer`.
       token: int32 [B].
-      position: int32 [B], how many tokens each row has so far: the slot that is written.
+      position: int32 [B], tokens of each row so far: the slot to write.
       cfg: the model.
       how: implementations, and the type of the activations.
       **cache: "past_key_i", "past_value_i" of each layer, [B, S, K, C].
@@ -130,7 +130,7 @@ def _named(caches, room: int = 0) -> dict[str, jax.Array]:
 
 
 def default_slots(cfg: DecoderConfig, profiles: Sequence[int], thinking: int = 0) -> int:
-    """Twice the longest prompt and what is thought about it, within the model's context."""
+    """Twice the longest prompt with its thoughts, within the model's context if that fits them."""
     longest = max(profiles) + thinking
     return max(longest, min(cfg.max_length, 2 * longest))
 
@@ -156,12 +156,12 @@ def bundle(
       slots: S of the cache, prompt and new tokens together; None is `default_slots`.
       batch: B, a number, or a symbolic dimension of jax.export.
       how: implementations in the exported functions, and the type of the activations and caches.
-      prompts: real prompts to compare on, beside random ids.
-      thinking: what prefill does after a prompt; the prompt ends where thinking begins.
+      prompts: real prompts to compare on, besides random ids.
+      thinking: done by prefill after a prompt, which ends where thinking begins.
       seed: of the random inputs.
 
     Raises:
-      InputError: a profile or number of slots that the model or the graphs can't have.
+      InputError: a profile or number of slots that the model or the graphs cannot have.
     """
     profiles = tuple(sorted(set(profiles)))
     check_profiles(cfg.max_length, profiles)

@@ -1,7 +1,7 @@
 """An encoder as one function per length: tokens in; a vector per row, or a head's scores, out.
 
-Layers are written out one by one, each with its own parameters. Rows are independent, and what is
-not valid leaves no trace, so a text may be run at any length that holds it.
+Layers are written out one by one, each with its own parameters. Rows are independent, and padding
+leaves no trace, so a text may be run at any length that holds it.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def scores(
     cfg: EncoderConfig,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
-    """What `models.encoder.classify` gives: "scores", float32 [B, C]; arguments as in `vectors`.
+    """Class scores of `models.encoder.classify`: {"scores": float32 [B, classes]}.
 
     Args:
       params: tree of `transformer.by_layer`.

@@ -37,8 +37,8 @@ def bundle(
       model: the forecaster.
       batch: B, a number, or a symbolic dimension of jax.export.
       how: implementations in the exported function.
-      windows: real windows float [N, T, V] in the units of the data, to compare on beside random
-        walks; N is at least B.
+      windows: real windows, float [windows, T, V] in the units of the data, at least B of them, to
+        compare on besides random walks.
       seed: of the random windows.
     """
     cfg = model.cfg

@@ -1,4 +1,4 @@
-"""Which implementation of each operator an artifact uses, read from the operators' own modules.
+"""Implementations of operators that an artifact uses, read from the operators' own modules.
 
 An operator's module says with `EXPORT` which form lowers everywhere, with `choose` what it picks
 for a platform and a shape, and in the table of its docstring why. There is no second list here.
@@ -17,7 +17,7 @@ from pangu_jax.core.platform import target
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What an operator picks for one example, and the reason that its table gives."""
+    """An operator's choice for one example, with the reason given in its table."""
 
     operator: str
     example: str
@@ -43,7 +43,7 @@ def export_forms() -> dict[str, str]:
 
 
 def implementations(platforms: Sequence[str], *, static: bool) -> dict[str, str]:
-    """What to pass as `impl` when tracing for platforms; absent operators choose by themselves.
+    """The value of `impl` for tracing for platforms; absent operators choose by themselves.
 
     One platform and static shapes let an operator choose, if all its forms can be lowered from any
     machine; the tracing must then be inside `core.platform.targeting`. Else the export form holds.
@@ -56,9 +56,9 @@ def implementations(platforms: Sequence[str], *, static: bool) -> dict[str, str]
 
 
 def choices(platform: str | None = None) -> list[Choice]:
-    """What each operator picks for its own examples on a platform; None is the current one.
+    """Each operator's choices for its own examples on a platform; None is the current one.
 
-    An operator that tells more platforms apart than jax does has a function `platform` for that.
+    An operator that distinguishes more platforms than jax has a function `platform` for that.
     """
     found = []
     for name, module in operators():

@@ -1,4 +1,4 @@
-"""How far an artifact's results are from jax's, and whether that is within tolerance."""
+"""Comparison of an artifact's results with jax's, within a tolerance."""
 
 import dataclasses
 import re
@@ -23,9 +23,9 @@ class Row:
     """One comparison.
 
     Attributes:
-      program: which program.
-      sample: which inputs.
-      output: which result; results that differ in a number alone are taken together.
+      program: name of the program.
+      sample: name of the inputs.
+      output: name of the result; results that differ in a number alone are merged.
       absolute: max|difference|.
       relative: that over max|reference|; infinite if whole numbers differ or one is NaN.
     """
@@ -66,8 +66,8 @@ def compare(
 def errors(reference: Any, found: Any, where: str = "result") -> tuple[float, float]:
     """max|difference| and max|difference| / max|reference|; infinite if they cannot be compared.
 
-    Equal infinities agree: a mask may make them. NaN agrees with nothing, not with itself: it would
-    hide whatever else is wrong.
+    Equal infinities agree, as masks may produce them. NaN agrees with nothing, not even itself, as
+    it would hide whatever else is wrong.
     """
     reference, found = np.asarray(reference), np.asarray(found)
     if reference.shape != found.shape:

@@ -1,4 +1,4 @@
-"""What is exported: named pure functions sharing one tree of parameters."""
+"""Programs to export: named pure functions that share one tree of parameters."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ class Program:
       inputs: {name: shape and type}, in the order in which they are documented.
       reference: the same function as jax runs it here, compiled, to compare with; None compiles
         `function`.
-      samples: inputs to compare on: {how they are called: {name: array}}.
+      samples: inputs to compare on: {label: {name: array}}.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Bundle:
     Attributes:
       params: tree of arrays.
       programs: the functions.
-      facts: what a caller of the artifact needs to know beside the signature: JSON values.
-      notes: what the user should be told.
+      facts: JSON values that a caller of the artifact needs besides the signature.
+      notes: remarks for the user.
     """
 
     params: Any
@@ -61,7 +61,7 @@ def single(
 
     Args:
       function: `function(params, *inputs)`, pure, giving any tree of arrays: an array alone is
-        called "output", others by their path, after "output_" where that begins with a number.
+        called "output", others by their path, after "output_" if that begins with a number.
       params: tree of arrays.
       inputs: {name: array or ShapeDtypeStruct}, in the order of the arguments.
       name: of the program.
@@ -115,7 +115,7 @@ def _name(path: str) -> str:
 
 
 def check_profiles(longest: int, profiles: Sequence[int]) -> None:
-    """Checks that there are profiles and each is a length of a text that the model takes.
+    """Checks that there are profiles, each a text length within the model's limit.
 
     Raises:
       InputError: there is none, or one is outside 1 to `longest`.

@@ -1,4 +1,4 @@
-"""Runs an artifact of either kind, and checks it against the results stored with it."""
+"""Runs an artifact of either kind, and checks it against its stored results."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,7 +77,7 @@ def check(
 
 
 def _check_results(program: Compiled, sample: str, results: Mapping[str, np.ndarray]) -> None:
-    """That a sample has every result that the program gives, as numbers."""
+    """Checks that a sample has every result of the program, as numbers."""
     wanted = {t.name for t in program.outputs}
     if results.keys() != wanted:
         name = sorted(results.keys() ^ wanted)[0]

@@ -1,7 +1,7 @@
 """StableHLO artifacts through jax.export: for CPU, GPU and TPU, batch size open, no model code.
 
 An artifact loads with the jax that made it or a newer one. Programs that are exported in float32
-ask for full precision in every product, so that a GPU or TPU gives what a CPU gives; `precision`
+ask for full precision in every product, so that a GPU or TPU matches a CPU; `precision`
 "default" leaves that to the platform, which is faster and rounds more.
 """
 
@@ -74,15 +74,15 @@ def export(
     """Writes the programs of a bundle into a folder.
 
     Args:
-      bundle: what to export; the shapes of inputs may have the symbolic batch.
+      bundle: the programs to export; the shapes of inputs may have the symbolic batch.
       folder: an empty folder.
       platforms: of `PLATFORMS`; one artifact serves them all.
       inside: whether weights are constants of the programs, instead of one file beside them.
       precision: of products in float32: "highest" or "default".
-      tolerance: written into the manifest; the caller holds the rows to it.
+      tolerance: written into the manifest; the caller checks the rows against it.
 
     Returns:
-      The manifest, and the comparison with jax, empty if this machine is none of the platforms.
+      The manifest, and the comparison with jax, empty if this machine's platform is not among them.
 
     Raises:
       InputError: an unknown platform.
@@ -144,11 +144,11 @@ class Loaded:
         """Runs a program.
 
         Args:
-          name: which; None is the only one.
+          name: of the program; None is the only one.
           inputs: {name: array}.
 
         Raises:
-          InputError: no such program, or inputs or weights that don't fit its signature.
+          InputError: no such program, or inputs or weights that do not fit its signature.
         """
         program = self.artifact.program(name)
         fitted = fit_inputs(program, inputs)

@@ -21,10 +21,10 @@ from pangu_jax.core.spec import Spec, init, is_spec
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Adapted:
-    """What an adapter wraps.
+    """The functions that an adapter wraps.
 
     Attributes:
-      spec: a function of nothing that gives the spec tree, a dict at the top.
+      spec: function without arguments that returns the spec tree, a dict at the top.
       function: `function(params, *inputs, **options)`, pure.
     """
 

@@ -5,7 +5,7 @@ Parameters: those of `transformer`, and
     {"embed": {"table": [V, D]},
      "head": {"kernel": [D, V]}}          absent when tied to the embedding
 
-`apply` gives hidden states; `logits` is separate, so that training never holds [B, T, V]. `embed`
+`apply` returns hidden states; `logits` is separate, so that training never holds [B, T, V]. `embed`
 and `head_kernel` are public because pruning, probing and layer-wise calibration walk the layers one
 by one. `prefill` and `step` decode, on parameters that `transformer.by_layer` has taken apart: so a
 layer's weights are read in place, where slices of stacked ones are copied with every token.
@@ -45,7 +45,7 @@ class DecoderConfig:
       norm_eps: of every norm.
       tied: whether the output projection is the embedding table.
       max_length: the longest context the model was made for.
-      embed_scale: what embeddings are multiplied by, in their own type (Gemma: D^1/2).
+      embed_scale: factor of embeddings, in their own type (Gemma: D^1/2).
       logit_softcap: bound of the logits, by tanh; None for none (Gemma 2).
     """
 
@@ -131,15 +131,15 @@ def prefill(
 
     Args:
       params: tree of `transformer.by_layer`.
-      inputs: int32 [B, T], ids, or [B, T, D], what `embed` gives for them; padded on the right with
-        anything.
+      inputs: int32 [B, T], ids, or [B, T, D], embeddings as from `embed`; right-padded with any
+        valid ids or finite embeddings.
       length: int32 [B], tokens of each row, 1 to T.
       cfg: the model.
       how: layout, implementations, and the type of the activations.
 
     Returns:
-      Scores of the token after each row's last, float32 [B, V], and the caches of each layer:
-      {"key": [B, T, K, C], "value": the same}, of which a row's first `length` are of its tokens.
+      Logits of the token after each row's last, float32 [B, V], and the caches, one per layer:
+      {"key": [B, T, K, C], "value": the same}; a row's first `length` entries are its tokens'.
     """
     hidden, caches = prefill_state(params, inputs, length, cfg=cfg, how=how)
     return logits(params, hidden, cfg=cfg, how=how)[:, 0], caches
@@ -153,7 +153,7 @@ def prefill_state(
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
-    """As `prefill`, with the state of each row's last token, [B, 1, D], in place of scores."""
+    """Like `prefill`, but returns the last token's state, [B, 1, D], in place of logits."""
     x = embed(params, inputs, cfg=cfg, how=how) if inputs.ndim == 2 else inputs
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
     places = []
@@ -161,7 +161,7 @@ def prefill_state(
         heads = layer.attention
         empty = jnp.zeros((*x.shape[:2], heads.kv_heads, heads.head_dim), x.dtype)
         places.append(LayerCache(empty, empty, 0))
-    # No mask: what is behind a row's end is later than all of it.
+    # No mask: what comes after a row's end is later than all of it.
     x, places = transformer.unrolled(
         params["layers"], x, positions, lambda _: None, places, cfg=cfg, how=how
     )
@@ -181,19 +181,19 @@ def step(
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Reads one more token of every row, each row at its own position; layers one by one.
 
-    Token i of a row is in slot i of its caches. A token sees what is not behind it, so what other
-    texts left further on in a row does not matter, unless it is not finite.
+    Token i of a row is in slot i of its caches. A token sees no later slot, so leftovers of other
+    texts in later slots do not matter, as long as they are finite.
 
     Args:
       params: tree of `transformer.by_layer`.
-      token: int32 [B], ids, or [B, D], what `embed` gives for them.
-      position: int32 [B], how many tokens each row has so far: the slot that is written.
-      caches: {"key": [B, S, K, C], "value": the same} of each layer.
+      token: int32 [B], ids, or [B, D], embeddings as from `embed`.
+      position: int32 [B], tokens of each row so far: the slot to write.
+      caches: {"key": [B, S, K, C], "value": the same}, one per layer.
       cfg: the model.
       how: layout, implementations, and the type of the activations.
 
     Returns:
-      Scores of the next token, float32 [B, V], and the caches with the new rows.
+      Logits of the next token, float32 [B, V], and the caches with the new rows.
     """
     x = token[:, None]
     x = embed(params, x, cfg=cfg, how=how) if token.ndim == 1 else x
@@ -210,7 +210,7 @@ def step_state(
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
-    """As `step`, of embeddings x [B, 1, D], with states, [B, 1, D], in place of scores."""
+    """Like `step`, but from embeddings x [B, 1, D] to states [B, 1, D], not logits."""
     places = [LayerCache(c["key"], c["value"], position) for c in caches]
     at = position[:, None]
     slots = jnp.arange(caches[0]["key"].shape[1], dtype=jnp.int32)[None]
@@ -233,7 +233,7 @@ def _caches(places) -> list[dict[str, jax.Array]]:
 def embed(
     params: dict[str, Any], tokens: jax.Array, *, cfg: DecoderConfig, how: How = HOW
 ) -> jax.Array:
-    """Rows of the embedding table: int32 [B, T] to [B, T, D]; an id outside it gives NaN."""
+    """Embeds tokens: int32 [B, T] to [B, T, D]; an id outside the vocabulary yields NaN."""
     with jax.named_scope("embed"):
         rows = jnp.take(params["embed"]["table"], tokens, axis=0)
         rows = rows if how.dtype is None else rows.astype(how.dtype)
@@ -241,14 +241,14 @@ def embed(
 
 
 def head_kernel(params: dict[str, Any]) -> jax.Array:
-    """The output projection [D, V]: the head's kernel, or the table where they are tied."""
+    """The output projection [D, V]: the head's kernel, or the embedding table if tied."""
     return params["head"]["kernel"] if "head" in params else params["embed"]["table"].T
 
 
 def logits(
     params: dict[str, Any], hidden: jax.Array, *, cfg: DecoderConfig, how: How = HOW
 ) -> jax.Array:
-    """Scores of the next token: [..., D] to float32 [..., V]."""
+    """Logits of the next token: [..., D] to float32 [..., V]."""
     kernel = head_kernel(params).astype(hidden.dtype)
     scores = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
     scores = soft_cap(scores, cfg.logit_softcap)

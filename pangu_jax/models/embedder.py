@@ -37,13 +37,13 @@ class EmbedderConfig:
     Attributes:
       decoder: the decoder, tied, as its head is not used.
       causal: whether tokens see no later ones, as in the decoder; else all see all, without window.
-      pooling: which hidden states make a text's vector; None if unspecified.
+      pooling: how hidden states become a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pool_prefix: whether the prefix's tokens are pooled too, and not just seen.
       latent: the latent attention before the pooling; None is none.
-      append_eos: whether the token that ends a text is put behind it, unless the tokenizer does.
+      append_eos: whether the end-of-text token is appended, unless the tokenizer does so.
       text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
-      prefix: what is put before a text that is embedded, such as an instruction.
+      prefix: text put before a text to embed, such as an instruction.
     """
 
     decoder: DecoderConfig
@@ -90,7 +90,7 @@ class EmbedderConfig:
 
     @property
     def layers(self) -> tuple[LayerConfig, ...]:
-        """The decoder's layers, which see both ways where the embedder does."""
+        """The decoder's layers, bidirectional if the embedder is."""
         return (
             self.decoder.layers if self.causal else tuple(map(_bidirectional, self.decoder.layers))
         )
@@ -161,7 +161,7 @@ def apply(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
-    """The forward pass up to what is pooled.
+    """The forward pass up to the pooling.
 
     Args:
       params: tree of `spec(cfg)`, any float type.
@@ -205,7 +205,7 @@ def embed(
       tokens: see `apply`.
       valid: see `apply`.
       cfg: the model.
-      states: bool [B, T], whose states are pooled; None is all that are valid.
+      states: bool [B, T], the states to pool; None is all valid ones.
       how: see `apply`.
 
     Raises:

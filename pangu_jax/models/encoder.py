@@ -5,9 +5,9 @@ Parameters: those of `transformer`, and
     {"embed": {"table": [V, D]}, "positions": {"table": [P, D]}, "token_types": {"table": [S, D]},
      "embed_norm": {"scale": [D], "bias": [D]},
      "pooler": {"kernel": [D, D], "bias": [D]},           absent without a pooler
-     "classifier": {"kernel": [D, C], "bias": [C]}}       absent without classes
+     "classifier": {"kernel": [D, c], "bias": [c]}}       c classes; absent without
 
-`apply` gives hidden states, `embed` one vector per text, and `classify` scores of a text or a pair.
+`apply` returns hidden states, `embed` one vector per text, `classify` scores of a text or a pair.
 Source: arXiv 1810.04805; vectors of texts arXiv 1908.10084.
 """
 
@@ -44,12 +44,12 @@ class EncoderConfig:
       max_length: P, learned positions: the longest text.
       token_types: S, kinds of tokens, such as those of a first and of a second text.
       norm_eps: of every norm.
-      pooling: which hidden states make a text's vector; None if unspecified.
+      pooling: how hidden states become a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
       pooler: whether there is BERT's dense layer on the first token.
-      classes: C, scores that `classify` gives; 0 for none.
+      classes: number of scores that `classify` yields; 0 for none.
       text_length: tokens that a text is truncated to before it is embedded; None is `max_length`.
-      prefix: what is put before a text that is embedded.
+      prefix: text put before a text to embed.
     """
 
     vocab: int
@@ -80,7 +80,7 @@ class EncoderConfig:
 
     @property
     def rope(self) -> RopeConfig:
-        """None of the layers asks for it."""
+        """Not used by any of the layers."""
         return RopeConfig()
 
 
@@ -137,7 +137,7 @@ def apply(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
-    """The forward pass: `transformer.apply` on embedded tokens, each of which sees all of its row.
+    """The forward pass: `transformer.apply` on embedded tokens, each attending to all of its row.
 
     Args:
       params: tree of `spec(cfg)`, any float type.
@@ -172,9 +172,9 @@ def embeddings(
     token_types: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """What the first layer reads, normalized sums of three tables: int32 [B, T] to [B, T, D].
+    """Input of the first layer, normalized sums of three tables: int32 [B, T] to [B, T, D].
 
-    A token or type outside its table gives NaN.
+    A token or type outside its table yields NaN.
 
     Raises:
       InputError: rows longer than the model's positions.
@@ -215,7 +215,7 @@ def embed(
 
 
 def vectors(hidden: jax.Array, valid: jax.Array | None, *, cfg: EncoderConfig) -> jax.Array:
-    """What `embed` makes of hidden states: [B, T, D] to float32 [B, D].
+    """Pools hidden states as `embed` does: [B, T, D] to float32 [B, D].
 
     Raises:
       InputError: `cfg` names no pooling.
@@ -234,7 +234,7 @@ def classify(
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> jax.Array:
-    """Scores of the classes, not normalized: float32 [B, C]; the arguments are those of `apply`.
+    """Class scores (logits): float32 [B, classes]; the arguments are those of `apply`.
 
     They are a linear map of tanh(pooler(hidden state of the first real token)).
 
@@ -247,7 +247,7 @@ def classify(
 
 
 def scores(params: dict[str, Any], hidden: jax.Array, valid: jax.Array | None) -> jax.Array:
-    """What `classify` makes of hidden states: [B, T, D] to float32 [B, C]."""
+    """Class scores of hidden states, as in `classify`: [B, T, D] to float32 [B, classes]."""
     valid = jnp.ones(hidden.shape[:2], bool) if valid is None else valid
     first = jnp.tanh(linear(params["pooler"], pool(hidden, valid, "cls")))
     return linear(params["classifier"], first)

@@ -9,10 +9,10 @@ Attention = Literal["causal", "bidirectional"]  # of a decoder whose states are 
 
 
 class PoolingConfig(Protocol):
-    """What the configurations of models that make vectors have.
+    """Fields shared by the configurations of models that compute vectors.
 
     Attributes:
-      pooling: which hidden states make a text's vector; None if unspecified.
+      pooling: how hidden states become a text's vector; None if unspecified.
       normalize: whether such vectors are scaled to length 1.
     """
 

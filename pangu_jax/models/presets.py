@@ -86,7 +86,7 @@ def dense_tiny() -> DecoderConfig:
 
 
 # Tied, as GPT-2 is, with which the latent methods were published: a state that is fed back as an
-# input then means what a token's row means.
+# input then means the same as a token's row.
 def dense_small() -> DecoderConfig:
     """A dense byte model for reasoning tasks on one GPU: 8 layers, 14.3 M parameters."""
     sizes = {"kv_heads": 6, "q_per_kv": 1, "head_dim": 64, "mlp_width": 1024, "max_length": 1024}
@@ -138,7 +138,7 @@ PRESETS = {
 
 
 def preset(name: str, *, vocab: int | None = None) -> DecoderConfig:
-    """The decoder of that name, with another vocabulary where one is given.
+    """The decoder of that name, with another vocabulary if one is given.
 
     Raises:
       InputError: an unknown name.

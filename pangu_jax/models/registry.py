@@ -14,9 +14,9 @@ class Kind:
     """One kind of model.
 
     Attributes:
-      name: what files and errors call it.
+      name: its name in files and errors.
       config: the frozen dataclass that describes such a model; it has no field called `kind`.
-      spec: a description to the tree of `Spec`.
+      spec: maps a configuration to its tree of `Spec`.
     """
 
     name: str
@@ -67,11 +67,11 @@ def to_json(cfg: Any) -> dict[str, Any]:
 
 
 def from_json(value: Any, where: str = "config") -> Any:
-    """The configuration that `to_json` gave, in today's form or an older one.
+    """Reads a configuration of `to_json`, in its current form or an older one.
 
     Args:
-      value: what `json.loads` gave.
-      where: how errors name the place, usually the file.
+      value: the result of `json.loads`.
+      where: the place's name in errors, usually the file's.
 
     Raises:
       InputError: the kind is not known, or the rest does not describe a model of it.
@@ -87,7 +87,7 @@ def from_json(value: Any, where: str = "config") -> Any:
 
 
 def _brought_up_to_date(value: dict[str, Any]) -> dict[str, Any]:
-    """A copy in today's form of what older versions wrote; what is wrong stays as it is.
+    """A copy in today's form of what older versions wrote; invalid parts stay unchanged.
 
     Files without a kind are from when there were decoders only, whose layers said
     `sandwich_norm`.

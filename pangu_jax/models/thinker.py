@@ -1,4 +1,4 @@
-"""A decoder with what methods of latent reasoning add to it.
+"""A decoder with the additions of latent-reasoning methods.
 
 Parameters: the decoder's, and with a projection
 
@@ -7,10 +7,10 @@ Parameters: the decoder's, and with a projection
 
 and with layers that tokens may skip, for each layer of each turn after the first,
 
-    {"depth": {"kernel": [(R - 1) L, D, 1, 2]}}
+    {"depth": {"kernel": [(R - 1) L, D, 1, 2]}}          R turns of L layers
 
 It is a kind of its own, so that nothing takes it for a decoder and leaves its turns out.
-`written_out` makes of it the decoder that computes the same, for all that reads and decodes.
+`written_out` turns it into the decoder that computes the same, for decoding and all else.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class ThinkerConfig:
 
     Attributes:
       decoder: the decoder.
-      turns: how often its layers run, one turn after another, each with a cache of its own.
-      projection: P, hidden width of what makes thoughts of states; 0 where they are not changed.
+      turns: passes through its layers, one turn after another, each with a cache of its own.
+      projection: P, hidden width of the network from states to thoughts; 0 leaves them unchanged.
       adaptive: whether a token may skip each layer of the turns after the first (`nn.depth`).
     """
 
@@ -75,10 +75,10 @@ def spec(cfg: ThinkerConfig) -> dict[str, Any]:
 
 
 def from_decoder(params: dict[str, Any], cfg: ThinkerConfig, *, key: jax.Array) -> dict[str, Any]:
-    """A decoder's parameters with drawn ones for what it lacks.
+    """A decoder's parameters, with randomly initialized ones for those that it lacks.
 
     Args:
-      params: tree of `decoder.spec(cfg.decoder)`, or of `spec(cfg)`, which is given back.
+      params: tree of `decoder.spec(cfg.decoder)`, or of `spec(cfg)`, which is returned.
       cfg: the thinker.
       key: of the draws.
     """
@@ -94,7 +94,7 @@ def written_out(
     Gradients come back to the thinker's parameters, summed over the turns.
 
     Args:
-      params: tree of `spec(cfg)`; a decoder's is given back as it is.
+      params: tree of `spec(cfg)`; a decoder's is returned unchanged.
       cfg: a thinker, or a decoder.
 
     Returns:
@@ -121,7 +121,7 @@ def written_out(
 
 
 def project(params: dict[str, Any], state: jax.Array) -> jax.Array:
-    """A state made into a thought: norm(down(gelu(up(state)))), [..., D] to [..., D].
+    """Projects a state to a thought: norm(down(gelu(up(state)))), [..., D] to [..., D].
 
     Args:
       params: tree of `spec`, with a projection.

@@ -1,8 +1,8 @@
 """TimePro: multivariate forecasting with a selective scan over the variates.
 
-- each window is normalized by its own mean and standard deviation, and put back at the end;
+- each window is normalized by its own mean and standard deviation, and denormalized at the end;
 - a series is cut into patches; all patches of a series together are its token;
-- tokens are mixed by two scans over the series, one in either order, whose states are read anew at
+- tokens are mixed by two scans over the series, one in either order, whose states are resampled at
   learned places of the grid (patch of time, series), and by a feed-forward layer;
 - one linear map turns a token into the whole forecast of its series.
 

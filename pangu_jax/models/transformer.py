@@ -6,7 +6,7 @@ Parameters:
      "norm": {"scale": [D]}}          absent where the layers end with a norm of their own
 
 A run is a maximal stretch of layers of equal configuration, so a model whose layers all differ has
-runs of one layer. `apply` takes embeddings and gives hidden states, so that states can be fed back,
+runs of one layer. `apply` maps embeddings to hidden states, so that states can be fed back,
 spliced or pooled without another model; `unrolled` writes the layers out one by one.
 """
 
@@ -37,7 +37,7 @@ MOST_LAYERS, MOST_EXPERTS = 10_000, 2**20
 
 
 class TransformerConfig(Protocol):
-    """What the configurations of all transformers have.
+    """Fields shared by the configurations of all transformers.
 
     Attributes:
       width: D, model width.
@@ -73,7 +73,7 @@ def check_layers(name: str, cfg: TransformerConfig) -> None:
     """Checks a model's layers, width and eps.
 
     Raises:
-      InputError: names what is out of range; `name` is how it calls the model.
+      InputError: names what is out of range, and the model by `name`.
     """
     check_size(f"{name} width", cfg.width)
     if not 0 < cfg.norm_eps < 1:
@@ -126,9 +126,9 @@ def apply(
       positions: int32 [B, T]; None counts from 0.
       segments: int32 [B, T], the document of each token; 0 is padding, which no token attends
         to and which router statistics leave out. None is one document per row.
-      documents: the most documents a row holds, where every document is one stretch of tokens whose
-        positions count up, as in packed rows: attention then needs no mask of [B, T, T]. A row of
-        more gives NaN. None promises nothing.
+      documents: the most documents in a row, if every document is one stretch of tokens whose
+        positions count up, as in packed rows: attention then needs no mask of [B, T, T]. A row with
+        more yields NaN. None makes no promise.
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 
@@ -196,7 +196,7 @@ def apply_run(
       params: the run's stacked parameters.
       x: [B, T, D].
       rotation: cosines and sines, float32 [B, T, C/2] each, or None.
-      mask: bool [B, T, T], packed rows, or None for what the layer says of one document per row.
+      mask: bool [B, T, T], for packed rows; None is the layer's own mask of one document per row.
       valid: bool [B, T], false for padding, or None.
       layer: the configuration of the run's layers.
       eps: of the norms.
@@ -229,7 +229,7 @@ def by_layer(params: dict[str, Any], *, donate: bool = False) -> dict[str, Any]:
     """The parameters with "layers", one tree per layer, in place of "runs".
 
     Args:
-      params: tree of `spec(cfg)`; one that has "layers" is given back.
+      params: tree of `spec(cfg)`; one that has "layers" is returned.
       donate: see `nn.stack.split`; without it the layers are held twice while `params` are.
     """
     if "layers" in params:
@@ -258,7 +258,7 @@ def unrolled(
       sees: the mask of layers of an attention, bool [B, T, S] or None; see `block`.
       caches: one per layer, None for layers without.
       cfg: the model.
-      note: is called with what each layer gives, [B, T, D].
+      note: called with the output of each layer, [B, T, D].
       how: implementations.
 
     Returns:
@@ -289,7 +289,7 @@ def with_caches(
     note: Callable[[jax.Array], None] | None = None,
     how: How = HOW,
 ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
-    """As `unrolled`, with a loop over the layers of each run: compiled in a fraction of the time.
+    """Like `unrolled`, with a loop over the layers of each run: it compiles much faster.
 
     Args:
       runs: stacked trees, as `spec(cfg)` has them.
@@ -299,7 +299,7 @@ def with_caches(
       caches: keys and values of each run, [L, B, S, K, C].
       start: the first slot of the caches to write.
       cfg: the model.
-      note: is called with what each layer gives, [B, T, D].
+      note: called with the output of each layer, [B, T, D].
       how: implementations.
 
     Returns:
@@ -335,7 +335,7 @@ def with_caches(
 
 
 def final_norm(params: dict[str, Any], x: jax.Array, *, cfg: TransformerConfig) -> jax.Array:
-    """The norm after the layers, where they have none of their own: [..., D] to [..., D]."""
+    """The norm after the layers, unless they end with their own: [..., D] to [..., D]."""
     if "norm" not in params:
         return x
     return norm(params["norm"], x, kind=cfg.layers[-1].norm, eps=cfg.norm_eps)

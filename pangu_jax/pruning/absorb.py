@@ -37,7 +37,7 @@ def relative_error(sums: np.ndarray, tokens: float, constant: float) -> float:
 
     Args:
       sums: [3], sums over tokens of r, r^2 and 1/r.
-      tokens: how many.
+      tokens: number of tokens.
       constant: c.
     """
     return float(1 - 2 * constant * sums[0] / tokens + constant**2 * sums[1] / tokens)
@@ -52,17 +52,17 @@ def absorb(
     max_rel_err: float = 0.05,
     batch: int = 8,
 ) -> tuple[dict[str, Any], DecoderConfig, dict[str, float]]:
-    """Folds the sandwich norms of every layer where both leave little error.
+    """Folds the sandwich norms of every layer in which both leave little error.
 
     Do it after width pruning and its re-initialization; before or after distillation is a choice,
     and changes the constants.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T], calibration tokens.
+      windows: int32 [windows, T], calibration tokens.
       cfg: a decoder with sandwich norms in some layers.
       stat: "lsq" E[r] / E[r^2], "mean_rms" 1 / E[r], or "mean_inv" E[1 / r].
-      max_rel_err: a layer keeps both its norms where one of them would leave a larger relative
+      max_rel_err: a layer keeps both its norms if one of them would leave a larger relative
         squared error.
       batch: windows computed at once.
 

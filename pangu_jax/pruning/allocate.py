@@ -1,4 +1,4 @@
-"""How much of each layer to prune: layer ratios, and widths for a parameter or FLOP target."""
+"""Allocation of pruning to layers: layer ratios, and widths for a parameter or FLOP target."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from pangu_jax.pruning.axes import Sizes
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """How much to keep: of the whole model, or of single axes.
+    """Target size: of the whole model, or of single axes.
 
     Attributes:
       params: share of the parameters.
@@ -44,7 +44,7 @@ class Target:
             raise InputError("a target takes params or flops, not both")
 
     def __str__(self) -> str:
-        """As `parse` reads it."""
+        """The text that `parse` reads."""
         found = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return ",".join(f"{name}={value:g}" for name, value in found if value is not None)
 
@@ -53,7 +53,7 @@ def parse(text: str) -> Target:
     """Reads "params=0.8", "flops=0.7", "ffn=0.5,groups=0.75,layers=24", ...
 
     Raises:
-      InputError: an unknown name, one given twice, or no number.
+      InputError: an unknown or repeated name, or an invalid number.
     """
     names = [f.name for f in dataclasses.fields(Target)]
     found = {}
@@ -77,11 +77,11 @@ class Limits:
     """Constraints on widths.
 
     Attributes:
-      multiple: FFN and hidden widths are multiples of it, where the model's own are; None is 16,
-        which matrix units like, for widths of at least 256, and 1 below.
-      max_ratio: most that is taken of one layer.
-      heads_divide: whether the number of heads must divide the model width, which stock
-        transformers asks of a Llama.
+      multiple: FFN and hidden widths are multiples of it, if the model's own are; None is 16,
+        which suits matrix units, for widths of at least 256, and 1 below.
+      max_ratio: largest share to prune of one layer.
+      heads_divide: whether the number of heads must divide the model width, as stock transformers
+        requires of a Llama.
       equal: whether all layers get the same widths.
       length: context for which attention FLOPs are counted.
     """
@@ -99,7 +99,7 @@ class Limits:
             raise InputError(f"max_ratio must be in (0, 1], got {self.max_ratio}")
 
     def step(self, *widths: int) -> int:
-        """What widths that are cut from these are multiples of."""
+        """The multiple to which widths cut from these are rounded."""
         multiple = self.multiple or (16 if min(widths) >= 256 else 1)
         return multiple if all(width % multiple == 0 for width in widths) else 1
 
@@ -117,9 +117,9 @@ def layer_ratios(
     Args:
       similarity: [L], mean cosine of each layer's input and output.
       ratio: mean ratio over the pruned layers.
-      number: how many layers are pruned; None is all.
-      alpha: how uneven.
-      max_ratio: what goes beyond it in a layer is spread over the others.
+      number: number of layers to prune; None is all.
+      alpha: unevenness.
+      max_ratio: most of a layer to prune; any excess is spread over the others.
 
     Raises:
       InputError: `ratio` exceeds `max_ratio`, so no clamping can meet it.
@@ -158,13 +158,13 @@ def shrink(
     """The largest configuration of these layers that meets the target.
 
     Axes that the target names take their share; the `prunable_axes` share one ratio, found by
-    bisection; FFN channels then fill what is left, one at a time.
+    bisection; FFN channels then use up the rest, one at a time.
 
     Args:
       cfg: the original model.
-      target: what is to be left.
+      target: the target size.
       prunable_axes: axes that a params or flops target may cut: groups, ffn, hidden.
-      limits: what widths may be.
+      limits: limits on widths.
       shape: ratio to the ratios of the kept layers; None is the same for all.
       kept: numbers of the layers that stay, None for all.
       biased: whether a repair will give the out and down projections biases, which count too.

@@ -1,4 +1,4 @@
-"""The axis registry: which dimension of each leaf is pruned along which axis, read off the specs.
+"""The axis registry: the dimensions of each leaf that pruning slices, read off the specs.
 
 Slicing, counting and export all go through here, so a new leaf needs no change in this room: the
 names of its axes say how it is cut.
@@ -73,7 +73,7 @@ def cut(leaf: Any, axes: tuple[str | None, ...], keep: Keep) -> Any:
 
 
 def host_view(leaf: Any) -> Any:
-    """The leaf as a numpy view where that needs no copy, so that odd shapes need no compilation."""
+    """The leaf as a numpy view if that needs no copy, so that odd shapes need no compilation."""
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
         return leaf
     on_host = jax.default_backend() == "cpu" and len(leaf.sharding.device_set) == 1
@@ -81,7 +81,7 @@ def host_view(leaf: Any) -> Any:
 
 
 def stack(leaves: list[Any]) -> jax.Array:
-    """Leaves of layers with a leading layers axis."""
+    """Stacks the layers' leaves, [...] each, to [layers, ...]."""
     if all(isinstance(leaf, np.ndarray) for leaf in leaves):
         return jnp.asarray(np.stack(leaves))
     return jnp.stack(leaves)

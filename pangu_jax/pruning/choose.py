@@ -18,7 +18,7 @@ BY_HEAD = "k q c d -> (k q) c d"
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The KV groups to keep, the query heads to keep in each, and the scores behind the choice."""
+    """The KV groups to keep, the query heads to keep in each, and the scores that decided."""
 
     units: tuple[int, ...]
     heads: tuple[tuple[int, ...], ...]
@@ -32,7 +32,7 @@ def choose_heads(
 
     Args:
       stats: the layer's statistics.
-      size: how many to keep; not used for groups where a mask is given.
+      size: number to keep; not used for groups if a mask is given.
       recipe: `recipe.Recipe`.
       layer: its number, for the random method.
       mask: bool [K], the groups that a global rank keeps.
@@ -69,7 +69,10 @@ def choose_heads(
 def choose_channels(
     stats: LayerStats, size: Sizes, recipe: Any, layer: int, mask: np.ndarray | None = None
 ) -> tuple[tuple[int, ...], np.ndarray]:
-    """The FFN channels that stay, and all channels' scores; arguments as in `choose_heads`."""
+    """The FFN channels that stay, ascending, and all channels' scores, float64 [F].
+
+    The arguments are those of `choose_heads`; here `mask` is bool [F].
+    """
     scores = importance.channel_scores(recipe.method, stats, seed=recipe.seed * 1000 + layer)
     if mask is not None:
         return tuple(np.flatnonzero(mask).tolist()), scores
@@ -81,7 +84,7 @@ def choose_channels(
 
 
 def group_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
-    """Importance of each KV group, float64 [K]; SlimLLM's is minus the similarity without it."""
+    """Importance of each KV group, float64 [K]; SlimLLM's is -(similarity without the group)."""
     if method != "slimllm":
         return importance.group_scores(method, stats, seed=seed)
     return -pearson.removal_similarity(_between(stats, BY_GROUP))

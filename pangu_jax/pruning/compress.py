@@ -1,6 +1,6 @@
 """The whole pruning method in one call: a checkpoint and calibration windows to a smaller model.
 
-1. A profile of the dense model, where something needs it: similarity of each layer's input and
+1. A profile of the dense model, if something needs it: similarity of each layer's input and
    output, importance of hidden channels, global ranks.
 2. Depth: the layers of least influence go; with CLAP their best KV groups move one layer down.
 3. Widths that meet the target (`allocate.shrink`).
@@ -44,7 +44,7 @@ class Result:
     Attributes:
       params: its parameters.
       cfg: its configuration.
-      plan: what stayed, replayable.
+      plan: the kept units, replayable.
       sites: {"<original layer>/heads" or "<original layer>/channels": errors}.
     """
 
@@ -72,15 +72,15 @@ def compress(
 
     Args:
       params: tree of `decoder.spec(cfg)`, dense layers.
-      windows: int32 [N, T], calibration tokens.
+      windows: int32 [windows, T], calibration tokens.
       cfg: the model.
-      target: what is to be left; not used with a plan.
-      recipe: how units are chosen and repaired.
-      limits: what widths may be.
+      target: the target size; not used with a plan.
+      recipe: choice and repair of units.
+      limits: limits on widths.
       sweep_cfg: batches and types of the sweeps.
       plan: choose these units instead of scoring; the repair is still fitted to the windows.
       donate: donates `params`, which saves memory.
-      progress: called with what is being done, layers done, and layers in all.
+      progress: called with the activity, layers done, and layers in all.
       how: implementations, and the type of activations.
 
     Raises:
@@ -155,13 +155,13 @@ def plan(
 
     Args:
       stats: of the dense model (`stats.collect`), with `saliency` for the Taylor method.
-      target: what is to be left.
-      recipe: how units are chosen; its repair does not matter here.
-      limits: what widths may be.
+      target: the target size.
+      recipe: choice of units; its repair does not matter here.
+      limits: limits on widths.
 
     Raises:
-      InputError: the target cannot be met, or layers are to go: removing layers and choosing
-        among what is left takes two passes, which `compress` does.
+      InputError: the target cannot be met, or removes layers: removing layers and choosing among
+        the rest takes two passes, which `compress` does.
     """
     cfg = stats.cfg
     if target.layers is not None and target.layers != len(cfg.layers):
@@ -254,7 +254,7 @@ class _Visitor:
 
 
 def _width_plan(visitor: _Visitor, hidden, inner, windows, inner_cfg, cfg, sweep_cfg) -> Plan:
-    """What the sweep chose, as a plan for the model whose depth is already cut."""
+    """The sweep's choice, as a plan for the model whose depth is already cut."""
     recipe = visitor.recipe
     sizes = tuple(axes.sizes(layer) for layer in inner_cfg.layers)
     width = Plan(tuple(visitor.parts), hidden, cfg.width, sizes, norm=recipe.norm)

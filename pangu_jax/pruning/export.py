@@ -4,7 +4,7 @@
 |---|---|---|---|
 | uniform | all of equal widths, refused otherwise | stock transformers | that of the widths |
 | padded | zeros up to the widest layer | stock transformers | no gain over the widest layer |
-| per-layer | as they are, in `per_layer_config` | `checkpoint.hf`, so every command here | full |
+| per-layer | unchanged, in `per_layer_config` | `checkpoint.hf`, so every command here | full |
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ def export(
 
     Raises:
       InputError: "uniform" with layers of different widths (names two), or a family that cannot
-        hold what the pruning made (biases, sandwich norms).
+        express the pruned model (biases, sandwich norms).
     """
     if kind not in KINDS:
         raise InputError(f"export must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -87,7 +87,7 @@ def export(
 
 
 def check_uniform(cfg: DecoderConfig) -> None:
-    """Raises InputError where two layers have different widths."""
+    """Raises InputError if two layers have different widths."""
     found = [axes.sizes(layer) for layer in cfg.layers]
     for i, size in enumerate(found):
         if size != found[0]:
@@ -148,7 +148,7 @@ def adapt_to_family(
 
 
 def with_biases(params: dict[str, Any], cfg: DecoderConfig) -> tuple[dict[str, Any], DecoderConfig]:
-    """Zero biases beside the biases there are: on all of q, k, v, o, and on gate, up, down."""
+    """Adds the missing biases as zeros: on all of q, k, v, o, and on gate, up, down."""
     attention = any(
         x.attention.out_bias or x.attention.query_bias or x.attention.key_bias for x in cfg.layers
     )

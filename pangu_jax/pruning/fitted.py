@@ -41,14 +41,14 @@ def fit(
     Args:
       stats: the layer's.
       site: "heads" or "channels".
-      part: what stays, without moved groups.
+      part: the layer's plan, without moved groups.
       method: of the repair.
       ridge: see `repair.fit`.
       donate: donates the statistics of the site, which saves memory.
 
     Returns:
-      What to put into the pruned model, the projection at the dense shape with zero rows, and the
-      errors; three times None where everything stays.
+      The projection for the pruned model, the projection at the dense shape with zero rows, and
+      the errors; all None if everything is kept.
     """
     _, branch, name = next(s for s in SITES if s[0] == site)
     projection = stats.weights[branch][name]
@@ -75,12 +75,13 @@ def fit(
 
 
 def kept_rows(part: LayerPlan, site: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Which inputs of a projection are kept: bool [U].
+    """Marks the inputs of a projection that are kept: bool [U].
 
     Args:
-      part: what stays of the layer.
+      part: the layer's plan.
       site: "heads" or "channels".
-      shape: of the projection's kernel: [K, Q, C, D] or [F, D].
+      shape: of the projection's kernel: [K, Q, C, D] (Q query heads per KV head) or [F, D]; its
+        inputs, U in all, are those of all axes but D.
     """
     if site == "channels":
         keep = np.zeros(shape[0], bool)
@@ -103,7 +104,7 @@ def insert_fitted(
       params: the pruned model, tree of `decoder.spec(cfg)`.
       cfg: its configuration.
       fitted: by "<layer>/heads" and "<layer>/channels", layers counted in the pruned model.
-      plan: whose kept hidden channels the columns are cut to.
+      plan: its kept hidden channels select the columns.
     """
     if not fitted:
         return params, cfg
@@ -144,15 +145,15 @@ def repair(
     """Fits the projections of a pruned model to the statistics of the original one.
 
     Args:
-      params: what `prune` gave.
+      params: the result of `prune`.
       stats: of the original model (`stats.collect`), or along the pruned path.
-      plan: what was pruned, without removed or merged layers.
+      plan: the plan that was applied, without removed or merged layers.
       cfg: of the pruned model.
       method: of `repair.METHODS`.
       ridge: see `repair.fit`.
 
     Returns:
-      The repaired model and its configuration, which has biases where the method makes some.
+      The repaired model and its configuration, which has biases if the method adds some.
 
     Raises:
       InputError: the plan moves groups between layers: collect statistics of the merged model

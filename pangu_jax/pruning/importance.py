@@ -80,7 +80,7 @@ def channel_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarr
 
 
 def head_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
-    """Importance of each query head, float64 [K, Q]; SlimLLM's is in `pearson.py`."""
+    """Importance of each query head, float64 [K, heads per group]; for SlimLLM see `pearson.py`."""
     groups, heads, _ = _shape(stats)
     if method == "random":
         return np.random.default_rng((seed, 1)).random((groups, heads))
@@ -94,7 +94,7 @@ def head_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
 
 
 def group_scores(method: str, stats: LayerStats, *, seed: int = 0) -> np.ndarray:
-    """Importance of each KV group, float64 [K]; SlimLLM's is in `pearson.py`."""
+    """Importance of each KV group, float64 [K]; for SlimLLM see `pearson.py`."""
     groups, _, _ = _shape(stats)
     if method == "random":
         return np.random.default_rng((seed, 2)).random(groups)
@@ -128,8 +128,8 @@ def similarities(layers: tuple[LayerStats, ...]) -> np.ndarray:
 def contribution_norms(stats: LayerStats) -> np.ndarray:
     """Root mean square of what each KV group adds to the residual, float64 [K].
 
-    Comparable between layers, which raw activations are not: it is measured after the out
-    projection, and after the sandwich norm's gain where there is one.
+    Comparable between layers, unlike raw activations: it is measured after the out projection, and
+    after the sandwich norm's gain if there is one.
     """
     kernel = stats.weights["attention"]["out"]["kernel"]
     with jax.enable_x64(True):
@@ -144,7 +144,7 @@ def contribution_norms(stats: LayerStats) -> np.ndarray:
 
 
 def post_rms(stats: LayerStats, branch: int = 0) -> float:
-    """Mean root mean square that the branch's sandwich norm divides by; 1 where there is none."""
+    """Mean root mean square that the branch's sandwich norm divides by; 1 without such a norm."""
     value = float(stats.post_rms[branch, 0]) / float(stats.tokens)
     return value if value > 0 else 1.0
 

@@ -4,8 +4,8 @@ A projection y = x W loses the rows D of W and keeps the rows K. With S the seco
 
     Z = (S_KK + l I)^-1 S_KD W_D    is added to W_K,
 
-which shrinks toward the weights there are. What is solved for is X with Z = X R, a column for each
-dropped input (R = W_D) or, where the outputs are fewer, for each output (R = 1). Only the rows and
+which shrinks toward the present weights. The unknown is X with Z = X R, with a column for each
+dropped input (R = W_D) or, if the outputs are fewer, for each output (R = 1). Only the rows and
 columns that a product needs are gathered; their number is rounded up, so that layers of slightly
 different widths share one compilation.
 """
@@ -19,9 +19,9 @@ _HIGH = jax.lax.Precision.HIGHEST
 
 
 def split(keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kept and dropped indices of bool [U], int32, filled up with U to multiples of U / 16.
+    """Kept and dropped indices of bool [U], int32, padded with U to multiples of ceil(U / 16).
 
-    Index U is no input: `rows` and `block` give zeros there.
+    U counts the inputs. Index U is no input: `rows` and `block` yield zeros there.
     """
     multiple = -(-len(keep) // 16)
 
@@ -61,8 +61,8 @@ def solve(
       ridge: in units of the mean variance of the kept inputs.
 
     Returns:
-      [U, D] in the type of `spread`, with zero rows for dropped inputs, and what the bias gains,
-      [D].
+      The kernel [U, D] in the type of `spread`, with zero rows for dropped inputs, and the
+      correction of the bias, [D].
     """
     kernel = kernel.astype(spread.dtype)
     lost, right = rows(kernel, dropped), block(spread, kept, dropped)
@@ -77,15 +77,18 @@ def solve(
 
 @struct.dataclass
 class HeldOut:
-    """What errors on held-out inputs are computed from, for any ridge; of `held_out`.
+    """Quantities that give the error on held-out inputs for any ridge; made by `held_out`.
+
+    Here K and C are sizes of these matrices, not KV heads and head width: K counts the kept
+    inputs, with padding, and C the columns of the right sides.
 
     Attributes:
-      own: [K, K], S_KK; rows that fill up are zero.
-      there: bool [K], which rows are inputs.
+      own: [K, K], S_KK; padding rows are zero.
+      there: bool [K], false for padding.
       right: [K, C], the right sides: a column for each dropped input, or for each output.
       inner: [K, K], held-out second moments of the kept inputs.
-      cross: [K, C], those of the kept inputs and what the columns stand for.
-      rest: [C, C], those of the latter.
+      cross: [K, C], those of the kept inputs with the dropped inputs or outputs of the columns.
+      rest: [C, C], those of these dropped inputs or outputs.
       weight: [C, C], R R^T.
       outputs: D.
     """
@@ -104,10 +107,10 @@ class HeldOut:
 def held_out(
     spread: jax.Array, held: jax.Array, kernel: jax.Array, kept: np.ndarray, dropped: np.ndarray
 ) -> HeldOut:
-    """Gathers what `held_out_error` needs, in the kernel's type, float32 or wider.
+    """Gathers the inputs of `held_out_error`, in the kernel's type, float32 or wider.
 
-    Ridges a decade apart are told from one another in float32, in a third of the time; the one
-    that is chosen is solved for in the type of the moments.
+    Float32 suffices to distinguish ridges a decade apart, in a third of the time; the chosen one
+    is solved for in the type of the moments.
 
     Args:
       spread: [U, U], second moments of the inputs that are fitted.
@@ -150,7 +153,7 @@ def held_out_error(found: HeldOut, ridge: float) -> jax.Array:
 
 
 def _solved(own, there, ridge, right):
-    """(S_KK + l I)^-1 times the right side; rows that fill up get the identity."""
+    """(S_KK + l I)^-1 times the right side; padding rows get the identity."""
     level = jnp.trace(own) / jnp.maximum(there.sum(), 1)
     # A trace of the level keeps the system solvable where inputs repeat one another.
     floor = 64 * jnp.finfo(own.dtype).eps

@@ -16,7 +16,7 @@ class Moments:
     tokens (`contributions`, `repair.fit`).
 
     Attributes:
-      tokens: scalar, how many.
+      tokens: scalar, number of tokens.
       total: [U], sum of the inputs.
       outer: [U, U], sum of their outer products.
       absolute: [U], sum over windows of (mean over the window's tokens of |input|)^2.
@@ -37,7 +37,7 @@ def zeros(units: int, dtype: Any, device: Any = None) -> Moments:
 def add(moments: Moments, x: jax.Array) -> Moments:
     """The moments after adding B windows of T tokens.
 
-    Sums have the type of the moments: give them float64 where there is one. Products of one call's
+    Sums have the dtype of the moments: float64 where available. Products of one call's
     tokens are taken around their mean and in the type of `x`, float32 or wider, which is three
     times as fast on a CPU; so their rounding is relative to the inputs' deviations, and does not
     grow with the number of calls.
@@ -106,10 +106,10 @@ def covariance(moments: Moments) -> jax.Array:
 
 @jax.jit
 def contributions(cov: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Covariance, per output, between what each two units add to the output.
+    """Covariance, per output, between the contributions of each two units.
 
     Args:
-      cov: [U * c, U * c], covariance of the site's inputs.
+      cov: [U * c, U * c], covariance of the site's inputs, c for each of U units.
       kernel: [U, c, D], the projection: unit u adds x_u @ kernel[u].
 
     Returns:

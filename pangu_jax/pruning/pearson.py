@@ -13,7 +13,7 @@ def similarity(between: np.ndarray, keep: np.ndarray) -> float:
     """Sum over output dimensions of |Pearson(output of the kept units, output of all)|.
 
     Args:
-      between: float64 [U, U, D].
+      between: float64 [U, U, D], covariances of U units' outputs; see `moments.contributions`.
       keep: bool [U].
     """
     rows = between[keep].sum(1)  # [kept, D], covariance of each kept unit with the whole
@@ -34,10 +34,10 @@ def removal_similarity(between: np.ndarray) -> np.ndarray:
 def choose(
     between: np.ndarray, keep: int, *, labels: np.ndarray | None = None, greedy: bool = True
 ) -> np.ndarray:
-    """Which units to keep: the one-shot choice, then one pass of swaps that raise the similarity.
+    """Chooses the units to keep: one-shot, then one pass of swaps that raise the similarity.
 
-    The dropped units are tried, least important first; each is put in the place of the kept unit
-    whose replacement gives the highest similarity, if that beats the best so far.
+    The dropped units are tried, least important first; each takes the place of the kept unit whose
+    replacement gives the highest similarity, if that beats the best so far.
 
     Args:
       between: float64 [U, U, D].

@@ -1,4 +1,4 @@
-"""A pruning plan: which units of which layers are kept, as JSON without weights; replayable."""
+"""A pruning plan: the units of each layer that are kept, as JSON without weights; replayable."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ NORMS = ("none", "l2", "dim", "calibrated")
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """What is kept of one layer.
+    """The parts of one layer that are kept.
 
     Attributes:
       layer: its number in the original model.
@@ -27,8 +27,7 @@ class LayerPlan:
       heads: for each group, `moved` ones after its own, the query heads that stay; equally many.
       channels: its FFN channels that stay, ascending.
       moved: KV groups taken over from removed layers, as (layer, group) (CLAP).
-      moved_scale: what the out projection of each moved group is multiplied with, per group; 1
-        without sandwich norms.
+      moved_scale: factor of the out projection of each moved group; 1 without sandwich norms.
     """
 
     layer: int
@@ -41,7 +40,7 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class LayerScores:
-    """The scores a layer's units were chosen by, rounded to six digits; higher is kept."""
+    """The scores by which a layer's units were chosen, rounded to six digits; higher is kept."""
 
     groups: tuple[float, ...] = ()
     channels: tuple[float, ...] = ()
@@ -60,15 +59,15 @@ class Plan:
         calibrated.
       norm_factors: for "calibrated", the factor of each norm by the norm's name.
       gain_correct: whether moved groups are corrected for the other layer's norm gain.
-      method: what chose the units.
-      target: what was asked for.
-      ffn_multiple: what FFN widths are multiples of.
-      hidden_multiple: what the width of the residual stream is a multiple of.
+      method: pruning method that chose the units.
+      target: the requested target.
+      ffn_multiple: FFN widths are multiples of this.
+      hidden_multiple: the width of the residual stream is a multiple of this.
       model_hash: of the original parameters, "" if not taken.
       text_hash: of the calibration windows.
-      scores: what the units were chosen by, by original layer; may be empty.
+      scores: scores by which units were chosen, by original layer; may be empty.
       similarity: mean cosine of each original layer's input and output; may be empty.
-      hidden_scores: what the hidden channels were chosen by; may be empty.
+      hidden_scores: scores by which hidden channels were chosen; may be empty.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -152,7 +151,7 @@ def check(plan: Plan, cfg: DecoderConfig) -> Plan:
 
 
 def check_hash(plan: Plan, params: Any) -> None:
-    """Raises InputError where the plan names another checkpoint by its hash."""
+    """Raises InputError if the plan names another checkpoint by its hash."""
     found = digest(params)
     if plan.model_hash and plan.model_hash != found:
         raise InputError(

@@ -1,4 +1,4 @@
-"""A plan in two steps, which removes and merges layers first and cuts widths then."""
+"""A plan in two steps: one removes and merges layers, the next cuts widths."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from pangu_jax.pruning.plan import LayerPlan, Plan
 
 
 def compose(first: Plan, second: Plan) -> Plan:
-    """The plan that does what `first` and then `second` do; `second` may not remove layers."""
+    """The plan equal to `first` and then `second`; `second` may not remove layers."""
     parts = []
     for inner, outer in zip(first.layers, second.layers, strict=True):
         own, pool = len(inner.groups), [*inner.groups, *inner.moved]
@@ -42,7 +42,7 @@ def compose(first: Plan, second: Plan) -> Plan:
 
 
 def split(plan: Plan) -> tuple[Plan, Plan]:
-    """The inverse of `compose`: what removes and merges layers, and what cuts widths."""
+    """The inverse of `compose`: a plan that removes and merges layers, and one that cuts widths."""
     first, second, sizes = [], [], []
     for part in plan.layers:
         size = plan.sizes[part.layer]

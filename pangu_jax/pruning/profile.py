@@ -23,12 +23,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass
 class Profile:
-    """What the dense model's sweep leaves; each list has one entry per layer.
+    """Statistics from the dense model's sweep; each list has one entry per layer.
 
     Attributes:
       similarity: cosine similarity of the layer's input and output.
       layers: statistics without moments and weights.
-      contributions: what each KV group adds to the residual stream, where layers are removed.
+      contributions: norms of what each KV group adds to the residual stream, if layers are removed.
       scores: scores of groups and of channels, where units of all layers compete.
     """
 
@@ -47,7 +47,7 @@ def measure(
     say: Progress,
     options: dict[str, Any],
 ) -> Profile | None:
-    """Sweeps the dense model for only the statistics that are needed; None if none are.
+    """Sweeps the dense model for just the statistics that are needed; None if none are.
 
     `options` are those of `stats.sweep`.
     """
@@ -93,10 +93,10 @@ def measure(
 
 
 def plan_depth(cfg: DecoderConfig, target: Target, recipe: Recipe, profile: Profile | None) -> Plan:
-    """Which layers stay, and which groups of removed ones move.
+    """Plans the layers to keep, and the groups of removed layers to move.
 
     Raises:
-      InputError: a number of layers that the model cannot have.
+      InputError: the target number of layers is out of range.
     """
     plan = plans.identity(cfg)
     number = len(cfg.layers) if target.layers is None else target.layers
@@ -140,7 +140,7 @@ def shrink(
     profile: Profile | None,
     kept: list[int],
 ) -> tuple[tuple[int, ...], DecoderConfig]:
-    """Kept hidden channels, and the configuration whose widths the kept layers are to have.
+    """Kept hidden channels, and the configuration with the widths of the kept layers.
 
     Raises:
       InputError: the target cannot be met.
@@ -176,7 +176,7 @@ def shrink(
 def hidden_scores(
     profile: Profile | None, hidden: tuple[int, ...], cfg: DecoderConfig
 ) -> tuple[float, ...]:
-    """The scores that hidden channels were chosen by; empty where all stay."""
+    """The scores by which hidden channels were chosen; empty if all stay."""
     if profile is None or len(hidden) == cfg.width:
         return ()
     return plans.rounded(importance.hidden_scores(tuple(profile.layers)))
@@ -188,8 +188,8 @@ def global_masks(
     """FLAP's allocation: units of all layers in one list of standardized scores.
 
     Returns:
-      For each layer which groups and which channels stay, as many over all layers as `small` has;
-      None where layers are cut equally.
+      For each layer bool [K] and bool [F], the groups and the channels to keep, as many over all
+      layers as `small` has; None if layers are cut equally.
     """
     if recipe.allocation != "global":
         return None

@@ -29,12 +29,12 @@ def prune(
       params: tree of `decoder.spec(cfg)`.
       plan: made for a model of these sizes.
       cfg: the model.
-      donate: delete each leaf of `params` as soon as its successor is there, so that the two trees
+      donate: delete each leaf of `params` as soon as its successor exists, so that the two trees
         are never in memory together.
 
     Returns:
-      The pruned parameters, in the types they had, and their configuration. Where the plan keeps
-      everything the arrays are equal bit for bit.
+      The pruned parameters, in their dtypes, and their configuration. If the plan keeps everything
+      the arrays are equal bit for bit.
 
     Raises:
       InputError: the plan is for a model of other sizes.
@@ -105,7 +105,7 @@ class _Source:
 
 
 def _leaf(source: _Source, part: LayerPlan, path: str, names, hidden, plan: Plan):
-    """One leaf of one layer of the pruned model, or None where the layer has none."""
+    """One leaf of one layer of the pruned model, or None if the layer has none."""
     whole = source.leaf(part.layer, path)
     if whole is None:
         return None

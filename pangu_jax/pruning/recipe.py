@@ -1,4 +1,4 @@
-"""How units are chosen and repaired: what a pruning run is asked for beside its target."""
+"""Choice and repair of units: the settings of a pruning run other than its target."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ PRUNABLE_AXES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How units are chosen and repaired.
+    """Settings for the choice and repair of units.
 
     Attributes:
       method: one of `importance.METHODS`.
@@ -26,7 +26,7 @@ class Recipe:
       allocation: "equal" (the same share of each layer), "cosine" (SlimLLM's softmax of
         similarity), or "global" (one threshold on standardized scores, as FLAP).
       alpha: unevenness of "cosine".
-      pruned_layers: how many layers "cosine" prunes; None is all.
+      pruned_layers: number of layers that "cosine" prunes; None is all.
       propagate: "pruned" (scores and repairs see the pruned layers before) or "dense".
       greedy: whether SlimLLM's swaps are done.
       keep_lowest: share of the least important channels that are kept nevertheless, a quirk of the

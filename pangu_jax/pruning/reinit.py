@@ -65,7 +65,7 @@ def calibrated_factors(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T].
+      windows: int32 [windows, T], calibration tokens.
       hidden: the kept channels.
       cfg: a dense decoder.
       batch: windows computed at once.
@@ -101,7 +101,7 @@ def merge_layers(
     *,
     groups: list[int] | None = None,
 ) -> dict[int, list[tuple[int, int]]]:
-    """CLAP: which groups each kept layer ends up with, when the layers `drop` are removed.
+    """CLAP: the groups that each kept layer ends up with when the layers `drop` are removed.
 
     The groups of a kept layer and of the removed ones right after it are ranked in one list by
     their contribution, and the best stay. A removed first layer has no predecessor and hands
@@ -111,7 +111,7 @@ def merge_layers(
       scores: for each layer, float64 [K], comparable between layers
         (`importance.contribution_norms`).
       drop: the layers to remove.
-      groups: how many groups each layer is to have; None leaves their number as it is.
+      groups: number of groups that each layer keeps; None leaves it unchanged.
 
     Returns:
       {kept layer: [(layer, group), ...]}, in order of layer and group.
@@ -143,9 +143,9 @@ def moved(
 ) -> jax.Array:
     """A moved group's leaf, corrected for the norms of the layer it moves to.
 
-    It was trained behind the gains of its own layer's norm, so the rows of its query, key and value
+    It was trained after the gains of its own layer's norm, so the rows of its query, key and value
     kernels are multiplied by gamma_from / gamma_to; with sandwich norms, the columns of its out
-    kernel by the ratio of what those norms multiply with.
+    kernel by the ratio of the factors of those norms.
     """
     layer = part.moved[number][0]
     if not plan.gain_correct:

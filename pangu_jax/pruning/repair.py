@@ -1,6 +1,6 @@
 """Closed-form repair of a projection after some of its inputs were pruned.
 
-The projection y = x W + b loses the inputs outside K. What is left is fitted to y over the
+The projection y = x W + b loses the inputs outside a set K. The rest is fitted to y over the
 calibration tokens, from the moments of x alone:
 
 | method | new weights | new bias | inputs needed |
@@ -13,7 +13,7 @@ calibration tokens, from the moments of x alone:
 | ridge-no-bias | the same with second moments | b | second moments |
 
 `affine` is SlimLLM's (arXiv 2505.22689): a fit per output dimension, not the least squares over
-all inputs. `ridge` is ours: it shrinks toward the weights there are, so a large ridge gives `bias`
+all inputs. `ridge` is ours: it shrinks toward the present weights, so a large ridge gives `bias`
 and a small one the least squares. The ridge is chosen by the error on held-out windows,
 from the middle of `RIDGES` downhill. `bias` is what FLAP (arXiv 2312.11983) does.
 """
@@ -65,7 +65,7 @@ def check_method(method: str) -> str:
     """Returns the name of a known repair.
 
     Raises:
-      InputError: an unknown one.
+      InputError: the name is unknown.
     """
     check_choice("repair", method, METHODS)
     return method
@@ -92,7 +92,7 @@ def fit(
       keep: bool [U].
       method: one of `METHODS`.
       ridge: in units of the mean variance of the kept inputs; None chooses among `RIDGES` on the
-        held-out moments, or takes the middle one where there are none.
+        held-out moments, or takes the middle one without them.
       donate: donates `sums`, which saves memory.
 
     Returns:
@@ -174,7 +174,7 @@ def _solve(both, kernel, kept, dropped, method, levels):
 def _spread(sums, *, method):
     """Second moments [U, U] that the ridge fits, and the mean [U] they are taken around.
 
-    That is the inputs' own mean, which the bias makes good, or zero where there is no bias.
+    That is the inputs' own mean, for which the bias compensates, or zero without a bias.
     """
     if _free(method):
         return moments.second(sums), jnp.zeros_like(sums.total)
@@ -189,7 +189,7 @@ def _second_around(sums, mean):
 
 @partial(jax.jit, static_argnames="method")
 def _refit(sums, kernel, keep, *, method):
-    """New kernel [U, D] where no system is solved, and what is added to the bias [D]."""
+    """New kernel [U, D] of repairs that solve no system, and the correction of the bias [D]."""
     kernel = kernel.astype(sums.outer.dtype)
     kept = jnp.where(keep[:, None], kernel, 0)
     mean = moments.mean(sums)
@@ -208,7 +208,7 @@ def _free(method: str) -> bool:
 
 
 def _factor(spread, kernel, kept):
-    """A_j; 1 for an output that the kept inputs do not move."""
+    """A_j; 1 for an output that does not vary with the kept inputs."""
     moved = jnp.matmul(spread, kept, precision=_HIGH)
     variance = (kept * moved).sum(0)
     whole = (kernel * jnp.matmul(spread, kernel, precision=_HIGH)).sum(0)

@@ -1,8 +1,8 @@
 """Calibration statistics, layer by layer, with one layer boundary of activations in memory.
 
-`sweep` walks the decoder once. At each layer it accumulates the moments of what the out projection
-reads and of what the down projection reads, asks a visitor whether that projection is to be
-replaced (units masked by zero rows, repaired weights, a bias), and goes on with the answer:
+`sweep` walks the decoder once. At each layer it accumulates the moments of the inputs of the out
+projection and of the down projection, asks a visitor whether to replace that projection (units
+masked by zero rows, repaired weights, a bias), and continues with the answer:
 
     propagate = "pruned": later layers see the activations of the layers as replaced (SlimLLM);
     propagate = "dense":  they see those of the original model (FLAP, Minitron).
@@ -38,8 +38,8 @@ class LayerStats:
     """Calibration statistics of one layer; all sums merge by addition.
 
     Attributes:
-      weights: the layer's parameters, as the checkpoint has them.
-      heads: moments of the out projection's K * Q * C inputs.
+      weights: the layer's parameters, as in the checkpoint.
+      heads: moments of the out projection's K * Q * C inputs, Q query heads per KV head.
       held_heads: the same over the held-out windows, or None.
       channels: moments of the down projection's F inputs.
       held_channels: the same over the held-out windows, or None.
@@ -80,20 +80,20 @@ class Stats:
 
 
 class Visitor(Protocol):
-    """Called by `sweep` at each site; None leaves the projection as it is."""
+    """Called by `sweep` at each site; None leaves the projection unchanged."""
 
     def heads(self, layer: int, stats: LayerStats) -> Projection | None:
-        """The out projection {"kernel": [K, Q, C, D], "bias": [D]} to go on with."""
+        """The out projection to continue with: {"kernel": [K, Q, C, D], "bias": [D]}."""
         ...
 
     def channels(self, layer: int, stats: LayerStats) -> Projection | None:
-        """The down projection {"kernel": [F, D], "bias": [D]} to go on with."""
+        """The down projection to continue with: {"kernel": [F, D], "bias": [D]}."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep is computed.
+    """Settings of a calibration sweep.
 
     Attributes:
       batch: windows computed at once.
@@ -136,7 +136,7 @@ def collect(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T], calibration tokens.
+      windows: int32 [windows, T], calibration tokens.
       cfg: a dense decoder.
       sweep_cfg: batches and types.
       visitor: replaces projections on the way (pruned propagation), None for the dense model.
@@ -174,23 +174,24 @@ def sweep(
     progress: Callable[[int, int], None] | None = None,
     how: How = HOW,
 ) -> None:
-    """Walks the layers once; `collect` keeps everything, a visitor only what it wants.
+    """Walks the layers once; `collect` keeps everything, a visitor only what it needs.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T].
+      windows: int32 [windows, T], calibration tokens.
       cfg: a dense decoder.
       sweep_cfg: batches and types.
       visitor: asked at each site.
       propagate: "pruned" or "dense": which activations the next layer sees.
-      second_order: whether moments are taken.
-      similarity: whether cos(layer input, layer output) is taken, which keeps a second boundary.
+      second_order: whether to accumulate moments.
+      similarity: whether to accumulate cos(layer input, layer output), which keeps a second
+        boundary.
       keep: called with each layer's statistics.
       progress: called with layers done and layers in all.
       how: implementations, and the type of activations.
 
     Raises:
-      InputError: as `collect`.
+      InputError: as in `collect`.
     """
     _check(windows, cfg, propagate)
     with jax.enable_x64(True):
@@ -230,7 +231,7 @@ def memory(cfg: DecoderConfig, windows: np.ndarray, sweep_cfg: SweepConfig, dtyp
 
 
 def _keeps_units(tokens: int, units: int, size: int, item: int) -> bool:
-    """Whether what a projection reads is kept from looking at it to going on with it.
+    """Whether a projection's inputs are kept from their measurement to their use.
 
     Else it is computed again: then it would take more than what a repair gathers, or would have to
     be brought back from the host.
@@ -239,7 +240,7 @@ def _keeps_units(tokens: int, units: int, size: int, item: int) -> bool:
 
 
 class _Seen(dict):
-    """A tap that notes what is read, and gives another array in its place where it has one."""
+    """A tap that records an array, and replaces it if it has a replacement."""
 
     def __init__(self, **instead: jax.Array | None):
         super().__init__()
@@ -348,7 +349,7 @@ class _Walk:
         return [None] * len(batches)
 
     def _empty(self, units, second_order):
-        """Moments of the fitted and of the held-out windows; None where there are none."""
+        """Moments of the fitted and of the held-out windows, or None."""
         return [
             moments.zeros(units, self.dtype, self.home)
             if second_order and part in self.held

@@ -26,17 +26,18 @@ def saliency(
     batch: int = 8,
     how: How = HOW,
 ) -> list[dict[str, np.ndarray]]:
-    """Per layer {"heads": [K, Q], "groups": [K], "channels": [F]}, float64.
+    """Taylor scores per layer: {"heads": [K, Q], "groups": [K], "channels": [F]}, float64.
 
-    Needs the gradients of all parameters at once, in their own type.
+    Q counts the query heads per KV head. The gradients of all parameters are needed at once, in
+    their own dtype.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      windows: int32 [N, T]; each token predicts the next.
+      windows: int32 [windows, T]; each token predicts the next.
       cfg: a dense decoder.
       batch: windows computed at once.
-      how: implementations, type of activations, and what backward recomputes; that is all of a
-        layer where it says nothing.
+      how: implementations, type of activations, and what backward recomputes; by default all of a
+        layer.
     """
     how = dataclasses.replace(how, remat=how.remat or "full")
 

@@ -1,4 +1,4 @@
-"""Which question comes next: easy ones at first, harder ones later, by how often each is solved.
+"""A curriculum of questions: easy ones first, harder ones later, by how often each is solved.
 
 Source: the curriculum of arXiv 2505.22375, of which only the idea could be read; bands, shares and
 weights are our reading.
@@ -18,15 +18,15 @@ BANDS = ("easy", "middle", "hard")
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """How questions are mixed.
+    """Settings of the mix of questions.
 
     A question is easy if its mean reward is above `easy`, hard if it is below `hard`, else in the
-    middle, where those are, too, that were not asked yet. A band is drawn by its share, and in it a
-    question with the weight 4 p (1 - p) of its mean reward p, at least `floor`, so that none is
-    forgotten. Questions under way are left out while there are others.
+    middle, as are those not asked yet. A band is drawn by its share, and in it a question with the
+    weight 4 p (1 - p) of its mean reward p, at least `floor`, so that none is forgotten. Questions
+    under way are left out while there are others.
 
     Attributes:
-      questions: how many there are.
+      questions: number of questions.
       updates: over which the shares move from `first` to `last`, evenly.
       first: shares of easy, middle and hard at the first update.
       last: at the last one, and after it.
@@ -59,7 +59,7 @@ class CurriculumConfig:
 
 
 def shares(cfg: CurriculumConfig, version: int) -> np.ndarray:
-    """Shares of easy, middle and hard questions after so many updates, float64 [3]."""
+    """Shares of easy, middle and hard questions after `version` updates, float64 [3]."""
     along = min(version / cfg.updates, 1.0)
     return (1 - along) * np.array(cfg.first) + along * np.array(cfg.last)
 
@@ -83,7 +83,7 @@ def pick(
 
     Args:
       cfg: the settings.
-      rates: mean reward of each question, in [0, 1]; None where it was not asked.
+      rates: mean reward of each question, in [0, 1]; None if it was not asked.
       version: updates so far.
       busy: questions under way.
       rng: draws a band, then a question.
@@ -101,7 +101,7 @@ def pick(
 
 
 def learned(cfg: CurriculumConfig, rate: float | None, rewards: Sequence[float]) -> float | None:
-    """The mean reward of a question after a group's; those that are not usable are left out."""
+    """Updates a question's mean reward by a group's rewards; unusable ones are left out."""
     if not len(rewards):
         return rate
     new = float(np.clip(np.mean(rewards), 0.0, 1.0))

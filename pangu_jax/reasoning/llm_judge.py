@@ -33,7 +33,7 @@ def make_asker(
       params: as for `Engine`.
       cfg: the model.
       tokenizer: of the model.
-      template: how it reads dialogues.
+      template: its chat template.
       max_new_tokens: most tokens of a reply.
       slots: prompts that are answered at once.
       length: tokens that there is room for; a longer prompt is an InputError.
@@ -69,13 +69,13 @@ def make_asker(
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far a judge agrees with what is known.
+    """Agreement of a judge with known labels.
 
     Attributes:
-      share: of the answers that it judged, those that it judged rightly.
-      chance: what always saying the commoner of both would have.
-      judged: how many it judged.
-      failed: for how many it failed.
+      share: of the answers that it judged, those that it judged correctly.
+      chance: the share that always giving the commoner label would have.
+      judged: number of answers that it judged.
+      failed: number of answers on which it failed.
     """
 
     share: Estimate
@@ -85,10 +85,10 @@ class Agreement:
 
 
 def agreement(scores: Sequence[Score], right: np.ndarray) -> Agreement:
-    """Compares a source's scores, of which half and more mean "right", with bool [N].
+    """Compares a source's scores, where 0.5 and more mean "right", with labels, bool [answers].
 
     Raises:
-      InputError: they are not as many.
+      InputError: there are more or fewer labels than scores.
     """
     if len(scores) != len(right):
         raise InputError(f"there are {len(scores)} scores and {len(right)} known answers")

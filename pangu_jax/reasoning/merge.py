@@ -1,8 +1,7 @@
 """Merges of trees of parameters that have one origin: mean, task arithmetic, slerp, TIES, DARE.
 
 Every rule works on one tensor after the other, on the host and in float32 or wider, whatever the
-type of the parameters. A tensor is what files of other libraries hold as one: a layer's, an
-expert's.
+type of the parameters. A tensor is one in the files of other libraries: a layer's, an expert's.
 """
 
 import itertools
@@ -23,14 +22,14 @@ COLLINEAR = 0.9995  # cosine from which slerp is linear, as in mergekit
 
 
 def merge(trees: Sequence[Any], recipe: Recipe, *, base: Any = None, spec: Any = None) -> Any:
-    """One tree of several.
+    """Merges trees.
 
     Args:
       trees: of equal structure and shapes. Leaves that are not floats are taken from the last;
         arrays that a tree has in two places are merged once.
-      recipe: how.
+      recipe: settings of the merge.
       base: the tree that they all come from, for `FROM_BASE`.
-      spec: the model's spec, whose axes say which leaves stack several tensors; None takes each
+      spec: the model's spec, whose axes tell leaves that stack several tensors; None treats each
         leaf as one tensor. It matters for slerp, ties and dare.
 
     Returns:
@@ -70,10 +69,10 @@ def same_shapes(one: Any, other: Any, first: str, second: str) -> None:
     """Checks that two trees have the same leaves of the same shapes.
 
     Args:
-      one: a tree of whatever has a shape.
+      one: a tree of leaves with shapes.
       other: another.
-      first: how the error names the one.
-      second: and the other.
+      first: the first one's name in errors.
+      second: the second one's.
 
     Raises:
       InputError: they do not; names a leaf.
@@ -96,13 +95,13 @@ def merge_tensors(
     name: str,
     dtype: Any = None,
 ) -> np.ndarray:
-    """One tensor of several.
+    """Merges tensors of one shape into one of that shape.
 
     Args:
       tensors: of one shape.
-      recipe: how; it has been checked.
-      base: what they come from, for `FROM_BASE`.
-      name: of the tensor, by which DARE draws what it drops, and by which errors call it.
+      recipe: settings of the merge, already checked.
+      base: their common base, for methods that need one.
+      name: of the tensor, for errors and DARE's random draws.
       dtype: of the result; None is that of the base, or else of the first.
 
     Raises:
@@ -164,9 +163,9 @@ def task_arithmetic(
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Base + scale * sum of weight * (array - base), float64; the weights are 1/N by default.
+    """Base + scale * sum of weight * (array - base), float64.
 
-    With these and a scale of 1 it is the mean.
+    Weights are 1/n for n arrays by default; with these and a scale of 1 it is the mean.
 
     Source: arXiv 2212.04089; mergekit's "task_arithmetic". The form of the merge between
     iterations of Pangu Embedded (arXiv 2505.22375) as we read it: a scale below 1 pulls back
@@ -178,9 +177,9 @@ def task_arithmetic(
 
 
 def slerp(a: np.ndarray, b: np.ndarray, *, t: float) -> np.ndarray:
-    """Between two tensors along the arc, float64: `a` at t = 0, `b` at t = 1.
+    """Interpolates two tensors of one shape along the arc, float64: `a` at t = 0, `b` at t = 1.
 
-    The angle is that of the flattened tensors. Where they are nearly parallel or opposite (a cosine
+    The angle is that of the flattened tensors. If they are nearly parallel or opposite (a cosine
     beyond `COLLINEAR`) it is the straight line.
 
     Source: mergekit's "slerp".
@@ -202,12 +201,12 @@ def ties(
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Trims differences to the largest, elects a sign, takes the mean of those that have it.
+    """Trims differences to the largest, elects a sign, and averages those with that sign.
 
     Args:
-      base: float32.
+      base: float32, of any shape.
       arrays: of its shape.
-      density: share of each difference that stays, by magnitude; at least one value does.
+      density: share of each difference that is kept, by magnitude; at least one value is.
       weights: of the arrays; 1 each by default.
       scale: of the merged difference.
 
@@ -234,15 +233,14 @@ def dare(
     weights: Sequence[float] | None = None,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Task arithmetic on differences of which a random part is kept and scaled up.
+    """Task arithmetic on differences, each randomly sparsified and rescaled.
 
     Args:
       base: float32.
       arrays: of its shape.
-      masks: bool, of its shape, one an array: what is kept.
-      density: what differences are divided by; None scales each to the sum of magnitudes that it
-        had.
-      weights: of the arrays; 1/N by default.
+      masks: bool, of its shape, one per array: the entries kept.
+      density: divisor of differences; None scales each to its former sum of magnitudes.
+      weights: of the arrays; 1/n of n arrays by default.
       scale: of the merged difference.
 
     Source: arXiv 2311.03099, which divides by the density; mergekit's "dare_linear", which keeps

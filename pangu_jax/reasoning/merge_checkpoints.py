@@ -26,7 +26,7 @@ class Source:
       path: the folder.
       params: tree of `hf.LazyLeaf`.
       cfg: the model.
-      tokenizer: what `load_tokenizer` takes.
+      tokenizer: an argument of `load_tokenizer`.
       family: whose layout the folder has; None for a run of ours.
     """
 
@@ -75,7 +75,7 @@ class _Merged(hf.LazyLeaf):
 
 
 def open_source(path: str | Path) -> Source:
-    """Opens a checkpoint; the tensors of a Hugging Face folder stay there, those of a run do not.
+    """Opens a checkpoint; a Hugging Face folder's tensors stay on disk, a run's are loaded.
 
     Raises:
       InputError: see `checkpoint.open.open_checkpoint`.
@@ -91,16 +91,16 @@ def open_source(path: str | Path) -> Source:
 def merged(
     sources: Sequence[Source], recipe: Recipe, *, base: Source | None = None, dtype: Any = None
 ) -> Any:
-    """A tree of `hf.LazyLeaf`, whose parts are merged when they are asked for.
+    """A tree of `hf.LazyLeaf`, whose parts are merged on demand.
 
     Args:
       sources: of one architecture and one tokenizer.
-      recipe: how.
-      base: what they come from, where the method has one.
+      recipe: settings of the merge.
+      base: their common base, for methods that need one.
       dtype: of the result; None is that of the base, or else of the first.
 
     Raises:
-      InputError: they differ in a setting or in their tokens (names it), or see `Recipe.check`.
+      InputError: they differ in a setting or in their tokens (named), or see `Recipe.check`.
     """
     recipe.check(len(sources), base is not None)
     first, *others = sources if base is None else (base, *sources)
@@ -117,7 +117,7 @@ def merged(
 
 
 def tokens_of(source: Source) -> Tokenizer | None:
-    """A checkpoint's tokenizer, None where it has none that can be read."""
+    """A checkpoint's tokenizer, None if it has none that can be read."""
     try:
         return load_tokenizer(source.tokenizer, checkpoint=source.path)
     except InputError:
@@ -128,7 +128,7 @@ def _same_settings(first: Source, other: Source) -> None:
     """Raises InputError for a setting that changes what the same tensors compute."""
     one, two = (flatten(registry.to_json(source.cfg)) for source in (first, other))
     for name in [*one, *two]:
-        # How long a context the model was made for does not enter what it computes.
+        # The longest context that the model was made for does not affect its computation.
         if name != "max_length" and one.get(name) != two.get(name):
             raise InputError(
                 f"{first.path} has {name} = {one.get(name)!r} and {other.path} "

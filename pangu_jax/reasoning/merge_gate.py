@@ -19,13 +19,13 @@ from pangu_jax.nn.how import HOW, How
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """What checkpoints are measured on.
+    """The data that checkpoints are measured on.
 
     Attributes:
       tokenizer: of all of them.
-      asked: questions with choices; None where it is text.
-      tokens: the text; None where it is questions.
-      length: tokens of context that a window of text gives at most.
+      asked: questions with choices; None to measure on text.
+      tokens: the text; None to measure on questions.
+      length: most tokens of context in a window of text.
       batch: windows, or choices, computed at once.
       how: layout, implementations, and the type of activations.
     """
@@ -39,13 +39,13 @@ class Gate:
 
     @property
     def unit(self) -> str:
-        """What a score is, in words."""
+        """The unit of a score, in words."""
         return "bits per byte" if self.asked is None else "accuracy, by likelihood per byte"
 
     def score(
         self, params: Any, cfg: Any, progress: Callable[[int, int], None] | None = None
     ) -> float:
-        """Bits per byte, or the share of right answers; not a number where likelihoods are none.
+        """Bits per byte, or the share of right answers; NaN if likelihoods are.
 
         Args:
           params: tree of the model's spec.
@@ -53,7 +53,7 @@ class Gate:
           progress: called with rows done and rows in all.
 
         Raises:
-          InputError: the model is no decoder, or lacks a token.
+          InputError: the model is not a decoder, or lacks a token.
         """
         if registry.kind_of(cfg).name != "decoder":
             raise InputError("a gate measures decoders; these models are none")
@@ -65,7 +65,7 @@ class Gate:
         return measure(params, self.tokens, length=self.length, **rest).bits_per_byte
 
     def better(self, one: float, other: float) -> bool:
-        """Whether one score is better than another; no number is worse than any."""
+        """Whether one score is better than another; NaN is worse than any number."""
         if math.isnan(one) or math.isnan(other):
             return math.isnan(other) and not math.isnan(one)
         return one < other if self.asked is None else one > other
@@ -86,10 +86,10 @@ class Gate:
 
 
 def read_gate(path: str | Path, tokenizer: Tokenizer, **options: Any) -> Gate:
-    """The gate of a file: questions where its first line is one, else text.
+    """The gate of a file: questions if its first line is one, else text.
 
     Args:
-      path: what `data.multiple_choice.questions` or `data.text.documents` reads.
+      path: a file for `data.multiple_choice.questions` or `data.text.documents`.
       tokenizer: of the checkpoints.
       options: further fields of `Gate`.
 

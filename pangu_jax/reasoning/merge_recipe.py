@@ -14,18 +14,18 @@ FROM_BASE = ("task_arithmetic", "ties", "dare")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to merge.
+    """Settings of a merge.
 
     Attributes:
       method: one of `Method`; "delta" becomes "task_arithmetic".
-      scale: how far to go from the base (task_arithmetic, ties, dare), or from the first to the
-        second (slerp); the mean has none.
+      scale: factor of the difference from the base (task_arithmetic, ties, dare), or the position
+        from the first, 0, to the second, 1 (slerp); the mean has none.
       density: share of each difference that is kept (ties, dare).
       weights: of each tree; None is 1 each for the mean and for ties, which divide by their sum,
         and one by their number for the others, which do not.
-      rescale: what DARE makes up for what it drops: "norm" keeps the sum of magnitudes, as
+      rescale: DARE's compensation for dropped values: "norm" keeps the sum of magnitudes, as
         mergekit does, "density" divides by the share that is kept, as the paper does.
-      seed: of what DARE drops.
+      seed: of DARE's random drops.
     """
 
     method: Method

@@ -4,7 +4,7 @@
     model = fit(features(params, chosen, cfg=cfg), features(params, rejected, cfg=cfg))
     model.score(features(params, others, cfg=cfg))         # for `reward_sources.preferred_by_model`
 
-The decoder stays as it is: each answer is read once, and a head on the hidden state of its last
+The decoder stays unchanged: each answer is read once, and a head on the hidden state of its last
 token is trained on pairs.
 """
 
@@ -58,11 +58,11 @@ class Preference:
     kernel: np.ndarray
 
     def score(self, features: np.ndarray) -> np.ndarray:
-        """Scores of features [N, D], float32 [N]; only differences are meaningful."""
+        """Scores of features [answers, D], float32 [answers]; only differences are meaningful."""
         return ((features - self.mean) / self.scale) @ self.kernel
 
     def agreement(self, chosen: np.ndarray, rejected: np.ndarray) -> Estimate:
-        """How often the chosen one of pairs, features [N, D] each, scores higher; a tie is half."""
+        """Share of pairs, features [pairs, D] each, whose chosen one scores higher; ties half."""
         gap = self.score(chosen) - self.score(rejected)
         return wilson(np.where(gap == 0, 0.5, gap > 0))
 
@@ -86,7 +86,7 @@ def features(
     how: How = HOW,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """The last hidden state of each row of ids, float32 [N, D].
+    """The last hidden state of each row of ids, float32 [rows, D].
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -108,7 +108,7 @@ def features(
         part = order[first : first + batch]
         tokens = np.zeros((batch, round_up(len(rows[part[-1]]))), np.int32)
         last = np.zeros(batch, np.int32)
-        for row, i in enumerate(part):  # causal, so what is behind a row does not reach it
+        for row, i in enumerate(part):  # causal, so what comes after a row does not reach it
             tokens[row, : len(rows[i])], last[row] = rows[i], len(rows[i]) - 1
         found[part] = np.asarray(_last(params, tokens, last, cfg=cfg, how=how))[: len(part)]
         if progress is not None:
@@ -129,12 +129,11 @@ def fit(
     """Trains a head on pairs.
 
     Args:
-      chosen: features [N, D] of the better answers.
-      rejected: features [N, D] of the others.
+      chosen: features [pairs, D] of the better answers.
+      rejected: features [pairs, D] of the others.
       steps: optimizer steps.
-      batch: pairs per step, drawn without return within a pass.
-      decay: what the sum of the head's squares, over two, is multiplied by in the loss: pairs are
-        few and features many.
+      batch: pairs per step, drawn without replacement within a pass.
+      decay: factor of half the head's squared norm in the loss: pairs are few and features many.
       optimizer: of the head.
       seed: of the order of pairs.
 
@@ -183,7 +182,7 @@ def _decayed(decay: float):
 def _batches(
     sides: dict[str, np.ndarray], batch: int, seed: int, step: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from a step on: pass after pass, each in an order of its own; a rest is left out."""
+    """Batches from a step on: pass after pass, each in its own order, without partial batches."""
     count = len(sides["chosen"])
     each = count // batch
     while True:

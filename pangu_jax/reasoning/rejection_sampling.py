@@ -12,11 +12,11 @@ class Chosen:
     """The outcome for the answers to one question.
 
     Attributes:
-      place: of the answer to teach; None where none is accepted.
-      looped: answers that repeat themselves, which nobody was asked about.
+      place: index of the answer to teach; None if none is accepted.
+      looped: answers that repeat themselves, which were not verified.
       wrong: answers that the rule refused.
       refused: answers that the rule accepted and the model refused.
-      unknown: answers that a verifier failed on, or could not tell of.
+      unknown: answers on which a verifier failed or could not decide.
     """
 
     place: int | None
@@ -36,13 +36,13 @@ def choose(
 ) -> Chosen:
     """The shortest accepted answer to a question; of equally short ones the first.
 
-    An answer is accepted by the rule and then, if there is one, by the model; what either cannot
-    tell is not taught. The model is asked about the shortest first, until it accepts one.
+    An answer must be accepted by the rule and then, if there is one, by the model; answers that
+    either cannot judge are not taught. The model judges the shortest first, until it accepts one.
 
     Args:
       samples: answers to one question; their lengths are those in tokens, else in characters.
-      rule: says which are right, such as `reward_sources.answer` for `reward_sources.per_sample`.
-      model: likewise, such as `reward_sources.judged_by_model` makes.
+      rule: scores answers, such as `reward_sources.answer` in `reward_sources.per_sample`.
+      model: likewise, such as one of `reward_sources.judged_by_model`.
       most_repeated: a larger `reward.repetition` is a loop.
       accepts: the least value that accepts.
 

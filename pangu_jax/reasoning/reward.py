@@ -6,9 +6,9 @@ An answer that no source applies to has no reward, which is not the same as 0.
     health = health.after(graded)
     ... graded.reward[graded.usable] ...
 
-A source gives a value from 0 to 1, or none where it does not apply, or it fails. What does not
-apply is left out and the other weights make up for it. What failed is counted, and its sample has
-no reward at all: a mistake of ours must not teach the model that it was wrong. Sources are in
+A source returns a value from 0 to 1, or none if it does not apply, or it fails. Sources that do not
+apply are left out and the other weights make up for it. Failures are counted, and the sample has no
+reward at all: a mistake of ours must not teach the model that it was wrong. Sources are in
 `reward_sources`.
 
 Source: arXiv 2505.22375 for a reward that routes each task to sources of several kinds and adapts
@@ -29,19 +29,19 @@ from pangu_jax.reasoning.code_tasks import CodeTask
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An answer, and what it is to be judged by.
+    """An answer, with the data to judge it by.
 
     Attributes:
-      question: what was asked.
+      question: the question.
       text: all that the model wrote, tags of thinking included.
-      said: what of it is not thinking, which is where the answer is.
-      kind: of the task: one of `answers.KINDS`, or "general", which nothing but judges can tell.
-      gold: the right answer; empty where there is none.
-      code: how code is judged.
+      said: the part of it after thinking, which holds the answer.
+      kind: of the task: one of `answers.KINDS`, or "general", for which there are only judges.
+      gold: the right answer; empty if unknown.
+      code: the task with its tests, for the kind "code".
       mode: the think mode that was asked for, if any.
       starts_in_thinking: whether the prompt opened the span of thinking.
-      tokens: how long the answer is.
-      budget: how long it may be.
+      tokens: length of the answer.
+      budget: most tokens that it may have.
     """
 
     question: str
@@ -58,12 +58,12 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What a source makes of a sample.
+    """A source's score of a sample.
 
     Attributes:
-      value: from 0 to 1; None where the source does not apply.
+      value: from 0 to 1; None if the source does not apply or failed.
       evidence: why, in words that may be shown to the model.
-      failed: whether there would be a value, but for an error; the evidence says which.
+      failed: whether an error prevented a value; the evidence says which.
     """
 
     value: float | None
@@ -80,11 +80,11 @@ Source = Callable[[Sequence[Sample]], Sequence[Score]]
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """Which sources a kind of task has.
+    """The sources of rewards for one kind of task.
 
     Attributes:
-      tiers: weights of sources; the first tier in which one applies gives the grade, and a later
-        one is asked only where none did.
+      tiers: weights of sources; the first tier in which a source applies gives the grade, and later
+        ones are asked only if none did.
       gates: sources that the grade is multiplied by.
       added: sources that are added to it, times these numbers, which may be negative.
     """
@@ -122,9 +122,9 @@ class Graded:
     """A group's rewards.
 
     Attributes:
-      reward: float64 [N]; NaN where the sample is not usable.
-      usable: bool [N], whether there is a reward: no source failed, and one applied.
-      scores: what each source said of each sample; None where it was not asked.
+      reward: float64 [samples]; NaN where the sample is not usable.
+      usable: bool [samples], whether there is a reward: no source failed, and one applied.
+      scores: each source's score of each sample; None where it was not asked.
     """
 
     reward: np.ndarray
@@ -133,7 +133,7 @@ class Graded:
 
     @property
     def failed(self) -> int:
-        """How many samples are masked as a source failed."""
+        """Number of samples masked because a source failed."""
         rows = zip(*self.scores.values(), strict=True)
         return sum(any(score is not None and score.failed for score in row) for row in rows)
 
@@ -144,8 +144,8 @@ class Seen:
 
     Attributes:
       varied: whether its values differed: only then do they move the policy.
-      asked: for how many samples it was asked.
-      failed: how often it failed.
+      asked: number of samples for which it was asked.
+      failed: number of those for which it failed.
     """
 
     varied: bool
@@ -155,13 +155,13 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class SourceHealth:
-    """How sources have done in the last groups, and what their weights are by that.
+    """Recent behavior of sources, and the weights that follow from it.
 
     Attributes:
-      window: how many groups are looked back on.
-      floor: what a weight is multiplied by while its source's values never differ within a group.
+      window: number of recent groups considered.
+      floor: factor of a weight while its source's values never differ within a group.
       most_failed: a larger share of failures ends the run.
-      least: answers of a source before that share means something.
+      least: answers of a source before that share is checked.
       seen: the last groups of each source, the newest last.
     """
 
@@ -178,13 +178,13 @@ class SourceHealth:
             raise InputError("floor must be above 0 and most_failed at least 0, both up to 1")
 
     def weight(self, name: str, base: float) -> float:
-        """A source's weight, which is low after a whole window of groups that it did not tell."""
+        """A source's weight, lowered after a whole window of groups in which it never varied."""
         groups = self.seen.get(name, ())
         quiet = len(groups) == self.window and not any(group.varied for group in groups)
         return base * self.floor if quiet else base
 
     def after(self, graded: Graded) -> "SourceHealth":
-        """What is known with one more group.
+        """The health after one more group.
 
         Raises:
           InputError: a source fails too often; says how it failed last.
@@ -221,9 +221,9 @@ def grade(
     Args:
       samples: answers to one prompt.
       routes: a route for each kind of task among them.
-      sources: by name; a source that a route names and that is not there does not apply, but each
+      sources: by name; a source that a route names and that is missing does not apply, but each
         route needs one of its tiers.
-      health: what weights adapt to.
+      health: recent behavior of the sources, to which their weights adapt.
 
     Raises:
       InputError: a kind without a route, or a route without a source.
@@ -251,15 +251,16 @@ def grade(
 
 
 def duplicates(units: Sequence[Any], n: int) -> float:
-    """The share of n-grams that were there before; 0 where there are fewer than two."""
+    """The share of n-grams that occurred before; 0 if there are fewer than two."""
     grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
 
 
 def repetition(text: str, n: int = 4, free: float = 0.2) -> float:
-    """How much a text repeats itself, 0 to 1: the share of repeated n-grams of words above `free`.
+    """Repetitiveness of a text, 0 to 1: the share of repeated n-grams of words above `free`.
 
-    A text with hardly a space, such as Chinese, is taken letter by letter, five times as long.
+    A text with hardly a space, such as Chinese, is taken by character, in n-grams five times as
+    long.
     """
     words = text.split()
     if len(text) > 20 * max(len(words), 1):
@@ -268,7 +269,7 @@ def repetition(text: str, n: int = 4, free: float = 0.2) -> float:
 
 
 def overlong(tokens: int, budget: int, last: float = 0.2) -> float:
-    """0 up to the last part of a budget, and from there evenly up to 1 at its end."""
+    """0 up to the last part of a budget, then rising linearly to 1 at its end."""
     start = budget * (1 - last)
     return float(np.clip((tokens - start) / (budget - start), 0, 1))
 
@@ -280,11 +281,11 @@ def well_formed(
     mode: str | None = None,
     starts_in_thinking: bool = False,
 ) -> str | None:
-    """What is wrong with the form of an answer; None where nothing is.
+    """Describes what is wrong with the form of an answer; None if nothing is.
 
     Args:
       text: all that the model wrote, with its tags.
-      thinking: what opens and closes a span of thinking; None where the model has none.
+      thinking: tags that open and close a span of thinking; None if the model has none.
       mode: "fast" asks for an empty span, "slow" for one that is not.
       starts_in_thinking: whether the prompt opened the span.
     """
@@ -307,25 +308,25 @@ def well_formed(
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """Places scores of no fixed scale among the last ones, so that a drift does not matter.
+    """Ranks scores of no fixed scale among recent ones, so that drift does not matter.
 
     Attributes:
-      last: the scores that are looked back on.
-      size: how many at most.
+      last: recent scores.
+      size: most scores kept.
     """
 
     last: tuple[float, ...] = ()
     size: int = 1000
 
     def place(self, score: float) -> float:
-        """The share of the last scores that are lower, ties counted half; 0.5 where none are."""
+        """The share of recent scores that are lower, ties counted half; 0.5 without any."""
         if not self.last:
             return 0.5
         found = np.array(self.last)
         return float(((found < score).sum() + 0.5 * (found == score).sum()) / len(found))
 
     def after(self, scores: Sequence[float]) -> "Scale":
-        """With further scores."""
+        """The scale after further scores."""
         return dataclasses.replace(self, last=(*self.last, *scores)[-self.size :])
 
 
@@ -347,7 +348,7 @@ def _fixed(route: Route) -> tuple[str, ...]:
 def _open_tier(
     route: Route, level: int, scores: Mapping[str, Sequence[Score | None]], i: int
 ) -> Mapping[str, float]:
-    """The tier of that level, if no earlier one has told."""
+    """The tier of that level, if no earlier one gave a grade."""
     if level >= len(route.tiers):
         return {}
     earlier = [scores[name][i] for tier in route.tiers[:level] for name in tier if name in scores]
@@ -358,7 +359,7 @@ def _open_tier(
 def _ask(
     name: str, source: Source, samples: Sequence[Sample], of: list[int], scores: list[Score | None]
 ) -> None:
-    """Asks a source for some samples; whatever it raises is a failure for them all."""
+    """Asks a source for some samples; an exception is a failure for them all."""
     if not of:
         return
     try:
@@ -374,7 +375,7 @@ def _ask(
 def _reward(
     route: Route, scores: Mapping[str, Sequence[Score | None]], i: int, health: SourceHealth
 ) -> float:
-    """NaN where a source failed or none applied."""
+    """A sample's reward; NaN if a source failed or none applied."""
     said = {name: scores[name][i] for name in route.names if name in scores}
     there = {name: score for name, score in said.items() if score is not None}
     if any(score.failed for score in there.values()):

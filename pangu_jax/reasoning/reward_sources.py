@@ -26,11 +26,11 @@ Is the answer correct? Reply with one word, yes or no."""
 
 
 def per_sample(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
-    """A source that judges samples one by one; what it raises is a failure of that sample alone.
+    """A source that judges samples one by one; an exception is a failure of that sample alone.
 
     Args:
       judge: a function that any thread may call.
-      threads: how many do.
+      threads: number of threads.
     """
 
     def one(sample: Sample) -> Score:
@@ -47,10 +47,10 @@ def per_sample(judge: Callable[[Sample], Score], threads: int = 1) -> Source:
 
 
 def answer(sample: Sample) -> Score:
-    """Whether the answer is the right one, by `answers`.
+    """Scores an answer 1 if `answers` finds it right, else 0.
 
-    It does not apply where there is no right answer that can be read. A comparison that takes too
-    long is a failure.
+    It does not apply without a right answer that can be parsed. A comparison that takes too long is
+    a failure.
     """
     if sample.kind not in answers.KINDS or sample.kind == "code" or not sample.gold:
         return Score(None, "there is nothing to compare with")
@@ -66,15 +66,15 @@ def answer(sample: Sample) -> Score:
 
 
 def code(*, allow: bool, binary: bool = False, threads: int = 4) -> Source:
-    """Code in stages: compiled, run on the tests that the model may see, then on the others.
+    """Scores code in stages: compiled, run on tests that the model may see, then on the others.
 
-    What is no code is worth 0, what compiles 0.1, what passes the tests that are shown 0.2, and the
-    share of the others that pass makes up the rest. Where all tests are shown, or none, there is no
-    second stage. Errors of tests are evidence only where these are shown.
+    Text that is not code is worth 0, code that compiles 0.1, code that passes the shown tests 0.2,
+    and the share of the others that pass makes up the rest. If all tests are shown, or none, there
+    is no second stage. Errors of tests are evidence only if these are shown.
 
     Args:
       allow: whether code may be run; see `sandbox.run`.
-      binary: 1 for what passes everything, else 0.
+      binary: 1 for code that passes everything, else 0.
       threads: sandboxes at once.
     """
     return per_sample(functools.partial(_code, allow=allow, binary=binary), threads)
@@ -93,12 +93,12 @@ def format_of(thinking: tuple[str, str] | None) -> Source:
 
 
 def repeats(sample: Sample) -> Score:
-    """How much the text repeats itself; see `reward.repetition`."""
+    """Scores repetition in the text; see `reward.repetition`."""
     return Score(repetition(sample.text))
 
 
 def too_long(sample: Sample) -> Score:
-    """How far a fast answer is into the last fifth of its budget; no other has this."""
+    """Scores how far a fast answer is into the last fifth of its budget; no other gets a score."""
     if sample.mode != "fast" or sample.budget is None:
         return Score(None)
     return Score(overlong(sample.tokens, sample.budget))
@@ -107,11 +107,11 @@ def too_long(sample: Sample) -> Score:
 def preferred_by_model(
     score: Callable[[Sequence[Sample]], Sequence[float]], place: Callable
 ) -> Source:
-    """How a preference model ranks the answers among earlier ones.
+    """Makes a source that ranks answers among earlier ones by a preference model.
 
     Args:
-      score: of samples, on whatever scale.
-      place: from a score to a value, such as `reward.Scale.place`.
+      score: scores samples, on any scale.
+      place: maps a score to a value, such as `reward.Scale.place`.
     """
 
     def source(samples: Sequence[Sample]) -> list[Score]:
@@ -121,12 +121,12 @@ def preferred_by_model(
 
 
 def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
-    """What a language model says when it is asked whether an answer is correct.
+    """Makes a source that asks a language model whether an answer is correct.
 
     A reply that neither begins nor ends with yes or no is a failure.
 
     Args:
-      ask: replies to prompts, such as `llm_judge.make_asker` makes with an engine.
+      ask: replies to prompts, such as one of `llm_judge.make_asker`.
     """
 
     def source(samples: Sequence[Sample]) -> list[Score]:
@@ -136,7 +136,7 @@ def judged_by_model(ask: Callable[[Sequence[str]], Sequence[str]]) -> Source:
 
 
 def judge_prompt(sample: Sample) -> str:
-    """What an evaluator is asked; with the right answer where there is one."""
+    """The prompt for an evaluator, with the right answer if it is known."""
     gold = f"\nReference answer:\n{sample.gold}\n" if sample.gold else ""
     return JUDGE.format(question=sample.question, answer=sample.said.strip(), gold=gold)
 
@@ -144,7 +144,7 @@ def judge_prompt(sample: Sample) -> str:
 def verdict(reply: str) -> Score:
     """The yes or no that a reply begins with, else that it ends with.
 
-    One within a sentence is none: "There is no mistake".
+    One within a sentence does not count: "There is no mistake".
     """
     found = re.match(r"\W*(yes|no)\b", reply, re.I) or re.search(r"\b(yes|no)\W*$", reply, re.I)
     if found is None:

@@ -2,12 +2,11 @@
 
     state = train(params, prompt, reward, model=cfg, cfg=RlConfig(...), optimizer=optimizer)
 
-`schedule` says what is begun and what is trained on; here it is done. In one process the trainer
-updates where there is a batch, else the slots decode; nothing depends on the clock, so a run is the
-same each time, and with a staleness of 0 it is plain synchronous training. Answers that run go on
+`schedule` decides what to begin and to train on; this module does it. In one process the trainer
+updates if there is a batch, else the slots decode; nothing depends on the clock, so runs are
+reproducible, and with a staleness of 0 it is plain synchronous training. Running answers continue
 with the new weights, each token with its own version and the log-probability that it was sampled
-at. What happens is written down as it happens (`rl_journal`), so that a kill loses the answers that
-ran and nothing else.
+at. Events are logged as they happen (`rl_journal`), so that a kill loses only running answers.
 """
 
 import contextlib
@@ -76,38 +75,39 @@ def train(
     sampler: MakeSampler = LocalSampler,
     how: How = HOW,
 ) -> TrainState:
-    """Trains a decoder by the rewards of its answers, from where it was stopped or killed.
+    """Trains a decoder by the rewards of its answers, resuming a run that was stopped or killed.
 
-    Answers that had ended are kept, updates since the last checkpoint are made again from them to
-    the same bits, and answers that ran are begun again, with the same keys but the weights of now.
+    Answers that had ended are kept, updates since the last checkpoint are recomputed from them to
+    the same bits, and running answers are restarted, with the same keys but the current weights.
     So with a staleness of 0 a run ends in the same bits whether or not it was interrupted.
 
     Args:
-      params: tree of `decoder.spec(model)`; it is donated. A run that goes on must be given the
-        same: it begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
+      params: tree of `decoder.spec(model)`; it is donated. A resumed run needs the same ones: it
+        begins with them, and with `cfg.policy.kl` a copy of them is the reference policy.
       prompt: ids of a question, by its number: that of the group, 0, 1, ..., or, with a curriculum,
         one of its questions'.
-      reward: float [N] of the answers to a question, by its number; NaN where there is none.
+      reward: rewards of the answers to a question, by its number, float [answers]; NaN where there
+        is none.
       model: the decoder.
       cfg: the run.
-      optimizer: what turns gradients into updates; a run goes on with the same.
+      optimizer: the transformation of gradients into updates; a resumed run needs the same.
       folder: metrics.jsonl and rollouts/, with every answer that ended, go there, and checkpoints/
         every `cfg.save_every` updates and at the end. None saves nothing, and leaves signals alone.
       on_update: called with the figures of every update: version, loss, reward, ages and more;
         those from before the run was stopped first.
-      sampler: makes what writes the answers.
+      sampler: makes the sampler of answers.
       how: layout, implementations, type of activations.
 
     Returns:
       The state after the last update.
 
     Raises:
-      InputError: a prompt does not fit, rewards are not as many as answers, or the loss is not
-        finite; names the group or the update. Or what the folder holds is damaged or of another
-        run: of other settings, or of an optimizer whose updates were others. Or, where
-        `replace_equal_groups` asks for rewards that differ, hardly any group has rewards.
-      NothingToLearn: hardly any group's rewards differ, where `replace_equal_groups` asks for
-        it; the last update is saved.
+      InputError: a prompt does not fit, the numbers of rewards and answers differ, or the loss is
+        not finite; names the group or the update. Or the folder's content is damaged or of another
+        run: of other settings, or of an optimizer with different updates. Or hardly any group has
+        rewards, though `replace_equal_groups` needs rewards that differ.
+      NothingToLearn: hardly any group's rewards differ, as `replace_equal_groups` needs; the last
+        update is saved.
       Stopped: on SIGTERM or SIGINT; within a burst of decoding or an update; the run is saved.
     """
     _check_layout(cfg, how.layout)
@@ -152,7 +152,7 @@ def train(
 
 
 def _check_layout(cfg: RlConfig, layout: Layout | None) -> None:
-    """Refuses what devices would do over and over, each for itself."""
+    """Refuses layouts under which devices would repeat each other's work."""
     if layout is None:
         if jax.process_count() > 1:
             raise InputError("reinforcement learning in several processes needs a layout")
@@ -168,10 +168,10 @@ def _check_layout(cfg: RlConfig, layout: Layout | None) -> None:
 
 
 def _settings(params: Any, cfg: RlConfig, model: decoder.DecoderConfig, how: How) -> dict[str, str]:
-    """What a run must go on with, beside its schedule, each as JSON.
+    """Settings that a resumed run must share, besides its schedule, each as JSON.
 
-    Of `how` what decides it: where arrays live and what is computed twice do not. An optimizer is a
-    pair of functions, which the updates that are made again tell (`Record.moved`).
+    Of `how` only fields that change results: placement and rematerialization do not. An optimizer
+    is a pair of functions; a different one shows when updates are recomputed (`Record.moved`).
     """
     computed = {
         "impl": dict(how.impl or {}),
@@ -189,7 +189,7 @@ class _Saver:
         self._settings, self._saved = settings, store.latest()
 
     def save(self) -> None:
-        """Saves the run; where its weights are saved, the journal has what came since."""
+        """Saves the run; if its weights are saved already, the journal has the events since."""
         run = self._trainer.run
         if self._saved != run.plan.version and not isinstance(self._store, NullStore):
             oldest = rl_resume.save(self._store, run, self._settings)
@@ -197,12 +197,12 @@ class _Saver:
             self._saved = run.plan.version
 
     def wait(self) -> None:
-        """Until what was saved is written."""
+        """Waits until the saved run is written."""
         self._store.wait()
 
 
 def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopRequest) -> None:
-    """Lets things happen until the last update is made."""
+    """Runs until the last update is made."""
     trainer, cfg = rollouts.trainer, rollouts.trainer.cfg
     run = trainer.run
     for turn in itertools.count(1):
@@ -234,7 +234,7 @@ def _go_on(rollouts: "_Rollouts", actions, journal, log, saver, stop: StopReques
 
 
 def _keep(rollouts: "_Rollouts", journal: Journal, saver: "_Saver") -> None:
-    """Saves the run as it is left, with what has ended and was not taken in yet."""
+    """Saves the run, first taking in the samples that have ended."""
     for record in rollouts.ended():
         journal.write(record)
         rollouts.trainer.happens(record)
@@ -271,7 +271,7 @@ class _Rollouts:
         return self._update is not None
 
     def do(self, actions: Sequence[Action]) -> None:
-        """Does what the actions say, or notes that it is to be done."""
+        """Performs the actions, or queues them."""
         for action in actions:
             if isinstance(action, Start):
                 self._start(action)
@@ -279,14 +279,14 @@ class _Rollouts:
                 self._to_grade.append(action.group)
 
     def ended(self) -> Iterator[Record]:
-        """What has ended and was not told by `next` yet."""
+        """Yields samples that have ended and that `next` has not returned yet."""
         while self._ended:
             yield _record(self._ended.popleft())
 
     def next(self) -> tuple[Record, Made | None] | None:
-        """What happens next: what has ended, then rewards, an update, and else decoding.
+        """Returns the next event: an ended sample, rewards, or an update; else decodes.
 
-        None if nothing has happened within a burst of decoding.
+        None if nothing ends within a burst of decoding.
         """
         if self._ended:
             return _record(self._ended.popleft()), None
@@ -313,7 +313,7 @@ class _Rollouts:
         return Record("updated", figures=self._clock.figures(), moved=made.moved), made
 
     def updated(self) -> None:
-        """Gives the weights after an update to who writes."""
+        """Hands the weights after an update to the sampler."""
         self._update = None
         self._sampler.update(self.trainer.state.params)
 
@@ -351,14 +351,14 @@ def _record(found: Sampled) -> Record:
 
 
 class _Clock:
-    """How long things take: seconds, and the share of them in which something was idle."""
+    """Measures seconds, and the share of them in which something was idle."""
 
     def __init__(self, slots: int):
         self._slots, self._last = slots, time.monotonic()
         self._seconds = self._busy = self._trained = 0.0
 
     def tick(self, running: int, *, trains: bool) -> None:
-        """What was at work since the last tick."""
+        """Adds the time since the last tick to the busy time of slots and trainer."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         self._seconds += seconds
@@ -366,7 +366,7 @@ class _Clock:
         self._trained += seconds * trains
 
     def figures(self) -> dict[str, float]:
-        """Since the last call."""
+        """Figures of the time since the last call."""
         seconds = max(self._seconds, 1e-9)
         found = {
             "seconds": seconds,

@@ -18,23 +18,23 @@ class RlConfig:
     """A run of reinforcement learning.
 
     Attributes:
-      schedule: what is begun and trained on, and when.
+      schedule: settings of the scheduler of rollouts.
       policy: the loss.
-      updates: how many.
+      updates: number of updates.
       length: tokens that a slot has room for, of prompt and answer together.
-      max_new_tokens: tokens of an answer at most.
-      temperature: answers are sampled at, above 0; trained on at the same.
+      max_new_tokens: most tokens of an answer.
+      temperature: of sampling and training, above 0.
       stop_ids: an answer ends with the first of these.
       corrected: whether samples of older weights are weighted by how likely they are now.
       accumulate: microbatches per update.
-      overlong: what an answer of `max_new_tokens` loses of its reward; less in the last fifth
-        before that, nothing earlier (arXiv 2503.14476). Whether a group's rewards are equal is
-        decided without it.
+      overlong: penalty on the reward of an answer of `max_new_tokens`; it grows from 0 over the
+        last fifth before that (arXiv 2503.14476). Whether a group's rewards are equal is decided
+        without it.
       mask_truncated: whether answers that reached `max_new_tokens` are left out of the loss, though
         not of their group's mean (overlong filtering, arXiv 2503.14476).
       save_every: updates between checkpoints.
-      seed: of the samples: each has a key made of it, its group's number and its own.
-      curriculum: how questions are mixed; None asks them in the order of their numbers.
+      seed: of the samples: each has a key made of the seed, its group's number and its own.
+      curriculum: mix of questions; None asks them in the order of their numbers.
     """
 
     schedule: ScheduleConfig = ScheduleConfig()
@@ -71,7 +71,7 @@ class RlConfig:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a run must go on with, beside its schedule, each as JSON."""
+        """Settings that a resumed run must share, besides its schedule, each as JSON."""
         left_out = ("updates", "save_every", "schedule")
         found = to_json(self)
         return {name: json.dumps(found[name]) for name in found if name not in left_out}

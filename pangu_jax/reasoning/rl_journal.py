@@ -1,7 +1,7 @@
-"""What happened in a run of reinforcement learning, written down as it happens.
+"""A journal of the events of a run of reinforcement learning, written as they happen.
 
-A checkpoint and what happened since give the run as it was when it was killed: updates are made
-again from the same answers, to the same bits, and no answer that had ended is written again.
+A checkpoint and the events since restore the run as it was when it was killed: updates are
+recomputed from the same answers, to the same bits, and no answer that had ended is generated again.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from pangu_jax.decode.engine import Answer
 
 @dataclasses.dataclass(frozen=True)
 class SavedAnswer:
-    """An `Answer` as JSON has it."""
+    """An `Answer` in JSON form."""
 
     sample: int
     ids: tuple[int, ...]
@@ -39,7 +39,7 @@ class SavedAnswer:
 
     @property
     def answer(self) -> Answer:
-        """As it was when it was saved."""
+        """The answer that was saved."""
         return Answer(
             np.array(self.ids, np.int32),
             np.array(self.log_probs, np.float32),
@@ -50,7 +50,7 @@ class SavedAnswer:
 
 
 def saved_answer(sample: int, answer: Answer) -> SavedAnswer:
-    """The answer as JSON has it; float32 comes back as it was."""
+    """Converts an answer to JSON form; float32 values round-trip exactly."""
     return SavedAnswer(
         sample,
         tuple(answer.ids.tolist()),
@@ -67,13 +67,13 @@ class Record:
 
     Attributes:
       kind: an answer ended, or was lost; a group got rewards; an update was made; or the run was
-        begun again, so that what ran is begun again, too.
+        resumed, so that running answers restart, too.
       group: of an answer or of rewards.
       sample: of an answer that was lost.
       answer: that ended.
       rewards: of a group; None is NaN.
-      figures: what is known of an update that is not worked out from it, such as its time.
-      moved: how far an update moved some of the weights, which one that is made again does, too;
+      figures: measurements of an update that cannot be recomputed, such as its time.
+      moved: distance that an update moved some of the weights, the same when it is recomputed;
         None is unknown, or not at all.
     """
 
@@ -92,14 +92,14 @@ class Record:
 
 
 class Journal:
-    """Records in files, each begun where a checkpoint was: FIRST-VERSION.jsonl.
+    """Records in files, each started at a checkpoint: FIRST-VERSION.jsonl.
 
-    A record is in the system's hands before the run goes on, so a kill of the process loses none
-    and leaves half of one at most, the last.
+    A record is handed to the operating system before the run goes on, so a kill of the process
+    loses none and leaves at most the last one incomplete.
     """
 
     def __init__(self, folder: Path | None, *, writes: bool = True):
-        """Of a folder, which need not be there; None writes nothing.
+        """A journal in a folder, which need not exist; None writes nothing.
 
         Args:
           folder: the folder.
@@ -109,10 +109,10 @@ class Journal:
         self.count = 0  # records of the whole run
 
     def read(self, first: int, version: int) -> list[Record]:
-        """The records from the `first` on; others will be added behind them.
+        """The records from the `first` on; new ones will be appended.
 
         Args:
-          first: how many records a checkpoint holds the outcome of.
+          first: number of records that a checkpoint includes.
           version: of that checkpoint.
 
         Raises:
@@ -155,7 +155,7 @@ class Journal:
 
         Args:
           version: of the checkpoint.
-          oldest: version of the oldest checkpoint that is kept; files of older ones go away.
+          oldest: version of the oldest checkpoint that is kept; files of older ones are deleted.
         """
         if self._folder is None or not self._writes:
             return
@@ -187,7 +187,7 @@ class Journal:
 
 
 def _appended(path: Path) -> IO[bytes]:
-    """The file, opened behind its last whole line; a line is one write, nothing waits."""
+    """The file, opened for appending after its last whole line; unbuffered."""
     file = path.open("ab", buffering=0)
     end = path.read_bytes().rfind(b"\n") + 1
     os.ftruncate(file.fileno(), end)
@@ -195,7 +195,7 @@ def _appended(path: Path) -> IO[bytes]:
 
 
 def _read(path: Path) -> list[Record]:
-    lines = path.read_bytes().split(b"\n")[:-1]  # behind the last line end: nothing, or half a line
+    lines = path.read_bytes().split(b"\n")[:-1]  # after the last line end: nothing, or half a line
     found = []
     for number, line in enumerate(lines, start=1):
         where = f"{path} line {number}"

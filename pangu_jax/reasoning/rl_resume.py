@@ -1,4 +1,4 @@
-"""What a run of reinforcement learning goes on from: parameters, schedule, unused answers."""
+"""Snapshots from which reinforcement learning resumes: parameters, schedule, unused answers."""
 
 import dataclasses
 import json
@@ -28,15 +28,15 @@ FOLDER = "rollouts"
 
 @dataclasses.dataclass
 class Snapshot:
-    """A run between two things that happen.
+    """A run's state between two events.
 
     Attributes:
       plan: of the schedule.
-      state: of the training; None is the one that it begins with.
+      state: of the training; None is the initial one.
       rollouts: by group, those that are not trained on yet.
       graded: rewards of all answers since the last update.
-      replaced: the reward of each group that was replaced since then; None where there was none.
-      records: how many things had happened (`rl_journal`).
+      replaced: the reward of each group that was replaced since then; None if it had none.
+      records: number of events so far (`rl_journal`).
       rates: of a curriculum, the mean reward of each question.
     """
 
@@ -51,7 +51,7 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class SavedRollout:
-    """A `Rollout` as JSON has it; a reward of None is NaN, a question of None the group."""
+    """A `Rollout` in JSON form; a reward of None is NaN, a question of None the group."""
 
     group: int
     prompt: tuple[int, ...]
@@ -78,8 +78,8 @@ def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str])
 
     Args:
       store: of the run.
-      found: the run; without a state only that it began.
-      settings: with which the run must go on, each as JSON.
+      found: the run; without a state, just the fact that it began.
+      settings: those that a resumed run must share, each as JSON.
 
     Returns:
       The oldest version that is kept.
@@ -113,15 +113,15 @@ def restore(
     settings: Mapping[str, str],
     layout: Layout | None = None,
 ) -> Snapshot | None:
-    """What was saved last; None where nothing was.
+    """Restores the latest snapshot; None if nothing was saved.
 
     Args:
       store: of the run.
       spec: of the model.
       optimizer: that trains it.
       cfg: of the schedule.
-      settings: the others, as they were saved.
-      layout: where arrays live; None is one device.
+      settings: the other settings of this run, each as JSON.
+      layout: placement of the arrays; None is one device.
 
     Raises:
       InputError: it is damaged, or of other settings; names one.
@@ -159,17 +159,17 @@ def _saved(number: int, rollout: Rollout) -> SavedRollout:
 
 
 def saved_rewards(rewards: np.ndarray) -> tuple[float | None, ...]:
-    """Rewards as JSON has them: None for NaN."""
+    """Rewards, float [samples], in JSON form: None for NaN."""
     return tuple(None if np.isnan(reward) else float(reward) for reward in rewards)
 
 
 def rewards_of(saved: Iterable[float | None]) -> np.ndarray:
-    """The rewards, as they were when they were saved."""
+    """The rewards that were saved, float64 [samples]."""
     return np.array([np.nan if reward is None else reward for reward in saved], np.float64)
 
 
 def rollout_of(saved: SavedRollout) -> Rollout:
-    """The rollout, as it was when it was saved."""
+    """The rollout that was saved."""
     answers = {one.sample: one.answer for one in saved.answers}
     rewards = None if saved.rewards is None else rewards_of(saved.rewards)
     question = saved.group if saved.question is None else saved.question

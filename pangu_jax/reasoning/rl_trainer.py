@@ -1,4 +1,4 @@
-"""The trainer of reinforcement learning: answers and rewards come in, updates are made."""
+"""The trainer of reinforcement learning: makes updates from answers and rewards."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -37,7 +37,7 @@ from pangu_jax.train.step import TrainState, init_state, make_step
 
 Prompt = Callable[[int], Sequence[int]]
 
-FAR = 0.1  # of how far an update moved weights; one that is made again may be off by so much
+FAR = 0.1  # a recomputed update may be off by this share of the distance that weights moved
 
 
 # The figures that are 0 where a batch has nothing to learn.
@@ -50,7 +50,7 @@ class Made(NamedTuple):
     Attributes:
       state: after it.
       figures: plain numbers about it.
-      moved: how far it moved some of the weights.
+      moved: distance that it moved some of the weights.
     """
 
     state: TrainState
@@ -62,7 +62,10 @@ class Made(NamedTuple):
 def make_score(
     model: decoder.DecoderConfig, *, temperature: float, accumulate: int, how: How
 ) -> Callable[[Any, Any], jax.Array]:
-    """The jitted `answer_log_probs` of a batch, in as many parts as an update is made in."""
+    """The jitted `answer_log_probs` of a batch, computed in `accumulate` parts.
+
+    It maps parameters and a batch to float32 [B, T], in nats.
+    """
     one = partial(answer_log_probs, cfg=model, temperature=temperature, how=how)
 
     def score(params, batch):
@@ -85,10 +88,10 @@ def _loss(model, policy, temperature, how):
 
 
 class Trainer:
-    """A run apart from who writes and who grades: it is what its records say.
+    """A run's training state, which its records determine; it neither samples nor grades.
 
     Attributes:
-      run: as it is after the last record.
+      run: the state after the last record.
       figures: of the last update.
     """
 
@@ -103,7 +106,7 @@ class Trainer:
         optimizer: optax.GradientTransformation,
         how: How,
     ):
-        """See `rl.train`; where the run has no state yet, `params` are donated."""
+        """See `rl.train`; if the run has no state yet, `params` are donated."""
         self.run, self.cfg = run, cfg
         self.figures: dict[str, Any] = {}
         self._prompt, self._key = prompt, jax.random.key(cfg.seed)
@@ -120,7 +123,7 @@ class Trainer:
         self._score = make_score(model, accumulate=cfg.accumulate, **shared)
         if cfg.curriculum is not None and not run.rates:
             run.rates = [None] * cfg.curriculum.questions
-        # Groups to be replaced, as their rewards are all this; None where there are none.
+        # Groups to be replaced, as their rewards are all this; None if they have no rewards.
         self._equal: dict[int, float | None] = {}
 
     @property
@@ -130,7 +133,7 @@ class Trainer:
         return self.run.state
 
     def rollout(self, group: int) -> Rollout:
-        """What there is of a group, at least its prompt."""
+        """The rollout of a group, created with its prompt if missing."""
         if group not in self.run.rollouts:
             question = self._question(group)
             self.run.rollouts[group] = Rollout(list(self._prompt(question)), question)
@@ -154,14 +157,14 @@ class Trainer:
         return tuple(actions)
 
     def happens(self, record: Record, made: Made | None = None) -> tuple[Action, ...]:
-        """Takes in what happened.
+        """Applies an event.
 
         Args:
-          record: what.
-          made: of an update, what `update` gave; None makes it.
+          record: the event.
+          made: for an update, the result of `update`; None computes it.
 
         Returns:
-          What is to be done.
+          The actions that follow.
         """
         if record.kind == "resumed":
             found = schedule.resume(self.run.plan)
@@ -172,7 +175,7 @@ class Trainer:
         return self.prepare(actions)
 
     def update(self) -> Made:
-        """The state after the update that is due, which takes the place of the one before.
+        """Makes the update that is due; its state replaces the one before.
 
         Raises:
           InputError: it is not finite.
@@ -232,7 +235,7 @@ class Trainer:
         if self.cfg.curriculum is not None:
             before = self.run.rates[group.question]
             self.run.rates[group.question] = learned(self.cfg.curriculum, before, known.tolist())
-        # Equal by what the answers are worth, not by how long they are.
+        # Equal by the answers' worth, not by their length.
         if self.cfg.schedule.replace_equal_groups and len(set(known.tolist())) <= 1:
             self._equal[number] = float(known[0]) if known.size else None
         most = self.cfg.max_new_tokens
@@ -267,7 +270,7 @@ class Trainer:
 
 
 def _counts(run: Snapshot) -> dict[str, int]:
-    """What the schedule counts since the run began."""
+    """The schedule's counters since the run began."""
     return {name: getattr(run.plan, name) for name in ("dropped", "discarded", "renewed", "lost")}
 
 
@@ -284,7 +287,7 @@ def in_vain(run: Snapshot, most: int) -> str:
 
 
 def unjudged(run: Snapshot, most: int) -> str:
-    """Why no update is made, if since the last `most` groups had no reward at all; else ""."""
+    """Says why no update happens if `most` groups since the last had no reward at all; else ""."""
     count = run.replaced.count(None)
     if count < most:
         return ""
@@ -311,7 +314,7 @@ def _first_rows(leaves: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def _check_same(number: int, before: float | None, now: float) -> None:
-    """Refuses an update that is made again and becomes another, by more than sums' last bits."""
+    """Refuses a recomputed update that differs by more than the last bits of sums."""
     if before is not None and abs(now - before) > FAR * before:
         raise InputError(
             f"update {number} moved some weights by {before:.3g} before the run was ended, and "

@@ -19,7 +19,7 @@ class Rollout:
       prompt: ids.
       question: its number.
       answers: of the samples that have ended.
-      rewards: float [N]; NaN where an answer has none.
+      rewards: float [samples]; NaN where an answer has none.
     """
 
     prompt: Sequence[int]
@@ -33,7 +33,7 @@ class Batch:
     """The inputs of one update.
 
     Attributes:
-      arrays: what `train.policy.answer_loss` reads; B is groups times samples.
+      arrays: inputs of `train.policy.answer_loss`; B is groups times samples.
       facts: plain numbers about it.
     """
 
@@ -48,7 +48,7 @@ def make_batch(
     oldest: int | None = None,
     mask_truncated: bool = False,
 ) -> Batch:
-    """Rows of prompt and answer, of one length that is rounded up.
+    """Builds rows of prompt and answer, padded to one rounded-up length.
 
     Args:
       rollouts: groups with rewards.

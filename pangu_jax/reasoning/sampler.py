@@ -14,12 +14,12 @@ from pangu_jax.nn.how import HOW, How
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """What became of a sample.
+    """The outcome of a sample.
 
     Attributes:
       group: its group's number.
       sample: its own.
-      answer: None if whoever wrote it is gone.
+      answer: None if its writer was lost.
     """
 
     group: int
@@ -37,7 +37,7 @@ class Sampler(Protocol):
     shares_device: bool
 
     def start(self, group: int, sample: int, request: Request) -> None:
-        """Begins a sample, with the weights of now or newer ones.
+        """Begins a sample, with the current weights or newer ones.
 
         Raises:
           InputError: there is no room for it.
@@ -45,24 +45,24 @@ class Sampler(Protocol):
         ...
 
     def update(self, params: Any) -> None:
-        """Other weights, one version newer, from the next token on."""
+        """Switches to other weights, one version newer, from the next token on."""
         ...
 
     def poll(self, *, wake: bool = True) -> list[Sampled]:
-        """What has ended; waits for some steps of decoding at most, and may have nothing then.
+        """Returns samples that have ended, perhaps none, after a few steps of decoding at most.
 
         Args:
-          wake: whether samples that have ended are to be told soon, as others can begin.
+          wake: whether to report ended samples soon, as others can begin.
         """
         ...
 
     def close(self) -> None:
-        """Ends it."""
+        """Closes the sampler."""
         ...
 
 
 class MakeSampler(Protocol):
-    """Makes a sampler, when the weights that it begins with are known."""
+    """Makes a sampler from its initial weights."""
 
     def __call__(
         self,
@@ -75,7 +75,7 @@ class MakeSampler(Protocol):
         stops: int,
         how: How,
     ) -> Sampler:
-        """A sampler at work.
+        """Returns a running sampler.
 
         Args:
           params: tree of `decoder.spec(model)`.
@@ -111,27 +111,27 @@ class LocalSampler:
         self._places: dict[int, tuple[int, int]] = {}
 
     def start(self, group: int, sample: int, request: Request) -> None:
-        """Lets a sample wait for a slot."""
+        """Queues a sample."""
         number = self.engine.submit(request)
         self._places[number] = group, sample
 
     def update(self, params: Any) -> None:
-        """Answers that run go on with the new weights."""
+        """Continues running answers with the new weights."""
         self.engine.update(params)
 
     def poll(self, *, wake: bool = True) -> list[Sampled]:
-        """One call of the engine."""
+        """Calls the engine once."""
         # The schedule has no more samples than slots: none waits here for a slot to be free.
         # An update may follow, on this device, and is not to wait for more tokens of old weights.
         ended = self.engine.advance(wake=wake, whole=True, ahead=False)
         return [Sampled(*self._places.pop(x.request), join([x])) for x in ended]
 
     def close(self) -> None:
-        """Nothing is to be done."""
+        """Does nothing."""
 
 
 def sample_key(seed: int, group: int, sample: int) -> jax.Array:
-    """The key of a sample: the same whenever, and however often, it is begun."""
+    """The key of a sample: the same whenever, and however often, it starts."""
     first = sample - sample % _KEYS
     return _kept_keys(seed, group, first)[sample - first]
 

@@ -1,11 +1,11 @@
-"""Answers written by Ray actors, on this machine or others: `pip install 'pangu-jax[ray]'`.
+"""Sampling in Ray actors, on this machine or others: `pip install 'pangu-jax[ray]'`.
 
     state = train(..., sampler=partial(RaySampler, workers=4))
 
-Each actor has an engine of its own, the one that a run in one process has. Weights are put into
-Ray's store once per version. A call to an actor comes after those before it, so a sample is begun
-with the weights of its version or newer ones, which is all that the schedule's bound needs. Where
-an actor is lost, another takes its place, and the schedule begins its samples again.
+Each actor has an engine of its own, as in a run in one process. Weights are put into Ray's store
+once per version. Calls to an actor run in order, so a sample starts with the weights of its version
+or newer ones, which is all that the schedule's bound needs. If an actor is lost, another takes its
+place, and the schedule restarts its samples.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.sampler import LocalSampler, Sampled
 
 WAIT_S = 0.05  # how long `poll` waits for an answer
-START_S = 300.0  # how long an actor may take until it is there
+START_S = 300.0  # most seconds until an actor has started
 IN_A_ROW = 3  # actors that may end one after another in one place without an answer
 
 
@@ -44,7 +44,7 @@ def import_ray() -> Any:
 
 
 class _Actor:
-    """What runs in another process: a `LocalSampler`."""
+    """A `LocalSampler` in another process."""
 
     def __init__(self, params: Any, **sizes: Any):
         self._sampler = LocalSampler(params, **sizes)
@@ -62,17 +62,17 @@ class _Actor:
         return self._sampler.poll() if self._sampler.engine.busy else []
 
     def pid(self) -> int:
-        """Of its process."""
+        """The id of its process."""
         return os.getpid()
 
 
 @dataclasses.dataclass(eq=False)
 class _Place:
-    """An actor, what it writes, and the calls whose outcome is not known."""
+    """An actor, its samples, and its pending calls."""
 
     actor: Any
     until: float  # when it must be there
-    begins: Any  # its first call; None once it is there
+    begins: Any  # its first call; None once it has started
     running: set[tuple[int, int]] = dataclasses.field(default_factory=set)
     polled: Any = None
     calls: list[Any] = dataclasses.field(default_factory=list)
@@ -80,7 +80,7 @@ class _Place:
 
 
 class RaySampler:
-    """Samples are spread over actors; see `Sampler` and `MakeSampler`."""
+    """A sampler that spreads samples over actors; see `Sampler` and `MakeSampler`."""
 
     shares_device = False
 
@@ -97,7 +97,7 @@ class RaySampler:
         workers: int = 2,
         gpus: float = 0.0,
     ):
-        """Begins the actors; Ray is begun, too, unless it runs (or RAY_ADDRESS says where).
+        """Starts the actors, and Ray unless it runs already (or at RAY_ADDRESS).
 
         Args:
           params: tree of `decoder.spec(model)`.
@@ -107,12 +107,12 @@ class RaySampler:
           length: tokens that each has room for, of prompt and answer together.
           stops: most stop ids of a request.
           how: implementations and type of activations; no layout.
-          workers: how many actors.
-          gpus: that each actor gets, of those that Ray has; Ray knows nothing of the trainer's.
+          workers: number of actors.
+          gpus: per actor, of those that Ray has; Ray does not know of the trainer's.
 
         Raises:
           InputError: a number is out of range, there is a layout, or Ray is not installed, cannot
-            be begun or joined, or has not got what the actors need.
+            be started or joined, or lacks resources for the actors.
         """
         check_size("workers", workers)
         if how.layout is not None:
@@ -135,7 +135,7 @@ class RaySampler:
             raise
 
     def start(self, group: int, sample: int, request: Request) -> None:
-        """Gives a sample to the actor that has the fewest."""
+        """Gives a sample to the actor with the fewest."""
         key = None if request.key is None else np.asarray(jax.random.key_data(request.key))
         request = dataclasses.replace(request, key=key, stop_ids=tuple(request.stop_ids))
         place = min(self._places, key=lambda place: len(place.running))
@@ -150,14 +150,13 @@ class RaySampler:
             place.calls.append(place.actor.update.remote(self._weights))
 
     def poll(self, *, wake: bool = True) -> list[Sampled]:
-        """What has ended, after a short while at most, and what is lost with its actor.
+        """Returns samples that have ended, or were lost with their actor, after a short wait.
 
         Args:
-          wake: not read: actors are not told, and behave as if it were true.
+          wake: ignored: actors behave as if it were true.
 
         Raises:
-          InputError: actors are not there in time, end again and again, or cannot begin a sample;
-            says why.
+          InputError: actors do not start in time, keep dying, or cannot begin a sample; says why.
         """
         del wake
         self._check_there()
@@ -170,14 +169,14 @@ class RaySampler:
         return [found for place in self._places for found in self._look(place)]
 
     def close(self) -> None:
-        """Ends the actors, and Ray if it was begun here."""
+        """Ends the actors, and Ray if it was started here."""
         for place in self._places:
             self._ray.kill(place.actor)
         if self._began:
             self._ray.shutdown()
 
     def pids(self) -> list[int]:
-        """The processes of the actors."""
+        """The process ids of the actors."""
         return self._ray.get([place.actor.pid.remote() for place in self._places])
 
     def _look(self, place: _Place) -> list[Sampled]:
@@ -197,7 +196,7 @@ class RaySampler:
         return found
 
     def _replaced(self, place: _Place, error: Exception) -> list[Sampled]:
-        """Another actor in place of one that is gone; what that one wrote is lost."""
+        """Replaces a dead actor, whose samples are lost."""
         if place.lost + 1 >= IN_A_ROW:
             raise InputError(
                 f"{IN_A_ROW} workers of Ray ended one after another: {error}"
@@ -212,7 +211,7 @@ class RaySampler:
         return _Place(actor, time.monotonic() + START_S, actor.pid.remote())
 
     def _check_there(self) -> None:
-        """Refuses to wait for ever for actors that Ray has no place for."""
+        """Raises if actors that Ray cannot place keep it waiting too long."""
         late = 0
         for place in self._places:
             if place.begins is not None and self._done([place.begins]):
@@ -226,7 +225,7 @@ class RaySampler:
             )
 
     def _done(self, calls: Sequence[Any]) -> list[Any]:
-        """Those whose outcome is known."""
+        """Calls that are complete."""
         if not calls:
             return []
         return self._ray.wait(list(calls), num_returns=len(calls), timeout=0)[0]
@@ -242,7 +241,7 @@ def _begin(ray: Any) -> None:
 
 
 def _check_room(ray: Any, workers: int, gpus: float) -> None:
-    """Refuses more actors than Ray could ever place: it would let them wait without a word."""
+    """Refuses more actors than Ray could ever place: they would wait silently."""
     has = ray.cluster_resources()
     for kind, each in (("CPU", 1), ("GPU", gpus)):
         if workers * each > has.get(kind, 0) + 1e-6:

@@ -1,8 +1,8 @@
-"""When a rollout begins and what an update trains on: a state machine with a proven bound on age.
+"""The scheduler of rollouts and updates: a state machine with a proven bound on age.
 
     state, actions = begin(ScheduleConfig(staleness=4, batch=32, group=8, slots=64))
     while state.version < updates:
-        event = ...                       # whoever does what the actions say tells what happened
+        event = ...                       # reported by whoever performs the actions
         state, actions = step(state, event)
 
 It has no clock, thread or array: threads, other processes and the simulator drive the same code.
@@ -73,21 +73,21 @@ Step = tuple[ScheduleState, tuple[Action, ...]]
 
 
 def begin(cfg: ScheduleConfig, *, version: int = 0) -> Step:
-    """A schedule with nothing outstanding, and what to do first.
+    """A schedule with nothing outstanding, and the first actions.
 
     Args:
       cfg: the settings.
-      version: updates that were applied already; what they trained on counts as admitted, so that
-        no burst of groups follows.
+      version: updates that were applied already; their groups count as admitted, so that no burst
+        of groups follows.
     """
     return _settle(ScheduleState(cfg, version=version, next=version * cfg.batch), ())
 
 
 def step(state: ScheduleState, event: Event) -> Step:
-    """What is known after an event, and what is to be done because of it.
+    """Applies an event: returns the new state and the actions that follow from it.
 
     Raises:
-      InputError: nothing of that kind was under way.
+      InputError: the event matches nothing under way.
     """
     if isinstance(event, Updated):
         return _settle(_updated(state), ())
@@ -112,11 +112,11 @@ def step(state: ScheduleState, event: Event) -> Step:
 
 
 def resume(state: ScheduleState, kept: AbstractSet[tuple[int, int]] | None = None) -> Step:
-    """Goes on after the process ended: what ran is begun again, an update under way is made again.
+    """Resumes after the process ended: restarts running samples, and redoes a pending update.
 
     Args:
-      state: what was saved last.
-      kept: (group, sample) of which the results are still there; None is all that had ended.
+      state: the latest saved state.
+      kept: (group, sample) of the results that still exist; None is all that had ended.
     """
     ready: list[Group] = []
     open: list[Group] = []
@@ -222,7 +222,7 @@ def _take(state: ScheduleState) -> Step:
 
 
 def wants_slots(state: ScheduleState) -> bool:
-    """Whether more samples would begin if there were slots."""
+    """Whether more samples would begin if slots were free."""
     return (
         bool(state.again)
         or any(group.waiting for group in state.open)
@@ -249,7 +249,7 @@ def _fill(state: ScheduleState) -> Step:
 
 
 def _new(state: ScheduleState) -> tuple[ScheduleState, Group]:
-    """A group that is begun again, or else a new one."""
+    """A group to restart, or else a new one."""
     everything = tuple(range(state.cfg.group))
     if state.again:
         number, *rest = state.again

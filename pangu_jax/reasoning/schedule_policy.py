@@ -1,4 +1,4 @@
-"""Three policies of the scheduler: how many groups may be begun, and what is trained on next."""
+"""Three policies of the scheduler: the number of groups that may begin, and the next batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from pangu_jax.reasoning.schedule_state import Group, ScheduleState
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a policy decides where the trainer is idle.
+    """A policy's decision while the trainer is idle.
 
     Attributes:
       batch: groups to train on, of `ready`; none to wait.
-      discard: groups of `ready` to be begun again.
+      discard: groups of `ready` to restart.
       renew: numbers of groups in `open` that go on as a new segment.
     """
 
@@ -27,8 +27,8 @@ class Policy:
     """One way to decide.
 
     Attributes:
-      room: how many new groups may be begun, slots aside.
-      choose: what happens next, where no update is under way.
+      room: number of new groups that may begin, slots aside.
+      choose: the choice while no update is under way.
     """
 
     room: Callable[[ScheduleState], int]
@@ -36,7 +36,7 @@ class Policy:
 
 
 def _paced(state: ScheduleState) -> int:
-    """Room for what can be trained on up to `staleness` updates from now, and no more.
+    """Room for groups to train on within `staleness` updates from now, and no more.
 
     Source: inclusionAI/AReaL, areal/infra/staleness_manager.py.
     """
@@ -64,7 +64,7 @@ def _barrier(state: ScheduleState) -> Choice:
     renew = tuple(group.number for group in old[: max(excess)])
     state = renewed(state, renew)
     if any(len(g) > level * cfg.batch for level, g in enumerate(_levels(state, state.open))):
-        return Choice()  # what is being graded is too old, and will soon be there
+        return Choice()  # groups being graded are too old, and will soon be ready
     return Choice(batch=_preferred(state), renew=renew)
 
 
@@ -101,7 +101,7 @@ def _preferred(state: ScheduleState) -> tuple[Group, ...]:
 
 
 def score(state: ScheduleState, group: Group) -> float:
-    """What `Priority` says of a group."""
+    """A group's score by `Priority`."""
     weights, p = state.cfg.priority, group.mean
     learnable = 0.0 if p is None else 4 * p * (1 - p)
     return (
@@ -112,13 +112,13 @@ def score(state: ScheduleState, group: Group) -> float:
 
 
 def _first(state: ScheduleState) -> Choice:
-    """What was ready first, whatever its age."""
+    """The first groups that were ready, whatever their age."""
     batch = state.cfg.batch
     return Choice(batch=state.ready[:batch] if len(state.ready) >= batch else ())
 
 
 def _young(state: ScheduleState) -> Choice:
-    """What was ready first of what is young enough; the rest is begun again."""
+    """The first ready groups within the staleness bound; older ones restart."""
     batch, bound = state.cfg.batch, state.cfg.staleness
     old = tuple(group for group in state.ready if state.age(group) > bound)
     young = tuple(group for group in state.ready if state.age(group) <= bound)

@@ -1,8 +1,8 @@
-"""What a bound on staleness would buy: the scheduler, driven by a simulated clock.
+"""Simulates what a bound on staleness gains: the scheduler, driven by a simulated clock.
 
 Rollouts and the trainer have devices of their own, or share one (`Costs.shared`). A slot makes a
 token in the same time however many others are taken, as decoding reads all weights anyway; an
-update takes the same time whatever its lengths are; new weights arrive at once. So it tells how
+update takes the same time whatever its lengths are; new weights arrive at once. So it shows how
 much of the waiting goes away, not how fast a machine is.
 """
 
@@ -37,10 +37,10 @@ Lengths = Callable[[np.random.Generator, np.random.Generator, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """How long things take, in seconds.
+    """Durations, in seconds.
 
     Attributes:
-      token: of one slot, to make a token.
+      token: per token in one slot.
       update: of the trainer, from a batch to new weights.
       shared: whether slots wait during an update, as in one process.
     """
@@ -57,13 +57,13 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Simulated:
-    """What a schedule led to.
+    """Results of a simulated schedule.
 
     Attributes:
       cfg: its settings.
       seconds: until the last update was applied.
-      updates: how many there were.
-      generator_idle: share of the slots' time in which they made nothing.
+      updates: number of updates.
+      generator_idle: share of the slots' time in which they were idle.
       trainer_idle: share of the time without an update under way.
       ages: histogram of the groups trained on, from age 0.
       discarded: share of the groups that ended and were thrown away.
@@ -88,10 +88,10 @@ class Simulated:
 
 
 def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
-    """Lengths whose logarithms are normal, rounded, cut at the longest.
+    """Log-normal lengths, rounded, truncated at the longest.
 
     Args:
-      mean: before the cut, in tokens.
+      mean: before truncation, in tokens.
       sigma: standard deviation of the logarithm; 0 is one length for all.
       longest: tokens that no answer exceeds.
 
@@ -111,7 +111,7 @@ def lognormal(mean: float, sigma: float, longest: int) -> Lengths:
 
 
 def measured(prompts: Sequence[Sequence[int]]) -> Lengths:
-    """Lengths that were measured: a group draws a prompt, and its samples from that prompt's.
+    """Measured lengths: a group draws a prompt, and its samples' lengths from that prompt's.
 
     Args:
       prompts: tokens of the answers to each prompt.
@@ -164,16 +164,16 @@ def read_lengths(path: str | Path) -> list[list[int]]:
 def simulate(
     cfg: ScheduleConfig, lengths: Lengths, costs: Costs, *, updates: int = 100, seed: int = 0
 ) -> Simulated:
-    """Runs a schedule until so many updates were applied.
+    """Runs a schedule until `updates` updates have been applied.
 
     Args:
       cfg: the settings; groups have no rewards, so `replace_equal_groups` must be False.
-      lengths: `lengths(prompt, samples, n)` gives the tokens of a group's n samples, see
+      lengths: `lengths(prompt, samples, n)` returns the tokens of a group's n samples, see
         `measured`.
-      costs: how long things take.
-      updates: how many updates.
+      costs: durations of a token and of an update.
+      updates: number of updates.
       seed: a group's prompt depends on it and the group's number, its lengths also on how often it
-        was begun again: so they are the same ones under any settings.
+        was restarted: so they are the same under any settings.
 
     Raises:
       InputError: a number is out of range.
@@ -193,7 +193,7 @@ def simulate(
 
 
 class _World:
-    """The clock, what is under way, and the lengths."""
+    """The clock, pending events, and the lengths."""
 
     def __init__(self, cfg: ScheduleConfig, lengths: Lengths, costs: Costs, seed: int):
         self._cfg, self._lengths, self._costs, self._seed = cfg, lengths, costs, seed
@@ -209,7 +209,7 @@ class _World:
         self._free = 0.0  # when slots may go on
 
     def do(self, actions: Sequence[schedule.Action]) -> None:
-        """Lets what the actions ask for happen, now or in some time."""
+        """Performs the actions, at once or after their simulated time."""
         for action in actions:
             if isinstance(action, Start):
                 tokens = int(self._of(action.group)[action.sample])
@@ -231,7 +231,7 @@ class _World:
                     self._attempts[group] = self._attempts.get(group, 0) + 1
 
     def next_event(self) -> Event:
-        """What happens next; the clock is there then."""
+        """Returns the next event and moves the clock to it."""
         self._now, _, seconds, event = heapq.heappop(self._coming)
         if isinstance(event, Ended):
             self._busy += seconds
@@ -252,7 +252,7 @@ class _World:
         return found - np.clip(np.ceil(late - 1e-6), 0, found).astype(np.int64)
 
     def result(self, state: ScheduleState) -> Simulated:
-        """What it came to, up to now."""
+        """The results so far."""
         running = [(at, seconds) for at, _, seconds, event in self._coming if _runs(event)]
         begun = [max(0.0, self._now - (at - seconds)) for at, seconds in running]
         slots = self._now * self._cfg.slots
@@ -273,7 +273,7 @@ class _World:
         heapq.heappush(self._coming, (self._now + wait + seconds, self._order, seconds, event))
 
     def _wait(self, seconds: float) -> None:
-        """Lets what runs end later; what ends now has ended."""
+        """Delays running samples; those that end now have ended."""
         self._free = self._now + seconds
         self._coming = [
             (at + seconds * (_runs(event) and at > self._now), order, cost, event)

@@ -1,7 +1,7 @@
-"""What the scheduler of rollouts knows: its settings, its state, what happens, what is to be done.
+"""Data of the scheduler of rollouts: its settings, state, events and actions.
 
-All of it is frozen and holds plain values, so `core.config.to_json` and `from_json` save a state
-and bring it back.
+All of it is frozen and holds plain values, so `core.config.to_json` and `from_json` save and
+restore a state.
 """
 
 import dataclasses
@@ -13,15 +13,15 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Priority:
-    """Which finished group is trained on first, where the bound leaves a choice.
+    """Weights that rank finished groups for training, where the bound leaves a choice.
 
     A group's score is age * its age / staleness + learnable * 4 p (1 - p), p being its mean reward
-    cut to [0, 1], + resumed * whether it was begun again or renewed. Ties go to the lower number,
+    clipped to [0, 1], + resumed * whether it was restarted or renewed. Ties go to the lower number,
     so the default is oldest first. No group is used twice, so nothing is subtracted for use.
 
     Attributes:
       age: weight of the age.
-      learnable: weight of how much the rewards of a group differ.
+      learnable: weight of the spread of a group's rewards.
       resumed: weight of a group that was interrupted.
     """
 
@@ -32,22 +32,22 @@ class Priority:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """Settings of the scheduler; they stay what they are for a whole run.
+    """Settings of the scheduler, constant for a whole run.
 
     Attributes:
-      staleness: s, how many updates old the weights of a group's first token may be when the group
-        is trained on; 0 is synchronous.
+      staleness: s, most updates between the weights of a group's first token and those that the
+        group trains; 0 is synchronous.
       batch: B, groups per update.
       group: N, samples per group, which are trained on together.
       slots: samples that run at once.
       policy: barrier keeps the bound and uses every sample; admission uses what ends first, so its
-        ages have no bound; discard keeps the bound by beginning again what is too old, so that
-        short answers are trained on more often than they are given.
+        ages have no bound; discard keeps the bound by restarting groups that are too old, so that
+        short answers are overrepresented in training.
       partial: whether an update may go ahead of a group that is too old and still running; it goes
         on as a new segment, whose version counts, and its older tokens must be masked. For barrier.
       replace_equal_groups: whether groups whose rewards are all equal, which teach nothing, are
         replaced by others (dynamic sampling, arXiv 2503.14476).
-      priority: what is trained on first.
+      priority: weights of the order of training.
     """
 
     staleness: int = 4
@@ -77,13 +77,13 @@ class Group:
     """The samples of one prompt; those neither waiting nor running have ended.
 
     Attributes:
-      number: which group; the prompt depends on it alone.
-      since: version of the weights that its first token was made with, or, renewed, that it went on
-        with; None until a sample runs.
+      number: index of the group; the prompt depends on it alone.
+      since: version of the weights of its first token or, once renewed, of its latest segment; None
+        until a sample runs.
       waiting: samples without a slot.
       running: samples in slots.
-      mean: mean reward, cut to [0, 1], once there is one.
-      resumed: whether a sample was begun again, or the group was renewed.
+      mean: mean reward, clipped to [0, 1], once there is one.
+      resumed: whether a sample was restarted, or the group was renewed.
     """
 
     number: int
@@ -101,7 +101,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleState:
-    """Everything that a schedule goes on from.
+    """The complete state of a schedule.
 
     Attributes:
       cfg: the settings.
@@ -110,12 +110,12 @@ class ScheduleState:
       open: groups that were begun and have no rewards yet, in the order of their numbers.
       ready: groups with rewards, in the order in which they got them.
       training: groups of the update under way.
-      again: numbers of groups that were thrown away, to be begun again.
-      ages: histogram: how many groups were trained on at age 0, 1, ...; updates applied only.
+      again: numbers of groups that were discarded, to be restarted.
+      ages: histogram: numbers of groups trained on at age 0, 1, ...; updates applied only.
       discarded: groups thrown away for their age.
-      dropped: groups that were replaced as all their rewards were equal.
-      renewed: how often groups went on as a new segment.
-      lost: samples that were begun again, as whoever ran them was lost.
+      dropped: groups that were replaced because all their rewards were equal.
+      renewed: number of times that groups went on as a new segment.
+      lost: samples that were restarted because their process was lost.
     """
 
     cfg: ScheduleConfig
@@ -133,7 +133,7 @@ class ScheduleState:
 
     @property
     def running(self) -> int:
-        """How many slots are taken."""
+        """Number of slots taken."""
         return sum(len(group.running) for group in self.open)
 
     @property
@@ -144,7 +144,7 @@ class ScheduleState:
         )
 
     def age(self, group: Group) -> int:
-        """How many updates ago a group's first token was made; 0 for one not begun."""
+        """Updates since a group's first token was generated; 0 for a group not begun."""
         return 0 if group.since is None else self.version - group.since
 
 
@@ -171,7 +171,7 @@ class Graded:
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """A running sample is lost, as the process that ran it is; it is begun again."""
+    """A running sample was lost with its process; it restarts."""
 
     group: int
     sample: int
@@ -216,14 +216,14 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Renew:
-    """Groups go on with the newest weights; what they have so far must be masked in training."""
+    """Groups go on with the newest weights; their tokens so far must be masked in training."""
 
     groups: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Forget:
-    """The samples of these groups are not needed: thrown away, or replaced by other groups."""
+    """The samples of these groups are not needed: discarded, or replaced by other groups."""
 
     groups: tuple[int, ...]
 

@@ -9,21 +9,20 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class AttemptCounts:
-    """How often a student solved each of N questions.
+    """A student's right and judged answers to each question.
 
-    The counts are kept, not their ratio alone: of 8 answers and of 800 the same ratio does not say
-    the same.
+    Both counts are kept, as the same ratio is less certain of 8 answers than of 800.
 
     Attributes:
-      right: int [N], answers that were right.
-      tried: int [N], answers that could be judged, at least one.
+      right: int [questions], answers that were right.
+      tried: int [questions], answers that could be judged, at least one.
     """
 
     right: np.ndarray
     tried: np.ndarray
 
     def __post_init__(self):
-        """Raises InputError for counts that are none."""
+        """Raises InputError for invalid counts."""
         right, tried = self.right, self.tried
         if right.shape != tried.shape or right.ndim != 1:
             shapes = f"{right.shape} and {tried.shape}"
@@ -35,23 +34,23 @@ class AttemptCounts:
 
     @property
     def complexity(self) -> np.ndarray:
-        """1 - the share of right answers, float64 [N]: 0 is mastered, 1 is out of reach."""
+        """1 - the share of right answers, float64 [questions]: 0 is mastered, 1 out of reach."""
         return 1 - self.right / self.tried
 
     @property
     def error(self) -> np.ndarray:
-        """The standard error of `complexity`, float64 [N], as if its value were the true one."""
+        """Standard error of `complexity`, estimated at its value: float64 [questions]."""
         return np.sqrt(self.complexity * (1 - self.complexity) / self.tried)
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """Which share of questions is kept: exp(-(complexity - mu)^2 / (2 sigma^2)).
+    """Probability of keeping a question: exp(-(complexity - mu)^2 / (2 sigma^2)).
 
     Attributes:
-      mu: the complexity of which all are kept.
-      sigma: how fast that falls off.
-      hard: largest share that is kept of those that no answer solved.
+      mu: complexity at which all questions are kept.
+      sigma: width of the falloff around it.
+      hard: largest probability for questions that no answer solved.
     """
 
     mu: float = 0.5
@@ -59,31 +58,31 @@ class Selection:
     hard: float = 0.1
 
     def __post_init__(self):
-        """Raises InputError for shares that are none."""
+        """Raises InputError for values out of range."""
         if not 0 <= self.mu <= 1 or not 0 <= self.hard <= 1:
             raise InputError(f"mu and hard must be from 0 to 1, got {self.mu} and {self.hard}")
         if not self.sigma > 0:
             raise InputError(f"sigma must be above 0, got {self.sigma}")
 
     def chance(self, complexity: np.ndarray) -> np.ndarray:
-        """With which probability each is kept, float64 [N]; never what is mastered."""
+        """Probability of keeping each question, float64 [questions]; 0 for mastered ones."""
         kept = np.exp(-((complexity - self.mu) ** 2) / (2 * self.sigma**2))
         kept = np.where(complexity == 1, np.minimum(kept, self.hard), kept)
         return np.where(complexity == 0, 0.0, kept)
 
 
 def select(attempts: AttemptCounts, selection: Selection = Selection(), *, seed: int) -> np.ndarray:
-    """Which of the questions to train on.
+    """Draws the questions to train on.
 
-    They must be measured anew in each iteration, with the student that it begins with.
+    Complexity must be measured anew in each iteration, with the student that it begins with.
 
     Args:
       attempts: that student's.
-      selection: what is kept.
-      seed: of the draw; a question's part in it depends on its place only.
+      selection: settings of the selection.
+      seed: of the draw; a question's random number depends on its index only.
 
     Returns:
-      bool [N].
+      bool [questions].
 
     Source: arXiv 2505.22375 for selection by the complexity that a question has for the model at
     hand; the curve and its values are our reading of it.

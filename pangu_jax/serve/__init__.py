@@ -1,1 +1,1 @@
-"""An endpoint in OpenAI's form over the engine; what wraps starlette, uvicorn and pydantic."""
+"""An OpenAI-compatible endpoint over the engine, on starlette, uvicorn and pydantic."""

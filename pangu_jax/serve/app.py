@@ -39,14 +39,14 @@ LARGEST = 2**22  # bytes of a body
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """What the endpoints answer with.
+    """The model behind the endpoints, with its tokenizer and template.
 
     Attributes:
       driver: started.
       tokenizer: of the model.
-      template: how dialogues are written, or a sentence that says why that is not known.
+      template: the chat template, or a sentence that says why it is unknown.
       name: of the model.
-      key: what clients must send; None lets everybody in.
+      key: API key that clients must send; None admits everyone.
     """
 
     driver: Driver
@@ -58,7 +58,7 @@ class Served:
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """The ids of a prompt, what stops the answer, and what turns its tokens into text."""
+    """The ids of a prompt, the stops of the answer, and the decoder of its tokens."""
 
     ids: list[int]
     stop_ids: tuple[int, ...]
@@ -292,12 +292,12 @@ class _Answering:
 
     @property
     def size(self) -> int:
-        """How many answers there are."""
+        """Number of answers."""
         return len(self._writers)
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens that were read and drawn so far."""
+        """Tokens read and drawn so far."""
         read, made = self._read, self._made
         return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
 
@@ -336,7 +336,7 @@ class _Answering:
         return answers
 
     def close(self) -> None:
-        """Ends what has not ended."""
+        """Cancels the jobs that have not ended."""
         if self._jobs:
             self._driver.cancel(list(self._jobs.values()))
             self._jobs.clear()
@@ -423,7 +423,7 @@ def _blaming(param: str):
 
 
 def _refusal(error: Exception) -> ApiError:
-    """The error for an answer that was begun and does not come."""
+    """The error for an answer that was started and will not come."""
     if isinstance(error, InputError):
         return ApiError(error)
     failed = not isinstance(error, Ended) or error.failed

@@ -13,22 +13,23 @@ TAIL = 16  # tokens of a prompt that may decide how the next one is written
 
 
 class Stops:
-    """Ends a text before the first of some strings, wherever the text is broken into parts.
+    """Ends a text before the first of some strings, however the text is split into parts.
 
     Attributes:
-      given: characters that were given.
+      given: characters emitted.
       hit: whether a stop string was found.
     """
 
     def __init__(self, stops: Sequence[str]):
-        """Of strings that are not empty."""
+        """Takes strings that are not empty."""
         self._stops, self._held = stops, ""
         self.given, self.hit = 0, False
 
     def push(self, text: str, *, final: bool = False) -> str:
-        """What may be given of the text so far: no stop string, and nothing that may become one.
+        """Returns text that is safe to emit: no stop string, and no prefix of one.
 
-        The one that is complete first counts; of several that end there, the longest.
+        Of several stop strings the one completed first counts; of those that end together, the
+        longest.
         """
         if self.hit:
             return ""
@@ -49,14 +50,14 @@ class Stops:
 
 
 class Decoded(Protocol):
-    """Tokens to texts: `data.chat.Reply`, or `Continuation`."""
+    """The interface of decoders of tokens to texts: `data.chat.Reply`, or `Continuation`."""
 
     def push(self, token: int) -> Iterator[tuple[bool, str]]:
         """(whether it is thinking, text) for what the next token completes."""
         ...
 
     def finish(self) -> Iterator[tuple[bool, str]]:
-        """What was held back."""
+        """Yields the text that was held back."""
         ...
 
 
@@ -64,7 +65,7 @@ class Continuation:
     """The text that tokens add to a prompt's, with spaces as within one text."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
-        """Begins behind the prompt."""
+        """Starts decoding after the prompt."""
         start = max(0, len(prompt) - TAIL)
         while start and prompt[start - 1] in tokenizer.open_ids:
             start -= 1
@@ -78,7 +79,7 @@ class Continuation:
         yield from self._own(self._decoder.push(token))
 
     def finish(self) -> Iterator[tuple[bool, str]]:
-        """What was held back."""
+        """Yields the text that was held back."""
         yield from self._own(self._decoder.finish())
 
     def _own(self, text: str) -> Iterator[tuple[bool, str]]:
@@ -95,7 +96,7 @@ class Token:
     """A token of an answer.
 
     Attributes:
-      text: what it completes; joined, they are the thinking and the answer.
+      text: the text that it completes; joined, they are the thinking and the answer.
       log_prob: under the model.
       start: characters of the answer before it.
       end: characters of the answer with it.
@@ -114,7 +115,7 @@ class Part:
     Attributes:
       text: of the answer.
       thought: of its thinking.
-      tokens: whose texts are sent with this part or were before.
+      tokens: those whose text is complete with this part.
       count: tokens that were drawn.
       finish_reason: why the answer ends here; None if it goes on.
     """
@@ -126,7 +127,7 @@ class Part:
     finish_reason: FinishReason | None = None
 
     def add(self, other: "Part") -> None:
-        """Joins what comes next."""
+        """Joins the part that follows."""
         self.text += other.text
         self.thought += other.thought
         self.tokens += other.tokens
@@ -138,7 +139,7 @@ class TextStreamer:
     """The parts of one answer."""
 
     def __init__(self, decoded: Decoded, stops: Sequence[str]):
-        """Nothing was said yet.
+        """Starts an empty answer.
 
         Args:
           decoded: turns tokens into texts.
@@ -149,10 +150,10 @@ class TextStreamer:
         self._pending: list[Token] = []
 
     def push(self, delta: TokenDelta) -> Part:
-        """What the engine's next tokens make known.
+        """Returns the output that the engine's next tokens complete.
 
         Raises:
-          ArithmeticError: the model's scores are no numbers.
+          ArithmeticError: a score of the model is not finite.
         """
         part, size = Part(), len(delta.ids)
         for number, (token, score) in enumerate(zip(delta.ids, delta.log_probs, strict=True), 1):
@@ -188,7 +189,7 @@ class TextStreamer:
             part.text += self._stops.push(text)
 
     def _ready(self, ended: bool) -> list[Token]:
-        """Tokens all of whose text was given; the newest may get more until the answer ends."""
+        """Tokens whose text is complete; the newest may get more until the answer ends."""
         given, ready = self._stops.given, []
         while len(self._pending) > (0 if ended else 1):
             token = self._pending[0]

@@ -1,7 +1,7 @@
 """One engine, driven by one thread, serving requests from others.
 
-jax is called from that thread alone. What it makes of a request is given to the request's own
-function, which is called there and must return at once.
+jax is called from that thread alone. A request's output goes to the request's own callback, which
+is called in that thread and must return at once.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
 
-SEEDS = 2**32  # as many as jax's keys tell apart
+SEEDS = 2**32  # jax's keys distinguish no more
 
 
 class Busy(Exception):
@@ -28,14 +28,14 @@ class Busy(Exception):
 
 
 class Ended(Exception):
-    """The driver has ended, and why: requests are no longer answered.
+    """The driver has ended and no longer answers requests; the message says why.
 
     Attributes:
-      failed: whether it is a fault of the engine; else it was told to end.
+      failed: whether the engine failed; else it was told to end.
     """
 
     def __init__(self, message: str, *, failed: bool):
-        """Of one sentence, and whose fault it is."""
+        """Takes the reason in one sentence, and whether the engine failed."""
         super().__init__(message)
         self.failed = failed
 
@@ -47,13 +47,13 @@ class Job:
     Attributes:
       ids: the prompt.
       max_new_tokens: maximum number of tokens to draw.
-      sampling: how they are drawn.
+      sampling: sampling settings.
       stop_ids: the answer ends with the first of these.
-      seed: 0 to SEEDS - 1; with `row`, all that decides what is drawn: the answer is that of row
-        `row` of `decode.generate` with the key of this seed.
-      row: which answer of that seed.
-      give: called in the engine's thread with each delta, or with why no more will come.
-      number: the engine's, once it knows of it.
+      seed: 0 to SEEDS - 1; with `row` it determines the sampling: the answer is that of row `row`
+        of `decode.generate` with the key of this seed.
+      row: index of the answer among those of that seed.
+      give: called in the engine's thread with each delta, or with the reason why no more will come.
+      number: the engine's number of it, once it is submitted.
     """
 
     ids: Sequence[int]
@@ -67,11 +67,11 @@ class Job:
 
 
 class Driver:
-    """The engine's thread, and how other threads talk to it.
+    """The engine's thread, with its interface for other threads.
 
     Attributes:
       cfg: the model.
-      slots: answers that are made at once.
+      slots: answers generated at once.
       length: tokens that a prompt and its answer may have together.
       most: jobs that may be open: in slots, and waiting.
       failure: the error that ended the thread; None if `end` did.
@@ -93,7 +93,7 @@ class Driver:
         stops: int = 8,
         how: How = HOW,
     ):
-        """Not started yet.
+        """Prepares a driver; `start` starts it.
 
         Args:
           params: see `decode.engine.Engine`.
@@ -107,7 +107,7 @@ class Driver:
           how: layout, implementations, type of activations and caches.
 
         Raises:
-          InputError: a number that makes no sense.
+          InputError: a number out of range.
         """
         sizes = {"slots": slots, "length": length, "burst": burst, "stops": stops}
         for name, value in {**sizes, "warm": warm}.items():
@@ -130,10 +130,10 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Returns when the programs of requests up to `warm` are compiled.
+        """Starts the thread; returns when programs for prompts of up to `warm` tokens are compiled.
 
         Raises:
-          BaseException: whatever making or trying the engine raised.
+          BaseException: whatever creating or warming up the engine raised.
         """
         self._thread.start()
         self._warm.wait()
@@ -142,7 +142,7 @@ class Driver:
 
     @property
     def alive(self) -> bool:
-        """Whether jobs are taken."""
+        """Whether the driver still accepts jobs."""
         return self._ended is None
 
     def check(self, name: str, ids: Sequence[int]) -> None:
@@ -154,11 +154,11 @@ class Driver:
         check_prompt(name, ids, self.cfg)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Takes all of the jobs or none.
+        """Accepts all of the jobs or none.
 
         Raises:
           Busy: too many are open.
-          Ended: the engine takes none any more.
+          Ended: the driver accepts no more jobs.
         """
         with self._changed:
             if self._ended is not None:
@@ -169,19 +169,19 @@ class Driver:
             self._tell(("submit", job) for job in jobs)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Ends those that have not ended yet; their slots are free at the engine's next turn."""
+        """Cancels unfinished jobs; their slots are free at the engine's next turn."""
         with self._changed:
             self._tell(("cancel", job) for job in jobs)
 
     def end(self, why: str) -> None:
-        """Ends every job with `Ended(why)`, and takes no more."""
+        """Ends every job with `Ended(why)`, and accepts no more."""
         with self._changed:
             if self._ended is None:
                 self._ended = Ended(why, failed=False)
                 self._tell([("end", None)])
 
     def join(self, timeout: float) -> None:
-        """Waits for the thread to end, which `end` made it do."""
+        """Waits for the thread to end, after `end`."""
         self._thread.join(timeout)
 
     def _tell(self, commands) -> None:
@@ -204,7 +204,7 @@ class Driver:
             self._warm.set()
 
     def _heed(self, engine: Engine) -> bool:
-        """Does what was asked for, once something is or the engine has work; whether to go on."""
+        """Handles requests, waiting for one if the engine is idle; returns whether to go on."""
         while True:
             self.free, self.waiting = engine.free, engine.waiting
             with self._changed:

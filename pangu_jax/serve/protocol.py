@@ -15,13 +15,13 @@ from pangu_jax.decode.sampling_config import SamplingConfig
 
 
 class ApiError(InputError):
-    """A request that is refused or fails: what is wrong, in OpenAI's format.
+    """The error of a request that is refused or fails, in OpenAI's format.
 
     Attributes:
-      status: of HTTP.
+      status: HTTP status.
       param: the field that is wrong, or None.
       code: for programs, or None.
-      headers: to be sent with it.
+      headers: HTTP headers to send with it.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class ApiError(InputError):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ):
-        """Of one sentence."""
+        """Takes the message, one sentence."""
         super().__init__(message)
         self.status, self.param, self.code, self.headers = status, param, code, headers
 
     @property
     def body(self) -> dict[str, Any]:
-        """The JSON that is sent."""
+        """The JSON body to send."""
         kinds = {401: "authentication_error", 429: "rate_limit_error"}
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": str(self), "type": kinds.get(self.status, kind)}
@@ -147,7 +147,7 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream holds besides the answer."""
+    """Options of a streamed answer."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
@@ -174,7 +174,7 @@ class RequestBase(_Strict):
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How tokens are drawn."""
+        """The request's sampling settings."""
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
 
@@ -187,7 +187,7 @@ class ChatCompletionRequest(RequestBase):
 
     @property
     def limit(self) -> int | None:
-        """Maximum number of tokens of an answer; None is as many as there is room for."""
+        """Maximum number of tokens of an answer; None is as many as fit."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 

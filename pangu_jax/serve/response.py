@@ -10,13 +10,13 @@ from pangu_jax.serve.detokenizer import Part, Token
 
 @dataclasses.dataclass(frozen=True)
 class ResponseBuilder:
-    """Builds a response, whole or in chunks; holds what all its parts have in common.
+    """Builds a response, whole or in chunks, from the fields that all its parts share.
 
     Attributes:
       model: its served name.
       chat: the form of chat completions; else of completions.
       scores: whether log-probabilities are given.
-      best: whether the likeliest token is named too, which is the one drawn.
+      best: whether to name the likeliest token too, which is the one drawn.
       id: of the response.
       created: seconds since 1970.
     """
@@ -54,7 +54,7 @@ class ResponseBuilder:
         return self._chunk(index, {"delta": {k: v for k, v in delta.items() if v}}, part)
 
     def last(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk that has the usage."""
+        """The final chunk, with the usage."""
         return {**self._head(".chunk"), "choices": [], "usage": usage}
 
     def _head(self, chunk: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A process that listens: its socket, and how it ends."""
+"""The server process: its socket, and its shutdown."""
 
 import asyncio
 import contextlib
@@ -13,18 +13,18 @@ import uvicorn
 
 from pangu_jax.core.errors import InputError
 
-SLACK = 5  # seconds that clients have to read what they are told at the end
+SLACK = 5  # seconds for clients to read the final message
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket bound to the address, which does not listen yet.
+    """Returns a socket bound to the address, which does not listen yet.
 
     Args:
       host: a name or an address.
       port: 0 takes a free one.
 
     Raises:
-      InputError: the address cannot be had.
+      InputError: the address is unavailable.
     """
     if not 0 <= port < 2**16:
         raise InputError(f"--port must be 0 to {2**16 - 1}, got {port}")
@@ -49,12 +49,12 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, *, drain: float, end: Callable[[str], None], ready=lambda: None):
-        """Not started yet.
+        """Prepares a server; it does not listen yet.
 
         Args:
           app: the ASGI application.
           drain: seconds in which open requests may end by themselves.
-          end: called then, with what those that are left should be told.
+          end: called after that, with a message for the requests that are left.
           ready: called when clients can connect.
         """
         super().__init__(
@@ -90,7 +90,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals ask this server to stop; ending by one is no failure."""
+        """Makes signals ask this server to stop; that is not a failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,9 +1,9 @@
-"""Expert parallelism of ordinary top-k routing: pairs of token and expert travel to the expert.
+"""Expert parallelism of ordinary top-k routing: (token, expert) pairs travel to their expert.
 
-What grouped routing is compared with. How many pairs go where is the router's choice, and shapes
-are fixed, so every expert has room for so many pairs of each device: what does not fit is dropped,
-and what is left free is sent and computed all the same. To drop nothing, there has to be room for
-the busiest expert.
+The baseline for grouped routing. How many pairs go where is the router's choice, but shapes are
+fixed, so every expert has room for a fixed number of pairs from each device: pairs that do not fit
+are dropped, and free places are sent and computed all the same. To drop nothing, there must be room
+for the busiest expert.
 
 Source: arXiv 2006.16668, algorithm 1; the places are found by sorting, not by one-hot products.
 """
@@ -24,15 +24,15 @@ def exchange_pairs(
     *,
     room: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The experts' sum for this device's tokens; to be called inside `shard_map`.
+    """The weighted sum of experts for this device's tokens; to be called inside `shard_map`.
 
     Args:
       x: [T, D], this device's tokens.
       ids: int32 [T, k], the chosen experts of all devices.
       weights: float32 [T, k].
-      kernels: this device's experts: "gate" and "up" [E', D, F], "down" [E', F, D].
+      kernels: this device's experts, e in number: "gate" and "up" [e, D, F], "down" [e, F, D].
       axis: the mesh axes that split the experts, in order, and the tokens.
-      room: C, pairs that an expert takes of each device; the first tokens go first.
+      room: pairs that an expert takes from each device; earlier tokens take precedence.
 
     Returns:
       [T, D] in the type of `x`, and an int32 scalar: how many of this device's pairs were dropped.
@@ -41,7 +41,7 @@ def exchange_pairs(
     devices = jax.lax.axis_size(axis)
     experts = devices * kernels["gate"].shape[0]
     place = _places(ids.reshape(-1), experts, room)
-    once = {"unique_indices": True}  # of each other: what lies behind the buffer is left out
+    once = {"unique_indices": True}  # of each other: indices past the buffer are dropped
     sent = jnp.zeros((experts * room, x.shape[1]), x.dtype)
     sent = sent.at[place].set(repeat(x, "t d -> (t k) d", k=k), mode="drop", **once)
     sent = rearrange(sent, "(p e c) d -> p e c d", p=devices, c=room)
@@ -59,7 +59,7 @@ def exchange_pairs(
 
 
 def room_needed(ids: jax.Array, experts: int) -> jax.Array:
-    """Room with which none of a device's pairs is dropped: those of the busiest expert.
+    """The least room at which none of a device's pairs is dropped: the busiest expert's load.
 
     Args:
       ids: int32 [T, k], one device's.
@@ -69,7 +69,7 @@ def room_needed(ids: jax.Array, experts: int) -> jax.Array:
 
 
 def _places(expert, experts, room):
-    """The row of each pair in the buffer [E C], or one of its own behind it."""
+    """The row of each pair in the buffer [E * room], or a unique one past its end."""
     number = jnp.arange(expert.size, dtype=jnp.int32)
     owner, pair = jax.lax.sort((expert, number), num_keys=1, is_stable=True)
     counts = jnp.bincount(expert, length=experts)

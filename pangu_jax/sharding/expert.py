@@ -2,7 +2,7 @@
 
 With grouped routing every token has the same number of experts in every group. So a device that
 holds some groups computes the same number of rows whatever the router does: tokens are gathered
-over the devices that share them out, and the sums are scattered back. No counts are exchanged, no
+over the devices that split them, and the sums are scattered back. No counts are exchanged, no
 buffer is larger than the balanced one, and no device sorts tokens that it does not compute.
 
 Source: arXiv 2505.21411, section 3; the exchange is that of its released serving code.
@@ -21,7 +21,7 @@ from pangu_jax.sharding.layout import Layout, batch_sharding, shardings
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSplit:
-    """Which mesh axes split a routed layer.
+    """The mesh axes that split a routed layer.
 
     Attributes:
       tokens: those that split the batch.
@@ -39,7 +39,7 @@ class ExpertSplit:
 
 
 def expert_split(batch: int, kernels: Mapping[str, Spec], layout: Layout) -> ExpertSplit:
-    """How a layout splits a routed layer.
+    """Derives how a layout splits a routed layer.
 
     Args:
       batch: rows of the batch; mesh axes that do not divide it compute the same tokens.
@@ -48,7 +48,7 @@ def expert_split(batch: int, kernels: Mapping[str, Spec], layout: Layout) -> Exp
         numbers of tokens.
 
     Raises:
-      InputError: they split that axis, or hidden units of one kernel otherwise than of another.
+      InputError: they split that axis, or split the hidden units of two kernels differently.
     """
     partitions = {name: where.spec for name, where in shardings(dict(kernels), layout).items()}
     named = dict(zip(kernels["gate"].axes, map(_names, partitions["gate"]), strict=True))
@@ -81,7 +81,7 @@ def exchange(
     kernels: Mapping[str, jax.Array],
     split: ExpertSplit,
 ) -> jax.Array:
-    """The experts' sum for this device's tokens; to be called inside `shard_map`.
+    """The weighted sum of experts for this device's tokens; to be called inside `shard_map`.
 
     Args:
       experts: `experts(x, ids, weights, **kernels)`, such as `ops.expert_mlp.expert_mlp`.
@@ -89,7 +89,7 @@ def exchange(
       ids: int32 [T, G, k], indices inside the group, of all groups.
       weights: float32 [T, G, k].
       kernels: this device's parts.
-      split: as `expert_split` gives it.
+      split: from `expert_split`.
 
     Returns:
       [T, D] in the type of `x`.

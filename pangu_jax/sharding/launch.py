@@ -1,4 +1,4 @@
-"""Multi-process runs: joining, and which part of a batch each process reads."""
+"""Multi-process runs: joining them, and the part of a batch that each process reads."""
 
 import os
 import sys
@@ -23,8 +23,8 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
     Args:
       coordinator: "" for a run of one process, which does nothing; host:port of process 0; or
         "auto", where jax finds it and the two numbers out (Slurm, Open MPI, TPU pods, ...).
-      processes: how many there are; None with "auto".
-      process: which this is, from 0; None with "auto".
+      processes: number of processes; None with "auto".
+      process: index of this one, from 0; None with "auto".
 
     Raises:
       InputError: the numbers are inconsistent, or the other processes were not reached.
@@ -52,14 +52,14 @@ def connect(coordinator: str, processes: int | None = None, process: int | None 
 
 
 def layout_of(mesh: str, rules: str) -> Layout | None:
-    """The layout that a command's options say; None is one device.
+    """The layout that a command's options describe; None is one device.
 
     Args:
       mesh: devices by axis, such as "fsdp=4,tensor=2"; "" is one device.
       rules: names of presets joined with "+".
 
     Raises:
-      InputError: they say none, or say one device to several processes.
+      InputError: they describe none, or ask for one device in several processes.
     """
     if mesh:
         return Layout(make_mesh(**parse_mesh(mesh)), preset(rules))
@@ -69,7 +69,7 @@ def layout_of(mesh: str, rules: str) -> Layout | None:
 
 
 def batch_share(layout: Layout | None, batch: int) -> tuple[int, int]:
-    """(which, of how many) parts of every batch this process reads: for `data.pipeline.batches`.
+    """(index, number of parts): this process's part of every batch, for `data.pipeline.batches`.
 
     Processes whose devices hold the same rows, as with tensor parallelism across processes, read
     the same part.
@@ -109,7 +109,7 @@ def check_equal(value: str, what: str) -> None:
 
 
 def from_first(value: np.ndarray) -> np.ndarray:
-    """What process 0 has, in every process; each gives an array of the same shape and type."""
+    """Broadcasts process 0's array; each process passes one of the same shape and dtype."""
     if jax.process_count() == 1:
         return value
     raw = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
@@ -118,7 +118,7 @@ def from_first(value: np.ndarray) -> np.ndarray:
 
 
 def gathered(tree: Any) -> Any:
-    """A tree's arrays as they are in one process; of several, each gets them whole, as numpy's."""
+    """A tree's arrays unchanged in one process; with several, each gets them whole, as numpy's."""
     if jax.process_count() == 1:
         return tree
     return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
@@ -131,7 +131,7 @@ def together(what: str) -> None:
 
 
 def first_process() -> bool:
-    """Whether this is the process that prints, and writes what all share."""
+    """Whether this is process 0, which prints and writes shared files."""
     return jax.process_index() == 0
 
 

@@ -15,14 +15,14 @@ from pangu_jax.sharding.rules import Rules, Table
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays live: the devices, and how logical axes are split over them."""
+    """The placement of arrays: a device mesh, and rules that split logical axes over it."""
 
     mesh: Mesh
     rules: Rules
 
 
 def shardings(spec: Any, layout: Layout) -> Any:
-    """The tree of `NamedSharding`s for a spec tree; a dimension that does not divide is whole."""
+    """The tree of `NamedSharding`s for a spec tree; dimensions that do not divide stay whole."""
     return jax.tree.map(lambda s: _sharding(s.axes, s.shape, layout), spec, is_leaf=is_spec)
 
 
@@ -52,14 +52,14 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...], layout: Layout | None)
 
 
 def batch_sharding(shape: tuple[int, ...], layout: Layout) -> NamedSharding:
-    """How an input whose first dimension is the batch is split."""
+    """The sharding of an input whose first dimension is the batch."""
     axes = ("batch",) + (None,) * (len(shape) - 1)
     partition = _partition(axes, shape, layout.rules.activations, layout.mesh)
     return NamedSharding(layout.mesh, partition)
 
 
 def batch_axes(rows: int, layout: Layout | None) -> tuple[str, ...]:
-    """The mesh axes that split a batch of so many rows; none without a layout."""
+    """The mesh axes that split a batch of `rows` rows; none without a layout."""
     if layout is None:
         return ()
     entry = batch_sharding((rows,), layout).spec[0]
@@ -67,12 +67,12 @@ def batch_axes(rows: int, layout: Layout | None) -> tuple[str, ...]:
 
 
 def batch_parts(layout: Layout) -> int:
-    """Into how many parts the rules would split a batch that they divide."""
+    """Number of parts into which the rules would split a batch that they divide."""
     return _parts(_wanted("batch", layout.rules.activations, layout.mesh), layout.mesh)
 
 
 def init(spec: Any, *, key: jax.Array, dtype: Any = None, layout: Layout | None = None) -> Any:
-    """Initial values for a spec tree, each device making just its own part.
+    """Initial values for a spec tree, each device computing just its own part.
 
     The values do not depend on the layout.
     """

@@ -48,7 +48,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     """Axis sizes from the command line's form, "fsdp=4,tensor=2".
 
     Raises:
-      InputError: an unknown axis or a size that is no positive number (or -1).
+      InputError: an unknown axis, or a size that is neither positive nor -1.
     """
     sizes = {}
     for part in filter(None, text.split(",")):

@@ -1,4 +1,4 @@
-"""Rule tables: which mesh axes split which logical axes of parameters and of activations."""
+"""Rule tables: the mesh axes that split the logical axes of parameters and of activations."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ Table = Mapping[str, tuple[str, ...]]
 class Rules:
     """Two tables from a logical axis to the mesh axes that split it.
 
-    Within one array the dimensions are looked at in order, and a mesh axis that an earlier
-    dimension took is passed over: so a rule for `q_per_kv` serves where the mesh does not divide
-    `kv_heads`, and one for `expert_mlp` where it does not divide the groups of experts.
+    Within one array the dimensions are considered in order, and a mesh axis that an earlier
+    dimension uses is skipped: so a rule for `q_per_kv` applies if the mesh does not divide
+    `kv_heads`, and one for `expert_mlp` if it does not divide the groups of experts.
 
     Raises:
       InputError: a logical axis or a mesh axis that does not exist.

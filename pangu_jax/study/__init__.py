@@ -1,1 +1,1 @@
-"""What experiments share: options, cells that resume, tables with spread, plots, reports."""
+"""Shared parts of experiments: options, resumable cells, tables with spread, plots, reports."""

@@ -1,4 +1,4 @@
-"""The cells of an experiment in one process: what is missing is computed and saved at once.
+"""The cells of an experiment in one process: missing ones are computed and saved at once.
 
     cells = begin(folder, experiment, checkpoint=options.checkpoint)
     for seed in experiment.seeds:
@@ -24,7 +24,7 @@ class Cells:
 
     Attributes:
       folder: of the run.
-      results: {cell: what it gave}, as results.json has it.
+      results: {cell: result}, as in results.json.
     """
 
     folder: Path
@@ -57,8 +57,8 @@ def cell(
     Args:
       cells: the run.
       name: of the cell.
-      make: gives the cell as JSON values.
-      shown: its figures in words, for the line that a computed cell gets; None writes no line.
+      make: computes the cell as JSON values.
+      shown: its figures in words, for the line about a computed cell; None writes no line.
 
     Raises:
       InputError: it cannot be written.
@@ -72,12 +72,12 @@ def cell(
 def in_time(
     cells: Cells, makes: Iterable[tuple[str, Callable[[], dict[str, Any]]]], minutes: float | None
 ) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """What is to be computed, in order, until one that is missing would begin too late.
+    """Yields cells to compute, in order, until a missing one would begin too late.
 
     Args:
       cells: the run.
-      makes: each cell's name, and what computes it.
-      minutes: after how many, from now on, no cell begins; None sets no end.
+      makes: each cell's name, and its function.
+      minutes: from now, after which no cell begins; None sets no end.
     """
     ends = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     for name, make in makes:
@@ -88,5 +88,5 @@ def in_time(
 
 
 def say(text: str) -> None:
-    """A line about the progress, on stderr."""
+    """Prints a line about the progress to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""Experiments on one dense language model: it is trained or opened, cut, and recovered.
+"""Experiments on one dense language model: it is trained or opened, pruned, and recovered.
 
-What is trained on, what calibrates, and what is measured are documents of their own.
+Training, calibration and measurement use separate documents.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MEASURED = 8  # windows that must be left to measure on, at least
 
 @dataclasses.dataclass(frozen=True)
 class LanguageExperiment:
-    """What experiments on one dense model have in common; each adds its own fields.
+    """Settings shared by experiments on one dense model; each adds its own fields.
 
     Attributes:
       model: trained from scratch on `data`; None takes --checkpoint.
@@ -49,8 +49,8 @@ class LanguageExperiment:
         checkpoint, to calibrate and measure on.
       held_out: share of the documents that are calibrated and measured on, not trained on.
       steps: optimizer steps of the model's training.
-      batch: windows a training step.
-      length: tokens a training window.
+      batch: windows per training step.
+      length: tokens per training window.
       optimizer: of the training.
       recover_steps: distillation steps of a recovery.
       recover_rate: learning rate of the distillation.
@@ -70,7 +70,7 @@ class LanguageExperiment:
 
     @property
     def how(self) -> How:
-        """The type of activations, for every call."""
+        """The options of every call: the type of activations."""
         return How(dtype=self.dtype)
 
     @property
@@ -114,7 +114,7 @@ def open_base(
     *,
     dtype: str | None = None,
 ) -> Base:
-    """Opens --checkpoint, or trains the experiment's model in base/, resuming if it was begun.
+    """Opens --checkpoint, or trains the experiment's model in base/, resuming an earlier training.
 
     Args:
       experiment: the settings.
@@ -151,13 +151,13 @@ def open_base(
 
 
 def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000) -> np.ndarray:
-    """Windows of the held-out text, int32 [N, length].
+    """Windows of the held-out text, int32 [windows, length].
 
     Args:
       base: the model and its text.
       length: tokens of a window.
-      needed: windows that are not measured, but calibrate.
-      size: characters of text that are enough.
+      needed: windows for calibration, which are not measured.
+      size: characters of text that suffice.
 
     Raises:
       InputError: the text does not fill these and some more to measure on.
@@ -172,12 +172,12 @@ def kept_windows(base: Base, length: int, needed: int, *, size: int = 2_000_000)
 
 
 def perplexity(base: Base, params: Any, cfg: DecoderConfig, windows: np.ndarray) -> float:
-    """Perplexity on windows int32 [N, T], with the experiment's activation dtype."""
+    """Perplexity on windows, int32 [windows, T], with the experiment's activation dtype."""
     return measure_windows(params, windows, cfg=cfg, how=base.experiment.how).perplexity
 
 
 def prune(base: Base, windows: np.ndarray, target: str, recipe: Recipe) -> Result:
-    """Prunes the dense model to exactly the target's size, not rounded to hardware's multiples."""
+    """Prunes the dense model to exactly the target's size, without rounding for hardware."""
     return compress(
         base.params,
         windows,
@@ -205,7 +205,7 @@ def recover(
       base: the dense model, and the text it was trained on.
       found: the pruned model.
       name: of the folder.
-      label: what the lines about the progress begin with.
+      label: prefix of the progress lines.
       seed: of the order of windows.
       evaluate: called with the parameters five times on the way; figures go to metrics.jsonl.
 

@@ -31,7 +31,7 @@ def parser(
     Args:
       doc: the docstring of the experiment, whose first line describes it.
       presets: the experiments by name.
-      default: the preset that is taken if none is named.
+      default: the preset used if none is named.
       data: the help of --data; None leaves --data to the experiment.
       seeds: the help of --seeds; None leaves it out.
       minutes: the help of --minutes; None leaves it out.
@@ -52,7 +52,7 @@ def natural(text: str) -> int:
     """An integer of at least 0, as a `type` of argparse.
 
     Raises:
-      ArgumentTypeError: it is none.
+      ArgumentTypeError: it is not one.
     """
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 0")
@@ -63,7 +63,7 @@ def positive(text: str) -> int:
     """An integer of at least 1, as a `type` of argparse.
 
     Raises:
-      ArgumentTypeError: it is none.
+      ArgumentTypeError: it is not one.
     """
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no integer of at least 1")
@@ -71,10 +71,10 @@ def positive(text: str) -> int:
 
 
 def chosen(options: argparse.Namespace, presets: Mapping[str, Any], name: str) -> tuple[Any, Path]:
-    """The preset with what the options change of it, and the run's folder.
+    """The preset with the options' changes, and the run's folder.
 
     Args:
-      options: what the parser gave; each that is not None replaces the field of its name.
+      options: the parsed options; each that is not None replaces the field of its name.
       presets: the experiments, frozen dataclasses, by name.
       name: of the experiment, for the folder.
     """

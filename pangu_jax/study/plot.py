@@ -14,7 +14,7 @@ from pangu_jax.core.files import atomic_write
 def figure(
     folder: Path, name: str, *shape: int, figsize: tuple[float, float] = (7, 4), **options: Any
 ) -> Iterator[Any]:
-    """Gives axes to draw on, and saves them as plots/NAME.png of the run when the block ends.
+    """Yields axes to draw on, and saves them as plots/NAME.png of the run when the block ends.
 
     Args:
       folder: of the run.
@@ -34,7 +34,7 @@ def figure(
 
 
 def guide(axes: Any) -> None:
-    """A faint grid, and a legend where something has a label."""
+    """Adds a faint grid, and a legend if something has a label."""
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""report.md of a run, and what every report says."""
+"""report.md of a run, and the parts that every report has."""
 
 import platform
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Cells shared by several processes: each is a file of its own, taken by whoever is first.
+"""Cells shared by several processes: each is a file of its own, taken by the first process.
 
     begin(folder, settings)
     if given.workers == 1:
@@ -51,18 +51,18 @@ def work(
     shown: Callable[[dict[str, Any]], str],
     seconds: float | None = None,
 ) -> None:
-    """Takes cells that nobody has taken until none is left or time is up.
+    """Takes unclaimed cells until none is left or time is up.
 
     Args:
       folder: of the run.
-      cells: what makes each, by name: a function of a folder for its training and of `stop`, which
-        says whether time is up. A cell that was cut short for that has "cut" set, and is made
-        again, from its training on, by the next run. Each has its "seconds".
+      cells: functions by name, each of a folder for its training and of `stop`, which says whether
+        time is up. A cell that was cut short for that has "cut" set, and the next run computes it
+        again, resuming its training. Each has its "seconds".
       shown: a cell's figures in words.
-      seconds: how long there is; None for no end.
+      seconds: time limit; None for none.
 
     Raises:
-      InputError: a cell cannot be made or written.
+      InputError: a cell cannot be computed or written.
     """
     end = time.monotonic() + (float("inf") if seconds is None else seconds)
 
@@ -94,9 +94,9 @@ def share(folder: Path, module: str, workers: int, *, seconds: float | None = No
 
     Args:
       folder: of the run.
-      module: what the command runs, as `python -m` has it.
-      workers: how many processes; they share the device's memory.
-      seconds: after how long they are told to stop; None for no end.
+      module: module that the command runs, as for `python -m`.
+      workers: number of processes; they share the device's memory.
+      seconds: time after which they are told to stop; None for no end.
     """
     began = time.monotonic()
     command = [sys.executable, "-m", module, *sys.argv[1:], "--worker"]
@@ -136,7 +136,7 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def is_done(folder: Path, name: str) -> bool:
-    """Whether a cell is there and was not cut short by a time limit."""
+    """Whether a cell's result exists and was not cut short by a time limit."""
     path = folder / "cells" / f"{name}.json"
     return path.exists() and not read_json(path, finite=False).get("cut")
 

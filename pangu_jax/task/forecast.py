@@ -59,7 +59,7 @@ def fit(
       data: a CSV file, or a series that was read.
       horizon: H, steps to forecast.
       out: the folder to keep it in, for `load`; None keeps it in memory.
-      seeds: how many models are trained; their forecasts are averaged.
+      seeds: number of models trained; their forecasts are averaged.
       coverage: the share of observations the intervals should cover.
       look_back: input steps of a forecast.
       layers: blocks of the model.
@@ -70,7 +70,7 @@ def fit(
       learning_rate: of Adam; halves with every epoch from the third on.
       epochs: at most.
       patience: epochs without a better validation error before it stops.
-      layout: how the file is laid out.
+      layout: column layout of the file.
 
     Raises:
       InputError: unusable data, too few rows, or sizes out of range.
@@ -115,12 +115,12 @@ def forecast(
     Args:
       model: a forecaster.
       data: a CSV file with the columns that it was trained on, or such a series that was read.
-      steps: how far ahead; None is the trained horizon, beyond which there are no intervals.
-      layout: how the file is laid out.
+      steps: steps to forecast; None is the trained horizon, beyond which there are no intervals.
+      layout: column layout of the file.
 
     Returns:
       {"times": a list of texts, "names": of the columns, "values", "low", "high": float64
-      [steps, V] in the units of the data, "notes": what is not certain, a sentence each}.
+      [steps, V] in the units of the data, "notes": caveats, one sentence each}.
 
     Raises:
       InputError: another kind of model, other columns, another step, or too few rows.
@@ -138,7 +138,7 @@ def forecast(
 
 
 def read(data: str | Path | Series, layout: CsvFormat = CsvFormat()) -> Series:
-    """A series, read from a CSV file if it is not one yet; what the reader notes is logged.
+    """Reads a series from a CSV file, unless it is one already; the reader's notes are logged.
 
     Raises:
       InputError: the file cannot be read as one.
@@ -155,7 +155,7 @@ def check_training(seeds: int, coverage: float) -> None:
     """Checks the arguments of a training.
 
     Raises:
-      InputError: no seed, or a coverage that is no share.
+      InputError: no seed, or a coverage out of range.
     """
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}")
@@ -185,7 +185,7 @@ def fit_series(
       coverage: the share of observations the intervals should cover; they are calibrated on the
         validation part, tracked through the test part, and what they cover of it is measured.
       progress: called with steps done, steps at most, and a line of text.
-      folder: where metrics and checkpoints go, to resume from; None keeps nothing.
+      folder: for metrics and checkpoints, to resume from; None keeps nothing.
 
     Raises:
       InputError: unusable data, too few rows, sizes out of range, another run in the folder.
@@ -234,12 +234,12 @@ def fit_series(
 
 
 def score_series(model: Forecaster, series: Series, *, where: str = "the series") -> dict:
-    """Errors over every window of the last fifth of a series, beside plain baselines.
+    """Errors over every window of the last fifth of a series, next to plain baselines.
 
     Args:
       model: a trained forecaster.
       series: with the columns and the step that it was trained on.
-      where: how errors name the series.
+      where: the series' name in errors.
 
     Returns:
       {"windows", "filled" (values of that fifth that were filled in, and so are not measured),

@@ -57,11 +57,11 @@ def generate(
       top_k: sample from the k most likely tokens; 0 for all.
       top_p: sample from the smallest set of tokens whose total probability reaches it; 1 for all.
       seed: of the sampling; a prompt's text does not depend on the other prompts.
-      batch: how many are decoded at once.
+      batch: prompts decoded at once.
       dtype: type of activations and cache.
       soft_thinking: whether it thinks in mixtures of tokens before it writes.
-      think_end: what is written behind the thought; None is the tokenizer's </think> or [unused17].
-      soft: how it thinks.
+      think_end: text that follows the thought; None is the tokenizer's </think> or [unused17].
+      soft: settings of soft thinking.
 
     Raises:
       InputError: another kind of model, one without a tokenizer, or options that make no sense.
@@ -145,11 +145,11 @@ def perplexity(
       found: the documents.
       cfg: the model.
       tokenizer: its tokenizer.
-      progress: called with what is done, how much of it, and how much in all where that is known.
+      progress: called with the activity, the amount done, and the total if it is known.
       **options: of `eval.perplexity.measure`.
 
     Raises:
-      InputError: as `measure`, or ids that the model lacks.
+      InputError: as in `measure`, or ids that the model lacks.
     """
     tokens = tokenize(
         found, tokenizer, as_prompts=True, progress=lambda done: progress("reading, bytes", done)
@@ -160,7 +160,7 @@ def perplexity(
 
 
 def as_dict(found: Perplexity) -> dict[str, Any]:
-    """A measurement as plain values, with what follows from them."""
+    """A measurement as plain values, with derived ones."""
     return {
         **dataclasses.asdict(found),
         "perplexity": found.perplexity,
@@ -181,7 +181,7 @@ def embed(
     max_length: int | None = None,
     dtype: Dtype = "float32",
 ) -> np.ndarray:
-    """One vector per text, float32 [texts, width], as `pangu-jax embed` writes them.
+    """One vector per text, float32 [texts, D], as in the output of `pangu-jax embed`.
 
         >>> vectors = pj.embed(pj.load("all-MiniLM-L6-v2"), ["a question", "a passage"])
         >>> vectors @ vectors.T
@@ -190,19 +190,18 @@ def embed(
     Args:
       model: an encoder, such as those of sentence-transformers, or a decoder.
       texts: the texts.
-      pooling: which hidden states make a vector; None is what the model's folder says.
-      attention: of a decoder, whether tokens see no later ones or all; None is what the folder
-        says.
-      pool_prefix: of a decoder, whether the prefix's tokens are pooled too; None is what the folder
-        says.
-      prefix: what is put before every text; None is what the folder says.
+      pooling: how hidden states become a vector; None takes the folder's.
+      attention: of a decoder, causal or bidirectional; None takes the folder's.
+      pool_prefix: of a decoder, whether the prefix's tokens are pooled too; None takes the
+        folder's.
+      prefix: text put before every text; None takes the folder's.
       batch: texts computed at once.
-      max_length: tokens that a text is cut to; None is what the folder says.
+      max_length: tokens that a text is truncated to; None takes the folder's.
       dtype: type of the activations.
 
     Raises:
-      InputError: another kind of model, nobody says how to pool, no tokenizer, or an option that is
-        not for this kind of model.
+      InputError: another kind of model, unspecified pooling, no tokenizer, or an option that does
+        not apply to this kind of model.
     """
     check_dtype(dtype)
     opened = text_encoder(

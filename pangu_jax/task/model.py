@@ -23,15 +23,15 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A loaded model, as data: what the functions of `pangu_jax` take.
+    """A loaded model, as data: the argument of the functions of `pangu_jax`.
 
     Attributes:
       kind: "decoder" (a language model), "encoder" (text embeddings), or "forecaster"; or another
         of `models.registry.KINDS`.
       params: a nested tree of arrays.
       cfg: the frozen dataclass that describes it completely.
-      tokenizer: its tokenizer; None where it has none.
-      path: where it was read from; "" if nowhere.
+      tokenizer: its tokenizer; None if it has none.
+      path: its origin; "" if none.
       half_width: for a forecaster, float64 [H, V]: the half widths of its intervals.
     """
 
@@ -136,7 +136,7 @@ def tokenizer_of(model: Model) -> Tokenizer:
 
 
 def checkpoint_of(model: Model) -> str:
-    """The folder of a model, for what copies files that lie beside it.
+    """The folder of a model, for callers that copy files beside it.
 
     Raises:
       InputError: it was read from a GGUF file, or from nowhere.
@@ -152,7 +152,7 @@ def checkpoint_of(model: Model) -> str:
 
 
 def _own(found: str) -> Tokenizer | None:
-    """The tokenizer of a folder, or "bytes"; one that is there but cannot be read is an error."""
+    """The tokenizer of a folder, or "bytes"; one that exists but cannot be read is an error."""
     if found != "bytes" and not any((Path(found) / name).exists() for name in TOKENIZERS):
         return None
     return load_tokenizer(found)

@@ -1,4 +1,4 @@
-"""What is read of a prompt: its ids, or with soft thinking the prompt, a thought, and its end."""
+"""Engine inputs of a prompt: its ids, or with soft thinking the prompt, a thought, and its end."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,22 +27,22 @@ def preparation(
     end: str | None,
     how: How,
 ) -> tuple[Prepare, int]:
-    """What makes a prompt ready for the engine, and how much longer it may become.
+    """Returns a function that prepares a prompt for the engine, and the most tokens it adds.
 
     Args:
       params: tree of `transformer.by_layer`, as every prompt would copy the layers otherwise.
       cfg: the model.
       tokenizer: its tokenizer.
-      soft: how it thinks before it writes; None does not.
-      end: what is written behind a thought; None is the tokenizer's token of `ENDS`.
+      soft: settings of soft thinking; None for none.
+      end: text that follows a thought; None is the tokenizer's token of `ENDS`.
       how: the type of the activations.
 
     Returns:
-      A function of a prompt's ids and its key that gives what the engine reads, and the thought in
-      it: the ids themselves and None, unless it is to think first; and a number of tokens.
+      A function from a prompt's ids and key to the engine's input and the thought in it (the ids
+      themselves and None without soft thinking); and the most tokens that it adds.
 
     Raises:
-      InputError: nobody says what ends thinking, or the model lacks its ids.
+      InputError: what ends thinking is unknown, or the model lacks its ids.
     """
     if soft is None:
         return lambda ids, key: (ids, None), 0
@@ -62,7 +62,7 @@ def preparation(
 
 
 def _end(end: str | None, tokenizer: Tokenizer) -> list[int]:
-    """The ids behind a thought."""
+    """The ids that follow a thought."""
     if end is not None:
         return tokenizer.encode(end) if end else []
     for name in ENDS:

@@ -1,4 +1,4 @@
-"""The contrastive loss as the training step wants it: pairs are embedded, and compared at once."""
+"""The contrastive loss in the form the training step takes: pairs are embedded, then compared."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,9 +29,9 @@ def contrastive_loss(
     Args:
       embed: `embed(params, inputs, key) -> [B, D]`, a row for each of the inputs', which do not see
         each other.
-      temperature: what similarities are divided by.
-      symmetric: whether documents look for their queries, too.
-      layout: where arrays live; None is one device.
+      temperature: divisor of similarities.
+      symmetric: whether to add the loss of documents that look for their queries.
+      layout: placement of the arrays; None is one device.
 
     Returns:
       The loss. Its batch has "queries" and "documents", inputs of `embed` of B rows each, and, if
@@ -89,7 +89,7 @@ def text_vectors(
       [B, T]; the key is not used.
 
     Raises:
-      InputError: nobody said how the model pools.
+      InputError: the model's pooling is unspecified.
     """
     check_pooling(cfg)
     scaled = dataclasses.replace(cfg, normalize=True)

@@ -29,12 +29,12 @@ def distill_loss(
     """KL to the teacher's predictions plus the language-modeling loss.
 
     Args:
-      teacher_cfg: the teacher, whose parameters are what the loss gets as `frozen`.
+      teacher_cfg: the teacher, whose parameters the loss gets as `frozen`.
       cfg: the student, of the same vocabulary.
       kl_weight: of KL(teacher || student).
       lm_weight: of the cross-entropy with the text.
       hidden_weight: of the match of the last hidden states.
-      hidden: the teacher's channels that the student kept, where their widths differ.
+      hidden: the teacher's channels that the student kept, if their widths differ.
       temperature: softens both predictions in the KL.
       chunk: tokens whose logits are held at once.
       how: layout, implementations, type of activations, and what backward recomputes.

@@ -17,7 +17,7 @@ class StopRule:
 
     Attributes:
       metric: the name of one that `evaluate` returns; lower is better.
-      patience: evaluations. Of several seeds each has its own: one whose patience is over keeps
+      patience: evaluations. Several seeds count separately: one whose patience is over keeps
         its best parameters while the others go on, and the run ends with the last.
     """
 
@@ -35,8 +35,8 @@ class Best:
 
     Attributes:
       params: the parameters at the best evaluation.
-      score: float32, what it measured; the largest number before the first.
-      step: int32, when that was.
+      score: float32, its value; the largest number before the first.
+      step: int32, the step of that evaluation.
       waited: int32, evaluations since.
     """
 
@@ -56,12 +56,12 @@ def begin(params: Any, seeds: int = 1) -> Best:
 
 
 def judge(best: Best, params: Any, score: Any, step: int, rule: StopRule) -> Best:
-    """What is best after an evaluation; seeds whose patience is over stay as they are.
+    """The best so far, after an evaluation; seeds out of patience stay unchanged.
 
     Args:
-      best: what was best before it.
-      params: the parameters that were evaluated; they are copied where they are better.
-      score: what was measured, a number or, for several seeds, one each.
+      best: the best before it.
+      params: the parameters that were evaluated; they are copied if they are better.
+      score: the measured value, lower is better: a scalar or, with several seeds, one for each.
       step: steps done.
       rule: the rule.
     """
@@ -83,7 +83,7 @@ def is_over(best: Best, rule: StopRule) -> bool:
 
 
 def _like(old: jax.Array, new: np.ndarray) -> jax.Array:
-    """On the old one's devices, and bound to them if it was: else the step is compiled anew."""
+    """Places a value like the old one, committed if it was; else the step would recompile."""
     return jax.device_put(new, old.sharding) if old.committed else jnp.asarray(new)
 
 

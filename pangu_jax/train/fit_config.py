@@ -7,11 +7,11 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
-    """How a forecaster is trained.
+    """Settings for training a forecaster.
 
     Attributes:
       batch: windows per step.
-      learning_rate: of Adam in epochs 1 and 2; it halves with every epoch after.
+      learning_rate: of Adam in epochs 1 and 2; it halves with every later epoch.
       epochs: at most.
       patience: epochs without a better validation error before a seed stops.
     """

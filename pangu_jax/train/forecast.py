@@ -40,7 +40,7 @@ class Fit:
       curves: for each seed, {"train", "validation"} a mean squared error per epoch.
       best_epoch: for each seed, counted from 1.
       step_s: seconds per step of all seeds together, after compilation; the median over chunks. 0
-        where nothing was left to train.
+        if nothing was left to train.
       seconds: in all, since the training was started or resumed.
       cut: whether `stop` ended the training before it would have ended itself.
     """
@@ -98,20 +98,20 @@ def forecast_loss(model: TimeProConfig, *, how: How = HOW) -> Loss:
 
 
 def initial(model: TimeProConfig, seeds: Sequence[int]) -> Any:
-    """The parameters that seeds start from; stacked where there are several."""
+    """Initial parameters of seeds; stacked if there are several."""
     return draw(timepro.spec(model), jnp.stack([jax.random.key(seed) for seed in seeds]))
 
 
 def batches(
     starts: np.ndarray, seeds: Sequence[int], *, batch: int, step: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches from a step on, without end; each epoch is shuffled anew, for each seed on its own.
+    """Endless batches from a step on; each epoch is reshuffled, for each seed separately.
 
     Args:
-      starts: int32, first rows of the windows.
-      seeds: several give every leaf a leading axis of them.
+      starts: int32 [windows], first rows of the windows.
+      seeds: several add a leading axis of seeds to every leaf.
       batch: windows per step; windows of an epoch that do not fill one are left out.
-      step: where to begin.
+      step: first step.
     """
     epoch_steps = len(starts) // batch
     for epoch in itertools.count(step // epoch_steps + 1):
@@ -143,15 +143,15 @@ def fit(
 
     Args:
       series: float32 [rows, V], scaled.
-      train_starts: int32, first rows of the training windows.
-      validation: int32, first rows of the validation windows.
+      train_starts: int32 [windows], first rows of the training windows.
+      validation: int32 [windows], first rows of the validation windows.
       model: the model.
       cfg: the training.
       seeds: at least one.
       how: implementations.
       progress: called with steps done, steps at most, and a line about the last epoch.
       stop: asked after every epoch; True ends the training there.
-      folder: where metrics and checkpoints go, a run of its own, which resumes where it was
+      folder: for metrics and checkpoints, a run of its own, which resumes where it was
         stopped; None keeps nothing.
 
     Raises:
@@ -266,7 +266,7 @@ class _Watch:
 
 
 def _settings(model, cfg, seeds, arrays) -> dict[str, Any]:
-    """What defines a run."""
+    """Settings that identify a run."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())

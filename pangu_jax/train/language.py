@@ -81,7 +81,7 @@ def language_loss(
 
 
 def auxiliary(router: list, cfg: decoder.DecoderConfig) -> jax.Array | None:
-    """Mean of the auxiliary loss over the routed layers, or None where there are none."""
+    """Mean of the auxiliary loss over the routed layers, a scalar, or None if there are none."""
     layers = []
     for stats, (layer, _) in zip(router, transformer.run_lengths(cfg), strict=True):
         if stats is not None:
@@ -122,7 +122,7 @@ def train_language(
       documents: as in `language_loss`.
       how: as in `language_loss`; parameters, optimizer state and batches are laid out by its
         layout, too.
-      label: what the progress line says.
+      label: label of the progress line.
 
     Returns:
       The parameters after the last step.

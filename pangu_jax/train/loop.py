@@ -50,27 +50,27 @@ def train(
 ) -> TrainState:
     """Trains from the last checkpoint in `folder`, or from the start, to `cfg.steps`.
 
-    A run of one stage; see `train_stages` for the result and what it raises.
+    A run of one stage; see `train_stages` for the result and exceptions.
 
     Args:
       loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
       spec: tree of `Spec` of the parameters.
-      batches: `batches(step)` gives the batches from that step on, numpy arrays.
+      batches: `batches(step)` yields the batches from that step on, numpy arrays.
       cfg: length and checkpoints.
-      optimizer: what turns gradients into updates, such as `optimizer.make_optimizer` makes.
+      optimizer: transforms gradients into updates, such as one of `optimizer.make_optimizer`.
       folder: the run's folder, or the caller's claim on it: metrics.jsonl and checkpoints/ go
         there. None saves nothing, and leaves signals alone.
       schedule: the learning rate by step, for metrics.
       frozen: arrays that the loss reads but are not trained; see `Stage`.
-      params: where to start from, as in `train_stages`; so are all that follow.
-      trainable: which leaves are trained.
-      evaluate: what is measured along the way.
+      params: initial values, as in `train_stages`; so are all that follow.
+      trainable: the leaves to train.
+      evaluate: evaluation during training.
       rule: early stopping.
       should_stop: whether to stop after an evaluation.
-      unit: what the loss's weight counts.
-      label: what the progress line says.
+      unit: the unit that the loss's weight counts.
+      label: label of the progress line.
       on_metrics: is called with every line of metrics.
-      layout: where arrays live.
+      layout: placement of the arrays.
       profile: traces some steps.
     """
     stage = Stage(cfg.steps, loss, batches, optimizer, schedule, frozen)
@@ -127,10 +127,10 @@ def train_stages(
         names.
       rule: early stopping; the best parameters are the state's `best`.
       should_stop: asked after every evaluation; True stops the run there, as a signal would.
-      unit: what the loss's weight counts, in the plural.
-      label: what the progress line says; None shows none.
+      unit: the unit that the loss's weight counts, in the plural.
+      label: label of the progress line; None shows none.
       on_metrics: called with every line of metrics, those from before the run was stopped first.
-      layout: where arrays live; None is the default device.
+      layout: placement of the arrays; None is the default device.
       profile: traces some of the first steps.
 
     Returns:
@@ -180,7 +180,7 @@ def train_stages(
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What stays constant during a run."""
+    """The constants of a run."""
 
     timeline: StageSequence
     spec: Any

@@ -7,15 +7,15 @@ from pangu_jax.core.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is and what it leaves behind.
+    """Length of a run, and its checkpoints and evaluations.
 
     Attributes:
       steps: optimizer steps.
       accumulate: microbatches per step.
-      seed: of initial values and of the keys that losses get. Several train as many models at once:
-        then all leaves of parameters and batches have a leading axis of them.
+      seed: of initial values and of the losses' keys. Several seeds train as many models at once:
+        then all leaves of parameters and batches have a leading axis of seeds.
       checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep: latest checkpoints kept.
+      keep: number of latest checkpoints kept.
       evaluate_every: steps between evaluations; 0 for none before the end.
       chunk: steps that run without returning to Python, where nothing else is to be done before
         their end; signals wait for it. The others run one by one.

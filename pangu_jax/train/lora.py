@@ -21,19 +21,19 @@ from pangu_jax.core.spec import Normal, Spec, init, is_spec, zeros
 from pangu_jax.core.tree import flatten, split
 from pangu_jax.train.step import BatchLoss, Loss
 
-TRAINED = r".*/lora_(into|out)"  # the `trainable` of a training that leaves all else as it is
+TRAINED = r".*/lora_(into|out)"  # the `trainable` of a training that freezes all else
 _INTO, _OUT = "lora_into", "lora_out"
 _MANY = ("layers", "expert", "group")  # axes along which there is one matrix each
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which kernels are adapted, and how much.
+    """Settings of LoRA: the adapted kernels, rank and scale.
 
     Attributes:
-      pattern: a regular expression that the full paths of kernels match.
-      rank: of what is added to each matrix.
-      alpha: what is added is scaled by alpha / rank.
+      pattern: a regular expression that the full paths of adapted kernels match.
+      rank: of the update of each matrix.
+      alpha: the update is scaled by alpha / rank.
     """
 
     pattern: str = r".*/attention/(query|key|value|out)/kernel"
@@ -53,10 +53,10 @@ def attach(spec: Any, cfg: LoraConfig) -> Any:
 
     Args:
       spec: tree of `Spec`.
-      cfg: which kernels.
+      cfg: settings of LoRA.
 
     Raises:
-      InputError: the pattern matches none, or something that is no kernel.
+      InputError: the pattern matches nothing, or a leaf that is not a kernel.
     """
     wanted = [n for n in flatten(spec, is_leaf=is_spec) if re.fullmatch(cfg.pattern, n)]
     if not wanted:
@@ -68,12 +68,12 @@ def attach(spec: Any, cfg: LoraConfig) -> Any:
 
 
 def attach_params(params: Any, spec: Any, *, key: jax.Array) -> Any:
-    """Parameters with the spec's further leaves, which add nothing yet.
+    """Adds the spec's further leaves to parameters; they do not change the model yet.
 
     Args:
       params: those of the model.
-      spec: what `attach` gave.
-      key: the leaves that are not zero are drawn with it.
+      spec: the result of `attach`.
+      key: of the leaves with random initial values.
     """
     return _graft(params, init(split(spec, TRAINED)[0], key=key))
 
@@ -141,7 +141,7 @@ def _walk(tree: Any, name: str, change: Any) -> Any:
 
 
 def _graft(params: Any, drawn: Any) -> Any:
-    """The leaves of `params`, and those of `drawn` where there are none."""
+    """The leaves of `params`, and those of `drawn` where `params` has none."""
     if isinstance(drawn, dict):
         return {k: _graft(params[k], v) if k in params else v for k, v in drawn.items()}
     if isinstance(drawn, list | tuple):

@@ -34,11 +34,11 @@ class MetricLog:
         writes: bool = True,
         on_metrics: Callable[[dict[str, Any]], None] | None = None,
     ):
-        """Opens the file, dropping lines of steps after `start_step` that a stop left behind.
+        """Opens the file, dropping lines of steps after `start_step` left by an interrupted run.
 
         Args:
           path: the file; None for none.
-          start_step: what is kept.
+          start_step: the last step whose lines are kept.
           writes: False where another process of the run writes it.
           on_metrics: called with every line, those that were kept first.
 
@@ -84,13 +84,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, a half-written last one left out.
 
     Raises:
-      InputError: it cannot be read, or another line is none.
+      InputError: it cannot be read, or another line is invalid.
     """
     return _lines(Path(path))
 
 
 class ProgressLine:
-    """A bar with loss, speed and time left; plain lines where there is no terminal."""
+    """A bar with loss, speed and time left; plain lines without a terminal."""
 
     def __init__(
         self,
@@ -105,10 +105,10 @@ class ProgressLine:
         """Starts the clock and, on a terminal, the bar.
 
         Args:
-          label: what the line begins with.
+          label: prefix of the line.
           steps: of the run.
-          start_step: where it resumes.
-          unit: what is counted, in the plural.
+          start_step: step to resume at.
+          unit: the unit that is counted, in the plural.
           every_s: seconds between plain lines.
           shows: False for the speed alone.
         """
@@ -138,7 +138,7 @@ class ProgressLine:
         return speed
 
     def close(self) -> None:
-        """Takes the bar off the terminal."""
+        """Removes the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 

@@ -23,13 +23,13 @@ def answer_log_probs(
     chunk: int = CHUNK,
     how: How = HOW,
 ) -> jax.Array:
-    """Log-probability of each label, as the engine gives it for what it samples.
+    """Log-probabilities of labels, in nats, as the engine reports them for its samples.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
       batch: tokens, labels and segments, int32 [B, T]; segments are 0 for padding.
       cfg: the model.
-      temperature: what the tokens were sampled at.
+      temperature: the sampling temperature of the tokens.
       chunk: tokens whose logits are held at once.
       how: layout, implementations, type of activations, and what backward recomputes.
 
@@ -56,14 +56,14 @@ def answer_loss(
     Args:
       cfg: the model.
       policy: the loss.
-      temperature: what the tokens were sampled at.
+      temperature: the sampling temperature of the tokens.
       chunk: tokens whose logits are held at once.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
-      loss(params, None, batch, key); the batch has what `answer_log_probs` reads, behavior and
-      mask, float32 [B, T], advantage, float32 [B], and, where they are wanted, proximal and
-      reference, float32 [B, T].
+      loss(params, None, batch, key); the batch has the inputs of `answer_log_probs`, behavior and
+      mask, float32 [B, T], advantage, float32 [B], and, if needed, proximal and reference,
+      float32 [B, T].
     """
 
     def loss(params, frozen, batch, key):

@@ -19,7 +19,7 @@ SKIPPED = 2  # steps before the trace: the first ones warm up
 
 
 class Profiler:
-    """Traces steps into a folder that TensorBoard, XProf and Perfetto open, and tells about them.
+    """Traces steps into a folder for TensorBoard, XProf and Perfetto, and reports on them.
 
     The trace lies below the folder in plugins/profile/<time>/: `*.xplane.pb` is what
     `tensorboard --logdir FOLDER` (with the profile plug-in) reads, and `*.trace.json.gz` can be
@@ -27,11 +27,11 @@ class Profiler:
     """
 
     def __init__(self, folder: str | Path, *, steps: int = 5, tell: Callable[[str], Any] = print):
-        """Nothing happens before the steps are watched.
+        """Prepares a profiler; it does nothing until the steps are watched.
 
         Args:
-          folder: where the trace goes; made if missing.
-          steps: how many are traced, after two that are not.
+          folder: folder for the trace; made if missing.
+          steps: steps to trace, after two that are not.
           tell: called with the lines of the report.
         """
         self.folder, self.steps, self.tell = Path(folder), steps, tell
@@ -108,8 +108,8 @@ def part_times(folder: str | Path, compiled: str) -> collections.Counter[str]:
     """Microseconds of the newest trace by part of the step, forward and backward apart.
 
     Args:
-      folder: where the trace was written.
-      compiled: the text of the compiled program, which says what each operation is part of.
+      folder: folder of the trace.
+      compiled: the text of the compiled program, which names the scope of each operation.
     """
     times: collections.Counter[str] = collections.Counter()
     for (_, scope), busy in operation_times(folder, compiled).items():
@@ -121,7 +121,7 @@ def operation_times(folder: str | Path, compiled: str) -> collections.Counter[tu
     """Microseconds of the newest trace by operation: its name, and its scope in the program.
 
     Args:
-      folder: where the trace was written.
+      folder: folder of the trace.
       compiled: the text of the compiled program.
     """
     scopes = dict(re.findall(r'%?([\w.\-]+) = [^\n]*?op_name="([^"]*)"', compiled))

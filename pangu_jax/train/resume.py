@@ -1,4 +1,4 @@
-"""A run's state in its checkpoints, and what to say of them when something fails."""
+"""Saves and restores a run's state, and explains failures."""
 
 import contextlib
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def last_saved(store: Store | NullStore) -> str:
 
 
 def beside_parameters(state: TrainState) -> dict[str, Any]:
-    """What a checkpoint holds besides the parameters."""
+    """The part of a checkpoint besides the parameters."""
     rest = {"step": state.step, "opt_state": state.opt_state}
     return rest if state.best is None else {**rest, "best": state.best}
 
@@ -52,7 +52,7 @@ def restore(
     """The state after a saved step.
 
     Args:
-      store: where it was saved.
+      store: the run's checkpoints.
       step: its number.
       spec: tree of `Spec` of the parameters.
       plan: the run's stages.
@@ -90,7 +90,7 @@ def restore(
 
 
 def on_device(shapes: Any, layout: Layout | None) -> Any:
-    """Shapes with the default device as their place, unless a layout says where they live."""
+    """Shapes placed on the default device, unless they have a sharding of a layout."""
     if layout is not None:
         return shapes
     where = one_device()

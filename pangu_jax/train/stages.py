@@ -1,4 +1,4 @@
-"""What a run is made of: how long it is, and stages with losses and data of their own."""
+"""The plan of a run: its length, and stages with losses and data of their own."""
 
 import dataclasses
 import itertools
@@ -20,13 +20,13 @@ class Stage:
     """A stretch of a run with its own loss and data.
 
     Attributes:
-      steps: how long it is.
+      steps: optimizer steps.
       loss: see `step.make_step`.
-      batches: `batches(step)` gives the stage's batches from that step of it on, numpy arrays.
+      batches: `batches(step)` yields the stage's batches, numpy arrays, from that step of it on.
       optimizer: None keeps the previous stage's, and its state; another begins with a fresh state.
       schedule: the learning rate by the optimizer's step, for metrics.
-      frozen: arrays that the loss reads and nobody trains, such as a teacher's parameters; None
-        where there are none. They live where the caller put them.
+      frozen: arrays that the loss reads and that are not trained, such as a teacher's parameters,
+        placed by the caller; None for none.
     """
 
     steps: int
@@ -52,22 +52,22 @@ class StageSequence:
         return next(i for i, end in enumerate(self.ends) if step <= end)
 
     def boundary(self, number: int, end: int) -> int:
-        """The next step at which something is done beside training, the stage's end at most."""
+        """The next step followed by a checkpoint or an evaluation, the stage's end at most."""
         every = [n for n in (self.cfg.checkpoint_every, self.cfg.evaluate_every) if n]
         return min(end, *(number - number % n + n for n in every))
 
     def due(self, number: int) -> tuple[bool, bool]:
-        """Whether to evaluate and whether to save after a step, the last one apart."""
+        """Whether to evaluate and whether to save after a step; the loop always saves the last."""
         last, every = number == self.cfg.steps, self.cfg.evaluate_every
         evaluates = last or bool(every and number % every == 0)
         return evaluates, number % self.cfg.checkpoint_every == 0
 
     def told(self, index: int) -> dict[str, np.ndarray]:
-        """What a checkpoint says of where in the plan it is, where there are several stages."""
+        """A checkpoint's record of its stage; {} for a plan of one stage."""
         return {"stage": np.asarray(index + 1, np.int32)} if len(self.stages) > 1 else {}
 
     def optimizer(self, index: int) -> optax.GradientTransformation:
-        """What a stage trains with."""
+        """The optimizer of a stage: its own, else the latest earlier one."""
         given = (s.optimizer for s in self.stages[index::-1] if s.optimizer is not None)
         return next(given)
 
@@ -81,10 +81,10 @@ class StageSequence:
 def sequence(
     stages: Sequence[Stage], cfg: LoopConfig, trainable: str | None, layout: Layout | None
 ) -> StageSequence:
-    """The stages of a run in their order.
+    """Builds the stages of a run, in order.
 
     Raises:
-      InputError: stages that do not make up the run, or settings that do not go together.
+      InputError: stages whose steps do not sum to the run's, or incompatible settings.
     """
     if not stages or any(stage.steps < 1 for stage in stages):
         raise InputError("a run needs stages of at least one step each")

@@ -33,7 +33,7 @@ class BatchLoss:
     whole batch, in the memory of one microbatch and all embeddings.
 
     Attributes:
-      embed: `embed(params, frozen, batch, key)` gives a tree of arrays, one row for each of the
+      embed: `embed(params, frozen, batch, key)` returns a tree of arrays, one row for each of the
         batch; rows do not see each other.
       compare: `compare(embeddings, frozen, batch) -> (sum, weight, {name: sum})`, of the whole
         batch.
@@ -54,8 +54,8 @@ class TrainState:
     Attributes:
       step: int32 scalar, steps done.
       params: the parameters, trained or not.
-      opt_state: the optimizer's state, of the trained ones.
-      best: the best parameters so far, where a stop rule keeps them.
+      opt_state: the optimizer's state of the trained parameters.
+      best: the best parameters so far, if a stop rule keeps them.
     """
 
     step: jax.Array
@@ -77,10 +77,10 @@ def init_state(
 
     Args:
       spec: tree of `Spec`.
-      optimizer: whose state is made.
+      optimizer: the optimizer of the state.
       key: for initial values; an array of keys, one per seed, for several.
       params: parameters to start from, those of several seeds stacked; None draws them.
-      layout: where arrays live; None is one device.
+      layout: placement of the arrays; None is one device.
       trainable: see `make_step`.
     """
     seeds = key.size
@@ -99,7 +99,7 @@ def init_state(
 
 
 def one_device() -> jax.sharding.SingleDeviceSharding:
-    """Where arrays live without a layout."""
+    """The placement of arrays without a layout: this process's first device."""
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
@@ -168,22 +168,22 @@ def make_step(
     spread over microbatches. Metrics that the loss names are sums and are divided alike. Trainings
     of the same loss and optimizer share a compilation.
 
-    `frozen` holds arrays that the loss reads and nobody trains, such as a teacher's parameters.
+    `frozen` holds arrays that the loss reads but are not trained, such as a teacher's parameters.
     They are arguments of the compiled step, where arrays that a loss closes over would be copied
     into the program.
 
     Args:
       loss: `loss(params, frozen, batch, key) -> (sum, weight, {name: sum})`, or a `BatchLoss`.
-      optimizer: what turns gradients into updates.
+      optimizer: the transformation of gradients into updates.
       accumulate: number of microbatches; it divides every leaf's first dimension.
       schedule: reported as learning_rate, if given.
       trainable: a regular expression that the whole paths of trained leaves match; the others get
         neither gradients nor moments. None trains all.
-      seeds: how many models are trained at once. With several, the state, the keys and every leaf
+      seeds: number of models trained at once. With several, the state, the keys and every leaf
         of the batch have a leading axis of them, and so have the metrics.
-      chunk: how many steps one call takes. With more than one the batch has a leading axis of
+      chunk: number of steps per call. With more than one the batch has a leading axis of
         them, and so have the metrics.
-      layout: where arrays live; None is one device.
+      layout: placement of the arrays; None is one device.
 
     Returns:
       The step. Its metrics are float32: loss, weight, grad_norm, and those of the loss.
@@ -317,7 +317,7 @@ def _cut(x: Any, parts: int) -> Any:
 
 
 def _initializer(optimizer, trainable: str | None, seeds: int) -> Callable[[Any], Any]:
-    """From parameters to the optimizer's state of the trained ones."""
+    """A function from parameters to the optimizer's state of the trained ones."""
 
     def start(params):
         return optimizer.init(split(params, trainable)[0])

@@ -16,22 +16,22 @@ class Stopped(Exception):
 
     Attributes:
       step: the last step, which is saved.
-      status: what a command should exit with: 128 and the signal's number, or 0 where no signal
+      status: exit status of a command: 128 and the signal's number, or 0 where no signal
         asked but the caller's own rule.
       state: the training state at that step.
     """
 
     def __init__(self, step: int, status: int = 128 + signal.SIGTERM, state: Any = None):
-        """Of the step, the exit status and the state."""
+        """Takes the step, the exit status and the state."""
         super().__init__(step)
         self.step, self.status, self.state = step, status, state
 
 
 class StopRequest:
-    """Whether a signal asked this run to stop, and which one."""
+    """A request, by signal, to stop this run."""
 
     def __init__(self):
-        """Nothing was asked yet."""
+        """Starts without a request."""
         self.signal = signal.SIGTERM
         # Not an Event, which has a lock: a second signal, heard within the handler of the first,
         # would wait for it forever.
@@ -48,7 +48,7 @@ class StopRequest:
         return self._asked
 
     def ask(self, number: int, frame: object = None) -> None:
-        """What a signal does."""
+        """The signal handler: records a request to stop; a second SIGINT interrupts at once."""
         del frame
         again, self.signal = self._asked, signal.Signals(number)
         self._asked = True
@@ -62,7 +62,7 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Turns SIGTERM and the first SIGINT into a request while the block runs.
 
-    A second SIGINT interrupts. Outside the main thread, signals stay as they are.
+    A second SIGINT interrupts. Outside the main thread, signals keep their handlers.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -25,12 +25,12 @@ EMBEDDING, HEAD = "embed/table", "head/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class OpenCheckpoint:
-    """What a checkpoint holds, by its headers.
+    """A checkpoint's contents, read from its headers alone.
 
     Attributes:
       cfg: the model; untied where the tensors say so, whatever config.json says.
       family: whose names the tensors have.
-      stored: the tensors that are there, by the family's names.
+      stored: the tensors present, by the family's names.
       described: the name of the file that describes the model.
     """
 
@@ -54,7 +54,7 @@ class TensorFile(Protocol):
 
 
 class LazyLeaf(abc.ABC):
-    """A leaf of the parameters whose parts are made when they are asked for.
+    """A leaf of the parameters whose parts are computed on demand.
 
     Attributes:
       shape: of the leaf.
@@ -64,20 +64,20 @@ class LazyLeaf(abc.ABC):
 
     @abc.abstractmethod
     def at(self, index: tuple[int, ...]) -> np.ndarray:
-        """What lies at leading indices; its values are finite."""
+        """The values at leading indices; all are finite."""
 
     @abc.abstractmethod
     def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
-        """The type of what lies there."""
+        """The dtype of the values at leading indices."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FileLeaf(LazyLeaf):
-    """A leaf of the parameters that stays in its file until a part of it is asked for.
+    """A leaf of the parameters that stays in its file until a part of it is read.
 
     Attributes:
       shape: of the leaf.
-      parts: which tensor holds what, by leading indices.
+      parts: the tensor of each part, by leading indices.
       stored: the tensors.
     """
 
@@ -86,27 +86,27 @@ class FileLeaf(LazyLeaf):
     stored: dict[str, StoredTensor]
 
     def at(self, index: tuple[int, ...]) -> np.ndarray:
-        """What lies at leading indices: a view of the mapped file, whose values are finite."""
+        """The values at leading indices: a view of the mapped file; all are finite."""
         place = self._place(index)
         return read_part(self.stored[place.tensor], place, index[len(place.at) :])
 
     def dtype_at(self, index: tuple[int, ...]) -> np.dtype:
-        """The type of what lies there."""
+        """The dtype of the values at leading indices."""
         found = self.stored[self._place(index).tensor].numpy
         assert found is not None  # `assign_tensors` has seen to it
         return found
 
     def _place(self, index: tuple[int, ...]) -> TensorPlace:
-        """The tensor that holds it; a fused one holds more than is asked for."""
+        """The tensor that holds a part; a fused one holds more."""
         leads = (index[:n] for n in range(len(index) + 1))
         return self.parts[next(lead for lead in leads if lead in self.parts)]
 
 
 def read_headers(folder: str | Path | TensorFile) -> OpenCheckpoint:
-    """Reads config.json and headers; where they differ on the head, the tensors are compared.
+    """Reads config.json and headers; if they disagree on the head, the tensors are compared.
 
     A file of tensors may describe itself. In a folder, as in transformers, the family's prefix may
-    be missing, and a head beside a tied embedding is tied where both are equal.
+    be missing, and a head beside a tied embedding is tied if both are equal.
 
     Raises:
       InputError: either cannot be read.
@@ -124,7 +124,7 @@ def read_headers(folder: str | Path | TensorFile) -> OpenCheckpoint:
 def assign_tensors(
     opened: OpenCheckpoint, folder: str | Path | TensorFile
 ) -> dict[str, list[TensorPlace]]:
-    """Which tensor goes where, once every tensor is found to fit.
+    """Assigns each tensor to its leaves, after checking that every one fits.
 
     Raises:
       InputError: a tensor is missing, surplus, of the wrong shape or type; names it and its file.
@@ -148,7 +148,7 @@ def assign_tensors(
 
 
 def view(folder: str | Path | TensorFile) -> tuple[dict[str, Any], Any]:
-    """A checkpoint as a tree of `FileLeaf`: what `hf.save` can write without it being in memory.
+    """A checkpoint as a tree of `FileLeaf`, which `hf.save` can write without holding it in memory.
 
     Raises:
       InputError: see `assign_tensors`.
@@ -163,7 +163,7 @@ def view(folder: str | Path | TensorFile) -> tuple[dict[str, Any], Any]:
 
 
 def read_part(stored: StoredTensor, place: TensorPlace, index: tuple[Any, ...] = ()) -> np.ndarray:
-    """What a tensor gives to its leaf, or the part of that at `index`: a view of the mapped file.
+    """A tensor's contribution to its leaf, or its part at `index`: a view of the mapped file.
 
     Only that part is read, so that taking a tensor part by part reads it once.
 

@@ -52,19 +52,19 @@ def read_config(folder: str | Path) -> tuple[Any, str]:
 
 
 def read_pooling(folder: str | Path, cfg: EmbedderConfig) -> EmbedderConfig:
-    """An embedder, with what the folder of its decoder says in files of sentence-transformers.
+    """An embedder with the settings in its decoder's folder's sentence-transformers files.
 
     Raises:
-      InputError: a file is not as that library writes it, or asks for what is not supported.
+      InputError: a file is not in that library's format, or asks for something unsupported.
     """
     return sentence_transformers.read_sidecars(cfg, partial(_beside, Path(folder)))
 
 
 def read_prompts(folder: str | Path) -> dict[str, str]:
-    """What may be put before texts, by name, as a folder of sentence-transformers says.
+    """Named prompts to prepend to texts, from a sentence-transformers folder.
 
     Raises:
-      InputError: the file is not as that library writes it.
+      InputError: the file is not in that library's format.
     """
     return sentence_transformers.prompts(*_beside(Path(folder), sentence_transformers.PROMPTS))
 
@@ -81,7 +81,7 @@ def write_keys(
     Args:
       cfg: the model.
       family: the family.
-      source: folder whose config.json is the base: kept as it is where it says the same, else its
+      source: folder whose config.json is the base: kept unchanged if it says the same, else its
         keys that no family reads survive; but for `auto_map`, as the Python files that it points
         to are not copied.
       per_layer: write layers of different widths as `per_layer_config`, which transformers has had
@@ -107,15 +107,15 @@ def write_keys(
 
 
 def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
-    """Checks that a folder that was just filled says what the model is.
+    """Checks that a folder just written describes the model.
 
     Args:
       cfg: the model.
       written: the folder, which may have files of a source that say something else.
-      folder: how the error names it.
+      folder: its name in errors.
 
     Raises:
-      InputError: it says otherwise; names what.
+      InputError: it describes another; names the difference.
     """
     found, name = read_config(written)
     lost = _difference(to_json(cfg), to_json(_resolved(found, named(name), cfg)))
@@ -123,7 +123,7 @@ def check_written(cfg: Any, written: Path, folder: str | Path) -> None:
         raise InputError(f"{folder} cannot be written beside the source's files: {lost}")
 
 
-# What a layer may have of its own in `per_layer_config`.
+# Keys that `per_layer_config` may set for a single layer.
 _OF_LAYER = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
@@ -136,7 +136,7 @@ def _beside(folder: Path, name: str) -> tuple[str, Any]:
 
 
 def _read_layers(keys: dict[str, Any], family: Family) -> Any:
-    """The model, with what `per_layer_config` says of single layers."""
+    """The model, with single layers changed by `per_layer_config`."""
     changes = keys.get("per_layer_config")
     keys = {key: value for key, value in keys.items() if key != "per_layer_config"}
     cfg = family.read(keys)
@@ -157,7 +157,7 @@ def _read_layers(keys: dict[str, Any], family: Family) -> Any:
 
 
 def _express_layers(cfg: Any, family: Family) -> dict[str, Any]:
-    """The keys of the first layer's widths, and what differs in the others."""
+    """The keys of the first layer's widths, and the differences of the others."""
     keys, changes = {}, {}
     for i, layer in enumerate(cfg.layers):
         # Written with one group: stock transformers' condition on the number of heads does not
@@ -188,7 +188,7 @@ def _express(cfg: Any, family: Family) -> dict[str, Any]:
 
 
 def _resolved(found: Any, family: Family, cfg: Any) -> Any:
-    """What `found` is beside the tensors of `cfg`."""
+    """`found` with the fields that only the tensors of `cfg` tell."""
     return family.infer_from_tensors(found, flatten(registry.spec(cfg), is_leaf=is_spec))
 
 

@@ -22,7 +22,7 @@ from pangu_jax.sharding.layout import Layout, shardings
 def load(
     folder: str | Path | TensorFile, *, dtype: Any = None, layout: Layout | None = None
 ) -> tuple[dict[str, Any], Any]:
-    """Reads a checkpoint, each tensor straight to its place in the leaves.
+    """Reads a checkpoint, each tensor straight into its place in the leaves.
 
     Every leaf is allocated once, on the devices where it will stay; besides the leaves, host memory
     holds one tensor at a time.
@@ -31,7 +31,7 @@ def load(
       folder: holds config.json and safetensors files, one or several with an index; or an opened
         file that describes itself, such as a GGUF file.
       dtype: type of the parameters; None keeps each tensor's own.
-      layout: where the parameters live; None is the default device.
+      layout: placement of the parameters; None is the default device.
 
     Returns:
       The parameters, a tree of the model's spec, and the model's configuration.
@@ -78,7 +78,7 @@ def _fill(
     parts: list[TensorPlace],
     stored: Mapping[str, StoredTensor],
 ) -> jax.Array:
-    """One leaf: each device's part is allocated there, and gets its part of every tensor."""
+    """Fills one leaf: each device allocates its part, and gets its part of every tensor."""
     shards = []
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ranges = [range(size)[part] for part, size in zip(index, shape, strict=True)]

@@ -1,4 +1,4 @@
-"""Which tensor of a file holds which part of which leaf."""
+"""The mapping between tensors of a file and parts of leaves."""
 
 import dataclasses
 import itertools
@@ -40,7 +40,7 @@ class TensorPlace:
     part: tuple[int, int] | None = None
 
     def to_leaf(self, array: np.ndarray) -> np.ndarray:
-        """The tensor as the leaf has it, a view."""
+        """The tensor in the leaf's layout, a view."""
         if self.part is not None:
             which, parts = self.part
             size = array.shape[1] // parts
@@ -60,7 +60,7 @@ def tensor_places(
     Args:
       cfg: the model.
       family: whose names.
-      names: the tensors there are; fused ones are used where they are among these.
+      names: existing tensors; fused ones are used if they are among these.
 
     Raises:
       InputError: the family has no name for a leaf.
@@ -154,7 +154,7 @@ def _place(inner: str, shape: tuple[int, ...], at: tuple[int, ...], name: str) -
 
 
 def narrowed(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """Finite values in a type of a smaller range; others as they are.
+    """Casts finite values to a type of a smaller range; returns others unchanged.
 
     Raises:
       InputError: a value is beyond the range.

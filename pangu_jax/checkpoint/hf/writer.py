@@ -58,7 +58,7 @@ def save(
     Host memory holds one tensor at a time.
 
     Args:
-      params: tree of the model's spec, any float type; or of `LazyLeaf`s, such as `view` gives.
+      params: tree of the model's spec, any float type; or of `LazyLeaf`s, as from `view`.
       cfg: the model, of the family's kind.
       folder: must not exist, or be empty.
       family: the name of one of `FAMILIES`.
@@ -101,7 +101,7 @@ def save(
 def save_first(
     params: dict[str, Any], cfg: Any, folder: str | Path, *, families: Sequence[str], **options: Any
 ) -> str:
-    """Writes as the first of the families that can express the model.
+    """Writes a checkpoint in the first of the families that can express the model.
 
     Args:
       params: as in `save`.
@@ -144,7 +144,7 @@ def families_of(cfg: Any) -> list[str]:
 def _pending(
     leaves: dict[str, Any], places: dict[str, list[TensorPlace]], dtype: Any
 ) -> dict[str, PendingTensor]:
-    """What is to be written, in the order of the tensors' names, numbers by value."""
+    """Tensors to write, in the order of their names, with numbers sorted by value."""
     found = {}
     for path, parts in places.items():
         for place in parts:
@@ -157,7 +157,7 @@ def _pending(
 def _counted(
     tensors: dict[str, PendingTensor], progress: Callable[[int, int], None]
 ) -> dict[str, PendingTensor]:
-    """The same tensors, which report each as it is made."""
+    """The same tensors, each reported as it is made."""
     done, total = 0, sum(tensor.nbytes for tensor in tensors.values())
 
     def made(tensor: PendingTensor) -> np.ndarray:
@@ -184,7 +184,7 @@ def _saved_dtype(path: str, leaf: Any, place: TensorPlace, dtype: Any) -> np.dty
 
 
 def _shards(tensors: dict[str, PendingTensor], limit: float) -> list[dict[str, PendingTensor]]:
-    """Tensors cut into files, in their order."""
+    """Tensors grouped into files, in order."""
     shards, room = [], 0.0
     for name, tensor in tensors.items():
         if not shards or tensor.nbytes > room:

@@ -1,1 +1,1 @@
-"""Ascend: which operators its compiler takes, what it is called with, and calling it."""
+"""Ascend: the operators that its compiler accepts, its command line, and running it."""

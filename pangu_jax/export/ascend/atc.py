@@ -36,7 +36,7 @@ PRECISION_MODES = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of compiling: whether atc ran, how each call ended, and what to tell the user."""
+    """Result of compiling: whether atc ran, the exit status of each call, and a message."""
 
     ran: bool
     statuses: dict[str, int]
@@ -68,11 +68,11 @@ def atc_command(
     Args:
       program: a program of static shape.
       soc: name of the chip.
-      precision_mode: how float32 is computed; None leaves it to atc, which prefers float16.
+      precision_mode: precision of float32 operators; None leaves it to atc, which prefers float16.
       log: level of atc's log.
 
     Raises:
-      InputError: an unknown chip or precision mode, or an open dimension.
+      InputError: an unknown chip or precision mode, or a symbolic dimension.
     """
     soc = check_soc(soc)
     if precision_mode is not None and precision_mode not in PRECISION_MODES:
@@ -131,7 +131,7 @@ def write_script(path: Path, commands: Sequence[Sequence[str]]) -> None:
 
 
 def run_atc(folder: Path, commands: Sequence[Sequence[str]], *, script_name: str) -> Outcome:
-    """Runs the commands if atc is here, their output in atc.log; else says what to run where."""
+    """Runs the commands if atc is installed, logging to atc.log; else says what to run where."""
     if shutil.which("atc") is None:
         return Outcome(
             False,

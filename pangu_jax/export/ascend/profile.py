@@ -15,16 +15,16 @@ from pangu_jax.export.onnx.graph import Node
 
 @dataclasses.dataclass(frozen=True)
 class OperatorProfile:
-    """What one version of the compiler takes.
+    """The operators and versions that one release of the compiler supports.
 
     Attributes:
       name: of the profile.
       cann: version of CANN.
-      source: where the list is from.
+      source: origin of the list.
       opset: the newest opset.
       ir: the newest IR version.
       operators: ONNX operators, in lower case.
-      doubtful: {operator: what is not certain about it}.
+      doubtful: {operator: what is uncertain about it}.
     """
 
     name: str
@@ -84,7 +84,7 @@ PROFILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
-    """An operator that the profile lacks, and where it comes from: "primitive at file:line"."""
+    """An operator that the profile lacks, and its origin: "primitive at file:line"."""
 
     program: str
     operator: str

@@ -1,4 +1,4 @@
-"""The operators that rules are written with: folded where constant, simplified where they meet."""
+"""Building blocks of rules: operators that fold constants and simplify adjacent nodes."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def scalar(g: Graph, number: Any, like: Value) -> Value:
 
 
 def cast(g: Graph, value: Value, dtype: Any) -> Value:
-    """The value in another type; float to integer truncates."""
+    """Casts a value to another type; float to integer truncates."""
     dtype = np.dtype(dtype)
     if value.dtype == dtype:
         return value
@@ -61,7 +61,7 @@ def full(g: Graph, value: Value) -> Value:
 
 
 def reshape(g: Graph, value: Value, shape: Shape) -> Value:
-    """The elements in another shape."""
+    """Reshapes a value."""
     shape = tuple(shape)
     if shape == value.shape:
         return value
@@ -104,7 +104,7 @@ def _reheld(g: Graph, value: Value, held: Shape, shape: Shape) -> Value:
 
 
 def _keeping(g: Graph, node: Node, value: Value, held: Shape) -> Value | None:
-    """The reduction again, leaving dimensions of 1, if that is what the reshape asks for."""
+    """The same reduction with dimensions of 1 kept, if the reshape only restores them."""
     source = g.value(node.inputs[0])
     axes = reduced_axes(g, node)
     if held != tuple(1 if i in axes else s for i, s in enumerate(source.held)):
@@ -113,7 +113,7 @@ def _keeping(g: Graph, node: Node, value: Value, held: Shape) -> Value | None:
 
 
 def reduced_axes(g: Graph, node: Node) -> tuple[int, ...]:
-    """Which axes a reduction node reduces."""
+    """The axes that a reduction node reduces."""
     if node.op == "ReduceSum":
         array = g.value(node.inputs[1]).array
         assert array is not None
@@ -132,7 +132,7 @@ def reduction(g: Graph, op: str, value: Value, axes: Sequence[int], *, keep: boo
 
 
 def transpose(g: Graph, value: Value, order: Sequence[int]) -> Value:
-    """Axes in another order."""
+    """Permutes the axes of a value."""
     order = tuple(int(i) for i in order)
     if order == tuple(range(len(order))):
         return value
@@ -185,7 +185,7 @@ def cut(
 
 
 def concat(g: Graph, values: Sequence[Value], axis: int) -> Value:
-    """Values joined along an axis."""
+    """Concatenates values along an axis."""
     values = [v for v in values if v.shape[axis]] or values[:1]
     if len(values) == 1:
         return values[0]
@@ -248,7 +248,7 @@ def _is(value: Value, truth: bool) -> bool:
 
 
 def spread(value: Value, *others: Value) -> Value:
-    """The value, standing for what it would be broadcast to together with others."""
+    """The value, standing for its broadcast with others."""
     shape = np.broadcast_shapes(value.shape, *(v.shape for v in others))
     missing = len(shape) - len(value.shape)
     if not missing:

@@ -106,7 +106,7 @@ def _softmax(g: Graph, a: Value, b: Value) -> Value | None:
 
 
 def _divide_integers(g: Graph, a: Value, b: Value) -> Value:
-    """Truncating; by 0 gives -1, and the least integer by -1 itself, as XLA has it."""
+    """Truncating division; by 0 it is -1, and the least integer by -1 is itself, as in XLA."""
     if b.foldable and not np.isin(b.array, (0, -1)).any():
         return apply(g, "Div", a, b)
     zero, minus = scalar(g, 0, b), scalar(g, -1, b)
@@ -237,7 +237,7 @@ def expm1(g: Graph, eqn: Any, x: Value) -> Value:
 
 
 def erfc(g: Graph, eqn: Any, x: Value) -> Value:
-    """1 - erf(x): accurate to 1e-7 of 1, not of itself where it is tiny."""
+    """1 - erf(x), to an absolute error of 1e-7: not accurate relative to tiny values."""
     return apply(g, "Sub", scalar(g, 1, x), apply(g, "Erf", x))
 
 
@@ -248,7 +248,7 @@ def cbrt(g: Graph, eqn: Any, x: Value) -> Value:
 
 
 def round_(g: Graph, eqn: Any, x: Value) -> Value:
-    """To the nearest integer: halves to even, or away from zero."""
+    """Rounds to the nearest integer: halves to even, or away from zero."""
     if int(eqn.params["rounding_method"]) == 1:
         return apply(g, "Round", x)
     size = apply(g, "Abs", x)
@@ -258,13 +258,13 @@ def round_(g: Graph, eqn: Any, x: Value) -> Value:
 
 
 def is_finite(g: Graph, eqn: Any, x: Value) -> Value:
-    """Neither infinite nor NaN."""
+    """Tests for neither infinity nor NaN."""
     wrong = [apply(g, op, x, dtype=np.bool_) for op in ("IsInf", "IsNaN")]
     return apply(g, "Not", apply(g, "Or", *wrong))
 
 
 def select_n(g: Graph, eqn: Any, which: Value, *cases: Value) -> Value:
-    """The case that a truth value or a number picks."""
+    """Selects a case by a boolean or an integer."""
     if which.dtype == np.bool_:
         return cases[0] if len(cases) == 1 else where(g, which, cases[1], cases[0])
     picked = cases[-1]
@@ -275,14 +275,14 @@ def select_n(g: Graph, eqn: Any, which: Value, *cases: Value) -> Value:
 
 
 def clamp(g: Graph, eqn: Any, low: Value, x: Value, high: Value) -> Value:
-    """Between two bounds."""
+    """Clamps between two bounds."""
     made = apply(g, "Min", apply(g, "Max", x, low), high)
     bounds = (low.bounds[0], high.bounds[1]) if low.bounds and high.bounds else None
     return dataclasses.replace(made, bounds=bounds)
 
 
 def convert(g: Graph, eqn: Any, x: Value) -> Value:
-    """Another type."""
+    """Converts to another type."""
     return cast(g, x, eqn.params["new_dtype"])
 
 
@@ -291,7 +291,7 @@ def _same(g: Graph, eqn: Any, x: Value) -> Value:
 
 
 def reduce_precision(g: Graph, eqn: Any, x: Value) -> Value:
-    """Only where it rounds nothing away."""
+    """Supported only if it does not round."""
     if eqn.params["exponent_bits"] < 8 or eqn.params["mantissa_bits"] < 23:
         raise Unsupported(f"{g.origin} has no ONNX form")
     return x

@@ -33,12 +33,12 @@ class Value:
     """An array in the graph.
 
     Attributes:
-      shape: what jax takes its shape to be.
+      shape: its shape in jax.
       dtype: its type.
       held: its shape in the graph: of the same rank, each dimension as in `shape` or 1.
       name: of the tensor in the graph; None for a constant that no node has used yet.
       array: a constant's elements, of shape `held`.
-      label: what a constant is called; parameters carry their path.
+      label: name of a constant; for parameters their path.
       shared: whether a constant is a large parameter that is used in more than one form, so that
         folding would store it twice.
       bounds: least and greatest integer it can hold, if known.
@@ -55,12 +55,12 @@ class Value:
 
     @property
     def foldable(self) -> bool:
-        """Whether its elements may be computed with now."""
+        """Whether its elements are known and may be used in constant folding."""
         return self.array is not None and not self.shared
 
     @property
     def whole(self) -> bool:
-        """Whether the graph holds it as jax sees it."""
+        """Whether the graph holds it in the shape that jax sees."""
         return self.held == self.shape
 
 
@@ -84,10 +84,10 @@ class Node:
 
 
 class Graph:
-    """Collects nodes and constants; `origin` is what new nodes are said to come from."""
+    """Collects nodes and constants; `origin` is recorded in new nodes as their source."""
 
     def __init__(self, results: Sequence[str] = ()):
-        """An empty graph that will have results of these names."""
+        """Starts an empty graph with results of these names."""
         self.nodes: list[Node] = []
         self.constants: dict[str, np.ndarray] = {}
         self.origin = ""
@@ -128,7 +128,7 @@ class Graph:
         held: Shape | None = None,
         **attributes: Any,
     ) -> Value:
-        """Adds a node with one output, or finds the equal one that is there."""
+        """Adds a node with one output, or finds an existing equal one."""
         kept = tuple(shape) if held is None else tuple(held)
         return self.emit_many(op, inputs, [(shape, dtype, kept)], **attributes)[0]
 
@@ -176,7 +176,7 @@ class Graph:
         return self._known[key]
 
     def producer(self, value: Value) -> Node | None:
-        """The node that made it, or None for inputs and constants."""
+        """The node that produces it, or None for inputs and constants."""
         return self._producer.get(value.name or "")
 
     def value(self, name: str) -> Value:
@@ -193,7 +193,7 @@ class Graph:
         self._sweep([name for name, _ in results])
 
     def _rename(self, results: Sequence[str]) -> None:
-        """Lets a node write a result directly where that is all its copy would do."""
+        """Lets a node write a result directly if a copy is its only use."""
         made = {out: i for i, node in enumerate(self.nodes) for out in node.outputs}
         alias: dict[str, str] = {}
         for node in self.nodes[-len(results) :] if results else []:

@@ -1,4 +1,4 @@
-"""Rules of looking up, of writing at a place, and of sorting."""
+"""Rules of gathers, slices, updates and sorting."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from pangu_jax.export.onnx.shape import cut_axis
 
 
 def clip(g: Graph, x: Value, high: int) -> Value:
-    """Integers brought into 0 to `high`, by as little as their known bounds need."""
+    """Clamps integers to 0 to `high`, with no more operators than their known bounds need."""
     low, top = x.bounds or (-1, high + 1)
     made = x
     if low < 0:
@@ -38,8 +38,8 @@ def clip(g: Graph, x: Value, high: int) -> Value:
 def gather_(g: Graph, eqn: Any, operand: Value, indices: Value) -> Value:
     """XLA's gather: along one axis as Gather, else on the addressed axes flattened into one.
 
-    Indices outside give what the mode says: the nearest row, or the fill value; where the caller
-    promised that there are none, nothing is checked.
+    Indices out of range follow the mode: the nearest row, or the fill value; nothing is checked if
+    the caller promised that there are none.
     """
     p = eqn.params
     numbers, sizes, mode = p["dimension_numbers"], p["slice_sizes"], str(p["mode"]).split(".")[-1]
@@ -79,7 +79,7 @@ def gather_(g: Graph, eqn: Any, operand: Value, indices: Value) -> Value:
 
 
 def _starts(g, operand, indices, index_map, sizes, mode) -> tuple[dict[int, Value], Value | None]:
-    """Where slices start, per operand axis, brought inside; and which were inside, for fill."""
+    """Starts of slices by operand axis, clamped; and which were inside, for filling."""
     starts, valid = {}, None
     last = len(indices.shape) - 1
     for number, dim in enumerate(index_map):
@@ -119,7 +119,7 @@ def _flat(g, operand, starts, addressed, batch, numbers, sizes, hidden):
 
 
 def _parts(g, dim, starts, batch, windows, numbers, sizes, rank) -> list[Value]:
-    """What adds up to the index along one operand axis, each of rank `rank`."""
+    """Summands of the index along one operand axis, each of rank `rank`."""
     parts = []
     if dim in starts:
         parts.append(reshape(g, starts[dim], (*batch, *(1,) * len(windows))))
@@ -241,7 +241,7 @@ def _best(g: Graph, x: Value, k: int, axis: int, *, largest: int) -> Sequence[Va
 
 
 def sort(g: Graph, eqn: Any, *values: Value) -> Sequence[Value]:
-    """By one key, stable: the least n of n, and the others looked up in that order."""
+    """Sorts by one key, stably: the least n of n, with the other arrays gathered in that order."""
     if eqn.params["num_keys"] != 1:
         raise Unsupported(f"{g.origin} by {eqn.params['num_keys']} keys has no operator")
     axis = eqn.params["dimension"]

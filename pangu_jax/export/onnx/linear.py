@@ -19,7 +19,7 @@ class _Axes(NamedTuple):
     free: list[int]
 
     def reordered(self, batch: Sequence[int], free: Sequence[int]) -> "_Axes":
-        """With batch and free axes in another order."""
+        """The same axes with batch and free ones in another order."""
         return _Axes([self.batch[i] for i in batch], self.contracted, [self.free[i] for i in free])
 
 
@@ -52,7 +52,7 @@ def dot_general(
 
 
 def absorbs(eqn: Any, after: Sequence[int]) -> bool:
-    """Whether MatMul can give a product's result in the order that a transpose would."""
+    """Whether MatMul can produce a product's result already transposed."""
     (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
     free = len(eqn.invars[0].aval.shape) - len(contracted) - len(batch)
     return _absorbed(list(after), len(batch), free) is not None
@@ -91,7 +91,7 @@ def _matmul(g: Graph, lhs: Value, left: _Axes, rhs: Value, right: _Axes) -> Valu
 
 
 def conv(g: Graph, eqn: Any, lhs: Value, rhs: Value) -> Value:
-    """Channels first, as Conv has them; dilated inputs get zeros between their elements."""
+    """Convolution with channels first, as in Conv; dilated inputs get zeros between elements."""
     p = eqn.params
     numbers = p["dimension_numbers"]
     if p["batch_group_count"] != 1:

@@ -59,7 +59,7 @@ def lower(g: Graph, closed: jex.ClosedJaxpr, inputs: Sequence[Value]) -> list[Va
     Args:
       g: the graph.
       closed: the function.
-      inputs: what it is called with.
+      inputs: its arguments.
 
     Returns:
       Its results.
@@ -162,15 +162,15 @@ NUMPY = {
 
 
 def fold(eqn: Any, inputs: Sequence[Value]) -> list[np.ndarray] | None:
-    """What an equation on constants gives; None if it is to be written into the graph.
+    """Folds an equation on constants; returns None if it must be written into the graph.
 
-    Rules that only move data fold by themselves, without copying.
+    Rules that only move data do their own folding, without copying.
     """
     name = eqn.primitive.name
     if name in shape.RULES or name in ("cond", "scan") or not all(v.foldable for v in inputs):
         return None
     if any(jnp.issubdtype(v.aval.dtype, jax.dtypes.extended) for v in eqn.outvars):
-        return None  # a random key is no array
+        return None  # a random key is not an array
     arrays = [v.array for v in inputs]
     if name in elementwise.RULES:
         held = np.broadcast_shapes(*(v.held for v in inputs))
@@ -228,10 +228,10 @@ def _scan(g: Graph, eqn: Any, inputs: list[Value]) -> list[Value]:
 
 
 def _scan_parts(eqn: Any, body: Any) -> tuple[int, int]:
-    """How many values a scan carries, and how many arrays it walks over.
+    """Number of values that a scan carries, and of arrays that it scans.
 
     Read from the shapes, since the parameters that say so differ between versions of jax: what is
-    carried has the same shape outside and inside, what is walked over has one axis more outside.
+    carried has the same shape outside and inside, scanned arrays have one axis more outside.
     """
     shape = lambda atom: tuple(atom.aval.shape)  # noqa: E731
     carried = sum(shape(a) == shape(b) for a, b in zip(eqn.outvars, body.outvars, strict=True))

@@ -29,8 +29,8 @@ class Lowered:
 
     Attributes:
       graph: nodes and constants.
-      inputs: what it takes.
-      outputs: what it gives.
+      inputs: its inputs.
+      outputs: its outputs.
     """
 
     graph: Graph
@@ -39,7 +39,7 @@ class Lowered:
 
     @property
     def operators(self) -> dict[str, int]:
-        """How often each operator occurs."""
+        """Number of nodes of each operator, sorted by name."""
         counts: dict[str, int] = {}
         for node in self.graph.nodes:
             counts[node.op] = counts.get(node.op, 0) + 1
@@ -131,7 +131,7 @@ def to_model(lowered: Lowered, weights: Weights | None = None) -> Any:
 
     Args:
       lowered: the graph.
-      weights: where larger constants go; None keeps all in the model.
+      weights: receives larger constants; None keeps all in the model.
 
     Raises:
       InputError: more than 2 GiB of constants and no file for them.

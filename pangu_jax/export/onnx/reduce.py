@@ -117,7 +117,7 @@ def _pool(op: str, neutral: float) -> Callable:
 
 
 class _Flip:
-    """What `rev` reads of an equation."""
+    """A stand-in for an equation, with the parameters that `rev` reads."""
 
     def __init__(self, axis: int):
         self.params = {"dimensions": (axis,)}

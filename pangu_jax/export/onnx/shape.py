@@ -21,35 +21,35 @@ def broadcast_in_dim(g: Graph, eqn: Any, x: Value, *sizes: Value) -> Value:
 
 
 def reshape_(g: Graph, eqn: Any, x: Value) -> Value:
-    """Another shape."""
+    """Reshapes."""
     return reshape(g, x, eqn.outvars[0].aval.shape)
 
 
 def transpose_(g: Graph, eqn: Any, x: Value) -> Value:
-    """Another order of axes."""
+    """Permutes axes."""
     return transpose(g, x, eqn.params["permutation"])
 
 
 def concatenate(g: Graph, eqn: Any, *values: Value) -> Value:
-    """Joined along an axis."""
+    """Concatenates along an axis."""
     return concat(g, values, eqn.params["dimension"])
 
 
 def stack(g: Graph, eqn: Any, *values: Value) -> Value:
-    """Joined along a new axis."""
+    """Stacks along a new axis."""
     axis = next(v for k, v in eqn.params.items() if k in ("axis", "dimension"))
     rows = [reshape(g, full(g, v), (*v.shape[:axis], 1, *v.shape[axis:])) for v in values]
     return concat(g, rows, axis)
 
 
 def slice_(g: Graph, eqn: Any, x: Value) -> Value:
-    """A part, with constant places."""
+    """A slice with constant bounds."""
     steps = eqn.params["strides"] or (1,) * len(x.shape)
     return cut(g, x, eqn.params["start_indices"], eqn.params["limit_indices"], steps)
 
 
 def cut_axis(g: Graph, x: Value, axis: int, start: int, stop: int) -> Value:
-    """A part of one axis."""
+    """A slice of one axis."""
     starts, stops = [0] * len(x.shape), list(x.shape)
     starts[axis], stops[axis] = start, stop
     return cut(g, x, starts, stops, [1] * len(starts))
@@ -79,7 +79,7 @@ def rev(g: Graph, eqn: Any, x: Value) -> Value:
 
 
 def pad_(g: Graph, eqn: Any, x: Value, fill: Value) -> Value:
-    """With `fill` around and, for interior padding, between the elements."""
+    """Pads with `fill` around and, for interior padding, between the elements."""
     config = eqn.params["padding_config"]
     x = dilate(g, full(g, x), [c[2] + 1 for c in config], fill)
     return pad(g, x, [c[0] for c in config], [c[1] for c in config], fill)

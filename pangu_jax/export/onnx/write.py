@@ -30,11 +30,11 @@ def export(
     """Writes the programs of a bundle into a folder.
 
     Args:
-      bundle: what to export; inputs of static shape.
+      bundle: the programs to export; inputs of static shape.
       folder: an empty folder.
       external: whether weights go into a file of their own; None does so for several programs,
         which then share it, and for more than 2 GiB.
-      tolerance: written into the manifest; the caller holds the rows to it.
+      tolerance: written into the manifest; the caller checks the rows against it.
 
     Returns:
       The manifest, the comparison with jax, and the graphs.

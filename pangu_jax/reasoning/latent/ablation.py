@@ -1,13 +1,13 @@
-"""What is put in the place of thoughts, to see whether a model makes use of them.
+"""Replacements for thoughts, to test whether a model makes use of them.
 
 | ablation | every thought becomes |
 |---|---|
-| zeros | nothing |
+| zeros | zeros |
 | noise | a random direction of the same length |
 | other | that of the problem before, the first one of the last |
 | pause | the embedding of a pause, which Coconut itself never trains |
 
-A score that stays the same says that the answer does not hang on what the thoughts hold.
+An unchanged score says that the answer does not depend on the content of the thoughts.
 """
 
 from typing import Any, Literal, get_args

@@ -1,8 +1,8 @@
 """Adaptive depth: as `looped`, but each token may skip each layer of the turns after the first.
 
 A router in front of each of these layers decides (`nn.depth`), by the code that sends tokens to
-experts. What is aimed at is the share of tokens that run a layer, not which of them do, which the
-cross-entropy decides:
+experts. The target is the share of tokens that run a layer; which of them do is up to the
+cross-entropy:
 
     loss = cross-entropy + steer * mean over layers of (share that ran - depth)^2
 
@@ -31,7 +31,7 @@ from pangu_jax.train.step import Loss
 
 
 def model(cfg: decoder.DecoderConfig, own: MethodConfig) -> ThinkerConfig:
-    """The decoder in so many turns, of whose layers tokens may skip those after the first."""
+    """The decoder in `own.turns` turns; tokens may skip its layers after the first turn."""
     return ThinkerConfig(cfg, turns=own.turns, adaptive=True)
 
 
@@ -49,15 +49,15 @@ def depth_loss(
 
     Args:
       cfg: the model.
-      start: not read: there are no thoughts.
+      start: ignored, as there are no thoughts.
       thoughts: 0.
       feedback: "".
-      own: the share that is aimed at, and its weight.
+      own: the target share, and its weight.
       how: implementations and type of activations.
 
     Returns:
       loss(params, None, batch, key) -> (sum in nats, tokens, {"nats", "ran"}); "ran" is the mean
-      share, weighed as nats are. Shares are a microbatch's own.
+      share, weighted as nats are. Shares are computed per microbatch.
     """
     del start, thoughts, feedback
 

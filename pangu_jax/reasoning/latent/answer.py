@@ -1,7 +1,7 @@
 """Answers of a trained model: it reads, thinks, and the engine writes the rest.
 
 The thoughts are computed first; prefix, thoughts and the given part of the tail are then a prompt
-of embeddings for `decode.engine`. So what stands in the place of thoughts can be exchanged
+of embeddings for `decode.engine`. So thoughts can be replaced
 (`ablation`).
 """
 
@@ -25,18 +25,18 @@ from pangu_jax.reasoning.latent.method import Method
 from pangu_jax.reasoning.latent.reading import read
 from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
-# thoughts about all problems [N, n, D] and a key to what stands in their place
+# thoughts about all problems [problems, n, D] and a key to what stands in their place
 Exchange = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a model wrote for one problem.
+    """A model's output for one problem.
 
     Attributes:
-      ids: all that it wrote.
-      answer: the ids of its final answer; None where it gave none.
-      thoughts: how many slots of thought or pause were given before.
+      ids: all ids that it generated.
+      answer: the ids of its final answer; None if it gave none.
+      thoughts: number of thought or pause slots before them.
     """
 
     ids: tuple[int, ...]
@@ -63,21 +63,21 @@ def solve(
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      problems: of which the question alone is read.
-      method: how a question becomes a row.
+      problems: only their questions are read.
+      method: turns a question into a row.
       phase: the phase that the model was trained in last.
       markers: of the tokenizer.
       cfg: the model.
-      max_new_tokens: most tokens of what is written.
-      batch: problems that are thought about, and answered, at once.
+      max_new_tokens: most tokens to generate.
+      batch: problems computed at once.
       exchange: replaces the thoughts before the model goes on; None leaves them. It gets those
         about all problems, which are computed first.
-      seed: of what `exchange` draws.
-      progress: called with how many are done, and of how many.
+      seed: of the draws of `exchange`.
+      progress: called with problems done and problems in all.
       how: implementations, and type of activations and cache.
 
     Raises:
-      InputError: no problem, or thoughts to be exchanged where there are none.
+      InputError: there are no problems, or no thoughts to exchange.
     """
     if not problems:
         raise InputError("there are no problems to solve")
@@ -121,7 +121,7 @@ def think(
     batch: int = 32,
     how: How = HOW,
 ) -> np.ndarray:
-    """The thoughts about problems, float [N, n, D]; the arguments are those of `solve`.
+    """The thoughts about problems, float32 [problems, n, D]; the arguments are those of `solve`.
 
     Raises:
       InputError: no problem, or a method without thoughts in this phase.
@@ -144,24 +144,24 @@ def final_answer(ids: Sequence[int], markers: Markers) -> tuple[int, ...] | None
 
 
 def given_part(row: Slots) -> Slots:
-    """A row without what is to be predicted."""
+    """A row without its tokens to predict."""
     return Slots(row.prefix, row.tail[: row.given], row.given)
 
 
 def _asked(problem: Encoded) -> Encoded:
-    """A problem whose steps and answer nobody can see."""
+    """A problem without its steps and answer."""
     return Encoded(problem.question, (), ())
 
 
 def _in_batches(params, rows, batch, feedback, start, thoughts, cfg, how):
-    """The thoughts about so many rows at a time, as they are asked for."""
+    """Yields the thoughts about `batch` rows at a time."""
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
         yield _thoughts(params, part, batch, feedback, start, thoughts, cfg, how)
 
 
 def _thoughts(params, rows, batch, feedback, start, thoughts, cfg, how):
-    """[batch, n, D]; rows that are missing repeat the last, so that one program serves all."""
+    """[batch, n, D]; missing rows repeat the last, so that one program serves all."""
     if not thoughts:
         return [None] * len(rows)
     filled = [*rows, *[rows[-1]] * (batch - len(rows))]

@@ -1,4 +1,4 @@
-"""Batches of a phase: which problems, how much of their chains, and how wide they are."""
+"""Batches of a phase: their problems, the rest of the chains, and their widths."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ class Widths:
       start: of the prefix.
       thoughts: of the thoughts.
       tail: of the tail.
-      teacher: of the tail of a teacher's rows; 0 where there is no teacher.
+      teacher: of the tail of a teacher's rows; 0 without a teacher.
     """
 
     start: int
@@ -72,14 +72,14 @@ def phase_batches(
 ) -> Iterator[dict[str, Any]]:
     """Endless batches of problems drawn with replacement, from `step` on.
 
-    Batch number i is a function of the seed and i alone, so a run goes on in the same bits. Where
-    the method has a teacher, a batch has "answer", int32 [B], the column of each row's mark before
+    Batch number i is a function of the seed and i alone, so a resumed run is bit-identical. If the
+    method has a teacher, a batch has "answer", int32 [B], the column of each row's mark before
     the answer, and under "teacher" a batch of the teacher's rows about the same problems.
 
     Args:
-      problems: what is drawn from.
-      method: how a problem becomes a row.
-      phase: what is taken away of its chain.
+      problems: problems to draw from.
+      method: turns a problem into a row.
+      phase: the part of its chain to remove.
       markers: of the tokenizer.
       width: of the columns.
       batch: rows.
@@ -106,9 +106,9 @@ def phase_batches(
 
 
 def removed_beyond(phase: Phase, count: int, rng: np.random.Generator) -> np.ndarray:
-    """How many tokens more than are due go from each of `count` examples, int64 [count].
+    """Draws the number of tokens removed beyond those due, for each example: int64 [count].
 
-    j with probability (1 - e^-rate) e^(-rate j).
+    It is j with probability (1 - e^-rate) e^(-rate j).
 
     Source: arXiv 2405.14838, section 3 ("removal smoothing").
     """
@@ -148,6 +148,6 @@ def _rounded(width: int) -> int:
 
 
 def _different(problems: Sequence[Encoded]) -> list[Encoded]:
-    """One problem of each shape."""
+    """One problem per shape."""
     shapes = {(len(x.question), tuple(map(len, x.steps)), len(x.answer)): x for x in problems}
     return list(shapes.values())

@@ -9,9 +9,9 @@ from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots
 
 
 def slots(problem: Encoded, phase: Phase, markers: Markers, removed: int) -> Slots:
-    """Question, begin | thoughts | end, what is left of the chain, answer.
+    """Question, begin | thoughts | end, rest of the chain, answer.
 
-    Begin and end are left out where the phase is unmarked.
+    Begin and end are left out if the phase is unmarked.
     """
     tail = (*rest_of_chain(problem, phase, removed), *answer(problem, markers))
     if phase.unmarked:

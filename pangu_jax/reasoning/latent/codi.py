@@ -2,15 +2,15 @@
 
 The same parameters read two rows about a problem. The teacher's has the written chain, the
 student's has thoughts, each made of the state before it by a small network. Both learn by
-cross-entropy, and at the mark before the answer the student's state in every layer is drawn to the
-teacher's, which the distance itself does not move:
+cross-entropy, and at the mark before the answer the student's state in every layer is pulled toward
+the teacher's, which gets no gradient from the distance:
 
     loss = student + align * distance + teach * teacher
     distance = mean over layers of smooth_l1(student's state, teacher's state) / std(teacher's)
 
-Source: arXiv 2502.21074, section 3, as its released code has it. Ours: each loss is the mean of a
-row's tokens, then of rows, so that microbatches add up, but for the deviation, which is taken over
-a microbatch; the mean counts the embedding, whose distance is 0, as one more layer.
+Source: arXiv 2502.21074, section 3, and its released code. Ours: each loss is the mean of a row's
+tokens, then of rows, so that microbatches add up, but for the deviation, which is taken over a
+microbatch; the mean counts the embedding, whose distance is 0, as one more layer.
 """
 
 from functools import lru_cache
@@ -39,7 +39,7 @@ def model(cfg: decoder.DecoderConfig, own: MethodConfig) -> ThinkerConfig:
 
 
 def teacher(problem: Encoded, markers: Markers) -> Slots:
-    """The row that a problem's thoughts are to do the work of: its whole chain, written."""
+    """The teacher's row of a problem: its whole chain, written."""
     return written(problem, Phase(1), markers, 0)
 
 
@@ -53,7 +53,7 @@ def distillation_loss(
     own: MethodConfig,
     how: How = HOW,
 ) -> Loss:
-    """The loss on batches that bring a teacher's rows.
+    """The loss on batches with a teacher's rows.
 
     Args:
       cfg: the model.
@@ -98,10 +98,10 @@ def distillation_loss(
 
 
 def distance(ours: jax.Array, theirs: jax.Array) -> jax.Array:
-    """How far states are from a teacher's, which do not move: [B, D] twice to a float32 scalar.
+    """Distance of states [B, D] from a teacher's [B, D], which get no gradient: float32 scalar.
 
-    The mean of smooth L1 (half the square up to 1, then the difference less a half), divided by the
-    deviation of all the teacher's numbers.
+    It is the mean of smooth L1 (half the square up to 1, then the difference less a half), divided
+    by the standard deviation of all the teacher's numbers.
     """
     theirs = jax.lax.stop_gradient(theirs.astype(jnp.float32))
     gap = jnp.abs(ours.astype(jnp.float32) - theirs)
@@ -110,7 +110,7 @@ def distance(ours: jax.Array, theirs: jax.Array) -> jax.Array:
 
 
 def _read_whole(params, batch, cfg, how):
-    """A row's states after the final norm, [B, T, D], and what every layer gives."""
+    """A row's states after the final norm, [B, T, D], and every layer's output."""
     states = []
     out = read(params, batch, cfg=cfg, start=1, thoughts=0, note=states.append, how=how)
     return out.hidden, states

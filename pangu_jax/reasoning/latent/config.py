@@ -19,12 +19,12 @@ class MethodConfig:
     """Numbers of single methods, which the others do not read.
 
     Attributes:
-      turns: of `looped` and `adaptive`, how often the layers run.
-      plans: of `planning`, how many kinds of steps there are at most.
+      turns: of `looped` and `adaptive`, number of passes through the layers.
+      plans: of `planning`, most kinds of steps.
       align: of `codi`, weight of the distance between the student's and the teacher's states.
       teach: of `codi`, weight of the teacher's own loss.
-      depth: of `adaptive`, the share of tokens that are to run each layer of later turns.
-      steer: of `adaptive`, weight of how far the shares are from it.
+      depth: of `adaptive`, target share of tokens that run each layer of later turns.
+      steer: of `adaptive`, weight of the squared distance of the shares from it.
 
     Raises:
       InputError: numbers out of range.

@@ -1,4 +1,4 @@
-"""A written chain of thought, and the answer without one: what latent methods are compared with."""
+"""A written chain of thought, and the answer without one: the baselines of latent methods."""
 
 from pangu_jax.reasoning.latent.curriculum import no_chain, whole_chain
 from pangu_jax.reasoning.latent.method import Method, written

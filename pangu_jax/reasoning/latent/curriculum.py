@@ -33,7 +33,7 @@ class Mix:
     unmarked: bool = False
 
     def form(self, stage: int) -> "Phase":
-        """What examples of a stage look like; behind the last one no step is left."""
+        """The form of a stage's examples; after the last stage no step is left."""
         kept = min(stage, self.stages)
         left_out = stage if stage == kept else ALL
         return Phase(1, self.slots_per_stage * kept, left_out, unmarked=self.unmarked)
@@ -50,12 +50,12 @@ class Phase:
     Attributes:
       steps: optimizer steps.
       slots: thoughts, or pauses, of every example.
-      removed_steps: how many of a chain's first steps are left out.
-      removed_tokens: how many of a chain's first tokens are left out.
-      smoothing: rate of the exponential that draws how many more tokens are left out of an example;
-        0 for none.
+      removed_steps: number of a chain's first steps that are left out.
+      removed_tokens: number of a chain's first tokens that are left out.
+      smoothing: rate of the exponential from which the number of further tokens left out of an
+        example is drawn; 0 for none.
       mix: examples of other stages; None for none.
-      unmarked: whether nothing stands before and after the slots.
+      unmarked: whether the slots have no markers around them.
     """
 
     steps: int
@@ -69,18 +69,19 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-    """How a chain of thought is taken away.
+    """Settings for removing a chain of thought in stages.
 
     Attributes:
       steps: optimizer steps in all.
       stage_steps: optimizer steps until the next step of the chain (or, of `icot`, token) goes; 0
         begins with the last stage, None gives the stages before it 7 of 10 steps together.
-      first_steps: optimizer steps before anything goes, where stages have steps; None is as many
-        as those of any other stage.
-      stages: how many steps are replaced by slots, one after another, before the rest goes.
+      first_steps: optimizer steps before anything goes, if stages have steps; None is as many as
+        in any other stage.
+      stages: number of steps that slots replace, one after another, before the rest goes.
       slots_per_stage: thoughts or pauses for each of them.
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
-      most_removed: of `icot`, after how many tokens all the rest goes at once; 0 for no such jump.
+      most_removed: of `icot`, removed tokens after which all the rest goes at once; 0 for no such
+        jump.
       mixed: of `coconut` and `pause`, the share of examples whose stage is drawn, so that earlier
         stages are not forgotten; 0 for none. Where slots are unmarked no later stage is drawn.
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
@@ -158,7 +159,7 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
 
     Args:
       cfg: the curriculum.
-      longest: how many tokens the longest chain has.
+      longest: tokens of the longest chain.
 
     Source: arXiv 2405.14838, sections 3 and 4.
     """
@@ -171,7 +172,7 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
 
 
 def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:
-    """The lengths of so many stages before the last one; none where they have no steps."""
+    """The lengths of `stages` stages before the last one; none if they have no steps."""
     length, first = cfg.stage_steps, cfg.first_steps
     if length == 0 or stages < 1:
         return []
@@ -182,7 +183,7 @@ def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:
 
 
 def _with_last(phases: list[Phase], last: Phase, cfg: CurriculumConfig) -> tuple[Phase, ...]:
-    """The phases, and a last one of all steps that are left.
+    """The phases, and a last one of all remaining steps.
 
     Raises:
       InputError: none is left.

@@ -1,4 +1,4 @@
-"""How a run of a latent method is exported: what its programs do, and what a caller must know."""
+"""Export of a run of a latent method: what its programs do, and what a caller must know."""
 
 import dataclasses
 from pathlib import Path
@@ -15,13 +15,13 @@ from pangu_jax.reasoning.latent.train import RUN, Trained
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How questions are put to the programs.
+    """The form in which programs take questions.
 
     Attributes:
-      thinking: what they do after a prompt; None where it is tokens alone.
-      facts: for the artifact: "ending", what follows a question's text, before it is tokens;
-        "begin" and "suffix", ids before and after them; "mark", the id that an answer stands
-        behind.
+      thinking: what they do after a prompt; None if a prompt is tokens alone.
+      facts: for the artifact: "ending", text appended to a question before it is tokenized;
+        "begin" and "suffix", ids before and after them; "mark", the id after which an answer
+        follows.
       note: the same, for the user.
     """
 
@@ -31,7 +31,7 @@ class Asking:
 
 
 def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
-    """How questions are put to a run's model, in the form of its last stage.
+    """The form of questions to a run's model: that of its last stage.
 
     Args:
       run: a folder that `latent train` wrote.

@@ -1,4 +1,4 @@
-"""What a thought's slot is given as input: a function of the state of the slot before it.
+"""Inputs of thought slots: functions of the state of the slot before.
 
 | feedback | the next input |
 |---|---|
@@ -18,7 +18,7 @@ Feedback = Callable[[dict[str, Any], jax.Array], jax.Array]
 
 
 def hidden(params: dict[str, Any], state: jax.Array) -> jax.Array:
-    """The state as it is: [B, D] to [B, D].
+    """The state itself, unchanged: [B, D] to [B, D].
 
     Source: arXiv 2412.06769, section 3.
     """

@@ -1,6 +1,6 @@
-"""Which questions a model was trained on, so that it is not measured on them.
+"""Hashes of the questions that a model was trained on, so that it is not measured on them.
 
-A run keeps a hash of each question, beside its model: that is small, and tells whatever becomes of
+A run keeps a hash of each question beside its model: that is small, and holds whatever becomes of
 the files that the questions came from.
 """
 
@@ -20,9 +20,10 @@ PRODUCT = re.compile(r"([0-9 ]+) \* ([0-9 ]+)")
 
 
 def key(question: str) -> str:
-    """What questions have in common that ask the same: spaces, and the order of two factors.
+    """A question's normal form: equal for questions that ask the same thing.
 
-    For a product whose factors are exchanged has the same answer.
+    Runs of whitespace become single spaces, and the two factors of a product are sorted, as
+    exchanging them leaves the answer the same.
     """
     words = " ".join(question.split())
     if product := PRODUCT.fullmatch(words):
@@ -31,18 +32,18 @@ def key(question: str) -> str:
 
 
 def hashes(problems: Iterable[Problem]) -> np.ndarray:
-    """A hash of each question's key, without order and once each: uint64 [n], rising."""
+    """Distinct hashes of the questions' keys: uint64 [n], ascending."""
     return np.unique(np.fromiter(map(_hash, problems), "<u8"))
 
 
 def not_among(problems: Sequence[Problem], seen: np.ndarray) -> list[Problem]:
-    """The problems whose question has none of these hashes."""
+    """The problems whose question has none of the hashes `seen`, uint64 [n]."""
     known = set(seen.tolist())
     return [problem for problem in problems if _hash(problem) not in known]
 
 
 def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
-    """Writes them into a run's folder.
+    """Writes hashes, uint64 [n], into a run's folder.
 
     Raises:
       InputError: it cannot be written.
@@ -52,7 +53,7 @@ def save_hashes(folder: str | Path, seen: np.ndarray) -> None:
 
 
 def load_hashes(folder: str | Path) -> np.ndarray:
-    """Those of a run's folder.
+    """Reads the hashes of a run's folder, uint64 [n].
 
     Raises:
       InputError: there are none, or the file holds something else.

@@ -1,4 +1,4 @@
-"""Stepwise internalization: the chain's tokens are taken away, from the first one on.
+"""Stepwise internalization: the chain's tokens are removed, from the first one on.
 
 Source: arXiv 2405.14838.
 """

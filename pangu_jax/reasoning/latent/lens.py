@@ -1,8 +1,8 @@
-"""What every layer makes of the places that thoughts come from, and what the head reads in it.
+"""Every layer's states at the places that thoughts come from, and what the head reads in them.
 
-The logit lens gives a layer's states to the final norm and the head, as if it were the last one. A
-thought spreads its probability over ids: how much lies on those of a set, and over how many of them
-it is spread, is what superposition means here.
+The logit lens applies the final norm and the head to a layer's states, as if it were the last one.
+A thought spreads its probability over ids: superposition here means how much of it is on the ids of
+a set, and over how many of them it is spread.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """How much of each thought's probability lies on sets of ids, one set per problem.
+    """Probability that each thought puts on sets of ids, one set per problem.
 
     Attributes:
-      problems: how many have such a set.
-      size: mean number of ids in it.
-      mass: of each thought, the mean of what lies on the set.
-      effective: of each thought, the mean of e to the entropy of what lies on the set, made to sum
-        to 1: the number of ids, if all were equally likely.
+      problems: number of problems with a set.
+      size: mean number of ids in a set.
+      mass: for each thought, the mean probability of the set.
+      effective: for each thought, the mean of exp(entropy in nats) of the probabilities on the
+        set, normalized to sum to 1: the number of ids, if all were equally likely.
     """
 
     problems: int
@@ -54,13 +54,13 @@ def states_by_layer(
     batch: int = 32,
     how: How = HOW,
 ) -> np.ndarray:
-    """The state that each thought is made of, after every layer, before the final norm.
+    """The state from which each thought is made, after every layer, before the final norm.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      problems: N, of which the question alone is read.
-      thoughts: float [N, n, D], of `answer.think`.
-      method: how a question becomes a row.
+      problems: only their questions are read.
+      thoughts: float [problems, n, D], of `answer.think`.
+      method: turns a question into a row.
       phase: the one that the model was trained in last.
       markers: of the tokenizer.
       cfg: the model.
@@ -68,8 +68,8 @@ def states_by_layer(
       how: implementations, and type of the activations.
 
     Returns:
-      float32 [N, L, n, D]; where thoughts are fed-back states, the last layer's are the thoughts
-      once they are `normed`.
+      float32 [problems, L, n, D]; if thoughts are fed-back states, the last layer's are the
+      thoughts once they are `normed`.
     """
     rows = [method.slots(Encoded(x.question, (), ()), phase, markers, 0) for x in problems]
     start, params = round_up(max(len(row.prefix) for row in rows)), transformer.by_layer(params)
@@ -84,7 +84,7 @@ def states_by_layer(
 
 
 def normed(params: dict[str, Any], states: np.ndarray, *, cfg: decoder.DecoderConfig) -> np.ndarray:
-    """States as the head takes them, after the final norm: [..., D] to float32 [..., D].
+    """Applies the final norm, as for the head: [..., D] to float32 [..., D].
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -101,12 +101,12 @@ def spread(
     *,
     cfg: decoder.DecoderConfig,
 ) -> Spread:
-    """How the head's probabilities lie on sets of ids.
+    """Measures how the head spreads probability over sets of ids.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, n, D], after the final norm.
-      sets: N sets of ids without repetition; a problem whose set is empty is left out.
+      states: float [problems, n, D], n thoughts each, after the final norm.
+      sets: for each problem, ids without repetition; a problem whose set is empty is left out.
       cfg: the model.
 
     Raises:

@@ -3,9 +3,9 @@
 So a model computes longer before it answers, with the parameters of one turn. Each turn has keys
 and values of its own, as the layers of a model that is as many times deeper would.
 
-Source: arXiv 2502.17416 (a stack of k layers, looped L times). The input is not put in again at
-every turn, and the number of turns is the same in training and in use, as there; arXiv 2502.05171
-does otherwise.
+Source: arXiv 2502.17416 (a stack of k layers, looped L times). The input is not injected again at
+every turn, and the number of turns is the same in training and inference, as there; arXiv
+2502.05171 does otherwise.
 """
 
 from pangu_jax.models.decoder import DecoderConfig
@@ -16,7 +16,7 @@ from pangu_jax.reasoning.latent.method import Method, written
 
 
 def model(cfg: DecoderConfig, own: MethodConfig) -> ThinkerConfig:
-    """The decoder in so many turns."""
+    """The decoder, with its layers repeated for `own.turns` turns."""
     return ThinkerConfig(cfg, turns=own.turns)
 
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of what a method has to predict, in the form the training loop takes."""
+"""Cross-entropy of the tokens that a method predicts, in the form the training loop takes."""
 
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ def thought_loss(
     own: Any = None,
     how: How = HOW,
 ) -> Loss:
-    """The loss on batches with `start` columns of prefix and so many thoughts.
+    """The loss on batches with `start` columns of prefix and `thoughts` thoughts.
 
     Equal arguments give the same function, so that phases of the same form share a compilation.
 
@@ -30,9 +30,9 @@ def thought_loss(
       cfg: the model.
       start: columns of the prefix.
       thoughts: thoughts of each row; without any it is the language model's loss, to the bit.
-      feedback: what makes them, a name of `feedback.FEEDBACK`.
-      own: not read: losses of single methods have numbers in it.
-      how: implementations, type of activations, and whether thoughts are computed again backward.
+      feedback: how they are made, a name of `feedback.FEEDBACK`.
+      own: ignored here: settings for losses of single methods.
+      how: implementations, type of activations, and whether backward recomputes thoughts.
 
     Returns:
       loss(params, None, batch, key) -> (sum in nats, tokens, {"nats"}); the batch is one of

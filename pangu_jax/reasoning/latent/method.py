@@ -1,4 +1,4 @@
-"""A method of latent reasoning: when what is taken from a chain, and what stands in its place."""
+"""A method of latent reasoning: the schedule of a chain's removal, and its replacement."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from pangu_jax.train.step import Loss
 
 
 def plain_model(cfg: DecoderConfig, own: MethodConfig) -> DecoderConfig | ThinkerConfig:
-    """The decoder as it is."""
+    """The decoder unchanged."""
     del own
     return cfg
 
@@ -24,11 +24,11 @@ class Method:
 
     Attributes:
       phases: the curriculum's phases, given also the tokens of the longest chain.
-      slots: a problem as a row, in a phase, with so many tokens of the chain taken away.
-      feedback: what makes thoughts (`feedback.FEEDBACK`); "" where slots are tokens or none.
+      slots: a problem as a row, in a phase, with a number of the chain's tokens removed.
+      feedback: name in `feedback.FEEDBACK` of what makes thoughts; "" if slots are tokens or none.
       plans: whether the steps to train on begin with planning tokens.
-      model: what is trained of a decoder.
-      teacher: a problem as the row that a teacher reads; None where there is none.
+      model: maps a decoder to the model that is trained.
+      teacher: a problem as the row that a teacher reads; None without a teacher.
       loss: makes the loss, as `loss.thought_loss` does.
     """
 
@@ -41,12 +41,12 @@ class Method:
     loss: Callable[..., Loss] = thought_loss
 
     def thoughts(self, phase: Phase) -> int:
-        """How many thoughts are computed in a phase."""
+        """Number of thoughts computed in a phase."""
         return phase.slots if self.feedback else 0
 
 
 def rest_of_chain(problem: Encoded, phase: Phase, removed: int) -> tuple[int, ...]:
-    """The chain's ids without the steps that are removed, and then without so many tokens."""
+    """The chain's ids without the phase's removed steps, then without the first `removed`."""
     steps = problem.steps[phase.removed_steps :]
     return tuple(token for step in steps for token in step)[removed:]
 
@@ -62,6 +62,6 @@ def question(problem: Encoded, markers: Markers) -> tuple[int, ...]:
 
 
 def written(problem: Encoded, phase: Phase, markers: Markers, removed: int) -> Slots:
-    """Question, what is left of the chain, answer: tokens alone."""
+    """Question, rest of the chain, answer: tokens alone."""
     chain = rest_of_chain(problem, phase, removed)
     return Slots(question(problem, markers), (*chain, *answer(problem, markers)), 0)

@@ -1,7 +1,7 @@
-"""Pauses: slots that compute but are given nothing, in the places where Coconut has thoughts.
+"""Pauses: slots that compute without an input state, in the places of Coconut's thoughts.
 
 So it is Coconut's control: the same curriculum, slots and loss, without the feedback. With
-`stage_steps` 0 the chain is never shown, as where pause tokens were proposed.
+`stage_steps` 0 the chain is never shown, as in the paper that proposed pause tokens.
 
 Source: arXiv 2310.02226; with Coconut's curriculum, arXiv 2412.06769, section 4 ("pause as
 thought").
@@ -13,9 +13,9 @@ from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots
 
 
 def slots(problem: Encoded, phase: Phase, markers: Markers, removed: int) -> Slots:
-    """Question, begin | pauses, end, what is left of the chain, answer.
+    """Question, begin | pauses, end, rest of the chain, answer.
 
-    Begin and end are left out where the phase is unmarked.
+    Begin and end are left out if the phase is unmarked.
     """
     pauses = (markers.pause,) * phase.slots
     tail = (*rest_of_chain(problem, phase, removed), *answer(problem, markers))

@@ -1,11 +1,11 @@
-"""Planning tokens: each step of a written chain begins with a token that says of what kind it is.
+"""Planning tokens: each step of a written chain begins with a token that names its kind.
 
 Kinds are clusters of the training problems' steps. Models learn to write the tokens with the rest
 of the chain, so nothing else differs from `cot`.
 
-Source: arXiv 2310.05707, and its released code's description. Ours: what is clustered are the
-tokens that a step has, hashed into 64 counts, and not the states of a language model that read the
-question and the steps before, as a model from scratch has none; one token per step.
+Source: arXiv 2310.05707, and its released code's description. Ours: clusters are of a step's
+tokens, hashed into 64 counts, not of the states of a language model that read the question and the
+steps before, as a model from scratch has none; one token per step.
 """
 
 import dataclasses
@@ -43,14 +43,14 @@ def planned(problems: Sequence[Encoded], plans: Sequence[int]) -> list[Encoded]:
 
 
 def clusters(points: np.ndarray, count: int) -> np.ndarray:
-    """Lloyd's k-means from far-apart points: the number of each point's cluster.
+    """Assigns points to clusters by Lloyd's k-means, seeded with far-apart points.
 
     Args:
-      points: float [N, D].
-      count: how many clusters there are at most; equal points never make two.
+      points: float [points, features].
+      count: most clusters; equal points never make two.
 
     Returns:
-      int [N]; clusters are numbered from the most frequent one on.
+      int [points], each point's cluster, numbered from the largest cluster on.
     """
     fitted = points[np.random.default_rng(0).permutation(len(points))[:FITTED]]
     centers = fitted[:1]
@@ -74,7 +74,7 @@ def clusters(points: np.ndarray, count: int) -> np.ndarray:
 
 
 def _counts(steps: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """The share of a step's tokens that fall into each count: float32 [N, COUNTS]."""
+    """Shares of a step's tokens by id modulo COUNTS: float32 [steps, COUNTS]."""
     found = np.zeros((len(steps), COUNTS), np.float32)
     for row, step in zip(found, steps, strict=True):
         np.add.at(row, np.asarray(step, np.int64) % COUNTS, 1 / max(len(step), 1))
@@ -82,7 +82,7 @@ def _counts(steps: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def _squares(points, centers):
-    """Squared distances, [N, C]."""
+    """Squared distances, [points, centers]."""
     return np.stack([((points - center) ** 2).sum(-1) for center in centers], -1)
 
 

@@ -1,8 +1,8 @@
-"""What thoughts hold: linear probes with a baseline, and the logit lens.
+"""Probes of thoughts: linear probes with a baseline, and the logit lens.
 
-Each probe is fitted again to shuffled labels, which nothing can tell on the half that was not
-fitted: that is what accuracy comes to by the labels' frequencies and by chance. It does not say
-what a probe could learn by heart, as a control task does, whose labels are the same in both halves.
+Each probe is fitted again to shuffled labels, which cannot be predicted on the half that was not
+fitted: that is the accuracy due to the labels' frequencies and chance. It does not show what a
+probe could memorize, unlike a control task, whose labels are the same in both halves.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ RIDGE = 1e-2  # of the features' mean square
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How well labels are read from features, on the half that was not fitted.
+    """Accuracy of labels read from features, on the half that was not fitted.
 
     Attributes:
-      examples: how many there are in all.
-      classes: how many labels.
+      examples: number of examples in both halves.
+      classes: number of labels.
       accuracy: share of right labels.
-      shuffled: the same where the labels were shuffled before.
+      shuffled: the same with labels shuffled beforehand.
       majority: share of the commonest label.
     """
 
@@ -39,18 +39,18 @@ class Probe:
 
     @property
     def above_shuffled(self) -> float:
-        """What the accuracy is above that of shuffled labels."""
+        """Accuracy minus that with shuffled labels."""
         return self.accuracy - self.shuffled
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is looked for in thoughts.
+    """An id to look for in thoughts, per problem.
 
     Attributes:
-      name: what it is called.
-      problems: int [M], those that have it.
-      ids: int [M], the id in each.
+      name: for tables and plots.
+      problems: int [n], indices of the problems that have one.
+      ids: int [n], the id of each.
     """
 
     name: str
@@ -59,11 +59,11 @@ class Target:
 
 
 def targets(problems: Sequence[Encoded], *, least: int) -> list[Target]:
-    """The telling id of every step and then of the answer, where at least so many have it.
+    """The telling id of every step and then of the answer, if at least `least` problems have it.
 
     Args:
       problems: as ids.
-      least: problems that a target has.
+      least: fewest problems of a target.
     """
     texts = {
         f"step {step + 1}": {
@@ -88,8 +88,8 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> 
     """A ridge classifier on one half of the examples, measured on the other.
 
     Args:
-      features: float [N, D].
-      labels: int [N].
+      features: float [examples, features].
+      labels: int [examples].
       seed: of the halves and of the shuffled labels.
 
     Raises:
@@ -115,16 +115,16 @@ def linear_probe(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> 
 def lens_ranks(
     params: dict[str, Any], states: np.ndarray, ids: Sequence[int], *, cfg: decoder.DecoderConfig
 ) -> np.ndarray:
-    """The place of an id among all, by the scores that the head gives to a state.
+    """The rank of an id among all, by the head's scores of a state.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, n, D], after the final norm.
-      ids: N of them.
+      states: float [problems, n, D], n states each, after the final norm.
+      ids: one per problem.
       cfg: the model.
 
     Returns:
-      int [N, n]; 0 where no id has a higher score.
+      int [problems, n]; 0 where no id has a higher score.
     """
     scores = np.asarray(decoder.logits(params, jnp.asarray(states), cfg=cfg))
     own = np.take_along_axis(scores, np.asarray(ids)[:, None, None], axis=-1)
@@ -132,7 +132,7 @@ def lens_ranks(
 
 
 def telling_place(texts: Sequence[Sequence[int]]) -> int:
-    """The place at which most different ids stand, as it tells texts apart best; the first such.
+    """The first position with the most distinct ids, as it distinguishes texts best.
 
     Raises:
       InputError: an empty text.

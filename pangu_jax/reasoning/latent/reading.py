@@ -2,8 +2,8 @@
 
 With n thoughts the naive form runs the whole model n + 1 times over all columns up to the next
 thought. Here every column is computed once: the prefix as one block, the thoughts in one
-`lax.scan` of one column each, the tail as one block, each reading the keys and values of what is
-before it. Gradients flow through all of them.
+`lax.scan` of one column each, the tail as one block, each reading the keys and values of all
+columns before it. Gradients flow through all of them.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from pangu_jax.reasoning.latent.feedback import Feedback, hidden
 
 @struct.dataclass
 class Reading:
-    """What a model makes of a batch.
+    """A model's states on a batch.
 
     Attributes:
       hidden: [B, T, D], the state of every column, after the final norm.
-      thoughts: [B, n, D], what the slots of the thoughts were given as inputs.
+      thoughts: [B, n, D], the inputs of the thoughts' slots.
     """
 
     hidden: jax.Array
@@ -56,9 +56,9 @@ def read(
         with the thoughts.
       cfg: the model.
       start: columns of the prefix, at least 1.
-      thoughts: n, how many follow.
-      feedback: what makes a thought's input of the state before it.
-      note: is called with what each layer gives in the tail, [B, T', D], without thoughts in all
+      thoughts: n, number of thoughts after it.
+      feedback: maps the state before a thought to the thought's input.
+      note: called with each layer's output in the tail, [B, T', D]; without thoughts, in all
         columns.
       how: implementations, type of activations; with `remat` the backward pass computes each
         thought again.
@@ -106,7 +106,7 @@ class _Body:
         self._params, self._places, self._cfg, self._how = params, places, cfg, how
 
     def room(self, caches, length):
-        """The caches with room for so many columns; new ones where there are none."""
+        """The caches with room for `length` columns; new ones if there are none."""
         if not caches:
             return [self._empty(heads, lead, length) for heads, lead in self._runs()]
 

@@ -1,4 +1,4 @@
-"""What answers come to: how many are right, and what they cost."""
+"""Scores of answers: how many are right, and what they cost."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,14 +27,14 @@ class Score:
     """Figures of the answers to some problems.
 
     Attributes:
-      problems: how many.
+      problems: number of problems.
       accuracy: share whose final answer has exactly the ids of the right one.
       low: lower end of the accuracy's 95 % interval.
       high: its upper end.
       answered: share that gave a final answer and ended.
-      tokens: mean of the tokens that were written.
-      thoughts: mean of the thoughts or pauses before.
-      layers: mean of the layers that ran a token of the questions or of what was written.
+      tokens: mean number of tokens generated.
+      thoughts: mean number of thoughts or pauses before them.
+      layers: mean number of layers run per token of the questions and the output.
     """
 
     problems: int
@@ -66,21 +66,21 @@ def scores(
     Args:
       params: as all up to `batch` in `answer.solve`.
       problems: to be answered.
-      method: which the model was trained by.
+      method: the model's training method.
       phase: the one that it was trained in last.
       markers: of the tokenizer.
       cfg: the model.
-      max_new_tokens: most tokens of what is written.
-      batch: problems that are answered at once.
+      max_new_tokens: most tokens to generate.
+      batch: problems answered at once.
       ablations: names of `ablation.ABLATIONS`, for a method with thoughts.
-      progress: called with the ablation, how many problems are done, and of how many.
+      progress: called with the ablation, problems done, and problems in all.
       how: implementations, and type of activations and cache.
 
     Returns:
-      {"": without exchange, and by ablation where there are thoughts}.
+      {"": without exchange; and one per ablation, if there are thoughts}.
 
     Raises:
-      InputError: no problem; one alone, where its thoughts are to be exchanged for another's.
+      InputError: no problem, or just one if thoughts are to be exchanged with another's.
     """
     check_problems(problems, method, phase, ablations)
     kinds = ablations if method.thoughts(phase) else ()
@@ -108,7 +108,7 @@ def scores(
 def check_problems(
     problems: Sequence[Encoded], method: Method, phase: Phase, ablations: Sequence[str] = ABLATIONS
 ) -> None:
-    """Raises InputError where there are too few problems for one to get another's thoughts."""
+    """Raises InputError if there are too few problems for one to get another's thoughts."""
     if len(problems) == 1 and method.thoughts(phase) and "other" in ablations:
         raise InputError(
             "thoughts are exchanged for those of another problem, which needs at least two, got 1"
@@ -116,7 +116,7 @@ def check_problems(
 
 
 def score(written: Sequence[Written], problems: Sequence[Encoded], layers: float) -> Score:
-    """The figures of what was written for each problem, by so many layers per token."""
+    """The score of the answers to problems, each token computed by `layers` layers."""
     pairs = list(zip(written, problems, strict=True))
     share = wilson(np.array([found.answer == problem.answer for found, problem in pairs], float))
     return Score(
@@ -152,7 +152,7 @@ def _layers(params, written, problems, method, phase, markers, cfg, batch, how) 
 
 @partial(jax.jit, static_argnames=("cfg", "how"))
 def _ran(params, batch, cfg, how):
-    """How many tokens ran the layers that can be skipped, summed over these, and the tokens."""
+    """Tokens that ran skippable layers, summed over these layers, and the number of tokens."""
     places = {name: batch[name] for name in ("positions", "segments")}
     out = decoder.apply(params, batch["tokens"], cfg=cfg, how=how, **places)
     stats = [x for x in out.router if x is not None]

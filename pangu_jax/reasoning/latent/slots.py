@@ -5,8 +5,8 @@ A row is laid out in three blocks of columns,
     [ padding, prefix | thoughts | tail, padding ]
 
 so that the first thought is in the same column of every row, and a batch of them is one loop of
-static shape. Prefix and tail are ids; what a thought's slot is given as its input is computed
-(`feedback`) from the state of the slot before.
+static shape. Prefix and tail are ids; the input of a thought's slot is computed (`feedback`) from
+the state of the slot before.
 """
 
 import dataclasses
@@ -63,8 +63,8 @@ class Slots:
     Attributes:
       prefix: ids before the thoughts, at least one.
       tail: ids after them.
-      given: how many of the tail are given; the others are to be predicted.
-      thoughts: how many thoughts it has; None is as many as its batch has columns for.
+      given: number of tail ids that are given; the others are to be predicted.
+      thoughts: number of thoughts; None is as many as its batch has columns for.
     """
 
     prefix: tuple[int, ...]
@@ -95,7 +95,7 @@ def markers_of(tokenizer: Tokenizer) -> Markers:
 
 
 def plan_name(number: int) -> str:
-    """What a tokenizer calls planning token `number`."""
+    """A tokenizer's name for planning token `number`."""
     return f"<|plan-{number}|>"
 
 
@@ -121,8 +121,8 @@ def encode(problem: Problem, tokenizer: Tokenizer) -> Encoded:
     """A problem as ids, a line each for the question and every step.
 
     Raises:
-      InputError: the tokenizer has no token for a word: all such would be one, and answers that
-        differ would be equal.
+      InputError: the tokenizer has no token for a word: all such words would share one, and
+        different answers would be equal.
     """
     found = Encoded(
         tuple(tokenizer.encode(problem.question + "\n")),
@@ -153,7 +153,7 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
     Args:
       rows: B rows.
       start: columns of the prefix.
-      thoughts: columns of the thoughts; those behind a row's own are padding.
+      thoughts: columns of the thoughts; those after a row's own are padding.
       tail: columns of the tail.
 
     Returns:

@@ -34,13 +34,13 @@ KNOWN = f"mult4x4 (any mult<D>x<D>), {PROSQA}, {SYMBOLS}, gsm8k, or a .jsonl fil
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained on and measured on; no question is in both, by `held_out.key`.
+    """Problems to train on and to measure on; no question is in both, by `held_out.key`.
 
     Attributes:
       training: problems.
       testing: problems.
-      chance: the share of right answers of one who guesses among those that a question offers; None
-        where it offers none.
+      chance: expected accuracy of guessing among the answers that a question offers; None if it
+        offers none.
     """
 
     training: list[Problem]
@@ -56,7 +56,7 @@ class Ids:
       markers: of the tokenizer.
       training: problems to train on.
       testing: problems to measure on.
-      vocab: how many ids there are.
+      vocab: number of ids.
       plans: ids of planning tokens, with which the steps to train on begin.
     """
 
@@ -73,7 +73,7 @@ class Ids:
 
 
 def names_of(plans: int) -> list[str]:
-    """The names of the markers and of so many planning tokens."""
+    """The names of the markers and of `plans` planning tokens."""
     return [*NAMES, *map(plan_name, range(plans))]
 
 
@@ -121,9 +121,9 @@ def read_task(
     Args:
       name: mult4x4 and the like, or prosqa or prosqa-symbols (see `data.prosqa`), whose problems
         are drawn; or a file, which is read.
-      test: a file with the problems to measure on, in the order in which they are taken; None draws
-        them, or takes the last ones of the file.
-      problems: how many are drawn to train on; of a file all are taken.
+      test: a file with the problems to measure on, taken in order; None draws them, or takes the
+        last ones of the file.
+      problems: number drawn to train on; of a file all are taken.
       tests: most problems to measure on.
       seed: of the drawn training problems.
       workers: processes that draw ProsQA's problems; see `draw_prosqa`.
@@ -143,11 +143,11 @@ def read_task(
 def located(
     name: str, test: str | None, data: str | Path | None, *, trains: bool = True
 ) -> tuple[str, str | None]:
-    """What `read_task` takes as its name and test file: files, where a name stands for some.
+    """Arguments of `read_task`: its name and test file, with known names replaced by files.
 
     Args:
       name: of a task; one of `FILES` becomes the file of its training questions.
-      test: a file to measure on; None becomes the name's test questions, where it has some.
+      test: a file to measure on; None becomes the name's test questions, if it has some.
       data: the folder with the files of names.
       trains: whether the training questions are wanted, too.
 
@@ -174,7 +174,7 @@ def test_problems(name: str, *, test: str | Path | None, tests: int) -> list[Pro
 
 
 def is_drawn(name: str) -> bool:
-    """Whether the task's problems are drawn.
+    """Whether the task's problems are drawn, not read from a file.
 
     Raises:
       InputError: it is neither that nor a file.
@@ -187,7 +187,7 @@ def is_drawn(name: str) -> bool:
 
 
 def chance(name: str) -> float | None:
-    """The share of right answers by guessing among what a question offers."""
+    """The expected accuracy of guessing among the answers that a question offers."""
     return 0.5 if name in (PROSQA, SYMBOLS) else None
 
 

@@ -34,16 +34,16 @@ RUN = "latent.json"
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run's folder says of how its model thinks, in latent.json.
+    """Metadata that `latent train` writes to latent.json.
 
     Attributes:
       method: a name of `registry.METHODS`.
       phase: the last one, in whose form questions are put.
-      task: what it was trained on.
-      test: the file of problems to measure on; None where they are the task's own.
+      task: the task that it was trained on.
+      test: the file of problems to measure on; None for the task's own.
       tests: most problems to measure on.
-      steps: of the whole curriculum; a run that was stopped has fewer behind it.
-      max_new_tokens: most tokens that an answer of the task has, chain and all.
+      steps: of the whole curriculum; a run that was stopped has done fewer.
+      max_new_tokens: most tokens that an answer of the task has, chain included.
     """
 
     method: str
@@ -93,14 +93,14 @@ def train(
     label: str | None = "train",
     how: How = HOW,
 ) -> TrainState:
-    """Trains a model, or goes on from the last checkpoint in `folder`.
+    """Trains a model, or resumes from the last checkpoint in `folder`.
 
     Args:
-      problems: what is learned from.
+      problems: problems to train on.
       phases: of `plan`.
       method: a name of `registry.METHODS`.
       markers: of the tokenizer.
-      model: what the method makes (`Method.model`) of a decoder without experts.
+      model: the method's model (`Method.model`) of a decoder without experts.
       loop: length, which is that of the phases, and checkpoints.
       batch: rows of a step.
       own: numbers of single methods.
@@ -172,7 +172,7 @@ def check_model(cfg: decoder.DecoderConfig) -> None:
 
 
 def check_ids(problems: Sequence[Encoded], markers: Markers, cfg: decoder.DecoderConfig) -> None:
-    """Raises InputError where an id is outside the model's vocabulary, or a problem is empty."""
+    """Raises InputError if an id is outside the model's vocabulary, or a problem is empty."""
     if not problems:
         raise InputError("there are no problems to train on")
     most = max(dataclasses.astuple(markers))
@@ -187,15 +187,14 @@ def check_ids(problems: Sequence[Encoded], markers: Markers, cfg: decoder.Decode
 def with_rows(
     params: dict[str, Any], cfg: decoder.DecoderConfig, new: Sequence[int], vocab: int
 ) -> tuple[dict[str, Any], decoder.DecoderConfig]:
-    """A model whose vocabulary has the markers.
+    """Extends a model's vocabulary by the markers.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
       cfg: the model.
       new: ids of the markers that the tokenizer did not have before: their rows become the mean of
-        all rows that there were, so that nothing that is written or read stands out. Those that it
-        had keep what they were trained to.
-      vocab: ids that are needed; the vocabulary grows to the next multiple of 8 if it has fewer.
+        all former rows, so that no input or output stands out. Others keep their trained rows.
+      vocab: number of ids needed; the vocabulary grows to the next multiple of 8 if it has fewer.
 
     Returns:
       The parameters and the configuration.

@@ -1,9 +1,9 @@
-"""The tuned lens: an affine map for each layer, after which the head reads it best.
+"""The tuned lens: an affine map per layer, fitted so that the head can read its states.
 
-The logit lens takes a layer's state for the last one's. A model may write the same thing in another
-basis in between, and such a state says nothing to the head. The tuned lens learns that basis: each
-layer's state x becomes x + x A + b, is given to the final norm and the head, and A and b are those
-with which the head comes nearest to what it says of the last layer.
+The logit lens treats a layer's state as the last one's. A model may encode the same thing in
+another basis in between, which the head cannot read. The tuned lens learns that basis: each layer's
+state x becomes x + x A + b before the final norm and the head, and A and b minimize the KL
+divergence of the head's prediction from that for the last layer.
 
 Source: arXiv 2303.08112, section 3; the optimizer and its length are our own.
 """
@@ -29,7 +29,7 @@ class TunedLens:
 
     Attributes:
       kernel: A, float32 [L, D, D]; zero for the last layer.
-      bias: b, float32 [L, D], likewise.
+      bias: b, float32 [L, D], zero for the last layer, too.
     """
 
     kernel: Any
@@ -44,13 +44,13 @@ def fit(
     steps: int = STEPS,
     seed: int = 0,
 ) -> TunedLens:
-    """The maps for a model, from states of some texts.
+    """Fits the maps for a model to states of some texts.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, L, D], after every layer, before the final norm.
+      states: float [states, L, D], after every layer, before the final norm.
       cfg: the model.
-      steps: of Adam, whose rate falls to nothing; with none it is the logit lens.
+      steps: of Adam, whose rate falls to 0; with 0 steps it is the logit lens.
       seed: of the batches.
 
     Raises:
@@ -70,12 +70,12 @@ def fit(
 def translated(
     params: dict[str, Any], lens: TunedLens, states: np.ndarray, *, cfg: decoder.DecoderConfig
 ) -> np.ndarray:
-    """States as the head reads them best, after the final norm: float32 [N, L, D].
+    """States translated for the head, after the final norm: float32 [states, L, D].
 
     Args:
       params: tree of `decoder.spec(cfg)`.
       lens: of `fit`.
-      states: float [N, L, D], before the final norm.
+      states: float [states, L, D], before the final norm.
       cfg: the model.
     """
     return np.asarray(_translated(params, lens, jnp.asarray(states, jnp.float32), cfg=cfg))
@@ -91,7 +91,7 @@ def _translated(params, lens, states, *, cfg):
 def _fit(params, states, order, lens, *, cfg):
     steps = order.shape[0]
     optimizer = optax.adam(optax.linear_schedule(RATE, 0.0, steps))
-    # The last layer is what the others are held against: its map stays nothing.
+    # The last layer is the reference for the others: its map stays zero.
     free = (jnp.arange(states.shape[1]) < states.shape[1] - 1).astype(jnp.float32)
 
     def loss(lens, batch):

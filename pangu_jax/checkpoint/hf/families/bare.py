@@ -1,4 +1,4 @@
-"""Decoders without a head, for embeddings: what transformers calls a MistralModel, say."""
+"""Decoders without a head, for embeddings, such as transformers' MistralModel."""
 
 import dataclasses
 from typing import Any
@@ -42,7 +42,7 @@ def bare(family: Family) -> Family:
 
 
 def refuse_own(cfg: EmbedderConfig, architecture: str) -> None:
-    """Raises for what files of a bare decoder have no place for.
+    """Raises for a model that files of a bare decoder cannot express.
 
     Raises:
       InputError: names it.

@@ -31,7 +31,7 @@ TENSORS = {
     **linear("pooler", "pooler.dense"),
 }
 
-# What transformers calls an activation: what the layer does; the first of a kind is written.
+# Names of activations in transformers: ours; the first of a kind is written.
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -43,10 +43,10 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 def read_config(config: dict[str, Any]) -> EncoderConfig:
-    """A BertModel; whether it has its pooler is known from the tensors (see `resolve`).
+    """A BertModel; the tensors tell whether it has its pooler (see `infer_from_tensors`).
 
     Raises:
-      InputError: a key is missing, of the wrong kind, or asks for what the encoder does not have.
+      InputError: a key is missing, of the wrong kind, or asks for something the encoder lacks.
     """
     _refuse_unsupported(config)
     width, heads = read(config, "hidden_size", int), read(config, "num_attention_heads", int)
@@ -87,7 +87,7 @@ def write_config(cfg: EncoderConfig) -> dict[str, Any]:
 
 
 def infer_from_tensors(cfg: EncoderConfig, leaves: Container[str]) -> EncoderConfig:
-    """The model with the pooler that there are tensors for, or without: config.json has no word."""
+    """The model with a pooler if there are tensors for one: config.json does not say."""
     return dataclasses.replace(cfg, pooler="pooler/kernel" in leaves)
 
 
@@ -106,7 +106,7 @@ def read_classifier(config: dict[str, Any]) -> EncoderConfig:
 
 
 def write_classifier(cfg: EncoderConfig) -> dict[str, Any]:
-    """The keys of a BertForSequenceClassification; names of labels are not ours to know.
+    """The keys of a BertForSequenceClassification; names of labels are unknown.
 
     Raises:
       InputError: the encoder has no classes.

@@ -16,7 +16,7 @@ Config = dict[str, Any]
 
 REQUIRED = object()
 
-# Keys that some family reads. On export they are written anew; all others survive as they are.
+# Keys that some family reads. On export they are rewritten; all others survive unchanged.
 UNDERSTOOD = [
     "add_eos",
     "architectures",
@@ -115,10 +115,10 @@ def read_nullable(config: Config, name: str, kind: Any, default: Any) -> Any:
 
 
 def read_kinds(config: Config, kinds: tuple[str, ...]) -> list[str]:
-    """The entries of `layer_types`; absent is none.
+    """The entries of `layer_types`; none if absent.
 
     Raises:
-      InputError: it is no list, or names another kind of attention than these.
+      InputError: it is not a list, or names another kind of attention than these.
     """
     layers = config.get("layer_types") or []
     if not isinstance(layers, list):
@@ -131,10 +131,10 @@ def read_kinds(config: Config, kinds: tuple[str, ...]) -> list[str]:
 
 
 def read_layers(config: Config, name: str) -> set[int]:
-    """A list of layer numbers; absent is none.
+    """A list of layer numbers; empty if absent.
 
     Raises:
-      InputError: it is no list of whole numbers.
+      InputError: it is not a list of whole numbers.
     """
     value = config.get(name) or []
     if not isinstance(value, list) or not all(type(item) is int for item in value):
@@ -147,7 +147,7 @@ def refuse_unsupported(config: Config, kinds: tuple[str, ...] = (FULL,)) -> None
 
     Args:
       config: the keys.
-      kinds: what `layer_types` may name.
+      kinds: names allowed in `layer_types`.
 
     Raises:
       InputError: names the key.
@@ -206,7 +206,7 @@ def read_rope(config: Config, theta: Any, length: int) -> RopeConfig:
 
     Args:
       config: the keys.
-      theta: the base where the file gives none, or REQUIRED.
+      theta: the base if the file has none, or REQUIRED.
       length: the longest context, which Llama-3 scaling falls back to.
 
     Raises:
@@ -260,7 +260,7 @@ def read_decoder(
       theta: the family's default, or REQUIRED.
       eps: the family's default.
       length: the family's default of the longest context.
-      kinds: what `layer_types` may name.
+      kinds: names allowed in `layer_types`.
 
     Raises:
       InputError: a key is missing, of the wrong kind or not supported.
@@ -303,7 +303,7 @@ def write_decoder(cfg: DecoderConfig) -> Config:
 
 
 def dense_width(cfg: DecoderConfig) -> int | None:
-    """Width of the first dense layer, None where there is none."""
+    """Width of the first dense layer, None if there is none."""
     return next((layer.mlp.width for layer in cfg.layers if layer.mlp), None)
 
 
@@ -313,7 +313,7 @@ def dense_layers(cfg: DecoderConfig) -> list[int]:
 
 
 def write_scaling(scaling: Llama3Scaling | None) -> Config | None:
-    """The value of `rope_scaling`, None where there is none."""
+    """The value of `rope_scaling`, None if there is none."""
     if scaling is None:
         return None
     return {

@@ -1,10 +1,10 @@
-"""What a family of Hugging Face checkpoints is."""
+"""The description of a family of Hugging Face checkpoints."""
 
 import dataclasses
 from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-# Of a file's name: how errors name the file, and its JSON value, None where there is no such file.
+# Of a file's name: how errors name the file, and its JSON value, None if there is no such file.
 Sidecars = Callable[[str], tuple[str, Any]]
 
 
@@ -17,7 +17,7 @@ class Family:
     """One family's files.
 
     Attributes:
-      name: what the command line and `save` call it.
+      name: its name on the command line and in `save`.
       architecture: the entry of `architectures` in config.json.
       model_type: the entry of that name in config.json.
       tensors: leaf path, without the run it is in, to tensor name; {layer} and {expert} stand for
@@ -28,12 +28,12 @@ class Family:
         part of the tensor's second axis, of how many).
       skipped: patterns of tensors to pass over.
       kind: of the models, one of `models.registry.KINDS`.
-      prefix: what the names of a bare model's tensors lack; or, where `tensors` are those of a bare
-        model, what other files put before them.
-      read_sidecars: a configuration, with what files beside config.json say.
+      prefix: prefix that the names of a bare model's tensors lack; or, if `tensors` are those of a
+        bare model, the prefix that other files put before them.
+      read_sidecars: a configuration completed from the files beside config.json.
       write_sidecars: those files, of a configuration to {path in the folder: JSON value}.
-      infer_from_tensors: a configuration, with what only the leaves that there are tensors for
-        tell; those of layers are left out.
+      infer_from_tensors: a configuration completed from the set of leaves that there are tensors
+        for; those of layers are left out.
     """
 
     name: str

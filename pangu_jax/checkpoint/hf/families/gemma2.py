@@ -1,6 +1,6 @@
 """Gemma 2: sandwich norms, GeGLU, soft-caps, scaled embeddings, every other layer in a window.
 
-Source: arXiv 2408.00118, section 2; what it leaves open is as in transformers.
+Source: arXiv 2408.00118, section 2, and transformers for details left open there.
 """
 
 import dataclasses

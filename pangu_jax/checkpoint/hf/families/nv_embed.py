@@ -1,4 +1,4 @@
-"""NV-Embed: a Mistral whose tokens see both ways, and latent attention before the mean."""
+"""NV-Embed: a Mistral with bidirectional attention, and latent attention before the mean."""
 
 import dataclasses
 from typing import Any
@@ -39,10 +39,10 @@ TENSORS = {
 
 
 def read_config(config: dict[str, Any]) -> EmbedderConfig:
-    """An NV-Embed; its vectors are means of what is no instruction, and texts get an end.
+    """An NV-Embed; its vectors are means without the instruction, and texts get an end token.
 
     Raises:
-      InputError: a key is missing, of the wrong kind, or asks for what the model does not have.
+      InputError: a key is missing, of the wrong kind, or asks for something the model lacks.
     """
     for name, known in (("mask_type", "b"), ("padding_side", "right")):
         if config.get(name, known) != known:

@@ -35,7 +35,7 @@ TENSORS = {
 
 
 def read_config(config: dict[str, Any]) -> DecoderConfig:
-    """A Pangu Pro MoE; `intermediate_size` is read only where there are dense layers."""
+    """A Pangu Pro MoE; `intermediate_size` is read only if there are dense layers."""
     attention = read_attention(config, bias=True)
     dense = read_layers(config, "mlp_only_layers")
     layers = tuple(

@@ -24,7 +24,7 @@ TENSORS = {
 
 
 def attention(config: dict[str, Any]) -> AttentionConfig:
-    """Heads of a Qwen3, whose size is 128 where the file gives none."""
+    """Heads of a Qwen3, of size 128 unless the file says otherwise."""
     config = {**config, "head_dim": read(config, "head_dim", int, 128)}
     return read_attention(config, bias=read(config, "attention_bias", bool, False), qk_norm=True)
 

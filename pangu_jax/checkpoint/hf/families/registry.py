@@ -1,4 +1,4 @@
-"""Which families there are, and finding one by name or by config.json."""
+"""The registry of families, looked up by name or by config.json."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def recognize(config: dict[str, Any]) -> Family:
     """The family that `architectures` of a config.json names.
 
     Raises:
-      InputError: it names none, one that cannot be run, or one that is not known.
+      InputError: it names none, one that cannot be run, or an unknown one.
     """
     names = config.get("architectures")
     known = {family.architecture: family for family in FAMILIES.values()}

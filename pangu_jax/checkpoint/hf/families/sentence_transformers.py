@@ -1,8 +1,8 @@
-"""How a folder of sentence-transformers says what is made of a model's hidden states.
+"""Pooling settings of a sentence-transformers folder.
 
 modules.json lists the steps, each with a folder of its own: the model, pooling, and scaling to
-length 1. sentence_bert_config.json says where texts are cut, and
-config_sentence_transformers.json what is put before them.
+length 1. sentence_bert_config.json says where texts are truncated, and
+config_sentence_transformers.json which prompts are prepended to them.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ _NAMES = {
 
 
 def read_sidecars(cfg: Model, beside: Sidecars) -> Model:
-    """The model, with its pooling where the folder has a modules.json.
+    """The model, with its pooling if the folder has a modules.json.
 
     Raises:
-      InputError: a file is not as sentence-transformers writes it, or asks for what the model
-        does not do; names the file and what it asks for.
+      InputError: a file is not in sentence-transformers' format, or asks for something that the
+        model does not do; names the file and what it asks for.
     """
     where, modules = beside(MODULES)
     if modules is None:
@@ -60,7 +60,7 @@ def read_sidecars(cfg: Model, beside: Sidecars) -> Model:
 
 
 def write_sidecars(cfg: EncoderConfig | EmbedderConfig) -> dict[str, Any]:
-    """What `complete` reads, {} for a model whose pooling nobody said."""
+    """{file name: JSON value} for `read_sidecars`; {} for a model with unspecified pooling."""
     if cfg.pooling is None:
         return {}
     paths = ("", POOLING, "2_Normalize")[: 3 if cfg.normalize else 2]
@@ -151,7 +151,7 @@ def _pool_prefix(where: str, config: dict[str, Any], cfg: Model) -> dict[str, bo
 
 
 def _text_length(cfg: Model, beside: Sidecars) -> int | None:
-    """Where texts are cut: as stated, else within what the tokenizer was made for."""
+    """The length in tokens to truncate texts to: as stated, else the tokenizer's, if it is less."""
     where, texts = beside(TEXTS)
     texts = {} if texts is None else _object(where, texts)
     if texts.get("do_lower_case"):
@@ -162,7 +162,7 @@ def _text_length(cfg: Model, beside: Sidecars) -> int | None:
         usual = {} if tokenizer is None else _object(where, tokenizer)
         length = usual.get("model_max_length")
         if isinstance(length, int | float) and length >= cfg.max_length:
-            return None  # files name a huge number where there is no bound
+            return None  # files state a huge number for no bound
         if length is None:
             return None
     if type(length) is not int or not 1 <= length <= cfg.max_length:
@@ -173,7 +173,7 @@ def _text_length(cfg: Model, beside: Sidecars) -> int | None:
 
 
 def prompts(where: str, config: Any) -> dict[str, str]:
-    """What config_sentence_transformers.json, named `where`, puts before texts, by name.
+    """Named prompts of config_sentence_transformers.json, called `where` in errors.
 
     Raises:
       InputError: it holds something else.
