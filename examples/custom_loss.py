@@ -11,7 +11,8 @@ import optax
 
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
 
 cfg = byte_model(64, 1, kv_heads=2, q_per_kv=2, head_dim=16, mlp_width=128, max_length=256)
 

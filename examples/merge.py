@@ -12,10 +12,13 @@ from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
-from pangu_jax.reasoning.merge import Recipe, merge
+from pangu_jax.reasoning.merge import merge
+from pangu_jax.reasoning.merge_recipe import Recipe
 from pangu_jax.train.language import language_loss
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 cfg = byte_model(64, 1, kv_heads=2, q_per_kv=2, head_dim=16, mlp_width=128, max_length=256)
 texts = {"fox": "the quick brown fox jumps. " * 80, "pack": "my box with five dozen jugs. " * 80}

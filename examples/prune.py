@@ -16,7 +16,7 @@ from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.loop_config import LoopConfig
 
 text = "the quick brown fox jumps over the lazy dog. " * 50
 cfg = byte_model(64, 1, kv_heads=2, q_per_kv=2, head_dim=16, mlp_width=128, max_length=256)

@@ -14,7 +14,7 @@ from pangu_jax.models.presets import BYTE_VOCAB, uniform
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.loop_config import LoopConfig
 
 folder = sys.argv[1] if len(sys.argv) > 1 else "runs/example"
 text = "the quick brown fox jumps over the lazy dog. " * 50

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers; `__getattr__` does it when asked
     from pangu_jax import export
-    from pangu_jax.cli.prune import prune
     from pangu_jax.core.errors import InputError
     from pangu_jax.task.evaluate import evaluate
     from pangu_jax.task.forecast import fit, forecast
     from pangu_jax.task.language import embed, generate
     from pangu_jax.task.model import Model, load
+    from pangu_jax.task.prune import prune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,7 +43,7 @@ _PLACES = {
     "forecast": "task.forecast",
     "generate": "task.language",
     "load": "task.model",
-    "prune": "cli.prune",
+    "prune": "task.prune",
 }
 
 

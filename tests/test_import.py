@@ -1,8 +1,11 @@
 """Importing changes nothing: no device, no environment, no jax option, no foreign library."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pangu_jax
@@ -41,6 +44,31 @@ def test_importing_every_module_changes_nothing():
     assert done.returncode == 0, done.stderr
     files = [f for f in Path(pangu_jax.__file__).parent.rglob("*.py") if f.name != "__init__.py"]
     assert int(done.stdout) >= len(files)
+
+
+# What a distribution is imported as; flatbuffers by jax, which does not ask for it, for jax.export.
+IMPORTED_AS = {"orbax-checkpoint": "orbax", "protobuf": "google", "flatbuffers": "jax"}
+
+
+def test_what_is_installed_with_the_package_is_what_it_imports():
+    root = Path(pangu_jax.__file__).parent
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
+    extras = (e for n, e in project["optional-dependencies"].items() if n not in ("test", "parity"))
+    names = lambda lines: {re.match(r"[\w-]+", line)[0].lower() for line in lines}  # noqa: E731
+    used = set()
+    for file in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                used |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                used.add(node.module.split(".")[0])
+    always = names(project["dependencies"])
+    assert {name for name in always if IMPORTED_AS.get(name, name) not in used} == set()
+    optional = {name.replace("-", "_") for extra in extras for name in names(extra)}
+    known = {IMPORTED_AS.get(name, name) for name in always} | optional | {"pangu_jax"}
+    # These come with jax, pydantic and math-verify.
+    assert used - known - set(sys.stdlib_module_names) == {"ml_dtypes", "pydantic_core", "sympy"}
 
 
 def test_the_package_says_that_it_is_typed():

@@ -47,9 +47,11 @@ from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.models import timepro
 from pangu_jax.train import forecast
 from pangu_jax.train.forecast import fit
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.resume import beside_parameters, on_device
 from pangu_jax.train.step import TrainState, abstract_state
 

@@ -83,8 +83,8 @@ def face() -> str:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PLACES"
     )
-    # The room that can be called is its command's function.
-    full = {n: f"cli.{n}.{n}" if n == place else f"{place}.{n}" for n, place in places.items()}
+    # The room that can be called is its task's function.
+    full = {n: f"task.{n}.{n}" if n == place else f"{place}.{n}" for n, place in places.items()}
     options = "    options: {skip_local_inventory: true, show_root_full_path: false}"
     entries = [f"::: pangu_jax.{path}\n{options}" for path in full.values()]
     about = "What `import pangu_jax as pj` offers. [From Python](../docs/python.md) has examples."

@@ -29,6 +29,7 @@ class Plan:
         trains on all. All are measured on.
       most_removed: of icot, after how many tokens all the rest goes at once; 0 for no such jump.
       first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
+      mixed: of coconut and pause, as in `CurriculumConfig`.
       unmarked: of coconut and pause, as in `CurriculumConfig`.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     longest: tuple[int, int] | None = None
     most_removed: int = 0
     first_steps: int | None = None
+    mixed: float = 0.0
     unmarked: bool = False
 
     def curriculum(self, method: str, steps: int | None = None) -> CurriculumConfig:
@@ -59,6 +61,7 @@ class Plan:
             self.slots_per_stage,
             most_removed=self.most_removed,
             first_steps=None if method == "icot" else self.first_steps,
+            mixed=self.mixed,
             unmarked=self.unmarked,
         )
 
@@ -103,8 +106,8 @@ _PROSQA = Plan(
     "prosqa-symbols",
     "dense-shallow",
     steps=36_000,
-    stage_steps=2_000,
-    first_steps=6_000,
+    stage_steps=2_500,
+    first_steps=4_000,
     stages=6,
     token_steps=300,
     problems=200_000,
@@ -112,6 +115,7 @@ _PROSQA = Plan(
     test_file="prosqa_test.jsonl.gz",
     batch=128,
     learning_rate=3e-4,
+    mixed=0.1,
     unmarked=True,
     methods=("coconut", "pause", "cot", "no-cot", "codi", "looped", "adaptive"),
 )

@@ -52,12 +52,12 @@ from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
-from pangu_jax.reasoning.latent.method import MethodConfig
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.step import TrainState
 from pangu_jax.train.stop_signal import Stopped
 

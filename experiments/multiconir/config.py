@@ -5,11 +5,11 @@ import dataclasses
 from pangu_jax.data.tokenizer import Tokenizer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.embedder import EmbedderConfig
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.pooling_config import Pooling
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 HEAD_DIM = 32
 

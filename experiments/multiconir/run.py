@@ -52,7 +52,7 @@ from pangu_jax.eval import lexical
 from pangu_jax.eval.text_encoder import TextEncoder
 from pangu_jax.models import embedder, encoder
 from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.pooling_config import Pooling
 from pangu_jax.nn.how import How
 from pangu_jax.study import options
 from pangu_jax.study.cells import say
@@ -60,8 +60,10 @@ from pangu_jax.study.workers import begin, collect, share, work
 from pangu_jax.task.language import text_encoder
 from pangu_jax.task.model import Model, load
 from pangu_jax.train.contrastive import contrastive_loss, text_vectors
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

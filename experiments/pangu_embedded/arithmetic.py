@@ -15,7 +15,8 @@ from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.study.cells import say
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.policy import answer_log_probs
 from pangu_jax.train.step import init_state, make_step
 

@@ -43,8 +43,8 @@ from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
 from pangu_jax.study.table import mean_std, table
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 RULES = {
     "mean": {},

@@ -55,8 +55,9 @@ from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.study import options, report
 from pangu_jax.study.cells import begin, cell, in_time, say
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 SFT = "sft-model"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.decode.engine import Answer, Engine, Request, answers
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.rl_trainer import make_score
 from pangu_jax.reasoning.rollout import Rollout, make_batch

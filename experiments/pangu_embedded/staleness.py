@@ -47,7 +47,8 @@ from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.study import options, report
 from pangu_jax.study.cells import Cells, begin, cell, in_time
 from pangu_jax.study.table import mean_std, table
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 LONGEST = 480  # tokens; a prompt of two and this have room in a slot of 512
 LENGTHS = (12, 28, 60, 124, 252, LONGEST)  # of a batch's longest answer: one for each program

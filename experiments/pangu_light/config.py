@@ -5,7 +5,7 @@ import dataclasses
 from pangu_jax.models import presets as models
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.study.language import LanguageExperiment
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

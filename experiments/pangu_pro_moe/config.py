@@ -6,8 +6,8 @@ from pangu_jax.models import presets as models
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.moe import MoEConfig
-from pangu_jax.train.language import AUX_WEIGHT
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.language_config import AUX_WEIGHT
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

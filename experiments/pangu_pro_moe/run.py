@@ -41,7 +41,7 @@ from pangu_jax.data.pipeline import batches
 from pangu_jax.data.text import Document, documents, split_documents, take
 from pangu_jax.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from pangu_jax.decode.generate import generate
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.eval.load_balance import expert_load, over_batches, uniform_choices, variation
 from pangu_jax.eval.ngram import bits_per_byte, fit_best
 from pangu_jax.eval.perplexity import measure
@@ -52,7 +52,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, say
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import read_metrics
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 from pangu_jax.models import presets as models
 from pangu_jax.study.language import LanguageExperiment
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 # What each method is in its own paper, then each with the repair that is ours: (method, repair).
 OWN = (

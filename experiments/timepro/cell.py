@@ -22,7 +22,7 @@ from pangu_jax.eval.forecast import (
     score_function,
 )
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.train.forecast import fit
 
 LOOK_BACK = 96

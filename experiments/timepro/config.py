@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from pangu_jax.models.timepro import TimeProConfig
-from pangu_jax.train.forecast import FitConfig
+from pangu_jax.models.timepro_config import TimeProConfig
+from pangu_jax.train.fit_config import FitConfig
 
 HORIZONS = (96, 192, 336, 720)
 

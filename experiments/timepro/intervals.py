@@ -11,6 +11,7 @@ Source: "Conformal PID Control for Time Series Prediction", arXiv 2307.16895, qu
 """
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from pangu_jax.eval.intervals import (
     measure_coverage,
     track,
 )
+from pangu_jax.study.table import table
 
 LOOK_BACK = 96
 COLUMNS = (
@@ -44,8 +46,10 @@ def residuals(forecast, series: np.ndarray, starts: np.ndarray, horizon: int) ->
     return found
 
 
-def rows_of(name: str, folder: str, horizon: int, coverage: float, rule, every: bool):
-    """Lines of the table: the chosen rate's, and the others' if they are asked for."""
+def rows_of(
+    name: str, folder: str, horizon: int, coverage: float, rule: str | None, every: bool
+) -> Iterator[tuple[str, ...]]:
+    """Rows of the table: the chosen rate's, and the others' if they are asked for."""
     values = ltsf.load(name, folder)
     split = split_rows(len(values), rule or ltsf.benchmark(name).rule)
     series = Scaler.fit(values[slice(*split.train)]).scale(values)
@@ -62,9 +66,11 @@ def rows_of(name: str, folder: str, horizon: int, coverage: float, rule, every: 
         better = interval_score(left, widths, coverage).mean() / score.mean()
         mark = " (chosen)" if every and rate == chosen else ""
         yield (
-            f"| {name} | {rate:g}{mark} | {fixed.share:.1%} | {tracked.share:.1%} | "
-            f"{_range(fixed.of_series)} | {_range(tracked.of_series)} | {_range(tracked.of_step)} |"
-            f" {ratio:.2f} | {better:.2f} |"
+            name,
+            f"{rate:g}{mark}",
+            *(f"{fixed.share:.1%}", f"{tracked.share:.1%}"),
+            *(_range(fixed.of_series), _range(tracked.of_series), _range(tracked.of_step)),
+            *(f"{ratio:.2f}", f"{better:.2f}"),
         )
 
 
@@ -81,11 +87,8 @@ def main() -> None:
     parser.add_argument("--rule", choices=("hourly", "quarter", "ratio"), help="how data are split")
     parser.add_argument("--rates", action="store_true", help="shows every rate")
     options = parser.parse_args()
-    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    for name in options.sets:
-        for line in rows_of(name, options.data, options.horizon, options.coverage, options.rule,
-                            options.rates):  # fmt: skip
-            print(line, flush=True)
+    asked = (options.data, options.horizon, options.coverage, options.rule, options.rates)
+    print(table(COLUMNS, (row for name in options.sets for row in rows_of(name, *asked))))
 
 
 if __name__ == "__main__":

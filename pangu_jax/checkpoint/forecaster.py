@@ -22,7 +22,7 @@ from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.spec import check
 from pangu_jax.core.tree import check_all_finite, flatten, map_named
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 DESCRIPTION = "forecaster.json"
 ARRAYS = "forecaster.safetensors"  # of a forecaster whose description names no file

@@ -9,7 +9,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check, is_spec
 from pangu_jax.core.tree import flatten
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 # What the released code makes and its forward pass never uses.
 UNUSED = ("position_embedding.pe", ".conv2d.weight", ".conv2d.bias", ".out_proj.weight")

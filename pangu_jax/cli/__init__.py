@@ -1,1 +1,1 @@
-"""The command line: one short file per command."""
+"""The command line: a short file per command, and what each takes in `options`."""

@@ -1,25 +1,15 @@
-"""Prints this machine's devices, and which implementation each operator would use."""
+"""Runs `pangu-jax backends`; its options are in `cli/options/backends.py`."""
 
 import importlib.metadata
 import json
 import shutil
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict
 
 import jax
 
+from pangu_jax.cli.options.backends import Options
 from pangu_jax.core.platform import target
 from pangu_jax.export.implementations import choices
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to print."""
-
-    platform: Literal["cpu", "gpu", "tpu"] | None = None
-    """Choices for this platform; None is the current one."""
-    json: bool = False
-    """Print one JSON object instead of text."""
 
 
 def main(options: Options) -> None:

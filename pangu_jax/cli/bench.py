@@ -1,4 +1,4 @@
-"""Measures a model by the answers that it writes: school maths, contests, code, choices."""
+"""Runs `pangu-jax bench`; its options are in `cli/options/bench.py`."""
 
 import collections
 import dataclasses
@@ -10,14 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
-import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.bench_report import write_report
 from pangu_jax.cli.generate_file import note_length
+from pangu_jax.cli.options.bench import Options
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import check_size, to_json
@@ -28,58 +28,15 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
-from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning import bench
-from pangu_jax.reasoning.bench_prompts import TEXTS, Mode, Prompt, Prompter
+from pangu_jax.reasoning.bench_prompts import TEXTS, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Task, find_tasks
 
 HEAD, HASHES = '{"question"', "hashes"
 KEYS = ("question", "sample", "said", "found", "right", "why", "tokens", "end")
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which model, what it is asked, and how."""
-
-    model: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a folder in the Hugging Face layout."""
-    tasks: str
-    """Names with commas between them, of gsm8k, math500, aime2024, aime2025, amc23, svamp,
-    humaneval, mbpp, gpqa, livecodebench; or files in the form of one of these."""
-    out: str
-    """The run folder, which goes on where it was stopped."""
-    data: str | None = None
-    """The folder that has the files of names."""
-    mode: Mode = "chat"
-    """plain: the question as a text; few-shot: behind worked examples; chat: as a dialogue; slow,
-    fast, auto: likewise, in that think mode, where the template has modes."""
-    samples: int = 1
-    """Answers to each question; more than one need a temperature."""
-    questions: int | None = None
-    """How many of each task, the first; None is all."""
-    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 1024
-    """Most tokens of an answer."""
-    sampling: SamplingConfig = SamplingConfig()
-    seed: int = 0
-    """Of the drawing, and of the interval of lengths."""
-    batch: int = 32
-    """Answers that are written at once."""
-    allow_code_execution: bool = False
-    """Run code that the model writes, in a sandbox, where a task is judged so."""
-    judge: Literal["now", "later"] = "now"
-    """later: answers are written and kept unjudged, as on a machine that cannot run code; the same
-    command with now, wherever the run folder is, judges them and writes no more."""
-    template: str = "auto"
-    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
-    system: str | None = None
-    """What the model is told before the question, in a dialogue."""
-    tokenizer: str | None = None
-    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters, activations and cache."""
 
 
 @dataclass(frozen=True)

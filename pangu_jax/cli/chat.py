@@ -1,16 +1,15 @@
-"""Chats with a trained model: answers are streamed, and the conversation is remembered."""
+"""Runs `pangu-jax chat`; its options are in `cli/options/chat.py`."""
 
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import jax
-import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.options.chat import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import read_json
 from pangu_jax.core.files import atomic_write
@@ -25,42 +24,12 @@ from pangu_jax.data.chat import (
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.decode.generate import stream
-from pangu_jax.decode.sample import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 
 HELP = "/new starts over, /quit ends; so does the end of the input"
 GRAY, PLAIN = "\033[90m", "\033[0m"
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which model to chat with, and how."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a folder in the Hugging Face layout."""
-    message: str | None = None
-    """Say this, print the answer and end; None reads lines from the terminal or a pipe."""
-    system: str | None = None
-    """The system message."""
-    template: str = "auto"
-    """Chat template: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
-    mode: str | None = None
-    """How much to think, where the template has modes: slow, fast, auto."""
-    thinking: bool = True
-    """Show the thinking too; it is never part of what the model remembers."""
-    history: str | None = None
-    """A .json file to load the conversation from and save it to."""
-    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 1024
-    """Maximum number of tokens per answer."""
-    sampling: SamplingConfig = SamplingConfig(temperature=0.6, top_k=50, top_p=0.95)
-    seed: int = 0
-    """Sampling seed."""
-    tokenizer: str | None = None
-    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters, activations and cache."""
 
 
 @dataclass(frozen=True)

@@ -1,61 +1,17 @@
-"""Writes a checkpoint in the Hugging Face layout, for other libraries to load.
-
-A run folder of `pangu-jax train` or a GGUF file becomes one, and a checkpoint of one architecture
-becomes another that can express it: openPangu-Embedded as llama, say, which stock transformers
-loads.
-"""
+"""Runs `pangu-jax convert`; its options are in `cli/options/convert.py`."""
 
 import sys
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
-import tyro
 
 from pangu_jax.checkpoint import gguf_file, hf
 from pangu_jax.checkpoint.hf import read_keys
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
+from pangu_jax.cli.options.convert import Options
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
 from pangu_jax.data import tokenizer_gguf
 from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import registry
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to convert, and to what."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, a folder in the Hugging Face layout, or a GGUF file."""
-    out: Annotated[str, tyro.conf.Positional]
-    """The new folder."""
-    family: (
-        Literal[
-            "llama",
-            "mistral",
-            "gemma2",
-            "qwen2",
-            "qwen3",
-            "qwen3-moe",
-            "pangu-embedded",
-            "pangu-pro-moe",
-            "bert",
-            "bert-classifier",
-            "llama-embedder",
-            "mistral-embedder",
-            "gemma2-embedder",
-            "qwen2-embedder",
-            "qwen3-embedder",
-            "nv-embed",
-        ]
-        | None
-    ) = None
-    """Whose names and config.json; None keeps a checkpoint's own, or takes the first that fits."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Type of the tensors; None keeps each its own."""
-    max_shard_gb: float = 5.0
-    """Maximum size of each file of tensors."""
 
 
 def main(options: Options) -> None:

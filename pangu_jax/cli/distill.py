@@ -1,14 +1,12 @@
-"""Recovers a pruned student by online distillation from the model it was cut from."""
+"""Runs `pangu-jax distill`; its options are in `cli/options/distill.py`."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.options.distill import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
 from pangu_jax.core.config import to_json
@@ -21,58 +19,10 @@ from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.how import How
 from pangu_jax.pruning import export
 from pangu_jax.pruning import plan as plans
-from pangu_jax.train.distill import (
-    HIDDEN_WEIGHT,
-    KL_WEIGHT,
-    LM_WEIGHT,
-    OPTIMIZER,
-    TEMPERATURE,
-    distill_loss,
-)
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which student learns from which teacher, on which data, for how long."""
-
-    teacher: Annotated[str, tyro.conf.Positional]
-    """The original checkpoint."""
-    student: Annotated[str, tyro.conf.Positional]
-    """The pruned checkpoint."""
-    data: str
-    """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
-    out: str
-    """The run's folder; OUT/model is the recovered checkpoint in the student's layout."""
-    steps: int = 500
-    """Optimizer steps."""
-    batch: int = 8
-    """Windows per step."""
-    length: int = 256
-    """Tokens per window."""
-    kl_weight: float = KL_WEIGHT
-    """Weight of KL(teacher || student)."""
-    lm_weight: float = LM_WEIGHT
-    """Weight of the language-modeling loss."""
-    hidden_weight: float = HIDDEN_WEIGHT
-    """Weight of matching the last hidden states."""
-    temperature: float = TEMPERATURE
-    """Temperature of both distributions in the KL."""
-    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OPTIMIZER
-    field: str = "text"
-    """The key of the text in .jsonl lines."""
-    tokenizer: str | None = None
-    """"bytes" or a tokenizer.json; None takes the teacher's."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations; the student's parameters are float32."""
-    remat: Literal["full", "dots"] | None = None
-    """What the backward pass recomputes."""
-    seed: int = 0
-    """Seed of the data order."""
-    checkpoint_every: int = LoopConfig.checkpoint_every
-    """Steps between checkpoints."""
-
+from pangu_jax.train.distill import distill_loss
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer, schedule
 
 # What may differ when a run is resumed: it changes no result.
 FREE = ("out", "checkpoint_every")

@@ -1,51 +1,18 @@
-"""Writes one vector per text, from an encoder (sentence-transformers and the like) or a decoder."""
+"""Runs `pangu-jax embed`; its options are in `cli/options/embed.py`."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 
+from pangu_jax.cli.options.embed import Options
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.data.text import lines
 from pangu_jax.eval.embedding import embed
-from pangu_jax.eval.text_encoder import Attention, open_text_encoder
+from pangu_jax.eval.text_encoder import open_text_encoder
 from pangu_jax.models.embedder import EmbedderConfig
-from pangu_jax.models.pooling import Pooling
 from pangu_jax.nn.how import How
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which texts to embed, with which model, and how."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A folder in the Hugging Face layout, or a run folder, of an encoder or a decoder."""
-    data: str
-    """A .jsonl file with one text per record, or another text file with one per line; .gz too."""
-    out: str
-    """The .npy file to write: float32 [texts, width], in the order of the texts."""
-    field: str = "text"
-    """The key of the text in .jsonl records."""
-    pooling: Pooling | None = None
-    """Which hidden states make the vector; None is what the folder says."""
-    attention: Attention | None = None
-    """For a decoder: causal or bidirectional attention; None is what the folder says."""
-    pool_prefix: bool | None = None
-    """For a decoder: whether the prefix's tokens are pooled too; None is what the folder says."""
-    batch: int = 32
-    """Texts computed at once."""
-    max_length: int | None = None
-    """Maximum tokens per text, special tokens included; None is what the folder says."""
-    prefix: str | None = None
-    """What is put before every text, such as "query: "; None is what the folder says."""
-    tokenizer: str | None = None
-    """A tokenizer.json; None takes the checkpoint's own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations."""
 
 
 def main(options: Options) -> None:

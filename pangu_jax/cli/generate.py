@@ -1,15 +1,14 @@
-"""Continues a prompt with a trained model, streaming; or answers every prompt of a file."""
+"""Runs `pangu-jax generate`; its options are in `cli/options/generate.py`."""
 
 import sys
 import time
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
-import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.generate_file import answer_file, check_file, note_length
+from pangu_jax.cli.options.generate import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import (
@@ -20,45 +19,12 @@ from pangu_jax.data.tokenizer import (
     text_prompt,
 )
 from pangu_jax.decode.generate import stream
-from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.decode.soft_thinking import SoftThinkingConfig, SoftThought
+from pangu_jax.decode.soft_thinking import SoftThought
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.task.soft_thinking import preparation
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to continue, and how."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, or a folder in the Hugging Face layout."""
-    prompt: str | None = None
-    """The text to continue; empty or None starts a new document."""
-    prompts: str | None = None
-    """A .jsonl file with one prompt per record, instead of --prompt; .gz too."""
-    out: str | None = None
-    """With --prompts: the .jsonl file to write; an existing one is resumed."""
-    field: str = "prompt"
-    """With --prompts: the key of the prompt in its record."""
-    batch: int = 32
-    """With --prompts: how many are decoded at once."""
-    max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 200
-    """Maximum number of new tokens per prompt."""
-    sampling: SamplingConfig = SamplingConfig()
-    seed: int = 0
-    """Sampling seed; has no effect with greedy decoding."""
-    soft_thinking: bool = False
-    """Think in mixtures of tokens before writing. Needs no training, but a model that thinks."""
-    think_end: str | None = None
-    """What is written behind the thought; None is the tokenizer's </think> or [unused17]. Thinking
-    ends where this is the likeliest, if it is one token."""
-    soft: SoftThinkingConfig = SoftThinkingConfig()
-    tokenizer: str | None = None
-    """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters, activations and cache."""
 
 
 def main(options: Options) -> None:

@@ -3,10 +3,11 @@
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 
+from pangu_jax.cli.options.generate import Options
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.config import check_size, to_json, up_to_date
 from pangu_jax.core.errors import InputError
@@ -15,30 +16,9 @@ from pangu_jax.core.run_folder import check_same
 from pangu_jax.data.text import records
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
-from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.decode.soft_thinking import SoftThinkingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 from pangu_jax.task.soft_thinking import preparation
-
-
-class Options(Protocol):
-    """What is asked for; see `cli.generate`."""
-
-    checkpoint: str
-    prompt: str | None
-    prompts: str | None
-    out: str | None
-    field: str
-    batch: int
-    max_new_tokens: int
-    sampling: SamplingConfig
-    soft_thinking: bool
-    think_end: str | None
-    soft: SoftThinkingConfig
-    seed: int
-    tokenizer: str | None
-    dtype: Any
 
 
 def check_file(options: Options) -> None:

@@ -1,25 +1,20 @@
-"""Prints what a checkpoint is: architecture, parameters, memory, key and value bytes per token.
-
-Reads the configuration alone, and the headers of tensor files where there are any, so that a folder
-with just a config.json is enough and a large checkpoint takes no longer than a small one.
-"""
+"""Runs `pangu-jax inspect`; its options are in `cli/options/inspect.py`."""
 
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax.numpy as jnp
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from pangu_jax.checkpoint import forecaster, gguf_file, hf, safetensors_files, store, verify
 from pangu_jax.checkpoint.open import checkpoint_format
+from pangu_jax.cli.options.inspect import Options
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count, nbytes
@@ -36,20 +31,6 @@ OWN = {
     "gguf": "a GGUF file, which has no checksums",
     "forecaster": "a forecaster, whose checksum is compared whenever it is read",
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to inspect."""
-
-    checkpoint: Annotated[str, tyro.conf.Positional]
-    """A run folder, a folder in the Hugging Face layout, of which config.json is enough, a GGUF
-    file, or a trained forecaster's folder."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-    verify: bool = False
-    """Read all of a Hugging Face folder: whether its files fit together, hold finite values, and
-    have the checksums that came with them."""
 
 
 def main(options: Options) -> None:

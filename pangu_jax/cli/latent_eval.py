@@ -1,18 +1,16 @@
-"""Measures the answers of a model that `latent train` made, also with its thoughts exchanged."""
+"""Runs `pangu-jax latent eval`; its options are in `cli/options/latent_eval.py`."""
 
 import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import tyro
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.checkpoint.store import latest_step
+from pangu_jax.cli.options.latent_eval import Options
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
 from pangu_jax.core.errors import InputError
@@ -30,34 +28,6 @@ from pangu_jax.reasoning.latent.slots import encode, markers_of
 from pangu_jax.reasoning.latent.task import chance, located, test_problems
 
 
-@dataclass(frozen=True)
-class Options:
-    """Which run, on which problems."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """A folder that `pangu-jax latent train` wrote."""
-    task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, prosqa-symbols, gsm8k, or a .jsonl file; None is the
-    task of the run."""
-    data: str | None = None
-    """For gsm8k: the folder with its files."""
-    test: str | None = None
-    """A file of problems to measure on; None is the run's, or for another task as in training.
-    Problems that the run was trained on are left out."""
-    tests: int | None = None
-    """Most problems to measure on; None is as many as the run measured on."""
-    batch: int = 32
-    """Problems answered at once."""
-    max_new_tokens: int | None = None
-    """Most tokens that are written; None is enough for the task of the run."""
-    ablations: bool = True
-    """Whether the thoughts are also exchanged for zeros, noise, another problem's, pauses."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of activations and cache."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-
 def main(options: Options) -> None:
     """Prints accuracy with its interval, tokens and thoughts, and the same for each ablation."""
     if options.tests is not None:
@@ -68,7 +38,7 @@ def main(options: Options) -> None:
     name = options.task or trained.task
     found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
     problems = [encode(problem, tokenizer) for problem in found]
-    step = reached(options.run, trained)
+    step = latent.reached(options.run, trained)
     with progress() as show:
         found = scores(
             params,
@@ -136,18 +106,6 @@ def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Prob
             file=sys.stderr,
         )
     return kept
-
-
-def reached(run: str, trained: latent.Trained) -> int:
-    """The step of the run's last checkpoint; stderr tells if it is not the curriculum's last."""
-    step = latest_step(run) or 0
-    if step < trained.steps:
-        print(
-            f"{run} stopped at step {step:,} of {trained.steps:,}; its answers are in the "
-            "form of the last stage, in which it was trained too little or not at all",
-            file=sys.stderr,
-        )
-    return step
 
 
 def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:

@@ -1,21 +1,15 @@
-"""Tells what can be read from the thoughts of a model that `latent train` made.
-
-For each thought and each step, and for the answer, a linear probe is fitted to read the token in
-which they differ most, and again with shuffled labels, as a baseline; the logit lens tells at which
-place the model's own head ranks that token.
-"""
+"""Runs `pangu-jax latent probe`; its options are in `cli/options/latent_probe.py`."""
 
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import tyro
 
 from pangu_jax.cli import latent_plot
-from pangu_jax.cli.latent_eval import opened, reached, test_set
+from pangu_jax.cli.latent_eval import opened, test_set
+from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
@@ -27,37 +21,9 @@ from pangu_jax.reasoning.latent.probe import Target, lens_ranks, linear_probe, t
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.reasoning.latent.slots import encode, markers_of
-from pangu_jax.reasoning.latent.train import Trained
+from pangu_jax.reasoning.latent.train import Trained, reached
 
 LEAST = 20  # problems that have a step, for it to be probed
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which run, on which problems."""
-
-    run: Annotated[str, tyro.conf.Positional]
-    """A folder that `pangu-jax latent train` wrote, by a method with thoughts."""
-    task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, prosqa-symbols, gsm8k, or a .jsonl file; None is the
-    task of the run."""
-    data: str | None = None
-    """For gsm8k: the folder with its files."""
-    test: str | None = None
-    """A file of problems; None is the run's, or for another task as in training. Problems that the
-    run was trained on are left out."""
-    tests: int | None = None
-    """Most problems; None is as many as the run measured on. A probe is fitted on half of them and
-    measured on the other."""
-    batch: int = 32
-    """Problems thought about at once."""
-    seed: int = 0
-    """Of the halves, and of the shuffled labels."""
-    plot: str | None = None
-    """A picture to write, .png, .svg or .pdf: lenses by layer, probes beside their control, how
-    the head's probability lies on what may come next, and answers with thoughts exchanged."""
-    json: bool = False
-    """Print one JSON object per line instead of a table."""
 
 
 def main(options: Options) -> None:

@@ -1,23 +1,19 @@
-"""Trains a decoder to answer with a chain of thought, without one, or with latent thoughts.
-
-The same command goes on where it was stopped, in the same bits.
-"""
+"""Runs `pangu-jax latent train`; its options are in `cli/options/latent_train.py`."""
 
 import dataclasses
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
-import tyro
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.latent_eval import described, unseen
+from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
 from pangu_jax.core.config import check_size, save_config, to_json
@@ -31,9 +27,8 @@ from pangu_jax.models import decoder, presets, registry
 from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
-from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
-from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, check_problems, scores
 from pangu_jax.reasoning.latent.slots import FIELDS, NAMES, plan_name
@@ -46,63 +41,9 @@ from pangu_jax.reasoning.latent.task import (
     read_task,
     words_of,
 )
-from pangu_jax.train.loop import LoopConfig
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.loop_config import LoopConfig
 
 MOST_NEW = 8  # tokens that an answer may have beyond the longest of the training problems
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which method, on which task, with which model, for how long."""
-
-    method: Literal[
-        "cot", "no-cot", "pause", "icot", "coconut", "codi", "planning", "looped", "adaptive"
-    ]
-    """cot and no-cot write the steps or leave them out; icot takes their tokens away one by one;
-    coconut replaces steps by hidden states that are fed back, pause by as many empty slots; codi
-    learns thoughts from its own written chain; planning begins each step with a token of its kind;
-    looped writes no steps, and runs its layers several times; adaptive lets tokens skip some."""
-    task: str
-    """mult4x4 (any mult<D>x<D>), prosqa or prosqa-symbols (in numbers), whose problems
-    are drawn; gsm8k, whose questions are in --data; or a .jsonl file, possibly .gz, of question,
-    steps and answer, of question, cot and answer, or as GSM8K has them."""
-    out: str
-    """The run's folder: model, tokenizer, metrics, checkpoints."""
-    data: str | None = None
-    """For gsm8k: the folder with gsm8k_train.jsonl and gsm8k_test.jsonl, possibly .gz."""
-    test: str | None = None
-    """A file of problems to measure on; without it they are drawn, GSM8K's test questions, or the
-    file's last ones. None of them is trained on."""
-    problems: int = 100_000
-    """Problems that are drawn to train on; of a file all are taken."""
-    tests: int = 500
-    """Most problems to measure on."""
-    preset: str = "dense-tiny"
-    """Name of a dense model: dense-tiny, dense-small, dense-shallow."""
-    init: str | None = None
-    """A decoder (run folder or Hugging Face folder) to start from, instead of a preset."""
-    tokenizer: Literal["words", "bytes"] = "words"
-    """Of a preset: a token for each word of the task, or for each byte."""
-    curriculum: Annotated[CurriculumConfig, tyro.conf.arg(name="curriculum")] = CurriculumConfig()
-    own: Annotated[MethodConfig, tyro.conf.arg(name="own")] = MethodConfig()
-    batch: int = 64
-    """Problems per step."""
-    accumulate: int = LoopConfig.accumulate
-    """Microbatches per batch."""
-    optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = latent.OPTIMIZER
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations; parameters are float32."""
-    remat: Literal["full", "dots"] | None = None
-    """What the backward pass recomputes."""
-    seed: int = 0
-    """Of the initial values, the drawn problems and their order."""
-    checkpoint_every: int = LoopConfig.checkpoint_every
-    """Steps between checkpoints."""
-    evaluate_every: int = LoopConfig.evaluate_every
-    """Steps between measurements, in the form of the last stage and with thoughts exchanged; 0
-    measures at the end only."""
-
 
 # What may differ when a run is resumed: it changes no result.
 FREE = ("out", "checkpoint_every")

@@ -5,14 +5,16 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 
 import pangu_jax
 from pangu_jax.core.errors import InputError
 
-# name: (module, what it does). To add a command, write a module with a frozen dataclass `Options`,
-# whose docstrings become the help, and `main(options)`, and name it here, in one word or two. It is
-# imported when it is run, so that --help is instant; a module that is not there is not offered.
+# name, of one word or two: (module, what it does). To add a command, write the module, with
+# `main(options)`, and one of the same name in `cli/options`, with a frozen dataclass `Options`: its
+# docstrings become the help. That one imports no jax, so that --help is quick; the other is
+# imported when the command is run.
 COMMANDS = {
     "train": ("pangu_jax.cli.train", "train a language model on text"),
     "generate": ("pangu_jax.cli.generate", "continue a prompt with a trained model"),
@@ -64,50 +66,70 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(status)
 
 
+def options_of(name: str) -> ModuleType:
+    """The module in `cli/options` that says what a command takes.
+
+    Args:
+      name: one of `COMMANDS`.
+    """
+    room, _, module = COMMANDS[name][0].rpartition(".")
+    return importlib.import_module(f"{room}.options.{module}")
+
+
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"pangu-jax {pangu_jax.__version__}")
-        return 0
     words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
     name = " ".join(arguments[:words])
     if name not in COMMANDS:
-        raise InputError(f"there is no command {name!r}; known: {', '.join(COMMANDS)}")
+        return _list(arguments)
     import tyro
 
-    module = importlib.import_module(COMMANDS[name][0])
+    described = options_of(name)
     try:
         options = tyro.cli(
-            module.Options,
+            described.Options,
             prog=f"pangu-jax {name}",
             args=arguments[words:],
-            description=module.__doc__,
+            description=described.__doc__,
             config=(tyro.conf.OmitArgPrefixes,),
         )
     except SystemExit as done:  # after --help, or after a wrong flag, which tyro has explained
         return int(done.code or 0)
-    module.main(options)
+    importlib.import_module(COMMANDS[name][0]).main(options)
     return 0
+
+
+def _list(arguments: list[str]) -> int:
+    """Prints the version, all commands, or those that begin with a word, as is asked."""
+    if arguments[:1] == ["--version"]:
+        print(f"pangu-jax {pangu_jax.__version__}")
+        return 0
+    word = "".join(arguments[:1])
+    group = [name for name in COMMANDS if name.startswith(f"{word} ")]
+    rest = arguments[1:] if group else arguments
+    if not rest or rest[0] in ("-h", "--help"):
+        print(_usage(group or COMMANDS))
+        return 0 if rest else 2
+    name = " ".join(arguments[:2] if group else arguments[:1])
+    raise InputError(f"there is no command {name!r}; known: {', '.join(group or COMMANDS)}")
 
 
 @contextlib.contextmanager
 def _plain_notes() -> Iterator[None]:
     """Shows what the library notes as it is, whatever some dependency set up for its own logs."""
     logger, handler = logging.getLogger("pangu_jax"), logging.StreamHandler()
+    propagate = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:
         yield
     finally:
-        logger.propagate = True
+        logger.propagate = propagate
         logger.removeHandler(handler)
 
 
-def _usage() -> str:
+def _usage(names: Iterable[str]) -> str:
     lines = ["usage: pangu-jax COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:{WIDTH}} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:{WIDTH}} {COMMANDS[name][1]}" for name in names]
     lines += ["", "pangu-jax COMMAND --help shows a command's options; --version the version."]
     return "\n".join(lines)
 

@@ -1,24 +1,15 @@
-"""Merges checkpoints of one origin into one, in the Hugging Face layout.
-
-    pangu-jax merge A B C --out M                                   the mean
-    pangu-jax merge A B C --base BASE --method ties --lambda 0.7 --gate text.txt --out M
-
-With --gate all are measured on the file's text or questions, and a merge that is worse than the
-best single checkpoint is not written: the exit status is then 1.
-"""
+"""Runs `pangu-jax merge`; its options are in `cli/options/merge.py`."""
 
 import dataclasses
 import json
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from pangu_jax.checkpoint import hf
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.options.merge import Options
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
@@ -26,48 +17,11 @@ from pangu_jax.core.spec import count
 from pangu_jax.data.tokenizer_save import companions
 from pangu_jax.models import registry
 from pangu_jax.nn.how import How
-from pangu_jax.reasoning.merge import Method, Recipe
 from pangu_jax.reasoning.merge_checkpoints import Source, merged, open_source, tokens_of
 from pangu_jax.reasoning.merge_gate import Gate, read_gate
+from pangu_jax.reasoning.merge_recipe import Recipe
 
 RECIPE = "merge.json"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to merge, how, and how good the merge must be."""
-
-    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run folders or folders in the Hugging Face layout, two or more, of one architecture."""
-    out: str
-    """The new folder."""
-    base: str | None = None
-    """The checkpoint that they all come from: for task_arithmetic, ties and dare."""
-    method: Method = "mean"
-    """mean; task_arithmetic (delta is an older name of it); slerp (of two); ties; dare."""
-    scale: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """How far to go from the base, 1 if not given; for slerp from the first, 0.5 if not given."""
-    density: float = 0.5
-    """Share of each difference that ties and dare keep."""
-    weights: tuple[float, ...] | None = None
-    """One per checkpoint; by default all count equally."""
-    rescale: Literal["norm", "density"] = "norm"
-    """What dare makes up for what it drops: the sum of magnitudes, or the share, as the paper."""
-    seed: int = 0
-    """Seed of what dare drops."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Type of the tensors; None keeps that of the base, or else of the first."""
-    max_shard_gb: float = 5.0
-    """Upper bound on the tensors of a file."""
-    gate: str | None = None
-    """A file of text, or of questions ({"instruction", "label"} per line), on which all are
-    measured."""
-    tolerance: float = 0.0
-    """How much worse than the best single checkpoint the merge may be, in the gate's unit."""
-    length: int = 512
-    """Tokens of context that a window of the gate's text gives at most."""
-    batch: int = 8
-    """Windows, or choices, of the gate that are computed at once."""
 
 
 def main(options: Options) -> None:

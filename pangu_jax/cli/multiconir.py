@@ -1,10 +1,10 @@
-"""Measures whether a model still ranks right when queries have many conditions (MultiConIR)."""
+"""Runs `pangu-jax multiconir`; its options are in `cli/options/multiconir.py`."""
 
 import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from pangu_jax.cli.multiconir_report import (
     load_table,
     write_report,
 )
+from pangu_jax.cli.options.multiconir import Options
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
 from pangu_jax.core.config import check_size
@@ -33,9 +34,6 @@ from pangu_jax.eval.multiconir import (
     score_task1,
     write_scores,
 )
-from pangu_jax.eval.pairwise_metrics import Protocol
-from pangu_jax.eval.text_encoder import Attention
-from pangu_jax.models.pooling import Pooling
 
 FLOORS: dict[str, Scorer | None] = {
     "length": lexical.length,
@@ -43,50 +41,6 @@ FLOORS: dict[str, Scorer | None] = {
     "constant": lexical.constant,
     "oracle": None,
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which model on which files, and how; or which two runs to compare."""
-
-    model: str | None = None
-    """"bm25", or a folder that holds an encoder, a decoder or a reranker: a run of ours or in the
-    Hugging Face layout."""
-    data: str | None = None
-    """MultiConIR's folder, or one with its .csv files, possibly .gz or .xz."""
-    out: str | None = None
-    """The run folder, which goes on where it was stopped; with --compare the picture to draw."""
-    protocol: Protocol = "collection"
-    """"official" does as the released code, faults included: BM25 indexes just the documents that
-    are compared, and a missing text ends it; "collection" gives BM25 the statistics of all
-    positives, and leaves out what has a missing text."""
-    compare: tuple[str, str] | None = None
-    """Two run folders: the first's figures less the second's, on the same rows."""
-    rows: int | None = None
-    """How many rows of each file; None is all."""
-    seed: int = 0
-    """Of the intervals and tests."""
-    orders: int | None = None
-    """Also measures which condition moves the score, by its place in the query as it is and in so
-    many random orders; None leaves that out."""
-    query_prefix: str | None = None
-    """What is put before every query; None is what the folder says."""
-    document_prefix: str | None = None
-    """What is put before every document; None is what the folder says."""
-    pooling: Pooling | None = None
-    """Which hidden states make a vector; None is what the folder says."""
-    attention: Attention | None = None
-    """For a decoder: whether tokens see no later ones, or all; None is what the folder says."""
-    pool_prefix: bool | None = None
-    """For a decoder: whether the prefix's tokens are pooled too; None is what the folder says."""
-    batch: int = 32
-    """Texts computed at once."""
-    max_length: int | None = None
-    """Tokens that a text is cut to, special ones among them; None is what the folder says."""
-    tokenizer: str | None = None
-    """A tokenizer.json; None takes the checkpoint's own."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the activations."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint, read_cfg
+from pangu_jax.cli.options.multiconir import Options
 from pangu_jax.cli.progress import Show, working
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
@@ -32,23 +33,6 @@ _NEURAL = (
     "query_prefix", "document_prefix", "pooling", "attention", "pool_prefix", "max_length",
     "tokenizer",
 )  # fmt: skip
-
-
-class Options(Protocol):
-    """What is asked for; see `cli.multiconir`."""
-
-    model: str | None
-    protocol: Any
-    orders: int | None
-    query_prefix: str | None
-    document_prefix: str | None
-    pooling: Any
-    attention: Any
-    pool_prefix: bool | None
-    batch: int
-    max_length: int | None
-    tokenizer: str | None
-    dtype: Any
 
 
 @dataclasses.dataclass(frozen=True)

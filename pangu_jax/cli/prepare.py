@@ -1,31 +1,11 @@
-"""Prepares a dataset once, from local files, so that it is read with grain."""
+"""Runs `pangu-jax prepare`; its options are in `cli/options/prepare.py`."""
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
-import tyro
-
+from pangu_jax.cli.options.prepare import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import ltsf, ltsf_tfds
-
-
-@dataclass(frozen=True)
-class Options:
-    """Which dataset, from what, and where to."""
-
-    name: Annotated[
-        Literal[
-            "wikitext2", "etth1", "etth2", "ettm1", "ettm2", "weather", "exchange", "ecl", "solar"
-        ],
-        tyro.conf.Positional,
-    ]
-    """wikitext2, which is text, or a forecasting benchmark."""
-    source: str
-    """The folder that holds its files; nothing is downloaded."""
-    out: str = "datasets"
-    """Where prepared datasets are kept."""
 
 
 def main(options: Options) -> None:

@@ -1,36 +1,16 @@
-"""Runs a program of an exported artifact on arrays; needs no model code."""
+"""Runs `pangu-jax run`; its options are in `cli/options/run.py`."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-import tyro
 
+from pangu_jax.cli.options.run import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.export import parity
 from pangu_jax.export.artifact import load_npz
 from pangu_jax.export.run import check, open_runner
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to run on what."""
-
-    artifact: Annotated[str, tyro.conf.Positional]
-    """A folder that `pangu-jax export` wrote."""
-    program: str | None = None
-    """Which of its programs; may be left out where there is one."""
-    inputs: str | None = None
-    """An .npz with one array for each input."""
-    out: str | None = None
-    """Where to write the results as .npz; None prints what they are."""
-    check: bool = False
-    """Run the samples that the artifact keeps, and compare with jax's results at export."""
-    provider: str = "CPUExecutionProvider"
-    """For ONNX: onnxruntime's provider, such as CANNExecutionProvider."""
 
 
 def main(options: Options) -> None:

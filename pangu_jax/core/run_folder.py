@@ -17,7 +17,7 @@ from pangu_jax.core.errors import InputError
 
 SETTINGS = "config.json"
 LEFT = ("metrics.jsonl",)  # of a run that served its purpose, where another may begin
-OTHERWISE = "choose another --out or delete it"
+OTHERWISE = "choose another folder or delete it"
 PATIENCE_S = 60.0  # of those who wait; what they wait for takes seconds
 
 

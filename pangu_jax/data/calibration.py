@@ -36,7 +36,7 @@ def cut_windows(tokens: Tokens, length: int, begin: Sequence[int] | None = None)
     if not number:
         raise InputError(
             f"the calibration text has {len(ids)} tokens, which do not fill one window of {length}"
-            "; give more text or a smaller --length"
+            "; give more text or a smaller length"
         )
     body = rearrange(ids[: number * size], "(n t) -> n t", t=size)
     heads = repeat(np.array(first, np.int32), "t -> n t", n=number)

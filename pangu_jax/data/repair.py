@@ -95,7 +95,7 @@ def _repeated(table: Table, rows: Rows) -> str:
     by_night = (twice - twice.astype("datetime64[D]") < np.timedelta64(4, "h")).all()
     steps = np.diff(rows.stamps.local)
     if table.stamps.offset is None and by_night and len(steps) and steps.min() < DAY:
-        text += " (if clocks went back there, --zone keeps both)"
+        text += " (if clocks went back there, the option zone keeps both)"
     return text
 
 
@@ -110,7 +110,7 @@ def _fill_gaps(path: str, rows: Rows) -> tuple[Timestamps, np.ndarray, np.ndarra
     missing = int(place[-1]) + 1 - count
     if missing > count:
         raise InputError(
-            f"{path}: --repair would fill in {missing} rows, more than the {count} that are there; "
+            f"{path}: repair would fill in {missing} rows, more than the {count} that are there; "
             f"{describe_gap(step, stamps, largest=True)}: is a time wrong?"
         )
     new = np.ones(count + missing, bool)

@@ -121,12 +121,12 @@ def _refuse_missing(path, names, stamps, values) -> None:
         return
     row, column = np.argwhere(missing)[0]
     there = np.flatnonzero(~missing[:, column])
-    advice = "--repair fills them"
+    advice = "the option repair fills them"
     if len(there) and not there[0] < row < there[-1]:
         begins = row < there[0]
         advice = (
             f"it {'begins' if begins else 'ends'} at {stamps.show(there[0 if begins else -1])}, "
-            "and --repair keeps the rows that all columns have"
+            "and the option repair keeps the rows that all columns have"
         )
     raise InputError(
         f"{path}: {int(missing.sum())} values are missing, the first at {stamps.show(row)} in "

@@ -157,8 +157,8 @@ def _time_column(path, header, row, layout) -> int:
     if 0 in times or len(times) == 1:
         return times[0]
     raise InputError(
-        f"{path}: column 1 has no name and holds {row[0]!r}, not a time; --time says which column "
-        f"holds the times: {', '.join(filter(None, header))}"
+        f"{path}: column 1 has no name and holds {row[0]!r}, not a time; the option time says "
+        f"which column holds the times: {', '.join(filter(None, header))}"
     )
 
 
@@ -208,8 +208,8 @@ class _Times:
             return InputError(f"{self._path} line {line}: {error}, which is not read")
         wanted = self._layout.time_format or "ISO 8601, such as 2024-05-31 14:15"
         return InputError(
-            f"{self._path} line {line}: {text!r} is not a time ({wanted}); --time and "
-            "--time-format say which column and how it is written"
+            f"{self._path} line {line}: {text!r} is not a time ({wanted}); the options "
+            "time and time_format say which column and how it is written"
         )
 
     def stamps(self, column: np.ndarray | None = None) -> Timestamps:

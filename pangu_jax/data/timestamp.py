@@ -122,7 +122,7 @@ def check_format(form: str) -> None:
     if re.search(r"(?<!%)(%%)*%Z", form):
         raise InputError(
             f"time_format {form!r} has %Z, which does not say what the offset is: use %z for "
-            "offsets, or write the zone's name as it stands and give --zone"
+            "offsets, or write the zone's name as it stands and give the option zone"
         )
     try:
         example = dt.datetime(2001, 2, 3, 4, 5, 6, tzinfo=dt.UTC).strftime(form)

@@ -228,7 +228,7 @@ def describe_gap(step: TimeStep, stamps: Timestamps, largest: bool = False) -> s
         return text
     more = f", {total} in all" if total > many else ""
     return (
-        f"{text}; --repair fills gaps (the first missing is {first.show(0)}{more})"
+        f"{text}; the option repair fills gaps (the first missing is {first.show(0)}{more})"
         f"{_clock_hint(stamps, row)}"
     )
 
@@ -262,7 +262,7 @@ def _irregular(stamps: Timestamps) -> str:
     )
     off = int(gaps[row] + usual // 2) % usual - usual // 2
     if stamps.offset is not None and stamps.zone is None and abs(off) == HOUR:
-        text += "; if these are local days, --zone (such as Europe/Berlin) reads them as such"
+        text += "; if these are local days, the option zone (such as Europe/Berlin) says so"
     return text
 
 
@@ -291,7 +291,7 @@ def _clock_hint(stamps: Timestamps, row: int) -> str:
     usual = np.median(steps)
     if stamps.offset is not None or usual >= 24 * HOUR or abs(steps[row] - usual) != HOUR:
         return ""
-    return "; if clocks were changed there, --zone (such as Europe/Berlin) says so"
+    return "; if clocks were changed there, the option zone (such as Europe/Berlin) says so"
 
 
 def _weekday(days: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ import numpy as np
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.decode import slots as device
-from pangu_jax.decode.sample import SamplingConfig, rows_of
+from pangu_jax.decode.sample import rows_of
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How

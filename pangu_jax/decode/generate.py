@@ -17,7 +17,7 @@ from pangu_jax.decode.engine import (
     check_prompt,
     round_up,
 )
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
 

@@ -1,7 +1,5 @@
 """Sampling from logits: greedy, temperature, top-k, top-p; each row with its own settings."""
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,30 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from pangu_jax.core.errors import InputError
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is drawn.
-
-    Attributes:
-      temperature: divides the logits; 0 is greedy decoding.
-      top_k: sample from the k most likely tokens; 0 for all.
-      top_p: only the smallest set of best tokens whose probability reaches it; 1 for all.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self):
-        if not 0 <= self.temperature < math.inf:
-            raise InputError(f"temperature must be 0 or more, got {self.temperature}")
-        if self.top_k < 0:
-            raise InputError(f"top_k must be 0 or more, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
+from pangu_jax.decode.sampling_config import SamplingConfig
 
 
 @struct.dataclass

@@ -17,7 +17,7 @@ from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary
 from pangu_jax.models import embedder, encoder
 from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import check_pooling
+from pangu_jax.models.pooling_config import check_pooling
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.sharding.layout import constrain
 

@@ -12,7 +12,7 @@ from einops import repeat
 
 from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn.how import HOW, How
 
 

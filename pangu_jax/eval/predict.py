@@ -14,7 +14,7 @@ from pangu_jax.data.timestep import TimeStep
 from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import forecasts
 from pangu_jax.eval.intervals import track
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 PIECE = 1024  # windows that are forecast between two calls of `progress`
 
@@ -234,7 +234,7 @@ def _times(step: TimeStep, series: Series, steps: int) -> tuple[Timestamps, tupl
     offset = show_offset(stamps.offset[-1])
     return found, (
         f"clocks are changed within the series; the forecasts keep its last offset, {offset}, as "
-        "only --zone (such as Europe/Berlin) says when they are changed next",
+        "only the option zone (such as Europe/Berlin) says when they are changed next",
     )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -18,7 +18,7 @@ from pangu_jax.models import embedder
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.models.pooling_config import Attention, Pooling
 from pangu_jax.nn.how import HOW, How
 
 KINDS = ("encoder", "embedder", "decoder")
@@ -33,7 +33,6 @@ USUAL = {
     "pool": None,
 }
 
-Attention = Literal["causal", "bidirectional"]
 Texts = str | Sequence[str] | Iterable[Mapping[str, Any]]
 
 
@@ -270,8 +269,8 @@ def configured(
     if pooling is None and cfg.pooling is None:
         raise InputError(
             f"{path} does not say how hidden states make a vector (modules.json of "
-            "sentence-transformers would); give --pooling cls, mean, weighted, last "
-            "or max"
+            "sentence-transformers would); give the option pooling: cls, mean, "
+            "weighted, last or max"
         )
     if pool_prefix is not None and isinstance(cfg, EncoderConfig):
         raise InputError(f"whether prefixes are pooled is for decoders, {path} holds an encoder")

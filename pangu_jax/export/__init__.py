@@ -13,9 +13,9 @@ class _Room(types.ModuleType):
     """
 
     def __call__(self, model: Any, out: Any, *, target: str, **options: Any) -> Any:
-        """See `pangu_jax.cli.export.export`, which this is."""
-        command = importlib.import_module("pangu_jax.cli.export")
-        return command.export(model, out, target=target, **options)
+        """See `pangu_jax.task.export.export`, which this is."""
+        task = importlib.import_module("pangu_jax.task.export")
+        return task.export(model, out, target=target, **options)
 
 
 sys.modules[__name__].__class__ = _Room

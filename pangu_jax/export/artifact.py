@@ -198,7 +198,7 @@ def load_samples(
     """
     path = Path(folder) / SAMPLES
     if SAMPLES not in artifact.files:
-        raise InputError(f"{folder} keeps no samples: they were too large; give --inputs")
+        raise InputError(f"{folder} keeps no samples: they were too large; give inputs")
     found: dict[tuple[str, str], tuple[dict, dict]] = {}
     for key, array in load_npz(path).items():
         parts = key.split("/", 3)

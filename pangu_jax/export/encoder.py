@@ -15,7 +15,7 @@ import numpy as np
 from pangu_jax.export.program import Bundle, Program, check_profiles
 from pangu_jax.models import encoder, transformer
 from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import check_pooling
+from pangu_jax.models.pooling_config import check_pooling
 from pangu_jax.nn.how import HOW, How
 
 

@@ -17,7 +17,8 @@ from pangu_jax.core.config import check_choices, check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
-from pangu_jax.models.pooling import Pooling, pooled
+from pangu_jax.models.pooling import pooled
+from pangu_jax.models.pooling_config import Pooling
 from pangu_jax.models.transformer import Output
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import HOW, How

@@ -21,7 +21,8 @@ from pangu_jax.core.config import check_choices, check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
 from pangu_jax.models import transformer
-from pangu_jax.models.pooling import Pooling, pool, pooled
+from pangu_jax.models.pooling import pool, pooled
+from pangu_jax.models.pooling_config import Pooling
 from pangu_jax.models.transformer import Output
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

@@ -1,40 +1,9 @@
 """Pooling of hidden states into one vector per text, shared by encoders and embedders."""
 
-from typing import Literal, Protocol
-
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.core.errors import InputError
-
-Pooling = Literal["cls", "mean", "weighted", "last", "max"]
-
-
-class PoolingConfig(Protocol):
-    """What the configurations of models that make vectors have.
-
-    Attributes:
-      pooling: which hidden states make a text's vector; None if unspecified.
-      normalize: whether such vectors are scaled to length 1.
-    """
-
-    @property
-    def pooling(self) -> Pooling | None: ...  # noqa: D102
-    @property
-    def normalize(self) -> bool: ...  # noqa: D102
-
-
-def check_pooling(cfg: PoolingConfig) -> Pooling:
-    """The model's pooling.
-
-    Raises:
-      InputError: it is unspecified.
-    """
-    if cfg.pooling is None:
-        raise InputError(
-            "the model's pooling is not known; it must be cls, mean, weighted, last or max"
-        )
-    return cfg.pooling
+from pangu_jax.models.pooling_config import Pooling, PoolingConfig, check_pooling
 
 
 def pooled(hidden: jax.Array, valid: jax.Array, *, cfg: PoolingConfig) -> jax.Array:

@@ -24,6 +24,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import stack
 from pangu_jax.models import decoder, transformer
 from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.models.turns import MOST_TURNS
 from pangu_jax.nn.depth import depth_spec
 from pangu_jax.nn.linear import linear, uniform_linear_spec
 from pangu_jax.nn.norm import norm, norm_spec
@@ -31,7 +32,6 @@ from pangu_jax.nn.stack import split
 from pangu_jax.sharding.layout import init
 
 NORM_EPS = 1e-5  # of the projection's norm, as torch has it
-MOST_TURNS = 1000
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def patch_count(length: int, size: int, stride: int) -> int:
-    """Number of patches that `patches` makes of a series of `length`."""
-    return (length - size) // stride + 2
+from pangu_jax.nn.patch_count import patch_count
 
 
 def patches(x: jax.Array, *, size: int, stride: int) -> jax.Array:

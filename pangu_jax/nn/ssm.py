@@ -4,7 +4,6 @@ Letters here: B batch, V variates, P patches of time, C channels of a patch, D =
 variate's token, R the rank of the step size.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -12,51 +11,13 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, Uniform, ones, zeros
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.linear import linear, uniform_linear_spec
+from pangu_jax.nn.mixer_config import MixerConfig
 from pangu_jax.nn.norm import layer_norm, layer_norm_spec
 from pangu_jax.ops.deform_sample import deform_sample
 from pangu_jax.ops.selective_scan import selective_states
-
-GROUP = 16  # channels that are sampled alike
-
-
-@dataclasses.dataclass(frozen=True)
-class MixerConfig:
-    """Sizes of one mixer.
-
-    Attributes:
-      patches: P.
-      channels: C, a multiple of 16.
-      state: whether there is a state at all; without it the mixer sees one variate at a time.
-    """
-
-    patches: int
-    channels: int
-    state: bool = True
-
-    def __post_init__(self):
-        if self.patches < 1:
-            raise InputError(f"patches must be at least 1, got {self.patches}")
-        if self.channels < GROUP or self.channels % GROUP:
-            raise InputError(f"channels must be a multiple of {GROUP}, got {self.channels}")
-
-    @property
-    def width(self) -> int:
-        """D, the width of a token."""
-        return self.patches * self.channels
-
-    @property
-    def rank(self) -> int:
-        """R, the rank of the step size."""
-        return -(-self.width // 16)
-
-    @property
-    def groups(self) -> int:
-        """Number of channel groups that share sampling locations."""
-        return self.channels // GROUP
 
 
 def step_bias(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:

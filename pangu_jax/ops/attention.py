@@ -29,6 +29,8 @@ from pangu_jax.ops.soft_cap import soft_cap
 # for 4 to 64 of them at 2,048 tokens, and is faster than a mask there.
 MOST_DOCUMENTS = 16
 
+GPUS = ("gpu", "hopper")  # what `chip` calls them
+
 EXPORT = "reference"  # the form that lowers everywhere, from any machine
 
 # What `pangu-jax backends` shows: arguments of `choose` after the platform.
@@ -70,7 +72,8 @@ def attention(
       nothing gets a finite but meaningless value.
 
     Raises:
-      InputError: an unknown `impl`, one that has no soft-cap, or packed rows that are not causal.
+      InputError: an unknown `impl`, one that has no soft-cap or is for another platform, or packed
+        rows that are not causal.
 
     Source: arXiv 1706.03762, section 3.2.1; windows arXiv 2310.06825, section 2; soft-caps arXiv
     2408.00118, section 2.
@@ -103,7 +106,7 @@ def choose(
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     head = query.shape[-1]
     fits = half and head % 8 == 0 and head <= 128 and softcap is None
-    if not (platform in ("gpu", "hopper") and fits):
+    if not (platform in GPUS and fits):
         return "reference"
     return "cudnn_packed" if platform == "hopper" and packed and window is None else "cudnn"
 
@@ -176,7 +179,16 @@ def _cudnn(query, key, value, mask, causal, window, scale, softcap):
     return run(*given)
 
 
+def _check_platform(name):
+    if (platform := chip()) not in GPUS:
+        raise InputError(
+            f"attention by {name} is computed on NVIDIA GPUs, this is for {platform}: leave impl "
+            "out, or take reference"
+        )
+
+
 def _by_cudnn(causal, window, scale, query, key, value, mask):
+    _check_platform("cudnn")
     out = jax.nn.dot_product_attention(
         rearrange(query, "b t k q c -> b t (k q) c"),
         key,
@@ -226,6 +238,7 @@ def _cudnn_packed(query, key, value, mask, causal, window, scale, softcap):
         raise InputError(
             "attention by cudnn_packed takes causal packed rows, without window or soft-cap"
         )
+    _check_platform("cudnn_packed")
     # jax.nn.dot_product_attention hands no offsets down to it.
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 

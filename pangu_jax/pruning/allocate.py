@@ -90,7 +90,7 @@ class Limits:
     max_ratio: float = 0.9
     heads_divide: bool = False
     equal: bool = True
-    length: int = 2048
+    length: int = 128
 
     def __post_init__(self):
         if self.multiple is not None and self.multiple < 1:

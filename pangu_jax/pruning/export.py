@@ -140,7 +140,7 @@ def adapt_to_family(
     except InputError as error:
         if family not in AS_LLAMA or any(x.norm_place != "pre" for x in cfg.layers):
             raise InputError(
-                f"{error}; for such a model take --repair scale or none, or ridge without biases"
+                f"{error}; for such a model take repair scale or none, or ridge without biases"
             ) from error
     params, cfg = with_biases(params, cfg)
     write_keys(cfg, named("llama"), per_layer=per_layer)

@@ -14,7 +14,8 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.data.tokenizer import FileTokenizer, Tokenizer, load_tokenizer
 from pangu_jax.models import registry
-from pangu_jax.reasoning.merge import Recipe, merge_tensors
+from pangu_jax.reasoning.merge import merge_tensors
+from pangu_jax.reasoning.merge_recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,10 @@ from pangu_jax.decode.engine import round_up
 from pangu_jax.eval.pass_at_k import Estimate, wilson
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.preference import preference_loss
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.0)

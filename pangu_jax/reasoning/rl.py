@@ -31,7 +31,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
 from pangu_jax.core.tree import content_hash
 from pangu_jax.decode.engine import Answer, Request
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning import rl_resume, schedule
@@ -45,11 +45,9 @@ from pangu_jax.sharding.launch import first_process, from_first, gathered, toget
 from pangu_jax.sharding.layout import Layout, batch_parts
 from pangu_jax.train import resume
 from pangu_jax.train.metrics import MetricLog
-from pangu_jax.train.optimizer import OptimizerConfig
 from pangu_jax.train.step import TrainState
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 
-OPTIMIZER = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0)
 PATIENCE_S = 0.05  # between looks at an update under way
 IN_VAIN = 20  # batches' worth of groups that may be replaced before a run gives up
 

@@ -5,9 +5,12 @@ import json
 
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.losses.policy import PolicyConfig
+from pangu_jax.losses.policy_config import PolicyConfig
 from pangu_jax.reasoning.curriculum import CurriculumConfig
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-6, schedule="constant", weight_decay=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

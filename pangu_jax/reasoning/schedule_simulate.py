@@ -162,7 +162,7 @@ def read_lengths(path: str | Path) -> list[list[int]]:
 
 
 def simulate(
-    cfg: ScheduleConfig, lengths: Lengths, costs: Costs, *, updates: int = 200, seed: int = 0
+    cfg: ScheduleConfig, lengths: Lengths, costs: Costs, *, updates: int = 100, seed: int = 0
 ) -> Simulated:
     """Runs a schedule until so many updates were applied.
 

@@ -30,8 +30,10 @@ from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig, moments_type
 from pangu_jax.train.distill import distill_loss
 from pangu_jax.train.language import train_language
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 TRAINING = 200_000_000  # characters of text that are trained on at most
 MEASURED = 8  # windows that must be left to measure on, at least

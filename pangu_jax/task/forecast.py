@@ -25,9 +25,9 @@ from pangu_jax.eval.predict import (
     to_host,
     tracked_from,
 )
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.task.model import Model, as_forecaster, from_forecaster
-from pangu_jax.train.forecast import FitConfig
+from pangu_jax.train.fit_config import FitConfig
 from pangu_jax.train.forecast import fit as train_seeds
 
 

@@ -4,29 +4,29 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import Document, documents
 from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, text_prompt
 from pangu_jax.decode.engine import check_max_new_tokens
 from pangu_jax.decode.generate import generate as continue_ids
-from pangu_jax.decode.sample import SamplingConfig
-from pangu_jax.decode.soft_thinking import SoftThinkingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.eval.embedding import embed as embed_texts
 from pangu_jax.eval.perplexity import Perplexity, measure
-from pangu_jax.eval.text_encoder import KINDS, Attention, TextEncoder, of_model
-from pangu_jax.models.pooling import Pooling
+from pangu_jax.eval.text_encoder import KINDS, TextEncoder, of_model
+from pangu_jax.models.pooling_config import Attention, Pooling
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
-from pangu_jax.task.model import Model, expect, tokenizer_of
+from pangu_jax.task.model import Dtype, Model, check_dtype, expect, tokenizer_of
 from pangu_jax.task.soft_thinking import preparation
 
-Dtype = Literal["float32", "bfloat16"]
 Show = Callable[..., None]
 
 
@@ -67,6 +67,8 @@ def generate(
       InputError: another kind of model, one without a tokenizer, or options that make no sense.
     """
     expect(model, "decoder")
+    check_dtype(dtype)
+    check_size("batch", batch)
     check_max_new_tokens(max_new_tokens)
     if not soft_thinking and (think_end is not None or soft != SoftThinkingConfig()):
         raise InputError("think_end and soft want soft_thinking=True")
@@ -107,6 +109,7 @@ def evaluate_text(
 ) -> dict[str, Any]:
     """Perplexity and bits per byte of a language model on text; see `evaluate`."""
     expect(model, "decoder")
+    check_dtype(dtype)
     if isinstance(data, str | Path):
         found: Iterable[Document] = documents(data, field=field)
     else:
@@ -201,6 +204,7 @@ def embed(
       InputError: another kind of model, nobody says how to pool, no tokenizer, or an option that is
         not for this kind of model.
     """
+    check_dtype(dtype)
     opened = text_encoder(
         model,
         pooling=pooling,

@@ -3,7 +3,7 @@
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -11,11 +11,13 @@ from pangu_jax.checkpoint import forecaster, hf
 from pangu_jax.checkpoint.forecaster import Forecaster
 from pangu_jax.checkpoint.gguf_file import Gguf, open_gguf
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
+from pangu_jax.core.config import check_choice
 from pangu_jax.core.errors import InputError
 from pangu_jax.data import tokenizer_gguf
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
 from pangu_jax.models import registry
 
+Dtype = Literal["float32", "bfloat16"]
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 
@@ -44,7 +46,7 @@ class Model:
 def load(
     path: str | Path,
     *,
-    dtype: Literal["float32", "bfloat16"] | None = None,
+    dtype: Dtype | None = None,
     tokenizer: str | Path | None = None,
 ) -> Model:
     """Loads a model: a run folder, a Hugging Face folder, a GGUF file, or a forecaster.
@@ -59,8 +61,10 @@ def load(
       tokenizer: "bytes", a tokenizer.json or a folder with one; None takes the model's own.
 
     Raises:
-      InputError: it is none of these, or cannot be read.
+      InputError: it is none of these, or cannot be read; or another dtype.
     """
+    if dtype is not None:
+        check_dtype(dtype)
     place = checkpoint_format(path)
     if place == "forecaster":
         if dtype is not None or tokenizer is not None:
@@ -76,6 +80,15 @@ def load(
     if tokenizer is not None:
         own = load_tokenizer(tokenizer, checkpoint=None if place == "gguf" else path)
     return Model(registry.kind_of(cfg).name, params, cfg, own, str(path))
+
+
+def check_dtype(dtype: Any) -> None:
+    """Checks that a type of numbers is one of `Dtype`.
+
+    Raises:
+      InputError: it is another, or no name of one.
+    """
+    check_choice("dtype", dtype, get_args(Dtype))
 
 
 def from_forecaster(found: Forecaster, path: str | Path = "") -> Model:

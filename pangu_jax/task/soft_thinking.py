@@ -8,12 +8,8 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import Tokenizer
-from pangu_jax.decode.soft_thinking import (
-    SoftThinkingConfig,
-    SoftThought,
-    think,
-    thought_prompt,
-)
+from pangu_jax.decode.soft_thinking import SoftThought, think, thought_prompt
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import How
 

@@ -11,7 +11,7 @@ from pangu_jax.losses.contrastive import info_nce
 from pangu_jax.models import embedder, encoder
 from pangu_jax.models.embedder import EmbedderConfig
 from pangu_jax.models.encoder import EncoderConfig
-from pangu_jax.models.pooling import check_pooling
+from pangu_jax.models.pooling_config import check_pooling
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.sharding.layout import Layout
 from pangu_jax.train.step import BatchLoss

@@ -10,11 +10,8 @@ from pangu_jax.losses.distill import hidden_state_loss, logit_kl
 from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How, in_training
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.distill_config import HIDDEN_WEIGHT, KL_WEIGHT, LM_WEIGHT, TEMPERATURE
 from pangu_jax.train.step import Loss
-
-OPTIMIZER = OptimizerConfig(learning_rate=3e-4)  # a student has learned already
-KL_WEIGHT, LM_WEIGHT, HIDDEN_WEIGHT, TEMPERATURE = 1.0, 1.0, 0.0, 1.0
 
 
 def distill_loss(

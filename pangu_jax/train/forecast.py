@@ -19,38 +19,16 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import open_run
 from pangu_jax.losses.forecast import squared_error, window_errors, windows
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.early_stopping import StopRule
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.fit_config import FitConfig
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.step import Loss, draw
 from pangu_jax.train.stop_signal import Stopped
 
 CHUNK = 64  # steps that run without returning to Python
-
-
-@dataclasses.dataclass(frozen=True)
-class FitConfig:
-    """How a forecaster is trained.
-
-    Attributes:
-      batch: windows per step.
-      learning_rate: of Adam in epochs 1 and 2; it halves with every epoch after.
-      epochs: at most.
-      patience: epochs without a better validation error before a seed stops.
-    """
-
-    batch: int = 16
-    learning_rate: float = 1e-4
-    epochs: int = 10
-    patience: int = 3
-
-    def __post_init__(self):
-        for name in ("batch", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
 
 
 @dataclasses.dataclass(frozen=True)

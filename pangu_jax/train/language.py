@@ -16,11 +16,13 @@ from pangu_jax.losses.language import cross_entropy
 from pangu_jax.models import decoder, registry, transformer
 from pangu_jax.nn.how import HOW, How, in_training
 from pangu_jax.sharding.launch import first_process
-from pangu_jax.train.loop import LoopConfig, train
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.language_config import AUX_WEIGHT
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.step import Loss
 
-AUX_WEIGHT = 0.01
 CHUNK = 1024
 
 

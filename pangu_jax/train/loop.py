@@ -18,10 +18,11 @@ from pangu_jax.sharding.launch import first_process
 from pangu_jax.sharding.layout import Layout, batch_sharding
 from pangu_jax.train import early_stopping
 from pangu_jax.train.early_stopping import StopRule
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import MetricLog, ProgressLine
 from pangu_jax.train.profile import Profiler
 from pangu_jax.train.resume import explained, last_saved, restore, save
-from pangu_jax.train.stages import LoopConfig, Stage, StageSequence, sequence
+from pangu_jax.train.stages import Stage, StageSequence, sequence
 from pangu_jax.train.step import BatchLoss, Loss, TrainState, make_step
 from pangu_jax.train.stop_signal import Stopped, StopRequest, stop_requests
 

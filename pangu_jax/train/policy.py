@@ -5,7 +5,8 @@ from typing import Any
 import jax
 
 from pangu_jax.losses.language import token_log_probs
-from pangu_jax.losses.policy import PolicyConfig, policy_loss
+from pangu_jax.losses.policy import policy_loss
+from pangu_jax.losses.policy_config import PolicyConfig
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.step import Loss

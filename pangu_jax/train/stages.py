@@ -11,44 +11,8 @@ import optax
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.layout import Layout
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.step import BatchLoss, Loss, TrainState, init_state
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """How long a run is and what it leaves behind.
-
-    Attributes:
-      steps: optimizer steps.
-      accumulate: microbatches per step.
-      seed: of initial values and of the keys that losses get. Several train as many models at once:
-        then all leaves of parameters and batches have a leading axis of them.
-      checkpoint_every: steps between checkpoints; the last step is always saved.
-      keep: latest checkpoints kept.
-      evaluate_every: steps between evaluations; 0 for none before the end.
-      chunk: steps that run without returning to Python, where nothing else is to be done before
-        their end; signals wait for it. The others run one by one.
-    """
-
-    steps: int
-    accumulate: int = 1
-    seed: int | tuple[int, ...] = 0
-    checkpoint_every: int = 500
-    keep: int = 2
-    evaluate_every: int = 0
-    chunk: int = 1
-
-    def __post_init__(self):
-        for name in ("steps", "accumulate", "checkpoint_every", "keep", "chunk"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed == ():
-            raise InputError("seed must name at least one seed")
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """All seeds; one runs without an axis of them, which is faster on a CPU."""
-        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pangu_jax.checkpoint import hf, store
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 LLAMA = Path(__file__).parents[1] / "golden" / "llama2"
 

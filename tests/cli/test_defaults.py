@@ -1,36 +1,38 @@
 """A command's defaults are those of the library: what is left out means the same in both."""
 
 import dataclasses
-import importlib
 import inspect
 import typing
 
 import pytest
 
-from pangu_jax.cli.main import COMMANDS
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.cli.main import COMMANDS, options_of
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.eval.embedding import embed
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.export import stablehlo
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
+from pangu_jax.pruning.allocate import Limits
 from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.pruning.stats import SweepConfig
 from pangu_jax.reasoning.latent import train as latent
-from pangu_jax.reasoning.rl import OPTIMIZER, RlConfig
+from pangu_jax.reasoning.rl_config import OPTIMIZER, RlConfig
+from pangu_jax.reasoning.schedule_simulate import simulate
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.serve.driver import Driver
-from pangu_jax.train import distill, language
-from pangu_jax.train.forecast import FitConfig
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train import distill, distill_config, language
+from pangu_jax.train.fit_config import FitConfig
+from pangu_jax.train.loop_config import LoopConfig
 
 # What a command hands its options to, by their names; other names that are alike mean other things.
 HANDS = {
     "train": (LoopConfig, language.language_loss, language.train_language),
     "distill": (LoopConfig, distill.distill_loss),
-    "prune": (Recipe, SweepConfig),
+    "prune": (Recipe, SweepConfig, Limits),
     "eval": (measure,),
     "embed": (embed,),
     "rl": (RlConfig, ScheduleConfig),
+    "rl simulate": (simulate,),
     "serve": (Driver,),
     "export": (stablehlo.export,),
     "forecast": (TimeProConfig, FitConfig),
@@ -44,7 +46,7 @@ CHOSEN = {
 }
 # Where what a command does wants another configuration than the type's own default.
 OWN = {
-    ("distill", "optimizer"): distill.OPTIMIZER,
+    ("distill", "optimizer"): distill_config.OPTIMIZER,
     ("rl", "optimizer"): OPTIMIZER,
     ("latent train", "optimizer"): latent.OPTIMIZER,
     ("chat", "sampling"): SamplingConfig(temperature=0.6, top_k=50, top_p=0.95),
@@ -61,7 +63,7 @@ def defaults(thing):
 
 
 def given(command):
-    kinds = importlib.import_module(COMMANDS[command][0]).Options
+    kinds = options_of(command).Options
     return [defaults(options) for options in typing.get_args(kinds) or (kinds,)]
 
 

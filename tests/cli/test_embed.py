@@ -10,7 +10,7 @@ from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 TEXTS = ["a b c", "d", "", "a b c d e f g h i j k l m n o p"]
 
@@ -81,7 +81,7 @@ def test_a_folder_that_does_not_say_how_to_pool(encoder_folder, data, capsys):
     (silent / "modules.json").unlink()
     words = [silent, "--data", data / "texts.txt", "--out", data / "v.npy"]
     assert call(*words) == 2
-    assert "give --pooling cls, mean, weighted, last or max" in capsys.readouterr().err
+    assert "give the option pooling: cls, mean, weighted, last or max" in capsys.readouterr().err
     assert call(*words, "--pooling", "cls") == 0
     assert "pooling    cls (by --pooling)\ntruncated  0 texts, to 24" in capsys.readouterr().out
     keys = json.loads((silent / "config.json").read_text())

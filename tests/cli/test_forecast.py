@@ -23,8 +23,8 @@ from pangu_jax.data.windows import Scaler
 from pangu_jax.eval.forecast import fit_linear, score_function
 from pangu_jax.eval.intervals import conformal
 from pangu_jax.eval.predict import residuals, scaler_of
-from pangu_jax.models.timepro import TimeProConfig
-from pangu_jax.train.forecast import FitConfig
+from pangu_jax.models.timepro_config import TimeProConfig
+from pangu_jax.train.fit_config import FitConfig
 from pangu_jax.train.metrics import read_metrics
 
 pytestmark = pytest.mark.long  # the model that all of them read takes long to train

@@ -18,7 +18,7 @@ from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.decode import soft_thinking
 from pangu_jax.decode.generate import generate
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.eval.perplexity import measure
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pangu_jax
 from pangu_jax.checkpoint import store
 from pangu_jax.cli import main as frame
 from pangu_jax.core.errors import InputError
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +42,11 @@ def command(monkeypatch):
     """A function that puts a command `try` into the table, whose main is what it is given."""
 
     def add(main):
-        name = "pangu_jax.cli.try_"
-        module = types.ModuleType(name, "Tries things.")
-        module.Options, module.main = Options, main
+        name, options = "pangu_jax.cli.try_", "pangu_jax.cli.options.try_"
+        module, described = types.ModuleType(name), types.ModuleType(options, "Tries things.")
+        module.main, described.Options = main, Options
         monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(sys.modules, options, described)
         monkeypatch.setitem(frame.COMMANDS, "try", (name, "try things"))
 
     return add
@@ -76,6 +78,21 @@ def test_an_unknown_command_is_one_sentence_that_names_the_known(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"pangu-jax: there is no command 'trian'; known: {', '.join(frame.COMMANDS)}\n"
+
+
+@pytest.mark.parametrize("arguments, status", [(("latent",), 2), (("latent", "--help"), 0)])
+def test_a_word_that_several_commands_begin_with_lists_them(arguments, status, capsys):
+    assert run(*arguments) == status
+    out, err = capsys.readouterr()
+    listed = [line for line in out.splitlines() if line.startswith("  ")]
+    assert [line[: frame.WIDTH + 2].strip() for line in listed] == [
+        *("latent train", "latent eval", "latent probe")
+    ]
+    assert err == ""
+    assert run("latent", "trian") == 2
+    known = "latent train, latent eval, latent probe"
+    want = f"pangu-jax: there is no command 'latent trian'; known: {known}\n"
+    assert capsys.readouterr() == ("", want)
 
 
 def test_options_reach_the_command(command, capsys):
@@ -125,6 +142,19 @@ def test_an_interrupt_is_130(command, capsys):
     assert capsys.readouterr().err == "pangu-jax: interrupted\n"
 
 
+@pytest.mark.parametrize("propagate", [True, False])
+def test_notes_are_plain_while_a_command_runs_and_then_as_before(
+    command, capsys, monkeypatch, propagate
+):
+    logger = logging.getLogger("pangu_jax")
+    monkeypatch.setattr(logger, "propagate", propagate)
+    handlers = list(logger.handlers)
+    command(lambda options: logger.warning("noted, propagate %s", logger.propagate))
+    assert run("try", "here") == 0
+    assert capsys.readouterr().err == "noted, propagate False\n"
+    assert logger.propagate is propagate and logger.handlers == handlers
+
+
 def test_a_bug_keeps_its_traceback(command):
     def fail(options):
         raise ZeroDivisionError
@@ -139,7 +169,7 @@ def test_a_reader_that_leaves_causes_no_complaint(arguments):
     # Buffered, as for a user: the output is then written only when the command is over.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [sys.executable, "-m", "pangu_jax.cli.main", *arguments],
+        [sys.executable, "-m", "pangu_jax", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
@@ -159,12 +189,31 @@ def test_help_imports_neither_jax_nor_numpy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_help_of_no_command_imports_what_computes():
+    code = (
+        "import sys; from pangu_jax.cli.main import COMMANDS, main\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'torch', 'matplotlib'}\n"
+        "for name in COMMANDS:\n"
+        "    try: main([*name.split(), '--help'])\n"
+        "    except SystemExit as stop: assert stop.code == 0, name\n"
+        "    assert not heavy & set(sys.modules), (name, heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in frame.COMMANDS:
+        assert f"usage: pangu-jax {name} " in done.stdout
+    for line in done.stdout.splitlines():  # what is given by place has a name
+        assert "usage: " not in line or not line.endswith((" STR", "[STR ...]")), line
+
+
 @pytest.mark.parametrize("name", frame.COMMANDS)
 def test_each_command_keeps_the_contract(name, capsys):
-    module = importlib.import_module(frame.COMMANDS[name][0])
-    assert module.__doc__ and callable(module.main)
-    for options in typing.get_args(module.Options) or (module.Options,):  # one, or subcommands
-        assert options.__dataclass_params__.frozen
+    module, described = importlib.import_module(frame.COMMANDS[name][0]), frame.options_of(name)
+    assert module.__doc__ and described.__doc__ and callable(module.main)
+    kinds = typing.get_args(described.Options) or (described.Options,)  # one, or subcommands
+    for options in kinds:
+        assert options.__dataclass_params__.frozen and options.__module__ == described.__name__
+    assert typing.get_type_hints(module.main)["options"] == described.Options
     assert run(*name.split(), "--help") == 0
     assert f"usage: pangu-jax {name}" in capsys.readouterr().out
 
@@ -191,7 +240,7 @@ def test_what_takes_a_decoder_refuses_another_kind_of_model_in_one_sentence(
     words = [str(place.get(word, word)) for word in DECODERS[command]]
     assert run(command, *words) == 2
     err = capsys.readouterr().err
-    takes = "a decoder or an encoder" if command == "export" else "a decoder"
+    takes = "a decoder or an encoder or a thinker" if command == "export" else "a decoder"
     want = f"{place['IN']} holds a timepro; `pangu-jax {command}` takes {takes}"
     assert err.splitlines()[-1] == f"pangu-jax: {want}" and "Traceback" not in err
     assert not place["OUT"].exists()

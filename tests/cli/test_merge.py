@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from pangu_jax.checkpoint import hf, store
 from pangu_jax.cli.main import main
 from pangu_jax.models import decoder, registry
-from pangu_jax.reasoning.merge import FROM_BASE, Recipe, merge
+from pangu_jax.reasoning.merge import merge
+from pangu_jax.reasoning.merge_recipe import FROM_BASE, Recipe
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = "model.safetensors"

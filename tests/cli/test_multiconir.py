@@ -17,7 +17,7 @@ from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.eval import embedding_cache
 from pangu_jax.eval.embedding import classify, embed
 from pangu_jax.eval.text_encoder import open_text_encoder
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn.how import How
 
 TEN = range(1, 11)
@@ -357,7 +357,7 @@ def test_a_decoder_is_measured(tiny_run, data, tmp_path, capsys):
     """Its prefixes are seen and not pooled, by whichever text they stand before."""
     words = ["--model", tiny_run, "--data", data, "--out", tmp_path / "out", "--rows", 1]
     assert call(*words) == 2 and not (tmp_path / "out").exists()
-    assert "give --pooling" in capsys.readouterr().err
+    assert "give the option pooling" in capsys.readouterr().err
     words += ["--pooling", "mean", "--query-prefix", "find: ", "--pool-prefix", "False"]
     assert call(*words) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())["model"]

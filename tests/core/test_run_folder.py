@@ -105,7 +105,7 @@ def test_a_folder_of_something_else_is_let_be(tmp_path):
         (tmp_path / left).touch()
     assert not has_run(tmp_path, {"a": 1})  # of a run that has ended, or was killed at its start
     (tmp_path / "model.json").touch()
-    with pytest.raises(InputError, match=r"holds model\.json but no run, .* choose another --out"):
+    with pytest.raises(InputError, match=r"holds model\.json but no run, .* choose another folder"):
         open_run(tmp_path, {"a": 1})
     assert not (tmp_path / "config.json").exists()
 

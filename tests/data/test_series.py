@@ -71,14 +71,14 @@ def test_a_long_file_becomes_columns(tmp_path):
         ([*DAY, DAY[-1]], "date,a,b", "the time 2024-01-04 00:00 appears twice"),
         ([*DAY, DAY[0]], "date,a,b", "the time 2024-01-01 00:00 comes after a later one"),
         ([*DAY, "2024-01-07,5,50"], "date,a,b", "between 2024-01-04 00:00 and 2024-01-07 00:00 "
-         r"2 rows of step 1 d are missing; --repair"),
+         r"2 rows of step 1 d are missing; the option repair"),
         (["2024-01-01,1,1", "2024-01-02,1,1", "2024-01-09,1,1", "2024-01-29,1,1"], "date,a,b",
          "the times are irregular"),
         ([*DAY, "2024-01-05,x,50"], "date,a,b", "line 6: 'x' in column 'a' is no number"),
         ([*DAY, "2024-01-05,,50"], "date,a,b", "1 values are missing, the first at 2024-01-05"),
-        ([*DAY[:2], "2024-01-03,NaN,3", DAY[3]], "date,a,b", "in column 'a'; --repair fills them"),
+        ([*DAY[:2], "2024-01-03,NaN,3", DAY[3]], "date,a,b", "in column 'a'; the option repair"),
         ([*DAY, "2024-01-05,NaN,50"], "date,a,b", "in column 'a'; it ends at 2024-01-04 00:00, and "
-         "--repair keeps the rows that all columns have"),
+         "the option repair keeps the rows that all columns have"),
         ([*DAY, "2024-01-05,1_000,50"], "date,a,b", "line 6: '1_000' in column 'a' is no number"),
         ([*DAY, "2024-01-05,١٢,50"], "date,a,b", "line 6: '١٢' in column 'a' is no number"),
         ([*DAY, "2024-01-05T00:00Z,5,50"], "date,a,b", "line 6: .* is written with "
@@ -86,7 +86,7 @@ def test_a_long_file_becomes_columns(tmp_path):
         (["2024-01-01T00:00:00.1234567,1,1"], "date,a,b", "line 2: .* is finer than a microsecond"),
         (["1,2024-01-01,1"], ",date,", "column 3 has no name"),
         (["1,2024-01-01,1", "7,2024-01-02,1"], ",date,b", "column 1 has no name; name it"),
-        (["1,x,y"], ",a,b", "column 1 has no name and holds '1', not a time; --time says which"),
+        (["1,x,y"], ",a,b", "column 1 has no name and holds '1', not a time; the option time"),
         (DAY, "date\0,a,b", "holds NUL characters"),
         ([*DAY[:3], "2024-01-04T12:00,4,40"], "date,a,b", "irregular: most lie 24 h apart, but "
          "2024-01-03 00:00 and 2024-01-04 12:00 lie 36 h apart"),
@@ -97,11 +97,11 @@ def test_a_long_file_becomes_columns(tmp_path):
         (DAY, "date,a,a", "two columns named 'a'"),
         (["2024-01-31,1,1", "2024-02-29,1,1", "2024-03-31,1,1", "2024-05-31,1,1"], "date,a,b",
          r"between 2024-03-31 00:00 and 2024-05-31 00:00 1 rows of step 1 month \(at its end\) are "
-         r"missing; --repair fills gaps \(the first missing is 2024-04-30 00:00\)"),
+         r"missing; the option repair fills gaps \(the first missing is 2024-04-30 00:00\)"),
         ([f"2024-10-27T0{h}:00,1,1" for h in (0, 1, 2, 2, 3)], "date,a,b",
-         r"2024-10-27 02:00 appears twice; if clocks were changed there, --zone"),
+         r"2024-10-27 02:00 appears twice; if clocks were changed there, the option zone"),
         ([f"2024-03-31T0{h}:00,1,1" for h in (0, 1, 3, 4)], "date,a,b",
-         r"1 rows of step 1 h are missing.*; if clocks were changed there, --zone"),
+         r"1 rows of step 1 h are missing.*; if clocks were changed there, the option zone"),
         ([f"2024-01-0{d}T00:00:0{s},1,1" for d, s in ((1, 0), (1, 1), (1, 1))], "date,a,b",
          "the time 2024-01-01 00:00:01 appears twice$"),
     ],
@@ -284,7 +284,7 @@ def test_newest_first_is_told_apart_and_disorder_is_not(tmp_path):
           "2024-10-28T02:30"], "Europe/Berlin",
          r"irregular.* 02:30\+02:00 and 2024-10-27 02:30\+01:00 lie 1 h apart"),
         (["2024-03-29T23:00Z", "2024-03-30T23:00Z", "2024-03-31T22:00Z", "2024-04-01T22:00Z"],
-         None, "if these are local days, --zone"),
+         None, "if these are local days, the option zone"),
         ([f"{y}-01-01T0{h}:00" for y, h in ((2024, 0), (2024, 1), (2024, 2), (2924, 0))], None,
          "would fill in 788.* rows, more than the 4 that are there; between 2024-01-01 02:00 and "
          "2924-01-01 00:00"),
@@ -297,7 +297,7 @@ def test_times_that_repair_does_not_help(tmp_path, times, zone, message):
     path = file(tmp_path, lines_of(times), header="date,a")
     with pytest.raises(InputError, match=message) as error:
         stamps_of(path, zone=zone, repair=True)
-    assert "--repair fills" not in str(error.value)
+    assert "repair fills" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_value_wins_over_an_empty_one_and_contradictions_are_said(tmp_path):
     assert found.notes == ("1 rows of a repeated time were left out",)
     nights = lines_of([f"2024-10-27T0{h}:00" for h in (0, 1, 2, 2, 3, 4)])
     found = read_csv(file(tmp_path, nights, header="date,a"), CsvFormat(repair=True))
-    assert found.notes[0].endswith("(if clocks went back there, --zone keeps both)")
+    assert found.notes[0].endswith("(if clocks went back there, the option zone keeps both)")
 
 
 def test_ends_that_a_series_does_not_reach_are_cut_not_invented(tmp_path):

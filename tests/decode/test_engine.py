@@ -17,7 +17,8 @@ from pangu_jax.core.spec import is_spec, ones
 from pangu_jax.decode import engine as engines
 from pangu_jax.decode import slots
 from pangu_jax.decode.engine import Engine, Request, answers, join
-from pangu_jax.decode.sample import SamplingConfig, adjusted_logits
+from pangu_jax.decode.sample import adjusted_logits
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

@@ -12,7 +12,7 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec, ones
 from pangu_jax.decode.generate import generate, stream
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.decode.sample import SamplingConfig, adjusted_logits, draw, rows_of, sample
+from pangu_jax.decode.sample import adjusted_logits, draw, rows_of, sample
+from pangu_jax.decode.sampling_config import SamplingConfig
 
 CONFIGS = [
     SamplingConfig(0.0),

@@ -8,12 +8,8 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.decode.generate import generate
-from pangu_jax.decode.soft_thinking import (
-    SoftThinkingConfig,
-    mixture,
-    think,
-    thought_prompt,
-)
+from pangu_jax.decode.soft_thinking import mixture, think, thought_prompt
+from pangu_jax.decode.soft_thinking_config import SoftThinkingConfig
 from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

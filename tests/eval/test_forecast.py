@@ -16,7 +16,7 @@ from pangu_jax.eval.forecast import (
     score_function,
 )
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 MODEL = TimeProConfig(look_back=12, horizon=5, layers=1, patch=12, stride=6)
 RNG = np.random.default_rng(0)

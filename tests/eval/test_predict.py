@@ -7,7 +7,7 @@ from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig
 from pangu_jax.data.timestamp import Timestamps
 from pangu_jax.eval.intervals import track
 from pangu_jax.eval.predict import half_widths, tracked_from
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 
 
 def tracked_to(time):

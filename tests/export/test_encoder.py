@@ -99,7 +99,7 @@ def test_the_command_writes_for_ascend(encoder_folder, tmp_path, capsys):
     assert call(*words, "--profiles", "12", "--pooling", "last", "--out", out) == 0
     said = capsys.readouterr().out
     assert "ATC-clean: every operator is on the list" in said
-    assert "pooling is last, scaled to length 1, by --pooling" in said
+    assert "pooling is last, scaled to length 1, by the option pooling" in said
     assert call("run", out, "--check") == 0
 
 

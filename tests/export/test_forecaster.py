@@ -16,7 +16,7 @@ from pangu_jax.export.ascend.profile import profile, violations
 from pangu_jax.export.implementations import export_forms
 from pangu_jax.export.onnx.write import export
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn.how import How
 
 pytestmark = pytest.mark.onnx

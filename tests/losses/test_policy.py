@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.losses.policy import DAPO, GRPO, PolicyConfig, advantages, dr_grpo, policy_loss
+from pangu_jax.losses.policy import DAPO, GRPO, advantages, dr_grpo, policy_loss
+from pangu_jax.losses.policy_config import PolicyConfig
 
 CONFIGS = {
     "grpo": dataclasses.replace(GRPO, kl=0.05),

@@ -19,12 +19,13 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import check, count, init, zeros
 from pangu_jax.core.tree import flatten, map_named
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn import norm, ssm
 from pangu_jax.nn.how import HOW
 from pangu_jax.ops.deform_sample import deform_sample
 from pangu_jax.ops.selective_scan import selective_states
-from pangu_jax.train.forecast import FitConfig, adam, forecast_loss, initial
+from pangu_jax.train.fit_config import FitConfig
+from pangu_jax.train.forecast import adam, forecast_loss, initial
 from pangu_jax.train.step import abstract_state, init_state, make_step
 
 GOLDEN = Path(__file__).parents[1] / "golden"

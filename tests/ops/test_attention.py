@@ -79,6 +79,13 @@ def test_what_packed_rows_cannot_be_is_refused():
             attention(*draw(), impl="cudnn_packed", **more)
 
 
+@pytest.mark.parametrize("name", ["cudnn", "cudnn_packed"])
+def test_cudnn_elsewhere_is_refused_in_a_sentence(name):
+    mask = pack(jnp.asarray(ROWS), 5) if name == "cudnn_packed" else None
+    with pytest.raises(InputError, match=f"by {name} is computed on NVIDIA GPUs, this is for cpu"):
+        attention(*draw(), mask=mask, impl=name)
+
+
 def test_the_choice_is_by_platform_type_and_what_is_asked():
     half, full = (jax.ShapeDtypeStruct((1, 8, 2, 2, 64), t) for t in (jnp.bfloat16, jnp.float32))
     assert choose("hopper", half, packed=True) == "cudnn_packed"
@@ -106,6 +113,7 @@ def cudnn(monkeypatch):
     """As if cudnn were there, to see what it is told."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+    monkeypatch.setattr(attention_module, "chip", lambda: "gpu")
     monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91_200)
     monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
@@ -132,6 +140,7 @@ def test_what_cudnn_is_given_for_odd_lengths_changes_no_value(monkeypatch):
     plain = jax.nn.dot_product_attention
     by_xla = lambda *args, **more: plain(*args, **{**more, "implementation": "xla"})  # noqa: E731
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    monkeypatch.setattr(attention_module, "chip", lambda: "gpu")
     query, key, value = draw()
     mask = by_mask(ROWS)[:, :7, :7]
     args = (query[:, :7], key[:, :7], value[:, :7])

@@ -10,7 +10,8 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, ones
 from pangu_jax.reasoning import merge as merging
-from pangu_jax.reasoning.merge import Recipe, merge, merge_tensors
+from pangu_jax.reasoning.merge import merge, merge_tensors
+from pangu_jax.reasoning.merge_recipe import FROM_BASE, Recipe
 
 RNG = np.random.default_rng(0)
 SHAPES = {"a": (5, 7), "b": {"c": (3, 4, 2), "d": (6,)}}
@@ -76,7 +77,7 @@ def test_each_rule_is_the_plain_loop(method, scale):
     scale = 1.0 if method == "mean" else scale
     trees = TREES[:2] if method == "slerp" else TREES
     weights = None if method == "slerp" else WEIGHTS
-    base = BASE if method in merging.FROM_BASE else None
+    base = BASE if method in FROM_BASE else None
     found = merge(trees, Recipe(method, scale, 0.4, weights), base=base)
     for (path, got), b, *leaves in zip(
         merging.flatten(found).items(), *map(jax.tree.leaves, (BASE, *trees)), strict=True
@@ -128,7 +129,7 @@ def test_a_scale_of_one_is_the_mean_and_of_zero_the_base_bitwise():
     trees = [{"x": np.float32([1, 2, v])} for v in (3, 4, 5)]
     same = merge(trees, Recipe("task_arithmetic"), base=base)["x"]
     np.testing.assert_allclose(same, merge(trees, Recipe("mean"))["x"], atol=1e-6)
-    for method in merging.FROM_BASE:
+    for method in FROM_BASE:
         found = merge(trees, Recipe(method, 0.0), base=base)["x"]
         assert found.tobytes() == base["x"].tobytes()
 

@@ -16,7 +16,7 @@ from pangu_jax.checkpoint.store import Store
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import init
 from pangu_jax.decode.engine import Engine, Request, answers
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.losses.policy import DAPO, GRPO, advantages
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig

@@ -18,7 +18,7 @@ from pangu_jax.data.chat import TEMPLATES
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.decode.engine import Engine, Request, answers
 from pangu_jax.decode.generate import generate
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder
 from pangu_jax.serve import driver as drivers
 from pangu_jax.serve.app import LARGEST, Served, build

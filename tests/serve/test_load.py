@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from pangu_jax.decode.engine import Engine, Request, answers
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 
 
 @functools.cache

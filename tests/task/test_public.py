@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pangu_jax.cli.main import main
 from pangu_jax.task import language
 
 ROOT = Path(__file__).parents[2]
+DTYPE = "dtype must be one of float32, bfloat16"
 LIGHT = """
 import sys
 before = set(sys.modules)
@@ -30,11 +32,14 @@ try:
 except AttributeError as error:
     assert "'nothing'" in str(error)
 found = [getattr(pangu_jax, name) for name in pangu_jax.__all__ if name != "prune"]
+import pangu_jax.task.export
 import jax._src.xla_bridge
 assert not jax._src.xla_bridge.backends_are_initialized(), "a device was touched"
 assert not {"torch", "matplotlib", "tyro"} & set(sys.modules)
 pangu_jax.prune
 assert "matplotlib.pyplot" not in sys.modules, "the notebook's own figures would change"
+rooms = {name.split(".")[1] for name in sys.modules if name.startswith("pangu_jax.")}
+assert not {"cli", "serve"} & rooms and "tyro" not in sys.modules
 """
 
 
@@ -116,24 +121,39 @@ def test_the_page_s_examples_do_what_the_commands_do(page, place, capsys):
     [
         (lambda m: pj.generate(m, "a text"), "prompts must be a list of texts, got 'a text'"),
         (lambda m: pj.generate("smollm2", ["a"]), "need a model, as `pangu_jax.load` gives it"),
-        (lambda m: pj.embed(m, ["a"]), "does not say how hidden states make a vector"),
+        (lambda m: pj.generate(m, ["a"], batch=0), "^batch must be at least 1, got 0$"),
+        (lambda m: pj.generate(m, ["a"], dtype="float16"), f"^{DTYPE}, got 'float16'$"),
+        (lambda m: pj.evaluate(m, ["a"], dtype="float16"), f"^{DTYPE}, got 'float16'$"),
+        (lambda m: pj.embed(m, ["a"], pooling="last", dtype="fp16"), f"^{DTYPE}, got 'fp16'$"),
+        (lambda m: pj.load(m.path, dtype="fp16"), f"^{DTYPE}, got 'fp16'$"),
+        (lambda m: pj.embed(m, ["a"]), "make a vector .*; give the option pooling: cls"),
         (lambda m: pj.embed(m, "a", pooling="last"), "texts must be a list of texts, got 'a'"),
         (lambda m: pj.forecast(m, "load.csv"), "this takes the kind forecaster"),
         (lambda m: pj.prune(m, "out", target="params=0.8", method="best"), "method"),
+        (lambda m: pj.prune(m, "out", target="params=0.8"), "^give calib: a file or folder"),
+        (lambda m: pj.prune(m, "out", calib="stdlib"), "^give either a target .* or a plan$"),
+        (
+            lambda m: pj.prune(m, "out", target="ffn=0.5", calib="stdlib", allocation="cosine"),
+            "allocation cosine makes uneven ones; take export padded or per-layer$",
+        ),
         (lambda m: pj.export(m, "out", target="torch"), "target"),
+        (lambda m: pj.export(m, "out", target="ascend"), "^target ascend needs soc, such as"),
+        (lambda m: pj.export(m, "out", target="onnx", profiles=16), "^profiles is 16; it must be"),
+        (lambda m: pj.export(m, "out", target="onnx", batch=0), "^batch must be at least 1, got 0"),
         (lambda m: pj.fit("load.csv", horizon=4, seeds=0), "seeds must be at least 1, got 0"),
         (lambda m: pj.load("nothing-here"), "nothing-here is no checkpoint"),
     ],
 )
 def test_bad_input_is_one_sentence(model, tmp_path, monkeypatch, call, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pj.InputError, match=message):
+    with pytest.raises(pj.InputError, match=message) as error:
         call(model)
+    assert not re.search(r"--[a-z]", str(error.value))  # which is for the command line
     assert not any(tmp_path.iterdir())
 
 
 def test_options_that_there_are_not_are_refused(model):
-    for call in (pj.evaluate, pj.prune):
+    for call in (pj.evaluate, pj.prune, partial(pj.export, target="onnx")):
         with pytest.raises(TypeError, match="lenght"):
             call(model, "x", lenght=3)
 

@@ -16,10 +16,10 @@ from pangu_jax.core.spec import Spec, init
 from pangu_jax.core.tree import flatten
 from pangu_jax.data.windows import Scaler, SplitRows, parts
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.train import forecast
+from pangu_jax.train.fit_config import FitConfig
 from pangu_jax.train.forecast import (
-    FitConfig,
     adam,
     batches,
     fit,

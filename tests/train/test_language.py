@@ -26,9 +26,10 @@ from pangu_jax.sharding.layout import Layout
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 from pangu_jax.train.language import auxiliary, language_loss, train_language
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.step import init_state, make_step
 from pangu_jax.train.stop_signal import Stopped
 

@@ -23,9 +23,11 @@ from pangu_jax.data.text import Document
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.train import early_stopping, loop, resume, stages
 from pangu_jax.train.early_stopping import StopRule
-from pangu_jax.train.loop import LoopConfig, Stage, train, train_stages
+from pangu_jax.train.loop import Stage, train, train_stages
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import MetricLog, read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.optimizer import make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.stop_signal import Stopped
 
 SPEC = {

@@ -20,7 +20,8 @@ from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.train import lora
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.lora import LoraConfig
 from pangu_jax.train.stop_signal import Stopped
 

@@ -8,9 +8,11 @@ from rich.console import Console
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Normal, Spec
-from pangu_jax.train.loop import LoopConfig, train
+from pangu_jax.train.loop import train
+from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import MetricLog, ProgressLine, read_metrics
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer, schedule
+from pangu_jax.train.optimizer import make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 def test_a_run_learns_and_is_evaluated_when_it_was_told(tmp_path):

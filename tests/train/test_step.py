@@ -18,7 +18,8 @@ from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset
 from pangu_jax.train import resume
 from pangu_jax.train import step as steps
-from pangu_jax.train.optimizer import OptimizerConfig, decay_mask, make_optimizer, schedule
+from pangu_jax.train.optimizer import decay_mask, make_optimizer, schedule
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.step import abstract_state, init_state, make_step
 
 SPEC = {

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 
 from pangu_jax.core.spec import nbytes
 from pangu_jax.decode import slots as device
-from pangu_jax.decode.sample import SamplingConfig, rows_of
+from pangu_jax.decode.sample import rows_of
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder, transformer
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

@@ -74,7 +74,8 @@ def jax_side(options, folder):
     from pangu_jax.nn.how import How
     from pangu_jax.nn.mlp import MlpConfig
     from pangu_jax.reasoning.latent.loss import thought_loss
-    from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+    from pangu_jax.train.optimizer import make_optimizer
+    from pangu_jax.train.optimizer_config import OptimizerConfig
     from pangu_jax.train.step import init_state, make_step
 
     vocab, width, layers, heads, size, hidden = SHAPES[options.shape]

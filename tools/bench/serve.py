@@ -22,7 +22,7 @@ import numpy as np
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.data.tokenizer import ByteTokenizer, load_tokenizer
 from pangu_jax.decode.engine import Engine, Request, answers
-from pangu_jax.decode.sample import SamplingConfig
+from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder
 from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig

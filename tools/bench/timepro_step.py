@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from pangu_jax.models import timepro
-from pangu_jax.models.timepro import TimeProConfig
+from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.train.forecast import FitConfig, adam, forecast_loss
+from pangu_jax.train.fit_config import FitConfig
+from pangu_jax.train.forecast import adam, forecast_loss
 from pangu_jax.train.step import init_state, make_step
 
 VARIATES, BATCH = 7, 16

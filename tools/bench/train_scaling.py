@@ -32,7 +32,8 @@ from pangu_jax.sharding.layout import Layout, batch_sharding, init, shardings
 from pangu_jax.sharding.mesh import make_mesh
 from pangu_jax.sharding.rules import preset as rules
 from pangu_jax.train.language import language_loss
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.step import init_state, make_step
 
 AXES = {"ddp": "data", "fsdp": "fsdp", "expert": "expert", "tensor": "tensor"}

@@ -31,7 +31,8 @@ from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.rotary import RopeConfig
 from pangu_jax.train.language import CHUNK, language_loss
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.profile import operation_times, part_times
 from pangu_jax.train.step import init_state, make_step
 

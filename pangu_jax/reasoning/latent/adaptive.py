@@ -24,8 +24,9 @@ from pangu_jax.models.thinker import ThinkerConfig, written_out
 from pangu_jax.nn.depth import RUN
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.moe import RouterStats
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import no_chain
-from pangu_jax.reasoning.latent.method import Method, MethodConfig, written
+from pangu_jax.reasoning.latent.method import Method, written
 from pangu_jax.train.step import Loss
 
 

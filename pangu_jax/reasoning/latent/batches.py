@@ -120,14 +120,14 @@ def removed_beyond(phase: Phase, count: int, rng: np.random.Generator) -> np.nda
 def _forms(phase: Phase) -> list[Phase]:
     """The forms that a phase's examples may have."""
     mix = phase.mix
-    return [phase] if mix is None else [phase, *map(mix.form, range(mix.stages + 2))]
+    return [phase] if mix is None else [phase, *map(mix.form, range(mix.drawn(mix.stages + 1)))]
 
 
 def _drawn(phase: Phase, problem: Encoded, rng: np.random.Generator) -> Phase:
     """The form of one example."""
     if phase.mix is None or rng.random() >= phase.mix.share:
         return phase
-    return phase.mix.form(int(rng.integers(len(problem.steps) + 1)))
+    return phase.mix.form(int(rng.integers(phase.mix.drawn(len(problem.steps)))))
 
 
 def _row(

@@ -23,9 +23,10 @@ from pangu_jax.models import decoder
 from pangu_jax.models.thinker import ThinkerConfig, written_out
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.coconut import slots
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import Phase, thoughts_alone
 from pangu_jax.reasoning.latent.feedback import feedback as find_feedback
-from pangu_jax.reasoning.latent.method import Method, MethodConfig, written
+from pangu_jax.reasoning.latent.method import Method, written
 from pangu_jax.reasoning.latent.reading import read
 from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots
 from pangu_jax.train.step import Loss

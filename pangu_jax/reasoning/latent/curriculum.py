@@ -13,24 +13,34 @@ class Mix:
     """Examples of other stages among those of a phase.
 
     A share of the examples have the form of a stage that is drawn, evenly from none of their steps
-    replaced to all, whatever the phase.
+    replaced to all, or to as many as in a last stage.
 
     Attributes:
       share: of the examples.
       stages: the last stage in which steps are replaced one by one.
       slots_per_stage: thoughts or pauses for each.
+      last: the last stage that is drawn; None for all.
+      unmarked: of the examples, as in `Phase`.
 
-    Source: arXiv 2412.06769's released code (`uniform_prob`).
+    Source: `uniform_prob` in arXiv 2412.06769's released code, which draws all stages, and in arXiv
+      2505.12514's, which draws none after the phase's own.
     """
 
     share: float
     stages: int
     slots_per_stage: int
+    last: int | None = None
+    unmarked: bool = False
 
     def form(self, stage: int) -> "Phase":
         """What examples of a stage look like; behind the last one no step is left."""
         kept = min(stage, self.stages)
-        return Phase(1, self.slots_per_stage * kept, stage if stage == kept else ALL)
+        left_out = stage if stage == kept else ALL
+        return Phase(1, self.slots_per_stage * kept, left_out, unmarked=self.unmarked)
+
+    def drawn(self, steps: int) -> int:
+        """How many stages an example of so many steps is drawn from."""
+        return 1 + min(steps, steps if self.last is None else self.last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +82,7 @@ class CurriculumConfig:
       smoothing: of `icot`, the rate at which more tokens go than are due; 0 for none.
       most_removed: of `icot`, after how many tokens all the rest goes at once; 0 for no such jump.
       mixed: of `coconut` and `pause`, the share of examples whose stage is drawn, so that earlier
-        stages are not forgotten; 0 for none.
+        stages are not forgotten; 0 for none. Where slots are unmarked no later stage is drawn.
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
         left follows the last slot, without markers. A thought is then the very state that, a stage
         before, had to predict the step which it replaces.
@@ -100,8 +110,6 @@ class CurriculumConfig:
         check_size("the curriculum's most_removed", self.most_removed, least=0)
         if not 0 <= self.mixed <= 1:
             raise InputError(f"the curriculum's mixed is a share of 0 to 1, got {self.mixed}")
-        if self.mixed and self.unmarked:
-            raise InputError("the curriculum is mixed or unmarked, not both")
         if self.smoothing < 0:
             raise InputError(f"the curriculum's smoothing must be at least 0, got {self.smoothing}")
 
@@ -134,13 +142,15 @@ def step_by_step(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
     del longest
     per, lengths = cfg.slots_per_stage, _stage_steps(cfg, cfg.stages + 1)
     mix = Mix(cfg.mixed, cfg.stages, per) if cfg.mixed else None
-    form = Phase(1, mix=mix, unmarked=cfg.unmarked)
-    found = [
-        dataclasses.replace(form, steps=steps, slots=per * stage, removed_steps=stage)
-        for stage, steps in enumerate(lengths)
-    ]
-    last = dataclasses.replace(form, slots=per * cfg.stages, removed_steps=ALL)
-    return _with_last(found, last, cfg)
+
+    def phase(steps: int, stage: int, removed: int) -> Phase:
+        drawn = mix
+        if mix is not None and cfg.unmarked:
+            drawn = dataclasses.replace(mix, last=removed, unmarked=True)
+        return Phase(steps, per * stage, removed, mix=drawn, unmarked=cfg.unmarked)
+
+    found = [phase(steps, stage, stage) for stage, steps in enumerate(lengths)]
+    return _with_last(found, phase(1, cfg.stages, ALL), cfg)
 
 
 def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:

@@ -10,8 +10,9 @@ does otherwise.
 
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.thinker import ThinkerConfig
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import no_chain
-from pangu_jax.reasoning.latent.method import Method, MethodConfig, written
+from pangu_jax.reasoning.latent.method import Method, written
 
 
 def model(cfg: DecoderConfig, own: MethodConfig) -> ThinkerConfig:

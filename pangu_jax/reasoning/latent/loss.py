@@ -39,7 +39,7 @@ def thought_loss(
       `slots.collate`.
     """
     del own
-    first = start + thoughts - 1 if thoughts else 0  # nothing is predicted before
+    first = start - 1 if thoughts else 0  # nothing is predicted before
     step = {"feedback": find_feedback(feedback)} if thoughts else {}
 
     def loss(params, frozen, batch, key):

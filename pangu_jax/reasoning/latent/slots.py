@@ -158,8 +158,8 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
 
     Returns:
       With T = start + thoughts + tail: tokens, int32 [B, T], of which those at thoughts are not
-      read; labels, int32 [B, T], each the token of the next column; weights, float32 [B, T], 1
-      where the next column is to be predicted; positions, int32 [B, T], which count from a row's
+      read; labels, int32 [B, T], each the row's next token; weights, float32 [B, T], 1 where that
+      is to be predicted; positions, int32 [B, T], which count from a row's
       first token, and segments, int32 [B, T], 1 at tokens and thoughts, 0 at padding.
 
     Raises:
@@ -179,16 +179,21 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
         tokens[i, begin:start] = row.prefix
         tokens[i, after : after + len(row.tail)] = row.tail
         unused = 0 if row.thoughts is None else thoughts - row.thoughts
-        if not 0 <= unused <= thoughts or (unused and not row.given):
+        if not 0 <= unused <= thoughts:
             raise InputError(
-                f"a row of {row.thoughts} thoughts and {row.given} given tokens behind them does "
-                f"not fit into {thoughts} columns"
+                f"a row of {row.thoughts} thoughts does not fit into {thoughts} columns"
             )
         segments[i, begin : after + len(row.tail)] = 1
         segments[i, after - unused : after] = 0
         weights[i, after + row.given - 1 : after + len(row.tail) - 1] = 1
         positions[i] = np.maximum(columns - begin - unused * (columns >= after), 0)
     labels = np.roll(tokens, -1, axis=1)
+    for i, row in enumerate(rows):
+        if row.thoughts is not None and not row.given and row.tail:
+            # The last of its own columns before the tail predicts that, not the padding between.
+            weights[i, start + thoughts - 1] = 0
+            labels[i, start + row.thoughts - 1] = row.tail[0]
+            weights[i, start + row.thoughts - 1] = 1
     return {
         "tokens": tokens,
         "labels": labels,

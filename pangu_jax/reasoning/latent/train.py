@@ -1,6 +1,7 @@
 """Training of a latent method: its phases, one after another, in one run that resumes."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
@@ -16,19 +18,17 @@ from pangu_jax.models import decoder, registry
 from pangu_jax.models.thinker import ThinkerConfig
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning.latent.batches import longest_chain, phase_batches, widths
+from pangu_jax.reasoning.latent.config import OPTIMIZER, MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig, Phase
-from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.registry import method as find_method
 from pangu_jax.reasoning.latent.slots import Encoded, Markers
-from pangu_jax.train.loop import LoopConfig, train_stages
-from pangu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from pangu_jax.train.loop import train_stages
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer import make_optimizer
+from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.stages import Stage
 from pangu_jax.train.step import TrainState
 
-# For small models from scratch. Every phase begins with a fresh state, so the rate rises again.
-OPTIMIZER = OptimizerConfig(
-    learning_rate=1e-3, schedule="constant", warmup_fraction=0.01, b2=0.99, weight_decay=0.01
-)
 RUN = "latent.json"
 
 
@@ -53,6 +53,22 @@ class Trained:
     tests: int
     steps: int
     max_new_tokens: int
+
+
+def reached(run: str | Path, trained: Trained) -> int:
+    """The step of a run's last checkpoint; a warning tells if it is not the curriculum's last.
+
+    Args:
+      run: a folder that `latent train` wrote.
+      trained: what it says of its model.
+    """
+    step = latest_step(run) or 0
+    if step < trained.steps:
+        logging.getLogger(__name__).warning(
+            "%s stopped at step %s of %s; its answers are in the form of the last stage, in which "
+            "it was trained too little or not at all", run, f"{step:,}", f"{trained.steps:,}"
+        )  # fmt: skip
+    return step
 
 
 def plan(name: str, problems: Sequence[Encoded], curriculum: CurriculumConfig) -> tuple[Phase, ...]:

@@ -15,14 +15,14 @@ from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.reasoning.latent import adaptive, looped
 from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.loss import thought_loss
-from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.reasoning.latent.slots import collate
 from pangu_jax.reasoning.latent.train import train
-from pangu_jax.train.loop import LoopConfig
-from pangu_jax.train.optimizer import OptimizerConfig
+from pangu_jax.train.loop_config import LoopConfig
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 OWN = MethodConfig(turns=2, depth=0.2, steer=3.0)
 (PHASE,) = adaptive.METHOD.phases(CurriculumConfig(9), 9)

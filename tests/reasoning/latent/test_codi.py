@@ -10,8 +10,8 @@ from pangu_jax.models import thinker
 from pangu_jax.reasoning.latent import codi
 from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.batches import phase_batches, widths
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
-from pangu_jax.reasoning.latent.method import MethodConfig
 
 OWN = MethodConfig(align=0.7, teach=0.3)
 PHASES = codi.METHOD.phases(CurriculumConfig(9, stages=2), 9)

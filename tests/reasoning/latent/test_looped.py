@@ -12,9 +12,9 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.models import encoder, thinker
 from pangu_jax.reasoning.latent import looped
 from pangu_jax.reasoning.latent.answer import solve
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.loss import thought_loss
-from pangu_jax.reasoning.latent.method import MethodConfig
 from pangu_jax.reasoning.latent.slots import collate
 
 (PHASE,) = looped.METHOD.phases(CurriculumConfig(9), 9)

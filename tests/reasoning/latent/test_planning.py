@@ -6,7 +6,7 @@ import pytest
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.data.word_tokenizer import opened
-from pangu_jax.reasoning.latent.method import MethodConfig
+from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.planning import clusters, planned
 from pangu_jax.reasoning.latent.slots import Encoded, plan_ids
 from pangu_jax.reasoning.latent.task import encode_task, read_task, words_of

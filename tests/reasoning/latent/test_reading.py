@@ -112,9 +112,13 @@ def test_thoughts_that_are_computed_again_give_the_same(model, found):
 
 
 @pytest.mark.long
-def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(naive, model, problems, markers):
+@pytest.mark.parametrize("unmarked", [False, True])
+def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(
+    naive, model, problems, markers, unmarked
+):
     params, cfg = model
-    rows = [coconut.slots(problems[i], Phase(1, n, 1), markers, 0) for i, n in ((0, 2), (1, 1))]
+    phases = {n: Phase(1, n, 1, unmarked=unmarked) for n in (1, 2)}
+    rows = [coconut.slots(problems[i], phases[n], markers, 0) for i, n in ((0, 2), (1, 1))]
     batch = batch_of([rows[0], dataclasses.replace(rows[1], thoughts=1)], 2)
     loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch)
 

@@ -113,8 +113,6 @@ def test_stages_of_no_told_length_leave_three_tenths_to_the_last_one():
 def test_a_run_that_is_too_short_for_its_stages_is_refused():
     with pytest.raises(InputError, match=r"7 stages of 10 steps.*more than 70"):
         method("coconut").phases(CurriculumConfig(70, stage_steps=10), 9)
-    with pytest.raises(InputError, match="mixed or unmarked, not both"):
-        CurriculumConfig(mixed=0.1, unmarked=True)
     with pytest.raises(InputError, match="stage_steps"):
         CurriculumConfig(1, stage_steps=-1)
     with pytest.raises(InputError, match="method must be one of cot, no-cot"):
@@ -225,6 +223,38 @@ def test_a_row_of_fewer_thoughts_is_padded_behind_them(problems, markers):
     assert batch["segments"].tolist() == [[0, *[1] * 5, 1, 0, 0, *[1] * 5, 0]]
     assert batch["positions"][0, 6:].tolist() == [5, 6, 7, 6, 7, 8, 9, 10, 11]
     assert batch["labels"][batch["weights"] > 0].tolist() == [6, 13, 7, 14]
-    for wrong in (dataclasses.replace(row, thoughts=4), Slots(row.prefix, row.tail, 0, 1)):
-        with pytest.raises(InputError, match="does not fit into 3 columns"):
-            slots.collate([wrong], start=6, thoughts=3, tail=6)
+    with pytest.raises(InputError, match="of 4 thoughts does not fit into 3 columns"):
+        slots.collate([dataclasses.replace(row, thoughts=4)], start=6, thoughts=3, tail=6)
+
+
+def test_a_row_of_fewer_thoughts_predicts_from_the_last_of_them(problems, markers):
+    rows = [
+        dataclasses.replace(
+            METHODS["coconut"].slots(problems[0], Phase(1, n, n, unmarked=True), markers, 0),
+            thoughts=n,
+        )
+        for n in (0, 1, 3)
+    ]
+    batch = slots.collate(rows, start=5, thoughts=3, tail=7)
+    for i, first in enumerate((4, 5, 7)):
+        at = [first, *range(8, 8 + len(rows[i].tail) - 1)]
+        assert np.flatnonzero(batch["weights"][i]).tolist() == at
+        assert tuple(batch["labels"][i, at]) == rows[i].tail
+
+
+def test_unmarked_stages_are_mixed_with_earlier_ones_alone(problems, markers):
+    cfg = CurriculumConfig(50, stage_steps=10, stages=2, mixed=0.5, unmarked=True)
+    phases = method("coconut").phases(cfg, 9)
+    assert [phase.mix.last for phase in phases] == [0, 1, 2, ALL]
+    one = problems[1:2]  # three steps
+    for phase, most, drawn in zip(phases, (0, 1, 2, 2), (1, 2, 3, 4), strict=True):
+        (wide,) = widths(one, METHODS["coconut"], [phase], markers)
+        assert wide.thoughts == most
+        stream = phase_batches(one, METHODS["coconut"], phase, markers, wide, batch=4000, seed=(0,))
+        own = next(stream)["segments"].sum(1) - 2  # boundary and question
+        sizes = [min(stage, 2) + (4, 3, 1, 0)[stage] + 4 for stage in range(drawn)]
+        shares = np.zeros(16)
+        for size in sizes:
+            shares[size] += 0.5 / drawn
+        shares[sizes[-1]] += 0.5
+        np.testing.assert_allclose(np.bincount(own, minlength=16) / 4000, shares, atol=0.03)

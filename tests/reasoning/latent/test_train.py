@@ -19,7 +19,7 @@ from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import score
 from pangu_jax.reasoning.latent.slots import NAMES, Encoded, encode, markers_of
-from pangu_jax.train.loop import LoopConfig
+from pangu_jax.train.loop_config import LoopConfig
 
 QUICK = dataclasses.replace(latent.OPTIMIZER, learning_rate=1e-2, warmup_fraction=0.05)
 

@@ -1,0 +1,1 @@
+"""What commands take: a module each, which their help is made of; they import no jax."""
