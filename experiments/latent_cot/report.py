@@ -10,7 +10,7 @@ from experiments.latent_cot.budget import SAMPLED
 from experiments.latent_cot.config import Experiment, Plan
 from pangu_jax.reasoning.latent.ablation import ABLATIONS
 from pangu_jax.reasoning.latent.task import chance
-from pangu_jax.study import report
+from pangu_jax.study import plot, report
 from pangu_jax.study.table import mean_std, table
 
 HEAD = (
@@ -26,25 +26,58 @@ BUDGET_HEAD = (
 
 
 def write_report(folder: Path, experiment: Experiment, results: Mapping[str, Any]) -> Path:
-    """Writes report.md from the cells that there are."""
+    """Draws the plots and writes report.md, from the cells that there are; returns its path."""
     parts = ["# Latent chain of thought", "", f"{report.machine()}; {experiment.dtype}.", ""]
     for plan in experiment.plans:
-        parts += _task(plan, experiment, results)
+        if text := _task(plan, experiment, results):
+            _plot(folder, plan, experiment, results)
+            parts += [*text, f"![accuracy of {plan.task}](plots/accuracy-{plan.task}.png)", ""]
     return report.write(folder, "\n".join(parts))
+
+
+def _found(
+    plan: Plan, experiment: Experiment, results: Mapping[str, Any]
+) -> dict[str, list[tuple[int, Mapping[str, Any]]]]:
+    """The seeds and cells that there are, by method."""
+    found = {
+        method: [
+            (seed, results[name])
+            for seed in experiment.seeds
+            if (name := f"{plan.task}/{method}/seed{seed}") in results
+        ]
+        for method in plan.methods
+    }
+    return {method: cells for method, cells in found.items() if cells}
+
+
+def _larger(found: Mapping[str, list[tuple[int, Mapping[str, Any]]]]) -> float | None:
+    """What the larger of the two numbers is right in; None where questions offer no numbers."""
+    (_, cell), *_ = next(iter(found.values()))
+    return cell.get("larger")
+
+
+def _plot(folder: Path, plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> None:
+    """Accuracy by method, a point for each seed, beside what needs no model."""
+    found = _found(plan, experiment, results)
+    rows = {
+        method: [(cell["accuracy"], cell["low"], cell["high"]) for _, cell in row]
+        for method, row in found.items()
+    }
+    beside = {"chance": chance(plan.task), "the larger of the two numbers": _larger(found)}
+    size = (7, 1.5 + 0.35 * len(rows))
+    with plot.figure(folder, f"accuracy-{plan.task}", figsize=size) as axes:
+        plot.estimates(axes, rows, beside)
+        axes.set(xlabel="accuracy, Wilson's 95 % interval of the questions", title=plan.task)
 
 
 def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> list[str]:
     if experiment.tokens:
         return _by_budget(plan, experiment, results)
-    rows, cheap = [], None
-    for method in plan.methods:
-        names = [f"{plan.task}/{method}/seed{seed}" for seed in experiment.seeds]
-        if found := [results[name] for name in names if name in results]:
-            rows.append(_row(method, found))
-            cheap = found[0].get("larger")
-    if not rows:
+    found = _found(plan, experiment, results)
+    if not found:
         return []
-    guess = chance(plan.task)
+    rows = [_row(method, [cell for _, cell in row]) for method, row in found.items()]
+    guess, cheap = chance(plan.task), _larger(found)
     return [
         f"## {plan.task}",
         "",
@@ -65,10 +98,9 @@ def _task(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> lis
 def _by_budget(plan: Plan, experiment: Experiment, results: Mapping[str, Any]) -> list[str]:
     """The table of methods that read as many tokens, a line each for every method and seed."""
     found = [
-        (method, seed, results[name])
-        for method in plan.methods
-        for seed in experiment.seeds
-        if (name := f"{plan.task}/{method}/seed{seed}") in results
+        (method, seed, cell)
+        for method, row in _found(plan, experiment, results).items()
+        for seed, cell in row
     ]
     if not found:
         return []

@@ -10,12 +10,14 @@ The data has, for each question, chains of thought of several teachers ({"questi
 Measured on questions that the head was not trained on: how often it scores the right one higher,
 and the same of the shorter one and of the better teacher's, which take no look at the answer; and
 how often the evaluator, asked about each, says what the rules say. Writes
-runs/<name>/results.json and prints a table; a run that was stopped goes on where it was.
+runs/<name>/results.json and a plot, and prints a table; a run that was stopped goes on where it
+was.
 """
 
 import collections
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,7 @@ from pangu_jax.reasoning.llm_judge import agreement, make_asker
 from pangu_jax.reasoning.preference import Pair, features, fit
 from pangu_jax.reasoning.reward import Sample
 from pangu_jax.reasoning.reward_sources import judged_by_model
-from pangu_jax.study import options
+from pangu_jax.study import options, plot
 from pangu_jax.study.cells import begin, cell
 from pangu_jax.study.table import table
 
@@ -78,6 +80,7 @@ def main() -> None:
     for seed in experiment.seeds:
         cell(cells, f"teacher/{seed}", partial(_teacher, run, seed))
     cell(cells, "evaluator", partial(_evaluator, run))
+    _plot(folder, cells.results, experiment)
     print(_table(cells.results, experiment))
 
 
@@ -200,6 +203,21 @@ def _table(results: dict[str, Any], experiment: Experiment) -> str:
         more = f", says yes to {cell['says yes']:.0%}, failed {cell['failed']} times"
         rows.append([f"evaluator, {name}{more}", *_words(cell["agrees"])])
     return table(["judge", "agrees", "interval", "of"], rows)
+
+
+def _plot(folder: Path, results: dict[str, Any], experiment: Experiment) -> None:
+    """What the table compares, a point for each seed, beside chance."""
+    heads = [results[f"preference/{seed}"] for seed in experiment.seeds]
+    found = {
+        "head": [cell["held out"] for cell in heads],
+        "the shorter answer": [cell["the shorter"] for cell in heads],
+        "the better teacher": [results[f"teacher/{s}"]["held out"] for s in experiment.seeds],
+        **{f"evaluator, {name}": [results["evaluator"][name]["agrees"]] for name in ASKED},
+    }
+    rows = {name: [(value, low, high) for value, low, high, _ in x] for name, x in found.items()}
+    with plot.figure(folder, "agreement", figsize=(7, 3.5)) as axes:
+        plot.estimates(axes, rows, {"chance": 0.5})
+        axes.set(xlabel="agrees with the rules, Wilson's 95 % interval")
 
 
 def _words(found: list) -> list[str]:

@@ -1,22 +1,51 @@
 """The report of `smollm2_rl`: accuracy before and after, with intervals."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pangu_jax.eval.pass_at_k import wilson
+from pangu_jax.study import plot, report
 from pangu_jax.study.table import table
+
+
+def write(folder: Path, results: dict[str, Any]) -> Path:
+    """Draws the plot and writes report.md, from the cells that there are; returns its path."""
+    parts = [text(results)]
+    if "base" in results:
+        _plot(folder, results)
+        parts.append("![right answers](plots/accuracy.png)")
+    return report.write(folder, "\n\n".join([*parts, report.machine()]) + "\n")
+
+
+def _columns(results: dict[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Answers by what was learned before, and the seeds that learned by rewards."""
+    columns = {"as it is": results["base"]}
+    if "sft accuracy" in results:
+        columns["solutions"] = results["sft accuracy"]
+    seeds = [name.partition("/")[2] for name in results if name.startswith("rl accuracy/")]
+    return columns | {f"rewards, seed {x}": results[f"rl accuracy/{x}"] for x in seeds}, seeds
+
+
+def _plot(folder: Path, results: dict[str, Any]) -> None:
+    """Right answers with intervals, a panel for each test."""
+    tests, (columns, _) = results["split"]["tests"], _columns(results)
+    size = (2.6 * len(tests) + 1.5, 1.5 + 0.35 * len(columns))
+    with plot.figure(
+        folder, "accuracy", 1, len(tests), figsize=size, squeeze=False, sharey=True
+    ) as panels:
+        for panel, test in zip(panels[0], tests, strict=True):
+            found = {name: wilson(_right(column, test)) for name, column in columns.items()}
+            plot.estimates(panel, {k: [(x.value, x.low, x.high)] for k, x in found.items()})
+            panel.set(xlabel="right answers", title=test)
 
 
 def text(results: dict[str, Any]) -> str:
     """What the cells that there are say, as Markdown."""
     if "base" not in results:
         return "# Word problems\n\nNothing is measured yet."
-    columns = {"as it is": results["base"]}
-    if "sft accuracy" in results:
-        columns["solutions"] = results["sft accuracy"]
-    seeds = [name.partition("/")[2] for name in results if name.startswith("rl accuracy/")]
-    columns |= {f"rewards, seed {seed}": results[f"rl accuracy/{seed}"] for seed in seeds}
+    columns, seeds = _columns(results)
     parts = ["# Word problems", _accuracies(results["split"], columns)]
     if seeds:
         parts.append(_gains(results["split"], results["sft accuracy"], columns, seeds))

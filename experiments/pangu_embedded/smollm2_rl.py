@@ -12,9 +12,9 @@ and 0 for another (once for each of --seeds), and is asked again. The
 result is written in the model's layout and opened by transformers, whose greedy answers are
 compared with ours token by token.
 
-Writes runs/<name>/results.json and report.md and prints the report. A run that was stopped keeps
-its cells, and goes on within training; a measurement begins again. --minutes ends it before the
-first cell that would begin after them.
+Writes runs/<name>/results.json, report.md and a plot, and prints the report. A run that was stopped
+keeps its cells, and goes on within training; a measurement begins again. --minutes ends it before
+the first cell that would begin after them.
 """
 
 import argparse
@@ -111,7 +111,7 @@ def main() -> None:
     for name, make in in_time(cells, _all(run, given.seeds), given.minutes):
         cell(cells, name, make, shown=lambda found: found["shown"])
         # Each time, as a signal may end the next cell.
-        report.write(folder, f"{smollm2_report.text(cells.results)}\n\n{report.machine()}\n")
+        smollm2_report.write(folder, cells.results)
     print(smollm2_report.text(cells.results))
 
 

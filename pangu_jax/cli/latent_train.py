@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,7 @@ FREE = ("out", "checkpoint_every")
 
 def main(options: Options) -> None:
     """Trains, from the last checkpoint in OUT if there is one, and measures the answers."""
-    check_size("problems", options.problems)
-    check_size("tests", options.tests)
-    check_size("batch", options.batch)
-    check_size("accumulate", options.accumulate)
-    if options.batch % options.accumulate:
-        raise InputError(
-            f"accumulate {options.accumulate} must divide the batch of {options.batch}"
-        )
+    _check(options)
     name, test = located(options.task, options.test, options.data)
     with working(f"reading {name}"):
         task = read_task(
@@ -76,7 +70,6 @@ def main(options: Options) -> None:
     latent.check_model(plain)
     with working("encoding"):
         ids = encode_task(task, files, plans=len(names) - len(NAMES))
-    markers = ids.markers
     params, model = _extended(options, params, plain, ids, added)
     phases = latent.plan(options.method, ids.training, options.curriculum)
     check_problems(ids.testing, chosen, phases[-1])
@@ -90,36 +83,15 @@ def main(options: Options) -> None:
         ids.longest + MOST_NEW,
     )
     how = How(remat=options.remat, dtype=options.dtype)
-
-    def measure(params: Any) -> dict[str, Score]:
-        params, cfg = written_out(params, model)
-        return scores(
-            params,
-            ids.testing,
-            chosen,
-            phases[-1],
-            markers,
-            cfg=cfg,
-            max_new_tokens=trained.max_new_tokens,
-            how=how,
-        )
+    measure = partial(_measure, ids=ids, model=model, trained=trained, how=how)
 
     def evaluate(params: Any) -> dict[str, float]:
         found = measure(params)
         ablated = {f"accuracy_{kind}": one.accuracy for kind, one in found.items() if kind}
         return {**dataclasses.asdict(found[""]), **ablated}
 
-    settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
-    if options.own == MethodConfig():  # as runs are that began before there was any
-        del settings["own"]
-    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False}
-    settings["curriculum"] = {
-        name: value
-        for name, value in settings["curriculum"].items()
-        if name not in newer or value != newer[name]
-    }
     folder = Path(options.out)
-    with store.begin(model, folder, settings, free=FREE) as claim:
+    with store.begin(model, folder, _settings(options, task), free=FREE) as claim:
         _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)
         print(
             f"{count(registry.spec(model)):,} parameters, {len(ids.training):,} problems, "
@@ -138,7 +110,7 @@ def main(options: Options) -> None:
                 ids.training,
                 phases,
                 method=options.method,
-                markers=markers,
+                markers=ids.markers,
                 model=model,
                 loop=loop,
                 batch=options.batch,
@@ -151,6 +123,53 @@ def main(options: Options) -> None:
             )
         print(described(measure(state.params), options.method, task.chance))
     print(f"{folder} holds the run; try: pangu-jax latent eval {folder}")
+
+
+def _check(options: Options) -> None:
+    check_size("problems", options.problems)
+    check_size("tests", options.tests)
+    check_size("batch", options.batch)
+    check_size("accumulate", options.accumulate)
+    if options.batch % options.accumulate:
+        raise InputError(
+            f"accumulate {options.accumulate} must divide the batch of {options.batch}"
+        )
+
+
+def _measure(
+    params: Any,
+    *,
+    ids: Ids,
+    model: decoder.DecoderConfig | ThinkerConfig,
+    trained: latent.Trained,
+    how: How,
+) -> dict[str, Score]:
+    """The figures of a model's answers to the problems that are measured on."""
+    params, cfg = written_out(params, model)
+    return scores(
+        params,
+        ids.testing,
+        method(trained.method),
+        trained.phase,
+        ids.markers,
+        cfg=cfg,
+        max_new_tokens=trained.max_new_tokens,
+        how=how,
+    )
+
+
+def _settings(options: Options, task: Task) -> dict[str, Any]:
+    """What a run must go on with; newer options are left out where they are as before them."""
+    settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
+    if options.own == MethodConfig():  # as runs are that began before there was any
+        del settings["own"]
+    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False}
+    settings["curriculum"] = {
+        name: value
+        for name, value in settings["curriculum"].items()
+        if name not in newer or value != newer[name]
+    }
+    return settings
 
 
 def _without_seen(task: Task, init: str | None) -> tuple[Task, np.ndarray]:

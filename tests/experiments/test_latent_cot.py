@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments.latent_cot import budget, config, run
+from experiments.latent_cot import budget, config, report, run
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import presets
 from pangu_jax.reasoning.latent.task import encode_task, located, read_task
@@ -148,3 +148,38 @@ def test_a_checkpoint_is_named_where_it_is_used_and_minutes_end_a_run(
         assert asked.wait(10)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def cell_of(accuracy, **more):
+    """A cell of 200 questions."""
+    found = {"problems": 200, "accuracy": accuracy, "low": accuracy - 0.07, "high": accuracy + 0.06}
+    costs = {"thoughts": 2.0, "layers": 2.0, "tokens": 3.0, "flops": 1e9, "parameters": 1000}
+    times = {"seconds_per_answer": 0.01, "train_seconds": 1.0, "read_in_training": 9, "steps": 2}
+    return {**found, **costs, **times, "ablations": {}, "larger": None, **more}
+
+
+@pytest.mark.parametrize("tokens", [0, 600])
+def test_the_plot_has_the_numbers_of_the_table(tmp_path, drawn, tokens):
+    shares = {"no-cot": (0.5, 0.55), "coconut": (0.91, 0.82)}
+    plan = dataclasses.replace(PLAN, task="prosqa-symbols", longest=None)
+    other = dataclasses.replace(plan, task="mult1x1")
+    cfg = config.Experiment((plan, other), seeds=(0, 1), timed=0, tokens=tokens)
+    results = {
+        f"prosqa-symbols/{method}/seed{seed}": cell_of(share, larger=0.735)
+        for method, found in shares.items()
+        for seed, share in enumerate(found)
+    }
+    results["mult1x1/coconut/seed1"] = cell_of(0.25)
+    text = report.write_report(tmp_path, cfg, results).read_text()
+    points, beside = drawn["prosqa-symbols"]
+    assert points == {
+        method: [(x, round(x - 0.07, 6), round(x + 0.06, 6)) for x in found]
+        for method, found in shares.items()
+    }
+    assert beside == {"chance": 0.5, "the larger of the two numbers": 0.735}
+    assert drawn["mult1x1"] == ({"coconut": [(0.25, 0.18, 0.31)]}, {})
+    shown = ["| 91.0% | 84.0% to 97.0% |"] if tokens else ["86.5 ± 6.4 %", "numbers 73.5%"]
+    assert all(word in text for word in shown)
+    for task in ("prosqa-symbols", "mult1x1"):
+        assert f"(plots/accuracy-{task}.png)" in text
+        assert (tmp_path / "plots" / f"accuracy-{task}.png").read_bytes()[:4] == b"\x89PNG"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from experiments.pangu_embedded import merging
+from experiments.pangu_embedded import config, merging
+from experiments.pangu_embedded import run as judges
 from pangu_jax.core.errors import InputError
 
 
@@ -48,3 +49,28 @@ def test_too_few_solutions_are_refused(monkeypatch, tmp_path, tiny_run, question
     monkeypatch.setitem(merging.MERGES, "smoke", merging.Merging(29, (0,)))
     with pytest.raises(InputError, match="30 solutions"):
         run(monkeypatch, "--checkpoint", tiny_run, "--data", questions, "--out", tmp_path / "run")
+
+
+def test_the_plot_of_the_judges_has_the_numbers_of_the_table(tmp_path, drawn):
+    experiment, results = config.Experiment(12, seeds=(0, 1)), {}
+    for seed in experiment.seeds:
+        head, shorter, teacher = (
+            [value + seed / 50, value - 0.1, value + 0.1, 40] for value in (0.8, 0.6, 0.7)
+        )
+        results[f"preference/{seed}"] = {"held out": head, "the shorter": shorter}
+        results[f"teacher/{seed}"] = {"held out": teacher}
+    yes = {"says yes": 0.0, "failed": 1}
+    results["evaluator"] = {
+        "alone": {"agrees": [0.5, 0.4, 0.6, 80], **yes},
+        "with the right answer": {"agrees": [0.55, 0.45, 0.65, 80], **yes},
+    }
+    judges._plot(tmp_path, results, experiment)
+    assert (tmp_path / "plots" / "agreement.png").read_bytes()[:4] == b"\x89PNG"
+    points, beside = drawn[""]
+    assert beside == {"chance": 0.5}
+    table = judges._table(results, experiment).splitlines()[2:]
+    assert len(table) == sum(map(len, points.values())) == 8
+    for name, found in points.items():
+        rows = [line for line in table if line.startswith(f"| {name}, ")]
+        for line, (value, low, high) in zip(rows, found, strict=True):
+            assert f"| {value:.3f} | {low:.3f}-{high:.3f} |" in line

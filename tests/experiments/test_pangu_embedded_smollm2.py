@@ -179,7 +179,7 @@ def test_smoke_goes_through_every_cell_and_resumes(monkeypatch, capsys, tmp_path
         run(monkeypatch, "--data", write(tmp_path / "more", training=["Else?"]), *options[2:])
 
 
-def test_report_has_shares_intervals_and_paired_gains():
+def test_report_has_shares_intervals_and_paired_gains(tmp_path, drawn):
     def column(first, second):
         rest = {"tokens": 10.0, "no answer": 1, "cut off": 2}
         return {"A": {"right": first, **rest}, "B": {"right": second, **rest}}
@@ -203,6 +203,20 @@ def test_report_has_shares_intervals_and_paired_gains():
         "by fifths 0.100, 0.200, 0.300, 0.400, 0.500; groups trained on: 3 of age 0, 2 of" in text
     )
     assert "transformers" not in text and smollm2_report.text({}).endswith("measured yet.")
+    whole = smollm2_report.write(tmp_path, results).read_text()
+    assert whole.startswith(text) and "(plots/accuracy.png)" in whole
+    assert (tmp_path / "plots" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    assert list(drawn) == ["A", "B"]
+    for line in (line for line in text.splitlines() if line[:6] in ("| A | ", "| B | ")):
+        if " | 4 | " not in line:
+            continue
+        points, beside = drawn[line[2]]
+        assert list(points) == ["as it is", "solutions", "rewards, seed 1"] and not beside
+        shown = [
+            f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            for ((value, low, high),) in points.values()
+        ]
+        assert line.split(" | ")[2:] == [*shown[:-1], f"{shown[-1]} |"]
 
 
 @pytest.mark.parity
