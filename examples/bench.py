@@ -21,7 +21,7 @@ from pangu_jax.reasoning.bench_tasks import read_items
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop_config import LoopConfig
 
-path, file = "runs/sums", "runs/sums.jsonl"  # or a model and a file of yours
+path, file = "runs/sums", "runs/sums.jsonl"
 rows = [{"question": f"{a}+2", "answer": str(a + 2), "kind": "number"} for a in range(8)]
 texts = [f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows[:5]]
 source = PackedTokens(tokenize([Document(text, text) for text in texts], ByteTokenizer()), 24)
@@ -30,6 +30,7 @@ batches = lambda step: drawn_batches(source, batch=8, start_step=step)  # noqa: 
 train_language(cfg, batches, path, loop=LoopConfig(steps=100))  # on five of the eight sums
 Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+# From here on with any model, and any file of questions.
 model, items = pj.load(path), read_items(file)
 prompter, right = Prompter(model.tokenizer, "plain"), []
 texts = pj.generate(model, [prompter.text(item) for item in items], max_new_tokens=2)

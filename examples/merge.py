@@ -1,4 +1,4 @@
-"""Train one model on two texts apart, merge the two, and measure all on both.
+"""Fine-tune one model on each of two texts, merge the two, and measure all on both.
 
 python examples/merge.py
 """

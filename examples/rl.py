@@ -1,4 +1,4 @@
-"""Teach a model by rewards what its text leaves open: that "the" goes on with "lazy" (GRPO).
+"""Teach a model by rewards what its text leaves open: to follow "the" with "lazy" (GRPO).
 
 python examples/rl.py [PATH]     # runs/example, of examples/train.py
 """
@@ -10,7 +10,8 @@ import optax
 import pangu_jax as pj
 from pangu_jax.data.tokenizer import text_prompt
 from pangu_jax.losses.policy import GRPO
-from pangu_jax.reasoning.rl import RlConfig, train
+from pangu_jax.reasoning.rl import train
+from pangu_jax.reasoning.rl_config import RlConfig
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 
 model = pj.load(sys.argv[1] if len(sys.argv) > 1 else "runs/example")

@@ -1,6 +1,6 @@
 """Trains a decoder by the rewards of its own answers to questions: GRPO, DAPO, Dr. GRPO.
 
-Rollouts and the trainer share the device; updates train on answers whose weights are at most
+By default rollouts and the trainer share the device. Updates train on answers whose weights are at most
 --staleness updates old. The same command goes on where it was stopped.
 """
 

@@ -1,4 +1,4 @@
-"""The methods by name. To add one: a file beside this one, and its line here."""
+"""The methods by name. CONTRIBUTING.md says what else one that is added must be named in."""
 
 from pangu_jax.core.config import check_choice
 from pangu_jax.reasoning.latent import (
