@@ -1,7 +1,7 @@
 """Trains a decoder by the rewards of its own answers to questions: GRPO, DAPO, Dr. GRPO.
 
-By default rollouts and the trainer share the device. Updates train on answers whose weights are at most
---staleness updates old. The same command goes on where it was stopped.
+By default rollouts and the trainer share the device. Updates train on answers whose weights are at
+most --staleness updates old. The same command goes on where it was stopped.
 """
 
 from dataclasses import dataclass
