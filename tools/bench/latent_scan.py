@@ -10,9 +10,10 @@ the Llama of transformers ("transformers"), and layer by layer, with layers that
 compiles ("compiled") and that it does not ("passes"); all with scaled_dot_product_attention and the
 fused AdamW. Both sides begin with the same weights, float32, and compute in `--dtype`; read the
 same rows, padded on the left, with a mask; compute logits of what is predicted alone; clip and
-update alike. Each runs in a process of its own. Their first losses must agree. Prints milliseconds
-a step (the median of some rounds) and the ratio to the fastest torch form; `--out` writes the same
-as JSON.
+update alike. Each runs in a process of its own. Their first losses must agree. `--unroll 1` and
+`--unroll 64` compare loops over layers and thoughts with both written out; `--forms` without a name
+times the scan alone. Prints milliseconds per step (the median of some rounds) and the ratio to the
+fastest torch form; `--out` writes the same as JSON.
 """
 
 import argparse
@@ -27,8 +28,14 @@ from pathlib import Path
 
 import numpy as np
 
-# Vocabulary, width, layers, heads, size of a head, hidden units; `gpt2` has GPT-2 small's sizes.
-SHAPES = {"gpt2": (50_304, 768, 12, 12, 64, 2048), "tiny": (256, 64, 2, 2, 32, 128)}
+# Vocabulary, width, layers, heads, size of a head, hidden units; `gpt2` has GPT-2 small's sizes,
+# `shallow` and `small` those of the presets' models.
+SHAPES = {
+    "gpt2": (50_304, 768, 12, 12, 64, 2048),
+    "shallow": (48, 768, 2, 12, 64, 2048),
+    "small": (48, 384, 8, 6, 64, 1024),
+    "tiny": (256, 64, 2, 2, 32, 128),
+}
 FORMS = ("transformers", "passes", "compiled")
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-4, 0.01, 1.0
 
@@ -91,7 +98,7 @@ def jax_side(options, folder):
         start=options.prefix,
         thoughts=options.thoughts,
         feedback="hidden",
-        how=How(dtype=options.dtype),
+        how=How(dtype=options.dtype, unroll=options.unroll),
     )
     run, batch = make_step(loss, optimizer), jax.device_put(rows(options))
     held = [state]
@@ -261,7 +268,7 @@ def both(options, arguments):
     """Both sides, each in a process of its own, and their agreement."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for side in ("jax", "torch"):
+        for side in ("jax", "torch") if options.forms else ("jax",):
             command = [sys.executable, __file__, *arguments, "--side", side, "--folder", folder]
             subprocess.run(command, check=True, timeout=600)
             found |= json.loads((Path(folder) / f"{side}.json").read_text())
@@ -281,7 +288,8 @@ def main():
     parser.add_argument("--thoughts", type=int, default=6)
     parser.add_argument("--tail", type=int, default=32, help="columns of the rest")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="of torch")
+    parser.add_argument("--forms", nargs="*", choices=FORMS, default=FORMS, help="of torch")
+    parser.add_argument("--unroll", type=int, help="layers and thoughts in one turn of a loop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out")

@@ -16,7 +16,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import Claim
 from pangu_jax.models import decoder, registry
 from pangu_jax.models.thinker import ThinkerConfig
-from pangu_jax.nn.how import HOW, How
+from pangu_jax.nn.how import HOW, How, in_training
 from pangu_jax.reasoning.latent.batches import longest_chain, phase_batches, widths
 from pangu_jax.reasoning.latent.config import OPTIMIZER, MethodConfig
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig, Phase
@@ -126,6 +126,7 @@ def train(
     check_ids(problems, markers, plain)
     chosen = find_method(method)
     columns = widths(problems, chosen, phases, markers)
+    layers = len(plain.layers) * (model.turns if isinstance(model, ThinkerConfig) else 1)
     # An object of its own gives a phase a fresh state; phases of one length share it, and so the
     # compiled step.
     of_length = {n: make_optimizer(optimizer, n) for n in {phase.steps for phase in phases}}
@@ -137,7 +138,7 @@ def train(
             thoughts=width.thoughts,
             feedback=chosen.feedback,
             own=own,
-            how=how,
+            how=in_training(how, layers=layers * (width.thoughts + 2)),
         )
         stream = partial(
             phase_batches,

@@ -92,6 +92,18 @@ def test_a_loop_over_equal_layers_is_the_layers_one_by_one(naive, problems, mark
 
 
 @pytest.mark.long
+def test_thoughts_that_are_written_out_are_those_of_the_loop(model, found):
+    (loss, grads), rows = found
+    params, cfg = model
+    step = jax.value_and_grad(summed(cfg, 2, unroll=64))
+    batch = batch_of(rows, 2)
+    assert str(jax.make_jaxpr(step)(params, batch)).count("unroll=2")
+    again, others = jax.jit(step)(params, batch)
+    np.testing.assert_allclose(again, loss, rtol=1e-6)
+    chex.assert_trees_all_close(others, grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.long
 def test_a_gradient_that_stops_at_a_thought_would_be_seen(naive, model, found):
     (loss, grads), rows = found
     cut = reference(naive, model, rows, step=lambda _, state: jax.lax.stop_gradient(state))
