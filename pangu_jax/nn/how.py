@@ -38,8 +38,8 @@ class How:
       remat: what a backward pass recomputes of each layer: None (nothing), "full" or "dots".
       dtype: type of the activations; None takes the parameters'.
       unroll: layers that one turn of the loop over a run of equal layers applies: more takes longer
-        to compile, and as many as there are leaves no loop. So it does with latent thoughts. None
-        is 1, but see `in_training`.
+        to compile, and as many as there are leaves no loop. None is 1, but see `in_training`.
+        A turn of the loop over latent thoughts applies as many, but at least a whole thought's.
 
     Raises:
       InputError: an unknown operator, implementation, policy or type, or zero layers per turn.
@@ -80,7 +80,7 @@ class How:
 UNROLLED = 64
 
 
-def in_training(how: How, *, layers: int = 0) -> How:
+def in_training(how: How, unroll: int = UNROLLED) -> How:
     """The options for a language model's training step: on GPUs, no loop over layers.
 
     Unless `unroll` says otherwise. For the losses that train for long (`train.language`,
@@ -88,11 +88,10 @@ def in_training(how: How, *, layers: int = 0) -> How:
 
     Args:
       how: as the user has it.
-      layers: how many the step applies, each as often as it is applied, where loops are to stay if
-        these are more than `UNROLLED`.
+      unroll: what it becomes.
     """
-    if how.unroll is None and layers <= UNROLLED and chip() in ("gpu", "hopper"):
-        return dataclasses.replace(how, unroll=UNROLLED)
+    if how.unroll is None and chip() in ("gpu", "hopper"):
+        return dataclasses.replace(how, unroll=unroll)
     return how
 
 

@@ -61,7 +61,7 @@ def read(
       note: called with each layer's output in the tail, [B, T', D]; without thoughts, in all
         columns.
       how: implementations, type of activations; with `remat` the backward pass computes each
-        thought again. `unroll` is also how many thoughts one turn of their loop computes.
+        thought again. one turn of their loop computes as many as come to `unroll` layers.
 
     Returns:
       The states, and the thoughts' inputs.
@@ -90,7 +90,7 @@ def read(
         think = jax.checkpoint(think)
     columns = start + jnp.arange(thoughts, dtype=jnp.int32)
     begin = before[:, -1], body.room(caches, after)
-    unroll = min(how.unroll or 1, thoughts)  # turns of a loop keep all caches, each for itself
+    unroll = min(max((how.unroll or 1) // len(cfg.layers), 1), thoughts)
     (_, caches), (inputs, states) = jax.lax.scan(think, begin, columns, unroll=unroll)
     inputs, states = jnp.swapaxes(inputs, 0, 1), jnp.swapaxes(states, 0, 1)
     found = [before, states]

@@ -31,6 +31,11 @@ from pangu_jax.train.step import TrainState
 
 RUN = "latent.json"
 
+# Layers that a training step on a GPU applies in a row, of models that have no more; a thought is
+# one more pass through all. Each form of a batch is compiled for itself, so that larger models
+# would take longer to compile than their loops cost.
+UNROLLED = 12
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -127,6 +132,8 @@ def train(
     chosen = find_method(method)
     columns = widths(problems, chosen, phases, markers)
     layers = len(plain.layers) * (model.turns if isinstance(model, ThinkerConfig) else 1)
+    if layers <= UNROLLED:
+        how = in_training(how, UNROLLED)
     # An object of its own gives a phase a fresh state; phases of one length share it, and so the
     # compiled step.
     of_length = {n: make_optimizer(optimizer, n) for n in {phase.steps for phase in phases}}
@@ -138,7 +145,7 @@ def train(
             thoughts=width.thoughts,
             feedback=chosen.feedback,
             own=own,
-            how=in_training(how, layers=layers * (width.thoughts + 2)),
+            how=how,
         )
         stream = partial(
             phase_batches,
