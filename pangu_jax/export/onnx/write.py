@@ -7,6 +7,7 @@ import numpy as np
 
 import pangu_jax
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 from pangu_jax.export.artifact import Artifact, Compiled, Tensor, save, save_samples
 from pangu_jax.export.onnx.model import (
     IR,
@@ -120,10 +121,9 @@ def onnxruntime() -> Any:
     Raises:
       InputError: it is not installed.
     """
-    try:
-        import onnxruntime as runtime
-    except ImportError as error:
-        raise InputError("this needs onnxruntime: pip install 'pangu-jax[export]'") from error
+    check_extra("export", "onnxruntime", by="running an ONNX model")
+    import onnxruntime as runtime
+
     return runtime
 
 
