@@ -11,7 +11,6 @@ from pangu_jax.cli import latent_plot
 from pangu_jax.cli.latent_eval import opened, test_set
 from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
-from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent import tuned_lens
@@ -28,16 +27,13 @@ LEAST = 20  # problems that have a step, for it to be probed
 
 def main(options: Options) -> None:
     """Prints a line for each thought and what is looked for in it."""
-    if options.tests is not None:
-        check_size("tests", options.tests)
-    check_size("batch", options.batch)
     if options.plot is not None:
         latent_plot.check_format(options.plot)
-    params, cfg, tokenizer, trained = opened(options.run)
+    params, cfg, tokenizer, trained = opened(options)
     chosen = method(trained.method)
     if not chosen.thoughts(trained.phase):
         raise InputError(f"{options.run} was trained by {trained.method}, which has no thoughts")
-    found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
+    found = test_set(options, trained)
     reached(options.run, trained)
     problems, markers = [encode(problem, tokenizer) for problem in found], markers_of(tokenizer)
     asked = (chosen, trained.phase, markers)

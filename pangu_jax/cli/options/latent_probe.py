@@ -10,26 +10,18 @@ from typing import Annotated
 
 import tyro
 
+from pangu_jax.cli.options.latent_problems import Problems
+
 
 @dataclass(frozen=True)
-class Options:
-    """Which run, on which problems."""
+class Options(Problems):
+    """Which run, on which problems, and what is shown."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """A folder that `pangu-jax latent train` wrote, by a method with thoughts."""
-    task: str | None = None
-    """mult4x4 (any mult<D>x<D>), prosqa, prosqa-symbols, gsm8k, or a .jsonl file; None is the
-    task of the run."""
-    data: str | None = None
-    """For gsm8k: the folder with its files."""
-    test: str | None = None
-    """A file of problems; None is the run's, or for another task as in training. Problems that the
-    run was trained on are left out."""
     tests: int | None = None
     """Most problems; None is as many as the run measured on. A probe is fitted on half of them and
     measured on the other."""
-    batch: int = 32
-    """Problems thought about at once."""
     seed: int = 0
     """Of the halves, and of the shuffled labels."""
     plot: str | None = None
