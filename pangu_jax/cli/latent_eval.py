@@ -60,7 +60,7 @@ def main(options: Options) -> None:
 
 
 def test_set(options: Problems, trained: latent.Trained) -> list[Problem]:
-    """The problems to measure a run on, without those that it was trained on, which stderr tells.
+    """The problems to measure a run on; leaves out those it was trained on, with a note on stderr.
 
     Args:
       options: the run, and which problems.
@@ -99,8 +99,8 @@ def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Prob
 def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
     """Parameters, configuration and tokenizer of a run of `latent train`, and how it thinks.
 
-    A model that runs in turns is given as the decoder that it amounts to, with "thought" beside a
-    decoder's branches where thoughts are projected.
+    A model that runs its layers in turns is returned as the decoder that computes the same, with
+    the branch "thought" where thoughts are projected.
 
     Raises:
       InputError: the folder holds no such run, or a number of problems is below 1.
@@ -124,9 +124,9 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
     """Scores in words, a line each.
 
     Args:
-      found: of `score.scores`.
-      name: of the method.
-      guessing: the share of right answers by chance.
+      found: scores by ablation, "" without one, as `score.scores` returns them.
+      name: the method's name.
+      guessing: the share of right answers by chance; None if it is not known.
     """
     lines = [f"{kind or name:10} {_described(one, guessing)}" for kind, one in found.items()]
     if method(name).feedback == "hidden":

@@ -26,7 +26,7 @@ LEAST = 20  # problems that have a step, for it to be probed
 
 
 def main(options: Options) -> None:
-    """Prints a line for each thought and what is looked for in it."""
+    """Prints a line for each thought and target (a step, or the answer)."""
     if options.plot is not None:
         latent_plot.check_format(options.plot)
     params, cfg, tokenizer, trained = opened(options)
@@ -78,7 +78,7 @@ def main(options: Options) -> None:
 def _tuned(
     params: Any, raw: np.ndarray, *, cfg: DecoderConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the problems, and what a lens that was fitted to the others makes of their states."""
+    """The places of half of the problems, and their states through a lens fitted to the others."""
     order = np.random.default_rng(seed).permutation(len(raw))
     fitted, held = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
     flat = np.swapaxes(raw, 1, 2)  # [N, n, L, D]

@@ -1,4 +1,4 @@
-"""`pangu-jax COMMAND ...`: finds the command, turns bad input into one sentence."""
+"""`pangu-jax COMMAND ...`: finds the command, and turns bad input into one sentence."""
 
 import contextlib
 import importlib
@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _list(arguments: list[str]) -> int:
-    """Prints the version, all commands, or those that begin with a word, as is asked."""
+    """Prints the version, or the commands, or those that begin with a word."""
     if arguments[:1] == ["--version"]:
         print(f"pangu-jax {pangu_jax.__version__}")
         return 0
@@ -115,7 +115,7 @@ def _list(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _plain_notes() -> Iterator[None]:
-    """Shows what the library notes as it is, whatever some dependency set up for its own logs."""
+    """Prints what the library logs as it is, whatever a dependency set up for its own logs."""
     logger, handler = logging.getLogger("pangu_jax"), logging.StreamHandler()
     propagate = logger.propagate
     logger.addHandler(handler)

@@ -1,4 +1,4 @@
-"""report.md of a MultiConIR run, and two runs side by side, in words and as a picture."""
+"""report.md of a MultiConIR run, and two runs side by side, as text and as a picture."""
 
 import io
 import math
@@ -41,10 +41,15 @@ TITLES = {
 
 
 def load_table(folder: Path, results: dict[str, Any], name: str) -> Table:
-    """The scores of a cell.
+    """Reads the scores of a cell.
+
+    Args:
+      folder: the run's folder.
+      results: its cells.
+      name: the cell's name.
 
     Raises:
-      InputError: their file is missing, or not the one that the run wrote.
+      InputError: their file is missing, or is not the one that the run wrote.
     """
     cell = results[name]
     check_file(folder / cell["file"], cell["sha256"])
@@ -52,10 +57,14 @@ def load_table(folder: Path, results: dict[str, Any], name: str) -> Table:
 
 
 def check_results(folder: Path, results: dict[str, Any]) -> None:
-    """Checks that the cells of a results.json have what this command writes.
+    """Checks that the cells of a results.json have the fields that this command writes.
+
+    Args:
+      folder: the run's folder, for the message.
+      results: its cells.
 
     Raises:
-      InputError: names the cell that has not.
+      InputError: a cell lacks some; the message names it.
     """
     for name, cell in results.items():
         kind = name.split("/")[0]
@@ -69,7 +78,12 @@ def check_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> str:
-    """Writes report.md, and gives the lines that a command prints.
+    """Writes report.md; returns the lines for the terminal.
+
+    Args:
+      folder: the run's folder.
+      settings: its settings, as `multiconir` saves them.
+      results: its cells.
 
     Raises:
       InputError: it cannot be written, or the files of the scores are not the run's.
@@ -88,10 +102,16 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
 
 
 def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
-    """Draws two runs side by side, and gives their differences as text.
+    """Draws two runs side by side; returns their differences as text.
+
+    Args:
+      first: a run's folder.
+      second: the folder of the run whose figures are subtracted.
+      picture: the file to draw.
+      seed: seed of the intervals and tests.
 
     Raises:
-      InputError: one is no whole run, they are of other data, or the picture cannot be drawn.
+      InputError: a run is not complete, they are of different data, or the picture cannot be drawn.
     """
     if Path(picture).suffix.lower() not in FORMATS:
         raise InputError(f"--out is {picture!r}; a picture ends in {', '.join(FORMATS)}")
@@ -124,7 +144,7 @@ def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
 
 
 def _open(folder: Path) -> tuple[dict, dict, dict[Key, dict[str, np.ndarray]]]:
-    """Settings, results and the model's outcomes of a run that has ended."""
+    """Settings, results and the model's outcomes of a complete run."""
     settings, results = (read_json(folder / name, finite=False) for name in (SETTINGS, RESULTS))
     parts = ("model", "data", "protocol")
     known = isinstance(settings, dict) and all(isinstance(settings.get(x), dict) for x in parts)
@@ -230,7 +250,7 @@ def _line(who: str, cell: dict[str, Any], settings: dict) -> str:
 
 
 def _places(results: dict[str, Any]) -> str:
-    """The study of places, where there is one."""
+    """The section about conditions by their place, if that was measured."""
     cells = [cell for name, cell in sorted(results.items()) if name.startswith(f"{PLACES}/")]
     if not cells:
         return ""
@@ -254,7 +274,7 @@ def _places(results: dict[str, Any]) -> str:
 
 
 def _released(settings: dict) -> str:
-    """What the released scripts would print of this run, where that is something else."""
+    """What the released scripts would print for this run, where that differs."""
     if settings["protocol"]["name"] != "official":
         return ""
     lines = [
@@ -302,7 +322,7 @@ def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
 
 
 def _cut(results: dict[str, Any]) -> tuple[int, int, int]:
-    """Texts that were cut, all texts, and the length; 0 where nothing was embedded."""
+    """How many texts were cut, of how many, and to what length; zeros if none was embedded."""
     cells = [cell for name, cell in results.items() if name.startswith("vectors/")]
     length = cells[0]["length"] if cells else 0
     return sum(x["cut"] for x in cells), sum(x["texts"] for x in cells), length

@@ -7,7 +7,7 @@ from pangu_jax.data import ltsf, ltsf_tfds
 
 
 def main(options: Options) -> None:
-    """Prepares the dataset and says how it is named."""
+    """Prepares the dataset, and prints where it is and how to read it."""
     check_extra("data", "tensorflow_datasets", "array_record", by="preparing")
     TEXTS.get(options.name, _benchmark)(options)
 

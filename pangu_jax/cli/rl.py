@@ -131,7 +131,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
 
 @dataclass(frozen=True)
 class _Questions:
-    """Which question is asked: all of them in a new order, again and again, or those of a mix."""
+    """The order of questions: a new one for each pass over them, or that of a curriculum."""
 
     items: list[Item]
     prompts: list[Prompt]
@@ -139,14 +139,14 @@ class _Questions:
     mixed: bool
 
     def of(self, number: int) -> int:
-        """The place of a question."""
+        """The index of the question that a group answers."""
         if self.mixed:
             return number
         turn, place = divmod(number, len(self.items))
         return int(_order(self.seed, turn, len(self.items))[place])
 
     def prompt(self, number: int) -> list[int]:
-        """Its prompt."""
+        """The prompt that a group answers, as ids."""
         return self.prompts[self.of(number)].ids
 
 
@@ -239,7 +239,7 @@ def _reward(
 
 
 def _text(line: dict[str, Any]) -> str:
-    """What the progress says of an update."""
+    """The text that progress shows about an update."""
     return (
         f"reward {line['reward']:.3f}, {line['tokens']:.0f} tokens, {line['masked_groups']:.0%} of "
         f"the groups masked, largest age {max(line['ages'])}, "

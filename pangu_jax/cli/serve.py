@@ -77,7 +77,7 @@ def _key() -> str | None:
 
 
 def _template(options: Options, tokenizer: Tokenizer) -> Template | str:
-    """The template; or why there is none, which chats are told: a base model has completions."""
+    """The template, or why there is none, which chats are told: a base model only completes."""
     try:
         return choose_template(options.template, options.checkpoint, tokenizer)
     except InputError as error:
