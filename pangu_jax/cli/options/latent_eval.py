@@ -11,9 +11,9 @@ class Options(Problems):
     """Which run, on which problems, and how it answers them."""
 
     max_new_tokens: int | None = None
-    """Most tokens that are written; None is enough for the task of the run."""
+    """Maximum number of tokens written per answer; None is enough for the task of the run."""
     ablations: bool = True
-    """Whether the thoughts are also exchanged for zeros, noise, another problem's, pauses."""
+    """Also measure with thoughts exchanged for zeros, noise, another problem's, and pauses."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of activations and cache."""
     json: bool = False

@@ -21,6 +21,6 @@ class Problems:
     """A file of problems to measure on; None is the run's, or for another task as in training.
     Problems that the run was trained on are left out."""
     tests: int | None = None
-    """Most problems to measure on; None is as many as the run measured on."""
+    """Maximum number of problems to measure on; None is as many as the run measured on."""
     batch: int = 32
     """Problems computed at once."""
