@@ -89,7 +89,12 @@ def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: To
 
 
 def note_length(tokens: int, cfg: DecoderConfig) -> None:
-    """Warns on stderr if a text of so many tokens exceeds the model's context."""
+    """Warns on stderr if a text may exceed the model's context.
+
+    Args:
+      tokens: the longest that the text may become.
+      cfg: the model.
+    """
     if tokens > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
 

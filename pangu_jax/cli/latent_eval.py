@@ -79,7 +79,12 @@ def test_set(options: Problems, trained: latent.Trained) -> list[Problem]:
 
 
 def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Problem]:
-    """The problems whose hashes are not among those of what a run was trained on.
+    """The problems that a run was not trained on; a note on stderr says how many are left out.
+
+    Args:
+      problems: problems to measure on.
+      seen: uint64 [n], hashes of the run's training problems.
+      run: its folder, for the messages.
 
     Raises:
       InputError: there are none.
@@ -101,6 +106,9 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
 
     A model that runs its layers in turns is returned as the decoder that computes the same, with
     the branch "thought" where thoughts are projected.
+
+    Args:
+      options: names the run's folder.
 
     Raises:
       InputError: the folder holds no such run, or a number of problems is below 1.

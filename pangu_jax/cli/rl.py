@@ -17,7 +17,7 @@ from pangu_jax.cli.distill import write_model
 from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.options.rl import Options
 from pangu_jax.cli.progress import progress, working
-from pangu_jax.cli.stopping import joined, stoppable
+from pangu_jax.cli.stopping import PLACEMENT, joined, stoppable
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
@@ -47,18 +47,7 @@ from pangu_jax.train.optimizer import make_optimizer
 
 # What may differ when a run is resumed. Who writes the answers decides when they end and how their
 # scores are rounded, so a run goes on otherwise, as any on Ray does; what was written down stays.
-FREE = (
-    "out",
-    "mesh",
-    "rules",
-    "coordinator",
-    "processes",
-    "process",
-    "save_every",
-    "rollouts",
-    "workers",
-    "worker_gpus",
-)
+FREE = ("out", *PLACEMENT, "save_every", "rollouts", "workers", "worker_gpus")
 
 
 def main(options: Options) -> None:

@@ -11,6 +11,9 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.launch import connect, first_process, leave
 from pangu_jax.train.stop_signal import Stopped
 
+# The options that say which devices and processes compute a run; a resumed run may change them.
+PLACEMENT = ("mesh", "rules", "coordinator", "processes", "process")
+
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
