@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pangu_jax.core.files import atomic_write
+from pangu_jax.study import report
 
 
 def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> str:
@@ -35,8 +35,7 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
         *(f"- {name}: {value}" for name, value in results["hashes"].items()), "",
         "## Prompts", "", "```json", prompts, "```", "",
     ]  # fmt: skip
-    with atomic_write(folder / "report.md") as file:
-        file.write("\n".join(lines))
+    report.write(folder, "\n".join(lines))
     return f"{shown}\n\nanswers, results.json and report.md are in {folder}"
 
 

@@ -18,6 +18,8 @@ from pangu_jax.eval.embedding_cache import check_file
 from pangu_jax.eval.forecast_plot import FORMATS
 from pangu_jax.eval.multiconir import STATISTICS, Table, outcomes, read_scores
 from pangu_jax.eval.pairwise_metrics import Difference, Estimate, estimate
+from pangu_jax.study import report
+from pangu_jax.study.table import table
 
 PLACES = "places"
 
@@ -89,8 +91,7 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
       InputError: it cannot be written, or the files of the scores are not the run's.
     """
     sets = {who: _sets(folder, results, settings, who) for who in _scorers(results)}
-    with atomic_write(folder / "report.md") as file:
-        file.write(_report(settings, results, sets))
+    path = report.write(folder, _report(settings, results, sets))
     lines = [
         f"{_short(key)}  {_interval(_average(own, key, settings))}"
         for own in (sets["model"],) for key in own
@@ -98,7 +99,7 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
     cut, total, _ = _cut(results)
     if total:
         lines.append(f"truncated  {cut:,} of {total:,} texts")
-    return "\n".join([*lines, f"report     {folder / 'report.md'}"])
+    return "\n".join([*lines, f"report     {path}"])
 
 
 def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
@@ -133,14 +134,13 @@ def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
     _draw(Path(picture), names, a, b, seed)
     adjusted = pairwise_metrics.holm([difference.p for difference in found])
     lines = [f"first      {names[0]}", f"second     {names[1]}", f"picture    {picture}", ""]
-    lines.append("| task | domain | first | second | first - second | p | p by Holm |")
-    lines.append("|---|---|---|---|---|---|---|")
-    for (task, where, x, y), difference, p in zip(rows, found, adjusted, strict=True):
-        lines.append(
-            f"| {task} | {where} | {_number(x.value)} | {_number(y.value)} "
-            f"| {_interval(difference, '+')} | {difference.p:.4f} | {p:.4f} |"
-        )
-    return "\n".join(lines)
+    head = ("task", "domain", "first", "second", "first - second", "p", "p by Holm")
+    shown = [
+        (*place, _number(x.value), _number(y.value), _interval(less, "+"), f"{less.p:.4f}",
+         f"{p:.4f}")
+        for (*place, x, y), less, p in zip(rows, found, adjusted, strict=True)
+    ]  # fmt: skip
+    return "\n".join([*lines, table(head, shown)])
 
 
 def _open(folder: Path) -> tuple[dict, dict, dict[Key, dict[str, np.ndarray]]]:
@@ -173,8 +173,8 @@ def _sets(
         task, listed = cell["task"], None
         if task == 3:
             listed = load_table(folder, results, name.replace("/task3", "/task2"))
-        table = load_table(folder, results, name)
-        made = outcomes(task, table, settings["protocol"]["name"], listed=listed)
+        scores = load_table(folder, results, name)
+        made = outcomes(task, scores, settings["protocol"]["name"], listed=listed)
         found.setdefault((task, cell["length"]), {})[cell["domain"]] = made
     return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 0)))
 
@@ -223,22 +223,20 @@ SHA-256 of the unpacked files; of all {results["hashes"]["data"]}.
 def _task(key: Key, results: dict, sets: dict[str, dict], settings: dict) -> str:
     task, length = key
     growing = ("1", "5", "10") if task == 1 else ("first", "fifth", "last")
-    more = " decline | second negatives | easy negatives |" if task == 1 else ""
-    head = f"| scorer | domain | {' | '.join(growing)} | mean | ties | left out |{more}"
-    lines = ["", f"## {TITLES[task].format(length=length)}", "", head]
-    lines.append("|---" * (head.count("|") - 1) + "|")
+    more = ("decline", "second negatives", "easy negatives") if task == 1 else ()
+    head = ("scorer", "domain", *growing, "mean", "ties", "left out", *more)
+    rows = []
     for who, own in sets.items():
         for name, cell in sorted(results.items()):
             if name.startswith(f"{who}/") and (cell["task"], cell["length"]) == key:
-                lines.append(_line(who, cell, settings))
+                rows.append(_row(who, cell, settings))
         if len(own[key]) > 1:
             found = _interval(_average(own, key, settings))
-            lines.append(f"| {_who(who, settings)} | all |  |  |  | {found} |  |  |" + " |" * (
-                3 if task == 1 else 0))  # fmt: skip
-    return "\n".join(lines)
+            rows.append([_who(who, settings), "all", "", "", "", found, "", "", *[""] * len(more)])
+    return f"\n## {TITLES[task].format(length=length)}\n\n{table(head, rows)}"
 
 
-def _line(who: str, cell: dict[str, Any], settings: dict) -> str:
+def _row(who: str, cell: dict[str, Any], settings: dict) -> list[str]:
     rates = cell["flip_rate" if cell["task"] == 3 else "win_rate"]
     values = [_number(rates[place]) for place in (0, 4, 9)]
     values += [_interval(Estimate(**_known(cell["mean"])))]
@@ -246,7 +244,7 @@ def _line(who: str, cell: dict[str, Any], settings: dict) -> str:
     if cell["task"] == 1:
         values.append(_interval(Estimate(**_known(cell["decline"])), "+"))
         values += [_interval(Estimate(**_known(cell[name]))) for name in ("second", "easy")]
-    return "| " + " | ".join([_who(who, settings), cell["domain"], *values]) + " |"
+    return [_who(who, settings), cell["domain"], *values]
 
 
 def _places(results: dict[str, Any]) -> str:
@@ -255,22 +253,22 @@ def _places(results: dict[str, Any]) -> str:
     if not cells:
         return ""
     head = ["domain", "order", *map(str, range(1, 11)), "first five less last five", "left out"]
-    lines = [
-        "", "## Which condition moves the score, by its place in the query", "",
-        "Of what the score of the ten conditions loses where the document breaks one of them, the "
-        "share of each place; as queries are, and on average over drawn orders, whose places have "
-        "no content of their own. A model that looks everywhere alike has 0.1 at each. Taken for "
-        "granted is that the i-th negative of task 1 breaks the i-th condition alone.", "",
-        f"| {' | '.join(head)} |", "|---" * len(head) + "|",
-    ]  # fmt: skip
+    rows = []
     for cell in cells:
         for name in ("given", "shuffled"):
             found = cell[name]
             order = "as it is" if name == "given" else f"{cell['orders']} drawn"
             values = [_number(share["value"]) for share in found["share"]]
             values += [_interval(Estimate(**_known(found["lean"])), "+"), str(found["left_out"])]
-            lines.append(f"| {' | '.join([cell['domain'], order, *values])} |")
-    return "\n".join([*lines, ""])
+            rows.append([cell["domain"], order, *values])
+    said = (
+        "Of what the score of the ten conditions loses where the document breaks one of them, the "
+        "share of each place; as queries are, and on average over drawn orders, whose places have "
+        "no content of their own. A model that looks everywhere alike has 0.1 at each. Taken for "
+        "granted is that the i-th negative of task 1 breaks the i-th condition alone."
+    )
+    title = "## Which condition moves the score, by its place in the query"
+    return f"\n{title}\n\n{said}\n\n{table(head, rows)}\n"
 
 
 def _released(settings: dict) -> str:
