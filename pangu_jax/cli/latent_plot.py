@@ -1,20 +1,16 @@
 """The picture of `latent probe --plot`: lenses, probes, superposition, ablations on one page."""
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
 
-from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.picture import picture
 from pangu_jax.data.prosqa import by_distance
 from pangu_jax.data.tokenizer import Tokenizer
-from pangu_jax.eval.forecast_plot import FORMATS
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent.lens import Spread, spread
 from pangu_jax.reasoning.latent.probe import Target, lens_ranks
@@ -40,16 +36,6 @@ class Shown:
     tuned: dict[str, np.ndarray]
     spreads: dict[str, Spread]
     scores: Mapping[str, Score]
-
-
-def check_format(path: str) -> None:
-    """Checks that a path ends as a picture's does.
-
-    Raises:
-      InputError: it ends in none of .png, .svg and .pdf.
-    """
-    if Path(path).suffix.lower() not in FORMATS:
-        raise InputError(f"{path} ends in none of {', '.join(FORMATS)}")
 
 
 def among(targets: Sequence[Target], problems: np.ndarray) -> list[Target]:
@@ -165,21 +151,13 @@ def draw(path: str, lines: Sequence[Mapping[str, Any]], shown: Shown, *, title: 
     Raises:
       InputError: another ending, or it cannot be written.
     """
-    check_format(path)
-    from matplotlib.figure import Figure  # no window, and no global state
-
-    with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
-        figure = Figure(figsize=(17, 7.5), layout="constrained")
+    with picture(path, figsize=(17, 7.5), layout="constrained") as figure:
         figure.suptitle(title, fontsize=10)
         grid = figure.subplots(2, 4)
         _lenses(figure, grid[:, :2], {"logit lens": shown.lens, "tuned lens": shown.tuned})
         _probes(figure, grid[:, 2], lines)
         _superposition(grid[0, 3], shown.spreads)
         _ablations(grid[1, 3], shown.scores)
-        picture = io.BytesIO()
-        figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=120)
-    with atomic_write(Path(path), "wb") as file:
-        file.write(picture.getvalue())
 
 
 def _lenses(figure: Any, grid: Any, lenses: Mapping[str, Mapping[str, np.ndarray]]) -> None:

@@ -12,6 +12,7 @@ from pangu_jax.cli.latent_eval import opened, test_set
 from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.picture import check_picture
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent import tuned_lens
 from pangu_jax.reasoning.latent.answer import think
@@ -28,7 +29,7 @@ LEAST = 20  # problems that have a step, for it to be probed
 def main(options: Options) -> None:
     """Prints a line for each thought and target (a step, or the answer)."""
     if options.plot is not None:
-        latent_plot.check_format(options.plot)
+        check_picture(options.plot)
     params, cfg, tokenizer, trained = opened(options)
     chosen = method(trained.method)
     if not chosen.thoughts(trained.phase):

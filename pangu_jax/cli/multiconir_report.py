@@ -1,21 +1,18 @@
 """report.md of a MultiConIR run, and two runs side by side, as text and as a picture."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from pangu_jax.core.cells import RESULTS
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.picture import FORMATS, picture
 from pangu_jax.core.run_folder import SETTINGS
 from pangu_jax.eval import pairwise_metrics
 from pangu_jax.eval.embedding_cache import check_file
-from pangu_jax.eval.forecast_plot import FORMATS
 from pangu_jax.eval.multiconir import STATISTICS, Table, outcomes, read_scores
 from pangu_jax.eval.pairwise_metrics import Difference, Estimate, estimate
 from pangu_jax.study import report
@@ -102,20 +99,20 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
     return "\n".join([*lines, f"report     {path}"])
 
 
-def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
+def compare_runs(first: str, second: str, out: str, *, seed: int) -> str:
     """Draws two runs side by side; returns their differences as text.
 
     Args:
       first: a run's folder.
       second: the folder of the run whose figures are subtracted.
-      picture: the file to draw.
+      out: the picture to draw.
       seed: seed of the intervals and tests.
 
     Raises:
       InputError: a run is not complete, they are of different data, or the picture cannot be drawn.
     """
-    if Path(picture).suffix.lower() not in FORMATS:
-        raise InputError(f"--out is {picture!r}; a picture ends in {', '.join(FORMATS)}")
+    if Path(out).suffix.lower() not in FORMATS:
+        raise InputError(f"--out is {out!r}; a picture ends in {', '.join(FORMATS)}")
     runs = [_open(Path(folder)) for folder in (first, second)]
     (one, _, a), (other, _, b) = runs
     for what, name in (("data", "data"), ("rows", "number of rows")):
@@ -131,9 +128,9 @@ def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
             values = [estimate(x, STATISTICS[key[0]], seed=seed) for x in pair]
             found.append(pairwise_metrics.compare(*pair, STATISTICS[key[0]], seed=seed))
             rows.append((_short(key).strip(), where, *values))
-    _draw(Path(picture), names, a, b, seed)
+    _draw(Path(out), names, a, b, seed)
     adjusted = pairwise_metrics.holm([difference.p for difference in found])
-    lines = [f"first      {names[0]}", f"second     {names[1]}", f"picture    {picture}", ""]
+    lines = [f"first      {names[0]}", f"second     {names[1]}", f"picture    {out}", ""]
     head = ("task", "domain", "first", "second", "first - second", "p", "p by Holm")
     shown = [
         (*place, _number(x.value), _number(y.value), _interval(less, "+"), f"{less.p:.4f}",
@@ -292,11 +289,8 @@ def _released(settings: dict) -> str:
 
 
 def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
-    from matplotlib.figure import Figure  # no window, and no global state
-
     keys = list(a)
-    with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
-        figure = Figure(figsize=(4.6 * len(keys), 3.6), layout="constrained")
+    with picture(path, figsize=(4.6 * len(keys), 3.6), layout="constrained") as figure:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
             for name, run, color in zip(names, (a, b), ("tab:blue", "tab:orange"), strict=True):
                 sets = list(run[key].values())
@@ -313,10 +307,6 @@ def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
             axes.set_xticks(at)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
-        picture = io.BytesIO()
-        figure.savefig(picture, format=path.suffix[1:].lower(), dpi=120)
-    with atomic_write(path, "wb") as file:
-        file.write(picture.getvalue())
 
 
 def _cut(results: dict[str, Any]) -> tuple[int, int, int]:
