@@ -30,6 +30,8 @@ class Experiment:
     dtype: str = "float32"
 
 
+ASKED = {"alone": False, "with the right answer": True}  # whether the evaluator is told it
+
 PRESETS = {
     "smoke": Experiment(12, judged=2, seeds=(0,), steps=20),
     "cpu": Experiment(240),
@@ -60,6 +62,15 @@ class Merging:
     learning_rate: float = 1e-4
     dtype: str = "bfloat16"
 
+
+# Each rule of `pangu-jax merge` with its options.
+RULES = {
+    "mean": {},
+    "slerp": {},
+    "task_arithmetic": {"scale": 1.5},
+    "ties": {"density": 0.5},
+    "dare": {"density": 0.5},
+}
 
 MERGES = {
     "smoke": Merging(20, (0,), steps=2, batch=2, length=64, dtype="float32"),
@@ -145,6 +156,14 @@ class Staleness:
     speed: Speed
     learning: Learning
 
+
+LONGEST = 480  # tokens; a prompt of two and this have room in a slot of 512
+# How learning goes on by rewards.
+ARMS = {
+    "s = 0": {"staleness": 0, "corrected": True},
+    "s = 4, corrected": {"staleness": 4, "corrected": True},
+    "s = 8, not corrected": {"staleness": 8, "corrected": False},
+}
 
 STALENESS = {
     "smoke": Staleness(

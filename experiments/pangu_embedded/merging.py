@@ -9,7 +9,8 @@ The last questions are held out. For each seed the others are drawn into two hal
 is trained on the worked solutions of each, and the two are merged by
 every rule (`pangu-jax merge`). All are measured on the held-out solutions, as a gate would, and
 each merge is opened by transformers, if it is installed, and its logits are compared with ours.
-Writes runs/<name>/results.json and prints a table; a run that was stopped goes on where it was.
+Writes runs/<name>/results.json and report.md with a plot, and prints its table; a run that was
+stopped goes on where it was.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.pangu_embedded.config import MERGES, Merging
+from experiments.pangu_embedded.config import MERGES, RULES, Merging
+from experiments.pangu_embedded.merging_report import merges, write_report
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import merge
 from pangu_jax.cli.stopping import script
@@ -41,18 +43,10 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning.merge_gate import read_gate
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
-from pangu_jax.study.table import mean_std, table
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.optimizer_config import OptimizerConfig
 
-RULES = {
-    "mean": {},
-    "slerp": {},
-    "task_arithmetic": {"scale": 1.5},
-    "ties": {"density": 0.5},
-    "dare": {"density": 0.5},
-}
 BASED = ("task_arithmetic", "ties", "dare")  # rules that take the base
 
 
@@ -90,7 +84,8 @@ def main() -> None:
         cell(cells, f"halves/{seed}", partial(_halves, run, seed))
         for rule in RULES:
             cell(cells, f"{rule}/{seed}", partial(_merged, run, seed, rule))
-    print(_table(cells.results, experiment))
+    print(merges(experiment, cells.results))
+    say(f"{write_report(folder, experiment, cells.results)} is the report")
 
 
 def read(path: str) -> list[str]:
@@ -193,26 +188,6 @@ def _opened_by_transformers(folder: str, texts: list[str]) -> dict[str, Any]:
             logits = np.asarray(forward(params, np.array([ids], np.int32)), np.float32)
         differences.append(float(np.abs(logits - wanted).max() / np.abs(wanted).max()))
     return {"difference": max(differences), "same_tokens": same}
-
-
-def _table(results: dict[str, Any], experiment: Merging) -> str:
-    halves = [results[f"halves/{seed}"]["scores"] for seed in experiment.seeds]
-    rows = [["the base", f"{results['base']['merged']:.3f}", "", ""]]
-    for place, name in enumerate(("one half", "the other half")):
-        rows.append([f"trained on {name}", mean_std([pair[place] for pair in halves]), "", ""])
-    for rule in RULES:
-        found = [results[f"{rule}/{seed}"] for seed in experiment.seeds]
-        taken = sum(one["merged"] <= min(pair) for one, pair in zip(found, halves, strict=True))
-        opened = [one["difference"] for one in found if one["difference"] is not None]
-        rows.append(
-            [
-                ", ".join([rule, *(f"{key} {value}" for key, value in RULES[rule].items())]),
-                mean_std([one["merged"] for one in found]),
-                f"{taken} of {len(found)}",
-                f"{max(opened):.1e}" if opened else "not tried",
-            ]
-        )
-    return table(["model", "bits per byte", "better than both", "logits of transformers"], rows)
 
 
 if __name__ == "__main__":

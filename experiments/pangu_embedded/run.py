@@ -10,19 +10,19 @@ The data has, for each question, chains of thought of several teachers ({"questi
 Measured on questions that the head was not trained on: how often it scores the right one higher,
 and the same of the shorter one and of the better teacher's, which take no look at the answer; and
 how often the evaluator, asked about each, says what the rules say. Writes
-runs/<name>/results.json and a plot, and prints a table; a run that was stopped goes on where it
-was.
+runs/<name>/results.json and report.md with a plot, and prints its table; a run that was stopped
+goes on where it was.
 """
 
 import collections
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments.pangu_embedded.config import PRESETS, Experiment
+from experiments.pangu_embedded.config import ASKED, PRESETS, Experiment
+from experiments.pangu_embedded.report import judges, write_report
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.progress import progress
 from pangu_jax.cli.stopping import script
@@ -40,11 +40,8 @@ from pangu_jax.reasoning.llm_judge import agreement, make_asker
 from pangu_jax.reasoning.preference import Pair, features, fit
 from pangu_jax.reasoning.reward import Sample
 from pangu_jax.reasoning.reward_sources import judged_by_model
-from pangu_jax.study import options, plot
-from pangu_jax.study.cells import begin, cell
-from pangu_jax.study.table import table
-
-ASKED = {"alone": False, "with the right answer": True}  # whether the evaluator is told it
+from pangu_jax.study import options
+from pangu_jax.study.cells import begin, cell, say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +77,8 @@ def main() -> None:
     for seed in experiment.seeds:
         cell(cells, f"teacher/{seed}", partial(_teacher, run, seed))
     cell(cells, "evaluator", partial(_evaluator, run))
-    _plot(folder, cells.results, experiment)
-    print(_table(cells.results, experiment))
+    print(judges(experiment, cells.results))
+    say(f"{write_report(folder, experiment, cells.results)} is the report")
 
 
 def read(path: str, most: int | None) -> tuple[list[Pair], list[tuple[str, str]], list[str]]:
@@ -184,44 +181,6 @@ def _evaluator(run: Run) -> dict[str, Any]:
 
 def _shown(found: Estimate) -> list[float | int]:
     return [found.value, found.low, found.high, found.questions]
-
-
-def _table(results: dict[str, Any], experiment: Experiment) -> str:
-    rows = []
-    for seed in experiment.seeds:
-        cell = results[f"preference/{seed}"]
-        rows += [
-            [f"head, seed {seed}", *_words(cell["held out"])],
-            [f"the shorter answer, seed {seed}", *_words(cell["the shorter"])],
-            [
-                f"the better teacher, seed {seed}",
-                *_words(results[f"teacher/{seed}"]["held out"]),
-            ],
-        ]
-    for name in ASKED:
-        cell = results["evaluator"][name]
-        more = f", says yes to {cell['says yes']:.0%}, failed {cell['failed']} times"
-        rows.append([f"evaluator, {name}{more}", *_words(cell["agrees"])])
-    return table(["judge", "agrees", "interval", "of"], rows)
-
-
-def _plot(folder: Path, results: dict[str, Any], experiment: Experiment) -> None:
-    """What the table compares, a point for each seed, beside chance."""
-    heads = [results[f"preference/{seed}"] for seed in experiment.seeds]
-    found = {
-        "head": [cell["held out"] for cell in heads],
-        "the shorter answer": [cell["the shorter"] for cell in heads],
-        "the better teacher": [results[f"teacher/{s}"]["held out"] for s in experiment.seeds],
-        **{f"evaluator, {name}": [results["evaluator"][name]["agrees"]] for name in ASKED},
-    }
-    rows = {name: [(value, low, high) for value, low, high, _ in x] for name, x in found.items()}
-    with plot.figure(folder, "agreement", figsize=(7, 3.5)) as axes:
-        plot.estimates(axes, rows, {"chance": 0.5})
-        axes.set(xlabel="agrees with the rules, Wilson's 95 % interval")
-
-
-def _words(found: list) -> list[str]:
-    return [f"{found[0]:.3f}", f"{found[1]:.3f}-{found[2]:.3f}", str(found[3])]
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ questions are right, and goes on by rewards: synchronous; at a bound of 4, corre
 at a bound of 8, not corrected. Slots are as many as answers may be under way, so that ages come up
 to the bound.
 
-Writes runs/<name>/results.json and report.md and prints the tables. A run that was stopped keeps
-the cells that it has, and goes on within training by rewards; a base's training and a measurement
-of speed begin again. --minutes ends it after the cell that goes beyond them, --part takes one of
-the two, --seeds some of the seeds; the report has the seeds that are whole.
+Writes runs/<name>/results.json and report.md with plots, and prints the tables. A run that was
+stopped keeps the cells that it has, and goes on within training by rewards; a base's training and a
+measurement of speed begin again. --minutes ends it after the cell that goes beyond them, --part
+takes one of the two, --seeds some of the seeds; the report has the seeds that are whole.
 """
 
 import dataclasses
@@ -31,7 +31,8 @@ import jax
 import numpy as np
 
 from experiments.pangu_embedded.arithmetic import LENGTH, STOP, Questions, accuracy, learn, model
-from experiments.pangu_embedded.config import STALENESS, Learning, Speed
+from experiments.pangu_embedded.config import ARMS, LONGEST, STALENESS, Learning, Speed
+from experiments.pangu_embedded.staleness_report import text, write_report
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import init
@@ -42,21 +43,14 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning.rl import train
 from pangu_jax.reasoning.rl_config import RlConfig
 from pangu_jax.reasoning.sampler import LocalSampler
-from pangu_jax.reasoning.schedule_simulate import Costs, lognormal, simulate
+from pangu_jax.reasoning.schedule_simulate import lognormal
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
 from pangu_jax.study import options, report
-from pangu_jax.study.cells import Cells, begin, cell, in_time
-from pangu_jax.study.table import mean_std, table
+from pangu_jax.study.cells import Cells, begin, cell, in_time, say
 from pangu_jax.train.optimizer import make_optimizer
 from pangu_jax.train.optimizer_config import OptimizerConfig
 
-LONGEST = 480  # tokens; a prompt of two and this have room in a slot of 512
 LENGTHS = (12, 28, 60, 124, 252, LONGEST)  # of a batch's longest answer: one for each program
-ARMS = {
-    "s = 0": {"staleness": 0, "corrected": True},
-    "s = 4, corrected": {"staleness": 4, "corrected": True},
-    "s = 8, not corrected": {"staleness": 8, "corrected": False},
-}
 
 
 def main() -> None:
@@ -75,9 +69,8 @@ def main() -> None:
     cells = begin(folder, experiment, device=report.machine())
     for name, make in in_time(cells, _all(experiment, folder, cells, given), given.minutes):
         cell(cells, name, make, shown=lambda found: f"{found['shown']:.3f}")
-    text = _text(cells, experiment)
-    report.write(folder, f"# Staleness\n\n{text}\n\n{report.machine()}\n")
-    print(text)
+    print(text(experiment, cells.results))
+    say(f"{write_report(folder, experiment, cells.results)} is the report")
 
 
 def _all(experiment: Any, folder: Path, cells: Cells, given: Any):
@@ -92,18 +85,6 @@ def _all(experiment: Any, folder: Path, cells: Cells, given: Any):
         yield f"base/{seed}", partial(_base, learning, folder, seed)
         for arm in ARMS:
             yield f"{arm}/{seed}", partial(_arm, learning, folder, cells, arm, seed)
-
-
-def _text(cells: Cells, experiment: Any) -> str:
-    """The tables of what is whole."""
-    speed, learning, known = experiment.speed, experiment.learning, cells.results
-    parts = []
-    if all(f"speed/{bound}" in known for bound in speed.bounds):
-        parts.append(_speeds(cells, speed))
-    whole = [s for s in learning.seeds if all(f"{arm}/{s}" in known for arm in ("base", *ARMS))]
-    if whole:
-        parts.append(_learned(cells, whole))
-    return "\n\n".join(parts)
 
 
 class Told(LocalSampler):
@@ -178,42 +159,6 @@ class Timed:
         return seen
 
 
-def _speeds(cells: Cells, cfg: Speed) -> str:
-    """Measured speed-ups beside those that the simulator gives for what was measured to cost."""
-    rows, found = [], {bound: cells.results[f"speed/{bound}"] for bound in cfg.bounds}
-    first = found[cfg.bounds[0]]
-    draw = lognormal(cfg.mean, cfg.sigma, LONGEST)
-    more = {"batch": cfg.batch, "group": cfg.group, "slots": cfg.slots}
-    plans = {bound: ScheduleConfig(bound, **more) for bound in cfg.bounds}
-    start = plans[cfg.bounds[0]]
-    steps = simulate(start, draw, Costs(1.0, 1e-9, True), updates=cfg.updates).seconds
-    token = (first["seconds_of_run"] - first["trained"]) / steps
-    costs = {b: Costs(token, one["trained"] / cfg.updates, True) for b, one in found.items()}
-    said = {b: simulate(plans[b], draw, costs[b], updates=cfg.updates) for b in cfg.bounds}
-    for bound in cfg.bounds:
-        one, other = found[bound], said[bound]
-        rows.append(
-            (
-                bound,
-                f"{one['seconds_of_run']:.1f}",
-                f"{costs[bound].update:.3f}",
-                f"{first['seconds_of_run'] / one['seconds_of_run']:.2f}",
-                f"{said[cfg.bounds[0]].seconds / other.seconds:.2f}",
-                f"{one['generator_idle']:.1%}",
-                f"{other.generator_idle:.1%}",
-                len(one["ages"]) - 1,
-                f"{np.average(range(len(one['ages'])), weights=one['ages']):.2f}",
-                f"{other.mean_age:.2f}",
-            )
-        )
-    head = ("bound", "seconds", "an update", "speed-up", "simulated", "slots idle", "simulated")
-    said_of = (
-        f"The simulation has each run's seconds of an update, and {1e3 * token:.2f} ms for a token "
-        "of a slot, which is the synchronous run's time apart from updates."
-    )
-    return f"{table((*head, 'largest age', 'mean age', 'simulated'), rows)}\n\n{said_of}"
-
-
 def _base(experiment: Learning, folder: Path, seed: int) -> dict[str, Any]:
     params, right, steps = learn(experiment, seed, How(dtype=experiment.dtype))
     np.savez(folder / f"base-{seed}.npz", **jax.device_get(flatten(params)))
@@ -273,19 +218,6 @@ def _arm(experiment: Learning, folder: Path, cells: Cells, arm: str, seed: int) 
         "run_seconds": time.monotonic() - began,
         "shown": right,
     }
-
-
-def _learned(cells: Cells, seeds: list[int]) -> str:
-    bases = [cells.results[f"base/{seed}"]["right"] for seed in seeds]
-    rows = [("from solutions", mean_std(bases), "", "", "", "")]
-    for arm in ARMS:
-        found = [cells.results[f"{arm}/{seed}"] for seed in seeds]
-        each = ", ".join(f"{one['right']:.3f}" for one in found)
-        gains = mean_std([one["gain"] for one in found])
-        ages = f"{np.mean([one['mean_age'] for one in found]):.2f}"
-        most = max(one["largest_age"] for one in found)
-        rows.append((arm, mean_std([one["right"] for one in found]), each, gains, ages, most))
-    return table(("", "right", "each seed", "gain", "mean age", "largest age"), rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import jax
 
 from pangu_jax.cli.options.backends import Options
+from pangu_jax.core.extras import installing
 from pangu_jax.core.platform import target
 from pangu_jax.export.implementations import choices
 
@@ -53,7 +54,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed: pip install 'pangu-jax[export]'"
+        return f"not installed: {installing('export')}"
 
 
 def _runtime() -> str:

@@ -41,16 +41,16 @@ KEYS = ("question", "sample", "said", "found", "right", "why", "tokens", "end")
 
 @dataclass(frozen=True)
 class Run:
-    """What every task works on.
+    """What the tasks of a run share.
 
     Attributes:
       options: what was asked for.
-      folder: of the run.
-      params: the model's, layer by layer.
+      folder: the run's folder.
+      params: the model's parameters, layer by layer (`transformer.by_layer`).
       cfg: the model.
-      prompter: how it is asked.
-      tasks: what it is asked.
-      prompts: the same as the model reads it, by the names of tasks.
+      prompter: makes prompts of questions.
+      tasks: the tasks to answer.
+      prompts: the prompts of each task, in the order of its questions, by the task's name.
     """
 
     options: Options
@@ -122,7 +122,7 @@ def _first(task: Task, questions: int | None) -> Task:
 def _settings(
     options: Options, about: dict[str, Any], tasks: list[Task], prompter: Prompter
 ) -> dict[str, Any]:
-    """What decides the results; the words of prompts are among it."""
+    """Everything that decides the results, the wording of prompts included."""
     protocol = {
         "mode": options.mode,
         "prompts": {task.name: prompter.described(task.items) for task in tasks},
@@ -151,7 +151,7 @@ def _note_unjudged(tasks: list[Task], results: dict[str, Any], judge: str) -> No
 
 
 def _measure(run: Run, results: dict[str, Any]) -> None:
-    """Fills the cells of tasks that are not there, or have answers that can be judged now."""
+    """Computes the cells that are missing, or that have answers which can be judged now."""
     ask = _asking(run)
     with progress() as show, ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as judges:
         for task in run.tasks:
@@ -166,10 +166,10 @@ Ask = Callable[[Task, list[Place]], Iterator[tuple[Place, Answer]]]
 
 
 def _asking(run: Run) -> Ask:
-    """Asks questions of a task; an engine is made when the first is asked.
+    """Returns a function that answers questions of a task; it makes an engine on its first call.
 
-    Tasks whose longest texts are of much the same length share one: each length is compiled, and
-    each step reads all rows that there is room for.
+    Tasks whose longest texts have about the same length share an engine: every length is compiled,
+    and each step reads all the rows that there is room for.
     """
     options, prompter = run.options, run.prompter
     longest: dict[str, int] = {}
@@ -245,7 +245,7 @@ def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show
 
 
 def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:
-    """What is kept of an answer."""
+    """The line of an answers file that records an answer."""
     item, prompt = task.items[place[0]], run.prompts[task.name][place[0]]
     thought, said = run.prompter.read(item, prompt, answer.ids.tolist())
     found = run.prompter.found(item, said)
@@ -259,14 +259,14 @@ def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:
 
 
 def _judged(run: Run, task: Task, line: dict[str, Any]) -> dict[str, Any]:
-    """The same answer with what it is worth."""
+    """The line with its verdict."""
     item, allow = task.items[line["question"]], run.options.allow_code_execution
     judged = bench.judge(item, line["found"], allow_code=allow)
     return line | {"right": judged.right, "why": judged.why}
 
 
 def _lines(journal: Journal, every: set[Place]) -> dict[Place, dict[str, Any]]:
-    """The answers that are there; of one that was judged again, the last line."""
+    """The lines written so far; where an answer was judged again, its last line."""
     lines: dict[Place, dict[str, Any]] = {}
     for number, line in enumerate(journal.found, 1):
         if not isinstance(line, dict) or not all(key in line for key in KEYS):

@@ -1,19 +1,22 @@
-"""report.md of a bench: one table, and how it was measured."""
+"""report.md of a bench: one table, and how its figures were measured."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from pangu_jax.core.files import atomic_write
+from pangu_jax.study import report
 
 
 def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> str:
-    """Writes report.md, and gives the table for the terminal.
+    """Writes report.md; returns its table, and where the files are, for the terminal.
 
     Args:
-      folder: of the run.
-      settings: of the run.
-      results: its cells.
+      folder: the run's folder.
+      settings: the run's settings, as `bench` saves them.
+      results: the run's cells.
+
+    Raises:
+      InputError: it cannot be written.
     """
     tasks = list(settings["data"])
     samples = settings["protocol"]["samples"]
@@ -32,13 +35,17 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
         *(f"- {name}: {value}" for name, value in results["hashes"].items()), "",
         "## Prompts", "", "```json", prompts, "```", "",
     ]  # fmt: skip
-    with atomic_write(folder / "report.md") as file:
-        file.write("\n".join(lines))
+    report.write(folder, "\n".join(lines))
     return f"{shown}\n\nanswers, results.json and report.md are in {folder}"
 
 
 def table(cells: dict[str, dict[str, Any]], samples: int) -> str:
-    """A Markdown table of scores, one row per task."""
+    """A Markdown table of scores, one row per task.
+
+    Args:
+      cells: the results of each task, by its name.
+      samples: answers per question.
+    """
     several = [k for k in next(iter(cells.values()))["pass"] if k != "1"]
     head = ["task", "questions", f"avg@{samples}", *(f"pass@{k}" for k in several), "tokens"]
     head += ["no answer", "cut off", "not judged"]

@@ -41,7 +41,7 @@ class _Model:
 
 
 def main(options: Options) -> None:
-    """Answers one message, or every line that is typed."""
+    """Answers one message, or every line of the terminal or pipe."""
     messages = _begin(options)
     with working(f"reading {options.checkpoint}"):
         params, cfg, found = open_checkpoint(
@@ -70,7 +70,7 @@ def _system(options: Options) -> list[dict[str, str]]:
 
 
 def _begin(options: Options) -> list[dict[str, str]]:
-    """The dialogue so far."""
+    """The conversation to continue: that of --history, if there is one, and the system message."""
     if options.history is None or not Path(options.history).exists():
         return _system(options)
     found = read_json(options.history)
@@ -101,7 +101,7 @@ def _said(options: Options) -> Iterator[str]:
 
 
 def _prompt(messages: list, model: _Model, options: Options) -> tuple[str, list[int]]:
-    """The dialogue as text and as ids."""
+    """The conversation as text and as ids."""
     text = render(messages, model.template, mode=options.mode)
     ids = prompt_ids(text, model.tokenizer, model.template)
     check_vocabulary(ids, model.tokenizer, model.cfg.vocab)
@@ -109,7 +109,7 @@ def _prompt(messages: list, model: _Model, options: Options) -> tuple[str, list[
 
 
 def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, str]]:
-    """The dialogue without its oldest turns, where all of it is longer than the model takes."""
+    """The conversation, without its oldest turns if it is longer than the model takes."""
     dropped = 0
     while len(_prompt(messages, model, options)[1]) + options.max_new_tokens > model.cfg.max_length:
         first = int(messages[0]["role"] == "system")
@@ -126,7 +126,7 @@ def _fitting(messages: list, model: _Model, options: Options) -> list[dict[str, 
 
 
 def _answer(messages: list, model: _Model, options: Options, key: jax.Array) -> str:
-    """Prints an answer as it comes, the thinking gray; returns it without the thinking."""
+    """Prints an answer as it is written, thinking in gray; returns it without the thinking."""
     stops = stop_ids(model.tokenizer, model.template)
     text, prompt = _prompt(messages, model, options)
     starts_in_thinking = opens_thinking(text, model.template)

@@ -15,7 +15,7 @@ from pangu_jax.models import registry
 
 
 def main(options: Options) -> None:
-    """Reads, writes, and prints what was written."""
+    """Converts the checkpoint, and prints what was written."""
     kind = checkpoint_format(options.checkpoint)
     if kind == "gguf":
         _convert_gguf(options)
@@ -55,14 +55,14 @@ def _convert_gguf(options: Options) -> None:
 
 
 def _open(checkpoint: str, kind: str):
-    """As `open_checkpoint`, but tensors of a Hugging Face folder stay there until written."""
+    """As `open_checkpoint`, but tensors of a Hugging Face folder stay on disk until written."""
     if kind != "hf":
         return open_checkpoint(checkpoint)
     return *hf.view(checkpoint), checkpoint
 
 
 def _has_config(folder: str) -> bool:
-    """Whether the folder's config.json is a model's; a run folder's is that of the run."""
+    """Whether the folder's config.json describes a model; a run folder's describes the run."""
     try:
         hf.read_config(folder)
     except InputError:
@@ -73,7 +73,7 @@ def _has_config(folder: str) -> bool:
 def _write(
     params, cfg, options: Options, names: list[str], source: str | None, files: dict[str, bytes]
 ) -> None:
-    """Saves as the first of the families that can express the model, and says which."""
+    """Saves as the first of the families that can express the model, and prints which."""
     with progress() as show:
         name = hf.save_first(
             params,

@@ -91,9 +91,9 @@ def write_model(
     Args:
       params: tree of `decoder.spec(cfg)`.
       cfg: the model.
-      folder: a new one.
-      like: that checkpoint; a run of ours is written as Llama is.
-      tokenizer: as the option of commands; None takes the checkpoint's.
+      folder: a new folder.
+      like: that checkpoint; in place of a run folder's layout, Llama's is written.
+      tokenizer: "bytes", a tokenizer.json or a folder with one; None takes the checkpoint's.
 
     Raises:
       InputError: it cannot be written, or that layout cannot hold it.

@@ -12,7 +12,7 @@ from pangu_jax.task.watch import Watch
 
 
 def main(options: Options) -> None:
-    """Exports, compares with jax, prints the table; keeps nothing above the tolerance."""
+    """Exports, compares with jax and prints the table; above the tolerance, nothing is kept."""
     watch = Watch(print, working, progress)
     artifact, compared = export_folder(options.checkpoint, options.out, options, watch=watch)
     for note in artifact.notes:

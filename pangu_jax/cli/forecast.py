@@ -27,7 +27,7 @@ TRAINING = "training"
 
 
 def main(options: Options) -> None:
-    """Runs one of the three."""
+    """Trains, evaluates or predicts."""
     if isinstance(options, Train):
         _train(options)
     elif isinstance(options, Evaluate):
@@ -76,7 +76,7 @@ def _train(options: Train) -> None:
 
 
 def _flags(layout: CsvFormat) -> list[str]:
-    """The options that lay a file out so."""
+    """The flags that describe this layout of a file."""
     found = []
     for field in dataclasses.fields(layout):
         value = getattr(layout, field.name)
@@ -145,7 +145,7 @@ def _print_scores(model: Forecaster, scores: dict) -> None:
 
 
 def _print_intervals(model: Forecaster, found: dict) -> None:
-    """What intervals cover: in all, of each series, and of each quarter of the horizon."""
+    """Prints the coverage of intervals: overall, by series, and by quarter of the horizon."""
     fixed, tracked = found["fixed"], found["tracked"]
     made_for = f"intervals made for {model.cfg.coverage:.0%}"
     if not model.cfg.rate:

@@ -28,7 +28,7 @@ from pangu_jax.task.soft_thinking import preparation
 
 
 def main(options: Options) -> None:
-    """Prints the prompt and its continuation, or writes the answers; the speed goes to stderr."""
+    """Prints the prompt and its continuation, or writes a file of answers; speed goes to stderr."""
     check_file(options)
     told = options.think_end is not None or options.soft != SoftThinkingConfig()
     if told and not options.soft_thinking:

@@ -1,4 +1,4 @@
-"""The part of `pangu-jax generate` that answers the prompts of a file, and can be stopped."""
+"""The part of `pangu-jax generate` that answers the prompts of a file, and can be resumed."""
 
 import sys
 import time
@@ -25,7 +25,7 @@ def check_file(options: Options) -> None:
     """Checks that the prompt and file options are consistent.
 
     Raises:
-      InputError: says what does not.
+      InputError: they are not; the message names the options.
     """
     if options.prompts is None:
         if options.out is not None:
@@ -48,8 +48,15 @@ def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: To
     many, "end": "stop" or "length", "by": what else decides the answer}. A prompt's key comes from
     its line, so an answer does not depend on what was answered before.
 
+    Args:
+      options: names the files, and says how to answer.
+      params: the model's parameters, layer by layer (`transformer.by_layer`).
+      cfg: the model.
+      tokenizer: its tokenizer.
+
     Raises:
-      InputError: a prompt that is none, or answers to other prompts or by other settings.
+      InputError: a record has no prompt, or the file has answers to other prompts, or answers that
+        other settings gave.
     """
     prompts = _read(options, cfg, tokenizer)
     found = {line: record for line, record, _ in prompts}
@@ -82,7 +89,12 @@ def answer_file(options: Options, params: Any, cfg: DecoderConfig, tokenizer: To
 
 
 def note_length(tokens: int, cfg: DecoderConfig) -> None:
-    """Warns when a text may exceed the model's context."""
+    """Warns on stderr if a text may exceed the model's context.
+
+    Args:
+      tokens: the longest that the text may become.
+      cfg: the model.
+    """
     if tokens > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
 
@@ -90,7 +102,7 @@ def note_length(tokens: int, cfg: DecoderConfig) -> None:
 def _read(
     options: Options, cfg: DecoderConfig, tokenizer: Tokenizer
 ) -> list[tuple[int, dict[str, Any], list[int]]]:
-    """(line, record, ids) of each prompt."""
+    """The prompts: (line, record, ids) of each."""
     prompts = []
     for line, _, record in records(str(options.prompts), options.field):
         ids = text_prompt(record[options.field], tokenizer)
@@ -117,7 +129,7 @@ def _settings(options: Options) -> dict[str, Any]:
 
 
 def _done(journal: Journal, prompts: dict[int, dict[str, Any]], by: dict[str, Any]) -> set[int]:
-    """The lines that have an answer."""
+    """The lines of the prompts that are answered."""
     done: set[int] = set()
     for number, answer in enumerate(journal.found, 1):
         where = f"{journal.path} line {number}"
@@ -146,7 +158,10 @@ def _answers(
     prompts: list,
     rest: list,
 ) -> Iterator[tuple[int, Answer]]:
-    """The answers to the rest of the prompts; the slots are those of all of them."""
+    """Answers `rest`, in slots as many and as long as all of `prompts` need.
+
+    So a resumed run compiles and computes what it would have without the stop.
+    """
     if not rest:
         return
     stops, key = tokenizer.eos_ids, jax.random.key(options.seed)

@@ -34,7 +34,7 @@ OWN = {
 
 
 def main(options: Options) -> None:
-    """Prints the table, or one JSON object; and what was verified."""
+    """Prints the table or one JSON object, and with --verify what was verified."""
     found = describe(options.checkpoint)
     if not options.json:
         _print(found)
@@ -54,7 +54,7 @@ def _print(found: dict[str, Any]) -> None:
 
 
 def _verify(options: Options) -> list[str]:
-    """The files whose checksums are right; says on the way what was found."""
+    """Verifies the folder, printing what holds; returns the files whose checksums match."""
     kind = checkpoint_format(options.checkpoint)
     if kind != "hf":
         raise InputError(
@@ -73,7 +73,7 @@ def _verify(options: Options) -> list[str]:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What a folder's model is, as JSON-able values.
+    """Describes the model of a folder, as JSON values.
 
     Args:
       path: a run folder of ours, a Hugging Face folder, a GGUF file, or a forecaster's folder.
@@ -115,7 +115,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def _described(cfg: Any) -> dict[str, Any]:
-    """What is said of a model of each kind."""
+    """The description of a model, by its kind."""
     if not isinstance(cfg, DecoderConfig | EncoderConfig | EmbedderConfig):
         return {"config": to_json(cfg)}
     shapes = {
@@ -189,7 +189,7 @@ def _lines(found: dict[str, Any]):
 
 
 def _shapes(found: dict[str, Any]):
-    """The rows that say what a transformer's layers are."""
+    """The rows about a transformer's layers."""
     tied = f" ({'tied' if found['tied'] else 'untied'})" if "tied" in found else ""
     yield (
         "model",

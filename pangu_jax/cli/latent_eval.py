@@ -11,6 +11,7 @@ import numpy as np
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.options.latent_eval import Options
+from pangu_jax.cli.options.latent_problems import Problems
 from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
 from pangu_jax.core.errors import InputError
@@ -30,14 +31,10 @@ from pangu_jax.reasoning.latent.task import chance, located, test_problems
 
 def main(options: Options) -> None:
     """Prints accuracy with its interval, tokens and thoughts, and the same for each ablation."""
-    if options.tests is not None:
-        check_size("tests", options.tests)
-    check_size("batch", options.batch)
-    params, cfg, tokenizer, trained = opened(options.run)
+    params, cfg, tokenizer, trained = opened(options)
     markers, chosen = markers_of(tokenizer), method(trained.method)
     name = options.task or trained.task
-    found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
-    problems = [encode(problem, tokenizer) for problem in found]
+    problems = [encode(problem, tokenizer) for problem in test_set(options, trained)]
     step = latent.reached(options.run, trained)
     with progress() as show:
         found = scores(
@@ -62,36 +59,32 @@ def main(options: Options) -> None:
     print(described(found, trained.method, chance(name)))
 
 
-def test_set(
-    run: str,
-    trained: latent.Trained,
-    task: str | None,
-    test: str | None,
-    tests: int | None,
-    data: str | None = None,
-) -> list[Problem]:
-    """The problems to measure a run on, without those that it was trained on, which stderr tells.
+def test_set(options: Problems, trained: latent.Trained) -> list[Problem]:
+    """The problems to measure a run on; leaves out those it was trained on, with a note on stderr.
 
     Args:
-      run: its folder.
-      trained: of its folder.
-      task: another task than the run's; None is the run's.
-      test: a file; None is the run's, or for another task what `read_task` measures on.
-      tests: most of them; None is as many as the run measured on.
-      data: as in `located`.
+      options: the run, and which problems.
+      trained: how the run was trained, from its folder.
 
     Raises:
       InputError: no such problems, or the run was trained on all of them.
     """
-    if task is None and test is None:
-        test = trained.test
-    task, test = located(task or trained.task, test, data, trains=False)
-    tests = trained.tests if tests is None else tests
-    return unseen(test_problems(task, test=test, tests=tests), load_hashes(run), run)
+    own = options.task is None and options.test is None
+    test = trained.test if own else options.test
+    task, test = located(options.task or trained.task, test, options.data, trains=False)
+    tests = trained.tests if options.tests is None else options.tests
+    return unseen(
+        test_problems(task, test=test, tests=tests), load_hashes(options.run), options.run
+    )
 
 
 def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Problem]:
-    """The problems whose hashes are not among those of what a run was trained on.
+    """The problems that a run was not trained on; a note on stderr says how many are left out.
+
+    Args:
+      problems: problems to measure on.
+      seen: uint64 [n], hashes of the run's training problems.
+      run: its folder, for the messages.
 
     Raises:
       InputError: there are none.
@@ -108,15 +101,22 @@ def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Prob
     return kept
 
 
-def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
+def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
     """Parameters, configuration and tokenizer of a run of `latent train`, and how it thinks.
 
-    A model that runs in turns is given as the decoder that it amounts to, with "thought" beside a
-    decoder's branches where thoughts are projected.
+    A model that runs its layers in turns is returned as the decoder that computes the same, with
+    the branch "thought" where thoughts are projected.
+
+    Args:
+      options: names the run's folder.
 
     Raises:
-      InputError: the folder holds no such run.
+      InputError: the folder holds no such run, or a number of problems is below 1.
     """
+    if options.tests is not None:
+        check_size("tests", options.tests)
+    check_size("batch", options.batch)
+    path = options.run
     if not (Path(path) / latent.RUN).is_file():
         raise InputError(f"{path} was not made by `pangu-jax latent train`: no {latent.RUN}")
     trained = load_config(latent.Trained, Path(path) / latent.RUN)
@@ -132,9 +132,9 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
     """Scores in words, a line each.
 
     Args:
-      found: of `score.scores`.
-      name: of the method.
-      guessing: the share of right answers by chance.
+      found: scores by ablation, "" without one, as `score.scores` returns them.
+      name: the method's name.
+      guessing: the share of right answers by chance; None if it is not known.
     """
     lines = [f"{kind or name:10} {_described(one, guessing)}" for kind, one in found.items()]
     if method(name).feedback == "hidden":

@@ -1,20 +1,16 @@
 """The picture of `latent probe --plot`: lenses, probes, superposition, ablations on one page."""
 
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.ticker
 import numpy as np
 
-from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.picture import picture
 from pangu_jax.data.prosqa import by_distance
 from pangu_jax.data.tokenizer import Tokenizer
-from pangu_jax.eval.forecast_plot import FORMATS
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent.lens import Spread, spread
 from pangu_jax.reasoning.latent.probe import Target, lens_ranks
@@ -28,11 +24,12 @@ class Shown:
     """What the picture shows beside the probes.
 
     Attributes:
-      lens: of each step and the answer, float [L, n], the median place of its id by each layer's
-        state at each thought, from 1, over the half of the problems that `tuned` was not fitted to.
-      tuned: the same by the tuned lens.
-      spreads: how each thought's probability lies on sets of ids.
-      scores: of the answers, by ablation; "" without one.
+      lens: by target (each step, and the answer), float [L, n]: the median rank, from 1, that each
+        layer's state at each thought gives its id, over the half of the problems that the tuned
+        lens was not fitted to.
+      tuned: the same through the tuned lens.
+      spreads: how the head's probability at each thought spreads over sets of ids.
+      scores: scores of the answers, by ablation; "" without one.
     """
 
     lens: dict[str, np.ndarray]
@@ -41,14 +38,13 @@ class Shown:
     scores: Mapping[str, Score]
 
 
-def check_format(path: str) -> None:
-    """Raises InputError for an ending that no picture has."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise InputError(f"{path} ends in none of {', '.join(FORMATS)}")
-
-
 def among(targets: Sequence[Target], problems: np.ndarray) -> list[Target]:
-    """What is looked for in some problems, which are numbered anew; what none has is left out."""
+    """The targets within some of the problems, renumbered; leaves out a target that none has.
+
+    Args:
+      targets: numbered by all problems.
+      problems: int [m], which are kept; their order numbers them anew.
+    """
     place = {int(problem): number for number, problem in enumerate(problems)}
     found = []
     for target in targets:
@@ -62,7 +58,7 @@ def among(targets: Sequence[Target], problems: np.ndarray) -> list[Target]:
 def lens_by_layer(
     params: dict[str, Any], states: np.ndarray, targets: Sequence[Target], *, cfg: DecoderConfig
 ) -> dict[str, np.ndarray]:
-    """The median place of each target's id in every layer, float [L, n], from 1.
+    """The median rank of each target's id by layer and thought, float [L, n], from 1.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
@@ -93,17 +89,17 @@ def spreads(
     *,
     cfg: DecoderConfig,
 ) -> dict[str, Spread]:
-    """How thoughts' probability lies on what may come next.
+    """How the head's probability at each thought spreads over what may come next.
 
-    Of ProsQA's questions on the nodes that are so many steps from the one asked about, and on those
-    that are not reached, where a node is one token; of others on the telling id of each target.
+    For ProsQA's questions, where a node is one token: over the nodes at each distance from the one
+    asked about, and over those that are not reached. For others: over the id of each target.
 
     Args:
       params: tree of `decoder.spec(cfg)`.
-      states: float [N, n, D], those that thoughts are made of, after the final norm.
+      states: float [N, n, D], which thoughts are made of, after the final norm.
       questions: N texts.
-      targets: the ids that are looked for otherwise.
-      tokenizer: of the model.
+      targets: ids of which each problem has at most one.
+      tokenizer: the model's tokenizer.
       cfg: the model.
     """
     sets = _nodes(questions, tokenizer)
@@ -120,7 +116,7 @@ def spreads(
 def _nodes(
     questions: Sequence[str], tokenizer: Tokenizer
 ) -> dict[str, list[tuple[int, ...]]] | None:
-    """Ids by distance; None where the questions are no graphs, or nodes no single tokens."""
+    """Nodes' ids by distance; None if questions are not graphs, or nodes not single tokens."""
     graphs = [by_distance(question) for question in questions]
     known = [graph for graph in graphs if graph is not None]
     if len(known) < len(graphs):
@@ -148,32 +144,24 @@ def draw(path: str, lines: Sequence[Mapping[str, Any]], shown: Shown, *, title: 
 
     Args:
       path: a .png, .svg or .pdf file.
-      lines: of `latent probe`.
-      shown: the rest.
-      title: of the page.
+      lines: the probes, as `latent probe` prints them.
+      shown: what else is drawn.
+      title: heads the page.
 
     Raises:
       InputError: another ending, or it cannot be written.
     """
-    check_format(path)
-    from matplotlib.figure import Figure  # no window, and no global state
-
-    with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
-        figure = Figure(figsize=(17, 7.5), layout="constrained")
+    with picture(path, figsize=(17, 7.5), layout="constrained") as figure:
         figure.suptitle(title, fontsize=10)
         grid = figure.subplots(2, 4)
         _lenses(figure, grid[:, :2], {"logit lens": shown.lens, "tuned lens": shown.tuned})
         _probes(figure, grid[:, 2], lines)
         _superposition(grid[0, 3], shown.spreads)
         _ablations(grid[1, 3], shown.scores)
-        picture = io.BytesIO()
-        figure.savefig(picture, format=Path(path).suffix[1:].lower(), dpi=120)
-    with atomic_write(Path(path), "wb") as file:
-        file.write(picture.getvalue())
 
 
 def _lenses(figure: Any, grid: Any, lenses: Mapping[str, Mapping[str, np.ndarray]]) -> None:
-    """A column for each lens, a row for the first and the last target, in one scale of colors."""
+    """Draws a column per lens, and a row each for the first and last target, on one color scale."""
     names = list(next(iter(lenses.values())))
     for row, name in zip(grid, [names[0], names[-1]], strict=True):
         places = [np.log10(lens[name]) for lens in lenses.values()]

@@ -11,8 +11,8 @@ from pangu_jax.cli import latent_plot
 from pangu_jax.cli.latent_eval import opened, test_set
 from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
-from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.picture import check_picture
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent import tuned_lens
 from pangu_jax.reasoning.latent.answer import think
@@ -27,17 +27,14 @@ LEAST = 20  # problems that have a step, for it to be probed
 
 
 def main(options: Options) -> None:
-    """Prints a line for each thought and what is looked for in it."""
-    if options.tests is not None:
-        check_size("tests", options.tests)
-    check_size("batch", options.batch)
+    """Prints a line for each thought and target (a step, or the answer)."""
     if options.plot is not None:
-        latent_plot.check_format(options.plot)
-    params, cfg, tokenizer, trained = opened(options.run)
+        check_picture(options.plot)
+    params, cfg, tokenizer, trained = opened(options)
     chosen = method(trained.method)
     if not chosen.thoughts(trained.phase):
         raise InputError(f"{options.run} was trained by {trained.method}, which has no thoughts")
-    found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
+    found = test_set(options, trained)
     reached(options.run, trained)
     problems, markers = [encode(problem, tokenizer) for problem in found], markers_of(tokenizer)
     asked = (chosen, trained.phase, markers)
@@ -82,7 +79,7 @@ def main(options: Options) -> None:
 def _tuned(
     params: Any, raw: np.ndarray, *, cfg: DecoderConfig, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the problems, and what a lens that was fitted to the others makes of their states."""
+    """The places of half of the problems, and their states through a lens fitted to the others."""
     order = np.random.default_rng(seed).permutation(len(raw))
     fitted, held = order[: len(order) // 2], np.sort(order[len(order) // 2 :])
     flat = np.swapaxes(raw, 1, 2)  # [N, n, L, D]

@@ -144,7 +144,7 @@ def _measure(
     trained: latent.Trained,
     how: How,
 ) -> dict[str, Score]:
-    """The figures of a model's answers to the problems that are measured on."""
+    """Scores the model's answers to the test problems."""
     params, cfg = written_out(params, model)
     return scores(
         params,
@@ -159,7 +159,7 @@ def _measure(
 
 
 def _settings(options: Options, task: Task) -> dict[str, Any]:
-    """What a run must go on with; newer options are left out where they are as before them."""
+    """The settings that a resumed run must share; newer options count only where they are set."""
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     if options.own == MethodConfig():  # as runs are that began before there was any
         del settings["own"]
@@ -173,7 +173,7 @@ def _settings(options: Options, task: Task) -> dict[str, Any]:
 
 
 def _without_seen(task: Task, init: str | None) -> tuple[Task, np.ndarray]:
-    """The task without test problems that `init` was trained on, and the hashes of the latter."""
+    """The task without the test problems that `init` was trained on, and hashes of what it saw."""
     if init is None or not (Path(init) / latent.RUN).is_file():
         return task, np.zeros(0, "<u8")
     seen = load_hashes(init)
@@ -183,7 +183,7 @@ def _without_seen(task: Task, init: str | None) -> tuple[Task, np.ndarray]:
 def _model(
     options: Options, task: Task, names: list[str]
 ) -> tuple[Any, decoder.DecoderConfig, Mapping[str, bytes], list[str]]:
-    """Parameters or None, configuration, the tokenizer's files (none for bytes), new tokens."""
+    """Parameters (None: drawn), configuration, tokenizer files (none for bytes), new tokens."""
     if options.init is None:
         files = {} if options.tokenizer == "bytes" else words_of(task, len(names) - len(NAMES))
         return None, presets.preset(options.preset), files, names
@@ -202,7 +202,7 @@ def _model(
 def _extended(
     options: Options, params: Any, plain: decoder.DecoderConfig, ids: Ids, added: list[str]
 ) -> tuple[Any, decoder.DecoderConfig | ThinkerConfig]:
-    """What is trained: with rows for new tokens, and with what the method adds to a decoder."""
+    """The model to train: with rows for new tokens, and with what the method adds to a decoder."""
     if options.init is None:
         plain = dataclasses.replace(plain, vocab=-(-ids.vocab // 8) * 8)
         return None, method(options.method).model(plain, options.own)

@@ -1,10 +1,12 @@
-"""`pangu-jax COMMAND ...`: finds the command, turns bad input into one sentence."""
+"""`pangu-jax COMMAND ...`: finds the command, and turns bad input into one sentence."""
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
 import sys
+import typing
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 
@@ -27,16 +29,16 @@ COMMANDS = {
     "merge": ("pangu_jax.cli.merge", "merge checkpoints of one origin into one"),
     "distill": ("pangu_jax.cli.distill", "train a student on a teacher's predictions"),
     "rl": ("pangu_jax.cli.rl", "train on the rewards of a model's own answers"),
-    "rl simulate": ("pangu_jax.cli.rl_simulate", "what a bound on staleness would buy"),
-    "latent train": ("pangu_jax.cli.latent_train", "train to reason in thoughts, not words"),
-    "latent eval": ("pangu_jax.cli.latent_eval", "measure answers of a model that thinks so"),
-    "latent probe": ("pangu_jax.cli.latent_probe", "tell what thoughts hold, beside controls"),
+    "rl simulate": ("pangu_jax.cli.rl_simulate", "simulate what training on older answers gains"),
+    "latent train": ("pangu_jax.cli.latent_train", "train a decoder to reason in latent thoughts"),
+    "latent eval": ("pangu_jax.cli.latent_eval", "measure answers of a model with latent thoughts"),
+    "latent probe": ("pangu_jax.cli.latent_probe", "show what can be read from latent thoughts"),
     "inspect": ("pangu_jax.cli.inspect", "print a checkpoint's architecture, sizes and memory"),
     "convert": ("pangu_jax.cli.convert", "write a checkpoint in the Hugging Face layout"),
     "export": ("pangu_jax.cli.export", "compile a checkpoint to StableHLO, ONNX or for Ascend"),
     "run": ("pangu_jax.cli.run", "run or check an exported artifact"),
     "backends": ("pangu_jax.cli.backends", "print what is here and which implementations it picks"),
-    "embed": ("pangu_jax.cli.embed", "write one vector per text, by an encoder"),
+    "embed": ("pangu_jax.cli.embed", "write one vector per text"),
     "multiconir": ("pangu_jax.cli.multiconir", "measure retrieval by many conditions at once"),
     "forecast": ("pangu_jax.cli.forecast", "train on a CSV of series, evaluate, predict"),
     "prepare": ("pangu_jax.cli.prepare", "prepare a dataset from local files"),
@@ -84,6 +86,8 @@ def _run(arguments: list[str]) -> int:
     import tyro
 
     described = options_of(name)
+    for kind in typing.get_args(described.Options) or (described.Options,):
+        _fill_lines(kind)
     try:
         options = tyro.cli(
             described.Options,
@@ -98,8 +102,24 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _fill_lines(options: type) -> None:
+    """Moves what stands below the fields of a dataclass into its docstring.
+
+    tyro fills the lines of a docstring; of a string below a field it keeps the line breaks.
+    """
+    import docstring_parser  # tyro's own
+
+    for cls in filter(dataclasses.is_dataclass, options.__mro__):
+        found = docstring_parser.parse_from_object(cls)
+        fields = [
+            f"  {field.arg_name}: {' '.join((field.description or '').split())}"
+            for field in found.params
+        ]
+        cls.__doc__ = "\n".join([found.description or "", "", "Attributes:", *fields])
+
+
 def _list(arguments: list[str]) -> int:
-    """Prints the version, all commands, or those that begin with a word, as is asked."""
+    """Prints the version, or the commands, or those that begin with a word."""
     if arguments[:1] == ["--version"]:
         print(f"pangu-jax {pangu_jax.__version__}")
         return 0
@@ -115,7 +135,7 @@ def _list(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _plain_notes() -> Iterator[None]:
-    """Shows what the library notes as it is, whatever some dependency set up for its own logs."""
+    """Prints what the library logs as it is, whatever a dependency set up for its own logs."""
     logger, handler = logging.getLogger("pangu_jax"), logging.StreamHandler()
     propagate = logger.propagate
     logger.addHandler(handler)

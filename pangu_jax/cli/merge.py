@@ -25,7 +25,7 @@ RECIPE = "merge.json"
 
 
 def main(options: Options) -> None:
-    """Merges, evaluates, and writes the merge or says why not."""
+    """Merges, measures, and writes the merge or says why not."""
     recipe = _recipe(options)
     recipe.check(len(options.checkpoints), options.base is not None)
     sources = [_opened(path) for path in options.checkpoints]
@@ -108,7 +108,7 @@ def _write(params: Any, first: Source, options: Options, folder: Path) -> str:
 
 
 def _judge(gate: Gate, scores: dict[str, float], options: Options) -> None:
-    """Ends with status 1 where the merge is not worth taking; then nothing is written."""
+    """Exits with status 1, before anything is written, if the merge does not pass the gate."""
     singles = {name: score for name, score in scores.items() if name != options.out}
     best, found = gate.best(singles), scores[options.out]
     print(f"{gate.unit} on {options.gate}; the best single checkpoint is {best}")

@@ -45,13 +45,13 @@ FLOORS: dict[str, Scorer | None] = {
 
 @dataclass(frozen=True)
 class Run:
-    """What every cell works on.
+    """What the cells of a run share.
 
     Attributes:
-      folder: of the run.
-      results: its cells.
+      folder: the run's folder.
+      results: the cells that there are.
       options: what was asked for.
-      model: what is measured.
+      model: the model to measure.
     """
 
     folder: Path
@@ -64,7 +64,7 @@ Cell = tuple[str, Part, int]  # scorer, or what is studied; part; task
 
 
 def main(options: Options) -> None:
-    """Writes scores, results.json and report.md, and prints the single figures; or compares."""
+    """Writes scores, results.json and report.md, and prints the main figures; or compares runs."""
     check_size("seed", options.seed, least=0)
     if options.compare is not None:
         _check(options, refused=("model", "data", "rows", "orders"), needed=("out",),
@@ -111,7 +111,7 @@ def _settings(options: Options, model: Model, parts: list[Part]) -> dict[str, An
 
 
 def _measure(run: Run, parts: list[Part], show: Show) -> None:
-    """Fills the cells that are not there, domain by domain, so that texts of one are held."""
+    """Computes the missing cells domain by domain, so that only one domain's texts are held."""
     cells = [cell for part in parts for cell in _cells(part, run.options)]
     for domain in sorted({part.domain for part in parts}):
         wanted = [cell for cell in cells if cell[1].domain == domain]
@@ -131,7 +131,7 @@ def _measure(run: Run, parts: list[Part], show: Show) -> None:
 
 
 def _visit(run: Run, rows: dict[Part, list], scorer: Scorer) -> None:
-    """Has a scorer see all that the model will have to score in these parts."""
+    """Calls a scorer with everything that the model will have to score in these parts."""
     for part, own in rows.items():
         for task in _tasks(part):
             _table("model", task, own, scorer, pairs_only=run.model.pairs_only)
@@ -149,7 +149,7 @@ def _cells(part: Part, options: Options) -> list[Cell]:
 
 
 def _score(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
-    """Writes the scores of a scorer in a task, and gives their figures."""
+    """Writes a scorer's scores on a task; returns their figures."""
     who, part, task = cell
     table = _table(who, task, rows, scorer, pairs_only=run.model.pairs_only)
     about = _write(run, f"scores/{who}/{part.stem}_task{task}_results.csv", table)
@@ -159,7 +159,7 @@ def _score(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
 
 
 def _study(run: Run, cell: Cell, rows: list, scorer: Scorer) -> dict[str, Any]:
-    """Writes the scores of broken conditions, and gives what each place is worth."""
+    """Writes the scores with broken conditions; returns how much each place moves the score."""
     _, part, _ = cell
     orders = _orders(rows, run)
     table = condition_position.score_positions(rows, scorer, orders)

@@ -1,6 +1,6 @@
-"""What `pangu-jax multiconir` measures, as something that scores documents.
+"""The models that `pangu-jax multiconir` measures, as scorers of documents.
 
-That is BM25, a model of vectors (an encoder, or a decoder whose states are pooled), or a reranker.
+They are BM25, models of vectors (an encoder, or a decoder whose states are pooled), and rerankers.
 """
 
 import dataclasses
@@ -37,13 +37,15 @@ _NEURAL = (
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is measured.
+    """A model to measure.
 
     Attributes:
-      about: what decides its scores, as JSON values.
+      about: everything that decides its scores, as JSON values.
       pairs_only: see `eval.multiconir.score_task1`.
-      prepare: of a run's folder and results, a domain, what has a scorer see all that is to be
-        scored in it, and progress, gives what gives the scorer of a part and its rows.
+      prepare: `prepare(folder, results, domain, visit, show)` computes what scoring a domain needs
+        and returns `scorer(part, rows)`, which makes the scorer of a part. `folder` and `results`
+        are the run's, `visit(scorer)` calls a scorer with everything that is to be scored in the
+        domain, and `show` shows progress.
     """
 
     about: dict[str, Any]
@@ -52,10 +54,11 @@ class Model:
 
 
 def bm25_model(options: Options) -> Model:
-    """BM25 as the protocol has it.
+    """BM25, by the protocol that was asked for.
 
     Raises:
-      InputError: an option is for encoders, or orders are to be studied by fresh indexes.
+      InputError: an option is for neural models, or --orders is given with the official protocol,
+        whose scores depend on what else is compared.
     """
     for name in _NEURAL:
         if getattr(options, name) is not None:
@@ -85,7 +88,9 @@ def bm25_model(options: Options) -> Model:
 
 
 def neural_model(options: Options) -> Model:
-    """A model of vectors, or a reranker: an encoder with classes, unless somebody says it pools.
+    """The model of a folder: a reranker if it is an encoder with classes, else one of vectors.
+
+    An encoder with classes is one of vectors where the folder or an option says how to pool.
 
     Raises:
       InputError: the folder holds neither, or an option is not for its kind of model.
@@ -100,10 +105,10 @@ def neural_model(options: Options) -> Model:
 
 
 def vector_model(options: Options) -> Model:
-    """The cosine of a query's and a document's vector, times 100, in float32.
+    """A model whose score is 100 times the cosine of a query's and a document's vector, float32.
 
     Raises:
-      InputError: the folder holds no such model, or nobody says how it pools.
+      InputError: the folder holds no such model, or neither it nor an option says how to pool.
     """
     path = str(options.model)
     with working(f"reading {path}"):
@@ -134,13 +139,13 @@ def vector_model(options: Options) -> Model:
 
 
 def reranker_model(options: Options) -> Model:
-    """The score that a model gives a query and a document together.
+    """A model that scores a query and a document together.
 
-    By the official protocol that is the sigmoid of its logit, times 100; else the logit itself,
-    which is in the same order and has no ties where the sigmoid is all but 0 or 1.
+    By the official protocol the score is 100 times the sigmoid of the model's logit; otherwise it
+    is the logit itself, which ranks the same, without ties where the sigmoid rounds to 0 or 1.
 
     Raises:
-      InputError: the model gives another number of scores, or an option is for models of vectors.
+      InputError: the model has more than one score, or an option is for models of vectors.
     """
     path, official = str(options.model), options.protocol == "official"
     for name in ("attention", "pool_prefix"):
@@ -169,7 +174,7 @@ def reranker_model(options: Options) -> Model:
 
 
 def _prefixes(options: Options, cfg: Any) -> tuple[str, str]:
-    """What is put before queries and before documents."""
+    """The prefixes of queries and of documents."""
     asked = (options.query_prefix, options.document_prefix)
     query, document = (cfg.prefix if prefix is None else prefix for prefix in asked)
     return query, document
@@ -178,7 +183,7 @@ def _prefixes(options: Options, cfg: Any) -> tuple[str, str]:
 def _about(
     options: Options, params: Any, cfg: Any, tokenizer: Tokenizer, prefixes: tuple[str, str]
 ) -> dict[str, Any]:
-    """What decides the scores of a model, but for what is made of them."""
+    """What decides a model's outputs, whatever scores are then made of them."""
     return {
         "name": Path(str(options.model)).resolve().name,
         "parameters": content_hash(params),
@@ -201,7 +206,7 @@ def _prepare_vectors(
     visit: Callable[[Scorer], None],
     show: Show,
 ) -> Callable[[Part, Sequence], Scorer]:
-    """Embeds each different text of a domain once."""
+    """Embeds each distinct text of a domain once; see `Model.prepare`."""
     prefixes = (query_prefix, document_prefix)
     wanted = wanted_texts(visit, prefixes)
     progress = partial(show, f"embedding {domain}, texts")
@@ -221,7 +226,7 @@ def _prepare_pairs(
     visit: Callable[[Scorer], None],
     show: Show,
 ) -> Callable[[Part, Sequence], Scorer]:
-    """Scores each different pair of a domain once."""
+    """Scores each distinct pair of a domain once; see `Model.prepare`."""
     wanted = set()
 
     def pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:

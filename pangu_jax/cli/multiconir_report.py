@@ -1,23 +1,22 @@
-"""report.md of a MultiConIR run, and two runs side by side, in words and as a picture."""
+"""report.md of a MultiConIR run, and two runs side by side, as text and as a picture."""
 
-import io
 import math
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from pangu_jax.core.cells import RESULTS
 from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.picture import FORMATS, picture
 from pangu_jax.core.run_folder import SETTINGS
 from pangu_jax.eval import pairwise_metrics
 from pangu_jax.eval.embedding_cache import check_file
-from pangu_jax.eval.forecast_plot import FORMATS
 from pangu_jax.eval.multiconir import STATISTICS, Table, outcomes, read_scores
 from pangu_jax.eval.pairwise_metrics import Difference, Estimate, estimate
+from pangu_jax.study import report
+from pangu_jax.study.table import table
 
 PLACES = "places"
 
@@ -41,10 +40,15 @@ TITLES = {
 
 
 def load_table(folder: Path, results: dict[str, Any], name: str) -> Table:
-    """The scores of a cell.
+    """Reads the scores of a cell.
+
+    Args:
+      folder: the run's folder.
+      results: its cells.
+      name: the cell's name.
 
     Raises:
-      InputError: their file is missing, or not the one that the run wrote.
+      InputError: their file is missing, or is not the one that the run wrote.
     """
     cell = results[name]
     check_file(folder / cell["file"], cell["sha256"])
@@ -52,10 +56,14 @@ def load_table(folder: Path, results: dict[str, Any], name: str) -> Table:
 
 
 def check_results(folder: Path, results: dict[str, Any]) -> None:
-    """Checks that the cells of a results.json have what this command writes.
+    """Checks that the cells of a results.json have the fields that this command writes.
+
+    Args:
+      folder: the run's folder, for the message.
+      results: its cells.
 
     Raises:
-      InputError: names the cell that has not.
+      InputError: a cell lacks some; the message names it.
     """
     for name, cell in results.items():
         kind = name.split("/")[0]
@@ -69,14 +77,18 @@ def check_results(folder: Path, results: dict[str, Any]) -> None:
 
 
 def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]) -> str:
-    """Writes report.md, and gives the lines that a command prints.
+    """Writes report.md; returns the lines for the terminal.
+
+    Args:
+      folder: the run's folder.
+      settings: its settings, as `multiconir` saves them.
+      results: its cells.
 
     Raises:
       InputError: it cannot be written, or the files of the scores are not the run's.
     """
     sets = {who: _sets(folder, results, settings, who) for who in _scorers(results)}
-    with atomic_write(folder / "report.md") as file:
-        file.write(_report(settings, results, sets))
+    path = report.write(folder, _report(settings, results, sets))
     lines = [
         f"{_short(key)}  {_interval(_average(own, key, settings))}"
         for own in (sets["model"],) for key in own
@@ -84,17 +96,23 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
     cut, total, _ = _cut(results)
     if total:
         lines.append(f"truncated  {cut:,} of {total:,} texts")
-    return "\n".join([*lines, f"report     {folder / 'report.md'}"])
+    return "\n".join([*lines, f"report     {path}"])
 
 
-def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
-    """Draws two runs side by side, and gives their differences as text.
+def compare_runs(first: str, second: str, out: str, *, seed: int) -> str:
+    """Draws two runs side by side; returns their differences as text.
+
+    Args:
+      first: a run's folder.
+      second: the folder of the run whose figures are subtracted.
+      out: the picture to draw.
+      seed: seed of the intervals and tests.
 
     Raises:
-      InputError: one is no whole run, they are of other data, or the picture cannot be drawn.
+      InputError: a run is not complete, they are of different data, or the picture cannot be drawn.
     """
-    if Path(picture).suffix.lower() not in FORMATS:
-        raise InputError(f"--out is {picture!r}; a picture ends in {', '.join(FORMATS)}")
+    if Path(out).suffix.lower() not in FORMATS:
+        raise InputError(f"--out is {out!r}; a picture ends in {', '.join(FORMATS)}")
     runs = [_open(Path(folder)) for folder in (first, second)]
     (one, _, a), (other, _, b) = runs
     for what, name in (("data", "data"), ("rows", "number of rows")):
@@ -110,21 +128,20 @@ def compare_runs(first: str, second: str, picture: str, *, seed: int) -> str:
             values = [estimate(x, STATISTICS[key[0]], seed=seed) for x in pair]
             found.append(pairwise_metrics.compare(*pair, STATISTICS[key[0]], seed=seed))
             rows.append((_short(key).strip(), where, *values))
-    _draw(Path(picture), names, a, b, seed)
+    _draw(Path(out), names, a, b, seed)
     adjusted = pairwise_metrics.holm([difference.p for difference in found])
-    lines = [f"first      {names[0]}", f"second     {names[1]}", f"picture    {picture}", ""]
-    lines.append("| task | domain | first | second | first - second | p | p by Holm |")
-    lines.append("|---|---|---|---|---|---|---|")
-    for (task, where, x, y), difference, p in zip(rows, found, adjusted, strict=True):
-        lines.append(
-            f"| {task} | {where} | {_number(x.value)} | {_number(y.value)} "
-            f"| {_interval(difference, '+')} | {difference.p:.4f} | {p:.4f} |"
-        )
-    return "\n".join(lines)
+    lines = [f"first      {names[0]}", f"second     {names[1]}", f"picture    {out}", ""]
+    head = ("task", "domain", "first", "second", "first - second", "p", "p by Holm")
+    shown = [
+        (*place, _number(x.value), _number(y.value), _interval(less, "+"), f"{less.p:.4f}",
+         f"{p:.4f}")
+        for (*place, x, y), less, p in zip(rows, found, adjusted, strict=True)
+    ]  # fmt: skip
+    return "\n".join([*lines, table(head, shown)])
 
 
 def _open(folder: Path) -> tuple[dict, dict, dict[Key, dict[str, np.ndarray]]]:
-    """Settings, results and the model's outcomes of a run that has ended."""
+    """Settings, results and the model's outcomes of a complete run."""
     settings, results = (read_json(folder / name, finite=False) for name in (SETTINGS, RESULTS))
     parts = ("model", "data", "protocol")
     known = isinstance(settings, dict) and all(isinstance(settings.get(x), dict) for x in parts)
@@ -153,8 +170,8 @@ def _sets(
         task, listed = cell["task"], None
         if task == 3:
             listed = load_table(folder, results, name.replace("/task3", "/task2"))
-        table = load_table(folder, results, name)
-        made = outcomes(task, table, settings["protocol"]["name"], listed=listed)
+        scores = load_table(folder, results, name)
+        made = outcomes(task, scores, settings["protocol"]["name"], listed=listed)
         found.setdefault((task, cell["length"]), {})[cell["domain"]] = made
     return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] or 0)))
 
@@ -203,22 +220,20 @@ SHA-256 of the unpacked files; of all {results["hashes"]["data"]}.
 def _task(key: Key, results: dict, sets: dict[str, dict], settings: dict) -> str:
     task, length = key
     growing = ("1", "5", "10") if task == 1 else ("first", "fifth", "last")
-    more = " decline | second negatives | easy negatives |" if task == 1 else ""
-    head = f"| scorer | domain | {' | '.join(growing)} | mean | ties | left out |{more}"
-    lines = ["", f"## {TITLES[task].format(length=length)}", "", head]
-    lines.append("|---" * (head.count("|") - 1) + "|")
+    more = ("decline", "second negatives", "easy negatives") if task == 1 else ()
+    head = ("scorer", "domain", *growing, "mean", "ties", "left out", *more)
+    rows = []
     for who, own in sets.items():
         for name, cell in sorted(results.items()):
             if name.startswith(f"{who}/") and (cell["task"], cell["length"]) == key:
-                lines.append(_line(who, cell, settings))
+                rows.append(_row(who, cell, settings))
         if len(own[key]) > 1:
             found = _interval(_average(own, key, settings))
-            lines.append(f"| {_who(who, settings)} | all |  |  |  | {found} |  |  |" + " |" * (
-                3 if task == 1 else 0))  # fmt: skip
-    return "\n".join(lines)
+            rows.append([_who(who, settings), "all", "", "", "", found, "", "", *[""] * len(more)])
+    return f"\n## {TITLES[task].format(length=length)}\n\n{table(head, rows)}"
 
 
-def _line(who: str, cell: dict[str, Any], settings: dict) -> str:
+def _row(who: str, cell: dict[str, Any], settings: dict) -> list[str]:
     rates = cell["flip_rate" if cell["task"] == 3 else "win_rate"]
     values = [_number(rates[place]) for place in (0, 4, 9)]
     values += [_interval(Estimate(**_known(cell["mean"])))]
@@ -226,35 +241,35 @@ def _line(who: str, cell: dict[str, Any], settings: dict) -> str:
     if cell["task"] == 1:
         values.append(_interval(Estimate(**_known(cell["decline"])), "+"))
         values += [_interval(Estimate(**_known(cell[name]))) for name in ("second", "easy")]
-    return "| " + " | ".join([_who(who, settings), cell["domain"], *values]) + " |"
+    return [_who(who, settings), cell["domain"], *values]
 
 
 def _places(results: dict[str, Any]) -> str:
-    """The study of places, where there is one."""
+    """The section about conditions by their place, if that was measured."""
     cells = [cell for name, cell in sorted(results.items()) if name.startswith(f"{PLACES}/")]
     if not cells:
         return ""
     head = ["domain", "order", *map(str, range(1, 11)), "first five less last five", "left out"]
-    lines = [
-        "", "## Which condition moves the score, by its place in the query", "",
-        "Of what the score of the ten conditions loses where the document breaks one of them, the "
-        "share of each place; as queries are, and on average over drawn orders, whose places have "
-        "no content of their own. A model that looks everywhere alike has 0.1 at each. Taken for "
-        "granted is that the i-th negative of task 1 breaks the i-th condition alone.", "",
-        f"| {' | '.join(head)} |", "|---" * len(head) + "|",
-    ]  # fmt: skip
+    rows = []
     for cell in cells:
         for name in ("given", "shuffled"):
             found = cell[name]
             order = "as it is" if name == "given" else f"{cell['orders']} drawn"
             values = [_number(share["value"]) for share in found["share"]]
             values += [_interval(Estimate(**_known(found["lean"])), "+"), str(found["left_out"])]
-            lines.append(f"| {' | '.join([cell['domain'], order, *values])} |")
-    return "\n".join([*lines, ""])
+            rows.append([cell["domain"], order, *values])
+    said = (
+        "Of what the score of the ten conditions loses where the document breaks one of them, the "
+        "share of each place; as queries are, and on average over drawn orders, whose places have "
+        "no content of their own. A model that looks everywhere alike has 0.1 at each. Taken for "
+        "granted is that the i-th negative of task 1 breaks the i-th condition alone."
+    )
+    title = "## Which condition moves the score, by its place in the query"
+    return f"\n{title}\n\n{said}\n\n{table(head, rows)}\n"
 
 
 def _released(settings: dict) -> str:
-    """What the released scripts would print of this run, where that is something else."""
+    """What the released scripts would print for this run, where that differs."""
     if settings["protocol"]["name"] != "official":
         return ""
     lines = [
@@ -274,11 +289,8 @@ def _released(settings: dict) -> str:
 
 
 def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
-    from matplotlib.figure import Figure  # no window, and no global state
-
     keys = list(a)
-    with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
-        figure = Figure(figsize=(4.6 * len(keys), 3.6), layout="constrained")
+    with picture(path, figsize=(4.6 * len(keys), 3.6), layout="constrained") as figure:
         for axes, key in zip(figure.subplots(1, len(keys), squeeze=False)[0], keys, strict=True):
             for name, run, color in zip(names, (a, b), ("tab:blue", "tab:orange"), strict=True):
                 sets = list(run[key].values())
@@ -295,14 +307,10 @@ def _draw(path: Path, names: list[str], a: dict, b: dict, seed: int) -> None:
             axes.set_xticks(at)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
-        picture = io.BytesIO()
-        figure.savefig(picture, format=path.suffix[1:].lower(), dpi=120)
-    with atomic_write(path, "wb") as file:
-        file.write(picture.getvalue())
 
 
 def _cut(results: dict[str, Any]) -> tuple[int, int, int]:
-    """Texts that were cut, all texts, and the length; 0 where nothing was embedded."""
+    """How many texts were cut, of how many, and to what length; zeros if none was embedded."""
     cells = [cell for name, cell in results.items() if name.startswith("vectors/")]
     length = cells[0]["length"] if cells else 0
     return sum(x["cut"] for x in cells), sum(x["texts"] for x in cells), length

@@ -1,18 +1,14 @@
 """Runs `pangu-jax prepare`; its options are in `cli/options/prepare.py`."""
 
-import importlib.util
-
 from pangu_jax.cli.options.prepare import Options
 from pangu_jax.cli.progress import working
-from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 from pangu_jax.data import ltsf, ltsf_tfds
 
 
 def main(options: Options) -> None:
-    """Prepares the dataset and says how it is named."""
-    for needed in ("tensorflow_datasets", "array_record"):
-        if importlib.util.find_spec(needed) is None:
-            raise InputError(f"preparing needs {needed}: pip install 'pangu-jax[data]'")
+    """Prepares the dataset, and prints where it is and how to read it."""
+    check_extra("data", "tensorflow_datasets", "array_record", by="preparing")
     TEXTS.get(options.name, _benchmark)(options)
 
 

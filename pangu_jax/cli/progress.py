@@ -24,11 +24,13 @@ Show = Callable[..., None]
 
 @contextlib.contextmanager
 def progress(every_s: float = EVERY_S) -> Iterator[Show]:
-    """Gives `show(what, done, total=None, text="")`; all of it goes to stderr.
+    """Yields `show(what, done, total=None, text="")`, which shows progress on stderr.
 
-    `what` names a piece of work, which has a bar of its own; `text` says more about its state. A
-    line is written every so many seconds, and when a piece is done that had one; none of what takes
-    less.
+    `what` names a piece of work, which has a bar of its own; `text` says more about its state.
+
+    Args:
+      every_s: without a terminal, seconds between lines. A piece that had a line has another when
+        it is done; a piece that takes less has none.
     """
     console = Console(file=sys.stderr)
     if not console.is_terminal:
@@ -49,7 +51,12 @@ def progress(every_s: float = EVERY_S) -> Iterator[Show]:
 
 @contextlib.contextmanager
 def working(what: str, every_s: float = EVERY_S) -> Iterator[None]:
-    """Shows on stderr that work which cannot say how far it is goes on; not within `progress`."""
+    """Shows on stderr that work goes on which cannot say how far it is; not within `progress`.
+
+    Args:
+      what: the work, such as "reading model".
+      every_s: without a terminal, seconds between lines.
+    """
     console = Console(file=sys.stderr)
     if console.is_terminal:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())

@@ -17,7 +17,7 @@ from pangu_jax.cli.distill import write_model
 from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.options.rl import Options
 from pangu_jax.cli.progress import progress, working
-from pangu_jax.cli.stopping import joined, stoppable
+from pangu_jax.cli.stopping import PLACEMENT, joined, stoppable
 from pangu_jax.core.config import check_size, to_json
 from pangu_jax.core.digest import json_digest, sha256
 from pangu_jax.core.errors import InputError
@@ -47,18 +47,7 @@ from pangu_jax.train.optimizer import make_optimizer
 
 # What may differ when a run is resumed. Who writes the answers decides when they end and how their
 # scores are rounded, so a run goes on otherwise, as any on Ray does; what was written down stays.
-FREE = (
-    "out",
-    "mesh",
-    "rules",
-    "coordinator",
-    "processes",
-    "process",
-    "save_every",
-    "rollouts",
-    "workers",
-    "worker_gpus",
-)
+FREE = ("out", *PLACEMENT, "save_every", "rollouts", "workers", "worker_gpus")
 
 
 def main(options: Options) -> None:
@@ -131,7 +120,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
 
 @dataclass(frozen=True)
 class _Questions:
-    """Which question is asked: all of them in a new order, again and again, or those of a mix."""
+    """The order of questions: a new one for each pass over them, or that of a curriculum."""
 
     items: list[Item]
     prompts: list[Prompt]
@@ -139,14 +128,14 @@ class _Questions:
     mixed: bool
 
     def of(self, number: int) -> int:
-        """The place of a question."""
+        """The index of the question that a group answers."""
         if self.mixed:
             return number
         turn, place = divmod(number, len(self.items))
         return int(_order(self.seed, turn, len(self.items))[place])
 
     def prompt(self, number: int) -> list[int]:
-        """Its prompt."""
+        """The prompt that a group answers, as ids."""
         return self.prompts[self.of(number)].ids
 
 
@@ -239,7 +228,7 @@ def _reward(
 
 
 def _text(line: dict[str, Any]) -> str:
-    """What the progress says of an update."""
+    """The text that progress shows about an update."""
     return (
         f"reward {line['reward']:.3f}, {line['tokens']:.0f} tokens, {line['masked_groups']:.0%} of "
         f"the groups masked, largest age {max(line['ages'])}, "

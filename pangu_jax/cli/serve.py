@@ -1,6 +1,5 @@
 """Runs `pangu-jax serve`; its options are in `cli/options/serve.py`."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.options.serve import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 from pangu_jax.data.chat import Template, stop_ids
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -22,9 +22,7 @@ LONGEST = 4096  # tokens that a slot has room for, unless --length says
 
 def main(options: Options) -> None:
     """Serves until it is asked to stop; prints where."""
-    missing = [n for n in ("pydantic", "starlette", "uvicorn") if not importlib.util.find_spec(n)]
-    if missing:
-        raise InputError(f"serving needs {', '.join(missing)}: pip install 'pangu-jax[serve]'")
+    check_extra("serve", "pydantic", "starlette", "uvicorn", by="serving")
     from pangu_jax.serve.app import Served, build
     from pangu_jax.serve.driver import Driver
     from pangu_jax.serve.server import Server, bound
@@ -79,7 +77,7 @@ def _key() -> str | None:
 
 
 def _template(options: Options, tokenizer: Tokenizer) -> Template | str:
-    """The template; or why there is none, which chats are told: a base model has completions."""
+    """The template, or why there is none, which chats are told: a base model only completes."""
     try:
         return choose_template(options.template, options.checkpoint, tokenizer)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""How commands and experiments end: stopped, interrupted, given bad input; alone or several."""
+"""How commands and experiments end when they are stopped, interrupted or given bad input."""
 
 import contextlib
 import sys
@@ -11,12 +11,15 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.sharding.launch import connect, first_process, leave
 from pangu_jax.train.stop_signal import Stopped
 
+# The options that say which devices and processes compute a run; a resumed run may change them.
+PLACEMENT = ("mesh", "rules", "coordinator", "processes", "process")
+
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Ends the process where a run in the block was told to stop: its state is saved.
+    """Exits the process if a run in the block was told to stop, which has saved its state.
 
-    One line says at which step, and the exit status is the signal's, 143 or 130.
+    One line on stderr names the step, and the exit status is the signal's, 143 or 130.
     """
     try:
         yield
@@ -30,15 +33,15 @@ def stoppable() -> Iterator[None]:
 def joined(
     coordinator: str, processes: int | None, process: int | None
 ) -> Iterator[contextlib.ExitStack]:
-    """Joins the processes of a run for the block, which one that finds bad input leaves at once.
+    """Joins the processes of a run for the block; one that finds bad input leaves at once.
 
     Args:
       coordinator: as in `sharding.launch.connect`, "" for a run of one process.
-      processes: how many there are, or None.
-      process: which this is, or None.
+      processes: number of processes, or None.
+      process: index of this process, or None.
 
     Yields:
-      What is closed when the block ends, such as the claim on the run's folder.
+      A stack that is closed when the block ends, for such as the claim on the run's folder.
 
     Raises:
       InputError: the processes cannot be joined, or, in a run of one, the block raised it. Of

@@ -9,7 +9,7 @@ from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.options.train import Options
 from pangu_jax.cli.progress import working
-from pangu_jax.cli.stopping import joined, stoppable
+from pangu_jax.cli.stopping import PLACEMENT, joined, stoppable
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
@@ -37,16 +37,7 @@ from pangu_jax.train.optimizer import make_optimizer, schedule
 from pangu_jax.train.profile import Profiler
 
 # What may differ when a run is resumed: it changes no result, but for rounding.
-FREE = (
-    "out",
-    "mesh",
-    "rules",
-    "coordinator",
-    "processes",
-    "process",
-    "checkpoint_every",
-    "profile",
-)
+FREE = ("out", *PLACEMENT, "checkpoint_every", "profile")
 
 
 def main(options: Options) -> None:

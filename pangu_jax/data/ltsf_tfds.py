@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 from pangu_jax.data import ltsf, records
 
 BLOCK = 1024  # rows of one example
@@ -133,10 +134,7 @@ def _place(name: str, data_dir: str | Path) -> Path:
 
 
 def _tfds() -> Any:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise InputError(
-            "tensorflow-datasets is not installed: pip install 'pangu-jax[data]'"
-        ) from error
+    check_extra("data", "tensorflow_datasets", by="preparing")
+    import tensorflow_datasets as tfds
+
     return tfds

@@ -12,9 +12,9 @@ class SoftThinkingConfig:
     """Settings for thinking in mixtures of tokens.
 
     Attributes:
-      think_tokens: most mixtures.
+      think_tokens: maximum number of mixtures.
       think_temperature: divides the logits, above 0.
-      think_top_k: most tokens in a mixture.
+      think_top_k: maximum number of tokens in a mixture.
       think_top_p: of these, the smallest set of best ones whose probability reaches it.
       think_min_p: of these, those with at least this share of the likeliest's probability.
       think_noise: temperature of a Gumbel softmax over them, so that mixtures are random; 0 for

@@ -1,18 +1,14 @@
 """Plots a forecast."""
 
-import io
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.picture import picture
 from pangu_jax.data.series import Series
 from pangu_jax.data.timestamp import Timestamps, show_offset
 from pangu_jax.eval.predict import Prediction
 
-FORMATS = (".png", ".svg", ".pdf")
 MOST = 8  # series that one picture shows
 
 
@@ -26,18 +22,13 @@ def plot(path: str | Path, series: Series, found: Prediction, *, coverage: float
       coverage: nominal coverage of the intervals, 0 to 1.
 
     Raises:
-      InputError: another file ending.
+      InputError: another file ending, or it cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f"{path} ends in none of {', '.join(FORMATS)}")
-    from matplotlib.figure import Figure  # no window, and no global state
-
     names = found.names[:MOST]
     seen = min(len(series.values), 3 * len(found.times))
     past, coming = _axis(series.stamps[-seen:], found.stamps)
-    with matplotlib.rc_context({"svg.hashsalt": "pangu_jax"}):
-        figure = Figure(figsize=(9, 1.2 + 1.5 * len(names)), layout="constrained")
+    size = (9, 1.2 + 1.5 * len(names))
+    with picture(path, figsize=size, layout="constrained") as figure:
         grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
         for i, (axes, name) in enumerate(zip(grid, names, strict=True)):
             values = series.values[-seen:, series.names.index(name)]
@@ -54,10 +45,6 @@ def plot(path: str | Path, series: Series, found: Prediction, *, coverage: float
         if found.offsets is not None:
             grid[-1].set_xlabel(f"time at UTC{show_offset(found.offsets[-1])}", fontsize=8)
         figure.autofmt_xdate()
-        picture = io.BytesIO()
-        figure.savefig(picture, format=path.suffix[1:].lower(), dpi=120)
-    with atomic_write(path, "wb") as file:
-        file.write(picture.getvalue())
 
 
 def _axis(past: Timestamps, coming: Timestamps) -> tuple[np.ndarray, np.ndarray]:

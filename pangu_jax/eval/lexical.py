@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 
 Scorer = Callable[[str, Sequence[str]], np.ndarray]
 
@@ -94,10 +95,9 @@ def constant(query: str, documents: Sequence[str]) -> np.ndarray:
 
 
 def _index(documents: Sequence[str], cut: Callable[[str], list[str]]):
-    try:
-        from rank_bm25 import BM25Okapi
-    except ImportError as error:
-        raise InputError("BM25 needs rank_bm25: pip install 'pangu-jax[retrieval]'") from error
+    check_extra("retrieval", "rank_bm25", by="BM25")
+    from rank_bm25 import BM25Okapi
+
     found = [cut(document) for document in documents]
     if not any(found):
         raise InputError("BM25 needs a document that has a word")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,10 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
+from pangu_jax.export.artifact import save_samples
+from pangu_jax.export.parity import Row, compare
+
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # from inputs to results, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,3 +144,32 @@ def references(bundle: Bundle) -> dict[tuple[str, str], dict[str, Any]]:
                 results = run(bundle.params, **inputs)
                 found[program.name, name] = {n: np.asarray(x) for n, x in results.items()}
     return found
+
+
+def compare_samples(
+    bundle: Bundle, folder: Path, run: Callable[[Program], Run] | None
+) -> list[Row]:
+    """Compares an artifact with jax on the samples of its programs, and keeps them in its folder.
+
+    Args:
+      bundle: the programs that were exported.
+      folder: the artifact's folder.
+      run: opens the artifact's form of a program, as a function from inputs to results by name;
+        None where this machine cannot run it, which compares nothing.
+
+    Returns:
+      A row for each program, sample and kind of result.
+
+    Raises:
+      InputError: a result is missing or has another shape.
+    """
+    rows, kept, wanted = [], {}, references(bundle)
+    for program in bundle.programs:
+        call = None if run is None else run(program)
+        for name, inputs in program.samples.items():
+            results = wanted[program.name, name]
+            if call is not None:
+                rows += compare(program.name, name, results, call(inputs))
+            kept[program.name, name] = inputs, results
+    save_samples(folder, kept)
+    return rows

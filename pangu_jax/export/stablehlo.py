@@ -28,10 +28,9 @@ from pangu_jax.export.artifact import (
     fit_inputs,
     load,
     save,
-    save_samples,
 )
-from pangu_jax.export.parity import Row, compare
-from pangu_jax.export.program import Bundle, references
+from pangu_jax.export.parity import Row
+from pangu_jax.export.program import Bundle, Program, Run, compare_samples
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 WEIGHTS = "weights.safetensors"
@@ -103,16 +102,12 @@ def export(
         (folder / f"{program.name}.stablehlo").write_bytes(made.serialize())
         exported[program.name] = made
         compiled.append(_compiled(program.name, program.inputs, made))
-    kept, rows, wanted = {}, [], references(bundle)
-    for program in bundle.programs:
-        for name, inputs in program.samples.items():
-            results = wanted[program.name, name]
-            if here() in platforms:
-                weights = {} if inside else leaves
-                found = exported[program.name].call(weights, dict(inputs))
-                rows += compare(program.name, name, results, found)
-            kept[program.name, name] = inputs, results
-    save_samples(folder, kept)
+
+    def run(program: Program) -> Run:
+        call, weights = exported[program.name].call, {} if inside else leaves
+        return lambda inputs: call(weights, dict(inputs))
+
+    rows = compare_samples(bundle, folder, run if here() in platforms else None)
     versions = {
         "pangu_jax": pangu_jax.__version__,
         "jax": jax.__version__,

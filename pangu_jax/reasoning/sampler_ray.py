@@ -19,6 +19,7 @@ import numpy as np
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 from pangu_jax.decode.engine import Request
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.nn.how import HOW, How
@@ -35,11 +36,10 @@ def import_ray() -> Any:
     Raises:
       InputError: it is not installed.
     """
-    try:
-        import ray  # pyright: ignore[reportMissingImports]
-        import ray.exceptions  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError("rollouts on Ray need ray: pip install 'pangu-jax[ray]'") from error
+    check_extra("ray", "ray", by="sampling in Ray actors")
+    import ray  # pyright: ignore[reportMissingImports]
+    import ray.exceptions  # pyright: ignore[reportMissingImports]
+
     return ray
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from pangu_jax.core.files import atomic_write
+from pangu_jax.core.picture import picture
 
 
 @contextlib.contextmanager
@@ -28,11 +27,9 @@ def figure(
     Raises:
       InputError: the file cannot be written.
     """
-    drawn = Figure(figsize=figsize)
-    yield drawn.subplots(*shape, **options)
-    drawn.tight_layout()
-    with atomic_write(folder / "plots" / f"{name}.png", "wb") as file:
-        drawn.savefig(file, dpi=120, format="png")
+    with picture(folder / "plots" / f"{name}.png", figsize=figsize) as drawn:
+        yield drawn.subplots(*shape, **options)
+        drawn.tight_layout()
 
 
 def guide(axes: Any) -> None:

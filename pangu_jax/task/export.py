@@ -1,14 +1,13 @@
 """Exports a model: StableHLO for CPU, GPU and TPU, or ONNX, or ONNX checked for Ascend."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from pangu_jax.checkpoint.forecaster import DESCRIPTION
-from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.config import load_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.encoder_inputs import encode_for_encoder
@@ -27,6 +26,7 @@ from pangu_jax.models.thinker import ThinkerConfig, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.exported import asking
 from pangu_jax.reasoning.latent.train import RUN, Trained, reached
+from pangu_jax.task.job import Job, open_job
 from pangu_jax.task.model import Model, as_forecaster, checkpoint_of, expect, load
 from pangu_jax.task.options import ExportOptions
 from pangu_jax.task.watch import SILENT, Watch
@@ -34,21 +34,6 @@ from pangu_jax.task.watch import SILENT, Watch
 KINDS = ("decoder", "encoder", "thinker")  # of what a checkpoint holds
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
 SCRIPT = "compile_ascend.sh"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is exported, and how.
-
-    Attributes:
-      checkpoint: the folder that the model was read from.
-      options: what was asked for.
-      watch: what is told on the way.
-    """
-
-    checkpoint: str
-    options: ExportOptions
-    watch: Watch
 
 
 def export(
@@ -149,7 +134,7 @@ def _batch_and_how(options: ExportOptions) -> tuple[Any, How]:
     return batch, How(impl=impl, dtype=options.dtype)
 
 
-def _checkpoint(job: Job, model: Model | None) -> tuple[Bundle, Tokenizer | None]:
+def _checkpoint(job: Job[ExportOptions], model: Model | None) -> tuple[Bundle, Tokenizer | None]:
     """The programs of a decoder, an encoder or a thinker, and its tokenizer or None."""
     options = job.options
     params, cfg, found = _opened(job, model)
@@ -166,19 +151,13 @@ def _checkpoint(job: Job, model: Model | None) -> tuple[Bundle, Tokenizer | None
     return replace(bundle, notes=(*notes, *bundle.notes)), tokenizer
 
 
-def _opened(job: Job, model: Model | None) -> tuple[Any, Any, str]:
+def _opened(job: Job[ExportOptions], model: Model | None) -> tuple[Any, Any, str]:
     """Parameters, configuration, and where the tokenizer is; a thinker as a decoder.
 
     Raises:
       InputError: no such model, or a thinker that is not to think or whose folder says not how.
     """
-    if model is None:
-        with job.watch.working(f"reading {job.checkpoint}"):
-            params, cfg, found = open_checkpoint(
-                job.checkpoint, kind=KINDS, by="`pangu-jax export`"
-            )
-    else:
-        params, cfg, found = model.params, model.cfg, job.checkpoint
+    params, cfg, found = open_job(job, model, kind=KINDS, by="`pangu-jax export`")
     if isinstance(cfg, ThinkerConfig):
         if not _thinks(job):
             raise InputError(
@@ -189,13 +168,18 @@ def _opened(job: Job, model: Model | None) -> tuple[Any, Any, str]:
     return params, cfg, found
 
 
-def _thinks(job: Job) -> bool:
+def _thinks(job: Job[ExportOptions]) -> bool:
     """Whether the programs think before they answer, as a run of a latent method says how."""
     return job.options.thoughts and (Path(job.checkpoint) / RUN).is_file()
 
 
 def _decoder(
-    job: Job, params: Any, cfg: Any, tokenizer: Tokenizer | None, batch: Any, how: How
+    job: Job[ExportOptions],
+    params: Any,
+    cfg: Any,
+    tokenizer: Tokenizer | None,
+    batch: Any,
+    how: How,
 ) -> Bundle:
     asks, options = None, job.options
     if _thinks(job):
@@ -220,7 +204,12 @@ def _decoder(
 
 
 def _encoder(
-    job: Job, params: Any, cfg: Any, tokenizer: Tokenizer | None, batch: Any, how: How
+    job: Job[ExportOptions],
+    params: Any,
+    cfg: Any,
+    tokenizer: Tokenizer | None,
+    batch: Any,
+    how: How,
 ) -> Bundle:
     """Vectors, or scores of a head where the folder says no pooling and no option does."""
     profiles, note, pooling = _numbers(job.options.profiles), (), job.options.pooling
@@ -239,7 +228,7 @@ def _encoder(
     return replace(bundle, notes=note)
 
 
-def _forecaster(job: Job, model: Model) -> tuple[Bundle, None]:
+def _forecaster(job: Job[ExportOptions], model: Model) -> tuple[Bundle, None]:
     """A forecaster's one program; prompt lengths and caches mean nothing to it."""
     if job.options.dtype != "float32":
         raise InputError("a forecaster is exported in float32")

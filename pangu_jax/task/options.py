@@ -107,8 +107,8 @@ class ExportOptions:
     pooling: Pooling | None = None
     """For an encoder: which hidden states make a vector; None is what the folder says."""
     thoughts: bool = True
-    """Of a run of `latent train`: whether the programs think as its model learned to, as many
-    thoughts as its last stage; without it the decoder alone is exported."""
+    """For a run of `latent train`: the programs think as its model learned to, with the thoughts of
+    its last stage; without it the decoder alone is exported."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json, for the real prompts; None takes the checkpoint's own."""
 

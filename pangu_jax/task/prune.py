@@ -5,12 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pangu_jax.checkpoint import hf
-from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import new_folder
@@ -31,6 +29,7 @@ from pangu_jax.pruning.compress import Result, compress, text_hash
 from pangu_jax.pruning.plan import Plan
 from pangu_jax.pruning.recipe import Recipe
 from pangu_jax.task import prune_check, prune_report
+from pangu_jax.task.job import Job, open_job
 from pangu_jax.task.model import Model, checkpoint_of, expect, load
 from pangu_jax.task.options import PruneOptions
 from pangu_jax.task.watch import SILENT, Watch
@@ -51,21 +50,6 @@ class Text:
     evaluation: np.ndarray
     name: str
     head: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is pruned, and how: from where to where.
-
-    Attributes:
-      checkpoint: the folder that the model was read from.
-      options: what was asked for.
-      watch: what is told on the way.
-    """
-
-    checkpoint: str
-    options: PruneOptions
-    watch: Watch
 
 
 def prune(
@@ -130,20 +114,6 @@ def prune_folder(
         return _prune(Job(str(checkpoint), options, watch), out, model)
 
 
-def _opened(job: Job, model: Model | None) -> tuple[Any, Any, str]:
-    """As `open_checkpoint`, of a model that was read before, or not yet."""
-    dtype = job.options.dtype
-    if model is None:
-        with job.watch.working(f"reading {job.checkpoint}"):
-            return open_checkpoint(
-                job.checkpoint, kind="decoder", by="`pangu-jax prune`", dtype=dtype
-            )
-    params = model.params
-    if dtype is not None:
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
-    return params, model.cfg, job.checkpoint
-
-
 def _asked(options: PruneOptions) -> tuple[Target | None, Plan | None]:
     """What to keep, or the plan that says it."""
     if (options.target is None) == (options.plan is None):
@@ -153,10 +123,12 @@ def _asked(options: PruneOptions) -> tuple[Target | None, Plan | None]:
     return None, plans.load(options.plan)
 
 
-def _prune(job: Job, out: Path, model: Model | None) -> str:
+def _prune(job: Job[PruneOptions], out: Path, model: Model | None) -> str:
     began, options = time.monotonic(), job.options
     target, plan = _asked(options)
-    params, cfg, where = _opened(job, model)
+    params, cfg, where = open_job(
+        job, model, kind="decoder", by="`pangu-jax prune`", dtype=options.dtype
+    )
     family = _family(job.checkpoint)
     recipe = _recipe(options, family)
     check_all_finite(params, job.checkpoint)
@@ -310,7 +282,7 @@ def _check_text(plan: Plan, text: Text, options: PruneOptions) -> None:
         )
 
 
-def _text(job: Job, where: str, vocab: int, *, needed: bool) -> Text | None:
+def _text(job: Job[PruneOptions], where: str, vocab: int, *, needed: bool) -> Text | None:
     options = job.options
     if options.calib is None:
         if needed:
@@ -335,7 +307,7 @@ def _text(job: Job, where: str, vocab: int, *, needed: bool) -> Text | None:
     return Text(found[: options.windows], rest, options.calib, head(tokenizer, tokenizer.begin))
 
 
-def _perplexity(params, cfg, text: Text | None, job: Job) -> float | None:
+def _perplexity(params, cfg, text: Text | None, job: Job[PruneOptions]) -> float | None:
     if text is None or not len(text.evaluation):
         return None
     with job.watch.progress() as show:

@@ -10,6 +10,7 @@ from pangu_jax.models.decoder import DecoderConfig, cache_bytes
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.compress import Result
 from pangu_jax.study import plot, report
+from pangu_jax.study.table import table
 
 
 def write(folder: Path, result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> None:
@@ -20,22 +21,15 @@ def write(folder: Path, result: Result, cfg: DecoderConfig, facts: dict[str, Any
 
 def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
     recipe, plan, length = facts["recipe"], result.plan, facts["length"]
-    rows = [
-        _row("parameters", axes.parameters(cfg), axes.parameters(result.cfg)),
-        _row(
-            f"FLOPs per token (context {length})",
-            axes.flops(cfg, length),
-            axes.flops(result.cfg, length),
-        ),
-        _row(
-            "KV cache bytes per token (16 bit)",
-            cache_bytes(cfg),
-            cache_bytes(result.cfg),
-        ),
-    ]
+    sizes = {
+        "parameters": axes.parameters,
+        f"FLOPs per token (context {length})": lambda cfg: axes.flops(cfg, length),
+        "KV cache bytes per token (16 bit)": cache_bytes,
+    }
+    rows = [_row(name, size(cfg), size(result.cfg)) for name, size in sizes.items()]
     if facts["before"] is not None:
         before, after = facts["before"], facts["after"]
-        rows.append(f"| perplexity | {before:.4f} | {after:.4f} | {after / before:.3f} |")
+        rows.append(("perplexity", f"{before:.4f}", f"{after:.4f}", f"{after / before:.3f}"))
     padded = ""
     if axes.parameters(facts["written_cfg"]) != axes.parameters(result.cfg):
         padded = (
@@ -44,9 +38,7 @@ def _text(result: Result, cfg: DecoderConfig, facts: dict[str, Any]) -> str:
         )
     return f"""# {plan.method or "replayed"}: {plan.target or "plan"}
 
-| | before | after | ratio |
-|---|---|---|---|
-{chr(10).join(rows)}
+{table(("", "before", "after", "ratio"), rows)}
 {padded}
 FFN widths are multiples of {plan.ffn_multiple}, the hidden width is one of {plan.hidden_multiple}.
 Repair: {recipe.repair}. Allocation: {recipe.allocation}. Propagation: {recipe.propagate}.
@@ -62,8 +54,6 @@ Model hash {plan.model_hash}, calibration hash {plan.text_hash}.
 
 ![what stays of each layer](plots/ratios.png)
 
-| layer | KV groups | query heads per group | FFN channels | similarity of input and output |
-|---|---|---|---|---|
 {_layers(result)}
 
 ## Error of each cut projection on the calibration tokens
@@ -71,14 +61,12 @@ Model hash {plan.model_hash}, calibration hash {plan.text_hash}.
 Mean squared error relative to the variance of the projection's output; the ridge was chosen on
 held-out windows, whose error is in the last column.
 
-| site | cut | repaired | ridge | held out |
-|---|---|---|---|---|
 {_sites(result)}
 {_absorbed(facts["absorbed"])}"""
 
 
-def _row(name: str, before: float, after: float) -> str:
-    return f"| {name} | {before:,.0f} | {after:,.0f} | {after / before:.4f} |"
+def _row(name: str, before: float, after: float) -> tuple[str, ...]:
+    return name, f"{before:,.0f}", f"{after:,.0f}", f"{after / before:.4f}"
 
 
 def _protocol(facts: dict[str, Any]) -> str:
@@ -100,14 +88,14 @@ def _layers(result: Result) -> str:
         size = plan.sizes[part.layer]
         moved = f" ({len(part.moved)} moved in)" if part.moved else ""
         similar = f"{plan.similarity[part.layer]:.3f}" if plan.similarity else ""
-        rows.append(
-            f"| {part.layer} | {len(part.heads)} of {size.groups}{moved} "
-            f"| {len(part.heads[0])} of {size.heads} "
-            f"| {len(part.channels)} of {size.ffn} | {similar} |"
-        )
+        groups = f"{len(part.heads)} of {size.groups}{moved}"
+        heads = f"{len(part.heads[0])} of {size.heads}"
+        channels = f"{len(part.channels)} of {size.ffn}"
+        rows.append((part.layer, groups, heads, channels, similar))
     gone = sorted(set(range(len(plan.sizes))) - {part.layer for part in plan.layers})
-    rows += [f"| {layer} | removed | | | |" for layer in gone]
-    return "\n".join(rows)
+    rows += [(layer, "removed", "", "", "") for layer in gone]
+    units = ("KV groups", "query heads per group", "FFN channels")
+    return table(("layer", *units, "similarity of input and output"), rows)
 
 
 def _sites(result: Result) -> str:
@@ -116,17 +104,16 @@ def _sites(result: Result) -> str:
         scale = max(site.output, 1e-30)
         held = "" if site.held_out is None else f"{site.held_out / scale:.4f}"
         ridge = "" if site.ridge is None else f"{site.ridge:g}"
-        rows.append(
-            f"| {name} | {site.cut / scale:.4f} | {site.repaired / scale:.4f} | {ridge} | {held} |"
-        )
-    return "\n".join(rows)
+        errors = (f"{site.cut / scale:.4f}", f"{site.repaired / scale:.4f}")
+        rows.append((name, *errors, ridge, held))
+    return table(("site", "cut", "repaired", "ridge", "held out"), rows)
 
 
 def _absorbed(found: dict[str, float]) -> str:
     if not found:
         return ""
-    rows = "\n".join(f"| {name} | {error:.2e} |" for name, error in found.items())
-    return f"\n## Sandwich norms folded\n\n| norm | relative squared error |\n|---|---|\n{rows}\n"
+    rows = [(name, f"{error:.2e}") for name, error in found.items()]
+    return f"\n## Sandwich norms folded\n\n{table(('norm', 'relative squared error'), rows)}\n"
 
 
 def _plot(folder: Path, result: Result, cfg: DecoderConfig) -> None:

@@ -218,6 +218,19 @@ def test_each_command_keeps_the_contract(name, capsys):
     assert f"usage: pangu-jax {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["latent eval", "forecast predict", "prune"])
+def test_help_fills_the_lines_of_an_option(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")  # so that only the text could break a line
+    assert run(*name.split(), "--help") == 0
+    out = capsys.readouterr().out
+    for words in {
+        "latent eval": ["or a .jsonl file; None is the task of the run. (default: None)"],
+        "forecast predict": ["Rows after those that the intervals were calibrated on adapt"],
+        "prune": ["(128 suits Ascend); None is 16 for widths"],
+    }[name]:
+        assert words in out
+
+
 DECODERS = {
     "generate": ["IN"],
     "chat": ["IN"],

@@ -1,11 +1,12 @@
 """The experiment on staleness: its questions, its lengths and its tables; nothing is compiled."""
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
-from experiments.pangu_embedded import arithmetic, staleness
-from experiments.pangu_embedded.config import Learning, Speed, Staleness
+from experiments.pangu_embedded import arithmetic, staleness_report
+from experiments.pangu_embedded.config import ARMS, Learning, Speed, Staleness
 from pangu_jax.decode.engine import Answer
-from pangu_jax.study.cells import Cells
 
 
 def told(text):
@@ -41,35 +42,49 @@ def test_rows_count_answers_alone():
         assert answer.endswith("\n") and "=" + answer in line
 
 
-def test_tables_hold_what_cells_gave(tmp_path):
+def test_tables_and_plots_hold_what_cells_gave(tmp_path, monkeypatch):
     speed = Speed(1, 16, 20, mean=20.0, batch=2, group=2, slots=4, bounds=(0, 2))
     learning = Learning(1, 32, 1, 3, seeds=(0, 1))
-    cells = Cells(tmp_path, {})
+    results = {}
     for bound, seconds in ((0, 30.0), (2, 20.0)):
         ages = [20] if bound == 0 else [10, 8, 2]
-        cells.results[f"speed/{bound}"] = {
+        results[f"speed/{bound}"] = {
             **{"seconds_of_run": seconds, "trained": 10.0 + bound},
             **{"generator_idle": 0.5, "ages": ages},
         }
     for seed in (0, 1):
-        cells.results[f"base/{seed}"] = {"right": 0.4 + seed / 10}
-        for place, arm in enumerate(staleness.ARMS):
-            cells.results[f"{arm}/{seed}"] = {
+        results[f"base/{seed}"] = {"right": 0.4 + seed / 10}
+        for place, arm in enumerate(ARMS):
+            results[f"{arm}/{seed}"] = {
                 **{"right": 0.7 + place / 10, "gain": 0.3, "mean_age": 1.0, "largest_age": 2}
             }
-    lines = staleness._speeds(cells, speed).splitlines()
+    lines = staleness_report.speeds(speed, results).splitlines()
     assert lines[2].startswith("| 0 | 30.0 | 0.500 | 1.00 | 1.00 |")
     faster = float(lines[3].split("|")[5])
     assert lines[3].startswith("| 2 | 20.0 | 0.600 | 1.50 |") and 1.1 < faster < 2.0
-    lines = staleness._learned(cells, [0, 1]).splitlines()
+    lines = staleness_report.learned(results, [0, 1]).splitlines()
     assert lines[2].startswith("| from solutions | 0.450 ± 0.071 |")
     assert (
         lines[4] == "| s = 4, corrected | 0.800 ± 0.000 | 0.800, 0.800 | 0.300 ± 0.000 | 1.00 | 2 |"
     )
     both = Staleness(speed, learning)
-    text = staleness._text(cells, both)
+    text = staleness_report.text(both, results)
     assert "| 0 | 30.0 |" in text and "0.450 ± 0.071" in text
-    del cells.results["speed/2"], cells.results[f"{next(iter(staleness.ARMS))}/1"]
-    text = staleness._text(cells, both)  # what is whole
+    drawn = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.update({figure: k}))
+    written = staleness_report.write_report(tmp_path, both, results).read_text()
+    assert all(part in written for part in text.split("\n\n"))
+    assert all(f"(plots/{name}.png)" in written for name in ("speed", "learning"))
+    (speed_axes,), (learning_axes,) = (figure.axes for figure in drawn)
+    measured, simulated = speed_axes.get_lines()
+    assert list(measured.get_xdata()) == [0, 2] and list(measured.get_ydata()) == [1.0, 1.5]
+    assert simulated.get_ydata()[1] == pytest.approx(faster, abs=0.005)
+    assert [label.get_text() for label in learning_axes.get_yticklabels()][1:] == list(ARMS)
+    means = [np.mean(points.lines[0].get_xdata()) for points in learning_axes.containers]
+    # Of 1,024 questions, so a share is rounded to one of their number.
+    assert means == pytest.approx([0.45, 0.7, 0.8, 0.9], abs=1e-3)
+    del results["speed/2"], results[f"{next(iter(ARMS))}/1"]
+    text = staleness_report.text(both, results)  # what is whole
     assert "30.0" not in text and "| from solutions | 0.400 |" in text
-    assert staleness._text(Cells(tmp_path, {}), both) == ""
+    assert "30.0" not in staleness_report.write_report(tmp_path, both, results).read_text()
+    assert staleness_report.text(both, {}) == ""

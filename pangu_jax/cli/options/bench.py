@@ -1,4 +1,4 @@
-"""Measures a model by the answers that it writes: school maths, contests, code, choices."""
+"""Measures a model by the answers it writes: school maths, contests, code, multiple choice."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -16,35 +16,35 @@ class Options:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """A run folder, or a folder in the Hugging Face layout."""
     tasks: str
-    """Names with commas between them, of gsm8k, math500, aime2024, aime2025, amc23, svamp,
-    humaneval, mbpp, gpqa, livecodebench; or files in the form of one of these."""
+    """Tasks, separated by commas: gsm8k, math500, aime2024, aime2025, amc23, svamp, humaneval,
+    mbpp, gpqa, livecodebench; or files in the form of one of these."""
     out: str
-    """The run folder, which goes on where it was stopped."""
+    """The run's folder; an existing run is resumed."""
     data: str | None = None
-    """The folder that has the files of names."""
+    """The folder that holds the files of tasks given by name."""
     mode: Mode = "chat"
-    """plain: the question as a text; few-shot: behind worked examples; chat: as a dialogue; slow,
-    fast, auto: likewise, in that think mode, where the template has modes."""
+    """plain: the question as plain text; few-shot: after worked examples; chat: as a dialogue;
+    slow, fast, auto: as a dialogue in that thinking mode, if the template has modes."""
     samples: int = 1
-    """Answers to each question; more than one need a temperature."""
+    """Answers per question; more than one need a temperature."""
     questions: int | None = None
-    """How many of each task, the first; None is all."""
+    """How many questions of each task, from its start; None is all."""
     max_new_tokens: Annotated[int, tyro.conf.arg(aliases=["--max-new"])] = 1024
-    """Most tokens of an answer."""
+    """Maximum number of tokens per answer."""
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
-    """Of the drawing, and of the interval of lengths."""
+    """Seed of the sampling, and of the intervals of lengths."""
     batch: int = 32
-    """Answers that are written at once."""
+    """Answers written at once."""
     allow_code_execution: bool = False
-    """Run code that the model writes, in a sandbox, where a task is judged so."""
+    """Run code that the model writes, in a sandbox, for tasks that are judged by running it."""
     judge: Literal["now", "later"] = "now"
-    """later: answers are written and kept unjudged, as on a machine that cannot run code; the same
-    command with now, wherever the run folder is, judges them and writes no more."""
+    """later: write answers without judging them, as on a machine that cannot run code; the same
+    command with now, wherever the run's folder then is, judges them and writes no more."""
     template: str = "auto"
-    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    """Chat template: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
     system: str | None = None
-    """What the model is told before the question, in a dialogue."""
+    """The system message of a dialogue."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"

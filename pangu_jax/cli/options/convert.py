@@ -40,7 +40,7 @@ class Options:
         ]
         | None
     ) = None
-    """Whose names and config.json; None keeps a checkpoint's own, or takes the first that fits."""
+    """The family to write as; None keeps a checkpoint's own, or takes the first that fits."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the tensors; None keeps each its own."""
     max_shard_gb: float = 5.0

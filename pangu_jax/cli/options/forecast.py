@@ -21,7 +21,7 @@ class Train:
     horizon: int
     """Steps to forecast."""
     out: str
-    """The folder of the forecaster; all that predict needs."""
+    """The forecaster's folder, which is all that predict needs."""
     look_back: int = TimeProConfig.look_back
     """Input steps of a forecast."""
     layers: int = TimeProConfig.layers
@@ -56,7 +56,7 @@ class Evaluate:
     model: str
     """The forecaster's folder."""
     json: bool = False
-    """Prints one line of JSON."""
+    """Print one line of JSON instead of text."""
     layout: CsvFormat = CsvFormat()
 
 
@@ -65,8 +65,8 @@ class Predict:
     """Forecasts what follows the last row of a file."""
 
     csv: str
-    """A CSV file with the columns that it was trained on. Its rows after those that the intervals
-    were calibrated on adapt the intervals: the more of them, the better."""
+    """A CSV file with the columns that it was trained on. Rows after those that the intervals were
+    calibrated on adapt the intervals: the more of them, the better."""
     model: str
     """The forecaster's folder."""
     out: str = "forecast.csv"

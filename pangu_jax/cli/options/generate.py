@@ -33,8 +33,8 @@ class Options:
     soft_thinking: bool = False
     """Think in mixtures of tokens before writing. Needs no training, but a model that thinks."""
     think_end: str | None = None
-    """What is written behind the thought; None is the tokenizer's </think> or [unused17]. Thinking
-    ends where this is the likeliest, if it is one token."""
+    """The text written after the thought; None takes the tokenizer's </think> or [unused17]. If it
+    is one token, thinking ends where it is the likeliest."""
     soft: SoftThinkingConfig = SoftThinkingConfig()
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""

@@ -37,15 +37,15 @@ class Options:
     """A file of problems to measure on; without it they are drawn, GSM8K's test questions, or the
     file's last ones. None of them is trained on."""
     problems: int = 100_000
-    """Problems that are drawn to train on; of a file all are taken."""
+    """How many problems are drawn to train on; of a file all are taken."""
     tests: int = 500
-    """Most problems to measure on."""
+    """Maximum number of problems to measure on."""
     preset: str = "dense-tiny"
     """Name of a dense model: dense-tiny, dense-small, dense-shallow."""
     init: str | None = None
     """A decoder (run folder or Hugging Face folder) to start from, instead of a preset."""
     tokenizer: Literal["words", "bytes"] = "words"
-    """Of a preset: a token for each word of the task, or for each byte."""
+    """With a preset: a token for each word of the task, or for each byte."""
     curriculum: Annotated[CurriculumConfig, tyro.conf.arg(name="curriculum")] = CurriculumConfig()
     own: Annotated[MethodConfig, tyro.conf.arg(name="own")] = MethodConfig()
     batch: int = 64
@@ -58,7 +58,7 @@ class Options:
     remat: Literal["full", "dots"] | None = None
     """What the backward pass recomputes."""
     seed: int = 0
-    """Of the initial values, the drawn problems and their order."""
+    """Seed of the initial values, the drawn problems and their order."""
     checkpoint_every: int = LoopConfig.checkpoint_every
     """Steps between checkpoints."""
     evaluate_every: int = LoopConfig.evaluate_every

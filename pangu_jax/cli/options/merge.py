@@ -26,29 +26,31 @@ class Options:
     out: str
     """The new folder."""
     base: str | None = None
-    """The checkpoint that they all come from: for task_arithmetic, ties and dare."""
+    """The checkpoint they were all trained from; task_arithmetic, ties and dare need it."""
     method: Method = "mean"
     """mean; task_arithmetic (delta is an older name of it); slerp (of two); ties; dare."""
     scale: Annotated[float | None, tyro.conf.arg(name="lambda")] = None
-    """How far to go from the base, 1 if not given; for slerp from the first, 0.5 if not given."""
+    """How far to go from the base, 1 if left out; or, for slerp, from the first, 0.5 if left
+    out."""
     density: float = 0.5
     """Share of each difference that ties and dare keep."""
     weights: tuple[float, ...] | None = None
     """One per checkpoint; by default all count equally."""
     rescale: Literal["norm", "density"] = "norm"
-    """What dare makes up for what it drops: the sum of magnitudes, or the share, as the paper."""
+    """How dare makes up for what it drops: norm keeps the sum of magnitudes; density divides by the
+    share that is kept, as published."""
     seed: int = 0
     """Seed of what dare drops."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the tensors; None keeps that of the base, or else of the first."""
     max_shard_gb: float = 5.0
-    """Upper bound on the tensors of a file."""
+    """Maximum size of each file of tensors."""
     gate: str | None = None
     """A file of text, or of questions ({"instruction", "label"} per line), on which all are
     measured."""
     tolerance: float = 0.0
     """How much worse than the best single checkpoint the merge may be, in the gate's unit."""
     length: int = 512
-    """Tokens of context that a window of the gate's text gives at most."""
+    """Maximum context in the gate's text, in tokens."""
     batch: int = 8
-    """Windows, or choices, of the gate that are computed at once."""
+    """Windows or choices of the gate computed at once."""

@@ -1,4 +1,4 @@
-"""Measures whether a model still ranks right when queries have many conditions (MultiConIR)."""
+"""Measures whether a model still ranks well when queries have many conditions (MultiConIR)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,24 +12,24 @@ class Options:
     """Which model on which files, and how; or which two runs to compare."""
 
     model: str | None = None
-    """"bm25", or a folder that holds an encoder, a decoder or a reranker: a run of ours or in the
+    """"bm25", or the folder of an encoder, a decoder or a reranker: a run folder, or one in the
     Hugging Face layout."""
     data: str | None = None
     """MultiConIR's folder, or one with its .csv files, possibly .gz or .xz."""
     out: str | None = None
-    """The run folder, which goes on where it was stopped; with --compare the picture to draw."""
+    """The run's folder, where an existing run is resumed; with --compare the picture to draw."""
     protocol: Protocol = "collection"
-    """"official" does as the released code, faults included: BM25 indexes just the documents that
-    are compared, and a missing text ends it; "collection" gives BM25 the statistics of all
-    positives, and leaves out what has a missing text."""
+    """"official" does as the released code does, faults included: BM25 indexes only the documents
+    that are compared, and a missing text ends the run; "collection" gives BM25 the statistics of
+    all positives, and leaves out rows with a missing text."""
     compare: tuple[str, str] | None = None
     """Two run folders: the first's figures less the second's, on the same rows."""
     rows: int | None = None
-    """How many rows of each file; None is all."""
+    """How many rows of each file, from its start; None is all."""
     seed: int = 0
-    """Of the intervals and tests."""
+    """Seed of the intervals and tests."""
     orders: int | None = None
-    """Also measures which condition moves the score, by its place in the query as it is and in so
+    """Also measure which condition moves the score, by its place in the query as it is and in this
     many random orders; None leaves that out."""
     query_prefix: str | None = None
     """What is put before every query; None is what the folder says."""
@@ -38,13 +38,13 @@ class Options:
     pooling: Pooling | None = None
     """Which hidden states make a vector; None is what the folder says."""
     attention: Attention | None = None
-    """For a decoder: whether tokens see no later ones, or all; None is what the folder says."""
+    """For a decoder: causal or bidirectional attention; None is what the folder says."""
     pool_prefix: bool | None = None
     """For a decoder: whether the prefix's tokens are pooled too; None is what the folder says."""
     batch: int = 32
     """Texts computed at once."""
     max_length: int | None = None
-    """Tokens that a text is cut to, special ones among them; None is what the folder says."""
+    """Maximum tokens per text, special tokens included; None is what the folder says."""
     tokenizer: str | None = None
     """A tokenizer.json; None takes the checkpoint's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -16,4 +16,4 @@ class Options:
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """What `pangu-jax prune` wrote."""
     source: str | None = None
-    """The original checkpoint: the plan is replayed on it, and what no repair touches compared."""
+    """The original checkpoint, to replay the plan on and to compare what no repair touches with."""

@@ -27,14 +27,14 @@ class Options:
     out: str
     """The run's folder; OUT/model is the trained checkpoint in the model's layout."""
     reward: Literal["math", "code"] = "math"
-    """math: whether the final answer is the right one; code: what tests in a sandbox say."""
+    """math: whether the final answer is right; code: whether it passes its tests, in a sandbox."""
     algorithm: Literal["grpo", "dapo", "dr-grpo"] = "grpo"
     """dapo also replaces groups of equal rewards, and takes up to half a point off answers in the
     last fifth of --max-new-tokens."""
     corrected: bool = True
-    """Whether answers of older weights count for how likely they are now."""
+    """Correct answers of older weights by how likely they are under the present ones."""
     kl: float = PolicyConfig.kl
-    """Weight of the divergence from the model that the run began with."""
+    """Weight of the KL divergence from the model that the run began with."""
     staleness: int = ScheduleConfig.staleness
     """How many updates old the weights of an answer's first token may be; 0 is synchronous."""
     batch: int = ScheduleConfig.batch
@@ -42,20 +42,20 @@ class Options:
     group: int = ScheduleConfig.group
     """Answers per question."""
     slots: int = ScheduleConfig.slots
-    """Answers that are written at once."""
+    """Answers written at once."""
     updates: int = RlConfig.updates
     """Updates of the weights."""
     max_new_tokens: int = RlConfig.max_new_tokens
-    """Most tokens of an answer."""
+    """Maximum number of tokens per answer."""
     temperature: float = RlConfig.temperature
-    """Of the answers, above 0."""
+    """Sampling temperature of the answers, above 0."""
     accumulate: int = RlConfig.accumulate
     """Microbatches per update."""
     optimizer: Annotated[OptimizerConfig, tyro.conf.arg(name="optimizer")] = OPTIMIZER
     mode: Mode = "chat"
-    """How a question is put, as in `bench`."""
+    """How questions are asked, as in `bench`."""
     template: str = "auto"
-    """How dialogues are written: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
+    """Chat template: pangu, llama3, chatml; "auto" takes the checkpoint's own."""
     tokenizer: str | None = None
     """"bytes" or a tokenizer.json; None takes the checkpoint's own."""
     allow_code_execution: bool = False
@@ -65,25 +65,25 @@ class Options:
     remat: Literal["full", "dots"] | None = None
     """What the backward pass recomputes."""
     mesh: str = ""
-    """Devices that hold and train the model and write the answers, such as "fsdp=4,tensor=2"; empty
+    """Mesh of devices that train the model and write the answers, such as "fsdp=4,tensor=2"; empty
     is one device."""
     rules: str = "fsdp"
     """What is sharded over the mesh: ddp, fsdp, tensor, expert, h2p, joined with +."""
     coordinator: str = ""
-    """host:port of process 0 where several processes train together; "auto" asks the cluster."""
+    """host:port of process 0, if several processes train together; "auto" asks the cluster."""
     processes: int | None = None
     """Number of processes that train together."""
     process: int | None = None
     """Index of this process, from 0."""
     seed: int = RlConfig.seed
-    """Of the order of questions, and of the answers."""
+    """Seed of the order of questions, and of the answers."""
     rollouts: Literal["local", "ray"] = "local"
     """Who writes the answers: this process, or Ray's workers (pip install 'pangu-jax[ray]')."""
     workers: int = 2
-    """Of Ray; each has the whole model, and its part of --slots."""
+    """Ray workers; each holds the whole model, and has its share of --slots."""
     worker_gpus: float = 0.0
-    """GPUs of each worker of Ray."""
+    """GPUs per Ray worker."""
     curriculum: bool = False
-    """Whether questions that are solved often come first, and harder ones later."""
+    """Ask questions that are often solved first, and harder ones later."""
     save_every: int = RlConfig.save_every
     """Updates between checkpoints."""

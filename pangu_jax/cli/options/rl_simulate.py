@@ -1,4 +1,4 @@
-"""What reinforcement learning gains by training on older answers, for given lengths and costs.
+"""Simulates what reinforcement learning gains by training on older answers.
 
 Rollouts and the trainer are on devices of their own, or share one; the speed-up is over synchronous
 training, which waits for the longest answer of a batch, updates, and begins the next one.
@@ -25,13 +25,13 @@ class Options:
     longest: int = 16384
     """Longest drawn answer, in tokens."""
     slots: int = ScheduleConfig.slots
-    """Answers that are decoded at once."""
+    """Answers decoded at once."""
     seconds_per_token: float = Costs.token
-    """Of one slot; --slots of them make as many tokens in that time."""
+    """Seconds that a slot takes for a token, while the other slots make one each."""
     seconds_per_update: float = Costs.update
-    """Of the trainer, for one batch."""
+    """Seconds that the trainer takes for a batch."""
     shared: bool = False
-    """Whether rollouts and the trainer share a device, so that slots wait during updates."""
+    """Let rollouts and the trainer share a device, so that slots wait during updates."""
     batch: int = ScheduleConfig.batch
     """Groups per update."""
     group: int = ScheduleConfig.group
@@ -41,12 +41,12 @@ class Options:
     policies: tuple[Literal["barrier", "admission", "discard"], ...] = ("barrier",)
     """How the bound is kept; admission does not keep it."""
     partial: bool = False
-    """Whether updates go ahead of what is too old and still runs (barrier)."""
+    """Let updates go ahead of answers that are too old and still running (barrier)."""
     updates: int = 100
     """Updates to simulate."""
     seed: int = 0
-    """Of the lengths."""
+    """Seed of the lengths."""
     out: str | None = None
     """A folder for results.json, report.md and plots/staleness.png."""
     json: bool = False
-    """Prints the results as JSON in place of the table."""
+    """Print the results as JSON instead of the table."""

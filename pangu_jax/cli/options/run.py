@@ -13,11 +13,11 @@ class Options:
     artifact: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ARTIFACT")]
     """A folder that `pangu-jax export` wrote."""
     program: str | None = None
-    """Which of its programs; may be left out where there is one."""
+    """Which of its programs; needed only if there are several."""
     inputs: str | None = None
-    """An .npz with one array for each input."""
+    """An .npz file with one array for each input; None prints what the programs take and give."""
     out: str | None = None
-    """Where to write the results as .npz; None prints what they are."""
+    """The .npz file to write the results to; None prints their types and shapes."""
     check: bool = False
     """Run the samples that the artifact keeps, and compare with jax's results at export."""
     provider: str = "CPUExecutionProvider"

@@ -45,9 +45,9 @@ class Options:
     remat: Literal["full", "dots"] | None = None
     """What the backward pass recomputes."""
     mesh: str = ""
-    """Devices, such as "fsdp=4,tensor=2"; empty is one device."""
+    """Mesh of devices, such as "fsdp=4,tensor=2"; empty is one device."""
     coordinator: str = ""
-    """host:port of process 0 where several processes train together; "auto" asks the cluster."""
+    """host:port of process 0, if several processes train together; "auto" asks the cluster."""
     processes: int | None = None
     """Number of processes that train together."""
     process: int | None = None

@@ -11,6 +11,7 @@ import numpy as np
 
 import pangu_jax
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.extras import check_extra
 from pangu_jax.core.files import atomic_write
 from pangu_jax.core.tree import flatten
 from pangu_jax.export.onnx.build import full
@@ -177,14 +178,13 @@ def load_onnx() -> Any:
     Raises:
       InputError: it is not installed.
     """
-    try:
-        import onnx
-        import onnx.checker
-        import onnx.helper
-        import onnx.numpy_helper
-        import onnx.shape_inference
-    except ImportError as error:
-        raise InputError("this needs onnx: pip install 'pangu-jax[export]'") from error
+    check_extra("export", "onnx", by="exporting to ONNX")
+    import onnx
+    import onnx.checker
+    import onnx.helper
+    import onnx.numpy_helper
+    import onnx.shape_inference
+
     return onnx
 
 

@@ -7,7 +7,8 @@ import numpy as np
 
 import pangu_jax
 from pangu_jax.core.errors import InputError
-from pangu_jax.export.artifact import Artifact, Compiled, Tensor, save, save_samples
+from pangu_jax.core.extras import check_extra
+from pangu_jax.export.artifact import Artifact, Compiled, Tensor, save
 from pangu_jax.export.onnx.model import (
     IR,
     OPSET,
@@ -18,8 +19,8 @@ from pangu_jax.export.onnx.model import (
     load_onnx,
     to_model,
 )
-from pangu_jax.export.parity import Row, compare
-from pangu_jax.export.program import Bundle, references
+from pangu_jax.export.parity import Row
+from pangu_jax.export.program import Bundle, Program, compare_samples
 
 WEIGHTS = "weights.bin"
 
@@ -54,17 +55,13 @@ def export(
         onnx.save_model(to_model(made, weights), str(folder / f"{program.name}.onnx"))
     if weights is not None:
         weights.write()
-    rows, kept, wanted = [], {}, references(bundle)
-    for program in bundle.programs:
+
+    def run(program: Program) -> Session:
         path = folder / f"{program.name}.onnx"
         check_model(path)
-        run = Session(path)
-        for name, inputs in program.samples.items():
-            found = run(inputs)
-            results = wanted[program.name, name]
-            rows += compare(program.name, name, results, found)
-            kept[program.name, name] = inputs, results
-    save_samples(folder, kept)
+        return Session(path)
+
+    rows = compare_samples(bundle, folder, run)
     import jax
 
     versions = {
@@ -120,10 +117,9 @@ def onnxruntime() -> Any:
     Raises:
       InputError: it is not installed.
     """
-    try:
-        import onnxruntime as runtime
-    except ImportError as error:
-        raise InputError("this needs onnxruntime: pip install 'pangu-jax[export]'") from error
+    check_extra("export", "onnxruntime", by="running an ONNX model")
+    import onnxruntime as runtime
+
     return runtime
 
 
