@@ -1,5 +1,7 @@
 """The experiment on staleness: its questions, its lengths and its tables; nothing is compiled."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from experiments.pangu_embedded import arithmetic, staleness
@@ -73,3 +75,20 @@ def test_tables_hold_what_cells_gave(tmp_path):
     text = staleness._text(cells, both)  # what is whole
     assert "30.0" not in text and "| from solutions | 0.400 |" in text
     assert staleness._text(Cells(tmp_path, {}), both) == ""
+
+
+def test_seconds_of_an_arm_are_those_of_all_its_stretches(tmp_path, monkeypatch):
+    """A run that goes on tells the updates of before, too, with the seconds that they took."""
+
+    def resumed(*given, on_update, **rest):
+        for seconds in (40.0, 2.5):  # the first before it was stopped
+            on_update({"seconds": seconds, "reward": 1.0, "ages": [0, 1]})
+        return SimpleNamespace(params=None)
+
+    stubs = {"train": resumed, "_opened": lambda *_: None, "accuracy": lambda *_: 1}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(staleness, name, stub)
+    cells = Cells(tmp_path, {"base/0": {"right": 0.5}})
+    arm = next(iter(staleness.ARMS))
+    found = staleness._arm(Learning(1, 32, 1, 3, seeds=(0,)), tmp_path, cells, arm, 0)
+    assert found["run_seconds"] == 42.5 and found["gain"] == 0.5 and found["largest_age"] == 1
