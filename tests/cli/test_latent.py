@@ -196,6 +196,30 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     assert end.value.code == 0
 
 
+def test_what_a_method_does_not_read_and_problems_without_steps_are_told(
+    tiny_run, tmp_path, capsys, begun
+):
+    rows = [{"question": str(i), "answer": f"So it is.\n#### {i}"} for i in range(9)]
+    rows[0]["answer"] = "<<0=0>>0\n#### 0"  # a mark, which is a step
+    rows[1]["question"] = "1" * 400
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ("--task", path, "--tests", 2, "--init", tiny_run, "--steps", 8)
+    unread = ("--unmarked", "--turns", 3, "--stages", 2)
+    for method, more, told in (
+        ("cot", unread, ("cot does not read stages, unmarked, turns", "6 of 7 problems")),
+        ("looped", unread, ("looped does not read stages, unmarked\n",)),
+        ("pause", unread, ("pause does not read turns\n", "have no steps")),
+        ("no-cot", (), ()),
+    ):
+        told = (*told, "the model was made for 400 tokens")
+        out = ("--out", tmp_path / method)
+        assert call("train", "--method", method, *task, *out, *more) == 143
+        found = capsys.readouterr().err
+        assert all(words in found for words in told)
+        assert found.count("note:") == len(told)
+
+
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
     out = tmp_path / "run"
     for arguments, why in (
