@@ -31,6 +31,7 @@ def main(options: Options) -> None:
     if options.tests is not None:
         check_size("tests", options.tests)
     check_size("batch", options.batch)
+    check_size("seed", options.seed, least=0)
     if options.plot is not None:
         latent_plot.check_format(options.plot)
     params, cfg, tokenizer, trained = opened(options.run)

@@ -13,7 +13,6 @@ import numpy as np
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.generate_file import note_length
 from pangu_jax.cli.latent_eval import described, unseen
 from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.progress import working
@@ -106,6 +105,13 @@ def main(options: Options) -> None:
         ablated = {f"accuracy_{kind}": one.accuracy for kind, one in found.items() if kind}
         return {**dataclasses.asdict(found[""]), **ablated}
 
+    loop = LoopConfig(
+        options.curriculum.steps,
+        options.accumulate,
+        options.seed,
+        options.checkpoint_every,
+        evaluate_every=options.evaluate_every,
+    )
     folder = Path(options.out)
     with store.begin(model, folder, _settings(options, task), free=FREE) as claim:
         _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)
@@ -113,13 +119,6 @@ def main(options: Options) -> None:
             f"{count(registry.spec(model)):,} parameters, {len(ids.training):,} problems, "
             f"{len(phases)} stages",
             file=sys.stderr,
-        )
-        loop = LoopConfig(
-            options.curriculum.steps,
-            options.accumulate,
-            options.seed,
-            options.checkpoint_every,
-            evaluate_every=options.evaluate_every,
         )
         with stoppable():
             state = latent.train(
@@ -146,6 +145,7 @@ def _check(options: Options) -> None:
     check_size("tests", options.tests)
     check_size("batch", options.batch)
     check_size("accumulate", options.accumulate)
+    check_size("seed", options.seed, least=0)
     if options.batch % options.accumulate:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"
@@ -179,7 +179,11 @@ def _note(
         for problem in (*ids.training, *ids.testing)
         for row in (chosen.slots(problem, phase, ids.markers, phase.removed_tokens),)
     )
-    note_length(longest, cfg)
+    if longest > cfg.max_length:
+        print(
+            f"note: rows have up to {longest:,} tokens, the model was made for {cfg.max_length:,}",
+            file=sys.stderr,
+        )
 
 
 def _measure(

@@ -212,7 +212,7 @@ def test_what_a_method_does_not_read_and_problems_without_steps_are_told(
         ("pause", unread, ("pause does not read turns\n", "have no steps")),
         ("no-cot", (), ()),
     ):
-        told = (*told, "the model was made for 400 tokens")
+        told = (*told, "tokens, the model was made for 400")
         out = ("--out", tmp_path / method)
         assert call("train", "--method", method, *task, *out, *more) == 143
         found = capsys.readouterr().err
@@ -229,12 +229,16 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
         (("--task", "mult1x1", "--steps", 3, "--stage-steps", 1), "need more than 3 steps"),
         (("--task", "mult1x1", "--batch", 3, "--accumulate", 2), "must divide the batch"),
         (("--task", "mult1x1", "--accumulate", 0), "accumulate must be at least 1"),
+        (("--task", "mult1x1", "--seed", -1), "seed must be at least 0"),
+        (("--task", "mult1x1", "--checkpoint-every", 0), "checkpoint_every must be at least 1"),
         (("--task", "mult1x1", "--tests", 1), "another problem, which needs at least two"),
         (("--task", "mult1x1", "--preset", "moge-tiny"), "has experts"),
     ):
         more = ("--problems", 30, "--tests", 2)
         assert call("train", "--method", "coconut", "--out", out, *more, *arguments) == 2
         assert why in capsys.readouterr().err and not out.exists()
+    assert call("probe", tiny_run, "--seed", -1) == 2
+    assert "seed must be at least 0" in capsys.readouterr().err
     assert call("eval", tiny_run) == 2
     assert "was not made by `pangu-jax latent train`" in capsys.readouterr().err
 
