@@ -25,7 +25,7 @@ from pangu_jax.reasoning.latent.held_out import load_hashes, not_among
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, scores
 from pangu_jax.reasoning.latent.slots import encode, markers_of
-from pangu_jax.reasoning.latent.task import chance, located, test_problems
+from pangu_jax.reasoning.latent.task import FILES, chance, located, test_problems
 
 
 def main(options: Options) -> None:
@@ -38,7 +38,9 @@ def main(options: Options) -> None:
     name = options.task or trained.task
     found = test_set(options.run, trained, options.task, options.test, options.tests, options.data)
     problems = [encode(problem, tokenizer) for problem in found]
-    step = latent.reached(options.run, trained)
+    step, most = latent.reached(options.run, trained), trained.max_new_tokens
+    if options.max_new_tokens is not None:
+        most = options.max_new_tokens
     with progress() as show:
         found = scores(
             params,
@@ -47,7 +49,7 @@ def main(options: Options) -> None:
             trained.phase,
             markers,
             cfg=cfg,
-            max_new_tokens=options.max_new_tokens or trained.max_new_tokens,
+            max_new_tokens=most,
             batch=options.batch,
             ablations=ABLATIONS if options.ablations else (),
             progress=lambda kind, done, total: show(f"answering {kind}", done, total),
@@ -81,13 +83,20 @@ def test_set(
       data: as in `located`.
 
     Raises:
-      InputError: no such problems, or the run was trained on all of them.
+      InputError: no such problems, or the run was trained on all of them; or data is not read.
     """
+    check_data(task, data)
     if task is None and test is None:
         test = trained.test
     task, test = located(task or trained.task, test, data, trains=False)
     tests = trained.tests if tests is None else tests
     return unseen(test_problems(task, test=test, tests=tests), load_hashes(run), run)
+
+
+def check_data(task: str | None, data: str | None) -> None:
+    """Raises InputError for a folder of data with a task that reads none."""
+    if data is not None and task not in FILES:
+        raise InputError(f"--data is the folder of --task {', '.join(FILES)}; another reads none")
 
 
 def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Problem]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.latent_eval import described, unseen
+from pangu_jax.cli.latent_eval import check_data, described, unseen
 from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
@@ -146,6 +146,7 @@ def _check(options: Options) -> None:
     check_size("batch", options.batch)
     check_size("accumulate", options.accumulate)
     check_size("seed", options.seed, least=0)
+    check_data(options.task, options.data)
     if options.batch % options.accumulate:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"

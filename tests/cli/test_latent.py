@@ -43,6 +43,8 @@ def test_eval_measures_a_run_and_its_ablations(run, capsys):
     assert found["problems"] == 3 and found["thoughts"] == 2 and found["chance"] is None
     assert found["step"] == found["steps"] == 8
     assert set(found["ablations"]) == {"zeros", "noise", "other", "pause"}
+    assert call("eval", run, "--max-new-tokens", 0) == 2
+    assert "max_new_tokens must be at least 1" in capsys.readouterr().err
     assert call("eval", run, "--tests", 3, "--no-ablations") == 0
     told = capsys.readouterr()
     assert told.out.startswith("coconut    accuracy") and "--method pause" in told.out
@@ -226,6 +228,7 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
         (("--task", "nowhere"), "there is no task 'nowhere'"),
         (("--task", "mult2x3"), "the same number of digits"),
         (("--task", "gsm8k"), "gsm8k needs --data"),
+        (("--task", "mult1x1", "--data", tmp_path), "--data is the folder of --task gsm8k"),
         (("--task", "mult1x1", "--steps", 3, "--stage-steps", 1), "need more than 3 steps"),
         (("--task", "mult1x1", "--batch", 3, "--accumulate", 2), "must divide the batch"),
         (("--task", "mult1x1", "--accumulate", 0), "accumulate must be at least 1"),
