@@ -10,7 +10,9 @@ import pytest
 from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.cli import latent_train
 from pangu_jax.cli.main import main
+from pangu_jax.core.config import save_config
 from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.train.stop_signal import Stopped
 
 TRAIN = latent_train.latent.train
@@ -220,6 +222,20 @@ def test_what_a_method_does_not_read_and_problems_without_steps_are_told(
         found = capsys.readouterr().err
         assert all(words in found for words in told)
         assert found.count("note:") == len(told)
+
+
+def test_commands_say_that_they_leave_thoughts_out(tiny_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    for slots in (0, 2):
+        phase = Phase(1, slots, ALL)
+        trained = latent_train.latent.Trained("coconut", phase, "mult1x1", None, 4, 1, 9)
+        save_config(trained, folder / latent_train.latent.RUN)
+        with pytest.raises(SystemExit) as end:
+            main(["convert", str(folder), str(tmp_path / f"converted-{slots}")])
+        assert end.value.code == 0
+        told = "after 2 thoughts or pauses, which are left out here"
+        assert (told in capsys.readouterr().err) == bool(slots)
 
 
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
