@@ -238,6 +238,24 @@ def test_commands_say_that_they_leave_thoughts_out(tiny_run, tmp_path, capsys):
         assert (told in capsys.readouterr().err) == bool(slots)
 
 
+def test_a_damaged_description_of_a_run_is_refused(tiny_run, tmp_path, capsys):
+    phase = {"steps": 1, "slots": 2}
+    good = {"method": "pause", "phase": phase, "task": "mult1x1", "test": None}
+    good |= {"tests": 4, "steps": 1, "max_new_tokens": 9}
+    for damage, why in (
+        ({"phase": {**phase, "slots": -1}}, "slots must be at least 0, got -1"),
+        ({"phase": {**phase, "slots": 10**12}}, "slots must be at most"),
+        ({"phase": {**phase, "smoothing": -1.0}}, "smoothing must be 0 or more"),
+        ({"tests": 0}, "tests must be at least 1, got 0"),
+        ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
+        ({"method": "thought"}, "method must be one of cot"),
+    ):
+        (tmp_path / latent_train.latent.RUN).write_text(json.dumps(good | damage))
+        shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
+        assert call("eval", tmp_path) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
     out = tmp_path / "run"
     for arguments, why in (
