@@ -15,7 +15,7 @@ from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
-from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
@@ -124,7 +124,8 @@ def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
     decoder's branches where thoughts are projected.
 
     Raises:
-      InputError: the folder holds no such run.
+      InputError: the folder holds no such run, or another tokenizer than it was trained with, as
+        far as ids are outside the vocabulary.
     """
     if not (Path(path) / latent.RUN).is_file():
         raise InputError(f"{path} was not made by `pangu-jax latent train`: no {latent.RUN}")
@@ -134,7 +135,9 @@ def opened(path: str) -> tuple[Any, DecoderConfig, Tokenizer, latent.Trained]:
             path, kind=("decoder", "thinker"), by="`pangu-jax latent`"
         )
     params, cfg = written_out(params, cfg)
-    return params, cfg, load_tokenizer(found, checkpoint=path), trained
+    tokenizer = load_tokenizer(found, checkpoint=path)
+    check_vocabulary(dataclasses.astuple(markers_of(tokenizer)), tokenizer, cfg.vocab)
+    return params, cfg, tokenizer, trained
 
 
 def described(found: Mapping[str, Score], name: str, guessing: float | None) -> str:

@@ -12,7 +12,7 @@ from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.config import load_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.encoder_inputs import encode_for_encoder
-from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.text_encoder import configured
 from pangu_jax.export import decoder, encoder, forecaster, parity, stablehlo
@@ -203,6 +203,7 @@ def _decoder(
             raise InputError(f"{job.checkpoint} has no tokenizer to ask questions with")
         reached(job.checkpoint, load_config(Trained, Path(job.checkpoint) / RUN))
         asks = asking(job.checkpoint, tokenizer)
+        check_vocabulary([asks.facts["mark"], *asks.facts["suffix"]], tokenizer, cfg.vocab)
     bundle = decoder.bundle(
         params,
         cfg,

@@ -1,5 +1,6 @@
 """`pangu-jax latent train` and `eval`: a run that goes on, measures itself, and stays a decoder."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint.store import restore_params
-from pangu_jax.cli import latent_train
+from pangu_jax.cli import latent_eval, latent_train
 from pangu_jax.cli.main import main
 from pangu_jax.core.config import save_config
 from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.models import presets
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.train.stop_signal import Stopped
 
@@ -254,6 +256,17 @@ def test_a_damaged_description_of_a_run_is_refused(tiny_run, tmp_path, capsys):
         shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
         assert call("eval", tmp_path) == 2
         assert why in capsys.readouterr().err
+
+
+def test_a_run_without_its_tokenizer_is_refused(tmp_path, capsys, monkeypatch):
+    """Without tokenizer.json it seems to be one of bytes, whose ids are outside its vocabulary."""
+    cfg = presets.byte_model(8, 1, 1, 1, 8, 8, 64)
+    small = dataclasses.replace(cfg, vocab=24)
+    monkeypatch.setattr(latent_eval, "open_checkpoint", lambda *_, **__: (None, small, "bytes"))
+    trained = latent_train.latent.Trained("coconut", Phase(1, 2, ALL), "mult1x1", None, 4, 1, 9)
+    save_config(trained, tmp_path / latent_train.latent.RUN)
+    assert call("eval", tmp_path) == 2
+    assert "the model's vocabulary ends at 23" in capsys.readouterr().err
 
 
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
