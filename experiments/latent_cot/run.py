@@ -25,12 +25,10 @@ Not reproduced: published runs begin with GPT-2, and have other sizes and length
 """
 
 import dataclasses
-import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +39,8 @@ from experiments.latent_cot.budget import phases_for, read_in_training
 from experiments.latent_cot.config import PRESETS, Experiment, Plan
 from experiments.latent_cot.report import write_report
 from experiments.latent_cot.start import Start, begin_with
-from pangu_jax.checkpoint.store import latest_step
 from pangu_jax.cli.stopping import script
-from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
-from pangu_jax.core.files import atomic_write
 from pangu_jax.core.spec import count
 from pangu_jax.models import decoder, registry
 from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
@@ -57,9 +52,8 @@ from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import scores
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.study.timing import timed
 from pangu_jax.train.loop_config import LoopConfig
-from pangu_jax.train.step import TrainState
-from pangu_jax.train.stop_signal import Stopped
 
 
 def main() -> None:
@@ -127,7 +121,7 @@ def _cell(
         label=f"{plan.task} {method}",
         how=how,
     )
-    state, trained_s = timed(train, folder)
+    state, trained_s = timed(train, folder, steps)
     params, cfg = written_out(state.params, model)
     asked = {
         "method": METHODS[method],
@@ -163,31 +157,6 @@ def _stop_after(seconds: float) -> None:
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
     timer.daemon = True
     timer.start()
-
-
-def timed(train: Callable[[], TrainState], folder: Path) -> tuple[TrainState, float | None]:
-    """What a training run gives, and the seconds that it took, those before it was stopped, too.
-
-    They are noted beside the run when it ends or hears a signal, with the step that it came to.
-    None where a run goes on from a step that was not noted, as it had been killed.
-    """
-    note, step = folder / "seconds.json", latest_step(folder) or 0
-    noted = read_json(note) if note.is_file() else {"step": 0, "seconds": 0.0}
-    before = {0: 0.0, noted["step"]: noted["seconds"]}.get(step)
-    began = time.monotonic()
-
-    def write(step: int) -> float | None:
-        seconds = None if before is None else before + time.monotonic() - began
-        with atomic_write(note) as file:
-            json.dump({"step": step, "seconds": seconds}, file)
-        return seconds
-
-    try:
-        state = train()
-    except Stopped as stop:
-        write(stop.step)
-        raise
-    return state, write(int(state.step))
 
 
 def _seconds(ask: Any, problems: list) -> float:

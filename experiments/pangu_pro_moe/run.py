@@ -51,6 +51,7 @@ from pangu_jax.models.presets import as_topk
 from pangu_jax.nn.how import How
 from pangu_jax.study import options
 from pangu_jax.study.cells import begin, say
+from pangu_jax.study.timing import timed
 from pangu_jax.train.language import train_language
 from pangu_jax.train.loop_config import LoopConfig
 from pangu_jax.train.metrics import read_metrics
@@ -76,15 +77,17 @@ def main() -> None:
     models = _models(experiment, text.tokenizer)
     cells = begin(folder, experiment, tokenizer=given.tokenizer)
     say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
-    compute(folder, cells.results, "byte model", partial(_control, text))
-    for seed in experiment.seeds:
-        for name, cfg in models.items():
-            part = f"{name}-seed{seed}"
-            make = partial(_cell, experiment, cfg, text, folder / part, seed)
-            compute(folder, cells.results, part, make)
-    cells.results["uniform"] = _uniform(experiment)
-    cells.results["seconds"] = cells.results.get("seconds", 0) + time.monotonic() - began
-    save_results(folder, cells.results)
+    try:
+        compute(folder, cells.results, "byte model", partial(_control, text))
+        for seed in experiment.seeds:
+            for name, cfg in models.items():
+                part = f"{name}-seed{seed}"
+                make = partial(_cell, experiment, cfg, text, folder / part, seed)
+                compute(folder, cells.results, part, make)
+        cells.results["uniform"] = _uniform(experiment)
+    finally:  # where it was stopped, too
+        cells.results["seconds"] = cells.results.get("seconds", 0) + time.monotonic() - began
+        save_results(folder, cells.results)
     part = f"{next(iter(models))}-seed{experiment.seeds[0]}"
     say(
         f"{write_report(folder, experiment, models, cells.results)} is the report; "
@@ -150,8 +153,8 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
     """Trains one model and measures it."""
     source = PackedTokens(text.training, experiment.length)
     how = How(remat=experiment.remat, dtype=experiment.dtype)
-    began = time.monotonic()
-    params = train_language(
+    train = partial(
+        train_language,
         cfg,
         lambda step: batches(source, batch=experiment.batch, seed=seed, start_step=step),
         folder,
@@ -162,7 +165,7 @@ def _cell(experiment, cfg, text: Text, folder: Path, seed: int) -> dict:
         documents=source.most_documents,
         how=how,
     )
-    seconds = time.monotonic() - began
+    params, seconds = timed(train, folder, experiment.steps)
     if text.tokenizer.name != "bytes":
         with atomic_write(folder / "tokenizer.json", "wb") as file:
             file.write(Path(text.tokenizer.name).read_bytes())

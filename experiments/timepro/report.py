@@ -73,7 +73,8 @@ map is least squares on mean-removed windows of 96 steps, one map for all series
 ## Settings
 
 Published settings of every cell (config.py), {_limits(experiment)}seeds \
-{report.listed(experiment.seeds)}. {len(results)} cells, {seconds:,.0f} s in all, on \
+{report.listed(experiment.seeds)}. {len(results)} cells, {seconds:,.0f} s in all (of one that was \
+stopped, since it was last gone on with), on \
 {report.listed(devices)}. Every figure is in results.json.
 """
 

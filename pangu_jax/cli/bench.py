@@ -16,7 +16,7 @@ import jax
 
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli.bench_report import write_report
-from pangu_jax.cli.generate_file import note_length
+from pangu_jax.cli.generate_file import note_length, note_thoughts
 from pangu_jax.cli.options.bench import Options
 from pangu_jax.cli.progress import Show, progress, working
 from pangu_jax.core.cells import compute, open_results
@@ -81,6 +81,7 @@ def main(options: Options) -> None:
         )
         about = {"name": Path(options.model).resolve().name, "parameters": content_hash(params)}
         params = by_layer(params, donate=True)
+    note_thoughts(options.model)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.model)
     dialogue = options.mode not in TEXTS
     template = choose_template(options.template, options.model, tokenizer) if dialogue else None

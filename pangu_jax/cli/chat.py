@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from pangu_jax.checkpoint.open import open_checkpoint
+from pangu_jax.cli.generate_file import note_thoughts
 from pangu_jax.cli.options.chat import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import read_json
@@ -48,6 +49,7 @@ def main(options: Options) -> None:
             options.checkpoint, kind="decoder", by="`pangu-jax chat`", dtype=options.dtype
         )
         params = by_layer(params, donate=True)
+    note_thoughts(options.checkpoint)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     template = choose_template(options.template, options.checkpoint, tokenizer)
     model = _Model(params, cfg, tokenizer, template)

@@ -5,6 +5,7 @@ import sys
 from pangu_jax.checkpoint import gguf_file, hf
 from pangu_jax.checkpoint.hf import read_keys
 from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
+from pangu_jax.cli.generate_file import note_thoughts
 from pangu_jax.cli.options.convert import Options
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.errors import InputError
@@ -32,6 +33,7 @@ def main(options: Options) -> None:
             "transformers loads what it knows itself, such as --family llama",
             file=sys.stderr,
         )
+    note_thoughts(options.checkpoint)
     if found == "bytes":
         print(
             "note: its tokens are bytes, for which other libraries have no tokenizer",

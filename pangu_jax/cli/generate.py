@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.generate_file import answer_file, check_file, note_length
+from pangu_jax.cli.generate_file import answer_file, check_file, note_length, note_thoughts
 from pangu_jax.cli.options.generate import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
@@ -38,6 +38,7 @@ def main(options: Options) -> None:
             options.checkpoint, kind="decoder", by="`pangu-jax generate`", dtype=options.dtype
         )
         params = by_layer(params, donate=True)
+    note_thoughts(options.checkpoint)
     tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
     if options.prompts is not None:
         answer_file(options, params, cfg, tokenizer)

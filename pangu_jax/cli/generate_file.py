@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from pangu_jax.cli.options.generate import Options
 from pangu_jax.cli.progress import progress
-from pangu_jax.core.config import check_size, to_json, up_to_date
+from pangu_jax.core.config import check_size, read_json, to_json, up_to_date
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.run_folder import check_same
@@ -97,6 +98,19 @@ def note_length(tokens: int, cfg: DecoderConfig) -> None:
     """
     if tokens > cfg.max_length:
         print(f"note: the model was made for {cfg.max_length} tokens", file=sys.stderr)
+
+
+def note_thoughts(checkpoint: str) -> None:
+    """Warns of a run of `latent train` whose thoughts or pauses are left out by this command."""
+    path = Path(checkpoint) / "latent.json"  # the module that writes it takes long to import
+    found = read_json(path) if path.is_file() else None
+    phase = found.get("phase") if isinstance(found, dict) else None
+    if isinstance(phase, dict) and phase.get("slots"):
+        print(
+            f"note: {checkpoint} was trained to answer after {phase['slots']} thoughts or pauses, "
+            "which are left out here; `pangu-jax latent eval` and `export` have them",
+            file=sys.stderr,
+        )
 
 
 def _read(

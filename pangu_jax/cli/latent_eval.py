@@ -16,7 +16,7 @@ from pangu_jax.cli.progress import progress, working
 from pangu_jax.core.config import check_size, load_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.chain_of_thought import Problem
-from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.thinker import written_out
 from pangu_jax.nn.how import How
@@ -26,7 +26,7 @@ from pangu_jax.reasoning.latent.held_out import load_hashes, not_among
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, scores
 from pangu_jax.reasoning.latent.slots import encode, markers_of
-from pangu_jax.reasoning.latent.task import chance, located, test_problems
+from pangu_jax.reasoning.latent.task import FILES, chance, located, test_problems
 
 
 def main(options: Options) -> None:
@@ -35,7 +35,9 @@ def main(options: Options) -> None:
     markers, chosen = markers_of(tokenizer), method(trained.method)
     name = options.task or trained.task
     problems = [encode(problem, tokenizer) for problem in test_set(options, trained)]
-    step = latent.reached(options.run, trained)
+    step, most = latent.reached(options.run, trained), trained.max_new_tokens
+    if options.max_new_tokens is not None:
+        most = options.max_new_tokens
     with progress() as show:
         found = scores(
             params,
@@ -44,7 +46,7 @@ def main(options: Options) -> None:
             trained.phase,
             markers,
             cfg=cfg,
-            max_new_tokens=options.max_new_tokens or trained.max_new_tokens,
+            max_new_tokens=most,
             batch=options.batch,
             ablations=ABLATIONS if options.ablations else (),
             progress=lambda kind, done, total: show(f"answering {kind}", done, total),
@@ -67,8 +69,9 @@ def test_set(options: Problems, trained: latent.Trained) -> list[Problem]:
       trained: how the run was trained, from its folder.
 
     Raises:
-      InputError: no such problems, or the run was trained on all of them.
+      InputError: no such problems, or the run was trained on all of them; or data is not read.
     """
+    check_data(options.task, options.data)
     own = options.task is None and options.test is None
     test = trained.test if own else options.test
     task, test = located(options.task or trained.task, test, options.data, trains=False)
@@ -76,6 +79,12 @@ def test_set(options: Problems, trained: latent.Trained) -> list[Problem]:
     return unseen(
         test_problems(task, test=test, tests=tests), load_hashes(options.run), options.run
     )
+
+
+def check_data(task: str | None, data: str | None) -> None:
+    """Raises InputError for a folder of data with a task that reads none."""
+    if data is not None and task not in FILES:
+        raise InputError(f"--data is the folder of --task {', '.join(FILES)}; another reads none")
 
 
 def unseen(problems: Sequence[Problem], seen: np.ndarray, run: str) -> list[Problem]:
@@ -111,7 +120,8 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
       options: names the run's folder.
 
     Raises:
-      InputError: the folder holds no such run, or a number of problems is below 1.
+      InputError: the folder holds no such run, or another tokenizer than it was trained with, as
+        far as ids are outside the vocabulary; or a number of problems is below 1.
     """
     if options.tests is not None:
         check_size("tests", options.tests)
@@ -125,7 +135,9 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
             path, kind=("decoder", "thinker"), by="`pangu-jax latent`"
         )
     params, cfg = written_out(params, cfg)
-    return params, cfg, load_tokenizer(found, checkpoint=path), trained
+    tokenizer = load_tokenizer(found, checkpoint=path)
+    check_vocabulary(dataclasses.astuple(markers_of(tokenizer)), tokenizer, cfg.vocab)
+    return params, cfg, tokenizer, trained
 
 
 def described(found: Mapping[str, Score], name: str, guessing: float | None) -> str:

@@ -11,6 +11,7 @@ from pangu_jax.cli import latent_plot
 from pangu_jax.cli.latent_eval import opened, test_set
 from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
+from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.picture import check_picture
 from pangu_jax.models.decoder import DecoderConfig
@@ -28,6 +29,7 @@ LEAST = 20  # problems that have a step, for it to be probed
 
 def main(options: Options) -> None:
     """Prints a line for each thought and target (a step, or the answer)."""
+    check_size("seed", options.seed, least=0)
     if options.plot is not None:
         check_picture(options.plot)
     params, cfg, tokenizer, trained = opened(options)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.latent_eval import described, unseen
+from pangu_jax.cli.latent_eval import check_data, described, unseen
 from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
@@ -29,6 +29,7 @@ from pangu_jax.models.thinker import ThinkerConfig, from_decoder, written_out
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.config import MethodConfig
+from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, check_problems, scores
@@ -48,6 +49,19 @@ MOST_NEW = 8  # tokens that an answer may have beyond the longest of the trainin
 
 # What may differ when a run is resumed: it changes no result.
 FREE = ("out", "checkpoint_every")
+
+# The methods that read a setting; all read the others.
+STAGED, THINKING = ("coconut", "pause", "icot"), ("coconut", "pause", "codi")
+READ_BY = {
+    **dict.fromkeys(("stage_steps", "first_steps"), STAGED),
+    **dict.fromkeys(("stages", "slots_per_stage"), THINKING),
+    **dict.fromkeys(("mixed", "unmarked"), ("coconut", "pause")),
+    **dict.fromkeys(("smoothing", "most_removed"), ("icot",)),
+    **dict.fromkeys(("align", "teach"), ("codi",)),
+    **dict.fromkeys(("depth", "steer"), ("adaptive",)),
+    "turns": ("looped", "adaptive"),
+    "plans": ("planning",),
+}
 
 
 def main(options: Options) -> None:
@@ -73,6 +87,7 @@ def main(options: Options) -> None:
     params, model = _extended(options, params, plain, ids, added)
     phases = latent.plan(options.method, ids.training, options.curriculum)
     check_problems(ids.testing, chosen, phases[-1])
+    _note(options, ids, phases, plain)
     trained = latent.Trained(
         options.method,
         phases[-1],
@@ -90,6 +105,13 @@ def main(options: Options) -> None:
         ablated = {f"accuracy_{kind}": one.accuracy for kind, one in found.items() if kind}
         return {**dataclasses.asdict(found[""]), **ablated}
 
+    loop = LoopConfig(
+        options.curriculum.steps,
+        options.accumulate,
+        options.seed,
+        options.checkpoint_every,
+        evaluate_every=options.evaluate_every,
+    )
     folder = Path(options.out)
     with store.begin(model, folder, _settings(options, task), free=FREE) as claim:
         _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)
@@ -97,13 +119,6 @@ def main(options: Options) -> None:
             f"{count(registry.spec(model)):,} parameters, {len(ids.training):,} problems, "
             f"{len(phases)} stages",
             file=sys.stderr,
-        )
-        loop = LoopConfig(
-            options.curriculum.steps,
-            options.accumulate,
-            options.seed,
-            options.checkpoint_every,
-            evaluate_every=options.evaluate_every,
         )
         with stoppable():
             state = latent.train(
@@ -130,9 +145,45 @@ def _check(options: Options) -> None:
     check_size("tests", options.tests)
     check_size("batch", options.batch)
     check_size("accumulate", options.accumulate)
+    check_size("seed", options.seed, least=0)
+    check_data(options.task, options.data)
     if options.batch % options.accumulate:
         raise InputError(
             f"accumulate {options.accumulate} must divide the batch of {options.batch}"
+        )
+
+
+def _note(
+    options: Options, ids: Ids, phases: tuple[Phase, ...], cfg: decoder.DecoderConfig
+) -> None:
+    """Says on stderr what a user may not expect of these options and problems."""
+    pairs = ((options.curriculum, CurriculumConfig()), (options.own, MethodConfig()))
+    unread = [
+        field.name
+        for given, usual in pairs
+        for field in dataclasses.fields(given)
+        if getattr(given, field.name) != getattr(usual, field.name)
+        and options.method not in READ_BY.get(field.name, (options.method,))
+    ]
+    if unread:
+        print(f"note: {options.method} does not read {', '.join(unread)}", file=sys.stderr)
+    chosen, (first, last) = method(options.method), (phases[0], phases[-1])
+    bare = sum(not any(problem.steps) for problem in ids.training)
+    if bare and (chosen.teacher is not None or first.removed_steps < ALL):
+        print(
+            f"note: {bare:,} of {len(ids.training):,} problems to train on have no steps",
+            file=sys.stderr,
+        )
+    longest = max(
+        len(row.prefix) + chosen.thoughts(phase) + len(row.tail)
+        for phase in (first, last)
+        for problem in (*ids.training, *ids.testing)
+        for row in (chosen.slots(problem, phase, ids.markers, phase.removed_tokens),)
+    )
+    if longest > cfg.max_length:
+        print(
+            f"note: rows have up to {longest:,} tokens, the model was made for {cfg.max_length:,}",
+            file=sys.stderr,
         )
 
 

@@ -47,7 +47,7 @@ WIDTH = max(map(len, COMMANDS))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs a command and exits: 0, 2 for bad input, 130 when interrupted.
+    """Runs a command and exits: 0, 1 without memory left, 2 for bad input, 130 when interrupted.
 
     Args:
       arguments: the words after `pangu-jax`; None takes them from the process.
@@ -61,6 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
         status = _fail(str(error), 2)
     except KeyboardInterrupt:
         status = _fail("interrupted", 130)
+    except (MemoryError, RuntimeError) as error:  # jax raises the latter
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        status = _fail(f"there is not enough memory: {str(error).partition(chr(10))[0]}", 1)
     except BrokenPipeError:
         # Whoever read the output has gone; the interpreter must not complain on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

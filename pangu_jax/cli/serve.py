@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pangu_jax.checkpoint.open import open_checkpoint
-from pangu_jax.cli.generate_file import note_length
+from pangu_jax.cli.generate_file import note_length, note_thoughts
 from pangu_jax.cli.options.serve import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.errors import InputError
@@ -36,6 +36,7 @@ def main(options: Options) -> None:
                 options.checkpoint, kind="decoder", by="`pangu-jax serve`", dtype=options.dtype
             )
             params = by_layer(params, donate=True)
+        note_thoughts(options.checkpoint)
         tokenizer = load_tokenizer(options.tokenizer or found, checkpoint=options.checkpoint)
         template = _template(options, tokenizer)
         length = min(cfg.max_length, LONGEST) if options.length is None else options.length

@@ -87,7 +87,7 @@ def compute(
       results: what `open_results` gave; the cell is added to it.
       name: of the cell.
       make: gives the cell as JSON values.
-      timed: whether the cell also gets how long it took, as "seconds".
+      timed: whether the cell also gets how long this call took, as "seconds".
 
     Raises:
       InputError: it cannot be written.

@@ -37,9 +37,17 @@ def read_problems(path: str | Path) -> list[Problem]:
     | question, answer that ends in `#### value` | the marks before it; the answer is the value (GSM8K) |
 
     Raises:
-      InputError: no such file, or a line of another form; names the line.
+      InputError: no such file, a line of another form, or an empty question or answer; names the
+        line.
     """  # noqa: E501 (a row of a table is one line)
-    return [_problem(record, where) for _, where, record in records(path, "question", "answer")]
+    found = []
+    for _, where, record in records(path, "question", "answer"):
+        problem = _problem(record, where)
+        for name in ("question", "answer"):
+            if not getattr(problem, name).strip():
+                raise InputError(f"{where} has an empty {name}")
+        found.append(problem)
+    return found
 
 
 def _problem(record: dict[str, Any], where: str) -> Problem:

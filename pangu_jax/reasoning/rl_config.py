@@ -55,6 +55,7 @@ class RlConfig:
     def __post_init__(self):
         for name in ("updates", "length", "max_new_tokens", "accumulate", "save_every"):
             check_size(name, getattr(self, name))
+        check_size("seed", self.seed, least=0)
         if not self.temperature > 0:
             raise InputError(f"temperature must be above 0, got {self.temperature}")
         if not self.overlong >= 0:

@@ -179,6 +179,7 @@ def simulate(
       InputError: a number is out of range.
     """
     check_size("updates", updates)
+    check_size("seed", seed, least=0)
     if cfg.replace_equal_groups:
         raise InputError("simulated groups have no rewards, so none is replaced for them")
     if cfg.partial and costs.shared:

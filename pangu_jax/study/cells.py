@@ -54,6 +54,8 @@ def cell(
 ) -> dict[str, Any]:
     """A cell's result; a missing one is computed, with the "seconds" that it took.
 
+    Where what it trains goes on from a run that was stopped, these are of the last stretch alone.
+
     Args:
       cells: the run.
       name: of the cell.

@@ -11,7 +11,7 @@ from pangu_jax.checkpoint.forecaster import DESCRIPTION
 from pangu_jax.core.config import load_config
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.encoder_inputs import encode_for_encoder
-from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from pangu_jax.data.tokenizer_save import tokenizer_files
 from pangu_jax.eval.text_encoder import configured
 from pangu_jax.export import decoder, encoder, forecaster, parity, stablehlo
@@ -187,6 +187,7 @@ def _decoder(
             raise InputError(f"{job.checkpoint} has no tokenizer to ask questions with")
         reached(job.checkpoint, load_config(Trained, Path(job.checkpoint) / RUN))
         asks = asking(job.checkpoint, tokenizer)
+        check_vocabulary([asks.facts["mark"], *asks.facts["suffix"]], tokenizer, cfg.vocab)
     bundle = decoder.bundle(
         params,
         cfg,

@@ -33,6 +33,8 @@ class LoopConfig:
         for name in ("steps", "accumulate", "checkpoint_every", "keep", "chunk"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.evaluate_every < 0:
+            raise InputError(f"evaluate_every must be at least 0, got {self.evaluate_every}")
         if self.seed == ():
             raise InputError("seed must name at least one seed")
 

@@ -1,5 +1,6 @@
 """`pangu-jax latent train` and `eval`: a run that goes on, measures itself, and stays a decoder."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint.store import restore_params
-from pangu_jax.cli import latent_train
+from pangu_jax.cli import latent_eval, latent_train
 from pangu_jax.cli.main import main
+from pangu_jax.core.config import save_config
 from pangu_jax.data.tokenizer import load_tokenizer
+from pangu_jax.models import presets
+from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.train.stop_signal import Stopped
 
 TRAIN = latent_train.latent.train
@@ -43,6 +47,8 @@ def test_eval_measures_a_run_and_its_ablations(run, capsys):
     assert found["problems"] == 3 and found["thoughts"] == 2 and found["chance"] is None
     assert found["step"] == found["steps"] == 8
     assert set(found["ablations"]) == {"zeros", "noise", "other", "pause"}
+    assert call("eval", run, "--max-new-tokens", 0) == 2
+    assert "max_new_tokens must be at least 1" in capsys.readouterr().err
     assert call("eval", run, "--tests", 3, "--no-ablations") == 0
     told = capsys.readouterr()
     assert told.out.startswith("coconut    accuracy") and "--method pause" in told.out
@@ -196,21 +202,93 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     assert end.value.code == 0
 
 
+def test_what_a_method_does_not_read_and_problems_without_steps_are_told(
+    tiny_run, tmp_path, capsys, begun
+):
+    rows = [{"question": str(i), "answer": f"So it is.\n#### {i}"} for i in range(9)]
+    rows[0]["answer"] = "<<0=0>>0\n#### 0"  # a mark, which is a step
+    rows[1]["question"] = "1" * 400
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ("--task", path, "--tests", 2, "--init", tiny_run, "--steps", 8)
+    unread = ("--unmarked", "--turns", 3, "--stages", 2)
+    for method, more, told in (
+        ("cot", unread, ("cot does not read stages, unmarked, turns", "6 of 7 problems")),
+        ("looped", unread, ("looped does not read stages, unmarked\n",)),
+        ("pause", unread, ("pause does not read turns\n", "have no steps")),
+        ("no-cot", (), ()),
+    ):
+        told = (*told, "tokens, the model was made for 400")
+        out = ("--out", tmp_path / method)
+        assert call("train", "--method", method, *task, *out, *more) == 143
+        found = capsys.readouterr().err
+        assert all(words in found for words in told)
+        assert found.count("note:") == len(told)
+
+
+def test_commands_say_that_they_leave_thoughts_out(tiny_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    for slots in (0, 2):
+        phase = Phase(1, slots, ALL)
+        trained = latent_train.latent.Trained("coconut", phase, "mult1x1", None, 4, 1, 9)
+        save_config(trained, folder / latent_train.latent.RUN)
+        with pytest.raises(SystemExit) as end:
+            main(["convert", str(folder), str(tmp_path / f"converted-{slots}")])
+        assert end.value.code == 0
+        told = "after 2 thoughts or pauses, which are left out here"
+        assert (told in capsys.readouterr().err) == bool(slots)
+
+
+def test_a_damaged_description_of_a_run_is_refused(tiny_run, tmp_path, capsys):
+    phase = {"steps": 1, "slots": 2}
+    good = {"method": "pause", "phase": phase, "task": "mult1x1", "test": None}
+    good |= {"tests": 4, "steps": 1, "max_new_tokens": 9}
+    for damage, why in (
+        ({"phase": {**phase, "slots": -1}}, "slots must be at least 0, got -1"),
+        ({"phase": {**phase, "slots": 10**12}}, "slots must be at most"),
+        ({"phase": {**phase, "smoothing": -1.0}}, "smoothing must be 0 or more"),
+        ({"tests": 0}, "tests must be at least 1, got 0"),
+        ({"max_new_tokens": -3}, "max_new_tokens must be at least 1, got -3"),
+        ({"method": "thought"}, "method must be one of cot"),
+    ):
+        (tmp_path / latent_train.latent.RUN).write_text(json.dumps(good | damage))
+        shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
+        assert call("eval", tmp_path) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_a_run_without_its_tokenizer_is_refused(tmp_path, capsys, monkeypatch):
+    """Without tokenizer.json it seems to be one of bytes, whose ids are outside its vocabulary."""
+    cfg = presets.byte_model(8, 1, 1, 1, 8, 8, 64)
+    small = dataclasses.replace(cfg, vocab=24)
+    monkeypatch.setattr(latent_eval, "open_checkpoint", lambda *_, **__: (None, small, "bytes"))
+    trained = latent_train.latent.Trained("coconut", Phase(1, 2, ALL), "mult1x1", None, 4, 1, 9)
+    save_config(trained, tmp_path / latent_train.latent.RUN)
+    assert call("eval", tmp_path) == 2
+    assert "the model's vocabulary ends at 23" in capsys.readouterr().err
+
+
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
     out = tmp_path / "run"
     for arguments, why in (
         (("--task", "nowhere"), "there is no task 'nowhere'"),
         (("--task", "mult2x3"), "the same number of digits"),
         (("--task", "gsm8k"), "gsm8k needs --data"),
+        (("--task", "mult1x1", "--data", tmp_path), "--data is the folder of --task gsm8k"),
         (("--task", "mult1x1", "--steps", 3, "--stage-steps", 1), "need more than 3 steps"),
         (("--task", "mult1x1", "--batch", 3, "--accumulate", 2), "must divide the batch"),
         (("--task", "mult1x1", "--accumulate", 0), "accumulate must be at least 1"),
+        (("--task", "mult1x1", "--seed", -1), "seed must be at least 0"),
+        (("--task", "mult1x1", "--checkpoint-every", 0), "checkpoint_every must be at least 1"),
         (("--task", "mult1x1", "--tests", 1), "another problem, which needs at least two"),
         (("--task", "mult1x1", "--preset", "moge-tiny"), "has experts"),
     ):
         more = ("--problems", 30, "--tests", 2)
         assert call("train", "--method", "coconut", "--out", out, *more, *arguments) == 2
         assert why in capsys.readouterr().err and not out.exists()
+    assert call("probe", tiny_run, "--seed", -1) == 2
+    assert "seed must be at least 0" in capsys.readouterr().err
     assert call("eval", tiny_run) == 2
     assert "was not made by `pangu-jax latent train`" in capsys.readouterr().err
 

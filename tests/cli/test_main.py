@@ -133,6 +133,33 @@ def test_bad_input_is_one_sentence_and_2(command, capsys):
     assert capsys.readouterr() == ("begun\n", "pangu-jax: here is no checkpoint\n")
 
 
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nMore"), "9 bytes."),
+        (MemoryError("Unable to allocate 9 TiB"), "allocate 9 TiB"),
+    ],
+)
+def test_too_little_memory_is_one_sentence_and_1(command, capsys, error, words):
+    def fail(options):
+        raise error
+
+    command(fail)
+    assert run("try", "here") == 1
+    told = capsys.readouterr().err
+    assert told.startswith("pangu-jax: there is not enough memory: ") and words in told
+    assert told.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback(command):
+    def fail(options):
+        raise RuntimeError("a mistake of ours")
+
+    command(fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        frame.main(["try", "here"])
+
+
 def test_an_interrupt_is_130(command, capsys):
     def interrupt(options):
         raise KeyboardInterrupt

@@ -138,6 +138,7 @@ def test_code_runs_only_where_it_is_allowed(asked, tmp_path, capsys):
         (("--kl", -1), "kl must be at least 0"),
         (("--temperature", 0), "temperature must be above 0"),
         (("--staleness", -1), "staleness must be at least 0"),
+        (("--seed", -1), "seed must be at least 0"),
         (("--algorithm", "dapo", "--group", 1), "replace_equal_groups needs 2 or more"),
         (("--group", 1), "a group needs 2 answers"),
         (("--rollouts", "ray", "--workers", 0), "workers must be at least 1"),

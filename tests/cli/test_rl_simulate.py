@@ -47,6 +47,7 @@ def test_the_table_is_of_measured_lengths(tmp_path, capsys):
     [
         (("--lengths", "none.txt"), "cannot read none.txt"),
         (("--staleness", -1), "staleness must be at least 0"),
+        (("--seed", -1), "seed must be at least 0"),
         (("--seconds-per-update", 0), "seconds per update must be above 0"),
     ],
 )

@@ -62,6 +62,9 @@ def test_four_forms_of_lines_are_read(tmp_path):
         ({"question": "q", "answer": "4"}, "neither steps nor cot"),
         ({"question": "q", "steps": "a", "answer": "4"}, "a list of texts"),
         ({"question": "q", "cot": 3, "answer": "4"}, "cot must be a text"),
+        ({"question": " ", "steps": [], "answer": "4"}, "an empty question"),
+        ({"question": "q", "cot": "1", "answer": ""}, "an empty answer"),
+        ({"question": "q", "answer": "So it is.\n#### "}, "an empty answer"),
     ],
 )
 def test_other_forms_are_refused_by_line(tmp_path, record, why):

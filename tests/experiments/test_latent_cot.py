@@ -4,7 +4,6 @@ import dataclasses
 import json
 import signal
 import threading
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +11,6 @@ from experiments.latent_cot import budget, config, report, run
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import presets
 from pangu_jax.reasoning.latent.task import encode_task, located, read_task
-from pangu_jax.train.stop_signal import Stopped
 
 PLAN = config.Plan(
     "mult1x1", "tiny", 1, 0, 1, 0, problems=60, tests=3, batch=2, methods=("no-cot", "coconut")
@@ -38,27 +36,6 @@ def test_cells_are_computed_once_and_stand_in_one_table(tmp_path, monkeypatch, c
         "never reads" in report and "| coconut | 1 |" in report and "By chance nearly 0" in report
     )
     assert capsys.readouterr().err.count("mult1x1/no-cot/seed0:") == 1
-
-
-def test_training_is_timed_over_its_stops_and_not_at_all_after_a_kill(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
-
-    def train(seconds, step, stops=False):
-        now[0] += seconds
-        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-        if stops:
-            raise Stopped(step)
-        return SimpleNamespace(step=step)
-
-    for seconds, step in ((3.0, 10), (4.0, 20)):
-        with pytest.raises(Stopped):
-            run.timed(lambda s=seconds, n=step: train(s, n, stops=True), tmp_path)
-    assert run.timed(lambda: train(5.0, 30), tmp_path)[1] == 12.0
-    assert run.timed(lambda: train(0.5, 31), tmp_path)[1] == 12.5  # killed after its end
-    (tmp_path / "checkpoints" / "40").mkdir()
-    assert run.timed(lambda: train(1.0, 50), tmp_path)[1] is None
-    assert run.timed(lambda: train(1.0, 60), tmp_path)[1] is None
 
 
 BUDGET = config.Plan(

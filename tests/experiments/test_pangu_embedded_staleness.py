@@ -1,12 +1,15 @@
 """The experiment on staleness: its questions, its lengths and its tables; nothing is compiled."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.pangu_embedded import arithmetic, staleness_report
+from experiments.pangu_embedded import arithmetic, staleness, staleness_report
 from experiments.pangu_embedded.config import ARMS, Learning, Speed, Staleness
 from pangu_jax.decode.engine import Answer
+from pangu_jax.study.cells import Cells
 
 
 def told(text):
@@ -88,3 +91,20 @@ def test_tables_and_plots_hold_what_cells_gave(tmp_path, monkeypatch):
     assert "30.0" not in text and "| from solutions | 0.400 |" in text
     assert "30.0" not in staleness_report.write_report(tmp_path, both, results).read_text()
     assert staleness_report.text(both, {}) == ""
+
+
+def test_seconds_of_an_arm_are_those_of_all_its_stretches(tmp_path, monkeypatch):
+    """A run that goes on tells the updates of before, too, with the seconds that they took."""
+
+    def resumed(*given, on_update, **rest):
+        for seconds in (40.0, 2.5):  # the first before it was stopped
+            on_update({"seconds": seconds, "reward": 1.0, "ages": [0, 1]})
+        return SimpleNamespace(params=None)
+
+    stubs = {"train": resumed, "_opened": lambda *_: None, "accuracy": lambda *_: 1}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(staleness, name, stub)
+    cells = Cells(tmp_path, {"base/0": {"right": 0.5}})
+    arm = next(iter(ARMS))
+    found = staleness._arm(Learning(1, 32, 1, 3, seeds=(0,)), tmp_path, cells, arm, 0)
+    assert found["run_seconds"] == 42.5 and found["gain"] == 0.5 and found["largest_age"] == 1

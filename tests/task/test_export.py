@@ -64,6 +64,14 @@ def test_a_thinker_that_is_not_to_think_is_refused(run, tiny_run, tmp_path, load
     assert not any(tmp_path.iterdir())
 
 
+def test_a_run_without_its_tokenizer_is_refused(run, tmp_path):
+    model = pj.load(run)
+    small = dataclasses.replace(model.cfg.decoder, vocab=200)
+    other = dataclasses.replace(model, cfg=dataclasses.replace(model.cfg, decoder=small))
+    with pytest.raises(pj.InputError, match=r"bytes gives .* the id 260, .* ends at 199"):
+        pj.export(other, tmp_path / "out", **SMALL)
+
+
 def test_other_tasks_refuse_a_thinker(run, tmp_path):
     model = pj.load(run)
     for call in (

@@ -90,6 +90,8 @@ def test_progress_is_plain_lines_without_a_terminal(capsys):
 def test_impossible_lengths_are_refused_by_name(name):
     with pytest.raises(InputError, match=name):
         LoopConfig(**{"steps": 3, name: 0})
+    with pytest.raises(InputError, match="evaluate_every must be at least 0"):
+        LoopConfig(3, evaluate_every=-1)
 
 
 def test_speed_counts_from_the_start(monkeypatch):

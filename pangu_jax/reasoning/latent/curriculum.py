@@ -1,6 +1,7 @@
 """Curricula: the phases of a training run, built from a few numbers."""
 
 import dataclasses
+import math
 
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
@@ -56,6 +57,9 @@ class Phase:
         example is drawn; 0 for none.
       mix: examples of other stages; None for none.
       unmarked: whether the slots have no markers around them.
+
+    Raises:
+      InputError: numbers out of range.
     """
 
     steps: int
@@ -65,6 +69,13 @@ class Phase:
     smoothing: float = 0.0
     mix: Mix | None = None
     unmarked: bool = False
+
+    def __post_init__(self):
+        check_size("a phase's steps", self.steps)
+        for name in ("slots", "removed_steps", "removed_tokens"):
+            check_size(f"a phase's {name}", getattr(self, name), least=0, most=ALL)
+        if not 0 <= self.smoothing < math.inf:
+            raise InputError(f"a phase's smoothing must be 0 or more, got {self.smoothing}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +122,8 @@ class CurriculumConfig:
         check_size("the curriculum's most_removed", self.most_removed, least=0)
         if not 0 <= self.mixed <= 1:
             raise InputError(f"the curriculum's mixed is a share of 0 to 1, got {self.mixed}")
-        if self.smoothing < 0:
-            raise InputError(f"the curriculum's smoothing must be at least 0, got {self.smoothing}")
+        if not 0 <= self.smoothing < math.inf:
+            raise InputError(f"the curriculum's smoothing must be 0 or more, got {self.smoothing}")
 
 
 def whole_chain(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:

@@ -50,7 +50,8 @@ def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
         thinking = Thinking(thoughts, feedback(chosen.feedback), given)
     else:
         suffix += given
-    between = f"{thoughts} thoughts" if thoughts else "no thoughts"
+    slots = trained.phase.slots
+    between = f"{thoughts} thoughts" if thoughts else f"{slots} pauses" if slots else "no thoughts"
     note = f"a question, {between}, and what {trained.method} learned to write then"
     facts = {"ending": "\n", "begin": begin, "suffix": suffix, "mark": markers.answer}
     return Asking(thinking, facts, note)

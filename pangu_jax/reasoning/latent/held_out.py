@@ -6,6 +6,7 @@ the files that the questions came from.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,10 +23,10 @@ PRODUCT = re.compile(r"([0-9 ]+) \* ([0-9 ]+)")
 def key(question: str) -> str:
     """A question's normal form: equal for questions that ask the same thing.
 
-    Runs of whitespace become single spaces, and the two factors of a product are sorted, as
-    exchanging them leaves the answer the same.
+    Runs of whitespace become single spaces, accents become part of their letter (Unicode's NFC),
+    and the two factors of a product are sorted, as exchanging them leaves the answer the same.
     """
-    words = " ".join(question.split())
+    words = " ".join(unicodedata.normalize("NFC", question).split())
     if product := PRODUCT.fullmatch(words):
         return " * ".join(sorted(product.groups()))
     return words

@@ -122,13 +122,20 @@ def encode(problem: Problem, tokenizer: Tokenizer) -> Encoded:
 
     Raises:
       InputError: the tokenizer has no token for a word: all such words would share one, and
-        different answers would be equal.
+        different answers would be equal. Or a text has a marker, or the token that ends a text, in
+        it: what it stands in could not be told from its end.
     """
     found = Encoded(
         tuple(tokenizer.encode(problem.question + "\n")),
         tuple(tuple(tokenizer.encode(step + "\n")) for step in problem.steps),
         tuple(tokenizer.encode(problem.answer)),
     )
+    if not isinstance(tokenizer, ByteTokenizer):
+        marks = {*map(tokenizer.token_to_id, NAMES), *tokenizer.eos_ids}
+        for part in (found.question, *found.steps, found.answer):
+            if not marks.isdisjoint(part):
+                mark = tokenizer.id_to_token(min(marks.intersection(part)))
+                raise InputError(f"the text of {problem.question!r:.60} has the token {mark} in it")
     unknown = unknown_id(tokenizer)
     if unknown is not None and any(
         unknown in x for x in (found.question, *found.steps, found.answer)

@@ -136,7 +136,10 @@ def read_task(
     testing = test_problems(name, test=test, tests=tests)
     training = not_among(training, hashes(testing))
     if not training:
-        raise InputError(f"{name} has no problem to train on besides those that are measured on")
+        raise InputError(
+            f"{name} has no problem to train on besides the {len(testing)} that are measured on: "
+            "measure on fewer (tests), or on another file's (test)"
+        )
     return Task(training, testing, chance(name))
 
 

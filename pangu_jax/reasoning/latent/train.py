@@ -49,6 +49,9 @@ class Trained:
       tests: most problems to measure on.
       steps: of the whole curriculum; a run that was stopped has done fewer.
       max_new_tokens: most tokens that an answer of the task has, chain included.
+
+    Raises:
+      InputError: numbers out of range.
     """
 
     method: str
@@ -58,6 +61,10 @@ class Trained:
     tests: int
     steps: int
     max_new_tokens: int
+
+    def __post_init__(self):
+        for name in ("tests", "steps", "max_new_tokens"):
+            check_size(name, getattr(self, name))
 
 
 def reached(run: str | Path, trained: Trained) -> int:

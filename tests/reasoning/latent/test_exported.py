@@ -100,6 +100,7 @@ def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
         row = METHODS[name].slots(encode(Problem("12?", (), "3"), tokenizer), phase, markers, 0)
         given = row.tail[: row.given]
         assert found.facts["mark"] == markers.answer and name in found.note
+        assert {"coconut": "2 thoughts", "pause": "2 pauses"}.get(name, "no thoughts") in found.note
         if thoughts:
             assert (prompt, found.thinking.tail) == (row.prefix, given)
             assert found.thinking.thoughts == thoughts

@@ -23,6 +23,7 @@ def test_questions_that_ask_the_same_have_one_key():
     assert key("1 2 * 3 4") == key("3 4  *  1 2 ") != key("1 2 * 4 3")
     assert key("Is Bob * a vumpus?") == "Is Bob * a vumpus?" != key("a vumpus? * Is Bob")
     assert key("one\n two") == key("one two")
+    assert key("Is Zo\u00e9 here?") == key("Is Zoe\u0301 here?") != key("Is Zoe here?")
 
 
 def test_what_was_trained_on_is_told_after_a_round_trip(tmp_path):

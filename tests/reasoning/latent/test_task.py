@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import re
 
 import pytest
 
@@ -93,6 +94,19 @@ def test_words_without_a_token_are_refused_and_named(tmp_path):
         with pytest.raises(InputError, match=f"no token for {word}"):
             encode_task(dataclasses.replace(task, testing=[other]), files)
     assert encode_task(dataclasses.replace(task, testing=[asked]), {})  # bytes have all
+
+
+def test_texts_with_a_marker_in_them_are_refused(tmp_path):
+    """An answer would seem to end, or to begin, within itself, and never be right."""
+    task = read_task(written(tmp_path / "all.jsonl", *"pqr"), test=None, problems=1, tests=1)
+    for other, mark in (
+        (Problem("p", (), "c <|endoftext|>"), "<|endoftext|>"),
+        (Problem("p <|answer|> q", (), "c"), "<|answer|>"),
+        (Problem("p", ("a b", "<|pause|>"), "c"), "<|pause|>"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"has the token {mark} in it")):
+            encode_task(dataclasses.replace(task, training=[other]), words_of(task))
+        assert encode_task(dataclasses.replace(task, training=[other]), {})  # bytes are bytes
 
 
 def test_what_is_no_task_is_refused(tmp_path):
