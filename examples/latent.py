@@ -31,7 +31,7 @@ cfg = byte_model(64, 2, 2, 2, head_dim=16, mlp_width=128, max_length=64, tied=Tr
 cfg, method, steps = dataclasses.replace(cfg, vocab=ids.vocab), "coconut", 300
 phases = latent.plan(method, ids.training, CurriculumConfig(steps, stages=1))
 state = latent.train(ids.training, phases, method=method, markers=ids.markers, model=cfg,
-                     loop=LoopConfig(steps), batch=32)  # fmt: skip
+                     loop=LoopConfig(steps), batch=16)  # fmt: skip
 found = scores(state.params, ids.testing, METHODS[method], phases[-1], ids.markers, cfg=cfg,
                max_new_tokens=8, ablations=("zeros", "other"))  # fmt: skip
 for thoughts, score in found.items():

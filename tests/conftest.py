@@ -13,8 +13,11 @@ from pathlib import Path
 # faster; `.ci/run` sets PANGU_JAX_OPTIMIZED for parity, and on Python 3.12 for numerical functions,
 # to test what users get.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# There is a worker for every core, so a program is not split to be compiled on several.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8" + (
-    "" if os.environ.get("PANGU_JAX_OPTIMIZED") else " --xla_backend_optimization_level=0"
+    ""
+    if os.environ.get("PANGU_JAX_OPTIMIZED")
+    else " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 )
 # XLA's older emitters compile a layer with its gradient in a fraction of the time; later than
 # 0.10, jaxlib has none, and ends a process that is given their flag.

@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.eval.pass_at_k import avg_at_k, mean, pass_at, wilson
@@ -31,6 +30,8 @@ def test_the_average_leaves_out_what_could_not_be_judged():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (3, 7), (30, 30), (81, 164)])
 def test_of_zeros_and_ones_the_interval_is_wilson_s(right, count):
+    from scipy.stats import binomtest
+
     found = wilson(np.array([1.0] * right + [0.0] * (count - right)))
     want = binomtest(right, count).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=1e-9)

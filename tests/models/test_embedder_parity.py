@@ -4,7 +4,6 @@ By `make parity`.
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,10 +39,16 @@ def test_fresh_decoders(case, causal, tool, tmp_path):
         params, cfg = embedder.bidirectional(params, cfg)
     valid = np.arange(24) < np.array(sizes)[:, None]
     states = valid & (np.arange(24) >= 4)
-    for pooling in ("last", "mean", "weighted"):
-        asked = dataclasses.replace(cfg, pooling=pooling, normalize=True)
-        run = jax.jit(partial(embedder.embed, cfg=asked))
-        found = run(params, tokens.numpy().astype(np.int32), valid, states=states)
+    poolings = ("last", "mean", "weighted")
+
+    @jax.jit
+    def run(params, tokens):  # `embed`, with one pass for all
+        hidden = embedder.apply(params, tokens, valid, cfg=cfg).hidden
+        asked = (dataclasses.replace(cfg, pooling=p, normalize=True) for p in poolings)
+        return [embedder.pooled(hidden, states, cfg=one) for one in asked]
+
+    vectors = run(params, tokens.numpy().astype(np.int32))
+    for pooling, found in zip(poolings, vectors, strict=True):
         for row, size in enumerate(sizes):  # alone, so without padding
             with torch.no_grad():
                 hidden = model.model(tokens[row : row + 1, :size]).last_hidden_state[0, 4:]

@@ -15,7 +15,6 @@ from pangu_jax.ops.grouped_matmul import (
     grouped_swiglu,
     has_kernel,
 )
-from pangu_jax.ops.kernels import grouped_matmul_mosaic as kernels_of_ours
 
 R, E, D, F = 13, 4, 6, 5
 COUNTS = {"mixed": [3, 0, 9, 1], "one": [0, 13, 0, 0], "ends empty": [0, 6, 4, 0]}
@@ -89,6 +88,8 @@ def test_products_equal_a_loop_over_rows(impl, case, compiled):
 def test_kernels_equal_a_loop_over_rows_without_races(align, counts, widths, keep, monkeypatch):
     """The interpreter fills memory that nobody wrote with NaN, and watches who reads and writes."""
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    from pangu_jax.ops.kernels import grouped_matmul_mosaic as kernels_of_ours
 
     mosaic_gpu = kernels_of_ours.plgpu
     monkeypatch.setattr(kernels_of_ours, "_multiprocessors", lambda: 2)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from scipy.stats import ks_2samp
 
 from pangu_jax.checkpoint.store import Store
 from pangu_jax.core.errors import InputError
@@ -345,6 +344,8 @@ def heavy(policy):
 
 @pytest.mark.long
 def test_lengths_are_trained_on_as_they_are_given_and_not_where_old_ones_are_thrown_away():
+    from scipy.stats import ks_2samp
+
     given = np.concatenate([drawn(group, 9) for group in range(3000)])
     used, seen = heavy("barrier")
     assert ks_2samp(used, given).pvalue > 0.01 and len(used) == 300

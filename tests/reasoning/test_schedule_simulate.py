@@ -5,7 +5,6 @@ import functools
 
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning.schedule_simulate import (
@@ -76,6 +75,8 @@ def test_updates_come_faster_the_older_weights_may_be():
 
 @pytest.mark.parametrize("policy", ["barrier", "admission"])
 def test_lengths_are_trained_on_as_they_are_given(policy):
+    from scipy.stats import ks_2samp
+
     found = heavy(policy)
     fresh = drawn(4000)
     assert ks_2samp(found.tokens_used, fresh).pvalue > 0.01
@@ -83,6 +84,8 @@ def test_lengths_are_trained_on_as_they_are_given(policy):
 
 
 def test_throwing_away_what_is_old_trains_on_short_answers():
+    from scipy.stats import ks_2samp
+
     found = heavy("discard")
     assert ks_2samp(found.tokens_used, drawn(4000)).pvalue < 1e-6
     assert found.tokens_used.mean() < 0.9 * found.tokens_made.mean() and found.discarded > 0.05

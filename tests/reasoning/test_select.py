@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from scipy.stats import chi2
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning.select import AttemptCounts, Selection, select
@@ -17,6 +16,8 @@ def student(rates, seed=0):
 
 
 def test_each_share_of_passes_is_kept_as_the_curve_says():
+    from scipy.stats import chi2
+
     attempts = student(np.random.default_rng(1).random(40_000))
     kept = select(attempts, Selection(hard=0.02), seed=2)
     statistic, bins = 0.0, 0
