@@ -17,7 +17,6 @@ from pangu_jax.data.word_tokenizer import files_with_tokens
 from pangu_jax.models import presets
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent import train as latent
-from pangu_jax.reasoning.latent.slots import FIELDS, plan_name
 from pangu_jax.reasoning.latent.task import (
     SYMBOLS,
     Ids,
@@ -85,9 +84,7 @@ def _from_checkpoint(plan: Plan, task: Task, model: str, plans: int) -> Start:
     tokenizer, names = load_tokenizer(found, checkpoint=model), names_of(plans)
     own = isinstance(tokenizer, ByteTokenizer)
     ids = encode_task(task, {} if own else files_with_tokens(tokenizer, names), plans)
-    of_name = {name: getattr(ids.markers, field) for name, field in FIELDS.items()}
-    of_name |= {plan_name(number): token for number, token in enumerate(ids.plans)}
     new = names if own else [name for name in names if tokenizer.token_to_id(name) is None]
-    params, cfg = latent.with_rows(params, cfg, [of_name[name] for name in new], ids.vocab)
+    params, cfg = latent.with_rows(params, cfg, ids.of(new), ids.vocab)
     short = dataclasses.replace(ids, training=kept(ids.training, plan.longest, planned=plans > 0))
     return Start(short, cfg, ids.longest, jax.tree.map(np.asarray, params))

@@ -33,7 +33,7 @@ from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.held_out import hashes, load_hashes, save_hashes
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.score import Score, check_problems, scores
-from pangu_jax.reasoning.latent.slots import FIELDS, NAMES, plan_name
+from pangu_jax.reasoning.latent.slots import NAMES
 from pangu_jax.reasoning.latent.task import (
     Ids,
     Task,
@@ -257,9 +257,7 @@ def _extended(
     if options.init is None:
         plain = dataclasses.replace(plain, vocab=-(-ids.vocab // 8) * 8)
         return None, method(options.method).model(plain, options.own)
-    of_name = {name: getattr(ids.markers, field) for name, field in FIELDS.items()}
-    of_name |= {plan_name(number): token for number, token in enumerate(ids.plans)}
-    params, plain = latent.with_rows(params, plain, [of_name[name] for name in added], ids.vocab)
+    params, plain = latent.with_rows(params, plain, ids.of(added), ids.vocab)
     model = method(options.method).model(plain, options.own)
     if isinstance(model, ThinkerConfig):
         params = from_decoder(params, model, key=jax.random.key(options.seed))

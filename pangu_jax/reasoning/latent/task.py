@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pangu_jax.core.errors import InputError
@@ -15,6 +15,7 @@ from pangu_jax.data.word_tokenizer import opened, word_files
 from pangu_jax.reasoning.latent.held_out import hashes, not_among
 from pangu_jax.reasoning.latent.planning import planned
 from pangu_jax.reasoning.latent.slots import (
+    FIELDS,
     NAMES,
     Encoded,
     Markers,
@@ -70,6 +71,12 @@ class Ids:
     def longest(self) -> int:
         """Tokens of the longest chain and answer to train on, with the markers."""
         return max(sum(map(len, x.steps)) + len(x.answer) + 2 for x in self.training)
+
+    def of(self, names: Iterable[str]) -> list[int]:
+        """The ids of tokens, by names of `names_of`."""
+        known = {name: getattr(self.markers, field) for name, field in FIELDS.items()}
+        known |= {plan_name(number): token for number, token in enumerate(self.plans)}
+        return [known[name] for name in names]
 
 
 def names_of(plans: int) -> list[str]:
