@@ -8,7 +8,6 @@ import importlib.util
 from pathlib import Path
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -122,21 +121,14 @@ def test_transformers_runs_what_is_cut_repaired_and_written(stories, tmp_path):
     """Rotated pairs permuted at the import, units gone, biases new: the same logits."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    params, cfg, windows = stories
-    target, recipe = allocate.parse("groups=0.5,ffn=0.8"), Recipe(method="slimllm", repair="ridge")
-    found = compress(params, windows[DRAWS[0]], cfg=cfg, target=target, recipe=recipe)
+    found = cut(stories, 0, "slimllm", "ridge", "groups=0.5,ffn=0.8")[1]
     export.export(found.params, found.cfg, tmp_path / "out", kind="uniform", family="llama")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").eval()
-    tokens = windows[32:34]
+    tokens = stories[2][32:34]
     with torch.no_grad():
         want = theirs(torch.tensor(tokens.astype(np.int64))).logits.numpy()
-
-    @jax.jit
-    def logits(params):
-        hidden = decoder.apply(params, jnp.asarray(tokens), cfg=found.cfg).hidden
-        return decoder.logits(params, hidden, cfg=found.cfg)
-
-    np.testing.assert_allclose(logits(found.params), want, atol=1e-4)
+    hidden = decoder.apply(found.params, jnp.asarray(tokens), cfg=found.cfg).hidden
+    np.testing.assert_allclose(decoder.logits(found.params, hidden, cfg=found.cfg), want, atol=1e-4)
 
 
 @pytest.mark.long
