@@ -14,7 +14,9 @@ from pangu_jax.cli.main import main
 from pangu_jax.core.config import save_config
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.models import presets
-from pangu_jax.reasoning.latent.curriculum import ALL, Phase
+from pangu_jax.reasoning.latent.config import MethodConfig
+from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
+from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.train.stop_signal import Stopped
 
 TRAIN = latent_train.latent.train
@@ -352,3 +354,9 @@ def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", str(tmp_path / "out"), "--check"])
     assert end.value.code == 0
+
+
+def test_what_a_method_does_not_read_is_told_by_known_names():
+    kinds = (CurriculumConfig, MethodConfig)
+    assert set(latent_train.READ_BY) <= {x.name for kind in kinds for x in dataclasses.fields(kind)}
+    assert {name for names in latent_train.READ_BY.values() for name in names} <= set(METHODS)

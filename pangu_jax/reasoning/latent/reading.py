@@ -61,7 +61,7 @@ def read(
       note: called with each layer's output in the tail, [B, T', D]; without thoughts, in all
         columns.
       how: implementations, type of activations; with `remat` the backward pass computes each
-        thought again. one turn of their loop computes as many as come to `unroll` layers.
+        thought again, and one turn of the loop over thoughts applies about `unroll` layers.
 
     Returns:
       The states, and the thoughts' inputs.

@@ -57,6 +57,19 @@ def test_a_tiny_model_learns_the_table_of_one_digit():
     assert score(written, encoded, 1.0).accuracy > 0.8  # by the commonest product 0.12
 
 
+@pytest.mark.parametrize("layers,unroll", [(latent.UNROLLED, latent.UNROLLED), (13, None)])
+def test_small_models_have_no_loops_on_a_gpu(monkeypatch, markers, problems, layers, unroll):
+    seen, cfg = [], byte_model(8, layers, 1, 1, 8, 8, 32)
+    spied = dataclasses.replace(METHODS["coconut"], loss=lambda *_, how, **__: seen.append(how))
+    monkeypatch.setattr("pangu_jax.nn.how.chip", lambda: "gpu")
+    monkeypatch.setattr(latent, "find_method", lambda name: spied)
+    monkeypatch.setattr(latent, "train_stages", lambda *_, **__: None)
+    phases = latent.plan("coconut", problems, CurriculumConfig(4, stages=1))
+    more = {"method": "coconut", "markers": markers, "model": cfg, "batch": 2}
+    latent.train(problems, phases, loop=LoopConfig(4), **more)
+    assert len(seen) == len(phases) and {how.unroll for how in seen} == {unroll}
+
+
 def test_every_phase_begins_with_a_fresh_optimizer(model, markers, problems):
     _, cfg = model
     phases = latent.plan("icot", problems, CurriculumConfig(9, stage_steps=2, most_removed=2))
