@@ -5,10 +5,10 @@ scheduler and the task are our own.
 
     python -m experiments.pangu_embedded.staleness --preset smoke
 
-Speed: a decoder writes answers of told log-normal lengths and is trained on them, in one process on
-one device, at several bounds. What a token takes is taken from the synchronous run, what an update
-takes from each run (correcting for older weights costs a forward pass), and the simulator says from
-it what they should take (`Costs.shared`).
+Speed: for each seed of log-normal lengths a decoder writes answers that are told to be so long, and
+is trained on them, in one process on one device, at several bounds. What a token takes is taken
+from the synchronous run, what an update takes from each run (correcting for older weights costs a
+forward pass), and the simulator says from it what they should take (`Costs.shared`).
 
 Learning: for each seed a small decoder learns sums from solutions until some of the held-out
 questions are right, and goes on by rewards: synchronous; at a bound of 4, corrected; and
@@ -64,8 +64,10 @@ def main() -> None:
     parser.add_argument("--part", choices=("speed", "learning"), help="what is computed now")
     given = parser.parse_args()
     experiment, folder = options.chosen(given, STALENESS, "pangu_embedded_staleness")
-    if unknown := set(given.seeds or ()) - set(experiment.learning.seeds):
-        raise InputError(f"--seeds {min(unknown)}: the preset has {experiment.learning.seeds}")
+    has = {"speed": experiment.speed.seeds, "learning": experiment.learning.seeds}
+    has = [has[given.part]] if given.part else has.values()
+    if unknown := set(given.seeds or ()) - set().union(*has):
+        raise InputError(f"--seeds {min(unknown)}: the preset has {sorted(set().union(*has))}")
     cells = begin(folder, experiment, device=report.machine())
     for name, make in in_time(cells, _all(experiment, folder, cells, given), given.minutes):
         cell(cells, name, make, shown=lambda found: f"{found['shown']:.3f}")
@@ -77,14 +79,17 @@ def _all(experiment: Any, folder: Path, cells: Cells, given: Any):
     """The name of every cell to compute now, and what computes it."""
     speed, learning = experiment.speed, experiment.learning
     run = Timed(speed)
-    for bound in speed.bounds if given.part != "learning" else ():
-        yield f"speed/{bound}", partial(run.measure, bound)
-    for seed in learning.seeds if given.part != "speed" else ():
-        if given.seeds is not None and seed not in given.seeds:
-            continue
+    for seed in _seeds(speed, given) if given.part != "learning" else ():
+        for bound in speed.bounds:
+            yield f"speed/{bound}/{seed}", partial(run.measure, bound, seed)
+    for seed in _seeds(learning, given) if given.part != "speed" else ():
         yield f"base/{seed}", partial(_base, learning, folder, seed)
         for arm in ARMS:
             yield f"{arm}/{seed}", partial(_arm, learning, folder, cells, arm, seed)
+
+
+def _seeds(part: Speed | Learning, given: Any) -> list[int]:
+    return [seed for seed in part.seeds if given.seeds is None or seed in given.seeds]
 
 
 class Told(LocalSampler):
@@ -111,15 +116,15 @@ class Timed:
         self._draw = lognormal(experiment.mean, experiment.sigma, LONGEST)
         self._of_group = lru_cache(self._lengths)
 
-    def lengths(self, group: int, sample: int) -> int:
+    def lengths(self, seed: int, group: int, sample: int) -> int:
         """The same as the simulator's."""
-        return int(self._of_group(group)[sample])
+        return int(self._of_group(seed, group)[sample])
 
-    def _lengths(self, group: int) -> np.ndarray:
-        rngs = (np.random.default_rng([0, group]), np.random.default_rng([0, group, 0]))
+    def _lengths(self, seed: int, group: int) -> np.ndarray:
+        rngs = (np.random.default_rng([seed, group]), np.random.default_rng([seed, group, 0]))
         return self._draw(*rngs, self._cfg.group)
 
-    def measure(self, bound: int) -> dict[str, Any]:
+    def measure(self, bound: int, seed: int) -> dict[str, Any]:
         """Seconds of a run, once its programs are compiled."""
         if not self._warm:
             for tokens in LENGTHS:
@@ -128,7 +133,7 @@ class Timed:
                     self._run(stale, 2, lambda group, sample, n=tokens: n)
             self._warm = True
         began = time.monotonic()
-        seen = self._run(bound, self._cfg.updates, self.lengths)
+        seen = self._run(bound, self._cfg.updates, partial(self.lengths, seed))
         seconds = time.monotonic() - began
         trained = sum(line["seconds"] * (1 - line["trainer_idle"]) for line in seen)
         ages = np.bincount([age for line in seen for age in line["ages"]]).tolist()

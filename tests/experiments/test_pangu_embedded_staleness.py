@@ -46,12 +46,12 @@ def test_rows_count_answers_alone():
 
 
 def test_tables_and_plots_hold_what_cells_gave(tmp_path, monkeypatch):
-    speed = Speed(1, 16, 20, mean=20.0, batch=2, group=2, slots=4, bounds=(0, 2))
+    speed = Speed(1, 16, 20, mean=20.0, batch=2, group=2, slots=4, bounds=(0, 2), seeds=(0, 1))
     learning = Learning(1, 32, 1, 3, seeds=(0, 1))
     results = {}
-    for bound, seconds in ((0, 30.0), (2, 20.0)):
+    for bound, seed, seconds in ((0, 0, 30.0), (2, 0, 20.0), (0, 1, 36.0), (2, 1, 20.0)):
         ages = [20] if bound == 0 else [10, 8, 2]
-        results[f"speed/{bound}"] = {
+        results[f"speed/{bound}/{seed}"] = {
             **{"seconds_of_run": seconds, "trained": 10.0 + bound},
             **{"generator_idle": 0.5, "ages": ages},
         }
