@@ -14,9 +14,10 @@ Expected on ETTh1-96: test MSE 0.375, MAE 0.398, over all 2785 windows.
 
 Every cell (data set, horizon, variant) is one file below runs/<name>/cells/; a run that was stopped
 goes on with the cells that are missing, and with their training, which is kept in training/<cell>/
-meanwhile. results.json and report.md are made from those files after
-every cell. Not reproduced: the paper's memory and speed figures, which are of another GPU; and what
-ECL and Solar give, unless their files are brought along.
+meanwhile. Where --seconds is up, a training is cut at the end of an epoch, measured, marked, and
+gone on with the next time. results.json and report.md are made from those files after every cell.
+Not reproduced: the paper's memory and speed figures, which are of another GPU; and what ECL and
+Solar give, unless their files are brought along.
 """
 
 import argparse
@@ -25,31 +26,23 @@ import time
 from functools import partial
 from pathlib import Path
 
-from experiments.timepro.config import PRESETS
+from experiments.timepro.config import PRESETS, Experiment
 from pangu_jax.cli.stopping import script
 from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.study import options as common
 from pangu_jax.study.cells import say
-from pangu_jax.study.workers import begin, collect, is_done, share, work
+from pangu_jax.study.workers import Makes, begin, collect, is_done, run
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = common.parser(__doc__, PRESETS, data=None)
+    parser = common.parser(__doc__, PRESETS, data=None, workers=True)
     parser.add_argument("--data", required=True, help="the folder that holds the data sets' files")
     parser.add_argument("--only", nargs="*", help="data sets; default all of the preset")
     parser.add_argument("--variants", nargs="*", help="variants; default all of the preset")
     parser.add_argument("--horizons", nargs="*", type=int, help="default all of the preset")
-    parser.add_argument("--workers", type=int, default=1, help="processes that share the device")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        help="after so long everything has ended; trainings are cut at the end of an epoch, "
-        "measured, marked, and gone on with the next time",
-    )
     parser.add_argument("--report", action="store_true", help="only write the report again")
     parser.add_argument("--no-report", action="store_true", help="only run cells (no matplotlib)")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -66,16 +59,16 @@ def main(options: argparse.Namespace) -> None:
     ]
     if not cells:
         raise InputError("no cell of the preset is of those data sets, horizons and variants")
-    if options.worker:
-        _work(cells, experiment, options, folder)
+    settings = to_json(dataclasses.replace(experiment, cells=()))
+    if options.report:
+        begin(folder, settings)
+        results = collect(folder)
+    else:
+        makes = partial(_makes, cells, experiment, options.data)
+        module = "experiments.timepro.run"
+        results = run(folder, settings, module, options, makes, shown=_short)
+    if results is None:
         return
-    begin(folder, to_json(dataclasses.replace(experiment, cells=())))
-    if not options.report:
-        if options.workers == 1:
-            _work(cells, experiment, options, folder)
-        else:
-            share(folder, "experiments.timepro.run", options.workers, seconds=options.seconds)
-    results = collect(folder)
     done = sum(is_done(folder, name_of(cell)) for cell in cells)
     say(f"{done} of {len(cells)} cells are done, {time.monotonic() - began:.0f} s")
     if not options.no_report:
@@ -88,15 +81,13 @@ def name_of(cell: tuple[str, int, str]) -> str:
     return "-".join(map(str, cell))
 
 
-def _work(cells, experiment, options, folder: Path) -> None:
+def _makes(cells, experiment: Experiment, data: str) -> Makes:
     from experiments.timepro.cell import run_cell
 
     def make(cell, training: Path, stop):
-        tell = _progress(name_of(cell))
-        return run_cell(cell, experiment, options.data, training, tell, stop)
+        return run_cell(cell, experiment, data, training, _progress(name_of(cell)), stop)
 
-    made = {name_of(cell): partial(make, cell) for cell in cells}
-    work(folder, made, shown=_short, seconds=options.seconds)
+    return {name_of(cell): partial(make, cell) for cell in cells}
 
 
 def _short(result: dict) -> str:

@@ -1,4 +1,4 @@
-"""The options that experiments share: --preset, --data, --out, and --seeds and --minutes of some.
+"""The options that experiments share: --preset, --data, --out, and --seeds and others of some.
 
 parser = options.parser(__doc__, PRESETS, seeds="the preset's if left out")
 parser.add_argument("--steps", type=options.positive)       # overrides the field of that name
@@ -23,6 +23,7 @@ def parser(
     data: str | None = TEXT,
     seeds: str | None = None,
     minutes: str | None = None,
+    workers: bool = False,
 ) -> argparse.ArgumentParser:
     """A parser that knows the common options; an experiment adds its own.
 
@@ -35,6 +36,8 @@ def parser(
       data: the help of --data; None leaves --data to the experiment.
       seeds: the help of --seeds; None leaves it out.
       minutes: the help of --minutes; None leaves it out.
+      workers: whether cells can be shared by several processes (`study.workers`): adds --workers,
+        --gpus, --seconds, and --worker, with which those processes are started.
     """
     found = argparse.ArgumentParser(description=doc.splitlines()[0])
     found.add_argument("--preset", default=default, choices=presets)
@@ -45,6 +48,15 @@ def parser(
         found.add_argument("--seeds", nargs="+", type=natural, help=seeds)
     if minutes is not None:
         found.add_argument("--minutes", type=float, help=minutes)
+    if workers:
+        found.add_argument("--workers", type=positive, default=1, help="processes that share cells")
+        found.add_argument("--gpus", type=positive, default=1, help="GPUs they are spread over")
+        found.add_argument(
+            "--seconds",
+            type=float,
+            help="after so long everything has ended, to be gone on with by the same command",
+        )
+        found.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return found
 
 

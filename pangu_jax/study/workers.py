@@ -1,15 +1,14 @@
 """Cells shared by several processes: each is a file of its own, taken by the first process.
 
-    begin(folder, settings)
-    if given.workers == 1:
-        work(folder, cells, shown=...)                 # {name: function of (folder, stop)}
-    else:
-        share(folder, "experiments.my_paper.run", given.workers)      # each of which calls `work`
-    results = collect(folder)
+    given = options.parser(__doc__, PRESETS, workers=True).parse_args()
+    results = run(folder, settings, "experiments.my_paper.run", given, cells, shown=...)
+    if results is not None:                             # None in a worker
+        write_report(...)
 
 The run's folder has cells/NAME.json, training/NAME while a cell is not done, and results.json.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -23,14 +22,51 @@ from typing import Any
 from pangu_jax.checkpoint.store import discard
 from pangu_jax.core.cells import RESULTS, lock_run
 from pangu_jax.core.config import read_json
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
 from pangu_jax.study.cells import say
 
 Stop = Callable[[], bool]
+Makes = Mapping[str, Callable[[Path, Stop], dict[str, Any]]]  # cells to compute, as `work` says
 
 # What workers exit with that have nothing to report, or were told to stop.
 STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGINT)
 MEASURING = 25  # seconds kept for measuring what was trained when time is up
+
+
+def run(
+    folder: Path,
+    settings: dict[str, Any],
+    module: str,
+    given: argparse.Namespace,
+    cells: Callable[[], Makes],
+    *,
+    shown: Callable[[dict[str, Any]], str],
+) -> dict[str, Any] | None:
+    """Computes what is missing, in this process or in workers that run its command.
+
+    Args:
+      folder: of the run.
+      settings: what decides results, as JSON values and configs.
+      module: module that the command runs, as for `python -m`.
+      given: --workers, --gpus, --seconds and --worker of `study.options.parser`.
+      cells: returns the cells; called where they are computed, so what they need is loaded there.
+      shown: a cell's figures in words.
+
+    Returns:
+      All cells that are done, by name; None in a worker.
+
+    Raises:
+      InputError: the folder holds a run of other settings, another process computes there, or a
+        cell cannot be computed or written.
+    """
+    if not given.worker:
+        begin(folder, settings)
+    if given.worker or given.workers == 1:
+        work(folder, cells(), shown=shown, seconds=given.seconds)
+    else:
+        share(folder, module, given.workers, gpus=given.gpus, seconds=given.seconds)
+    return None if given.worker else collect(folder)
 
 
 def begin(folder: Path, settings: dict[str, Any]) -> None:
@@ -46,7 +82,7 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
 
 def work(
     folder: Path,
-    cells: Mapping[str, Callable[[Path, Stop], dict[str, Any]]],
+    cells: Makes,
     *,
     shown: Callable[[dict[str, Any]], str],
     seconds: float | None = None,
@@ -57,7 +93,7 @@ def work(
       folder: of the run.
       cells: functions by name, each of a folder for its training and of `stop`, which says whether
         time is up. A cell that was cut short for that has "cut" set, and the next run computes it
-        again, resuming its training. Each has its "seconds".
+        again, resuming its training. A cell that does not say its "seconds" is given them.
       shown: a cell's figures in words.
       seconds: time limit; None for none.
 
@@ -79,7 +115,9 @@ def work(
         say(f"{name} begins")
         training = folder / "training" / name
         # A cell that fails stays taken, so that the other workers go on with the rest.
+        began = time.monotonic()
         result = make(training, stop)
+        result = {"seconds": time.monotonic() - began, **result}
         with atomic_write(path) as file:
             json.dump(result, file, indent=1)
         if training.exists() and not result.get("cut"):
@@ -89,19 +127,23 @@ def work(
         collect(folder)
 
 
-def share(folder: Path, module: str, workers: int, *, seconds: float | None = None) -> None:
+def share(
+    folder: Path, module: str, workers: int, *, gpus: int = 1, seconds: float | None = None
+) -> None:
     """Runs this process's command in several workers, with --worker, and ends them in time.
 
     Args:
       folder: of the run.
       module: module that the command runs, as for `python -m`.
-      workers: number of processes; they share the device's memory.
+      workers: number of processes; those on one device share its memory.
+      gpus: GPUs they are spread over, the first of those that are visible; with one, all see what
+        this process sees.
       seconds: time after which they are told to stop; None for no end.
     """
     began = time.monotonic()
     command = [sys.executable, "-m", module, *sys.argv[1:], "--worker"]
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / workers:.3f}"}
-    running = [subprocess.Popen(command, env=environment) for _ in range(workers)]
+    places = [_environment(i, workers, gpus) for i in range(workers)]
+    running = [subprocess.Popen(command, env={**os.environ, **place}) for place in places]
     try:
         while any(worker.poll() is None for worker in running):
             if seconds and time.monotonic() - began > seconds:
@@ -139,6 +181,20 @@ def is_done(folder: Path, name: str) -> bool:
     """Whether a cell's result exists and was not cut short by a time limit."""
     path = folder / "cells" / f"{name}.json"
     return path.exists() and not read_json(path, finite=False).get("cut")
+
+
+def _environment(worker: int, workers: int, gpus: int) -> dict[str, str]:
+    """What a worker's environment has besides this process's: its GPU, its share of memory."""
+    found = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / -(-workers // gpus):.3f}"}
+    if gpus > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        names = seen.split(",") if seen else [str(i) for i in range(gpus)]
+        if len(names) < gpus:
+            raise InputError(
+                f"CUDA_VISIBLE_DEVICES names {len(names)} GPUs, --gpus asks for {gpus}"
+            )
+        found["CUDA_VISIBLE_DEVICES"] = names[worker % gpus]
+    return found
 
 
 def _take(claim: Path) -> bool:

@@ -1,8 +1,10 @@
 """Cells go on where a run was stopped, in one process and shared between several."""
 
+import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 
 import pytest
 
@@ -73,6 +75,32 @@ def test_nothing_begins_without_time_to_measure_it(tmp_path):
     workers.begin(tmp_path, {})
     workers.work(tmp_path, {"a": lambda *_: pytest.fail("too late")}, shown=shown, seconds=1)
     assert not list((tmp_path / "cells").iterdir())
+
+
+def test_workers_are_spread_over_gpus_and_share_their_memory(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert workers._environment(3, 4, 1) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.225"}
+    places = [workers._environment(i, 5, 2) for i in range(5)]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["0", "1", "0", "1", "0"]
+    assert {place["XLA_PYTHON_CLIENT_MEM_FRACTION"] for place in places} == {"0.300"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert workers._environment(1, 2, 2)["CUDA_VISIBLE_DEVICES"] == "6"
+    with pytest.raises(InputError, match="names 2 GPUs, --gpus asks for 3"):
+        workers._environment(0, 3, 3)
+
+
+def test_a_run_is_computed_here_or_by_workers(tmp_path, capfd, monkeypatch):
+    given = argparse.Namespace(worker=False, workers=1, gpus=1, seconds=None)
+    cells = {"a": lambda training, stop: {"x": 1}}
+    found = workers.run(tmp_path, {"steps": 5}, "json.tool", given, lambda: cells, shown=shown)
+    assert found is not None and found["a"]["x"] == 1 and found["a"]["seconds"] >= 0
+    given.workers = 2
+    monkeypatch.setattr(sys, "argv", ["run", "--nothing"])
+    make = partial(pytest.fail, "workers make them")
+    assert workers.run(tmp_path, {"steps": 5}, "json.tool", given, make, shown=shown) == found
+    assert "2 of 2 workers failed" in capfd.readouterr().err
+    given.worker = True
+    assert workers.run(tmp_path, {}, "json.tool", given, lambda: cells, shown=shown) is None
 
 
 def test_workers_run_the_same_command_and_failures_are_said(tmp_path, capfd, monkeypatch):
