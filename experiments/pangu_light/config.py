@@ -39,16 +39,16 @@ class Experiment(LanguageExperiment):
     """One comparison of starts for recovery.
 
     Attributes:
-      target: layers, and a share of parameters or of single axes.
+      targets: each layers, and a share of parameters or of single axes.
       starts: names of `STARTS`.
-      seeds: of the recovery's order of windows.
-      windows: calibration windows.
+      seeds: each has calibration windows of its own, and its order of windows in the recovery.
+      windows: calibration windows of a seed.
       eval_windows: windows measured.
       max_rel_err: layers whose sandwich norms would lose more than this keep them.
     """
 
     steps: int = 300
-    target: str = "layers=3,params=0.55"
+    targets: tuple[str, ...] = ("layers=3,params=0.55",)
     starts: tuple[str, ...] = tuple(STARTS)
     seeds: tuple[int, ...] = (0,)
     windows: int = 32
@@ -67,7 +67,7 @@ PRESETS: dict[str, Experiment] = {
     "smoke": Experiment(
         _sandwich(64, 3, 4, 2, 8, 128, 256),
         steps=60,
-        target="layers=2,params=0.55",
+        targets=("layers=2,params=0.55",),
         starts=("plain", "clap+slnp"),
         windows=8,
         eval_windows=16,
@@ -77,7 +77,7 @@ PRESETS: dict[str, Experiment] = {
     "cpu": Experiment(
         _sandwich(128, 6, 4, 2, 16, 320, 256),
         steps=1500,
-        target="layers=5,params=0.6",
+        targets=("layers=5,params=0.6",),
         recover_steps=400,
     ),
     # One H100: a 99 M byte model of the source of the packages installed there.
@@ -88,19 +88,31 @@ PRESETS: dict[str, Experiment] = {
         batch=32,
         length=1024,
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        target="layers=11,params=0.5",
+        targets=("layers=11,params=0.5",),
         seeds=(0, 1),
         windows=64,
         eval_windows=200,
         recover_steps=1000,
         dtype="bfloat16",
     ),
+    # SmolLM2-135M with --checkpoint, a part of WikiText-2 as --data, and --questions; cut in depth
+    # and width to 80, 65 and 50 % of the parameters.
+    "smollm2": Experiment(
+        None,
+        length=512,
+        targets=("layers=27,params=0.8", "layers=24,params=0.65", "layers=20,params=0.5"),
+        starts=("plain", "clap", "slnp", "clap+slnp"),
+        seeds=(0, 1, 2),
+        recover_steps=200,
+        recover_rate=3e-4,
+        unroll=1,
+    ),
     # The paper prunes a 38 B model that is not public; --checkpoint takes what you have. Never run.
     "paper": Experiment(
         None,
         batch=768,
         length=4096,
-        target="params=0.84",
+        targets=("params=0.84",),
         windows=512,
         recover_steps=30_000,
         recover_rate=1e-4,

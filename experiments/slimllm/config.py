@@ -31,7 +31,8 @@ class Experiment(LanguageExperiment):
       window_length: tokens of a calibration window.
       eval_windows: windows measured, whatever the length.
       eval_lengths: context lengths of the perplexity.
-      recover: how many of the best methods at the last target are recovered.
+      recover: targets at which every model is recovered, for equal tokens.
+      recover_draws: the first so many draws are.
       latency: (batch, length) of the prefill that is timed.
     """
 
@@ -42,7 +43,8 @@ class Experiment(LanguageExperiment):
     window_length: int = 128
     eval_windows: int = 40
     eval_lengths: tuple[int, ...] = (128, 512)
-    recover: int = 3
+    recover: tuple[str, ...] = ("params=0.5",)
+    recover_draws: int = 1
     latency: tuple[int, int] = (4, 256)
 
 
@@ -57,7 +59,7 @@ PRESETS: dict[str, Experiment] = {
         windows=8,
         eval_windows=8,
         eval_lengths=(64, 128),
-        recover=1,
+        recover=("params=0.7",),
         recover_steps=10,
         latency=(2, 64),
     ),
@@ -91,9 +93,12 @@ PRESETS: dict[str, Experiment] = {
         window_length=128,
         eval_windows=400,
         eval_lengths=(128, 512),
+        recover=("params=0.8", "params=0.65", "params=0.5"),
+        recover_draws=3,
         recover_steps=200,
         recover_rate=3e-4,
         latency=(8, 512),
+        unroll=1,
     ),
     # LLaMA-7B with --checkpoint and BookCorpus as --data. Nobody has run this preset.
     "paper": Experiment(

@@ -11,10 +11,14 @@ and repairing are told apart.
     python experiments/slimllm/run.py --preset cpu --checkpoint STORIES --data tinystories.txt
     python experiments/slimllm/run.py --preset gpu --other wikitext.txt   one H100
 
+    python experiments/slimllm/run.py --preset smollm2 --checkpoint smollm2 --data valid.txt \
+        --other test.txt --questions csqa_test.jsonl.gz --workers 6
+
 Trains the model (or takes --checkpoint), prunes it by every method, target and calibration draw,
-measures perplexity at two context lengths on held-out text (and on --other), recovers the best
-methods at the hardest target by distillation for equal tokens, times dense and pruned prefill, and
-writes runs/<name>/report.md. A run that was stopped goes on where it was, cell by cell.
+measures perplexity at two context lengths on held-out text (and on --other) and the accuracy of
+--questions, recovers the pruned models by distillation for equal tokens and measures them again,
+and writes runs/<name>/report.md. With one worker the prefill of dense and pruned models is timed.
+A run that was stopped goes on where it was, cell by cell (a file each in cells/).
 
 Not reproduced here: LLaMA-7B, its benchmarks and LoRA; perplexities here compare with one another
 and with nothing published.
@@ -22,7 +26,7 @@ and with nothing published.
 
 import dataclasses
 import time
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +35,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.slimllm.config import PRESETS, Experiment
-from experiments.slimllm.report import write_report
+from experiments.slimllm.report import name_of, write_report
 from pangu_jax.cli.stopping import script
+from pangu_jax.core.config import to_json
 from pangu_jax.data.calibration import cut_windows
-from pangu_jax.data.multiple_choice import Question, questions
+from pangu_jax.data.multiple_choice import Question
 from pangu_jax.data.packing import tokenize
 from pangu_jax.data.text import documents
-from pangu_jax.eval.multiple_choice import choice_accuracy
 from pangu_jax.models import decoder
 from pangu_jax.pruning import axes
 from pangu_jax.pruning.recipe import Recipe
-from pangu_jax.study import options
-from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.study import options, workers
+from pangu_jax.study.cells import say
 from pangu_jax.study.language import (
     Base,
     add_checkpoint,
+    add_questions,
+    ask,
+    check_workers,
     kept_windows,
     open_base,
+    open_questions,
     perplexity,
     prune,
     recover,
@@ -63,99 +71,98 @@ class Run:
       texts: {name: {length: windows to measure}}.
       draws: calibration windows of each draw.
       questions: {name: questions with choices}, asked of every model.
+      timed: whether prefills are timed; several workers share a device.
     """
 
     base: Base
     texts: dict[str, dict[int, np.ndarray]]
     draws: list[np.ndarray]
     questions: dict[str, list[Question]]
+    timed: bool
 
 
 def main() -> None:
     given = _options()
+    check_workers(given)
     experiment, folder = options.chosen(given, PRESETS, "slimllm")
     settings = {name: getattr(given, name) for name in ("checkpoint", "other", "questions")}
-    cells = begin(folder, experiment, **settings)
+    results = workers.run(
+        folder,
+        {**to_json(experiment), **settings},
+        "experiments.slimllm.run",
+        given,
+        partial(_cells, experiment, folder, given),
+        shown=_shown,
+    )
+    if results is None:
+        return
+    say(f"{len(results)} of {1 + len(_plan(experiment))} cells are done")
+    if "dense" in results:
+        say(f"{write_report(folder, experiment, results)} is the report")
+
+
+def _plan(experiment: Experiment) -> list[tuple[str, str, str, int]]:
+    """(target, method, repair, draw) of every pruned model; all of a draw before the next."""
+    return [
+        (target, method, repair, draw)
+        for draw in range(experiment.draws)
+        for target in experiment.targets
+        for method, repair in experiment.methods
+    ]
+
+
+def _cells(experiment: Experiment, folder: Path, given) -> workers.Makes:
     run = _prepare(experiment, folder, given)
-    compute = partial(cell, cells, shown=_shown)
-    compute("dense", lambda: _measured(run, run.base.params, run.base.cfg))
-    for target in experiment.targets:
-        for method, repair in experiment.methods:
-            for draw in range(experiment.draws):
-                name = f"{target}/{method}/{repair}/draw{draw}"
-                compute(name, partial(_pruned, run, target, method, repair, draw))
-    for name in best(cells.results, experiment):
-        compute(f"recover/{name}", partial(_recovered, run, name))
-    say(f"{write_report(folder, experiment, cells.results)} is the report")
-
-
-def best(results: dict[str, Any], experiment: Experiment) -> list[str]:
-    """The best methods at the last target by mean perplexity over draws, "method/repair"."""
-    scores = {}
-    for method, repair in experiment.methods:
-        cells = [
-            results[f"{experiment.targets[-1]}/{method}/{repair}/draw{d}"]
-            for d in range(experiment.draws)
-        ]
-        scores[f"{method}/{repair}"] = np.mean([c["own"][-1] for c in cells])
-    # The same units with another repair are hardly another start: one entry per method.
-    ranked, seen = [], set()
-    for name in sorted(scores, key=scores.__getitem__):
-        if name.split("/")[0] not in seen:
-            ranked.append(name)
-            seen.add(name.split("/")[0])
-    return ranked[: experiment.recover]
+    found = {"dense": lambda *_: _measured(run, run.base.params, run.base.cfg)}
+    return found | {name_of(*place): partial(_pruned, run, place) for place in _plan(experiment)}
 
 
 def _shown(found: dict[str, Any]) -> str:
-    return ", ".join(f"{x:.3f}" for x in found.get("own", []))
+    after = found.get("recovered", {}).get("own", [])
+    text = ", ".join(f"{x:.3f}" for x in found["own"])
+    return text + ("; recovered " + ", ".join(f"{x:.3f}" for x in after) if after else "")
 
 
-def _pruned(run: Run, target: str, method: str, repair: str, draw: int) -> dict[str, Any]:
-    found = _prune(run, target, method, repair, draw)
+def _pruned(run: Run, place: tuple[str, str, str, int], folder: Path, stop) -> dict[str, Any]:
+    """Prunes, measures, recovers for equal tokens where that is asked for, measures again."""
+    experiment, (target, method, repair, draw) = run.base.experiment, place
+    recipe = Recipe(method=method, repair=repair, prunable_axes=("groups", "ffn"), seed=draw)
+    found = prune(run.base, run.draws[draw], target, recipe)
     sites = found.sites.values()
-    return {
+    cell = {
         **_measured(run, found.params, found.cfg),
         "cut": float(np.mean([s.cut / max(s.output, 1e-30) for s in sites])),
         "repaired": float(np.mean([s.repaired / max(s.output, 1e-30) for s in sites])),
         "ridge": [s.ridge for s in sites],
     }
-
-
-def _prune(run: Run, target: str, method: str, repair: str, draw: int):
-    recipe = Recipe(method=method, repair=repair, prunable_axes=("groups", "ffn"), seed=draw)
-    return prune(run.base, run.draws[draw], target, recipe)
-
-
-def _recovered(run: Run, name: str) -> dict[str, Any]:
-    """Distils the best methods' models from the dense one, for equal tokens."""
-    experiment, (method, repair) = run.base.experiment, name.split("/")
-    found = _prune(run, experiment.targets[-1], method, repair, 0)
-    params = recover(run.base, found, name.replace("/", "-"), label=name)
-    return {**_measured(run, params, found.cfg), "tokens": experiment.recover_tokens}
+    if target in experiment.recover and draw < experiment.recover_draws:
+        params = recover(run.base, found, folder, label=name_of(*place))
+        tokens = {"tokens": experiment.recover_tokens}
+        cell["recovered"] = _quality(run, params, found.cfg) | tokens
+    return cell
 
 
 def _measured(run: Run, params, cfg) -> dict[str, Any]:
-    """Perplexity at each length on each text, sizes, and times of a prefill, dense and pruned."""
+    """Quality, sizes, and, where they are timed, milliseconds of a prefill, dense and pruned."""
     base, experiment = run.base, run.base.experiment
-    found: dict[str, Any] = {
-        text: [perplexity(base, params, cfg, windows) for windows in by_length.values()]
-        for text, by_length in run.texts.items()
-    }
-    for name, asked in run.questions.items():
-        score = choice_accuracy(
-            *(params, asked), cfg=cfg, tokenizer=base.tokenizer, batch=128, how=experiment.how
-        )
-        found[f"{name}_accuracy"] = score.normalized
-        found[f"{name}_chance"] = score.chance
-    dense_ms, prefill_ms = _latency([(base.params, base.cfg), (params, cfg)], experiment)
-    return {
-        **found,
+    found = {
+        **_quality(run, params, cfg),
         "parameters": axes.parameters(cfg),
         "flops": axes.flops(cfg, experiment.latency[1]),
-        "prefill_ms": prefill_ms,
-        "dense_prefill_ms": dense_ms,
     }
+    if run.timed:
+        times = _latency([(base.params, base.cfg), (params, cfg)], experiment)
+        found["dense_prefill_ms"], found["prefill_ms"] = times
+    return found
+
+
+def _quality(run: Run, params, cfg) -> dict[str, Any]:
+    """Perplexity at each length on each text, and the accuracy of each set of questions."""
+    found: dict[str, Any] = {
+        text: [perplexity(run.base, params, cfg, windows) for windows in by_length.values()]
+        for text, by_length in run.texts.items()
+    }
+    return found | ask(run.base, run.questions, params, cfg)
 
 
 def _latency(models: list[tuple[Any, Any]], experiment: Experiment) -> list[float]:
@@ -168,7 +175,7 @@ def _latency(models: list[tuple[Any, Any]], experiment: Experiment) -> list[floa
     tokens = jnp.zeros((batch, length), jnp.int32)
     runs = []
     for params, cfg in models:
-        forward = jax.jit(lambda p, t, cfg=cfg: decoder.apply(p, t, cfg=cfg, how=how).hidden)
+        forward = _prefill(cfg, how)
         runs.append(partial(forward, jax.tree.map(lambda x: x.astype(how.dtype), params), tokens))
         runs[-1]().block_until_ready()
     times = [[] for _ in runs]
@@ -178,6 +185,12 @@ def _latency(models: list[tuple[Any, Any]], experiment: Experiment) -> list[floa
             run().block_until_ready()
             found.append(time.perf_counter() - began)
     return [1000 * min(found) for found in times]
+
+
+@lru_cache(maxsize=8)
+def _prefill(cfg, how):
+    """The compiled prefill, which models of equal sizes share."""
+    return jax.jit(lambda params, tokens: decoder.apply(params, tokens, cfg=cfg, how=how).hidden)
 
 
 def _prepare(experiment: Experiment, folder: Path, given) -> Run:
@@ -193,9 +206,8 @@ def _prepare(experiment: Experiment, folder: Path, given) -> Run:
         other = cut_windows(tokenize(documents(given.other), base.tokenizer), 1024)
         texts["other"] = _measured_windows(other[:, 1:].reshape(-1), draws[0, 0], experiment)
     calibration = draws[len(draws) - needed :].reshape(experiment.draws, experiment.windows, -1)
-    files = [Path(name) for name in given.questions or ()]
-    asked = {file.name.split(".")[0]: questions(file) for file in files}
-    return Run(base, texts, list(calibration), asked)
+    asked = open_questions(given.questions)
+    return Run(base, texts, list(calibration), asked, given.workers == 1)
 
 
 def _measured_windows(flat, boundary, experiment: Experiment) -> dict[int, np.ndarray]:
@@ -211,10 +223,10 @@ def _measured_windows(flat, boundary, experiment: Experiment) -> dict[int, np.nd
 
 
 def _options():
-    parser = options.parser(__doc__, PRESETS)
+    parser = options.parser(__doc__, PRESETS, workers=True)
     add_checkpoint(parser)
+    add_questions(parser)
     parser.add_argument("--other", help="text of another kind to measure on too")
-    parser.add_argument("--questions", nargs="+", help="files of questions with choices to ask")
     return parser.parse_args()
 
 

@@ -1,11 +1,13 @@
 """Experiments on one dense language model: it is trained or opened, pruned, and recovered.
 
-Training, calibration and measurement use separate documents.
+Training, calibration and measurement use separate documents. Cells are shared by workers
+(`study.workers`) where a checkpoint is opened; what is trained here has one process.
 """
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ import numpy as np
 from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.calibration import cut_windows
+from pangu_jax.data.multiple_choice import Question, questions
 from pangu_jax.data.packing import PackedTokens, tokenize
 from pangu_jax.data.pipeline import drawn_batches
 from pangu_jax.data.text import Document, documents, split_documents, take
 from pangu_jax.data.tokenizer import Tokenizer, load_tokenizer
+from pangu_jax.eval.multiple_choice import choice_accuracy
 from pangu_jax.eval.perplexity import measure_windows
 from pangu_jax.models import decoder
 from pangu_jax.models.decoder import DecoderConfig
@@ -55,6 +59,8 @@ class LanguageExperiment:
       recover_steps: distillation steps of a recovery.
       recover_rate: learning rate of the distillation.
       dtype: type of the activations.
+      unroll: layers per turn of the loop over them (`How.unroll`); 1 compiles fastest, for models
+        that differ from cell to cell. None is the library's choice.
     """
 
     model: DecoderConfig | None
@@ -67,11 +73,12 @@ class LanguageExperiment:
     recover_steps: int = 200
     recover_rate: float = 5e-4
     dtype: str = "float32"
+    unroll: int | None = None
 
     @property
     def how(self) -> How:
-        """The options of every call: the type of activations."""
-        return How(dtype=self.dtype)
+        """The options of every call: the type of activations, and how layers are looped over."""
+        return How(dtype=self.dtype, unroll=self.unroll)
 
     @property
     def recover_tokens(self) -> int:
@@ -105,6 +112,31 @@ class Base:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds --checkpoint, which `open_base` reads."""
     parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
+
+
+def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Adds --questions, which `open_questions` reads."""
+    parser.add_argument("--questions", nargs="+", help="files of questions with choices to ask")
+
+
+def check_workers(options: argparse.Namespace) -> None:
+    """Refuses several workers for a model that is trained here, as one process trains it.
+
+    Raises:
+      InputError: there are, and no --checkpoint.
+    """
+    if options.workers > 1 and options.checkpoint is None:
+        raise InputError("--workers needs --checkpoint: what is trained here has one process")
+
+
+def open_questions(files: Sequence[str] | None) -> dict[str, list[Question]]:
+    """Questions by their file's name up to its first dot.
+
+    Raises:
+      InputError: a file cannot be read, or is of another form.
+    """
+    paths = [Path(name) for name in files or ()]
+    return {path.name.split(".")[0]: questions(path) for path in paths}
 
 
 def open_base(
@@ -176,6 +208,28 @@ def perplexity(base: Base, params: Any, cfg: DecoderConfig, windows: np.ndarray)
     return measure_windows(params, windows, cfg=cfg, how=base.experiment.how).perplexity
 
 
+def ask(
+    base: Base, asked: dict[str, list[Question]], params: Any, cfg: DecoderConfig
+) -> dict[str, float]:
+    """A model's length-normalized accuracy of every set, and what guessing gives there.
+
+    Returns:
+      {"NAME_accuracy", "NAME_chance"} for every name.
+    """
+    found = {}
+    for name, of_set in asked.items():
+        score = choice_accuracy(
+            *(params, of_set),
+            cfg=cfg,
+            tokenizer=base.tokenizer,
+            batch=128,
+            how=base.experiment.how,
+        )
+        found[f"{name}_accuracy"] = score.normalized
+        found[f"{name}_chance"] = score.chance
+    return found
+
+
 def prune(base: Base, windows: np.ndarray, target: str, recipe: Recipe) -> Result:
     """Prunes the dense model to exactly the target's size, without rounding for hardware."""
     return compress(
@@ -193,18 +247,18 @@ def prune(base: Base, windows: np.ndarray, target: str, recipe: Recipe) -> Resul
 def recover(
     base: Base,
     found: Result,
-    name: str,
+    folder: Path,
     *,
     label: str,
     seed: int = 0,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> Any:
-    """Distills a pruned model from the dense one in recover/NAME; returns its parameters.
+    """Distills a pruned model from the dense one in a folder; returns its parameters.
 
     Args:
       base: the dense model, and the text it was trained on.
       found: the pruned model.
-      name: of the folder.
+      folder: of the training, which goes on there.
       label: prefix of the progress lines.
       seed: of the order of windows.
       evaluate: called with the parameters five times on the way; figures go to metrics.jsonl.
@@ -213,12 +267,12 @@ def recover(
       Stopped: a signal came; the training is saved.
     """
     experiment = base.experiment
-    steps, optimizer = (
-        experiment.recover_steps,
-        OptimizerConfig(learning_rate=experiment.recover_rate, weight_decay=0.0),
+    steps = experiment.recover_steps
+    loss, optimizer, rates = _distilling(
+        *(base.cfg, found.cfg, experiment.how, experiment.recover_rate, steps)
     )
     state = train(
-        distill_loss(base.cfg, found.cfg, how=experiment.how),
+        loss,
         decoder.spec(found.cfg),
         lambda step: drawn_batches(
             base.training, batch=experiment.batch, seed=1 + seed, start_step=step
@@ -229,12 +283,23 @@ def recover(
             keep=1,
             evaluate_every=max(1, steps // 5) if evaluate else 0,
         ),
-        optimizer=make_optimizer(optimizer, steps),
-        schedule=schedule(optimizer, steps),
-        folder=base.folder / "recover" / name,
+        optimizer=optimizer,
+        schedule=rates,
+        folder=folder,
         params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
         evaluate=evaluate,
         label=label,
         frozen=base.params,
     )
     return state.params
+
+
+@lru_cache(maxsize=8)
+def _distilling(teacher: DecoderConfig, cfg: DecoderConfig, how: How, rate: float, steps: int):
+    """Loss, optimizer and schedule: recoveries of equal sizes share them and their compilation."""
+    optimizer = OptimizerConfig(learning_rate=rate, weight_decay=0.0)
+    return (
+        distill_loss(teacher, cfg, how=how),
+        make_optimizer(optimizer, steps),
+        schedule(optimizer, steps),
+    )

@@ -40,9 +40,12 @@ def test_each_starts_without_grain_and_tyro():
     for option in ("--preset", "--data", "--out"):
         assert done.stdout.count(f"  {option} ") == len(NAMES), done.stdout
     assert done.stdout.count("  --checkpoint ") == 3
+    assert done.stdout.count("  --workers ") == 3
 
 
-LANGUAGE = "model data held_out steps batch length optimizer recover_steps recover_rate dtype"
+LANGUAGE = (
+    "model data held_out steps batch length optimizer recover_steps recover_rate dtype unroll"
+)
 SETTINGS = {
     "latent_cot": "plans seeds timed dtype tokens",
     "pangu_embedded": "questions held_out seeds judged max_new_tokens batch steps decay dtype",
@@ -50,8 +53,8 @@ SETTINGS = {
     "measured_batch orders poolings decoder_poolings causal_poolings causal causal_steps "
     "causal_training dtype",
     "slimllm": f"{LANGUAGE} targets methods draws windows window_length eval_windows eval_lengths "
-    "recover latency",
-    "pangu_light": f"{LANGUAGE} target starts seeds windows eval_windows max_rel_err",
+    "recover recover_draws latency",
+    "pangu_light": f"{LANGUAGE} targets starts seeds windows eval_windows max_rel_err",
     "pangu_pro_moe": "model data held_out steps batch length optimizer aux_weight seeds dtype "
     "remat evaluate_bytes routing_tokens devices batch_sizes prompt",
     "timepro": "cells seeds epochs windows",
