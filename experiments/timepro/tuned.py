@@ -2,8 +2,12 @@
 
 Candidates are closed-form linear maps of several look-backs and repeating the last value. They are
 mixed with weights that are at least 0 and sum to 1, found by least squares on the validation
-windows; the test windows are measured once, with the mixture that validation chose. As every
-candidate is linear in the rows before the forecast, so is the mixture: one matrix.
+windows; the test windows are measured once, with what validation chose. As every candidate is
+linear in the rows before the forecast, so is the mixture: one matrix.
+
+Whether to mix at all is chosen by two-fold cross-validation: the weights found on either half of
+the validation windows are measured on the other half. Where they do not beat the linear map of 96
+steps there, that map is taken alone.
 """
 
 import numpy as np
@@ -14,6 +18,7 @@ from pangu_jax.eval.forecast import fit_linear, lag_products
 
 LOOK_BACKS = (96, 192, 336, 512, 720)
 LONGEST = max(LOOK_BACKS)
+PLAIN = "linear 96"  # what the mixture has to beat
 
 
 def tuned_cell(name: str, series: np.ndarray, horizon: int) -> dict:
@@ -26,12 +31,18 @@ def tuned_cell(name: str, series: np.ndarray, horizon: int) -> dict:
         candidates[f"linear {look_back}"] = linear_map(found.kernel)
     at = parts(split, look_back=LONGEST, horizon=horizon, where=name)
     maps = np.stack(list(candidates.values()))
-    weights = mix(*_agreement(maps, series, at.validation, horizon))
+    middle = len(at.validation) // 2
+    halves = [
+        _agreement(maps, series, part, horizon)
+        for part in (at.validation[:middle], at.validation[middle:])
+    ]
+    weights, gain = choose(*halves, plain=list(candidates).index(PLAIN))
     mse, mae = _errors(np.tensordot(weights, maps, 1), series, at.test, horizon)
     return {
         "mse": [mse],
         "mae": [mae],
         "weights": dict(zip(candidates, weights.round(4).tolist(), strict=True)),
+        "cross_validated_gain": gain / (len(at.validation) * horizon * series.shape[1]),
     }
 
 
@@ -49,6 +60,30 @@ def linear_map(kernel: np.ndarray) -> np.ndarray:
     return found
 
 
+def choose(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], *, plain: int
+) -> tuple[np.ndarray, float]:
+    """Weights of all candidates, or the plain one alone where mixing does not pay.
+
+    Args:
+      first: of the first half of the validation windows, sums of the products of the candidates'
+        forecasts with each other, [n, n], and with the truth, [n].
+      second: of the second half.
+      plain: index of the candidate that the mixture has to beat.
+
+    Returns:
+      Weights [n], and how much less squared error the mixture has than the plain candidate,
+      summed over both halves, each measured with the weights of the other.
+    """
+    alone, gain = np.eye(len(first[1]))[plain], 0.0
+    for fitted, (gram, cross) in ((first, second), (second, first)):
+        one, both = ((w @ gram - 2 * cross) @ w for w in (alone, mix(*fitted)))
+        gain += one - both
+    if gain <= 0:
+        return alone, float(gain)
+    return mix(*(x + y for x, y in zip(first, second, strict=True))), float(gain)
+
+
 def mix(gram: np.ndarray, cross: np.ndarray, rounds: int = 20_000) -> np.ndarray:
     """Weights >= 0 of sum 1 that minimize w.gram.w - 2 w.cross, by exponentiated gradients."""
     weights = np.full(len(cross), 1 / len(cross))
@@ -61,12 +96,11 @@ def mix(gram: np.ndarray, cross: np.ndarray, rounds: int = 20_000) -> np.ndarray
 
 
 def _agreement(maps, series, starts, horizon):
-    """Mean products of the candidates' forecasts with each other and with the truth."""
+    """Sums of the products of the candidates' forecasts with each other and with the truth."""
     sums = lag_products(series, starts, LONGEST, horizon)
     seen, truth = sums[:, :LONGEST], sums[:, LONGEST:]
-    size = len(starts) * horizon * series.shape[1]
     gram = np.einsum("ith,jth->ij", maps, np.einsum("ts,jsh->jth", seen, maps, optimize=True))
-    return gram / size, np.einsum("ith,th->i", maps, truth) / size
+    return gram, np.einsum("ith,th->i", maps, truth)
 
 
 def _errors(matrix, series, starts, horizon, piece=128):

@@ -68,6 +68,36 @@ def test_mixing_weights_are_the_best_on_the_simplex(modules):
     assert error(weights) <= min(error(np.array(w)) for w in grid) + 1e-6
 
 
+def test_mixing_is_left_where_it_pays_on_no_windows_but_its_own(modules):
+    tuned, rng = modules["tuned"], np.random.default_rng(0)
+
+    def half(errors):
+        """Forecasts of 400 windows with these errors beside the truth."""
+        truth = rng.normal(size=400)
+        forecasts = np.stack([truth + error for error in errors(rng, truth)])
+        return (forecasts, truth), (forecasts @ forecasts.T, forecasts @ truth)
+
+    def alike(rng, truth):  # the second is far better in both halves
+        return [rng.normal(size=400), 0.3 * rng.normal(size=400)]
+
+    (a, one), (b, two) = half(alike), half(alike)
+    weights, gain = tuned.choose(one, two, plain=0)
+    assert weights[1] > 0.8 and weights.sum() == pytest.approx(1)
+    expected = 0.0
+    for fitted, (forecasts, truth) in ((two, a), (one, b)):
+        mixed = tuned.mix(*fitted) @ forecasts
+        expected += ((forecasts[0] - truth) ** 2 - (mixed - truth) ** 2).sum()
+    assert gain == pytest.approx(expected)
+
+    # Each candidate is good in one half alone: by either half the other is the worse choice.
+    _, one = half(lambda rng, t: [0.5 * rng.normal(size=400), 3 * rng.normal(size=400)])
+    _, two = half(lambda rng, t: [3 * rng.normal(size=400), 0.5 * rng.normal(size=400)])
+    assert tuned.mix(*(x + y for x, y in zip(one, two, strict=True))).max() < 0.9
+    for plain in (0, 1):
+        weights, gain = tuned.choose(one, two, plain=plain)
+        assert gain <= 0 and weights.tolist() == np.eye(2)[plain].tolist()
+
+
 def test_a_run_is_resumed_and_reported(modules, data_dir, tmp_path, capsys):
     run = modules["run"]
     words = ["--preset", "tuned", "--data", str(data_dir / "ltsf"), "--only", "Exchange",
