@@ -80,8 +80,8 @@ def _table(target: str, experiment: Experiment, results: dict[str, Any]) -> str:
         one = cells[0]
         row = [
             *(name, *_quality(cells, dense)),
-            f"{np.mean([c['cut'] for c in cells]):.4f}",
-            f"{np.mean([c['repaired'] for c in cells]):.4f}",
+            f"{np.mean([c['error_cut'] for c in cells]):.4f}",
+            f"{np.mean([c['error_repaired'] for c in cells]):.4f}",
             f"{one['parameters'] / dense['parameters']:.3f}",
             f"{dense['flops'] / one['flops']:.2f}",
         ]

@@ -131,8 +131,8 @@ def _pruned(run: Run, place: tuple[str, str, str, int], folder: Path, stop) -> d
     sites = found.sites.values()
     cell = {
         **_measured(run, found.params, found.cfg),
-        "cut": float(np.mean([s.cut / max(s.output, 1e-30) for s in sites])),
-        "repaired": float(np.mean([s.repaired / max(s.output, 1e-30) for s in sites])),
+        "error_cut": float(np.mean([s.cut / max(s.output, 1e-30) for s in sites])),
+        "error_repaired": float(np.mean([s.repaired / max(s.output, 1e-30) for s in sites])),
         "ridge": [s.ridge for s in sites],
     }
     if target in experiment.recover and draw < experiment.recover_draws:
