@@ -75,7 +75,7 @@ def main() -> None:
     _check_memory(experiment)
     text = _read(experiment, given.tokenizer)
     models = _models(experiment, text.tokenizer)
-    cells = begin(folder, experiment, tokenizer=given.tokenizer)
+    cells = begin(folder, experiment, free=("seeds",), tokenizer=given.tokenizer)
     say(f"{len(text.training.ids):,} training tokens of {text.training.bytes:,} bytes")
     try:
         compute(folder, cells.results, "byte model", partial(_control, text))

@@ -8,7 +8,7 @@ The folder holds the settings as config.json and {cell: what it gave} as results
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ RESULTS = "results.json"
 _claims: dict[Path, Claim] = {}  # of this process, which computes what is missing until it ends
 
 
-def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]:
+def open_results(
+    folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()
+) -> dict[str, Any]:
     """Claims the folder until this process ends; returns the results so far.
 
     A new folder is given its config.json and has none.
@@ -30,12 +32,13 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
     Args:
       folder: of the run; made if missing.
       settings: JSON values and configs, by the names that errors use.
+      free: names whose values may differ: what changes no cell, but which of them there are.
 
     Raises:
       InputError: the folder holds a run of other settings, another process computes there, or it
         cannot be read or written.
     """
-    lock_run(folder, settings)
+    lock_run(folder, settings, free=free)
     path = Path(folder) / RESULTS
     found = read_json(path, finite=False) if path.exists() else {}
     if not isinstance(found, dict):
@@ -43,23 +46,24 @@ def open_results(folder: str | Path, settings: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def lock_run(folder: str | Path, settings: dict[str, Any]) -> None:
+def lock_run(folder: str | Path, settings: dict[str, Any], *, free: Collection[str] = ()) -> None:
     """Opens a run (`core.run_folder.open_run`) until this process ends; a repeat only compares.
 
     Args:
       folder: of the run; made if missing.
       settings: JSON values and configs, by the names that errors use.
+      free: names whose values may differ.
 
     Raises:
       InputError: as `open_run`.
     """
     path = Path(folder).absolute()
     if path in _claims and _claims[path].holds():
-        begin_run(path, settings)
+        begin_run(path, settings, free=free)
         return
     if path in _claims:
         _claims.pop(path).close()  # that folder is gone
-    _claims[path] = open_run(path, settings)
+    _claims[path] = open_run(path, settings, free=free)
 
 
 def save_results(folder: str | Path, results: dict[str, Any]) -> None:

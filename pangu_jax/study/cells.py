@@ -10,7 +10,7 @@ Several processes that share a table are for `study.workers`.
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,19 @@ class Cells:
     results: dict[str, Any]
 
 
-def begin(folder: Path, experiment: Any, **settings: Any) -> Cells:
+def begin(folder: Path, experiment: Any, *, free: Collection[str] = (), **settings: Any) -> Cells:
     """Starts or resumes a run, and holds its folder until the process ends.
 
     Args:
       folder: of the run; made if missing.
       experiment: a frozen dataclass, whose fields become the settings in config.json.
+      free: names of settings that may differ from the run's, such as seeds where each has its cell.
       **settings: others that decide results, as JSON values.
 
     Raises:
       InputError: the folder holds a run of other settings, or another process computes there.
     """
-    return Cells(folder, open_results(folder, {**to_json(experiment), **settings}))
+    return Cells(folder, open_results(folder, {**to_json(experiment), **settings}, free=free))
 
 
 def cell(

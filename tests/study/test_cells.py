@@ -29,6 +29,10 @@ def test_a_cell_is_computed_once_and_said_once(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match="another steps: 5, not 6"):
         begin(tmp_path, Experiment(6), checkpoint=None)
+    more = begin(tmp_path, Experiment(6), free=("steps",), checkpoint=None)
+    assert cell(more, "one", lambda: pytest.fail("is there")) == found
+    with pytest.raises(InputError, match="another checkpoint: null, not"):
+        begin(tmp_path, Experiment(6), free=("steps",), checkpoint="other")
 
 
 def test_no_missing_cell_begins_after_the_time_is_over(tmp_path, capsys):
