@@ -61,6 +61,9 @@ from pangu_jax.study.language import (
     recover,
 )
 
+# Steps of a recovery that is made again when it was stopped: writing its state takes longer.
+BRIEF = 200
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -136,7 +139,8 @@ def _pruned(run: Run, place: tuple[str, str, str, int], folder: Path, stop) -> d
         "ridge": [s.ridge for s in sites],
     }
     if target in experiment.recover and draw < experiment.recover_draws:
-        params = recover(run.base, found, folder, label=name_of(*place))
+        kept = folder if experiment.recover_steps > BRIEF else None
+        params = recover(run.base, found, kept, label=name_of(*place))
         tokens = {"tokens": experiment.recover_tokens}
         cell["recovered"] = _quality(run, params, found.cfg) | tokens
     return cell

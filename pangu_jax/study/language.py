@@ -247,24 +247,24 @@ def prune(base: Base, windows: np.ndarray, target: str, recipe: Recipe) -> Resul
 def recover(
     base: Base,
     found: Result,
-    folder: Path,
+    folder: Path | None,
     *,
     label: str,
     seed: int = 0,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
 ) -> Any:
-    """Distills a pruned model from the dense one in a folder; returns its parameters.
+    """Distills a pruned model from the dense one; returns its parameters.
 
     Args:
       base: the dense model, and the text it was trained on.
       found: the pruned model.
-      folder: of the training, which goes on there.
+      folder: of the training, which goes on there; None keeps nothing.
       label: prefix of the progress lines.
       seed: of the order of windows.
       evaluate: called with the parameters five times on the way; figures go to metrics.jsonl.
 
     Raises:
-      Stopped: a signal came; the training is saved.
+      Stopped: a signal came, and a folder was given; the training is saved.
     """
     experiment = base.experiment
     steps = experiment.recover_steps
