@@ -120,8 +120,9 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
       options: names the run's folder.
 
     Raises:
-      InputError: the folder holds no such run, or another tokenizer than it was trained with, as
-        far as ids are outside the vocabulary; or a number of problems is below 1.
+      InputError: the folder holds no such run, or no tokenizer or another than it was trained with
+        (of older runs that is seen where ids are outside the vocabulary); or a number of problems
+        is below 1.
     """
     if options.tests is not None:
         check_size("tests", options.tests)
@@ -136,6 +137,7 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
         )
     params, cfg = written_out(params, cfg)
     tokenizer = load_tokenizer(found, checkpoint=path)
+    latent.check_tokenizer(path, trained, tokenizer.digest, tokenizer.name)
     check_vocabulary(dataclasses.astuple(markers_of(tokenizer)), tokenizer, cfg.vocab)
     return params, cfg, tokenizer, trained
 

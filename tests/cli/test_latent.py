@@ -5,15 +5,20 @@ import json
 import shutil
 
 import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.cli import latent_eval, latent_train
 from pangu_jax.cli.main import main
+from pangu_jax.cli.options.latent_problems import Problems
 from pangu_jax.core.config import save_config
+from pangu_jax.core.spec import abstract
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.models import presets
+from pangu_jax.models import decoder, presets
 from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.registry import METHODS
@@ -269,6 +274,52 @@ def test_a_run_without_its_tokenizer_is_refused(tmp_path, capsys, monkeypatch):
     save_config(trained, tmp_path / latent_train.latent.RUN)
     assert call("eval", tmp_path) == 2
     assert "the model's vocabulary ends at 23" in capsys.readouterr().err
+
+
+def test_a_run_is_not_read_with_bytes_or_another_tokenizer_than_its_own(
+    tmp_path, capsys, monkeypatch
+):
+    """Bytes, and the markers after them, are ids of a vocabulary of 300 words, too."""
+    rows = [{"question": f"w{i} v{i}", "cot": "", "answer": f"v{i}"} for i in range(200)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder, tokens = tmp_path / "run", tmp_path / "run" / "tokenizer.json"
+
+    def untrained(*_, model, folder, **__):
+        params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract(decoder.spec(model)))
+        with store.Store(folder) as checkpoints:
+            checkpoints.save(1, params, {"step": jnp.int32(1)})
+        raise Stopped(1, 143, None)
+
+    monkeypatch.setattr(latent_train.latent, "train", untrained)
+    train = ("train", "--method", "cot", "--task", tmp_path / "own.jsonl", "--tests", 2)
+    assert call(*train, "--out", folder) == 143
+    run = Problems(str(folder))
+    assert latent_eval.opened(run)[3].tokenizer == load_tokenizer(folder).digest
+    content = tokens.read_bytes()
+    tokens.write_bytes(content.replace(b"w17", b"w00"))
+    assert call("eval", folder) == 2
+    assert (
+        f"{tokens} is not the tokenizer that {folder} was trained with" in capsys.readouterr().err
+    )
+    tokens.unlink()
+    commands = [["generate", folder, "--prompt", "w1"], ["latent", "eval", folder]]
+    commands += [["latent", *train, "--init", folder, "--out", tmp_path / "other"]]
+    for arguments in commands:
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments)])
+        assert end.value.code == 2
+        assert f"there is no tokenizer.json at {folder}" in capsys.readouterr().err
+    assert call(*train, "--out", folder) == 143  # which puts it back
+    assert tokens.read_bytes() == content
+    said = json.loads((folder / "latent.json").read_text())
+    (folder / "latent.json").write_text(json.dumps(said | {"tokenizer": "1a2b"}))
+    capsys.readouterr()
+    assert call(*train, "--out", folder) == 2
+    assert "these words is not the tokenizer that" in capsys.readouterr().err
+    del said["tokenizer"]  # as older runs are
+    (folder / "latent.json").write_text(json.dumps(said))
+    assert latent_eval.opened(run)[3].tokenizer is None
+    assert call(*train, "--out", folder) == 143
 
 
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
