@@ -151,6 +151,8 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
       guessing: the share of right answers by chance; None if it is not known.
     """
     lines = [f"{kind or name:10} {_described(one, guessing)}" for kind, one in found.items()]
+    if told := repetitions(found[""].repeated, found[""].problems):
+        lines.append(told)
     if method(name).feedback == "hidden":
         lines.append("the control of thoughts is the same training with --method pause")
     elif method(name).feedback:
@@ -159,6 +161,21 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
             "teacher"
         )
     return "\n".join(lines)
+
+
+def repetitions(repeated: int, of: int) -> str:
+    """What repeated questions mean to the figures, in a sentence; "" if there are none.
+
+    Args:
+      repeated: number of questions that occur earlier among them.
+      of: number of questions.
+    """
+    if not repeated:
+        return ""
+    return (
+        f"{repeated:,} of the {of:,} questions occur earlier among them; each counts, as if it "
+        "were another one, so intervals are too narrow"
+    )
 
 
 def _described(found: Score, guessing: float | None) -> str:

@@ -17,11 +17,14 @@ from pangu_jax.cli.main import main
 from pangu_jax.cli.options.latent_problems import Problems
 from pangu_jax.core.config import save_config
 from pangu_jax.core.spec import abstract
+from pangu_jax.data.multiplication import draw_multiplications
 from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.models import decoder, presets
 from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.registry import METHODS
+from pangu_jax.reasoning.latent.score import Score
+from pangu_jax.reasoning.latent.task import TEST_SEED
 from pangu_jax.train.stop_signal import Stopped
 
 TRAIN = latent_train.latent.train
@@ -370,8 +373,12 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
     assert call("probe", run, "--plot", tmp_path / "a.txt") == 2
     assert "a.txt ends in none of .png" in capsys.readouterr().err
-    assert call("probe", run, "--task", "mult2x2", "--tests", 40) == 0
-    assert "1  answer" in capsys.readouterr().out
+    drawn = [dataclasses.asdict(x) for x in draw_multiplications(39, 2, seed=TEST_SEED)]
+    drawn = "".join(json.dumps(row) + "\n" for row in (*drawn, drawn[0]))
+    (tmp_path / "drawn.jsonl").write_text(drawn)
+    assert call("probe", run, "--task", tmp_path / "drawn.jsonl", "--tests", 40) == 0
+    told = capsys.readouterr()
+    assert "1  answer" in told.out and "note: 1 of the 40 questions occur earlier" in told.err
     assert call("probe", run, "--tests", 40) == 2  # most of which it was trained on
     assert "of 40 problems left out" in capsys.readouterr().err
     assert call("probe", run) == 2  # as many as it measured on
@@ -405,6 +412,14 @@ def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", str(tmp_path / "out"), "--check"])
     assert end.value.code == 0
+
+
+def test_repeated_questions_are_told():
+    once = Score(6, 0, 0.5, 0.2, 0.8, 1.0, 3.0, 2.0, 4.0)
+    found = {"": dataclasses.replace(once, repeated=2), "zeros": once}
+    told = latent_eval.described(found, "coconut", None)
+    assert "\n2 of the 6 questions occur earlier among them; each counts" in told
+    assert "occur earlier" not in latent_eval.described({"": once}, "coconut", None)
 
 
 def test_what_a_method_does_not_read_is_told_by_known_names():
