@@ -33,12 +33,12 @@ tests:
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
 
 # Torch has one thread a worker, as there is a worker for every core, which takes file by file: real
-# models first, of tests/system, as they take longest.
+# models first, of tests/system, as they take longest. Files that PYTEST names are taken alone.
 parity: ## compare live with torch and transformers
 	@tools/make_venv.sh $(VENV) parity $(TORCH)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
-		--no-loadscope-reorder -m parity $(PYTEST) \
-		$$(grep -rl --include='test_*.py' mark.parity tests | LC_ALL=C sort -r)
+		--no-loadscope-reorder -m parity $(PYTEST) $(if $(filter tests tests/% ./tests/%,$(PYTEST)),,\
+		$$(grep -rl --include='test_*.py' mark.parity tests | LC_ALL=C sort -r))
 
 long: ## the tests that `make test` leaves to .ci/run: whole programs, and the longest of the rest
 	@tools/make_venv.sh $(VENV) test

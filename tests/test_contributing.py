@@ -1,6 +1,9 @@
-"""CONTRIBUTING's table "to add X, edit Y" names what there is, and CITATION.cff the version."""
+"""CONTRIBUTING's table "to add X, edit Y" names what there is, and `make` runs what it says."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,23 @@ def test_a_row_names_what_there_is(row):
 
 def test_the_table_is_there():
     assert len(ROWS) > 15 and all(len(row) >= 2 for row in ROWS)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["test", "long", "slow", "parity"], ids="make {}".format)
+def test_every_target_runs_one_file_alone(target):
+    def commands(arguments):
+        command = ["make", "--dry-run", target, f"PYTEST={arguments}"]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+        made = subprocess.run(command, cwd=ROOT, env=clean, check=True, capture_output=True)
+        _, _, found = made.stdout.decode().partition("-m pytest")
+        return found
+
+    for one in ("tests/ops/test_routing.py", "-x tests/ops/test_routing.py::test_a"):
+        assert one in commands(one) and "grep" not in commands(one)
+    for other in ("-k routing", "--ignore=tests/ops"):
+        assert other in commands(other)
+        assert ("grep" in commands(other)) == (target == "parity")
 
 
 def test_a_citation_has_the_version():

@@ -110,6 +110,7 @@ def main() -> None:
     cells = begin(folder, experiment, device=report.machine(), **settings)
     for name, make in in_time(cells, _all(run, given.seeds), given.minutes):
         cell(cells, name, make, shown=lambda found: found["shown"])
+        _clear(run, name)
         # Each time, as a signal may end the next cell.
         smollm2_report.write(folder, cells.results)
     print(smollm2_report.text(cells.results))
@@ -144,6 +145,23 @@ def _all(run: Run, seeds: Sequence[int]):
         yield f"rl/{seed}", partial(_rl, run, seed)
         yield f"rl accuracy/{seed}", partial(_accuracy, run, _trained(run, seed))
         yield f"transformers/{seed}", partial(_compared, run, seed)
+
+
+def _clear(run: Run, name: str) -> None:
+    """Removes the training of a cell that is saved.
+
+    Not sooner, as a kill in between would have the cell trained again; and again where one left
+    something.
+    """
+    kind, _, seed = name.partition("/")
+    if kind == "sft" and (run.folder / "sft").exists():
+        store.discard(run.folder / "sft")
+    if kind == "rl" and _training(run, int(seed)).exists():
+        shutil.rmtree(_training(run, int(seed)))
+
+
+def _training(run: Run, seed: int) -> Path:
+    return run.folder / f"rl-{seed}"
 
 
 def _trained(run: Run, seed: int) -> Path:
@@ -238,7 +256,6 @@ def _sft(run: Run) -> dict[str, Any]:
         label="sft",
     )
     _write(run, params, run.folder / SFT)
-    store.discard(folder)
     rows, left_out = len(source), source.left_out
     shown = f"{steps} steps, {steps * experiment.sft_batch / rows:.2f} epochs of {rows} rows"
     return {"rows": rows, "left out": left_out, "shown": f"{shown}, {left_out} left out"}
@@ -247,7 +264,7 @@ def _sft(run: Run) -> dict[str, Any]:
 def _rl(run: Run, seed: int) -> dict[str, Any]:
     """Goes on by rewards, and writes the model."""
     experiment, prompter, seen = run.experiment, run.prompter, []
-    drawn, folder = Drawn(_askable(run), seed), run.folder / f"rl-{seed}"
+    drawn = Drawn(_askable(run), seed)
     settings = OptimizerConfig(
         learning_rate=experiment.rl_rate, schedule="constant", weight_decay=0.0
     )
@@ -283,12 +300,11 @@ def _rl(run: Run, seed: int) -> dict[str, Any]:
             seed=seed,
         ),
         optimizer=make_optimizer(settings, experiment.updates),
-        folder=folder,
+        folder=_training(run, seed),
         on_update=update,
         how=How(dtype=experiment.dtype),
     )
     _write(run, state.params, _trained(run, seed))
-    shutil.rmtree(folder)
     names = ("reward", "tokens", "masked_groups", "truncated", "kl_behavior", "grad_norm")
     return {
         **{name: [round(line[name], 5) for line in seen] for name in names},

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pangu_jax.checkpoint import forecaster, gguf_file, hf, store
+from pangu_jax.core.config import read_json
 from pangu_jax.core.errors import InputError
+from pangu_jax.core.run_folder import SETTINGS
 from pangu_jax.models import registry
 from pangu_jax.sharding.layout import Layout
+
+LATENT = "latent.json"  # reasoning.latent.train.RUN, which this room cannot import
 
 
 def open_checkpoint(
@@ -31,7 +35,8 @@ def open_checkpoint(
     Returns:
       The parameters, the configuration, and the argument of `data.tokenizer.load_tokenizer`: the
       folder, or "bytes" for a run of ours without a tokenizer.json. A Hugging Face folder without
-      one is returned all the same, so that loading its tokenizer is an error and not bytes.
+      one is returned all the same, and so is a run that says it had one, so that loading its
+      tokenizer is an error and not bytes.
 
     Raises:
       InputError: the folder is neither, cannot be read, or holds another kind of model.
@@ -48,7 +53,7 @@ def open_checkpoint(
         raise InputError(f"{path} holds a forecaster, which is for `pangu-jax forecast`")
     if place == "run":
         params, cfg = store.restore_params(path, dtype=dtype, layout=layout)
-        own = (path / "tokenizer.json").is_file()
+        own = (path / "tokenizer.json").is_file() or _had_tokenizer(path)
         return params, cfg, str(path) if own else "bytes"
     params, cfg = hf.load(path, dtype=dtype, layout=layout)
     return params, cfg, str(path)
@@ -83,6 +88,14 @@ def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecas
         f"{path!s:.200} is no checkpoint: it has neither {store.MODEL} (a run of ours) nor "
         f"{hf.CONFIG} (a Hugging Face folder), and is no GGUF file"
     )
+
+
+def _had_tokenizer(run: Path) -> bool:
+    """Whether a run says that it was trained with a tokenizer of a file; older ones may not say."""
+    said = next((run / name for name in (LATENT, SETTINGS) if (run / name).is_file()), None)
+    found = None if said is None else read_json(said, finite=False)
+    name = found.get("tokenizer") if isinstance(found, dict) else None
+    return isinstance(name, str) and name != "bytes"
 
 
 def _expect(kinds: tuple[str, ...], by: str, path: Path, place: str) -> None:

@@ -28,6 +28,7 @@ from pangu_jax.core.tree import content_hash
 from pangu_jax.data.checkpoint_chat_template import choose_template
 from pangu_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from pangu_jax.decode.engine import Answer, Engine, Request, answers, check_max_new_tokens, round_up
+from pangu_jax.eval.pass_at_k import repeated
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
@@ -242,7 +243,8 @@ def _task(run: Run, task: Task, ask: Ask, judges: ThreadPoolExecutor, show: Show
         while waiting:
             keep(most=len(waiting) - 1)
     found = bench.figures(lines.values(), len(task.items), samples, seed=run.options.seed)
-    return {**found, "sha256": json_digest([lines[place] for place in every])}
+    asked = repeated(tuple(prompt.ids) for prompt in run.prompts[task.name])
+    return {**found, "repeated": asked, "sha256": json_digest([lines[place] for place in every])}
 
 
 def _line(run: Run, task: Task, place: Place, answer: Answer) -> dict[str, Any]:

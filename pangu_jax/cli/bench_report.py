@@ -40,7 +40,7 @@ def write_report(folder: Path, settings: dict[str, Any], results: dict[str, Any]
 
 
 def table(cells: dict[str, dict[str, Any]], samples: int) -> str:
-    """A Markdown table of scores, one row per task.
+    """A Markdown table of scores, one row per task, and which tasks repeat questions.
 
     Args:
       cells: the results of each task, by its name.
@@ -56,10 +56,24 @@ def table(cells: dict[str, dict[str, Any]], samples: int) -> str:
         of = [f"{count / cell['answers']:.1%}" if count else "0" for count in counts]
         rows.append([name, f"{cell['questions']:,}", *shares, _length(cell["tokens"]), *of])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
+    lines = [
         "| " + " | ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) + " |"
         for row in rows
-    )
+    ]
+    return "\n".join([*lines, *_repetitions(cells)])
+
+
+def _repetitions(cells: dict[str, dict[str, Any]]) -> list[str]:
+    # Cells of before repetitions were counted say nothing of them.
+    counts = {name: cell["repeated"] for name, cell in cells.items() if cell.get("repeated")}
+    if not counts:
+        return []
+    told = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+    return [
+        "",
+        f"Questions whose prompt occurs earlier in their task: {told}. Each counts, as if it were "
+        "another one, so intervals are too narrow there.",
+    ]
 
 
 def _share(found: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from pangu_jax.checkpoint.open import LATENT
 from pangu_jax.cli.options.generate import Options
 from pangu_jax.cli.progress import progress
 from pangu_jax.core.config import check_size, read_json, to_json, up_to_date
@@ -102,7 +103,7 @@ def note_length(tokens: int, cfg: DecoderConfig) -> None:
 
 def note_thoughts(checkpoint: str) -> None:
     """Warns of a run of `latent train` whose thoughts or pauses are left out by this command."""
-    path = Path(checkpoint) / "latent.json"  # the module that writes it takes long to import
+    path = Path(checkpoint) / LATENT  # the module that writes it takes long to import
     found = read_json(path) if path.is_file() else None
     phase = found.get("phase") if isinstance(found, dict) else None
     if isinstance(phase, dict) and phase.get("slots"):

@@ -120,8 +120,9 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
       options: names the run's folder.
 
     Raises:
-      InputError: the folder holds no such run, or another tokenizer than it was trained with, as
-        far as ids are outside the vocabulary; or a number of problems is below 1.
+      InputError: the folder holds no such run, or no tokenizer or another than it was trained with
+        (of older runs that is seen where ids are outside the vocabulary); or a number of problems
+        is below 1.
     """
     if options.tests is not None:
         check_size("tests", options.tests)
@@ -136,6 +137,7 @@ def opened(options: Problems) -> tuple[Any, DecoderConfig, Tokenizer, latent.Tra
         )
     params, cfg = written_out(params, cfg)
     tokenizer = load_tokenizer(found, checkpoint=path)
+    latent.check_tokenizer(path, trained, tokenizer.digest, tokenizer.name)
     check_vocabulary(dataclasses.astuple(markers_of(tokenizer)), tokenizer, cfg.vocab)
     return params, cfg, tokenizer, trained
 
@@ -149,6 +151,8 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
       guessing: the share of right answers by chance; None if it is not known.
     """
     lines = [f"{kind or name:10} {_described(one, guessing)}" for kind, one in found.items()]
+    if told := repetitions(found[""].repeated, found[""].problems):
+        lines.append(told)
     if method(name).feedback == "hidden":
         lines.append("the control of thoughts is the same training with --method pause")
     elif method(name).feedback:
@@ -157,6 +161,21 @@ def described(found: Mapping[str, Score], name: str, guessing: float | None) -> 
             "teacher"
         )
     return "\n".join(lines)
+
+
+def repetitions(repeated: int, of: int) -> str:
+    """What repeated questions mean to the figures, in a sentence; "" if there are none.
+
+    Args:
+      repeated: number of questions that occur earlier among them.
+      of: number of questions.
+    """
+    if not repeated:
+        return ""
+    return (
+        f"{repeated:,} of the {of:,} questions occur earlier among them; each counts, as if it "
+        "were another one, so intervals are too narrow"
+    )
 
 
 def _described(found: Score, guessing: float | None) -> str:

@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from pangu_jax.cli import latent_plot
-from pangu_jax.cli.latent_eval import opened, test_set
+from pangu_jax.cli.latent_eval import opened, repetitions, test_set
 from pangu_jax.cli.options.latent_probe import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.picture import check_picture
+from pangu_jax.eval.pass_at_k import repeated
 from pangu_jax.models.decoder import DecoderConfig
 from pangu_jax.reasoning.latent import tuned_lens
 from pangu_jax.reasoning.latent.answer import think
@@ -39,6 +41,8 @@ def main(options: Options) -> None:
     found = test_set(options, trained)
     reached(options.run, trained)
     problems, markers = [encode(problem, tokenizer) for problem in found], markers_of(tokenizer)
+    if told := repetitions(repeated(problem.question for problem in problems), len(problems)):
+        print(f"note: {told}", file=sys.stderr)
     asked = (chosen, trained.phase, markers)
     with working("thinking"):
         thoughts = think(params, problems, *asked, cfg=cfg, batch=options.batch)

@@ -17,7 +17,7 @@ from pangu_jax.cli.latent_eval import check_data, described, unseen
 from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.progress import working
 from pangu_jax.cli.stopping import stoppable
-from pangu_jax.core.config import check_size, save_config, to_json
+from pangu_jax.core.config import check_size, load_config, save_config, to_json
 from pangu_jax.core.digest import json_digest
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.files import atomic_write
@@ -96,6 +96,7 @@ def main(options: Options) -> None:
         options.tests,
         options.curriculum.steps,
         ids.longest + MOST_NEW,
+        ids.tokenizer,
     )
     how = How(remat=options.remat, dtype=options.dtype)
     measure = partial(_measure, ids=ids, model=model, trained=trained, how=how)
@@ -114,6 +115,10 @@ def main(options: Options) -> None:
     )
     folder = Path(options.out)
     with store.begin(model, folder, _settings(options, task), free=FREE) as claim:
+        if (folder / latent.RUN).is_file():
+            source = options.init or "these words"
+            was = load_config(latent.Trained, folder / latent.RUN)
+            latent.check_tokenizer(folder, was, ids.tokenizer, f"that of {source}")
         _keep(files, trained, np.union1d(seen, hashes(task.training)), folder)
         print(
             f"{count(registry.spec(model)):,} parameters, {len(ids.training):,} problems, "

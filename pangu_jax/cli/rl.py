@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -32,8 +32,8 @@ from pangu_jax.reasoning import bench, reward_sources
 from pangu_jax.reasoning.bench_prompts import TEXTS, Prompt, Prompter
 from pangu_jax.reasoning.bench_tasks import Item, Task, read_items
 from pangu_jax.reasoning.curriculum import CurriculumConfig
-from pangu_jax.reasoning.reward import ROUTES, Sample, Source, SourceHealth, grade
-from pangu_jax.reasoning.rl import NothingToLearn, RlConfig, train
+from pangu_jax.reasoning.reward import ROUTES, Graded, Sample, Source, SourceHealth, grade
+from pangu_jax.reasoning.rl import Grader, NothingToLearn, RlConfig, train
 from pangu_jax.reasoning.sampler import LocalSampler, MakeSampler
 from pangu_jax.reasoning.sampler_ray import RaySampler, import_ray
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
@@ -95,6 +95,7 @@ def _main(options: Options, claims: contextlib.ExitStack) -> None:
                 model=model,
                 cfg=cfg,
                 optimizer=make_optimizer(options.optimizer, options.updates),
+                health=SourceHealth(),
                 folder=place,
                 on_update=lambda line: (
                     show("updates", line["step"], options.updates, _text(line))
@@ -199,11 +200,8 @@ def _sources(options: Options, items: Sequence[Item]) -> dict[str, Source]:
 
 def _reward(
     options: Options, prompter: Prompter, questions: _Questions, sources: dict[str, Source]
-) -> Callable[[int, Sequence[Answer]], np.ndarray]:
-    health = SourceHealth()
-
-    def reward(number: int, answers: Sequence[Answer]) -> np.ndarray:
-        nonlocal health
+) -> Grader:
+    def reward(number: int, answers: Sequence[Answer], health: SourceHealth) -> Graded:
         place = questions.of(number)
         item, prompt = questions.items[place], questions.prompts[place]
         like = Sample(
@@ -220,9 +218,7 @@ def _reward(
             ids = answer.ids.tolist()
             text, (_, said) = prompter.tokenizer.decode(ids), prompter.read(item, prompt, ids)
             samples.append(dataclasses.replace(like, text=text, said=said, tokens=len(ids)))
-        graded = grade(samples, ROUTES, sources, health)
-        health = health.after(graded)
-        return graded.reward
+        return grade(samples, ROUTES, sources, health)
 
     return reward
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Hashable, Iterable
 
 import numpy as np
 
@@ -104,6 +105,15 @@ def mean(values: np.ndarray, *, seed: int = 0) -> Estimate:
     means = [values[rng.integers(count, size=count)].mean() for _ in range(DRAWS)]
     low, high = np.quantile(means, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return Estimate(float(np.mean(values)), float(low), float(high), count)
+
+
+def repeated(questions: Iterable[Hashable]) -> int:
+    """Number of questions that occur earlier among them.
+
+    Intervals take all questions for independent ones, so with such they are too narrow.
+    """
+    asked = list(questions)
+    return len(asked) - len(set(asked))
 
 
 def _check(right: np.ndarray, tried: np.ndarray) -> None:

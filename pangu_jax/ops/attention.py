@@ -174,9 +174,20 @@ def _cudnn(query, key, value, mask, causal, window, scale, softcap):
         raise InputError("attention by cudnn has no soft-cap; reference has")
     given = (query, key, value, None if mask is None else mask[:, None])
     run = partial(_by_cudnn, mask is None and causal, window, scale)
-    if mask is not None and any(n % 2 for n in mask.shape[1:]):
-        return _of_odd_length(run, *given)
+    if mask is not None and any(_spare(*mask.shape[1:])):
+        return _of_any_length(run, *given)
     return run(*given)
+
+
+def _spare(queries, sources):
+    """Invisible queries and sources without which cuDNN's masked gradients would be wrong.
+
+    It wants even lengths. And where sources end in the midst of its tile of 128, at 64, Hopper's
+    kernel takes the rest of the tile for sources of score 0: their weight exp(0 - lse) overflows in
+    a row whose visible scores are all below -88, or that sees nothing, and the query's gradient is
+    NaN (github.com/pytorch/pytorch/issues/196678).
+    """
+    return queries % 2, 64 if sources % 128 == 64 else sources % 2
 
 
 def _check_platform(name):
@@ -203,14 +214,14 @@ def _by_cudnn(causal, window, scale, query, key, value, mask):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _of_odd_length(run, query, key, value, mask):
-    """Pads odd lengths with invisible tokens: cuDNN's masked gradients need even lengths."""
+def _of_any_length(run, query, key, value, mask):
+    """Pads with invisible tokens, where there are gradients, to lengths that cuDNN can take."""
     return run(query, key, value, mask)
 
 
-def _odd_forward(run, query, key, value, mask):
+def _padded_forward(run, query, key, value, mask):
     length = query.shape[1]
-    queries, sources = (n % 2 for n in mask.shape[2:])
+    queries, sources = _spare(*mask.shape[2:])
     mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries), (0, sources)))
 
     def padded(query, key, value):
@@ -220,12 +231,12 @@ def _odd_forward(run, query, key, value, mask):
     return jax.vjp(padded, query, key, value)
 
 
-def _odd_backward(run, pull, dout):
+def _padded_backward(run, pull, dout):
     del run
     return *pull(dout), None
 
 
-_of_odd_length.defvjp(_odd_forward, _odd_backward)
+_of_any_length.defvjp(_padded_forward, _padded_backward)
 
 
 def _longer(x, more):

@@ -137,6 +137,17 @@ class Graded:
         rows = zip(*self.scores.values(), strict=True)
         return sum(any(score is not None and score.failed for score in row) for row in rows)
 
+    @property
+    def seen(self) -> dict[str, "Seen"]:
+        """Statistics of the sources that were asked."""
+        found = {}
+        for name, scores in self.scores.items():
+            there = [score for score in scores if score is not None]
+            values = {score.value for score in there if score.value is not None}
+            if there:
+                found[name] = Seen(len(values) > 1, len(there), sum(x.failed for x in there))
+        return found
+
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
@@ -151,6 +162,10 @@ class Seen:
     varied: bool
     asked: int
     failed: int
+
+    def __post_init__(self):
+        if not 0 <= self.failed <= self.asked:
+            raise InputError(f"a source cannot fail for {self.failed} of {self.asked} answers")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,16 +204,17 @@ class SourceHealth:
         Raises:
           InputError: a source fails too often; says how it failed last.
         """
+        found = self.having_seen(graded.seen)
+        for name, groups in found.seen.items():
+            there = graded.scores.get(name, ())
+            self._check(name, groups, [x for x in there if x is not None and x.failed])
+        return found
+
+    def having_seen(self, group: Mapping[str, Seen]) -> "SourceHealth":
+        """The health after one more group, by its statistics alone (`Graded.seen`)."""
         seen = dict(self.seen)
-        for name, scores in graded.scores.items():
-            there = [score for score in scores if score is not None]
-            if not there:
-                continue
-            values = {score.value for score in there if score.value is not None}
-            failures = [score for score in there if score.failed]
-            group = Seen(len(values) > 1, len(there), len(failures))
-            seen[name] = (*seen.get(name, ()), group)[-self.window :]
-            self._check(name, seen[name], failures)
+        for name, one in group.items():
+            seen[name] = (*seen.get(name, ()), one)[-self.window :]
         return dataclasses.replace(self, seen=seen)
 
     def _check(self, name: str, groups: Sequence[Seen], failures: Sequence[Score]) -> None:

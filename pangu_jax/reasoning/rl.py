@@ -10,6 +10,7 @@ at. Events are logged as they happen (`rl_journal`), so that a kill loses only r
 """
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import time
@@ -34,6 +35,7 @@ from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.reasoning import rl_resume, schedule
+from pangu_jax.reasoning.reward import Graded, SourceHealth
 from pangu_jax.reasoning.rl_config import RlConfig
 from pangu_jax.reasoning.rl_journal import Journal, Record, saved_answer
 from pangu_jax.reasoning.rl_resume import Snapshot
@@ -51,6 +53,7 @@ PATIENCE_S = 0.05  # between looks at an update under way
 IN_VAIN = 20  # batches' worth of groups that may be replaced before a run gives up
 
 Reward = Callable[[int, Sequence[Answer]], Sequence[float] | np.ndarray]
+Grader = Callable[[int, Sequence[Answer], SourceHealth], Graded]
 
 
 class NothingToLearn(InputError):
@@ -65,11 +68,12 @@ class NothingToLearn(InputError):
 def train(
     params: Any,
     prompt: Prompt,
-    reward: Reward,
+    reward: Reward | Grader,
     *,
     model: decoder.DecoderConfig,
     cfg: RlConfig,
     optimizer: optax.GradientTransformation,
+    health: SourceHealth | None = None,
     folder: str | Path | Claim | None = None,
     on_update: Callable[[dict[str, Any]], None] | None = None,
     sampler: MakeSampler = LocalSampler,
@@ -87,10 +91,13 @@ def train(
       prompt: ids of a question, by its number: that of the group, 0, 1, ..., or, with a curriculum,
         one of its questions'.
       reward: rewards of the answers to a question, by its number, float [answers]; NaN where there
-        is none.
+        is none. With `health` it is called with the sources' health as a third argument, and
+        returns what `reward.grade` does.
       model: the decoder.
       cfg: the run.
       optimizer: the transformation of gradients into updates; a resumed run needs the same.
+      health: of the sources of rewards as the run begins; a resumed one goes on with what it had
+        seen of them. None is for rewards that do not adapt.
       folder: metrics.jsonl and rollouts/, with every answer that ended, go there, and checkpoints/
         every `cfg.save_every` updates and at the end. None saves nothing, and leaves signals alone.
       on_update: called with the figures of every update: version, loss, reward, ages and more;
@@ -105,7 +112,8 @@ def train(
       InputError: a prompt does not fit, the numbers of rewards and answers differ, or the loss is
         not finite; names the group or the update. Or the folder's content is damaged or of another
         run: of other settings, or of an optimizer with different updates. Or hardly any group has
-        rewards, though `replace_equal_groups` needs rewards that differ.
+        rewards, though `replace_equal_groups` needs rewards that differ. Or a source fails too
+        often (`SourceHealth`).
       NothingToLearn: hardly any group's rewards differ, as `replace_equal_groups` needs; the last
         update is saved.
       Stopped: on SIGTERM or SIGINT; within a burst of decoding or an update; the run is saved.
@@ -120,6 +128,7 @@ def train(
         run = rl_resume.restore(store, *saved)
         again = run is not None
         run = run or Snapshot(schedule.begin(cfg.schedule)[0])
+        run.health = _recalled(health or SourceHealth(), run.health)
         writes = first_process()
         journal = Journal(None if home is None else home / rl_resume.FOLDER, writes=writes)
         held.callback(journal.close)
@@ -144,7 +153,8 @@ def train(
                 actions = trainer.happens(Record("resumed"))
             saver = _Saver(store, journal, trainer, settings)
             if run.plan.version < cfg.updates:
-                with _rollouts(trainer, sampler, reward, model, how) as rollouts:
+                grader = _grader(reward, health)
+                with _rollouts(trainer, sampler, grader, model, how) as rollouts:
                     _go_on(rollouts, actions, journal, log, saver, stop)
             saver.save()
             saver.wait()
@@ -179,6 +189,24 @@ def _settings(params: Any, cfg: RlConfig, model: decoder.DecoderConfig, how: How
     }
     more = {"parameters": content_hash(params), "model": to_json(model), "how": computed}
     return cfg.settings | {name: json.dumps(value) for name, value in more.items()}
+
+
+def _recalled(health: SourceHealth, known: SourceHealth) -> SourceHealth:
+    """`health` with what a run had seen of its sources."""
+    seen = {name: groups[-health.window :] for name, groups in known.seen.items()}
+    return dataclasses.replace(health, seen={**health.seen, **seen})
+
+
+def _grader(reward: Any, health: SourceHealth | None) -> Grader:
+    """The reward as a grader; one that does not adapt has no sources."""
+    if health is not None:
+        return reward
+
+    def grade(question: int, answers: Sequence[Answer], _: SourceHealth) -> Graded:
+        found = np.asarray(reward(question, answers), np.float64)
+        return Graded(found, ~np.isnan(found), {})
+
+    return grade
 
 
 class _Saver:
@@ -243,22 +271,22 @@ def _keep(rollouts: "_Rollouts", journal: Journal, saver: "_Saver") -> None:
 
 
 @contextlib.contextmanager
-def _rollouts(trainer, sampler: MakeSampler, reward, model, how) -> "Iterator[_Rollouts]":
+def _rollouts(trainer, sampler: MakeSampler, grader: Grader, model, how) -> "Iterator[_Rollouts]":
     """The answers under way, until the block ends."""
     cfg, run = trainer.cfg, trainer.run
     sizes = {"slots": cfg.schedule.slots, "length": cfg.length, "stops": max(1, len(cfg.stop_ids))}
     made = sampler(trainer.state.params, version=run.plan.version, model=model, how=how, **sizes)
     with contextlib.closing(made), ThreadPoolExecutor(1) as thread:
-        yield _Rollouts(trainer, made, reward, thread)
+        yield _Rollouts(trainer, made, grader, thread)
 
 
 class _Rollouts:
     """The answers under way, the groups to be graded, and the update under way."""
 
     def __init__(
-        self, trainer: Trainer, sampler: Sampler, reward: Reward, thread: ThreadPoolExecutor
+        self, trainer: Trainer, sampler: Sampler, grader: Grader, thread: ThreadPoolExecutor
     ):
-        self.trainer, self._sampler, self._reward = trainer, sampler, reward
+        self.trainer, self._sampler, self._grader = trainer, sampler, grader
         self._thread = thread
         self._update: Future[Made] | None = None  # under way, where others write meanwhile
         self._to_grade: deque[int] = deque()
@@ -334,14 +362,17 @@ class _Rollouts:
     def _graded(self, number: int) -> Record:
         group = self.trainer.rollout(number)
         answers = [group.answers[i] for i in range(self.trainer.cfg.schedule.group)]
-        found = np.zeros(len(answers))
+        found, seen, health = np.zeros(len(answers)), {}, self.trainer.run.health
         if first_process():  # who grades may be slow, or decide otherwise another time
-            found = np.asarray(self._reward(group.question, answers), np.float64)
+            graded = self._grader(group.question, answers, health)
+            health.after(graded)  # raises if a source fails too often
+            found, seen = graded.reward, graded.seen
         if found.shape != (len(answers),):
             raise InputError(f"group {number}: {found.shape} rewards for {len(answers)} answers")
         if np.isinf(found).any():
             raise InputError(f"group {number} has a reward that is infinite")
-        return Record("graded", number, rewards=rl_resume.saved_rewards(from_first(found)))
+        rewards = rl_resume.saved_rewards(from_first(found))
+        return Record("graded", number, rewards=rewards, seen=seen)
 
 
 def _record(found: Sampled) -> Record:

@@ -15,6 +15,7 @@ import numpy as np
 from pangu_jax.core.config import check_choices, from_json, parse_json, to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.decode.engine import Answer
+from pangu_jax.reasoning.reward import Seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Record:
       sample: of an answer that was lost.
       answer: that ended.
       rewards: of a group; None is NaN.
+      seen: statistics of the sources of these rewards, by name.
       figures: measurements of an update that cannot be recomputed, such as its time.
       moved: distance that an update moved some of the weights, the same when it is recomputed;
         None is unknown, or not at all.
@@ -82,6 +84,7 @@ class Record:
     sample: int = 0
     answer: SavedAnswer | None = None
     rewards: tuple[float | None, ...] = ()
+    seen: dict[str, Seen] = dataclasses.field(default_factory=dict)
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
     moved: float | None = None
 

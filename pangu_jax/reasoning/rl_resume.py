@@ -15,6 +15,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.run_folder import check_same
 from pangu_jax.core.spec import abstract
 from pangu_jax.core.tree import check_all_finite
+from pangu_jax.reasoning.reward import Seen, SourceHealth
 from pangu_jax.reasoning.rl_journal import SavedAnswer, saved_answer
 from pangu_jax.reasoning.rollout import Rollout
 from pangu_jax.reasoning.schedule_state import ScheduleConfig, ScheduleState
@@ -38,6 +39,7 @@ class Snapshot:
       replaced: the reward of each group that was replaced since then; None if it had none.
       records: number of events so far (`rl_journal`).
       rates: of a curriculum, the mean reward of each question.
+      health: of the sources of rewards.
     """
 
     plan: ScheduleState
@@ -47,6 +49,7 @@ class Snapshot:
     replaced: list[float | None] = dataclasses.field(default_factory=list)
     records: int = 0
     rates: list[float | None] = dataclasses.field(default_factory=list)
+    health: SourceHealth = SourceHealth()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Saved:
     replaced: tuple[float | None, ...] = ()
     records: int = 0
     rates: tuple[float | None, ...] = ()
+    seen: dict[str, tuple[Seen, ...]] = dataclasses.field(default_factory=dict)
 
 
 def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str]) -> int:
@@ -91,7 +95,8 @@ def save(store: Store | NullStore, found: Snapshot, settings: Mapping[str, str])
     if isinstance(store, NullStore):
         return version
     kept = tuple(_saved(number, found.rollouts[number]) for number in sorted(found.rollouts))
-    rest = (tuple(found.graded), tuple(found.replaced), found.records, tuple(found.rates))
+    rest: Any = (tuple(found.graded), tuple(found.replaced), found.records, tuple(found.rates))
+    rest = (*rest, dict(found.health.seen))
     place = store.folder.parent / FOLDER
     if first_process():
         save_config(Saved(dict(settings), found.plan, kept, *rest), place / f"{version}.json")
@@ -148,7 +153,7 @@ def restore(
     rollouts = {one.group: rollout_of(one) for one in saved.rollouts}
     _check_there(saved.schedule, rollouts, path)
     rest = (list(saved.graded), list(saved.replaced), saved.records, list(saved.rates))
-    return Snapshot(saved.schedule, state, rollouts, *rest)
+    return Snapshot(saved.schedule, state, rollouts, *rest, SourceHealth(seen=saved.seen))
 
 
 def _saved(number: int, rollout: Rollout) -> SavedRollout:

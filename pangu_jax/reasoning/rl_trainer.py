@@ -220,6 +220,7 @@ class Trainer:
         if record.kind == "lost":
             return Lost(record.group, record.sample)
         if record.kind == "graded":
+            self.run.health = self.run.health.having_seen(record.seen)
             return self._graded(record.group, rewards_of(record.rewards))
         if made is None:
             made = self.update()

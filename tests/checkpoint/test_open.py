@@ -1,5 +1,6 @@
 """Opening a run folder and a Hugging Face folder by the same call."""
 
+import json
 from pathlib import Path
 
 import chex
@@ -44,6 +45,25 @@ def test_only_a_run_of_ours_without_a_tokenizer_is_of_bytes(run_folder):
     assert open_checkpoint(LLAMA)[2] == str(LLAMA)  # which load_tokenizer refuses by name
     (run_folder / "tokenizer.json").write_text("{}")
     assert open_checkpoint(run_folder)[2] == str(run_folder)
+
+
+@pytest.mark.parametrize(
+    "said, own",
+    [
+        ({"config.json": {"tokenizer": "bytes"}}, False),
+        ({"config.json": {"tokenizer": None}}, False),  # of `distill`
+        ({"config.json": {"tokenizer": "tokenizer.json"}}, True),
+        ({"config.json": {"tokenizer": "words"}, "latent.json": {"tokenizer": "bytes"}}, False),
+        ({"config.json": {"tokenizer": "words"}, "latent.json": {}}, False),  # older than the entry
+        ({"config.json": {}, "latent.json": {"tokenizer": "1a2b"}}, True),
+    ],
+)
+def test_a_run_that_lost_its_tokenizer_is_not_of_bytes(tmp_path, monkeypatch, said, own):
+    for name, content in said.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / store.MODEL).touch()
+    monkeypatch.setattr(store, "restore_params", lambda *_, **__: (None, None))
+    assert open_checkpoint(tmp_path)[2] == (str(tmp_path) if own else "bytes")
 
 
 @pytest.mark.parametrize("name", ["model.json", "config.json"])

@@ -121,19 +121,42 @@ def test_answers_of_a_task_do_not_depend_on_what_else_is_asked(asked, tmp_path):
     assert lines(tmp_path / "both") == lines(tmp_path / "one")
 
 
-def test_one_long_question_takes_no_room_of_other_tasks(asked, tmp_path, monkeypatch):
-    """A step reads all rows of a slot, so that one would slow down every task."""
-    (tmp_path / "long.jsonl").write_text(json.dumps({**RECORDS[0], "question": "a" * 200}) + "\n")
-    made = []
-    answer = Answer(*[np.zeros(1, int)] * 4, "length")
+@pytest.fixture
+def made(monkeypatch):
+    """The settings of engines, none of which is made; all answers are one byte, cut off."""
+    made, answer = [], Answer(*[np.zeros(1, int)] * 4, "length")
     monkeypatch.setattr(bench, "Engine", lambda _, **rest: made.append(rest) or rest)
     monkeypatch.setattr(
         bench, "answers", lambda _, asked: ((i, answer) for i, _ in enumerate(asked))
     )
+    return made
+
+
+def test_one_long_question_takes_no_room_of_other_tasks(asked, tmp_path, made):
+    """A step reads all rows of a slot, so that one would slow down every task."""
+    (tmp_path / "long.jsonl").write_text(json.dumps({**RECORDS[0], "question": "a" * 200}) + "\n")
     tasks = f"{asked[2]},{tmp_path}/long.jsonl"
     options = ["--mode", "plain", "--max-new-tokens", 3]
     assert call(asked[0], "--tasks", tasks, *options, "--out", tmp_path / "o") == 0
     assert [(x["slots"], x["length"]) for x in made] == [(4, 32 + 16), (1, 256 + 16)]
+
+
+@pytest.mark.usefixtures("made")
+def test_repeated_questions_are_told_and_counted_as_before(asked, tmp_path, capsys):
+    again = [*RECORDS, RECORDS[0] | {"answer": "2"}, RECORDS[0]]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in again))
+    out = tmp_path / "out"
+    assert call(*asked, "--mode", "plain", "--max-new-tokens", 3, "--out", out) == 0
+    told = "earlier in their task: 2 of sums. Each counts"
+    assert told in capsys.readouterr().out and told in (out / "report.md").read_text()
+    path = out / "results.json"
+    found = json.loads(path.read_text())
+    assert [found[name]["repeated"] for name in ("sums", "more")] == [2, 0]
+    assert found["sums"]["questions"] == found["sums"]["avg"]["questions"] == 5
+    del found["sums"]["repeated"]  # as in folders that are older
+    path.write_text(json.dumps(found))
+    assert call(*asked, "--mode", "plain", "--max-new-tokens", 3, "--out", out) == 0
+    assert "earlier" not in capsys.readouterr().out
 
 
 def test_the_answer_of_a_run_that_cannot_be_gone_on_with_is_one_sentence(asked, tmp_path, capsys):

@@ -5,18 +5,26 @@ import json
 import shutil
 
 import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.cli import latent_eval, latent_train
 from pangu_jax.cli.main import main
+from pangu_jax.cli.options.latent_problems import Problems
 from pangu_jax.core.config import save_config
+from pangu_jax.core.spec import abstract
+from pangu_jax.data.multiplication import draw_multiplications
 from pangu_jax.data.tokenizer import load_tokenizer
-from pangu_jax.models import presets
+from pangu_jax.models import decoder, presets
 from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.registry import METHODS
+from pangu_jax.reasoning.latent.score import Score
+from pangu_jax.reasoning.latent.task import TEST_SEED
 from pangu_jax.train.stop_signal import Stopped
 
 TRAIN = latent_train.latent.train
@@ -271,6 +279,52 @@ def test_a_run_without_its_tokenizer_is_refused(tmp_path, capsys, monkeypatch):
     assert "the model's vocabulary ends at 23" in capsys.readouterr().err
 
 
+def test_a_run_is_not_read_with_bytes_or_another_tokenizer_than_its_own(
+    tmp_path, capsys, monkeypatch
+):
+    """Bytes, and the markers after them, are ids of a vocabulary of 300 words, too."""
+    rows = [{"question": f"w{i} v{i}", "cot": "", "answer": f"v{i}"} for i in range(200)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder, tokens = tmp_path / "run", tmp_path / "run" / "tokenizer.json"
+
+    def untrained(*_, model, folder, **__):
+        params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract(decoder.spec(model)))
+        with store.Store(folder) as checkpoints:
+            checkpoints.save(1, params, {"step": jnp.int32(1)})
+        raise Stopped(1, 143, None)
+
+    monkeypatch.setattr(latent_train.latent, "train", untrained)
+    train = ("train", "--method", "cot", "--task", tmp_path / "own.jsonl", "--tests", 2)
+    assert call(*train, "--out", folder) == 143
+    run = Problems(str(folder))
+    assert latent_eval.opened(run)[3].tokenizer == load_tokenizer(folder).digest
+    content = tokens.read_bytes()
+    tokens.write_bytes(content.replace(b"w17", b"w00"))
+    assert call("eval", folder) == 2
+    assert (
+        f"{tokens} is not the tokenizer that {folder} was trained with" in capsys.readouterr().err
+    )
+    tokens.unlink()
+    commands = [["generate", folder, "--prompt", "w1"], ["latent", "eval", folder]]
+    commands += [["latent", *train, "--init", folder, "--out", tmp_path / "other"]]
+    for arguments in commands:
+        with pytest.raises(SystemExit) as end:
+            main([*map(str, arguments)])
+        assert end.value.code == 2
+        assert f"there is no tokenizer.json at {folder}" in capsys.readouterr().err
+    assert call(*train, "--out", folder) == 143  # which puts it back
+    assert tokens.read_bytes() == content
+    said = json.loads((folder / "latent.json").read_text())
+    (folder / "latent.json").write_text(json.dumps(said | {"tokenizer": "1a2b"}))
+    capsys.readouterr()
+    assert call(*train, "--out", folder) == 2
+    assert "these words is not the tokenizer that" in capsys.readouterr().err
+    del said["tokenizer"]  # as older runs are
+    (folder / "latent.json").write_text(json.dumps(said))
+    assert latent_eval.opened(run)[3].tokenizer is None
+    assert call(*train, "--out", folder) == 143
+
+
 def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys):
     out = tmp_path / "run"
     for arguments, why in (
@@ -319,8 +373,12 @@ def test_probe_looks_for_steps_and_answers_in_every_thought(run, tmp_path, capsy
     assert set(more["scores"]) == {"", "zeros", "noise", "other", "pause"}
     assert call("probe", run, "--plot", tmp_path / "a.txt") == 2
     assert "a.txt ends in none of .png" in capsys.readouterr().err
-    assert call("probe", run, "--task", "mult2x2", "--tests", 40) == 0
-    assert "1  answer" in capsys.readouterr().out
+    drawn = [dataclasses.asdict(x) for x in draw_multiplications(39, 2, seed=TEST_SEED)]
+    drawn = "".join(json.dumps(row) + "\n" for row in (*drawn, drawn[0]))
+    (tmp_path / "drawn.jsonl").write_text(drawn)
+    assert call("probe", run, "--task", tmp_path / "drawn.jsonl", "--tests", 40) == 0
+    told = capsys.readouterr()
+    assert "1  answer" in told.out and "note: 1 of the 40 questions occur earlier" in told.err
     assert call("probe", run, "--tests", 40) == 2  # most of which it was trained on
     assert "of 40 problems left out" in capsys.readouterr().err
     assert call("probe", run) == 2  # as many as it measured on
@@ -354,6 +412,14 @@ def test_export_thinks_as_the_last_stage_did(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["run", str(tmp_path / "out"), "--check"])
     assert end.value.code == 0
+
+
+def test_repeated_questions_are_told():
+    once = Score(6, 0, 0.5, 0.2, 0.8, 1.0, 3.0, 2.0, 4.0)
+    found = {"": dataclasses.replace(once, repeated=2), "zeros": once}
+    told = latent_eval.described(found, "coconut", None)
+    assert "\n2 of the 6 questions occur earlier among them; each counts" in told
+    assert "occur earlier" not in latent_eval.described({"": once}, "coconut", None)
 
 
 def test_what_a_method_does_not_read_is_told_by_known_names():

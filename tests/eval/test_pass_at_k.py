@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.errors import InputError
-from pangu_jax.eval.pass_at_k import avg_at_k, mean, pass_at, wilson
+from pangu_jax.eval.pass_at_k import avg_at_k, mean, pass_at, repeated, wilson
 
 RIGHT, TRIED = np.array([0, 1, 3, 5, 0, 2]), np.array([5, 5, 4, 5, 0, 2])
 
@@ -19,6 +19,10 @@ def test_pass_at_k_is_the_share_of_all_sets_of_k_that_hold_a_right_answer(k):
         shares += [np.mean([any(s) for s in sets])] if sets else []
     found = pass_at(k, RIGHT, TRIED)
     assert found.value == pytest.approx(np.mean(shares)) and found.questions == len(shares)
+
+
+def test_repeated_questions_are_those_that_occur_earlier():
+    assert repeated("abcabca") == 4 and repeated(()) == repeated("ab") == 0
 
 
 def test_the_average_leaves_out_what_could_not_be_judged():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -152,6 +153,31 @@ def run(monkeypatch, *options):
     smollm2_rl.main()
 
 
+def kill_in_deletions(monkeypatch, out, options):
+    """Ends the experiment as it clears away what was trained; that is then not trained again."""
+    rmtree, discard = shutil.rmtree, smollm2_rl.store.discard
+
+    def half(remove):
+        def removes(path, **rest):
+            if path in (out / "sft", out / "rl-0"):
+                rmtree(path / "checkpoints")
+                raise KeyboardInterrupt
+            remove(path, **rest)
+
+        return removes
+
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(smollm2_rl.store, "discard", half(discard))
+        run(monkeypatch, *options)
+    monkeypatch.setattr(smollm2_rl.store, "discard", discard)
+    monkeypatch.setattr(smollm2_rl, "train_language", pytest.fail)
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(shutil, "rmtree", half(rmtree))
+        run(monkeypatch, *options)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    monkeypatch.setattr(smollm2_rl, "train", pytest.fail)
+
+
 @pytest.mark.long
 def test_smoke_goes_through_every_cell_and_resumes(monkeypatch, capsys, tmp_path, tiny_run):
     beside = {"answers": 2, "same": 2, "same prompts": 2, "differ": [], "log-probability": 1e-5}
@@ -162,6 +188,7 @@ def test_smoke_goes_through_every_cell_and_resumes(monkeypatch, capsys, tmp_path
     options = ("--data", data, "--model", tiny_run, "--template", "chatml", "--out", out)
     run(monkeypatch, *options, "--minutes", 1e-9)
     assert "the time is over before split" in capsys.readouterr().err
+    kill_in_deletions(monkeypatch, out, options)
     run(monkeypatch, *options)
     shown = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
@@ -175,6 +202,7 @@ def test_smoke_goes_through_every_cell_and_resumes(monkeypatch, capsys, tmp_path
     assert "2 of 2 greedy answers are the same in every token" in shown
     run(monkeypatch, *options)
     assert shown == capsys.readouterr().out and len(asked) == 1, "nothing is computed twice"
+    assert not (out / "rl-0").exists() and not (out / "sft" / "config.json").exists()
     with pytest.raises(InputError, match="another questions"):
         run(monkeypatch, "--data", write(tmp_path / "more", training=["Else?"]), *options[2:])
 

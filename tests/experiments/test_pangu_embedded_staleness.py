@@ -61,10 +61,14 @@ def test_tables_and_plots_hold_what_cells_gave(tmp_path, monkeypatch):
             results[f"{arm}/{seed}"] = {
                 **{"right": 0.7 + place / 10, "gain": 0.3, "mean_age": 1.0, "largest_age": 2}
             }
-    lines = staleness_report.speeds(speed, results).splitlines()
-    assert lines[2].startswith("| 0 | 30.0 | 0.500 | 1.00 | 1.00 |")
-    faster = float(lines[3].split("|")[5])
-    assert lines[3].startswith("| 2 | 20.0 | 0.600 | 1.50 |") and 1.1 < faster < 2.0
+    lines = staleness_report.speeds(speed, results, [0, 1]).splitlines()
+    assert lines[2].startswith("| 0 | 33.0 ± 4.2 | 0.500 | 1.00 ± 0.00 | 1.00 ± 0.00 |")
+    faster = float(lines[3].split("|")[5].split("±")[0])
+    assert lines[3].startswith("| 2 | 20.0 ± 0.0 | 0.600 | 1.65 ± 0.21 |") and 1.1 < faster < 2.0
+    # Each seed's own lengths, and its own synchronous run's cost of a token.
+    alone = [staleness_report.speeds(speed, results, [seed]).splitlines()[3] for seed in (0, 1)]
+    each = [float(line.split("|")[5]) for line in alone]
+    assert each[0] != each[1] and np.mean(each) == pytest.approx(faster, abs=0.011)
     lines = staleness_report.learned(results, [0, 1]).splitlines()
     assert lines[2].startswith("| from solutions | 0.450 ± 0.071 |")
     assert (
@@ -72,23 +76,24 @@ def test_tables_and_plots_hold_what_cells_gave(tmp_path, monkeypatch):
     )
     both = Staleness(speed, learning)
     text = staleness_report.text(both, results)
-    assert "| 0 | 30.0 |" in text and "0.450 ± 0.071" in text
+    assert "| 0 | 33.0 ± 4.2 |" in text and "0.450 ± 0.071" in text
     drawn = {}
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.update({figure: k}))
     written = staleness_report.write_report(tmp_path, both, results).read_text()
     assert all(part in written for part in text.split("\n\n"))
     assert all(f"(plots/{name}.png)" in written for name in ("speed", "learning"))
     (speed_axes,), (learning_axes,) = (figure.axes for figure in drawn)
-    measured, simulated = speed_axes.get_lines()
-    assert list(measured.get_xdata()) == [0, 2] and list(measured.get_ydata()) == [1.0, 1.5]
+    measured, simulated = (points.lines[0] for points in speed_axes.containers)
+    assert list(measured.get_xdata()) == [0, 2]
+    assert list(measured.get_ydata()) == pytest.approx([1.0, 1.65])
     assert simulated.get_ydata()[1] == pytest.approx(faster, abs=0.005)
     assert [label.get_text() for label in learning_axes.get_yticklabels()][1:] == list(ARMS)
     means = [np.mean(points.lines[0].get_xdata()) for points in learning_axes.containers]
     # Of 1,024 questions, so a share is rounded to one of their number.
     assert means == pytest.approx([0.45, 0.7, 0.8, 0.9], abs=1e-3)
-    del results["speed/2"], results[f"{next(iter(ARMS))}/1"]
+    del results["speed/2/0"], results[f"{next(iter(ARMS))}/1"]
     text = staleness_report.text(both, results)  # what is whole
-    assert "30.0" not in text and "| from solutions | 0.400 |" in text
+    assert "| 0 | 36.0 |" in text and "30.0" not in text and "| from solutions | 0.400 |" in text
     assert "30.0" not in staleness_report.write_report(tmp_path, both, results).read_text()
     assert staleness_report.text(both, {}) == ""
 

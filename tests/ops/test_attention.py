@@ -136,15 +136,23 @@ def test_cudnn_takes_masks_of_odd_lengths_forward_and_backward(cudnn, queries, s
     ]
 
 
-def test_what_cudnn_is_given_for_odd_lengths_changes_no_value(monkeypatch):
-    plain = jax.nn.dot_product_attention
-    by_xla = lambda *args, **more: plain(*args, **{**more, "implementation": "xla"})  # noqa: E731
+@pytest.mark.parametrize("length", [7, 64])
+def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length):
+    plain, lengths = jax.nn.dot_product_attention, []
+
+    def by_xla(query, key, value, **more):
+        lengths.append((query.shape[1], key.shape[1]))
+        return plain(query, key, value, **{**more, "implementation": "xla"})
+
     monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
     monkeypatch.setattr(attention_module, "chip", lambda: "gpu")
-    query, key, value = draw()
-    mask = by_mask(ROWS)[:, :7, :7]
-    args = (query[:, :7], key[:, :7], value[:, :7])
+    args = [jnp.concatenate([x] * 8, axis=1)[:, :length] for x in draw()]
+    segments = jnp.asarray(np.concatenate([ROWS] * 8, axis=1)[:, :length])
+    segments = segments.at[2, length - 2 :].set(0)
+    positions = jnp.broadcast_to(jnp.arange(length), segments.shape)
+    mask = visible(segments, positions, segments, positions)
     seen = jnp.any(mask, -1)[..., None, None, None]
+    assert not seen.all()
 
     def total(*args, impl):
         out = jnp.where(seen, attention(*args, mask=mask, impl=impl), 0)
@@ -154,6 +162,8 @@ def test_what_cudnn_is_given_for_odd_lengths_changes_no_value(monkeypatch):
     found, want = (jax.jit(partial(run, impl=impl))(*args) for impl in ("cudnn", "reference"))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    # Even, and not of 64 over a multiple of cuDNN's tile.
+    assert lengths == [{7: (8, 8), 64: (64, 128)}[length]]
 
 
 def test_cudnn_is_told_where_documents_begin_forward_and_backward(cudnn):

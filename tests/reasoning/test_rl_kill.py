@@ -23,6 +23,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.reasoning import rl
 from pangu_jax.reasoning.curriculum import CurriculumConfig
+from pangu_jax.reasoning.reward import Route, Sample, Score, SourceHealth, grade
 from pangu_jax.reasoning.rl_trainer import Trainer
 from pangu_jax.reasoning.sampler import Sampled
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
@@ -174,6 +175,47 @@ def test_a_curriculum_asks_the_same_questions_after_a_kill(tmp_path):
     assert seen[-1]["easy_questions"] == 2 / 6 and seen[-1]["hard_questions"] > 0
     assert want[0]["new_questions"] > seen[-1]["new_questions"]
     assert set(whole) == set(part) and len(set(whole)) > 4
+
+
+def test_sources_keep_their_health_over_kills(tmp_path):
+    """One source never varies, so that it counts for less from the sixth group on; one fails."""
+    cfg = dataclasses.replace(config(updates=14, batch=1, staleness=0), save_every=4)
+    begin = SourceHealth(window=5, most_failed=0.2, least=8)
+
+    def fails(samples):
+        return [Score(None, "late", failed=s.question >= "11") for s in samples]
+
+    sources = {
+        "answer": lambda samples: [Score(float(sample.text)) for sample in samples],
+        "quiet": lambda samples: [Score(1.0) for _ in samples],
+        "length": fails,
+    }
+    routes = {"number": Route(({"answer": 0.5, "quiet": 0.5},), added={"length": 1.0})}
+
+    def run(sampler, **rest):
+        told = []
+
+        def graded(group, answers, health):
+            worth = [str(np.mean(answer.ids < 5)) for answer in answers]
+            samples = [Sample(f"{group:02}", text, "", kind="number") for text in worth]
+            found = grade(samples, routes, sources, health)
+            told.append((group, dict(health.seen), str(found.reward)))
+            return found
+
+        *_, end = train(cfg, sampler=sampler, reward=graded, health=begin, **rest)
+        return told, end
+
+    want, last = run(Scripted)
+    assert "source length failed for 4 of the last 10 answers" in str(last)
+    weights = [begin.weight("quiet", 1.0), SourceHealth(5, seen=want[5][1]).weight("quiet", 1.0)]
+    assert weights == [1.0, 0.1]
+    found = []
+    for polls in (40, 60, 20, 10**6):  # before the first checkpoint, and after it
+        told, end = run(mortal(polls), folder=tmp_path)
+        found += told
+        assert isinstance(end, Killed) == (polls < 10**6)
+    assert found == want and str(end) == str(last)
+    assert run(Scripted, folder=tmp_path)[0] == want[-1:], "the last group was not written down"
 
 
 @pytest.mark.parametrize("moment", ["prompt", "reward", "update"])

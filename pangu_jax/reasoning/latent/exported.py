@@ -10,7 +10,7 @@ from pangu_jax.export.decoder import Thinking
 from pangu_jax.reasoning.latent.feedback import feedback
 from pangu_jax.reasoning.latent.registry import method
 from pangu_jax.reasoning.latent.slots import Encoded, markers_of
-from pangu_jax.reasoning.latent.train import RUN, Trained
+from pangu_jax.reasoning.latent.train import RUN, Trained, check_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +38,11 @@ def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
       tokenizer: its tokenizer.
 
     Raises:
-      InputError: the folder holds no such run, or the tokenizer lacks a marker.
+      InputError: the folder holds no such run, or the tokenizer is another or lacks a marker.
     """
-    trained, markers = load_config(Trained, Path(run) / RUN), markers_of(tokenizer)
+    trained = load_config(Trained, Path(run) / RUN)
+    check_tokenizer(run, trained, tokenizer.digest, tokenizer.name)
+    markers = markers_of(tokenizer)
     chosen, question = method(trained.method), (-1,)
     row = chosen.slots(Encoded(question, (), ()), trained.phase, markers, 0)
     place, thoughts = row.prefix.index(-1), chosen.thoughts(trained.phase)

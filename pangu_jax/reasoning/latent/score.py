@@ -11,7 +11,7 @@ import numpy as np
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.decode.engine import round_up
-from pangu_jax.eval.pass_at_k import wilson
+from pangu_jax.eval.pass_at_k import repeated, wilson
 from pangu_jax.models import decoder
 from pangu_jax.nn.depth import RUN
 from pangu_jax.nn.how import HOW, How
@@ -28,6 +28,8 @@ class Score:
 
     Attributes:
       problems: number of problems.
+      repeated: number of those whose question occurs earlier among them; the interval takes all
+        for independent ones.
       accuracy: share whose final answer has exactly the ids of the right one.
       low: lower end of the accuracy's 95 % interval.
       high: its upper end.
@@ -38,6 +40,7 @@ class Score:
     """
 
     problems: int
+    repeated: int
     accuracy: float
     low: float
     high: float
@@ -121,6 +124,7 @@ def score(written: Sequence[Written], problems: Sequence[Encoded], layers: float
     share = wilson(np.array([found.answer == problem.answer for found, problem in pairs], float))
     return Score(
         len(pairs),
+        repeated(problem.question for problem in problems),
         share.value,
         share.low,
         share.high,

@@ -58,6 +58,7 @@ class Ids:
       training: problems to train on.
       testing: problems to measure on.
       vocab: number of ids.
+      tokenizer: digest of the tokenizer.
       plans: ids of planning tokens, with which the steps to train on begin.
     """
 
@@ -65,6 +66,7 @@ class Ids:
     training: list[Encoded]
     testing: list[Encoded]
     vocab: int
+    tokenizer: str
     plans: tuple[int, ...] = ()
 
     @property
@@ -110,6 +112,7 @@ def encode_task(task: Task, files: Mapping[str, bytes], plans: int = 0) -> Ids:
             planned(training, ids) if plans else training,
             [encode(problem, tokenizer) for problem in task.testing],
             tokenizer.vocab_size,
+            tokenizer.digest,
             ids,
         )
 

@@ -49,6 +49,7 @@ class Trained:
       tests: most problems to measure on.
       steps: of the whole curriculum; a run that was stopped has done fewer.
       max_new_tokens: most tokens that an answer of the task has, chain included.
+      tokenizer: digest of the tokenizer; None in files that were written before there was one.
 
     Raises:
       InputError: numbers out of range.
@@ -61,6 +62,7 @@ class Trained:
     tests: int
     steps: int
     max_new_tokens: int
+    tokenizer: str | None = None
 
     def __post_init__(self):
         for name in ("tests", "steps", "max_new_tokens"):
@@ -81,6 +83,25 @@ def reached(run: str | Path, trained: Trained) -> int:
             "it was trained too little or not at all", run, f"{step:,}", f"{trained.steps:,}"
         )  # fmt: skip
     return step
+
+
+def check_tokenizer(run: str | Path, trained: Trained, digest: str, name: str) -> None:
+    """Checks that a tokenizer is the one that a run was trained with.
+
+    Args:
+      run: a folder that `latent train` wrote.
+      trained: what it says of its model.
+      digest: of the tokenizer.
+      name: of the tokenizer, for the error.
+
+    Raises:
+      InputError: it is another.
+    """
+    if trained.tokenizer not in (None, digest):
+        raise InputError(
+            f"{name} is not the tokenizer that {run} was trained with: its digest is "
+            f"{digest:.12}, that in {RUN} is {trained.tokenizer:.12}"
+        )
 
 
 def plan(name: str, problems: Sequence[Encoded], curriculum: CurriculumConfig) -> tuple[Phase, ...]:

@@ -152,3 +152,7 @@ def test_a_score_counts_exact_answers(problems):
     assert found["accuracy"] == pytest.approx(1 / 3) and found["answered"] == pytest.approx(2 / 3)
     assert found["low"] < 1 / 3 < found["high"]
     assert (found["problems"], found["tokens"], found["thoughts"]) == (3, 2, 2)
+    assert found["repeated"] == 0
+    again = [problems[0], problems[1], dataclasses.replace(problems[0], answer=(1,))]
+    repeated = dataclasses.asdict(score(written, again, 2.0))
+    assert repeated == {**found, "repeated": 1}  # counted, though its answer is another

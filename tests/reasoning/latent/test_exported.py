@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pangu_jax.core.config import save_config
+from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import is_spec
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.export import decoder as export_decoder
@@ -49,6 +50,13 @@ def asked(problems):
 def written_down(folder, method, phase):
     save_config(Trained(method, phase, "t", None, 1, 1, NEW), folder / RUN)
     return asking(folder, ByteTokenizer())
+
+
+def test_another_tokenizer_than_the_run_s_is_refused(tmp_path):
+    trained = Trained("cot", Phase(1), "t", None, 1, 1, NEW, tokenizer="1a2b")
+    save_config(trained, tmp_path / RUN)
+    with pytest.raises(InputError, match=r"bytes is not the tokenizer that .* is 1a2b"):
+        asking(tmp_path, ByteTokenizer())
 
 
 @pytest.mark.long

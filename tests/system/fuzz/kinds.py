@@ -37,6 +37,7 @@ from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.pruning import axes
 from pangu_jax.pruning import plan as plans
 from pangu_jax.reasoning import schedule
+from pangu_jax.reasoning.reward import Seen
 from pangu_jax.reasoning.rl_resume import Saved, SavedAnswer, SavedRollout, rollout_of
 from pangu_jax.reasoning.schedule_simulate import read_lengths
 from pangu_jax.reasoning.schedule_state import ScheduleConfig
@@ -357,13 +358,14 @@ def read_rollout_lengths(folder: Path) -> str:
 def rollouts(folder: Path) -> None:
     answer = SavedAnswer(0, (1, 2), (-0.5, -1.0), (-0.5, -1.0), (3, 3), "stop")
     plan = schedule.begin(ScheduleConfig(1, batch=1, group=1, slots=1))[0]
-    saved = Saved({}, plan, (SavedRollout(0, (1,), (answer,), (None,)),))
+    rollouts = (SavedRollout(0, (1,), (answer,), (None,)),)
+    saved = Saved({}, plan, rollouts, seen={"answer": (Seen(True, 8, 1),)})
     save_config(to_json(saved), folder / "3.json")
 
 
 def read_rollouts(folder: Path) -> str:
     saved = load_config(Saved, folder / "3.json")
-    return repr((saved.schedule, [rollout_of(one) for one in saved.rollouts]))
+    return repr((saved.schedule, saved.seen, [rollout_of(one) for one in saved.rollouts]))
 
 
 KINDS["lengths"] = Kind(lengths, read_rollout_lengths, ("a.jsonl",), change.by_ending)
