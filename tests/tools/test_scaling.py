@@ -94,8 +94,24 @@ def test_named_layouts_take_all_devices(bench, devices):
 
 
 def test_spread_is_the_mean_over_layers(bench):
-    load = [[4, 0, 0, 0], [1, 1, 1, 1]]
-    assert bench.scaling.spread(load, 2) == [2.5, 1.5]
+    load = [[2, 2, 0, 0], [1, 1, 1, 1]]  # devices hold neighbors
+    assert bench.scaling.spread(load, 2) == [1.5, 1.5]
+    assert bench.scaling.spread([3, 1, 2, 2], 2) == [1.5, 1.0]
+
+
+def test_what_fits(bench, monkeypatch):
+    sizes = {"temp": 50, "output": 30, "alias": 20, "argument": 35}
+    sizes = SimpleNamespace(**{f"{name}_size_in_bytes": size for name, size in sizes.items()})
+    step = SimpleNamespace(memory_analysis=lambda: sizes)
+
+    def device(left):
+        return SimpleNamespace(memory_stats=lambda: {"bytes_limit": left + 7, "bytes_in_use": 7})
+
+    monkeypatch.setattr(jax, "devices", lambda: [device(100), device(70)])
+    assert bench.scaling.fits(step, False, 1) and bench.scaling.fits(step, True, 2)
+    assert not bench.scaling.fits(step, False, 2)
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(memory_stats=lambda: None)])
+    assert bench.scaling.fits(step, False, 1)
 
 
 def test_results_go_on(bench, tmp_path):
@@ -228,13 +244,21 @@ def test_tables(bench, tmp_path):
         {**times, "layout": "ep", "tokens": 128, "step": 0.8, "dropped": 0.25},
     ]
     train = {"settings": {"preset": "moge", "batch": 1, "length": 64, "devices": 2}, "rows": rows}
+    apart = {"layout": "ep", "routing": "even", "loss": 2e-5, "gradients": 0.03, "worst": 0.04}
+    train["check bfloat16"] = [{**apart, "dtype": "bfloat16"}]
+    train["check float32"] = [{**apart, "dtype": "float32"}]
     text = bench.table.tables([block, train])
     assert "| bfloat16 product, TFLOP/s | 989 | 700 |" in text
     assert "| 64 | 0 | grouped | 2 | 4 | 1.00 | 2 | 10 | 1.00 | 1.50, 1.00 |  | 1.5 |" in text
     assert "| top-k: out of memory |" in text
     assert "| 64 | 0 | ep | 160 | 0.62 |  | 800 |" in text and "| 25 % |" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} <= {4, 15, 14}
+    assert {line.count("|") for line in lines} == {4, 15, 14, 7}
+    assert "| ep | float32 | even | 2.0e-05 | 3.0e-02 | 4.0e-02 |" in text
+    last = text.splitlines()[-1]
+    assert "where 0.01 is allowed: the block's outputs 2.5e-03, its gradients 3.0e-03," in last
+    assert "loss in bfloat16 2.0e-05" in last and "gradients in float32 3.0e-02 (**more**)." in last
+    assert last.count("more") == 1
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- tables -->\nold\n<!-- end of tables -->\nb\n", "utf-8")
     files = [tmp_path / "1.json", tmp_path / "2.json"]

@@ -224,7 +224,7 @@ def timed(form, compiled, found, repeats, want):
         given = form.params, form.x, *[form.x for _ in more]
         row[name] = seconds(lambda: program(*given), jax.block_until_ready, repeats)  # noqa: B023
         row[f"simulated_{name}"] = simulated(found, [(times * flops, times * moved)], program)
-    if "no experts" in form.name:
+    if "no experts" in form.name and row["mb"]:
         row["gb_per_s"] = row["mb"] / 1e3 / row["forward"]
     if form.like:
         got = _as(want[form.like], gradient(form.params, form.x, form.x))
@@ -260,7 +260,8 @@ def case(options, tokens, skew, results):
     want = dict(zip(("grouped", "top-k"), references, strict=True))
     for form, pair in zip(forms, compiled[2:], strict=True):
         row = {**same, "name": form.name, **form.more}
-        if all(fits(program, True) for program in pair):
+        devices = len(form.x.sharding.device_set)
+        if all(fits(program, True, devices) for program in pair):
             row |= timed(form, pair, results.found["rates"], options.repeats, want)
         else:
             row["failed"] = "out of memory"

@@ -155,19 +155,20 @@ def simulated(found, parts, program):
     return {"seconds": total, "compute": compute, "memory": memory, "communication": wire}
 
 
-def fits(program, there):
-    """Whether every device has memory left for a compiled program.
+def fits(program, there, devices):
+    """Whether every device that a compiled program runs on has memory left for it.
 
     Asked first, as where one device alone runs out of memory the others wait for it for ever.
 
     Args:
       program: compiled.
       there: whether its arguments are in memory already.
+      devices: how many it runs on, the first ones.
     """
     memory = program.memory_analysis()
     wanted = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     wanted += 0 if there else memory.argument_size_in_bytes
-    stats = [device.memory_stats() for device in jax.devices()]
+    stats = [device.memory_stats() for device in jax.devices()[:devices]]
     left = [x["bytes_limit"] - x["bytes_in_use"] for x in stats if x and "bytes_limit" in x]
     return all(wanted < 0.97 * x for x in left)
 

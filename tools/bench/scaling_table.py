@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pangu_jax.core.files import atomic_write
 
+LIMIT = 1e-2  # of what bfloat16 may differ from one device, in norm
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
 
@@ -130,6 +131,27 @@ def equality(found):
     return table(head, rows) if rows else ""
 
 
+def verdict(blocks, decoders):
+    """The greatest differences to one device, and whether they are within the limit."""
+    rows = [row for found in blocks for row in found["rows"]]
+    found = {
+        "the block's outputs": [x["error_outputs"] for x in rows if "error_outputs" in x],
+        "its gradients": [x["error_gradients"] for x in rows if "error_gradients" in x],
+    }
+    checks = [x for y in decoders for name, z in y.items() if name.startswith("check ") for x in z]
+    for kind, what in (("bfloat16", "loss"), ("float32", "loss"), ("float32", "gradients")):
+        name = f"the decoder's {what} in {kind}"
+        found[name] = [x[what] for x in checks if x["dtype"] == kind]
+    parts = [
+        f"{name} {max(values):.1e}{'' if max(values) <= LIMIT else ' (**more**)'}"
+        for name, values in found.items()
+        if values
+    ]
+    return f"Furthest from one device, where {LIMIT:g} is allowed: {', '.join(parts)}." * bool(
+        parts
+    )
+
+
 def tables(files):
     """All tables, in the order of the files' kinds."""
     blocks = [x for x in files if "sizes" in x["settings"]]
@@ -142,6 +164,7 @@ def tables(files):
         heading = f"### {settings['preset']}, {settings['batch']} x {settings['length']:,} per GPU"
         parts += [heading, decoder(found)]
         parts += [x for x in [equality(found)] if x]
+    parts += [x for x in [verdict(blocks, decoders)] if x]
     return "\n\n".join(parts)
 
 

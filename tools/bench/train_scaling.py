@@ -264,7 +264,7 @@ def timed(case, options, start, found, compiled):
     row["simulated_step"] = simulated(found, work(case, options, False), step)
     if only:
         row["simulated_forward"] = simulated(found, work(case, options, True), only)
-    if not fits(step, False):
+    if not fits(step, False, case.devices):
         return {**row, "failed": "out of memory"}
     key = jax.random.key(1)
     spec, params = decoder.spec(case.cfg), placed(start, case)
