@@ -114,6 +114,16 @@ def test_what_fits(bench, monkeypatch):
     assert bench.scaling.fits(step, False, 1)
 
 
+def test_full_memory_is_no_row_s_end(bench):
+    def full(message):
+        raise jax.errors.JaxRuntimeError(message)
+
+    assert bench.scaling.unless_full(full, "RESOURCE_EXHAUSTED: 3 GiB") is None
+    assert bench.scaling.unless_full(lambda x: x + 1, 1) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        bench.scaling.unless_full(full, "INTERNAL: a kernel")
+
+
 def test_results_go_on(bench, tmp_path):
     path = tmp_path / "a.json"
     first = bench.scaling.Results(path, {"tokens": (1, 2)})
@@ -242,6 +252,7 @@ def test_tables(bench, tmp_path):
     rows = [
         {**times, "layout": "one device", "tokens": 64, "step": 0.5, "simulated_step": by},
         {**times, "layout": "ep", "tokens": 128, "step": 0.8, "dropped": 0.25},
+        {"layout": "fsdp", "skew": 0.0, "expert": 1.2, "device": 1.0, **bench.scaling.FULL},
     ]
     train = {"settings": {"preset": "moge", "batch": 1, "length": 64, "devices": 2}, "rows": rows}
     apart = {"layout": "ep", "routing": "even", "loss": 2e-5, "gradients": 0.03, "worst": 0.04}
@@ -250,7 +261,7 @@ def test_tables(bench, tmp_path):
     text = bench.table.tables([block, train])
     assert "| bfloat16 product, TFLOP/s | 989 | 700 |" in text
     assert "| 64 | 0 | grouped | 2 | 4 | 1.00 | 2 | 10 | 1.00 | 1.50, 1.00 |  | 1.5 |" in text
-    assert "| top-k: out of memory |" in text
+    assert "| top-k: out of memory |" in text and "| fsdp: out of memory |" in text
     assert "| 64 | 0 | ep | 160 | 0.62 |  | 800 |" in text and "| 25 % |" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {4, 15, 14, 7}

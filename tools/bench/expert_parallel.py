@@ -36,7 +36,18 @@ from expert_mlp import machine  # beside this file
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from moe_block import seconds  # beside this file
-from scaling import Results, difference, fits, layout_of, named, rates, simulated, spread
+from scaling import (  # beside this file
+    FULL,
+    Results,
+    difference,
+    fits,
+    layout_of,
+    named,
+    rates,
+    simulated,
+    spread,
+    unless_full,
+)
 
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.nn.moe import MoEConfig, moe, moe_spec
@@ -255,16 +266,15 @@ def case(options, tokens, skew, results):
     ]
     # Compiling takes longer than all else, and one core. Each tries products on the device.
     with ThreadPoolExecutor(4) as pool:
-        compiled = list(pool.map(programs, [*whole, *forms]))
+        compiled = list(pool.map(partial(unless_full, programs), [*whole, *forms]))
     references = [program[1](w.params, x, x) for w, program in zip(whole, compiled, strict=False)]
     want = dict(zip(("grouped", "top-k"), references, strict=True))
     for form, pair in zip(forms, compiled[2:], strict=True):
-        row = {**same, "name": form.name, **form.more}
-        devices = len(form.x.sharding.device_set)
-        if all(fits(program, True, devices) for program in pair):
-            row |= timed(form, pair, results.found["rates"], options.repeats, want)
-        else:
-            row["failed"] = "out of memory"
+        devices, found = len(form.x.sharding.device_set), None
+        if pair and all(fits(program, True, devices) for program in pair):
+            given = form, pair, results.found["rates"], options.repeats, want
+            found = unless_full(timed, *given)
+        row = {**same, "name": form.name, **form.more, **(found or FULL)}
         results.add([row])
         print(show(row, results.row(**same, name="grouped")), flush=True)
 

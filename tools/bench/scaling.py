@@ -173,6 +173,19 @@ def fits(program, there, devices):
     return all(wanted < 0.97 * x for x in left)
 
 
+FULL = {"failed": "out of memory"}
+
+
+def unless_full(run, *given):
+    """What `run(*given)` gives, or None where a device's memory does not suffice."""
+    try:
+        return run(*given)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+
+
 def _says(row, what):
     return all(row.get(name) == value for name, value in what.items())
 

@@ -114,9 +114,10 @@ def decoder(found):
         own = row["layout"] == "one device"
         whole = "" if own else ratio(rate, one and one * settings["devices"])
         tokens = f"{settings['batch'] * settings['length']:,}"
+        memory = f"{row['gib']:.1f}" if "gib" in row else ""
         first = [tokens, f"{row['skew']:g}", title(row, "layout"), number(rate), whole]
         times = [*seconds(row, "step"), *seconds(row, "forward")]
-        rows.append([*first, *times, *load(row), number(row["mb"]), f"{row['gib']:.1f}"])
+        rows.append([*first, *times, *load(row), number(row.get("mb")), memory])
     return table(head, rows)
 
 

@@ -36,7 +36,19 @@ import numpy as np
 from collectives import received  # beside this file
 from einops import parse_shape, rearrange
 from jax.sharding import PartitionSpec as P
-from scaling import AXES, Results, difference, fits, layout_of, named, rates, simulated, spread
+from scaling import (  # beside this file
+    AXES,
+    FULL,
+    Results,
+    difference,
+    fits,
+    layout_of,
+    named,
+    rates,
+    simulated,
+    spread,
+    unless_full,
+)
 from train_step import batch, held  # beside this file
 
 from pangu_jax.core.spec import abstract
@@ -265,7 +277,7 @@ def timed(case, options, start, found, compiled):
     if only:
         row["simulated_forward"] = simulated(found, work(case, options, True), only)
     if not fits(step, False, case.devices):
-        return {**row, "failed": "out of memory"}
+        return {**row, **FULL}
     key = jax.random.key(1)
     spec, params = decoder.spec(case.cfg), placed(start, case)
     state = init_state(spec, optimizer, key=key, params=params, layout=case.layout)
@@ -293,7 +305,7 @@ def show(row, alone):
     """A printed line; `alone` is one device's row, if there is one."""
     parts = [f"skew {row['skew']:g} {row['layout']:24}"]
     if "failed" in row:
-        parts.append(f"{row['failed']}, {row['gib']:.1f} GiB wanted")
+        parts.append(row["failed"] + (f", {row['gib']:.1f} GiB wanted" if "gib" in row else ""))
         return "  ".join(parts)
     rate = row["tokens"] / row["step"]
     parts.append(f"{rate:10,.0f} tok/s")
@@ -337,11 +349,12 @@ def of_skew(cfg, options, start, skew, results, known):
     cases = [case for case in cases if not results.has(layout=case.name, skew=skew)]
     new = [case for case in cases if case not in known]
     with ThreadPoolExecutor(8) as pool:  # compiling takes longer than all else, and one core
-        compiled = pool.map(partial(programs, options, data), new)
+        compiled = pool.map(partial(unless_full, programs, options, data), new)
         known.update(zip(new, compiled, strict=True))
     for case in cases:
         pairs = held[case.name in TOPK]
-        row = timed(case, options, params, found, known[case])
+        row = known[case] and unless_full(timed, case, options, params, found, known[case])
+        row = dict(row or FULL)
         row["expert"], row["device"] = spread(pairs.sum(1), jax.device_count())
         if isinstance(case.layout, Pairs):
             lost = np.maximum(pairs - case.layout.room, 0).sum() / pairs.sum()
