@@ -67,6 +67,50 @@ def test_bytes_of_a_gpu_program(bench):
     assert bench.collectives.calls(program(GPU)) == dict.fromkeys(want, 1)
 
 
+FORMS = {
+    "{}": 8,
+    "[4,2]<=[8]": 2,
+    "[2,4]<=[2,4]T(1,0)": 4,
+    "{{0,2,4,6},{1,3,5,7}}": 4,
+    "mesh['data'=1,'tensor'=2,'expert'=4] {'expert'}": 4,
+    "mesh['data'=1,'tensor'=2,'expert'=4] {'tensor','expert'}": 8,
+    "mesh['axis_0'=8] device_ids=([4,2]T(1,0)) {'axis_0':(2)4}": 4,
+}
+
+
+@pytest.mark.parametrize("groups", FORMS)
+def test_devices_of_a_collective(bench, groups):
+    text = (
+        f"  ROOT %a = f32[8]{{0}} all-gather(%x), channel_id=1, replica_groups={groups}, dimensions"
+    )
+    n = FORMS[groups]
+    assert bench.collectives.received(program(text)) == {"all-gather": 32 * (n - 1) // n}
+
+
+def test_an_unknown_collective_is_told(bench):
+    text = "  %a = f32[8]{0} all-gather(%x), replica_groups=everyone, dimensions={0}"
+    with pytest.raises(ValueError, match="all-gather"):
+        bench.collectives.received(program(text))
+
+
+def test_bytes_of_this_version_s_programs(bench):
+    """What this version of jax writes is read: two of four devices, 8 x 4 numbers on each."""
+    mesh = make_mesh(expert=2, tensor=2, devices=jax.devices()[:4])
+    spec = jax.sharding.PartitionSpec("expert")
+    bodies = {
+        "all-gather": lambda x: jax.lax.all_gather(x, "expert", tiled=True),
+        "reduce-scatter": lambda x: jax.lax.psum_scatter(x, "expert", tiled=True),
+        "all-to-all": lambda x: jax.lax.all_to_all(x, "expert", 0, 0, tiled=True),
+        "all-reduce": lambda x: jax.lax.psum(x, "expert"),
+    }
+    form = {"mesh": mesh, "in_specs": spec, "out_specs": spec, "check_vma": False}
+    for kind, body in bodies.items():
+        run = jax.jit(jax.shard_map(body, **form))
+        compiled = run.lower(jax.ShapeDtypeStruct((16, 4), jnp.float32)).compile()
+        want = {"all-gather": 128, "reduce-scatter": 64, "all-to-all": 64, "all-reduce": 128}
+        assert bench.collectives.received(compiled) == {kind: want[kind]}
+
+
 def test_roofline(bench):
     rates = {
         "tflops": 2.0,
