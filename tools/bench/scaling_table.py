@@ -12,15 +12,10 @@ import json
 from pathlib import Path
 
 from pangu_jax.core.files import atomic_write
+from pangu_jax.study.table import table
 
 LIMIT = 1e-2  # of what bfloat16 may differ from one device, in norm
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
-
-
-def table(head, rows):
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def number(value, digits=3):
