@@ -143,12 +143,8 @@ def train(
         path = None if home is None else home / "metrics.jsonl"
         log = MetricLog(path, start_step=run.plan.version, writes=writes, on_metrics=on_update)
         with contextlib.closing(log):
-            for record in records:
-                again = True
-                trainer.happens(record)
-                if record.kind == "updated":
-                    log.write(run.plan.version, trainer.figures)
-            if again:
+            _replay(records, trainer, log)
+            if records or again:
                 journal.write(Record("resumed"))
                 actions = trainer.happens(Record("resumed"))
             saver = _Saver(store, journal, trainer, settings)
@@ -159,6 +155,14 @@ def train(
             saver.save()
             saver.wait()
     return trainer.state
+
+
+def _replay(records: Sequence[Record], trainer: Trainer, log: MetricLog) -> None:
+    """Lets what was written down happen again."""
+    for record in records:
+        trainer.happens(record)
+        if record.kind == "updated":
+            log.write(trainer.run.plan.version, trainer.figures)
 
 
 def _check_layout(cfg: RlConfig, layout: Layout | None) -> None:
