@@ -85,6 +85,7 @@ def main() -> None:
         given,
         partial(_cells, experiment, folder, given),
         shown=_shown,
+        whole=experiment.brief,
     )
     if results is None:
         return
@@ -101,12 +102,15 @@ def _options():
 
 
 def _plan(experiment: Experiment) -> list[tuple[str, str, int]]:
-    """(target, start, seed) of every pruned model; all of a seed before the next."""
+    """(target, start, seed) of every pruned model; all of a seed before the next.
+
+    Models of a target share their programs, so workers that begin together take different targets.
+    """
     return [
         (target, start, seed)
         for seed in experiment.seeds
-        for target in experiment.targets
         for start in experiment.starts
+        for target in experiment.targets
     ]
 
 

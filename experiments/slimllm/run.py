@@ -61,9 +61,6 @@ from pangu_jax.study.language import (
     recover,
 )
 
-# Steps of a recovery that is made again when it was stopped: writing its state takes longer.
-BRIEF = 200
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -96,6 +93,7 @@ def main() -> None:
         given,
         partial(_cells, experiment, folder, given),
         shown=_shown,
+        whole=experiment.brief,
     )
     if results is None:
         return
@@ -105,12 +103,15 @@ def main() -> None:
 
 
 def _plan(experiment: Experiment) -> list[tuple[str, str, str, int]]:
-    """(target, method, repair, draw) of every pruned model; all of a draw before the next."""
+    """(target, method, repair, draw) of every pruned model; all of a draw before the next.
+
+    Models of a target share their programs, so workers that begin together take different targets.
+    """
     return [
         (target, method, repair, draw)
         for draw in range(experiment.draws)
-        for target in experiment.targets
         for method, repair in experiment.methods
+        for target in experiment.targets
     ]
 
 
@@ -139,7 +140,7 @@ def _pruned(run: Run, place: tuple[str, str, str, int], folder: Path, stop) -> d
         "ridge": [s.ridge for s in sites],
     }
     if target in experiment.recover and draw < experiment.recover_draws:
-        kept = folder if experiment.recover_steps > BRIEF else None
+        kept = None if experiment.brief else folder
         params = recover(run.base, found, kept, label=name_of(*place))
         tokens = {"tokens": experiment.recover_tokens}
         cell["recovered"] = _quality(run, params, found.cfg) | tokens

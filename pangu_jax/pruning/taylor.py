@@ -5,6 +5,7 @@ weights of |weight * gradient|.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,8 +41,24 @@ def saliency(
         layer.
     """
     how = dataclasses.replace(how, remat=how.remat or "full")
+    total = None
+    for first in range(0, len(windows), batch):
+        tokens = jnp.asarray(windows[first : first + batch], jnp.int32)
+        found = _gradient(params, tokens, cfg=cfg, how=how)["runs"]
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    products = jax.tree.map(lambda w, g: jnp.abs(w * g), params["runs"], total)
+    return [
+        _units(jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), run))
+        for run, (_, number) in zip(products, transformer.run_lengths(cfg), strict=True)
+        for i in range(number)
+    ]
 
-    def loss(params, tokens):
+
+@partial(jax.jit, static_argnames=("cfg", "how"))
+def _gradient(params, tokens, *, cfg, how):
+    """The gradient of the summed loss; compiled once for all models of a form."""
+
+    def loss(params):
         out = decoder.apply(params, tokens[:, :-1], cfg=cfg, how=how)
         weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
         nats, _ = cross_entropy(
@@ -54,17 +71,7 @@ def saliency(
         )
         return nats
 
-    grad = jax.jit(jax.grad(loss))
-    total = None
-    for first in range(0, len(windows), batch):
-        found = grad(params, jnp.asarray(windows[first : first + batch], jnp.int32))["runs"]
-        total = found if total is None else jax.tree.map(jnp.add, total, found)
-    products = jax.tree.map(lambda w, g: jnp.abs(w * g), params["runs"], total)
-    return [
-        _units(jax.tree.map(lambda x, i=i: np.asarray(x[i], np.float64), run))
-        for run, (_, number) in zip(products, transformer.run_lengths(cfg), strict=True)
-        for i in range(number)
-    ]
+    return jax.grad(loss)(params)
 
 
 def _units(layer: dict[str, Any]) -> dict[str, np.ndarray]:

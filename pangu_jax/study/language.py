@@ -41,6 +41,8 @@ from pangu_jax.train.optimizer_config import OptimizerConfig
 
 TRAINING = 200_000_000  # characters of text that are trained on at most
 MEASURED = 8  # windows that must be left to measure on, at least
+# Steps of a recovery that is made again when it was stopped: writing its state takes longer.
+BRIEF = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,11 @@ class LanguageExperiment:
         return How(dtype=self.dtype, unroll=self.unroll)
 
     @property
+    def brief(self) -> bool:
+        """Whether a recovery is so short that it is made again when it was stopped."""
+        return self.recover_steps <= BRIEF
+
+    @property
     def recover_tokens(self) -> int:
         """Tokens that a recovery sees."""
         return self.recover_steps * self.batch * self.length
@@ -110,8 +117,13 @@ class Base:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Adds --checkpoint, which `open_base` reads."""
+    """Adds --checkpoint, which `open_base` reads, and --dtype, which replaces the preset's."""
     parser.add_argument("--checkpoint", help="a dense checkpoint instead of training one")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the activations; the preset's if left out",
+    )
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:

@@ -42,6 +42,7 @@ def run(
     cells: Callable[[], Makes],
     *,
     shown: Callable[[dict[str, Any]], str],
+    whole: bool = False,
 ) -> dict[str, Any] | None:
     """Computes what is missing, in this process or in workers that run its command.
 
@@ -52,6 +53,7 @@ def run(
       given: --workers, --gpus, --seconds and --worker of `study.options.parser`.
       cells: returns the cells; called where they are computed, so what they need is loaded there.
       shown: a cell's figures in words.
+      whole: see `work`.
 
     Returns:
       All cells that are done, by name; None in a worker.
@@ -60,12 +62,15 @@ def run(
       InputError: the folder holds a run of other settings, another process computes there, or a
         cell cannot be computed or written.
     """
+    began, seconds = time.monotonic(), given.seconds
     if not given.worker:
         begin(folder, settings)
     if given.worker or given.workers == 1:
-        work(folder, cells(), shown=shown, seconds=given.seconds)
+        makes = cells()
+        left = None if seconds is None else seconds - (time.monotonic() - began)
+        work(folder, makes, shown=shown, seconds=left, whole=whole)
     else:
-        share(folder, module, given.workers, gpus=given.gpus, seconds=given.seconds)
+        share(folder, module, given.workers, gpus=given.gpus, seconds=seconds)
     return None if given.worker else collect(folder)
 
 
@@ -86,6 +91,7 @@ def work(
     *,
     shown: Callable[[dict[str, Any]], str],
     seconds: float | None = None,
+    whole: bool = False,
 ) -> None:
     """Takes unclaimed cells until none is left or time is up.
 
@@ -96,11 +102,14 @@ def work(
         again, resuming its training. A cell that does not say its "seconds" is given them.
       shown: a cell's figures in words.
       seconds: time limit; None for none.
+      whole: a cell that is stopped is lost, so none begins with less time left than this worker's
+        last one took.
 
     Raises:
       InputError: a cell cannot be computed or written.
     """
     end = time.monotonic() + (float("inf") if seconds is None else seconds)
+    took = 0.0
 
     def stop() -> bool:
         return end - time.monotonic() < MEASURING
@@ -109,7 +118,7 @@ def work(
         path, claim = folder / "cells" / f"{name}.json", folder / "cells" / f"{name}.claim"
         if is_done(folder, name) or not _take(claim):
             continue
-        if stop():
+        if stop() or (whole and end - time.monotonic() < took):
             claim.unlink(missing_ok=True)
             return
         say(f"{name} begins")
@@ -117,7 +126,8 @@ def work(
         # A cell that fails stays taken, so that the other workers go on with the rest.
         began = time.monotonic()
         result = make(training, stop)
-        result = {"seconds": time.monotonic() - began, **result}
+        took = time.monotonic() - began
+        result = {"seconds": took, **result}
         with atomic_write(path) as file:
             json.dump(result, file, indent=1)
         if training.exists() and not result.get("cut"):

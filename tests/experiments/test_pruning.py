@@ -16,6 +16,7 @@ from experiments.slimllm import report as slim_report
 from experiments.slimllm import run as slim
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import presets as models
+from pangu_jax.study import language, options
 from pangu_jax.study.language import check_workers
 
 SMALL = {
@@ -62,7 +63,7 @@ def test_slimllm_recovers_what_it_is_asked_to_and_goes_on(text, tmp_path, monkey
         recover_draws=1,
         latency=(1, 32),
     )
-    monkeypatch.setattr(slim, "BRIEF", 1)
+    monkeypatch.setattr(language, "BRIEF", 1)
     words = ["--data", text / "some.txt", "--questions", text / "wet.jsonl", "--out", tmp_path]
     said = started(slim, experiment, words, monkeypatch, capsys)
     name = "params={}-magnitude-none-draw{} is done".format
@@ -81,7 +82,7 @@ def test_slimllm_recovers_what_it_is_asked_to_and_goes_on(text, tmp_path, monkey
     # What is done keeps the log of its recovery alone.
     assert [p.name for p in (tmp_path / "training" / after[0]).glob("[!.]*")] == ["metrics.jsonl"]
     (tmp_path / "cells" / f"{after[0]}.json").unlink()
-    monkeypatch.setattr(slim, "BRIEF", 2)
+    monkeypatch.setattr(language, "BRIEF", 2)
     again = started(slim, experiment, words, monkeypatch, capsys)
     assert again.count(" begins") == 1 and f"{after[0]} begins" in again
     same = json.loads((tmp_path / "results.json").read_text())[after[0]]
@@ -189,3 +190,25 @@ def test_presets_for_smollm2_cut_the_same_shares():
     assert slim.recover_tokens == light.recover_tokens
     assert len(set(slim.methods)) == 14
     assert {"plain", "clap+slnp"} <= set(light.starts)
+
+
+def test_all_targets_of_a_draw_begin_before_the_next_method_and_all_methods_before_the_next_draw():
+    slim_experiment, light_experiment = (
+        config.PRESETS["smollm2"] for config in (slim_config, light_config)
+    )
+    cells = slim._plan(slim_experiment)
+    assert [target for target, *_ in cells[:6]] == 2 * list(slim_experiment.targets)
+    assert [draw for *_, draw in cells] == [draw for draw in range(3) for _ in range(42)]
+    assert len(set(cells)) == 126
+    cells = light._plan(light_experiment)
+    assert [target for target, *_ in cells[:6]] == 2 * list(light_experiment.targets)
+    assert [seed for *_, seed in cells] == [seed for seed in range(3) for _ in range(12)]
+    assert len(set(cells)) == 36
+
+
+@pytest.mark.parametrize("module", (slim, light))
+def test_the_type_of_activations_can_be_chosen(module, monkeypatch):
+    for words, want in (([], "float32"), (["--dtype", "bfloat16"], "bfloat16")):
+        monkeypatch.setattr(sys, "argv", ["run.py", "--preset", "smollm2", *words])
+        experiment, _ = options.chosen(module._options(), module.PRESETS, "paper")
+        assert experiment.how.dtype == want

@@ -163,6 +163,13 @@ def test_group_scores_take_the_group_as_a_whole(model):
     np.testing.assert_allclose(importance.contribution_norms(behind), want, rtol=1e-5)
 
 
+def test_taylor_gradients_share_a_compilation(model, at_most):
+    small = model(layers=1, rows=4)
+    at_most(1, decoder, "apply")
+    for _ in range(2):
+        taylor.saliency(small.params, small.tokens, cfg=small.cfg, batch=2)
+
+
 def test_taylor_is_weight_times_gradient_summed_over_all_of_a_units_weights(model):
     small = model(layers=1, rows=4)
     (found,) = taylor.saliency(small.params, small.tokens, cfg=small.cfg, batch=2)

@@ -81,6 +81,42 @@ def test_nothing_begins_without_time_to_measure_it(tmp_path):
     assert not list((tmp_path / "cells").iterdir())
 
 
+def test_no_cell_that_would_be_lost_begins_in_less_time_than_the_last_one_took(
+    tmp_path, monkeypatch
+):
+    now, made = [0.0], []
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
+
+    def make(name, takes):
+        def one(training, stop):
+            made.append(name)
+            now[0] += takes
+            return {"x": 1}
+
+        return one
+
+    cells = {"a": make("a", 60), "b": make("b", 30), "c": make("c", 60), "d": make("d", 1)}
+    workers.begin(tmp_path, {})
+    # 120 s are left for b, then 90 for c, which took 60, then 30 for d.
+    workers.work(tmp_path, cells, shown=shown, seconds=180, whole=True)
+    assert made == ["a", "b", "c"] and not (tmp_path / "cells" / "d.claim").exists()
+    # What goes on later begins while there is time to measure it.
+    workers.work(tmp_path, {"e": make("e", 60), "d": make("d", 1)}, shown=shown, seconds=90)
+    assert made == ["a", "b", "c", "e", "d"]
+
+
+def test_time_begins_before_what_cells_need_is_loaded(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(workers.time, "monotonic", lambda: now[0])
+    given = argparse.Namespace(worker=False, workers=1, gpus=1, seconds=100)
+
+    def cells():
+        now[0] += 80
+        return {"a": lambda *_: pytest.fail("20 s are left")}
+
+    assert workers.run(tmp_path, {}, "json.tool", given, cells, shown=shown) == {}
+
+
 def test_workers_are_spread_over_gpus_and_share_their_memory(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert workers._environment(3, 4, 1) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.225"}
