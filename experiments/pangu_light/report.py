@@ -8,7 +8,6 @@ import numpy as np
 from experiments.pangu_light.config import Experiment
 from pangu_jax.study import plot, report
 from pangu_jax.study.table import extent, table
-from pangu_jax.train.metrics import read_metrics
 
 
 def name_of(target: str, start: str, seed: int) -> str:
@@ -141,7 +140,7 @@ def _plot(folder: Path, experiment: Experiment, results: dict[str, Any]) -> None
                 for seed in experiment.seeds:
                     name = name_of(target, start, seed)
                     if name in results:
-                        tokens, values = _curve(folder, name, experiment, results)
+                        tokens, values = _curve(name, experiment, results)
                         label = start if seed == experiment.seeds[0] else None
                         panel.plot(
                             tokens, values, marker="o", ms=3, color=f"C{i}", label=label, lw=1
@@ -156,12 +155,9 @@ def _plot(folder: Path, experiment: Experiment, results: dict[str, Any]) -> None
             plot.guide(panel)
 
 
-def _curve(folder: Path, name: str, experiment: Experiment, results) -> tuple[Any, list[float]]:
-    """Millions of tokens, and the perplexity after them; its log may have stayed elsewhere."""
-    log = folder / "training" / name / "metrics.jsonl"
-    lines = read_metrics(log) if log.exists() else []
-    points = [(x["step"], x["eval_perplexity"]) for x in lines if "eval_perplexity" in x]
-    points = [(0, results[name]["perplexity"]), *points]
+def _curve(name: str, experiment: Experiment, results) -> tuple[Any, list[float]]:
+    """Millions of tokens, and the perplexity after them."""
+    points = [(0, results[name]["perplexity"]), *results[name].get("curve", ())]
     if points[-1][0] != experiment.recover_steps:
         points.append((experiment.recover_steps, results[name]["recovered"]["perplexity"]))
     steps, values = zip(*points, strict=True)

@@ -133,7 +133,7 @@ def _dense(run: Run) -> dict[str, Any]:
 
 
 def _pruned(run: Run, place: tuple[str, str, int], folder: Path, stop) -> dict[str, Any]:
-    """Prunes, measures, distills and measures again; perplexity on the way: metrics.jsonl."""
+    """Prunes, measures, distills and measures again; "curve" is the perplexity on the way."""
     target, start, seed = place
     chosen = STARTS[start]
     recipe = Recipe(
@@ -155,14 +155,17 @@ def _pruned(run: Run, place: tuple[str, str, int], folder: Path, stop) -> dict[s
         "width": found.cfg.width,
         "sizes": repr(axes.sizes(found.cfg.layers[0])),
     }
+    lines: list[dict[str, Any]] = []
     params = recover(
         run.base,
         found,
-        folder,
+        None if experiment.brief else folder,
         label=name_of(*place),
         seed=seed,
         evaluate=lambda params: {"perplexity": _perplexity(run, params, found.cfg)},
+        on_metrics=lines.append,
     )
+    cell["curve"] = [(x["step"], x["eval_perplexity"]) for x in lines if "eval_perplexity" in x]
     tokens = {"tokens": experiment.recover_tokens}
     return {**cell, "recovered": _absorbed(run, params, found.cfg) | tokens}
 

@@ -264,6 +264,7 @@ def recover(
     label: str,
     seed: int = 0,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
 ) -> Any:
     """Distills a pruned model from the dense one; returns its parameters.
 
@@ -273,7 +274,8 @@ def recover(
       folder: of the training, which goes on there; None keeps nothing.
       label: prefix of the progress lines.
       seed: of the order of windows.
-      evaluate: called with the parameters five times on the way; figures go to metrics.jsonl.
+      evaluate: called with the parameters five times on the way; figures go to the metrics.
+      on_metrics: called with every line of metrics, those from before it was stopped first.
 
     Raises:
       Stopped: a signal came, and a folder was given; the training is saved.
@@ -301,6 +303,7 @@ def recover(
         params=jax.tree.map(lambda x: x.astype(jnp.float32), found.params),
         evaluate=evaluate,
         label=label,
+        on_metrics=on_metrics,
         frozen=base.params,
     )
     return state.params

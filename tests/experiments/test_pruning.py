@@ -122,6 +122,9 @@ def test_pangu_light_calibrates_every_seed_on_windows_of_its_own(
     assert cell["moved"] >= 1 and len(cell["layers"]) == 2
     assert cell["perplexity"] != cell["recovered"]["perplexity"]
     assert {"wet_accuracy", "wet_chance"} <= cell["recovered"].keys() & cell.keys()
+    assert [step for step, _ in cell["curve"]] == [1, 2]
+    assert cell["curve"][-1][1] == cell["recovered"]["perplexity"]
+    assert not (tmp_path / "training").exists()  # it is brief
     text = (tmp_path / "report.md").read_text()
     assert "wet (chance 0.500) before | after |" in text
 
@@ -174,7 +177,7 @@ def test_pangu_light_reports_every_target(tmp_path):
             name = light_report.name_of(experiment.targets[0], start, seed)
             results[name] = {
                 "perplexity": own + seed, "parameters": 80, "flops": 0.8, "layers": [0, 2],
-                "moved": 1, "width": 8, "sizes": "sizes",
+                "moved": 1, "width": 8, "sizes": "sizes", "curve": [(100, 25.0)],
                 "recovered": {"perplexity": 30 - own + seed}}  # fmt: skip
     text = light_report.write_report(tmp_path, experiment, results).read_text()
     assert "clap+slnp (18.500) is below plain cutting (20.500)" in text
