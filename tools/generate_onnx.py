@@ -38,7 +38,8 @@ class Model:
         if not prompt or not fitting:
             longest = max(self.profiles)
             raise ValueError(
-                f"the prompt has {len(prompt)} tokens; the export takes 1 to {longest}"
+                f"the prompt has {len(prompt)} tokens; the export takes 1 to {longest}, which "
+                "--profiles of `pangu-jax export` decides"
             )
         surplus = [i for i in prompt if not 0 <= i < self.facts["vocab"]]
         if surplus:
@@ -97,12 +98,24 @@ def _tokenizer(folder):
     return tokenizer
 
 
+def _answer(model, prompt, max_new_tokens, stop):
+    """What is generated; a note tells if it was cut because the cache is full."""
+    made = list(model.generate(prompt, max_new_tokens, stop))
+    if made and made[-1] not in stop and len(made) < max_new_tokens:
+        print(
+            f"generate_onnx: cut after {len(made)} tokens: the cache of {model.slots} slots is "
+            "full, which --cache of `pangu-jax export` decides",
+            file=sys.stderr,
+        )
+    return made
+
+
 def _generate(options):
     model = Model(options.folder, options.provider)
     if options.ids:
         prompt = [int(word) for word in options.prompt.split()]
         stop = model.facts.get("stop", []) if options.stop is None else options.stop
-        print(*model.generate(prompt, options.max_new_tokens, stop))
+        print(*_answer(model, prompt, options.max_new_tokens, stop))
         return
     stop = _ids(model.facts, options.stop, "stop", "--stop")
     tokenizer = _tokenizer(Path(options.folder))
@@ -110,7 +123,7 @@ def _generate(options):
     text = tokenizer.encode(asked, add_special_tokens=False).ids
     begin = _ids(model.facts, options.bos, "begin" if text else "empty", "--bos")
     prompt = [*begin, *text, *model.facts.get("suffix", [])]
-    made = list(model.generate(prompt, options.max_new_tokens, stop))
+    made = _answer(model, prompt, options.max_new_tokens, stop)
     if "mark" in model.facts:  # a question, and on another line what is written about it
         print(tokenizer.decode(text).rstrip("\n"))
         print(tokenizer.decode(made))

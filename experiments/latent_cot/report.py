@@ -25,6 +25,11 @@ BUDGET_HEAD = (
 )
 
 
+def name_of(plan: Plan, method: str, seed: int) -> str:
+    """The name of a cell."""
+    return f"{plan.task}-{method}-seed{seed}"
+
+
 def write_report(folder: Path, experiment: Experiment, results: Mapping[str, Any]) -> Path:
     """Draws the plots and writes report.md, from the cells that there are; returns its path."""
     parts = ["# Latent chain of thought", "", f"{report.machine()}; {experiment.dtype}.", ""]
@@ -43,7 +48,7 @@ def _found(
         method: [
             (seed, results[name])
             for seed in experiment.seeds
-            if (name := f"{plan.task}/{method}/seed{seed}") in results
+            if (name := name_of(plan, method, seed)) in results
         ]
         for method in plan.methods
     }

@@ -11,6 +11,8 @@ many slots that are fed nothing.
     python experiments/latent_cot/run.py --preset smoke                  two minutes on two cores
     python experiments/latent_cot/run.py --preset cpu                    two cores
     python experiments/latent_cot/run.py --preset gpu --data FOLDER      one GPU
+    python experiments/latent_cot/run.py --preset gpu --data FOLDER --workers 4 --gpus 2
+                                                                         two, with two cells on each
     python experiments/latent_cot/run.py --preset smollm2 --model SMOLLM2 --data FOLDER
                                                                          one GPU, a trained model
 
@@ -18,8 +20,8 @@ Trains every method for as many steps on the same task, from scratch (smollm2: f
 until each has read as many tokens and thoughts), and measures accuracy, slots,
 tokens, floating-point operations and time of an answer, and what is left of the accuracy when
 thoughts are exchanged for zeros, noise, another problem's or pauses. --only takes some of the
-cells, such as mult4x4/icot; a run goes on where it was stopped, in the middle of a cell, too.
---minutes stops it as a signal would, at the end of a step.
+cells, such as mult4x4/icot, --seeds others; a run goes on where it was stopped, in the middle of a
+cell, too. --seconds stops it as a signal would, at the end of a step.
 
 Not reproduced: published runs begin with GPT-2, and have other sizes and lengths of training.
 """
@@ -29,7 +31,8 @@ import os
 import signal
 import threading
 import time
-from functools import partial
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,10 @@ import jax
 
 from experiments.latent_cot.budget import phases_for, read_in_training
 from experiments.latent_cot.config import PRESETS, Experiment, Plan
-from experiments.latent_cot.report import write_report
+from experiments.latent_cot.report import name_of, write_report
 from experiments.latent_cot.start import Start, begin_with
 from pangu_jax.cli.stopping import script
+from pangu_jax.core.config import to_json
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import count
 from pangu_jax.models import decoder, registry
@@ -50,19 +54,15 @@ from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import scores
-from pangu_jax.study import options
-from pangu_jax.study.cells import begin, cell, say
+from pangu_jax.study import options, workers
+from pangu_jax.study.cells import say
 from pangu_jax.study.timing import timed
 from pangu_jax.train.loop_config import LoopConfig
 
 
 def main() -> None:
     parser = options.parser(
-        __doc__,
-        PRESETS,
-        data=None,
-        seeds="of initial values and problems",
-        minutes="stop after so long; training is kept",
+        __doc__, PRESETS, data=None, seeds="of initial values and problems", workers=True
     )
     parser.add_argument("--data", help="a folder with the test files; without it tests are drawn")
     parser.add_argument("--model", help="for smollm2: a decoder to start from")
@@ -74,30 +74,49 @@ def main() -> None:
         raise InputError(f"the preset {given.preset} counts steps, not --tokens")
     if (given.model is None) == any(not plan.model for plan in experiment.plans):
         raise InputError("the preset smollm2 needs --model, a decoder; the others take none")
-    more = {} if given.model is None else {"model": given.model}
-    cells = begin(folder, experiment, data=given.data, **more)
-    if given.minutes is not None:
-        _stop_after(60 * given.minutes)
+    settings = to_json(dataclasses.replace(experiment, seeds=()))  # as each seed has cells
+    settings |= {"data": given.data, "model": given.model}
+    if given.seconds is not None and given.workers == 1:  # several are told by the first process
+        _stop_after(given.seconds)
+    results = workers.run(
+        folder,
+        settings,
+        "experiments.latent_cot.run",
+        given,
+        partial(_cells, experiment, given),
+        shown=lambda found: f"{found['accuracy']:.1%}",
+    )
+    if results is not None:
+        say(f"{write_report(folder, experiment, results)} is the report")
+
+
+def _cells(experiment: Experiment, given: Any) -> workers.Makes:
+    """What computes each of the cells that are asked for, by name."""
+    starts = lru_cache(maxsize=2)(begin_with)  # one with planning tokens, one without
+    found = {}
     for plan in experiment.plans:
         for seed in experiment.seeds:
-            known: dict[int, Start] = {}  # by how many planning tokens there are
             for method in plan.methods:
-                name = f"{plan.task}/{method}"
-                if given.only and name not in given.only and plan.task not in given.only:
+                if given.only and not {plan.task, f"{plan.task}/{method}"} & set(given.only):
                     continue
-                name = f"{name}/seed{seed}"
+                name = name_of(plan, method, seed)
                 plans = MethodConfig().plans if METHODS[method].plans else 0
-                if name not in cells.results and plans not in known:
-                    known[plans] = begin_with(plan, seed, given.data, given.model, plans)
-                start = known.get(plans)
-                make = partial(_cell, experiment, plan, method, seed, start, folder / "runs" / name)
-                cell(cells, name, make, shown=lambda found: f"{found['accuracy']:.1%}")
-    say(f"{write_report(folder, experiment, cells.results)} is the report")
+                start = partial(starts, plan, seed, given.data, given.model, plans)
+                found[name] = partial(_cell, experiment, plan, method, seed, start)
+    return found
 
 
 def _cell(
-    experiment: Experiment, plan: Plan, method: str, seed: int, start: Start, folder: Path
+    experiment: Experiment,
+    plan: Plan,
+    method: str,
+    seed: int,
+    begin: Callable[[], Start],
+    folder: Path,
+    stop: workers.Stop,
 ) -> dict[str, Any]:
+    del stop  # a signal ends training
+    start = begin()
     ids, model = start.ids, METHODS[method].model(start.model, MethodConfig())
     begin_from = start.params
     if begin_from is not None and isinstance(model, ThinkerConfig):

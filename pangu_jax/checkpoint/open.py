@@ -12,6 +12,10 @@ from pangu_jax.models import registry
 from pangu_jax.sharding.layout import Layout
 
 LATENT = "latent.json"  # reasoning.latent.train.RUN, which this room cannot import
+# Commands that train with another checkpoint's tokenizer and write the model beside their own
+# checkpoints, by a setting that no other command's run has.
+TRAINERS = {"student": "distill", "reward": "rl"}
+TRAINED = "model"  # the folder in OUT that they write
 
 
 def open_checkpoint(
@@ -39,7 +43,8 @@ def open_checkpoint(
       tokenizer is an error and not bytes.
 
     Raises:
-      InputError: the folder is neither, cannot be read, or holds another kind of model.
+      InputError: the folder is neither, cannot be read, or holds another kind of model, or a run of
+        `pangu-jax rl` or `distill`, whose model is in a folder of its own.
     """
     path = Path(path)
     place = checkpoint_format(path)
@@ -47,6 +52,8 @@ def open_checkpoint(
         raise InputError(
             f"{path} is a GGUF file; `pangu-jax convert {path} FOLDER` makes it a checkpoint"
         )
+    if place == "run":
+        _check_is_model(path)
     if kind is not None:
         _expect((kind,) if isinstance(kind, str) else kind, by, path, place)
     if place == "forecaster":
@@ -90,12 +97,31 @@ def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecas
     )
 
 
+def _check_is_model(run: Path) -> None:
+    """Raises InputError for a run without the tokenizer of its model, which is in TRAINED."""
+    found = _read_said(run, SETTINGS)
+    command = next((name for setting, name in TRAINERS.items() if setting in found), None)
+    if command is None:
+        return
+    what, model = f"run of `pangu-jax {command}`", run / TRAINED
+    if model.is_dir():
+        raise InputError(f"{run} holds a {what}, whose model is {model}; give that")
+    raise InputError(
+        f"{run} holds a {what} that has not ended; the same command goes on and writes {model}"
+    )
+
+
 def _had_tokenizer(run: Path) -> bool:
     """Whether a run says that it was trained with a tokenizer of a file; older ones may not say."""
-    said = next((run / name for name in (LATENT, SETTINGS) if (run / name).is_file()), None)
-    found = None if said is None else read_json(said, finite=False)
-    name = found.get("tokenizer") if isinstance(found, dict) else None
+    name = _read_said(run, LATENT, SETTINGS).get("tokenizer")
     return isinstance(name, str) and name != "bytes"
+
+
+def _read_said(run: Path, *names: str) -> dict[str, Any]:
+    """What the first of these files that a run has says of it."""
+    said = next((run / name for name in names if (run / name).is_file()), None)
+    found = None if said is None else read_json(said, finite=False)
+    return found if isinstance(found, dict) else {}
 
 
 def _expect(kinds: tuple[str, ...], by: str, path: Path, place: str) -> None:

@@ -97,6 +97,7 @@ def main(options: Options) -> None:
         options.curriculum.steps,
         ids.longest + MOST_NEW,
         ids.tokenizer,
+        ids.longest_question,
     )
     how = How(remat=options.remat, dtype=options.dtype)
     measure = partial(_measure, ids=ids, model=model, trained=trained, how=how)

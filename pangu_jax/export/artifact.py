@@ -238,7 +238,8 @@ def fit_inputs(program: Compiled, given: Mapping[str, Any]) -> dict[str, np.ndar
     """The inputs in the signature's types.
 
     Raises:
-      InputError: an input is missing, unknown, or of another shape or type.
+      InputError: an input is missing, unknown, or of another shape or type, or a decoder's row has
+        more tokens than the program takes.
     """
     wanted = {t.name: t for t in program.inputs}
     surplus = [n for n in given if n not in wanted]
@@ -258,7 +259,20 @@ def fit_inputs(program: Compiled, given: Mapping[str, Any]) -> dict[str, np.ndar
             raise InputError(f"input {name!r} is {array.dtype.name}, it must be {tensor.dtype}")
         _fit_shape(name, tensor, array.shape, sizes)
         fitted[name] = array.astype(dtype, copy=False)
+    _check_places(program, fitted)
     return fitted
+
+
+def _check_places(program: Compiled, inputs: Mapping[str, np.ndarray]) -> None:
+    """Checks where a decoder's rows end, which its graphs do not."""
+    for name, beside, first in (("length", "tokens", 1), ("position", "past_key_0", 0)):
+        if {name, beside} <= inputs.keys():
+            last = inputs[beside].shape[1] - 1 + first
+            outside = [n for n in inputs[name].flat if not first <= n <= last]
+            if outside:
+                raise InputError(
+                    f"input {name!r} has {outside[0]}; {program.name} takes {first} to {last}"
+                )
 
 
 def _fit_shape(name: str, tensor: Tensor, shape: Sequence[int], sizes: dict) -> None:

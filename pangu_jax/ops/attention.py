@@ -182,12 +182,12 @@ def _cudnn(query, key, value, mask, causal, window, scale, softcap):
 def _spare(queries, sources):
     """Invisible queries and sources without which cuDNN's masked gradients would be wrong.
 
-    It wants even lengths. And where sources end in the midst of its tile of 128, at 64, Hopper's
-    kernel takes the rest of the tile for sources of score 0: their weight exp(0 - lse) overflows in
-    a row whose visible scores are all below -88, or that sees nothing, and the query's gradient is
-    NaN (github.com/pytorch/pytorch/issues/196678).
+    It wants even lengths. And where sources, made even, end in the midst of its tile of 128, at 64,
+    Hopper's kernel takes the rest of the tile for sources of score 0: their weight exp(0 - lse)
+    overflows in a row whose visible scores are all below -88, or that sees nothing, and the query's
+    gradient is NaN (github.com/pytorch/pytorch/issues/196678).
     """
-    return queries % 2, 64 if sources % 128 == 64 else sources % 2
+    return queries % 2, -sources % 128 if sources % 128 in (63, 64) else sources % 2
 
 
 def _check_platform(name):

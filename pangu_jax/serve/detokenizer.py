@@ -97,7 +97,7 @@ class Token:
 
     Attributes:
       text: the text that it completes; joined, they are the thinking and the answer.
-      log_prob: under the model.
+      log_prob: under the model, before temperature, top-k and top-p.
       start: characters of the answer before it.
       end: characters of the answer with it.
     """

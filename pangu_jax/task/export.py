@@ -34,6 +34,7 @@ from pangu_jax.task.watch import SILENT, Watch
 KINDS = ("decoder", "encoder", "thinker")  # of what a checkpoint holds
 PROMPTS = ("Once upon a time, there was", "The answer to the question is")
 SCRIPT = "compile_ascend.sh"
+PROFILE = 128  # tokens that a prompt or text may have if nothing says otherwise
 
 
 def export(
@@ -188,10 +189,12 @@ def _decoder(
         reached(job.checkpoint, load_config(Trained, Path(job.checkpoint) / RUN))
         asks = asking(job.checkpoint, tokenizer)
         check_vocabulary([asks.facts["mark"], *asks.facts["suffix"]], tokenizer, cfg.vocab)
+    longest = 0 if asks is None else asks.longest
+    profiles = _profiles(options, min(longest, cfg.max_length))
     bundle = decoder.bundle(
         params,
         cfg,
-        profiles=_numbers(options.profiles),
+        profiles=profiles,
         slots=options.cache,
         batch=batch,
         how=how,
@@ -201,7 +204,12 @@ def _decoder(
     facts = {**bundle.facts, **_ids(tokenizer, cfg.vocab)}
     if asks is None:
         return replace(bundle, facts=facts)
-    return replace(bundle, facts={**facts, **asks.facts}, notes=(asks.note,))
+    notes = [asks.note]
+    if longest > max(profiles):
+        notes.append(
+            f"the run's questions have up to {longest} tokens, the longest profile {max(profiles)}"
+        )
+    return replace(bundle, facts={**facts, **asks.facts}, notes=tuple(notes))
 
 
 def _encoder(
@@ -213,7 +221,7 @@ def _encoder(
     how: How,
 ) -> Bundle:
     """Vectors, or scores of a head where the folder says no pooling and no option does."""
-    profiles, note, pooling = _numbers(job.options.profiles), (), job.options.pooling
+    profiles, note, pooling = _profiles(job.options), (), job.options.pooling
     if pooling or not cfg.classes:
         cfg = configured(cfg, job.checkpoint, pooling=pooling)
         said = "the option pooling" if pooling else job.checkpoint
@@ -253,10 +261,14 @@ def _check(options: ExportOptions) -> None:
     if options.batch is not None and options.batch < 1:
         raise InputError(f"batch must be at least 1, got {options.batch}")
     stablehlo.check_platforms(platforms(options))
-    _numbers(options.profiles)
+    _profiles(options)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _profiles(options: ExportOptions, longest: int = 0) -> tuple[int, ...]:
+    """The lengths that were asked for; else one, which takes `longest` tokens, too."""
+    text = options.profiles
+    if text is None:
+        return (max(PROFILE, longest),)
     try:
         return tuple(int(part) for part in text.split(","))
     except (AttributeError, ValueError):  # from Python it may be a number

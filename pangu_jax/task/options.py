@@ -79,8 +79,9 @@ class ExportOptions:
 
     target: Literal["stablehlo", "onnx", "ascend"]
     """stablehlo: runs with jax alone. onnx: opset 17. ascend: onnx, and what atc needs."""
-    profiles: str = "128"
-    """Prompt or text lengths, such as 128,512,2048: one static program for each."""
+    profiles: str | None = None
+    """Prompt or text lengths, such as 128,512,2048: one static program for each. None is 128, or
+    the longest question that a run of `latent train` says it had, if that is longer."""
     cache: int | None = None
     """Slots of the key-value cache; None is twice the longest profile, if the model allows it."""
     batch: int | None = None

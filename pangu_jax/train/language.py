@@ -109,7 +109,8 @@ def train_language(
     """Trains a model, or resumes from the last checkpoint in `folder`.
 
     Args:
-      cfg: the model; kept in the folder, which commands then take as a checkpoint.
+      cfg: the model; kept in the folder, which commands then take as a checkpoint, of bytes unless
+        the caller keeps a tokenizer there, too (`data.tokenizer_save.tokenizer_files`).
       batches: as in `loop.train`; where several processes train, each one's own rows
         (`sharding.launch.batch_share`).
       folder: the run's folder; a run of another model or of other settings is refused.

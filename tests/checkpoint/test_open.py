@@ -1,6 +1,8 @@
 """Opening a run folder and a Hugging Face folder by the same call."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import chex
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from pangu_jax.checkpoint import hf, store
-from pangu_jax.checkpoint.open import checkpoint_format, open_checkpoint
+from pangu_jax.checkpoint.open import TRAINERS, checkpoint_format, open_checkpoint
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.tree import flatten
 from pangu_jax.models.timepro_config import TimeProConfig
@@ -51,7 +53,6 @@ def test_only_a_run_of_ours_without_a_tokenizer_is_of_bytes(run_folder):
     "said, own",
     [
         ({"config.json": {"tokenizer": "bytes"}}, False),
-        ({"config.json": {"tokenizer": None}}, False),  # of `distill`
         ({"config.json": {"tokenizer": "tokenizer.json"}}, True),
         ({"config.json": {"tokenizer": "words"}, "latent.json": {"tokenizer": "bytes"}}, False),
         ({"config.json": {"tokenizer": "words"}, "latent.json": {}}, False),  # older than the entry
@@ -64,6 +65,37 @@ def test_a_run_that_lost_its_tokenizer_is_not_of_bytes(tmp_path, monkeypatch, sa
     (tmp_path / store.MODEL).touch()
     monkeypatch.setattr(store, "restore_params", lambda *_, **__: (None, None))
     assert open_checkpoint(tmp_path)[2] == (str(tmp_path) if own else "bytes")
+
+
+@pytest.mark.parametrize("command, setting", [("rl", "reward"), ("distill", "student")])
+@pytest.mark.parametrize("tokenizer", [None, "tokenizer.json", "bytes"])
+def test_a_run_whose_model_is_in_a_folder_of_its_own_is_refused(
+    run_folder, tmp_path, command, setting, tokenizer
+):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    settings = {setting: "x", "tokenizer": tokenizer}
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError) as error:
+        open_checkpoint(run)
+    assert f"{run} holds a run of `pangu-jax {command}` that has not ended" in str(error.value)
+    (run / "model").mkdir()
+    with pytest.raises(InputError) as error:
+        open_checkpoint(run)
+    assert str(error.value).endswith(
+        f"`pangu-jax {command}`, whose model is {run}/model; give that"
+    )
+    assert checkpoint_format(run) == "run"  # which `inspect` shows
+
+
+def test_runs_with_a_model_of_their_own_are_known_by_a_setting_of_no_other():
+    from pangu_jax.cli.options import distill, latent_train, rl, train
+
+    commands = {"train": train, "latent train": latent_train, "distill": distill, "rl": rl}
+    for name, module in commands.items():
+        settings = {field.name for field in dataclasses.fields(module.Options)}
+        found = {TRAINERS[setting] for setting in TRAINERS.keys() & settings}
+        assert found == ({name} if name in TRAINERS.values() else set())
 
 
 @pytest.mark.parametrize("name", ["model.json", "config.json"])

@@ -144,6 +144,8 @@ def test_what_is_wrong_is_said_in_one_sentence(exported, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("x")
     np.savez(tmp_path / "x.npz", tokens=np.zeros((1, 4), np.int32))
+    longer = {"tokens": np.zeros((1, 8), np.int32), "length": np.array([9], np.int32)}
+    np.savez(tmp_path / "y.npz", **longer)
     cases = {
         ("export", tmp_path, "--target", "onnx", *out): "is no checkpoint",
         ("export", MODEL, "--target", "onnx", "--dtype", "bfloat16", *out): "compute in float32",
@@ -174,6 +176,9 @@ def test_what_is_wrong_is_said_in_one_sentence(exported, tmp_path, capsys):
             "--program",
             "prefill_8",
         ): "has shape (1, 4)",
+        ("run", exported, "--inputs", tmp_path / "y.npz", "--program", "prefill_8"): (
+            "input 'length' has 9; prefill_8 takes 1 to 8"
+        ),
     }
     for arguments, said in cases.items():
         assert call(*arguments) == 2, arguments

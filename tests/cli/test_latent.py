@@ -51,6 +51,7 @@ def run(tiny_run, tmp_path_factory):
 
 @pytest.mark.long
 def test_eval_measures_a_run_and_its_ablations(run, capsys):
+    assert json.loads((run / "latent.json").read_text())["longest_question"] == len("3 * 4\n")
     assert call("eval", run, "--tests", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["method"] == "coconut" and found["task"] == "mult1x1"

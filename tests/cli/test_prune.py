@@ -140,6 +140,8 @@ def test_a_student_is_distilled_and_written(model, out, text, tmp_path, capsys):
     total = lines[0]["nats"] + lines[0]["kl"] + 0.1 * lines[0]["hidden"]
     assert lines[0]["loss"] == pytest.approx(total, rel=1e-5)
     capsys.readouterr()
+    assert call("eval", run, "--data", text) == 2
+    assert f"distill`, whose model is {run / 'model'}; give that" in capsys.readouterr().err
     assert call("distill", model, out, *options) == 2
     assert "another hidden_weight" in capsys.readouterr().err
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pangu_jax.checkpoint.open import open_checkpoint
 from pangu_jax.cli import rl
 from pangu_jax.cli.main import main
+from pangu_jax.core.errors import InputError
 from pangu_jax.reasoning import reward_sources
 from pangu_jax.reasoning.reward import Score
 
@@ -86,6 +88,8 @@ def test_a_run_that_was_interrupted_ends_in_the_same_bits(asked, tmp_path, capsy
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["tokens_per_second"] > 0 and 0 <= last["generator_idle"] < 1
     assert "tokens/s, slots" in text(last)
+    with pytest.raises(InputError, match=rf"^{whole} .*, whose model is {whole / 'model'}; give"):
+        open_checkpoint(whole)
     assert call(*arguments, "--staleness", 1, "--out", part) == 2
     assert "another staleness" in capsys.readouterr().err
 

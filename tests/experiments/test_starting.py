@@ -40,7 +40,7 @@ def test_each_starts_without_grain_and_tyro():
     for option in ("--preset", "--data", "--out"):
         assert done.stdout.count(f"  {option} ") == len(NAMES), done.stdout
     assert done.stdout.count("  --checkpoint ") == 3
-    assert done.stdout.count("  --workers ") == 4
+    assert done.stdout.count("  --workers ") == 5
 
 
 LANGUAGE = (

@@ -106,6 +106,24 @@ def test_inputs_that_do_not_fit_are_refused(folder, given, said):
         run("back", given)
 
 
+@pytest.mark.parametrize(
+    ("name", "beside", "fits", "outside"),
+    [("length", "tokens", (1, 8), (0, 9)), ("position", "past_key_0", (0, 7), (-1, 8))],
+)
+def test_a_row_longer_than_a_decoders_program_is_refused(name, beside, fits, outside):
+    inputs = kept.Tensor(beside, ("b", 8), "float32"), kept.Tensor(name, ("b",), "int32")
+    program = kept.Compiled("part", "part.onnx", inputs, (), {})
+    given = {beside: np.zeros((2, 8), np.float32)}
+    for place in (*fits, *outside):
+        places = {name: np.array([fits[0], place], np.int32)}
+        if place in fits:
+            assert kept.fit_inputs(program, given | places).keys() == {name, beside}
+            continue
+        said = f"^input '{name}' has {place}; part takes {fits[0]} to {fits[1]}$"
+        with pytest.raises(InputError, match=said):
+            kept.fit_inputs(program, given | places)
+
+
 def test_an_unknown_provider_is_refused(folder):
     _, run = open_runner(folder, provider="MoonExecutionProvider")
     with pytest.raises(InputError, match=r"no MoonExecutionProvider here; it has .*CPU"):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -271,7 +272,19 @@ def test_the_ids_that_begin_and_end_a_text_travel_with_the_export(tmp_path):
     kept = wanted[: wanted.index(wanted[1]) + 1]
     assert stopped == " ".join(f"w{i}" for i in (5, 17, *kept)) + "\n"
     said = without_jax(tmp_path, "w5 " * 60, status=2)
-    assert "the prompt has 61 tokens; the export takes 1 to" in said and said.count("\n") == 1
+    assert "the prompt has 61 tokens; the export takes 1 to 9, which --profiles of" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("stop, told", [((), True), ((2,), False)])
+def test_an_answer_that_a_full_cache_cuts_is_told(capsys, stop, told):
+    tool = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(tool)
+    model = types.SimpleNamespace(slots=24, generate=lambda *_: iter([1, 2]))
+    assert tool._answer(model, [7], 5, stop) == tool._answer(model, [7], 2, ()) == [1, 2]
+    said = capsys.readouterr().err
+    assert ("cut after 2 tokens: the cache of 24 slots is full" in said) == told
+    assert said.count("\n") == told
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from pangu_jax.data.chat import TEMPLATES
 from pangu_jax.data.tokenizer import ByteTokenizer
 from pangu_jax.decode.engine import Engine, Request, answers
 from pangu_jax.decode.generate import generate
+from pangu_jax.decode.sample import adjusted_logits
 from pangu_jax.decode.sampling_config import SamplingConfig
 from pangu_jax.models import decoder
 from pangu_jax.serve import driver as drivers
@@ -42,14 +43,12 @@ def ask(served, path, body, **headers):
     return asyncio.run(call())
 
 
-def drawn(here, prompts, max_new_tokens, seed):
+def drawn(here, prompts, max_new_tokens, seed, sampling=SamplingConfig(1.0)):
     """What an engine of one's own draws for the rows of a seed: their ids."""
     engine = Engine(here.params, cfg=here.cfg, how=here.how, **here.sizes)
     keys = [jax.random.fold_in(jax.random.key(seed), row) for row in range(len(prompts))]
     pairs = zip(prompts, keys, strict=True)
-    requests = [
-        Request(ids, max_new_tokens, SamplingConfig(1.0), (256,), key) for ids, key in pairs
-    ]
+    requests = [Request(ids, max_new_tokens, sampling, (256,), key) for ids, key in pairs]
     return [answer.ids.tolist() for _, answer in sorted(answers(engine, requests))]
 
 
@@ -118,6 +117,30 @@ def test_a_chat_is_the_templates_prompt_and_its_answers_have_scores(here):
     system = "<|im_start|>system\nBe brief.<|im_end|>\n"
     middle = len(whole.choices[0].message.content.encode()) + len("<|im_end|>\n")
     assert there.usage.prompt_tokens == 1 + len(system) + len(prompt) * 2 + middle
+
+
+@pytest.mark.parametrize("temperature, top_k, top_p", [(0, 0, 1), (0.5, 4, 1), (3, 0, 0.8)])
+def test_scores_are_the_models_whatever_the_sampling(here, temperature, top_k, top_p):
+    """As vLLM's raw_logprobs: before temperature, top-k and top-p."""
+    sampling = SamplingConfig(temperature, top_k, top_p)
+    options = {"model": "tiny", "max_tokens": 8, "seed": 3, "temperature": temperature}
+    options |= {"top_p": top_p, "extra_body": {"top_k": top_k}}
+    text = here.client.completions.create(prompt="on", logprobs=0, **options)
+    chat = here.client.chat.completions.create(messages=HELLO, logprobs=True, **options)
+    said = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    told = {
+        "on": text.choices[0].logprobs.token_logprobs,
+        said: [token.logprob for token in chat.choices[0].logprobs.content],
+    }
+    for prompt, found in told.items():
+        ids = [256, *prompt.encode()]
+        [row] = drawn(here, [ids], 8, 3, sampling)
+        row = np.array(row)[: len(found)]  # without the end of text, which is not told
+        logits = full(here.params, np.array([[*ids, *row]]), cfg=here.cfg)[0, len(ids) - 1 : -1]
+        at = np.arange(len(row)), row
+        np.testing.assert_allclose(found, jax.nn.log_softmax(logits)[at], atol=1e-4)
+        used = np.asarray(jax.nn.log_softmax(adjusted_logits(logits, sampling))[at])
+        assert np.abs(found - used).max() > 1e-2  # the two are told apart
 
 
 def test_an_answer_ends_before_a_stop_string(here):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,15 @@ import pytest
 
 import pangu_jax as pj
 from pangu_jax.checkpoint import store
-from pangu_jax.core.config import save_config
+from pangu_jax.core.config import load_config, save_config
 from pangu_jax.models import registry
 from pangu_jax.models.thinker import ThinkerConfig, from_decoder
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.train import RUN, Trained
-from pangu_jax.task.export import export_folder
+from pangu_jax.task.export import _checkpoint, export_folder
+from pangu_jax.task.job import Job
 from pangu_jax.task.options import ExportOptions
+from pangu_jax.task.watch import SILENT
 
 SMALL = {"target": "stablehlo", "profiles": "8", "cache": 16, "batch": 1}
 
@@ -62,6 +65,29 @@ def test_a_thinker_that_is_not_to_think_is_refused(run, tiny_run, tmp_path, load
     with pytest.raises(pj.InputError, match=r"from a folder whose latent\.json says how"):
         pj.export(elsewhere, out, **SMALL)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "longest, profiles, made, told",
+    [
+        (None, None, 128, None),  # written before a run said it
+        (20, None, 128, None),
+        (150, None, 152, None),  # a token before the question, one after
+        (150, "16", 16, "questions have up to 152 tokens, the longest profile 16"),
+        (500, None, 400, "questions have up to 502 tokens, the longest profile 400"),  # max_length
+    ],
+)
+def test_the_default_profile_takes_the_longest_question_of_a_run(
+    run, tmp_path, longest, profiles, made, told
+):
+    known = load_config(Trained, run / RUN)
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    save_config(dataclasses.replace(known, longest_question=longest), tmp_path / RUN)
+    options = ExportOptions(**{**SMALL, "cache": None, "profiles": profiles})
+    bundle, _ = _checkpoint(Job(str(tmp_path), options, SILENT), None)
+    assert bundle.facts["profiles"] == [made]
+    said = [note for note in bundle.notes if "longest profile" in note]
+    assert len(said) == (told is not None) and all(told in note for note in said)
 
 
 def test_a_run_without_its_tokenizer_is_refused(run, tmp_path):

@@ -27,7 +27,8 @@ class Options:
     data: str
     """A file or folder of .txt or .jsonl, either possibly .gz; "stdlib"; "packages"."""
     out: str
-    """The run's folder; OUT/model is the recovered checkpoint in the student's layout."""
+    """The run's folder; OUT/model is the recovered checkpoint in the student's layout, for other
+    commands to take."""
     steps: int = 500
     """Optimizer steps."""
     batch: int = 8

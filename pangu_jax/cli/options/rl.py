@@ -25,7 +25,8 @@ class Options:
     data: str
     """A file of questions with answers, in a form that `bench` knows."""
     out: str
-    """The run's folder; OUT/model is the trained checkpoint in the model's layout."""
+    """The run's folder; OUT/model is the trained checkpoint in the model's layout, for other
+    commands to take."""
     reward: Literal["math", "code"] = "math"
     """math: whether the final answer is right; code: whether it passes its tests, in a sandbox."""
     algorithm: Literal["grpo", "dapo", "dr-grpo"] = "grpo"

@@ -23,11 +23,14 @@ class Asking:
         "begin" and "suffix", ids before and after them; "mark", the id after which an answer
         follows.
       note: the same, for the user.
+      longest: tokens of the longest prompt that the run trained or measured on, with the ids around
+        its question; 0 if it does not say.
     """
 
     thinking: Thinking | None
     facts: dict[str, Any]
     note: str
+    longest: int
 
 
 def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
@@ -43,8 +46,8 @@ def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
     trained = load_config(Trained, Path(run) / RUN)
     check_tokenizer(run, trained, tokenizer.digest, tokenizer.name)
     markers = markers_of(tokenizer)
-    chosen, question = method(trained.method), (-1,)
-    row = chosen.slots(Encoded(question, (), ()), trained.phase, markers, 0)
+    chosen = method(trained.method)
+    row = chosen.slots(Encoded((-1,), (), ()), trained.phase, markers, 0)
     place, thoughts = row.prefix.index(-1), chosen.thoughts(trained.phase)
     begin, suffix, given = row.prefix[:place], row.prefix[place + 1 :], row.tail[: row.given]
     thinking = None
@@ -56,4 +59,6 @@ def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
     between = f"{thoughts} thoughts" if thoughts else f"{slots} pauses" if slots else "no thoughts"
     note = f"a question, {between}, and what {trained.method} learned to write then"
     facts = {"ending": "\n", "begin": begin, "suffix": suffix, "mark": markers.answer}
-    return Asking(thinking, facts, note)
+    question = trained.longest_question
+    longest = 0 if question is None else len(begin) + question + len(suffix)
+    return Asking(thinking, facts, note, longest)

@@ -74,6 +74,11 @@ class Ids:
         """Tokens of the longest chain and answer to train on, with the markers."""
         return max(sum(map(len, x.steps)) + len(x.answer) + 2 for x in self.training)
 
+    @property
+    def longest_question(self) -> int:
+        """Tokens of the longest question to train or measure on."""
+        return max(len(x.question) for x in (*self.training, *self.testing))
+
     def of(self, names: Iterable[str]) -> list[int]:
         """The ids of tokens, by names of `names_of`."""
         known = {name: getattr(self.markers, field) for name, field in FIELDS.items()}

@@ -50,6 +50,8 @@ class Trained:
       steps: of the whole curriculum; a run that was stopped has done fewer.
       max_new_tokens: most tokens that an answer of the task has, chain included.
       tokenizer: digest of the tokenizer; None in files that were written before there was one.
+      longest_question: tokens of the longest question to train or measure on; None in files that
+        were written before there was one.
 
     Raises:
       InputError: numbers out of range.
@@ -63,6 +65,7 @@ class Trained:
     steps: int
     max_new_tokens: int
     tokenizer: str | None = None
+    longest_question: int | None = None
 
     def __post_init__(self):
         for name in ("tests", "steps", "max_new_tokens"):

@@ -47,8 +47,9 @@ def asked(problems):
     return [Encoded(problem.question, (), ()) for problem in problems]
 
 
-def written_down(folder, method, phase):
-    save_config(Trained(method, phase, "t", None, 1, 1, NEW), folder / RUN)
+def written_down(folder, method, phase, longest=None):
+    trained = Trained(method, phase, "t", None, 1, 1, NEW, longest_question=longest)
+    save_config(trained, folder / RUN)
     return asking(folder, ByteTokenizer())
 
 
@@ -108,6 +109,9 @@ def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
         row = METHODS[name].slots(encode(Problem("12?", (), "3"), tokenizer), phase, markers, 0)
         given = row.tail[: row.given]
         assert found.facts["mark"] == markers.answer and name in found.note
+        # What a question of the longest length takes of a profile, if the run says what that is.
+        assert found.longest == 0
+        assert written_down(tmp_path, name, phase, len(question)).longest == len(prompt)
         assert {"coconut": "2 thoughts", "pause": "2 pauses"}.get(name, "no thoughts") in found.note
         if thoughts:
             assert (prompt, found.thinking.tail) == (row.prefix, given)
