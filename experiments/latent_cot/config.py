@@ -100,7 +100,6 @@ _MULTIPLICATION = Plan(
     batch=256,
     learning_rate=5e-4,
 )
-# From scratch such a model learns the answers to 18,000 problems by heart.
 _PROSQA = Plan(
     "prosqa-symbols",
     "dense-shallow",

@@ -176,7 +176,7 @@ STALENESS = {
         Speed(2, 64, 12, mean=30.0, batch=4, group=4, slots=16),
         Learning(2, 64, 1, 60, 0.4, 1500, (0,), 8, 8, 128),
     ),
-    # 300 M parameters. With 6 layers of width 384 an H200 took 6 ms per answer at every bound,
+    # 403 M parameters. With 6 layers of width 384 an H200 took 6 ms per answer at every bound,
     # which the tokens do not explain.
     "gpu": Staleness(
         Speed(24, 1024, 24, seeds=(0, 1, 2), dtype="bfloat16"), Learning(4, 192, 4, 200, batch=64)
