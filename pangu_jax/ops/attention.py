@@ -173,21 +173,22 @@ def _cudnn(query, key, value, mask, causal, window, scale, softcap):
     if softcap is not None:
         raise InputError("attention by cudnn has no soft-cap; reference has")
     given = (query, key, value, None if mask is None else mask[:, None])
-    run = partial(_by_cudnn, mask is None and causal, window, scale)
-    if mask is not None and any(_spare(*mask.shape[1:])):
-        return _of_any_length(run, *given)
-    return run(*given)
+    how = (mask is None and causal, window, scale)
+    if any(_spare(query.shape[1], key.shape[1], mask)):
+        return _of_any_length(*how, *given)
+    return _by_cudnn(*how, *given)
 
 
-def _spare(queries, sources):
-    """Invisible queries and sources without which cuDNN's masked gradients would be wrong.
+def _spare(queries, sources, mask=None):
+    """Invisible queries and sources without which there are no gradients by cuDNN, or wrong ones.
 
-    It wants even lengths. And where sources, made even, end in the midst of its tile of 128, at 64,
-    Hopper's kernel takes the rest of the tile for sources of score 0: their weight exp(0 - lse)
-    overflows in a row whose visible scores are all below -88, or that sees nothing, and the query's
-    gradient is NaN (github.com/pytorch/pytorch/issues/196678).
+    JAX refuses odd lengths. And under a mask, where sources, made even, end in the midst of cuDNN's
+    tile of 128, at 64, Hopper's kernel takes the rest of the tile for sources of score 0: their
+    weight exp(0 - lse) overflows in a row whose visible scores are all below -88, or that sees
+    nothing, and the query's gradient is NaN (github.com/pytorch/pytorch/issues/196678).
     """
-    return queries % 2, -sources % 128 if sources % 128 in (63, 64) else sources % 2
+    midst = mask is not None and sources % 128 in (63, 64)
+    return queries % 2, -sources % 128 if midst else sources % 2
 
 
 def _check_platform(name):
@@ -213,26 +214,29 @@ def _by_cudnn(causal, window, scale, query, key, value, mask):
     return rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _of_any_length(run, query, key, value, mask):
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _of_any_length(causal, window, scale, query, key, value, mask):
     """Pads with invisible tokens, where there are gradients, to lengths that cuDNN can take."""
-    return run(query, key, value, mask)
+    return _by_cudnn(causal, window, scale, query, key, value, mask)
 
 
-def _padded_forward(run, query, key, value, mask):
-    length = query.shape[1]
-    queries, sources = _spare(*mask.shape[2:])
-    mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries), (0, sources)))
+def _padded_forward(causal, window, scale, query, key, value, mask):
+    lengths = query.shape[1], key.shape[1]
+    if mask is None and not causal:
+        mask = jnp.ones((query.shape[0], 1, *lengths), bool)
+    queries, sources = _spare(*lengths, mask)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries), (0, sources)))
 
     def padded(query, key, value):
         arrays = _longer(query, queries), _longer(key, sources), _longer(value, sources)
-        return run(*arrays, mask)[:, :length]
+        return _by_cudnn(causal, window, scale, *arrays, mask)[:, : lengths[0]]
 
     return jax.vjp(padded, query, key, value)
 
 
-def _padded_backward(run, pull, dout):
-    del run
+def _padded_backward(causal, window, scale, pull, dout):
+    del causal, window, scale
     return *pull(dout), None
 
 
@@ -254,10 +258,9 @@ def _cudnn_packed(query, key, value, mask, causal, window, scale, softcap):
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
     offsets = jnp.pad(mask.starts, [(0, 0), (0, 1)], constant_values=-1)
+    length, flat = query.shape[1], rearrange(query, "b t k q c -> b t (k q) c")
     out = dot_product_attention(
-        rearrange(query, "b t k q c -> b t (k q) c"),
-        key,
-        value,
+        *[_longer(x, length % 2) for x in (flat, key, value)],  # JAX refuses odd lengths
         q_seqlen=mask.lengths,
         kv_seqlen=mask.lengths,
         q_offsets=offsets,
@@ -265,7 +268,8 @@ def _cudnn_packed(query, key, value, mask, causal, window, scale, softcap):
         scale=scale,
         mask_type=MaskType.PADDING_CAUSAL,
     )
-    return _unless_overfull(rearrange(out, "b t (k q) c -> b t k q c", q=query.shape[3]), mask)
+    out = rearrange(out[:, :length], "b t (k q) c -> b t k q c", q=query.shape[3])
+    return _unless_overfull(out, mask)
 
 
 def _unless_overfull(out, packed):

@@ -119,25 +119,38 @@ def cudnn(monkeypatch):
     monkeypatch.setattr(cudnn, "is_cuda_compute_capability_equal", lambda _: False)
 
 
-@pytest.mark.parametrize(("queries", "sources"), [(8, 8), (7, 7), (6, 7)])
-def test_cudnn_takes_masks_of_odd_lengths_forward_and_backward(cudnn, queries, sources):
+@pytest.mark.parametrize(
+    ("queries", "sources", "masked", "causal", "call"),
+    [
+        (8, 8, True, True, "ScaleBiasSoftmax"),
+        (7, 7, True, True, "ScaleBiasSoftmax"),
+        (6, 7, True, True, "ScaleBiasSoftmax"),
+        (7, 7, False, True, "Softmax"),
+        (8, 8, False, False, "Softmax"),
+        (7, 7, False, False, "ScaleBiasSoftmax"),
+    ],
+)
+def test_cudnn_takes_odd_lengths_forward_and_backward(
+    cudnn, queries, sources, masked, causal, call
+):
     shapes = ((4, queries, 2, 2, 64), (4, sources, 2, 64))
     query, other = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes)
-    mask = jnp.ones((4, queries, sources), bool)
+    mask = jnp.ones((4, queries, sources), bool) if masked else None
 
     def loss(query, key, value):
-        return attention(query, key, value, mask=mask, impl="cudnn").sum()
+        return attention(query, key, value, mask=mask, causal=causal, impl="cudnn").sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, other, other)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "__cudnn$fmhaScaleBiasSoftmaxBackward" in text
+    assert f"__cudnn$fmha{call}Backward" in text
     assert [x.shape for x in jax.tree.leaves(traced.out_info)] == [
         x.shape for x in (query, other, other)
     ]
 
 
+@pytest.mark.parametrize("form", ["masked", "causal", "plain"])
 @pytest.mark.parametrize("length", [7, 63, 64])
-def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length):
+def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length, form):
     plain, lengths = jax.nn.dot_product_attention, []
 
     def by_xla(query, key, value, **more):
@@ -153,24 +166,28 @@ def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length):
     mask = visible(segments, positions, segments, positions)
     seen = jnp.any(mask, -1)[..., None, None, None]
     assert not seen.all()
+    mask = mask if form == "masked" else None
 
     def total(*args, impl):
-        out = jnp.where(seen, attention(*args, mask=mask, impl=impl), 0)
+        out = attention(*args, mask=mask, causal=form != "plain", impl=impl)
+        out = jnp.where(seen, out, 0)
         return (out**2).sum(), out
 
     run = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
     found, want = (jax.jit(partial(run, impl=impl))(*args) for impl in ("cudnn", "reference"))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    # Even, and not of 64 over a multiple of cuDNN's tile.
-    assert lengths == [{7: (8, 8), 63: (64, 128), 64: (64, 128)}[length]]
+    # Even, and under a mask not of 64 over a multiple of cuDNN's tile.
+    sources = {7: 8, 63: 64 if form == "causal" else 128, 64: 128 if form == "masked" else 64}
+    assert lengths == [(length + length % 2, sources[length])]
 
 
-def test_cudnn_is_told_where_documents_begin_forward_and_backward(cudnn):
-    query, other = (jax.ShapeDtypeStruct((4, LENGTH, *h, 64), jnp.bfloat16) for h in ((2, 2), (2,)))
+@pytest.mark.parametrize("length", [LENGTH, LENGTH - 1])
+def test_cudnn_is_told_where_documents_begin_forward_and_backward(cudnn, length):
+    query, other = (jax.ShapeDtypeStruct((4, length, *h, 64), jnp.bfloat16) for h in ((2, 2), (2,)))
 
     def loss(query, key, value):
-        packed = pack(jnp.asarray(ROWS), 5)
+        packed = pack(jnp.asarray(ROWS[:, :length]), 5)
         return attention(query, key, value, mask=packed, impl="cudnn_packed").sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, other, other)
@@ -180,3 +197,6 @@ def test_cudnn_is_told_where_documents_begin_forward_and_backward(cudnn):
     )
     assert [name for name, _, _ in calls] == ["__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"]
     assert {most for _, _, most in calls} == {"5"}
+    assert [x.shape for x in jax.tree.leaves(traced.out_info)] == [
+        x.shape for x in (query, other, other)
+    ]
