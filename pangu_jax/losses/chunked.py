@@ -6,6 +6,17 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+LOGITS = 2**22  # 16 MB of float32
+
+
+def tokens_at_once(chunk: int | None, vocab: int) -> int:
+    """`chunk`; if that is None, so many tokens that they have `LOGITS` logits, at least 1,024.
+
+    A small vocabulary's logits fit into memory many more at a time, and a GPU takes as long for few
+    as for many.
+    """
+    return max(LOGITS // vocab, 1024) if chunk is None else chunk
+
 
 def chunked_sum(
     function: Callable[..., jax.Array], *arrays: jax.Array, chunk: int = 1024

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from pangu_jax.losses.chunked import chunked_sum
+from pangu_jax.losses.chunked import chunked_sum, tokens_at_once
 from pangu_jax.ops.soft_cap import soft_cap
 
 
@@ -14,7 +14,7 @@ def logit_kl(
     *,
     temperature: float = 1.0,
     softcaps: tuple[float | None, float | None] = (None, None),
-    chunk: int = 1024,
+    chunk: int | None = None,
 ) -> jax.Array:
     """Summed KL(teacher || student) of the next token, in nats, times temperature squared.
 
@@ -26,7 +26,7 @@ def logit_kl(
       weights: float32 [B, T].
       temperature: both distributions are softened by it.
       softcaps: bounds of the student's and of the teacher's logits, by tanh; None for none.
-      chunk: tokens per chunk.
+      chunk: tokens per chunk; None as `tokens_at_once` says.
 
     Returns:
       float32 scalar, sum over tokens of weight * KL * temperature^2.
@@ -44,6 +44,7 @@ def logit_kl(
         return (weight * (jnp.exp(p) * (p - q)).sum(-1)).sum()
 
     hidden = (student[0], jax.lax.stop_gradient(teacher[0]))
+    chunk = tokens_at_once(chunk, kernels[0].shape[1])
     return chunked_sum(divergence, *hidden, weights, chunk=chunk) * temperature**2
 
 

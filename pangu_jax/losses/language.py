@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pangu_jax.losses.chunked import cut_tokens, join_tokens
+from pangu_jax.losses.chunked import cut_tokens, join_tokens, tokens_at_once
 from pangu_jax.ops.soft_cap import soft_cap
 from pangu_jax.sharding.layout import Layout, batch_axes
 
@@ -18,7 +18,7 @@ def cross_entropy(
     weights: jax.Array,
     *,
     softcap: float | None = None,
-    chunk: int = 1024,
+    chunk: int | None = None,
     layout: Layout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed negative log-likelihood of the labels, in nats, and the sum of the weights.
@@ -33,13 +33,15 @@ def cross_entropy(
       labels: int32 [B, T].
       weights: float32 [B, T]; 0 where there is nothing to predict.
       softcap: bound of the logits, by tanh; None for none.
-      chunk: tokens per chunk, of each device among which the batch is split.
+      chunk: tokens per chunk, of each device among which the batch is split; None as
+        `tokens_at_once` says.
       layout: how the batch is split: each device takes its own tokens.
 
     Returns:
       Two float32 scalars: sum of weights * nats, and sum of weights.
     """
     kernel, labels = kernel.astype(hidden.dtype), labels.astype(jnp.int32)
+    chunk = tokens_at_once(chunk, kernel.shape[1])
     total = _summed(softcap, chunk, layout, hidden, kernel, labels, weights)
     return total, weights.sum()
 
@@ -51,7 +53,7 @@ def token_log_probs(
     *,
     softcap: float | None = None,
     temperature: float = 1.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
     layout: Layout | None = None,
 ) -> jax.Array:
     """Log-probability of each label, in chunks like `cross_entropy`.
@@ -62,13 +64,14 @@ def token_log_probs(
       labels: int32 [B, T].
       softcap: bound of the logits, by tanh; None for none.
       temperature: what the logits are divided by, above 0.
-      chunk: tokens per chunk.
+      chunk: tokens per chunk; None as `tokens_at_once` says.
       layout: where arrays live; each device takes the tokens that it has.
 
     Returns:
       float32 [B, T].
     """
     arrays = (hidden, kernel.astype(hidden.dtype), labels.astype(jnp.int32))
+    chunk = tokens_at_once(chunk, kernel.shape[1])
     return _on_devices(partial(_log_probs, softcap, temperature, chunk), layout, arrays)
 
 

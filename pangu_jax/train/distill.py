@@ -23,7 +23,7 @@ def distill_loss(
     hidden_weight: float = HIDDEN_WEIGHT,
     hidden: Sequence[int] | None = None,
     temperature: float = TEMPERATURE,
-    chunk: int = 1024,
+    chunk: int | None = None,
     how: How = HOW,
 ) -> Loss:
     """KL to the teacher's predictions plus the language-modeling loss.
@@ -36,7 +36,7 @@ def distill_loss(
       hidden_weight: of the match of the last hidden states.
       hidden: the teacher's channels that the student kept, if their widths differ.
       temperature: softens both predictions in the KL.
-      chunk: tokens whose logits are held at once.
+      chunk: tokens whose logits are held at once; None as `losses.chunked.tokens_at_once`.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:

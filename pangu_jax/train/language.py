@@ -23,14 +23,12 @@ from pangu_jax.train.optimizer import make_optimizer, schedule
 from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.step import Loss
 
-CHUNK = 1024
-
 
 def language_loss(
     cfg: decoder.DecoderConfig,
     *,
     aux_weight: float = AUX_WEIGHT,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     documents: int | None = None,
     how: How = HOW,
 ) -> Loss:
@@ -40,7 +38,7 @@ def language_loss(
       cfg: the model.
       aux_weight: alpha of the auxiliary loss, which is averaged over the routed layers and
         defined on a microbatch.
-      chunk: tokens whose logits a device holds at once.
+      chunk: tokens whose logits a device holds at once; None as `losses.chunked.tokens_at_once`.
       documents: the most documents a row of the batches holds, or None; see `transformer.apply`.
       how: layout, implementations, type of activations, and what backward recomputes.
 
@@ -101,7 +99,7 @@ def train_language(
     params: Any = None,
     optimizer: OptimizerConfig = OptimizerConfig(),
     aux_weight: float = AUX_WEIGHT,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     documents: int | None = None,
     how: How = HOW,
     label: str = "train",

@@ -11,8 +11,6 @@ from pangu_jax.models import decoder
 from pangu_jax.nn.how import HOW, How
 from pangu_jax.train.step import Loss
 
-CHUNK = 1024
-
 
 def answer_log_probs(
     params: Any,
@@ -20,7 +18,7 @@ def answer_log_probs(
     *,
     cfg: decoder.DecoderConfig,
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     how: How = HOW,
 ) -> jax.Array:
     """Log-probabilities of labels, in nats, as the engine reports them for its samples.
@@ -30,7 +28,7 @@ def answer_log_probs(
       batch: tokens, labels and segments, int32 [B, T]; segments are 0 for padding.
       cfg: the model.
       temperature: the sampling temperature of the tokens.
-      chunk: tokens whose logits are held at once.
+      chunk: tokens whose logits are held at once; None as `losses.chunked.tokens_at_once`.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:
@@ -48,7 +46,7 @@ def answer_loss(
     policy: PolicyConfig,
     *,
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     how: How = HOW,
 ) -> Loss:
     """`policy_loss` of a decoder; routed layers have no balance loss here.
@@ -57,7 +55,7 @@ def answer_loss(
       cfg: the model.
       policy: the loss.
       temperature: the sampling temperature of the tokens.
-      chunk: tokens whose logits are held at once.
+      chunk: tokens whose logits are held at once; None as `losses.chunked.tokens_at_once`.
       how: layout, implementations, type of activations, and what backward recomputes.
 
     Returns:

@@ -30,7 +30,7 @@ from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.nn.rotary import RopeConfig
-from pangu_jax.train.language import CHUNK, language_loss
+from pangu_jax.train.language import language_loss
 from pangu_jax.train.optimizer import make_optimizer
 from pangu_jax.train.optimizer_config import OptimizerConfig
 from pangu_jax.train.profile import operation_times, part_times
@@ -163,7 +163,7 @@ def main():
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--remat", choices=["full", "dots"])
-    parser.add_argument("--chunk", type=int, default=CHUNK, help="tokens whose logits are held")
+    parser.add_argument("--chunk", type=int, help="tokens whose logits are held")
     parser.add_argument("--unroll", type=int, help="layers in a row; all where not given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=5)
