@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pangu_jax.losses.chunked import chunked_sum
+from pangu_jax.losses.chunked import LOGITS, chunked_sum, tokens_at_once
 
 RNG = np.random.default_rng(0)
 X, WEIGHTS = RNG.normal(size=(2, 7, 3)), RNG.random((2, 7))
@@ -39,3 +39,9 @@ def test_the_function_gets_a_chunk_of_tokens_at_a_time():
 
     jax.eval_shape(lambda x, w: chunked_sum(function, x, w, chunk=4), X, WEIGHTS)
     assert set(seen) == {(4, 3)}
+
+
+def test_small_vocabularies_are_taken_more_tokens_at_a_time():
+    assert tokens_at_once(None, 151_936) == 1024
+    assert LOGITS - 264 < 264 * tokens_at_once(None, 264) <= LOGITS
+    assert tokens_at_once(7, 264) == 7
