@@ -148,7 +148,7 @@ def test_cudnn_takes_odd_lengths_forward_and_backward(
     ]
 
 
-@pytest.mark.parametrize("form", ["masked", "causal", "plain"])
+@pytest.mark.parametrize("form", ["masked", "both ways", "causal", "plain"])
 @pytest.mark.parametrize("length", [7, 63, 64])
 def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length, form):
     plain, lengths = jax.nn.dot_product_attention, []
@@ -163,10 +163,12 @@ def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length, f
     segments = jnp.asarray(np.concatenate([ROWS] * 8, axis=1)[:, :length])
     segments = segments.at[2, length - 2 :].set(0)
     positions = jnp.broadcast_to(jnp.arange(length), segments.shape)
-    mask = visible(segments, positions, segments, positions)
+    # A mask alone says what is seen: `causal` is left true.
+    mask = visible(segments, positions, segments, positions, causal=form != "both ways")
     seen = jnp.any(mask, -1)[..., None, None, None]
     assert not seen.all()
-    mask = mask if form == "masked" else None
+    masked = form in ("masked", "both ways")
+    mask = mask if masked else None
 
     def total(*args, impl):
         out = attention(*args, mask=mask, causal=form != "plain", impl=impl)
@@ -178,7 +180,7 @@ def test_what_cudnn_is_given_in_training_changes_no_value(monkeypatch, length, f
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     # Even, and under a mask not of 64 over a multiple of cuDNN's tile.
-    sources = {7: 8, 63: 64 if form == "causal" else 128, 64: 128 if form == "masked" else 64}
+    sources = {7: 8, 63: 64 if form == "causal" else 128, 64: 128 if masked else 64}
     assert lengths == [(length + length % 2, sources[length])]
 
 
@@ -188,7 +190,9 @@ def test_cudnn_is_told_where_documents_begin_forward_and_backward(cudnn, length)
 
     def loss(query, key, value):
         packed = pack(jnp.asarray(ROWS[:, :length]), 5)
-        return attention(query, key, value, mask=packed, impl="cudnn_packed").sum()
+        out = attention(query, key, value, mask=packed, impl="cudnn_packed")
+        assert out.shape == query.shape
+        return out.sum()
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(query, other, other)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
