@@ -2,8 +2,10 @@
 
 import dataclasses
 
+from pangu_jax.reasoning.latent.config import OPTIMIZER
 from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
 from pangu_jax.reasoning.latent.registry import METHODS
+from pangu_jax.train.optimizer_config import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,9 @@ class Plan:
       tests: problems measured on.
       test_file: their file in --data; "" draws them.
       batch: problems per step.
-      learning_rate: constant after the warm-up.
+      learning_rate: the top rate of each stage.
+      warmup: share of each stage's steps over which the rate rises.
+      decay: share of each stage's steps, the last ones, over which it falls; 0 leaves it.
       methods: names of `reasoning.latent.registry`.
       longest: most tokens of the question and of the chain of problems that are trained on; None
         trains on all. All are measured on.
@@ -31,6 +35,7 @@ class Plan:
       first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
       mixed: of coconut and pause, as in `CurriculumConfig`.
       unmarked: of coconut and pause, as in `CurriculumConfig`.
+      keep_distances: of icot, as in `CurriculumConfig`.
     """
 
     task: str
@@ -45,12 +50,26 @@ class Plan:
     slots_per_stage: int = 1
     batch: int = 64
     learning_rate: float = 1e-3
+    warmup: float = 0.01
+    decay: float = 0.0
     methods: tuple[str, ...] = tuple(METHODS)
     longest: tuple[int, int] | None = None
     most_removed: int = 0
     first_steps: int | None = None
     mixed: float = 0.0
     unmarked: bool = False
+    keep_distances: bool = False
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The optimizer of each stage."""
+        falls = {"schedule": "wsd", "decay_fraction": self.decay, "end_fraction": 0.05}
+        return dataclasses.replace(
+            OPTIMIZER,
+            learning_rate=self.learning_rate,
+            warmup_fraction=self.warmup,
+            **(falls if self.decay else {}),
+        )
 
     def curriculum(self, method: str, steps: int | None = None) -> CurriculumConfig:
         """The curriculum of a method, of so many steps or the plan's."""
@@ -63,6 +82,7 @@ class Plan:
             first_steps=None if method == "icot" else self.first_steps,
             mixed=self.mixed,
             unmarked=self.unmarked,
+            keep_distances=self.keep_distances,
         )
 
 
@@ -89,16 +109,20 @@ class Experiment:
 _MULTIPLICATION = Plan(
     "mult4x4",
     "dense-small",
-    steps=24_000,
-    stage_steps=1_500,
+    steps=44_000,
+    stage_steps=4_000,
     stages=4,
     slots_per_stage=2,
-    token_steps=400,
+    token_steps=750,
     problems=200_000,
     tests=1_000,
     test_file="mult_4x4_test.jsonl.gz",
-    batch=256,
-    learning_rate=5e-4,
+    batch=128,
+    learning_rate=1e-4,
+    mixed=0.1,
+    unmarked=True,
+    decay=0.3,
+    keep_distances=True,
 )
 _PROSQA = Plan(
     "prosqa-symbols",

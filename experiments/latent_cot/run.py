@@ -135,7 +135,7 @@ def _cell(
         params=begin_from,
         loop=LoopConfig(steps, seed=seed, checkpoint_every=2000),
         batch=plan.batch,
-        optimizer=dataclasses.replace(latent.OPTIMIZER, learning_rate=plan.learning_rate),
+        optimizer=plan.optimizer,
         folder=folder,
         label=f"{plan.task} {method}",
         how=how,

@@ -5,12 +5,14 @@ import json
 import signal
 import threading
 
+import numpy as np
 import pytest
 
 from experiments.latent_cot import budget, config, report, run
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import presets
 from pangu_jax.reasoning.latent.task import encode_task, located, read_task
+from pangu_jax.train.optimizer import schedule
 
 PLAN = config.Plan(
     "mult1x1", "tiny", 1, 0, 1, 0, problems=60, tests=3, batch=2, methods=("no-cot", "coconut")
@@ -36,6 +38,16 @@ def test_cells_are_computed_once_and_stand_in_one_table(tmp_path, monkeypatch, c
         "never reads" in report and "| coconut | 1 |" in report and "By chance nearly 0" in report
     )
     assert capsys.readouterr().err.count("mult1x1-no-cot-seed0 is done") == 1
+
+
+def test_a_rate_falls_at_the_end_of_a_stage_where_a_plan_says_so():
+    plain = PLAN.optimizer
+    assert (plain.schedule, plain.learning_rate) == ("constant", PLAN.learning_rate)
+    falling = dataclasses.replace(PLAN, learning_rate=1e-4, warmup=0.1, decay=0.4).optimizer
+    rate = schedule(falling, 100)
+    rates = [rate(n) for n in (5, 10, 60, 80, 100)]
+    wanted = [0.5e-4, 1e-4, 1e-4, 0.525e-4, 0.05e-4]  # to a twentieth, in 40 of 100 steps
+    np.testing.assert_allclose(rates, wanted, rtol=1e-5)
 
 
 BUDGET = config.Plan(

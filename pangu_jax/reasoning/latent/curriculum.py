@@ -57,6 +57,7 @@ class Phase:
         example is drawn; 0 for none.
       mix: examples of other stages; None for none.
       unmarked: whether the slots have no markers around them.
+      keep_distances: as in `CurriculumConfig`.
 
     Raises:
       InputError: numbers out of range.
@@ -69,6 +70,7 @@ class Phase:
     smoothing: float = 0.0
     mix: Mix | None = None
     unmarked: bool = False
+    keep_distances: bool = False
 
     def __post_init__(self):
         check_size("a phase's steps", self.steps)
@@ -98,6 +100,9 @@ class CurriculumConfig:
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
         left follows the last slot, without markers. A thought is then the very state that, a stage
         before, had to predict the step which it replaces.
+      keep_distances: of `icot`, whether rotary embeddings count a chain before its question, so
+        that no distance between tokens changes as others go, and question and answer stand in
+        every stage as they do in the last.
 
     Raises:
       InputError: numbers out of range.
@@ -112,6 +117,7 @@ class CurriculumConfig:
     mixed: float = 0.0
     first_steps: int | None = None
     unmarked: bool = False
+    keep_distances: bool = False
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
@@ -172,11 +178,17 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
       cfg: the curriculum.
       longest: tokens of the longest chain.
 
-    Source: arXiv 2405.14838, sections 3 and 4.
+    Source: arXiv 2405.14838, sections 3 and 4. To keep distances is our reading of its released
+      code's `keep_position`, which leaves a gap between the question and what is left.
     """
     lengths = _stage_steps(cfg, min(longest, cfg.most_removed or longest))
     found = [
-        Phase(steps, removed_tokens=count, smoothing=cfg.smoothing)
+        Phase(
+            steps,
+            removed_tokens=count,
+            smoothing=cfg.smoothing,
+            keep_distances=cfg.keep_distances,
+        )
         for count, steps in enumerate(lengths)
     ]
     return _with_last(found, Phase(1, removed_steps=ALL), cfg)

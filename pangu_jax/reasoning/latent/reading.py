@@ -53,7 +53,7 @@ def read(
       params: tree of `decoder.spec(cfg)`, whose layers are applied in loops; or of
         `transformer.by_layer`, which takes longer to compile and less to run.
       batch: tokens, positions and segments, int32 [B, T], as `slots.collate` makes them; T may end
-        with the thoughts.
+        with the thoughts. Its rotary is read without thoughts and note alone.
       cfg: the model.
       start: columns of the prefix, at least 1.
       thoughts: n, number of thoughts after it.
@@ -71,7 +71,7 @@ def read(
     x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
     places = {name: batch[name] for name in ("positions", "segments")}
     if not thoughts and note is None:
-        out = transformer.apply(params, x, cfg=cfg, how=how, **places)
+        out = transformer.apply(params, x, cfg=cfg, rotary=batch.get("rotary"), how=how, **places)
         return Reading(out.hidden, x[:, :0])
     # One query has nothing to gain from fused kernels, whose gradients want other shapes.
     how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})

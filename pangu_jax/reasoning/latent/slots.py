@@ -65,12 +65,14 @@ class Slots:
       tail: ids after them.
       given: number of tail ids that are given; the others are to be predicted.
       thoughts: number of thoughts; None is as many as its batch has columns for.
+      rotary: what rotary embeddings count at prefix and tail; None is their positions.
     """
 
     prefix: tuple[int, ...]
     tail: tuple[int, ...]
     given: int
     thoughts: int | None = None
+    rotary: tuple[int, ...] | None = None
 
 
 def markers_of(tokenizer: Tokenizer) -> Markers:
@@ -167,7 +169,8 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
       With T = start + thoughts + tail: tokens, int32 [B, T], of which those at thoughts are not
       read; labels, int32 [B, T], each the row's next token; weights, float32 [B, T], 1 where that
       is to be predicted; positions, int32 [B, T], which count from a row's
-      first token, and segments, int32 [B, T], 1 at tokens and thoughts, 0 at padding.
+      first token, and segments, int32 [B, T], 1 at tokens and thoughts, 0 at padding. If a row has
+      rotary, also rotary, int32 [B, T], which is positions in the other rows.
 
     Raises:
       InputError: a row that does not fit.
@@ -201,10 +204,21 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
             weights[i, start + thoughts - 1] = 0
             labels[i, start + row.thoughts - 1] = row.tail[0]
             weights[i, start + row.thoughts - 1] = 1
-    return {
+    found = {
         "tokens": tokens,
         "labels": labels,
         "weights": weights,
         "positions": positions,
         "segments": segments,
     }
+    if any(row.rotary is not None for row in rows):
+        found["rotary"] = _rotary(rows, positions, segments)
+    return found
+
+
+def _rotary(rows: Sequence[Slots], positions: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    found = positions.copy()
+    for i, row in enumerate(rows):
+        if row.rotary is not None:
+            found[i, segments[i] > 0] = row.rotary
+    return found

@@ -8,23 +8,24 @@ def norm(scale, x, eps):
     return x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + eps) * scale
 
 
-def turn(x, theta):
-    """[T, K, Q, C] rotated by positions 0, 1, ..."""
-    half = x.shape[-1] // 2
-    angle = jnp.arange(len(x))[:, None] * theta ** (-jnp.arange(half) / half)
+def turn(x, theta, places):
+    """[T, K, Q, C] rotated by places, or by 0, 1, ..."""
+    half, places = x.shape[-1] // 2, range(len(x)) if places is None else places
+    angle = jnp.asarray(places)[:, None] * theta ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angle)[:, None, None], jnp.sin(angle)[:, None, None]
     a, b = x[..., :half], x[..., half:]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
-def layer(p, x, heads, cfg):
+def layer(p, x, heads, cfg, places=None):
     seen = jnp.tril(jnp.ones((len(x), len(x)), bool))
     if heads.window:
         seen &= ~jnp.tril(seen, -heads.window)
     y = norm(p["attention_norm"]["scale"], x, cfg.norm_eps)
-    q = turn(jnp.einsum("td,dkqc->tkqc", y, p["attention"]["query"]["kernel"]), cfg.rope.theta)
+    q = jnp.einsum("td,dkqc->tkqc", y, p["attention"]["query"]["kernel"])
+    q = turn(q, cfg.rope.theta, places)
     k = jnp.einsum("td,dkc->tkc", y, p["attention"]["key"]["kernel"])
-    k = turn(k[:, :, None], cfg.rope.theta)[:, :, 0]
+    k = turn(k[:, :, None], cfg.rope.theta, places)[:, :, 0]
     v = jnp.einsum("td,dkc->tkc", y, p["attention"]["value"]["kernel"])
     score = jnp.einsum("tkqc,skc->kqts", q, k) / heads.head_dim**0.5
     share = jax.nn.softmax(jnp.where(seen, score, -jnp.inf), -1)
@@ -35,13 +36,13 @@ def layer(p, x, heads, cfg):
     return x + (up * gate * jax.nn.sigmoid(gate)) @ p["mlp"]["down"]["kernel"]
 
 
-def states(params, x, cfg):
+def states(params, x, cfg, places=None):
     """[T, D] embeddings to [T, D], after the final norm."""
     number = 0
     for run in params["runs"]:
         for i in range(len(jax.tree.leaves(run)[0])):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], run)
-            x = layer(one, x, cfg.layers[number].attention, cfg)
+            x = layer(one, x, cfg.layers[number].attention, cfg, places)
             number += 1
     return norm(params["norm"]["scale"], x, cfg.norm_eps)
 
@@ -58,7 +59,7 @@ def inputs(params, prefix, thoughts, tail, cfg, step=lambda params, state: state
 def row_loss(params, row, thoughts, cfg, **more):
     """Summed nats of what is to be predicted in a row of `Slots`."""
     x = inputs(params, row.prefix, thoughts, row.tail, cfg, **more)
-    scores = jax.nn.log_softmax(states(params, x, cfg) @ params["head"]["kernel"])
+    scores = jax.nn.log_softmax(states(params, x, cfg, row.rotary) @ params["head"]["kernel"])
     first = len(row.prefix) + thoughts
     return -sum(scores[first + i - 1, row.tail[i]] for i in range(row.given, len(row.tail)))
 

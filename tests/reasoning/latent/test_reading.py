@@ -15,7 +15,7 @@ from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
-from pangu_jax.reasoning.latent import coconut, cot
+from pangu_jax.reasoning.latent import coconut, cot, icot
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.loss import thought_loss
 from pangu_jax.reasoning.latent.reading import read
@@ -61,6 +61,27 @@ def reference(naive, model, rows, **more):
 def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model, found):
     (loss, grads), rows = found
     wanted = reference(naive, model, rows)
+    np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
+    chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_chain_that_is_counted_before_its_question_is_read_after_it(
+    naive, model, problems, markers
+):
+    params, cfg = model
+    phase = Phase(1, removed_tokens=1, keep_distances=True)
+    # the last one has lost its whole chain, so its places are the usual ones
+    rows = [
+        icot.METHOD.slots(x, phase, markers, n) for x, n in zip(problems, (1, 2, 3), strict=True)
+    ]
+    assert [row.rotary is None for row in rows] == [False, False, True]
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 0)))(params, batch_of(rows, 0))
+
+    @jax.jit
+    def every(params):
+        return sum(naive.row_loss(params, row, 0, cfg) for row in rows)
+
+    wanted = jax.value_and_grad(every)(params)
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 

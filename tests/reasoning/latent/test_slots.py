@@ -29,6 +29,10 @@ ROWS = {
     ("no-cot", Phase(1, removed_steps=ALL), 0): Slots((15, 1, 2, 3), (13, 7, 14), 0),
     ("icot", Phase(1, removed_tokens=1), 2): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
     ("icot", Phase(1, removed_tokens=1), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0),
+    ("icot", Phase(1, keep_distances=True), 1): Slots(
+        (15, 1, 2, 3), (5, 6, 13, 7, 14), 0, rotary=(3, 4, 5, 6, 1, 2, 7, 8, 9)
+    ),
+    ("icot", Phase(1, keep_distances=True), 3): Slots((15, 1, 2, 3), (13, 7, 14), 0),
     ("coconut", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (11, 6, 13, 7, 14), 1),
     ("pause", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (12, 12, 11, 6, 13, 7, 14), 3),
     ("coconut", Phase(1, 2, 1, unmarked=True), 0): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
@@ -40,6 +44,25 @@ ROWS = {
 def test_a_problem_as_a_row(problems, markers, name, phase, removed):
     row = METHODS[name].slots(problems[0], phase, markers, removed)
     assert row == ROWS[name, phase, removed]
+
+
+def test_no_distance_changes_as_tokens_go(problems, markers):
+    cfg = CurriculumConfig(100, stage_steps=5, keep_distances=True)
+    *phases, last = method("icot").phases(cfg, 4)
+    assert [phase.keep_distances for phase in phases] == [True] * 4 and not last.keep_distances
+    for problem in problems:
+        rows = [METHODS["icot"].slots(problem, p, markers, p.removed_tokens) for p in phases]
+        whole = rows[0].rotary
+        assert sorted(whole) == list(range(len(whole)))
+        begin = len(rows[0].prefix)
+        for gone, row in enumerate(rows):
+            if row.rotary is not None:
+                assert row.rotary == (*whole[:begin], *whole[begin + gone :])
+        final = METHODS["icot"].slots(problem, last, markers, 0)
+        assert final.rotary is None
+        away = whole[0]  # question and answer stand as they will when the chain is gone
+        apart = [x - away for x in (*whole[:begin], *whole[len(whole) - len(final.tail) :])]
+        assert apart == list(range(begin + len(final.tail)))
 
 
 @pytest.mark.parametrize("unmarked", [False, True])
