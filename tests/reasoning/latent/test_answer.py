@@ -131,6 +131,25 @@ def test_scores_stand_beside_those_of_exchanged_thoughts(model, markers, problem
         scores(params, problems[:1], METHODS["coconut"], LAST, markers, **more)
 
 
+def test_a_score_is_of_the_thoughts_that_its_name_says(model, markers, problems, monkeypatch):
+    params, cfg = model
+    seen = []
+
+    def solved(params, problems, *_, exchange, **__):
+        seen.append(exchange)
+        return [Written((), None, len(seen))] * len(problems)
+
+    monkeypatch.setattr("pangu_jax.reasoning.latent.score.solve", solved)
+    more = {"cfg": cfg, "max_new_tokens": NEW}
+    found = scores(params, problems, METHODS["coconut"], LAST, markers, **more)
+    assert [one.thoughts for one in found.values()] == [1, 2, 3, 4, 5] and seen[0] is None
+    thoughts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 8)), jnp.float32)
+    key = jax.random.key(0)
+    for name, exchange in zip([*found][1:], seen[1:], strict=True):
+        wanted = ablation(name, params, markers, cfg=cfg)(thoughts, key)
+        np.testing.assert_array_equal(exchange(thoughts, key), wanted)
+
+
 def test_what_cannot_be_asked_is_refused(ask):
     with pytest.raises(InputError, match="no thoughts to exchange"):
         ask("pause", exchange=lambda thoughts, _: thoughts)
