@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import threading
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,8 @@ from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.word_tokenizer import word_files
 from pangu_jax.models import presets
+from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import Score
 from pangu_jax.reasoning.latent.slots import NAMES, Encoded
 from pangu_jax.reasoning.latent.task import encode_task, located, read_task
@@ -44,6 +47,39 @@ def test_cells_are_computed_once_and_stand_in_one_table(tmp_path, monkeypatch, c
         "never reads" in report and "| coconut | 1 |" in report and "By chance nearly 0" in report
     )
     assert capsys.readouterr().err.count("mult1x1-no-cot-seed0 is done") == 1
+
+
+def test_a_cell_is_trained_and_asked_as_its_plan_and_seed_say(tmp_path, monkeypatch):
+    plan = dataclasses.replace(
+        PLAN, model="dense-tiny", steps=40, stage_steps=9, learning_rate=3e-3
+    )
+    found, given = Score(3, 0, 0.5, 0.2, 0.8, 1.0, 3.0, 1.0, 2.0), []
+    figures = {"": found, "zeros": dataclasses.replace(found, accuracy=0.25)}
+    trained = SimpleNamespace(params={"trained": 1})
+    monkeypatch.setattr(run.latent, "train", lambda *x, **more: given.append((*x, more)) or trained)
+    monkeypatch.setattr(run, "scores", lambda *x, **more: given.append((*x, more)) or figures)
+    cfg = config.Experiment((plan,), seeds=(0, 5), timed=0, dtype="bfloat16")
+    begun = begin_with(plan, 5, None, None, 0)
+    asked = SimpleNamespace(only=None, data=None, model=None)
+    cell = run._cells(cfg, asked)["mult1x1-coconut-seed5"](tmp_path, None)
+    (problems, phases, training), (params, tests, asking) = given
+    assert (problems, tests) == (begun.ids.training, begun.ids.testing)
+    assert phases == METHODS["coconut"].phases(plan.curriculum("coconut"), 0) and len(phases) == 3
+    assert (training["loop"].seed, training["loop"].steps, training["batch"]) == (5, 40, 2)
+    assert training["optimizer"].learning_rate == 3e-3 and training["how"].dtype == "bfloat16"
+    assert params == trained.params and asking["phase"] == phases[-1]
+    assert asking["max_new_tokens"] == begun.longest + 8
+    assert (cell["accuracy"], cell["ablations"], cell["steps"]) == (0.5, {"zeros": 0.25}, 40)
+
+
+def test_a_plan_s_curriculum_is_the_method_s():
+    plan = dataclasses.replace(PLAN, steps=90, stages=3, stage_steps=8, token_steps=7)
+    plan = dataclasses.replace(plan, slots_per_stage=2, most_removed=5, first_steps=9)
+    plan = dataclasses.replace(plan, mixed=0.2, unmarked=True)
+    more = {"stages": 3, "slots_per_stage": 2, "most_removed": 5, "mixed": 0.2, "unmarked": True}
+    staged = CurriculumConfig(90, stage_steps=8, first_steps=9, **more)
+    assert plan.curriculum("coconut") == plan.curriculum("pause") == staged
+    assert plan.curriculum("icot", 80) == CurriculumConfig(80, stage_steps=7, **more)
 
 
 BUDGET = config.Plan(
@@ -100,7 +136,7 @@ def test_phases_of_a_budget_keep_their_shares_and_read_what_is_asked(school):
     problems = budget.kept(ids.training, (30, 30))
     assert len(problems) == len(ids.training) - 2
     unmarked = dataclasses.replace(BUDGET, unmarked=True)
-    plans = [(BUDGET, method) for method in BUDGET.methods]
+    plans = [(BUDGET, name) for name in BUDGET.methods]
     for plan, method in (*plans, (unmarked, "coconut"), (unmarked, "pause")):
         phases = budget.phases_for(20_000, plan, method, problems, ids.markers)
         read = budget.read_in_training(plan, method, phases, problems, ids.markers, 0)
