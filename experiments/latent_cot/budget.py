@@ -1,5 +1,6 @@
 """How long methods are trained whose examples differ in length: until all have read as much."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,11 +37,10 @@ def phases_for(
 
     def planned(steps: int) -> tuple[tuple[Phase, ...], float]:
         phases = latent.plan(method, problems, plan.curriculum(method, steps))
-        for phase in phases:
-            form = Phase(1, phase.slots, phase.removed_steps, phase.removed_tokens)
+        forms = [dataclasses.replace(x, steps=1, smoothing=0.0, mix=None) for x in phases]
+        for form in forms:
             if form not in of_form:
                 of_form[form] = _mean_slots(problems, method, form, markers)
-        forms = [Phase(1, x.slots, x.removed_steps, x.removed_tokens) for x in phases]
         read = [of_form[form] * x.steps for form, x in zip(forms, phases, strict=True)]
         return phases, plan.batch * sum(read)
 

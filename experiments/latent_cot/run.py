@@ -53,7 +53,8 @@ from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.registry import METHODS
-from pangu_jax.reasoning.latent.score import scores
+from pangu_jax.reasoning.latent.score import Score, scores
+from pangu_jax.reasoning.latent.slots import Encoded
 from pangu_jax.study import options, workers
 from pangu_jax.study.cells import say
 from pangu_jax.study.timing import timed
@@ -152,15 +153,11 @@ def _cell(
     }
     figures = scores(params, ids.testing, batch=64, **asked)
     found = figures.pop("")
-    read = sum(len(x.question) + 2 for x in ids.testing) / len(ids.testing)
-    head = cfg.vocab * cfg.width
-    weights = count(decoder.spec(cfg)) - head * (1 if cfg.tied else 2)
-    weights = head + weights * found.layers / len(cfg.layers)  # those that are skipped left out
     ask, timings = partial(solve, params, **asked), ids.testing[: experiment.timed]
     return {
         **dataclasses.asdict(found),
         "parameters": count(registry.spec(model)),
-        "flops": 2 * weights * (read + found.thoughts + found.tokens),
+        "flops": _flops(cfg, ids.testing, found),
         "seconds_per_answer": _seconds(ask, timings) if timings else None,
         "ablations": {kind: one.accuracy for kind, one in figures.items()},
         "steps": steps,
@@ -169,6 +166,15 @@ def _cell(
         "larger": start.larger,
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _flops(cfg: decoder.DecoderConfig, problems: list[Encoded], found: Score) -> float:
+    """Floating-point operations of an answer: two for each weight and slot or token."""
+    read = sum(len(x.question) + 2 for x in problems) / len(problems)
+    head = cfg.vocab * cfg.width
+    weights = count(decoder.spec(cfg)) - head * (1 if cfg.tied else 2)
+    weights = head + weights * found.layers / len(cfg.layers)  # those that are skipped left out
+    return 2 * weights * (read + found.thoughts + found.tokens)
 
 
 def _stop_after(seconds: float) -> None:

@@ -22,6 +22,7 @@ from pangu_jax.data.tokenizer import load_tokenizer
 from pangu_jax.models import decoder, presets
 from pangu_jax.reasoning.latent.config import MethodConfig
 from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
+from pangu_jax.reasoning.latent.held_out import load_hashes
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import Score
 from pangu_jax.reasoning.latent.task import TEST_SEED
@@ -147,7 +148,10 @@ def begun(monkeypatch):
 def test_markers_keep_what_a_run_trained_them_to(run, tiny_run, tmp_path, begun):
     for number, start in enumerate((run, tiny_run)):
         out = ("--out", tmp_path / str(number), "--init", start)
-        assert call("train", "--method", "pause", *out, *SMALL) == 143
+        assert call("train", "--method", "pause", *out, *SMALL, "--seed", 3) == 143
+    # What the run had been trained on stays known, whatever it is trained on next.
+    known, others = (set(load_hashes(tmp_path / name).tolist()) for name in "01")
+    assert known == others | set(load_hashes(run).tolist()) != others
     trained, _ = restore_params(run)
     untrained, _ = restore_params(tiny_run)
     for name, axis in (("embed", 0), ("head", 1)):

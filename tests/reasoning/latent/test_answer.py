@@ -17,11 +17,13 @@ from pangu_jax.reasoning.latent.score import score, scores
 from pangu_jax.reasoning.latent.slots import Encoded
 
 LAST, NEW = Phase(1, 2, ALL), 5
+STOP = 8  # an id that some answers have, and none first, so that answers have several tokens
 
 
 @pytest.fixture(scope="module")
 def ask(model, markers, problems):
     params, cfg = model
+    markers = dataclasses.replace(markers, stop=STOP)
 
     def ask(name, phase=LAST, problems=problems, **more):
         more = {"max_new_tokens": NEW, "batch": 2, **more}
@@ -38,11 +40,13 @@ def test_answers_are_those_of_the_naive_form(ask, naive, model, markers, problem
     params, cfg = model
     phase = Phase(1, 0 if name == "no-cot" else 2, ALL, unmarked=unmarked)
     thoughts = METHODS[name].thoughts(phase)
-    for problem, written in zip(problems, ask(name, phase), strict=True):
+    found = ask(name, phase)
+    assert NEW in [len(written.ids) for written in found]
+    for problem, written in zip(problems, found, strict=True):
         row = METHODS[name].slots(problem, phase, markers, 0)
         wanted = jax.jit(lambda p, row=row, ids=written.ids: naive.best(p, row, thoughts, ids, cfg))
         assert written.ids == tuple(wanted(params).tolist())
-        assert len(written.ids) == NEW or written.ids[-1] == markers.stop
+        assert len(written.ids) == NEW or written.ids[-1] == STOP
         assert written.thoughts == phase.slots
 
 
@@ -86,6 +90,8 @@ def test_ablations(model, markers):
     size = jnp.linalg.norm(made["noise"], axis=-1)
     np.testing.assert_allclose(size, jnp.linalg.norm(thoughts, axis=-1), rtol=1e-5)
     assert not np.allclose(made["noise"], thoughts, atol=0.1)
+    drawn = (made["noise"] / size[..., None]).reshape(6, 8)  # a direction each
+    assert (drawn @ drawn.T - jnp.eye(6)).max() < 0.95
     np.testing.assert_array_equal(made["other"][1], thoughts[0])
     np.testing.assert_array_equal(made["pause"][2, 1], params["embed"]["table"][12])
     with pytest.raises(InputError, match="ablation must be one of zeros, noise, other, pause"):
@@ -131,6 +137,25 @@ def test_scores_stand_beside_those_of_exchanged_thoughts(model, markers, problem
         scores(params, problems[:1], METHODS["coconut"], LAST, markers, **more)
 
 
+def test_a_score_is_of_the_thoughts_that_its_name_says(model, markers, problems, monkeypatch):
+    params, cfg = model
+    seen = []
+
+    def solved(params, problems, *_, exchange, **__):
+        seen.append(exchange)
+        return [Written((), None, len(seen))] * len(problems)
+
+    monkeypatch.setattr("pangu_jax.reasoning.latent.score.solve", solved)
+    more = {"cfg": cfg, "max_new_tokens": NEW}
+    found = scores(params, problems, METHODS["coconut"], LAST, markers, **more)
+    assert [one.thoughts for one in found.values()] == [1, 2, 3, 4, 5] and seen[0] is None
+    thoughts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 8)), jnp.float32)
+    key = jax.random.key(0)
+    for name, exchange in zip([*found][1:], seen[1:], strict=True):
+        wanted = ablation(name, params, markers, cfg=cfg)(thoughts, key)
+        np.testing.assert_array_equal(exchange(thoughts, key), wanted)
+
+
 def test_what_cannot_be_asked_is_refused(ask):
     with pytest.raises(InputError, match="no thoughts to exchange"):
         ask("pause", exchange=lambda thoughts, _: thoughts)
@@ -153,6 +178,8 @@ def test_a_score_counts_exact_answers(problems):
     assert found["low"] < 1 / 3 < found["high"]
     assert (found["problems"], found["tokens"], found["thoughts"]) == (3, 2, 2)
     assert found["repeated"] == 0
+    empty = score([Written((13, 14), (), 0)], problems[:1], 2.0)  # an answer, but a wrong one
+    assert (empty.answered, empty.accuracy) == (1, 0)
     again = [problems[0], problems[1], dataclasses.replace(problems[0], answer=(1,))]
     repeated = dataclasses.asdict(score(written, again, 2.0))
     assert repeated == {**found, "repeated": 1}  # counted, though its answer is another

@@ -129,15 +129,23 @@ def test_the_teachers_states_have_no_gradient_and_equal_ones_no_distance():
 def test_answers_come_from_projected_thoughts(naive, wise, problems, markers):
     params, cfg = wise
     params, plain = thinker.written_out(params, cfg)
-    written = solve(
-        params, problems, codi.METHOD, PHASES[0], markers, cfg=plain, max_new_tokens=4, batch=3
-    )
+    given = []
+
+    def noted(thoughts, key):
+        given.append(thoughts)
+        return thoughts
+
+    more = {"cfg": plain, "max_new_tokens": 4, "batch": 3, "exchange": noted}
+    written = solve(params, problems, codi.METHOD, PHASES[0], markers, **more)
     row, ids = codi.slots(problems[1], PHASES[0], markers, 0), written[1].ids
 
     @jax.jit
     def best(params):
         x = naive.inputs(params, row.prefix, 2, [*row.tail[:1], *ids], plain, step=projected)
         scores = naive.states(params, x, plain) @ params["head"]["kernel"]
-        return jnp.argmax(scores, -1)[len(x) - len(ids) - 1 : -1]
+        thoughts = x[len(row.prefix) : len(row.prefix) + 2]
+        return jnp.argmax(scores, -1)[len(x) - len(ids) - 1 : -1], thoughts
 
-    assert ids == tuple(best(params).tolist()) and written[1].thoughts == 2
+    wanted, thoughts = best(params)
+    assert ids == tuple(wanted.tolist()) and written[1].thoughts == 2
+    np.testing.assert_allclose(given[0][1], thoughts, rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.answer import given_part, solve
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.reasoning.latent.exported import asking
+from pangu_jax.reasoning.latent.feedback import FEEDBACK
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.slots import Encoded, encode, markers_of
 from pangu_jax.reasoning.latent.train import RUN, Trained
@@ -102,6 +103,7 @@ def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
         ("pause", Phase(1, 2, ALL), 0),
         ("pause", Phase(1, 2, ALL, unmarked=True), 0),
         ("no-cot", Phase(1, 0, ALL), 0),
+        ("codi", Phase(1, 2, ALL), 2),
     ):
         found = written_down(tmp_path, name, phase)
         question = tokenizer.encode("12?" + found.facts["ending"])
@@ -112,10 +114,13 @@ def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
         # What a question of the longest length takes of a profile, if the run says what that is.
         assert found.longest == 0
         assert written_down(tmp_path, name, phase, len(question)).longest == len(prompt)
-        assert {"coconut": "2 thoughts", "pause": "2 pauses"}.get(name, "no thoughts") in found.note
+        assert {**dict.fromkeys(("coconut", "codi"), "2 thoughts"), "pause": "2 pauses"}.get(
+            name, "no thoughts"
+        ) in found.note
         if thoughts:
             assert (prompt, found.thinking.tail) == (row.prefix, given)
             assert found.thinking.thoughts == thoughts
+            assert found.thinking.feedback is FEEDBACK[METHODS[name].feedback]
         else:
             assert prompt == (*row.prefix, *given) and found.thinking is None
 

@@ -150,14 +150,19 @@ def test_a_row_of_fewer_thoughts_is_as_in_a_batch_of_its_own(
     naive, model, problems, markers, unmarked
 ):
     params, cfg = model
-    phases = {n: Phase(1, n, 1, unmarked=unmarked) for n in (1, 2)}
-    rows = [coconut.slots(problems[i], phases[n], markers, 0) for i, n in ((0, 2), (1, 1))]
-    batch = batch_of([rows[0], dataclasses.replace(rows[1], thoughts=1)], 2)
+    phases = {n: Phase(1, n, 1, unmarked=unmarked) for n in range(3)}
+    counts = (2, 1, 0)
+    rows = [
+        coconut.slots(problem, phases[n], markers, 0)
+        for problem, n in zip(problems, counts, strict=True)
+    ]
+    short = [dataclasses.replace(row, thoughts=n) for row, n in zip(rows, counts, strict=True)]
+    batch = batch_of([rows[0], *short[1:]], 2)
     loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 2)))(params, batch)
 
     @jax.jit
     def every(params):
-        return sum(naive.row_loss(params, row, n, cfg) for row, n in zip(rows, (2, 1), strict=True))
+        return sum(naive.row_loss(params, row, n, cfg) for row, n in zip(rows, counts, strict=True))
 
     wanted = jax.value_and_grad(every)(params)
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)

@@ -114,6 +114,17 @@ def test_steps_go_one_by_one_and_the_rest_at_the_end():
     assert method("pause").phases(now, 9) == (Phase(50, 2, ALL),)
 
 
+def test_methods_without_stages_have_one_form():
+    cfg = CurriculumConfig(50, stages=2, slots_per_stage=3)
+    for name, phase in (
+        ("cot", Phase(50)),
+        ("no-cot", Phase(50, removed_steps=ALL)),
+        ("looped", Phase(50, removed_steps=ALL)),
+        ("codi", Phase(50, 6, ALL)),
+    ):
+        assert method(name).phases(cfg, 9) == (phase,)
+
+
 def test_tokens_go_one_by_one_up_to_the_longest_chain_or_a_jump():
     cfg = CurriculumConfig(50, stage_steps=10, smoothing=2.0)
     phases = method("icot").phases(cfg, 3)
@@ -184,7 +195,30 @@ def test_batch_number_i_is_the_same_wherever_the_stream_was_entered(problems, ma
     assert not (whole[1]["tokens"] == last["tokens"]).all()
 
 
+def test_a_teacher_reads_the_whole_chain_of_the_same_problem(problems, markers):
+    codi = METHODS["codi"]
+    phases = codi.phases(CurriculumConfig(9, stages=2), 9)
+    (wide,) = widths(problems, codi, phases, markers)
+    batch = next(phase_batches(problems, codi, phases[0], markers, wide, batch=9, seed=(0,)))
+    rows = {
+        (15, *x.question, 10, 0, 0, 11, 13, *x.answer, 14): (
+            (15, *x.question, *sum(x.steps, ()), 13, *x.answer, 14)
+        )
+        for x in problems
+    }
+    seen = [
+        [tuple(t[s > 0].tolist()) for t, s in zip(part["tokens"], part["segments"], strict=True)]
+        for part in (batch, batch["teacher"])
+    ]
+    assert [rows[row] for row in seen[0]] == seen[1] and len(set(seen[0])) == 3
+    for part in (batch, batch["teacher"]):
+        assert (part["tokens"][np.arange(9), part["answer"]] == markers.answer).all()
+
+
 def test_columns_fit_every_row_of_a_phase(problems, markers):
+    assert longest_chain(problems) == 4
+    # Alike but for the answer, the longest of which is not the last one.
+    problems = [*problems, dataclasses.replace(problems[0], answer=(7,) * 20), problems[0]]
     cfg = CurriculumConfig(500, stage_steps=50, stages=2, slots_per_stage=9)
     for name, chosen in METHODS.items():
         phases = chosen.phases(cfg, longest_chain(problems))
@@ -235,6 +269,16 @@ def test_a_share_of_examples_has_a_drawn_stage(problems, markers):
             shares[size] += 0.4 / 4 + (0.6 if stage == 1 else 0)
         np.testing.assert_allclose(counts / 4000, shares[: len(counts)], atol=0.03)
     np.testing.assert_array_equal(expected["coconut"], expected["pause"])
+
+
+def test_no_stage_is_drawn_that_a_short_chain_does_not_have(problems, markers):
+    short = problems[2:]  # one step, so two stages
+    for last in (None, 2):
+        phase = Phase(1, 4, 2, mix=Mix(1.0, 2, 2, last=last))
+        (wide,) = widths(short, METHODS["coconut"], [phase], markers)
+        stream = phase_batches(short, METHODS["coconut"], phase, markers, wide, batch=64, seed=(0,))
+        inside = slice(wide.start, wide.start + wide.thoughts)
+        assert {*next(stream)["segments"][:, inside].sum(1).tolist()} == {0, 2}
     with pytest.raises(InputError, match="mixed is a share of 0 to 1"):
         CurriculumConfig(mixed=1.5)
 

@@ -108,6 +108,21 @@ def test_every_phase_warms_up_over_a_share_of_its_own_steps(model, markers, prob
         np.testing.assert_allclose(rates, want, rtol=1e-5, atol=1e-12)
 
 
+def test_batches_are_those_of_the_seed_the_phase_and_its_step(
+    model, markers, problems, monkeypatch
+):
+    phases = latent.plan("icot", problems, CurriculumConfig(9, stage_steps=2, most_removed=2))
+    more = {"method": "icot", "markers": markers, "model": model[1], "batch": 16}
+    stages = []
+    monkeypatch.setattr(latent, "train_stages", lambda found, *_, **__: stages.extend(found))
+    for seed in (0, 0, 1):
+        latent.train(problems, phases, loop=LoopConfig(9, seed=seed), **more)
+    found = [[next(stage.batches(step))["tokens"] for step in range(2)] for stage in stages]
+    np.testing.assert_array_equal(found[:3], found[3:6])
+    questions = [tokens[:, :6].tobytes() for two in found[3:] for tokens in two]
+    assert len(set(questions)) == 12  # of two seeds, three phases, and two steps of each
+
+
 def test_what_cannot_be_trained_is_refused(model, markers, problems):
     _, cfg = model
     experts = MoEConfig(experts=2, groups=1, top_k=1, width=4)
@@ -119,6 +134,11 @@ def test_what_cannot_be_trained_is_refused(model, markers, problems):
         latent.check_model(dataclasses.replace(cfg, layers=dropped))
     with pytest.raises(InputError, match="the id 99"):
         latent.check_ids([*problems, Encoded((1,), ((99,),), (1,))], markers, cfg)
+    for tokens in (((16,), (), (1,)), ((1,), (), (16,)), ((1,), ((2,), (16, 3)), (1,))):
+        with pytest.raises(InputError, match="the id 16, the model's ends at 15"):
+            latent.check_ids([Encoded(*tokens), *problems], markers, cfg)
+    with pytest.raises(InputError, match="the id 15, the model's ends at 14"):  # a marker
+        latent.check_ids(problems, markers, dataclasses.replace(cfg, vocab=15))
     with pytest.raises(InputError, match="empty question or answer"):
         latent.check_ids([Encoded((1,), (), ())], markers, cfg)
     with pytest.raises(InputError, match="no problems"):
