@@ -121,6 +121,7 @@ _MULTIPLICATION = Plan(
     learning_rate=1e-4,
     mixed=0.1,
     unmarked=True,
+    warmup=0.1,
     decay=0.3,
     keep_distances=True,
 )
