@@ -53,7 +53,7 @@ def read(
       params: tree of `decoder.spec(cfg)`, whose layers are applied in loops; or of
         `transformer.by_layer`, which takes longer to compile and less to run.
       batch: tokens, positions and segments, int32 [B, T], as `slots.collate` makes them; T may end
-        with the thoughts. Its rotary is read without thoughts and note alone.
+        with the thoughts.
       cfg: the model.
       start: columns of the prefix, at least 1.
       thoughts: n, number of thoughts after it.
@@ -69,9 +69,9 @@ def read(
     Source: arXiv 2412.06769, section 3; one scan in place of its n + 1 passes is ours.
     """
     x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
-    places = {name: batch[name] for name in ("positions", "segments")}
+    places = {name: batch[name] for name in ("positions", "segments", "rotary") if name in batch}
     if not thoughts and note is None:
-        out = transformer.apply(params, x, cfg=cfg, rotary=batch.get("rotary"), how=how, **places)
+        out = transformer.apply(params, x, cfg=cfg, how=how, **places)
         return Reading(out.hidden, x[:, :0])
     # One query has nothing to gain from fused kernels, whose gradients want other shapes.
     how = dataclasses.replace(how, impl={"attention": "reference", **(how.impl or {})})
@@ -140,6 +140,7 @@ class _Body:
             for name, place in self._places.items()
         }
         sources = {name: place[:, :length] for name, place in self._places.items()}
+        turned = at.get("rotary", at["positions"])
 
         def sees(heads):
             return visible(
@@ -157,7 +158,7 @@ class _Body:
             x, found = transformer.unrolled(
                 self._params["layers"],
                 x,
-                at["positions"],
+                turned,
                 sees,
                 written,
                 **more,
@@ -167,7 +168,7 @@ class _Body:
             x, caches = transformer.with_caches(
                 self._params["runs"],
                 x,
-                at["positions"],
+                turned,
                 sees,
                 caches,
                 column,

@@ -85,6 +85,15 @@ def test_a_chain_that_is_counted_before_its_question_is_read_after_it(
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
+    noted = []  # layer by layer, as probes read
+    batch = batch_of(rows, 0)
+    more = {"cfg": cfg, "start": START, "thoughts": 0}
+    layered = read(by_layer(params), batch, note=noted.append, **more).hidden
+    seen = batch["segments"] > 0
+    whole = read(params, batch, **more).hidden
+    np.testing.assert_allclose(layered[seen], whole[seen], rtol=1e-4, atol=1e-5)
+    assert len(noted) == len(cfg.layers)
+
 
 @pytest.mark.long
 def test_the_last_thought_predicts_where_nothing_stands_behind_it(naive, model, problems, markers):
