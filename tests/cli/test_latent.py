@@ -13,6 +13,7 @@ import pytest
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.cli import latent_eval, latent_train
+from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.main import main
 from pangu_jax.cli.options.latent_problems import Problems
 from pangu_jax.core.config import save_config
@@ -25,7 +26,7 @@ from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.held_out import load_hashes
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import Score
-from pangu_jax.reasoning.latent.task import TEST_SEED
+from pangu_jax.reasoning.latent.task import TEST_SEED, Task
 from pangu_jax.train.stop_signal import Stopped
 
 TRAIN = latent_train.latent.train
@@ -215,6 +216,18 @@ def test_a_preset_has_a_token_for_each_word_and_stays_a_decoder(
     with pytest.raises(SystemExit) as end:
         main(["generate", str(folder), "--prompt", "1 * 2", "--max-new-tokens", "2"])
     assert end.value.code == 0
+
+
+def test_a_newer_option_is_among_the_settings_once_it_is_set():
+    task = Task([], [], None)
+    options = Options("icot", "mult1x1", "out")
+    older = {"steps", "stage_steps", "stages", "slots_per_stage", "smoothing", "most_removed"}
+    settings = latent_train._settings(options, task)
+    assert set(settings["curriculum"]) == older and "own" not in settings
+    newer = {"mixed": 0.1, "first_steps": 9, "unmarked": True, "keep_distances": True}
+    for name, value in newer.items():
+        one = dataclasses.replace(options, curriculum=CurriculumConfig(**{name: value}))
+        assert set(latent_train._settings(one, task)["curriculum"]) == older | {name}
 
 
 def test_what_a_method_does_not_read_and_problems_without_steps_are_told(

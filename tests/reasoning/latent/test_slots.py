@@ -269,6 +269,8 @@ def test_a_share_of_examples_has_a_drawn_stage(problems, markers):
             shares[size] += 0.4 / 4 + (0.6 if stage == 1 else 0)
         np.testing.assert_allclose(counts / 4000, shares[: len(counts)], atol=0.03)
     np.testing.assert_array_equal(expected["coconut"], expected["pause"])
+    with pytest.raises(InputError, match="mixed is a share of 0 to 1"):
+        CurriculumConfig(mixed=1.5)
 
 
 def test_no_stage_is_drawn_that_a_short_chain_does_not_have(problems, markers):
@@ -279,8 +281,6 @@ def test_no_stage_is_drawn_that_a_short_chain_does_not_have(problems, markers):
         stream = phase_batches(short, METHODS["coconut"], phase, markers, wide, batch=64, seed=(0,))
         inside = slice(wide.start, wide.start + wide.thoughts)
         assert {*next(stream)["segments"][:, inside].sum(1).tolist()} == {0, 2}
-    with pytest.raises(InputError, match="mixed is a share of 0 to 1"):
-        CurriculumConfig(mixed=1.5)
 
 
 def test_a_row_of_fewer_thoughts_is_padded_behind_them(problems, markers):
