@@ -13,9 +13,9 @@ import pytest
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.cli import latent_eval, latent_train
-from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.cli.main import main
 from pangu_jax.cli.options.latent_problems import Problems
+from pangu_jax.cli.options.latent_train import Options
 from pangu_jax.core.config import save_config
 from pangu_jax.core.spec import abstract
 from pangu_jax.data.multiplication import draw_multiplications
