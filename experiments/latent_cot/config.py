@@ -35,7 +35,7 @@ class Plan:
       first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
       mixed: of coconut and pause, as in `CurriculumConfig`.
       unmarked: of coconut and pause, as in `CurriculumConfig`.
-      keep_distances: of icot, as in `CurriculumConfig`.
+      keep_positions: of icot, as in `CurriculumConfig`.
     """
 
     task: str
@@ -58,7 +58,7 @@ class Plan:
     first_steps: int | None = None
     mixed: float = 0.0
     unmarked: bool = False
-    keep_distances: bool = False
+    keep_positions: bool = False
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -82,7 +82,7 @@ class Plan:
             first_steps=None if method == "icot" else self.first_steps,
             mixed=self.mixed,
             unmarked=self.unmarked,
-            keep_distances=self.keep_distances,
+            keep_positions=self.keep_positions,
         )
 
 
@@ -123,7 +123,7 @@ _MULTIPLICATION = Plan(
     unmarked=True,
     warmup=0.1,
     decay=0.3,
-    keep_distances=True,
+    keep_positions=True,
 )
 _PROSQA = Plan(
     "prosqa-symbols",

@@ -110,7 +110,6 @@ def apply(
     positions: jax.Array | None = None,
     segments: jax.Array | None = None,
     documents: int | None = None,
-    rotary: jax.Array | None = None,
     key: jax.Array | None = None,
     how: How = HOW,
 ) -> Output:
@@ -130,8 +129,6 @@ def apply(
       documents: the most documents in a row, if every document is one stretch of tokens whose
         positions count up, as in packed rows: attention then needs no mask of [B, T, T]. A row with
         more yields NaN. None makes no promise.
-      rotary: int32 [B, T], what rotary embeddings count in place of positions, which then say
-        alone who sees whom; None is positions.
       key: for dropout; None drops nothing.
       how: layout, implementations, and what backward recomputes.
 
@@ -161,8 +158,7 @@ def apply(
             return packed
         return visible(segments, positions, segments, positions, causal=causal, window=window)
 
-    counted = positions if rotary is None else rotary
-    turns = _once_each(lambda head_dim: rotation(counted, head_dim, cfg.rope))
+    turns = _once_each(lambda head_dim: rotation(positions, head_dim, cfg.rope))
     router, first = [], 0
     for index, (layer, number) in enumerate(run_lengths(cfg)):
         heads = layer.attention

@@ -87,10 +87,10 @@ def phase_batches(
       step: the first batch to give.
     """
     while True:
-        rng = np.random.default_rng((*seed, step))
+        rng, at = np.random.default_rng((*seed, step)), phase.at(step)
         chosen = rng.integers(0, len(problems), batch)
         more = removed_beyond(phase, batch, rng)
-        forms = [_drawn(phase, problems[i], rng) for i in chosen]
+        forms = [_drawn(at, problems[i], rng) for i in chosen]
         rows = [
             _row(method, problems[i], form, markers, int(extra), width)
             for i, form, extra in zip(chosen, forms, more, strict=True)

@@ -57,7 +57,8 @@ class Phase:
         example is drawn; 0 for none.
       mix: examples of other stages; None for none.
       unmarked: whether the slots have no markers around them.
-      keep_distances: as in `CurriculumConfig`.
+      gap: share of the positions of removed tokens that stay free.
+      closes: whether that share falls to 0 over the phase, step by step.
 
     Raises:
       InputError: numbers out of range.
@@ -70,7 +71,8 @@ class Phase:
     smoothing: float = 0.0
     mix: Mix | None = None
     unmarked: bool = False
-    keep_distances: bool = False
+    gap: float = 0.0
+    closes: bool = False
 
     def __post_init__(self):
         check_size("a phase's steps", self.steps)
@@ -78,6 +80,12 @@ class Phase:
             check_size(f"a phase's {name}", getattr(self, name), least=0, most=ALL)
         if not 0 <= self.smoothing < math.inf:
             raise InputError(f"a phase's smoothing must be 0 or more, got {self.smoothing}")
+
+    def at(self, step: int) -> "Phase":
+        """The form of the examples of its step `step`."""
+        if not self.closes:
+            return self
+        return dataclasses.replace(self, gap=self.gap * (1 - step / self.steps), closes=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +108,9 @@ class CurriculumConfig:
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
         left follows the last slot, without markers. A thought is then the very state that, a stage
         before, had to predict the step which it replaces.
-      keep_distances: of `icot`, whether rotary embeddings count a chain before its question, so
-        that no distance between tokens changes as others go, and question and answer stand in
-        every stage as they do in the last.
+      keep_positions: of `icot`, whether tokens keep their positions as others go, so that no
+        distance between them changes. The gap between question and answer closes in the first
+        half of the last stage.
 
     Raises:
       InputError: numbers out of range.
@@ -117,7 +125,7 @@ class CurriculumConfig:
     mixed: float = 0.0
     first_steps: int | None = None
     unmarked: bool = False
-    keep_distances: bool = False
+    keep_positions: bool = False
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
@@ -178,8 +186,8 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
       cfg: the curriculum.
       longest: tokens of the longest chain.
 
-    Source: arXiv 2405.14838, sections 3 and 4. To keep distances is our reading of its released
-      code's `keep_position`, which leaves a gap between the question and what is left.
+    Source: arXiv 2405.14838, sections 3 and 4. To keep positions is its released code's
+      `keep_position`; that the gap closes, and the trained model is a plain one, is ours.
     """
     lengths = _stage_steps(cfg, min(longest, cfg.most_removed or longest))
     found = [
@@ -187,11 +195,16 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
             steps,
             removed_tokens=count,
             smoothing=cfg.smoothing,
-            keep_distances=cfg.keep_distances,
+            gap=float(cfg.keep_positions),
         )
         for count, steps in enumerate(lengths)
     ]
-    return _with_last(found, Phase(1, removed_steps=ALL), cfg)
+    *found, last = _with_last(found, Phase(1, removed_steps=ALL), cfg)
+    if not (cfg.keep_positions and found and last.steps > 1):
+        return (*found, last)
+    half = last.steps // 2
+    closing = dataclasses.replace(last, steps=half, gap=1.0, closes=True)
+    return (*found, closing, dataclasses.replace(last, steps=last.steps - half))
 
 
 def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:

@@ -1,6 +1,7 @@
 """A method of latent reasoning: the schedule of a chain's removal, and its replacement."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 from pangu_jax.models.decoder import DecoderConfig
@@ -48,7 +49,7 @@ class Method:
 def rest_of_chain(problem: Encoded, phase: Phase, removed: int) -> tuple[int, ...]:
     """The chain's ids without the phase's removed steps, then without the first `removed`."""
     steps = problem.steps[phase.removed_steps :]
-    return tuple(token for step in steps for token in step)[removed:]
+    return tuple(itertools.chain.from_iterable(steps))[removed:]
 
 
 def answer(problem: Encoded, markers: Markers) -> tuple[int, ...]:

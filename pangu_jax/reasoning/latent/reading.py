@@ -69,7 +69,7 @@ def read(
     Source: arXiv 2412.06769, section 3; one scan in place of its n + 1 passes is ours.
     """
     x = decoder.embed(params, batch["tokens"], cfg=cfg, how=how)
-    places = {name: batch[name] for name in ("positions", "segments", "rotary") if name in batch}
+    places = {name: batch[name] for name in ("positions", "segments")}
     if not thoughts and note is None:
         out = transformer.apply(params, x, cfg=cfg, how=how, **places)
         return Reading(out.hidden, x[:, :0])
@@ -140,7 +140,6 @@ class _Body:
             for name, place in self._places.items()
         }
         sources = {name: place[:, :length] for name, place in self._places.items()}
-        turned = at.get("rotary", at["positions"])
 
         def sees(heads):
             return visible(
@@ -158,7 +157,7 @@ class _Body:
             x, found = transformer.unrolled(
                 self._params["layers"],
                 x,
-                turned,
+                at["positions"],
                 sees,
                 written,
                 **more,
@@ -168,7 +167,7 @@ class _Body:
             x, caches = transformer.with_caches(
                 self._params["runs"],
                 x,
-                turned,
+                at["positions"],
                 sees,
                 caches,
                 column,

@@ -10,7 +10,8 @@ the state of the slot before.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,14 @@ class Slots:
       tail: ids after them.
       given: number of tail ids that are given; the others are to be predicted.
       thoughts: number of thoughts; None is as many as its batch has columns for.
-      rotary: what rotary embeddings count at prefix and tail; None is their positions.
+      gap: positions that no token has, between the prefix, or its thoughts, and the tail.
     """
 
     prefix: tuple[int, ...]
     tail: tuple[int, ...]
     given: int
     thoughts: int | None = None
-    rotary: tuple[int, ...] | None = None
+    gap: int = 0
 
 
 def markers_of(tokenizer: Tokenizer) -> Markers:
@@ -169,56 +170,55 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
       With T = start + thoughts + tail: tokens, int32 [B, T], of which those at thoughts are not
       read; labels, int32 [B, T], each the row's next token; weights, float32 [B, T], 1 where that
       is to be predicted; positions, int32 [B, T], which count from a row's
-      first token, and segments, int32 [B, T], 1 at tokens and thoughts, 0 at padding. If a row has
-      rotary, also rotary, int32 [B, T], which is positions in the other rows.
+      first token and leave its gap free, and segments, int32 [B, T], 1 at tokens and thoughts, 0
+      at padding.
 
     Raises:
       InputError: a row that does not fit.
     """
-    shape = (len(rows), start + thoughts + tail)
-    tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    weights, positions = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+    for row in rows:
+        _check_fit(row, start, thoughts, tail)
+    shape, after = (len(rows), start + thoughts + tail), start + thoughts
     columns = np.arange(shape[1])
-    for i, row in enumerate(rows):
-        if not 0 < len(row.prefix) <= start or len(row.tail) > tail:
-            raise InputError(
-                f"a row of {len(row.prefix)} tokens before and {len(row.tail)} after the thoughts "
-                f"does not fit into {start} and {tail} columns"
-            )
-        begin, after = start - len(row.prefix), start + thoughts
-        tokens[i, begin:start] = row.prefix
-        tokens[i, after : after + len(row.tail)] = row.tail
-        unused = 0 if row.thoughts is None else thoughts - row.thoughts
-        if not 0 <= unused <= thoughts:
-            raise InputError(
-                f"a row of {row.thoughts} thoughts does not fit into {thoughts} columns"
-            )
-        segments[i, begin : after + len(row.tail)] = 1
-        segments[i, after - unused : after] = 0
-        weights[i, after + row.given - 1 : after + len(row.tail) - 1] = 1
-        positions[i] = np.maximum(columns - begin - unused * (columns >= after), 0)
+    begin = start - _numbers(len(row.prefix) for row in rows)
+    end = after + _numbers(len(row.tail) for row in rows)
+    own = _numbers(thoughts if row.thoughts is None else row.thoughts for row in rows)
+    given, gap = _numbers(row.given for row in rows), _numbers(row.gap for row in rows)
+
+    written = (columns >= begin) & (columns < end) & ((columns < start) | (columns >= after))
+    tokens = np.zeros(shape, np.int32)
+    parts = (part for row in rows for part in (row.prefix, row.tail))
+    tokens[written] = np.fromiter(itertools.chain.from_iterable(parts), np.int32)
+    segments = written | (columns >= start) & (columns < start + own)
+    shift = (columns >= after) * (gap + own - thoughts)
+    positions = np.maximum(columns - begin + shift, 0)
+    weights = (columns >= after + given - 1) & (columns < end - 1)
     labels = np.roll(tokens, -1, axis=1)
     for i, row in enumerate(rows):
         if row.thoughts is not None and not row.given and row.tail:
             # The last of its own columns before the tail predicts that, not the padding between.
-            weights[i, start + thoughts - 1] = 0
+            weights[i, after - 1] = 0
             labels[i, start + row.thoughts - 1] = row.tail[0]
             weights[i, start + row.thoughts - 1] = 1
-    found = {
+    return {
         "tokens": tokens,
         "labels": labels,
-        "weights": weights,
-        "positions": positions,
-        "segments": segments,
+        "weights": weights.astype(np.float32),
+        "positions": positions.astype(np.int32),
+        "segments": segments.astype(np.int32),
     }
-    if any(row.rotary is not None for row in rows):
-        found["rotary"] = _rotary(rows, positions, segments)
-    return found
 
 
-def _rotary(rows: Sequence[Slots], positions: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    found = positions.copy()
-    for i, row in enumerate(rows):
-        if row.rotary is not None:
-            found[i, segments[i] > 0] = row.rotary
-    return found
+def _check_fit(row: Slots, start: int, thoughts: int, tail: int) -> None:
+    if not 0 < len(row.prefix) <= start or len(row.tail) > tail:
+        raise InputError(
+            f"a row of {len(row.prefix)} tokens before and {len(row.tail)} after the thoughts does "
+            f"not fit into {start} and {tail} columns"
+        )
+    if row.thoughts is not None and not 0 <= row.thoughts <= thoughts:
+        raise InputError(f"a row of {row.thoughts} thoughts does not fit into {thoughts} columns")
+
+
+def _numbers(values: Iterable[int]) -> np.ndarray:
+    """int64 [B, 1]."""
+    return np.fromiter(values, np.int64)[:, None]

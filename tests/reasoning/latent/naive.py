@@ -20,7 +20,8 @@ def turn(x, theta, places):
 def layer(p, x, heads, cfg, places=None):
     seen = jnp.tril(jnp.ones((len(x), len(x)), bool))
     if heads.window:
-        seen &= ~jnp.tril(seen, -heads.window)
+        at = jnp.arange(len(x)) if places is None else jnp.asarray(places)
+        seen &= at[:, None] - at < heads.window
     y = norm(p["attention_norm"]["scale"], x, cfg.norm_eps)
     q = jnp.einsum("td,dkqc->tkqc", y, p["attention"]["query"]["kernel"])
     q = turn(q, cfg.rope.theta, places)
@@ -59,8 +60,9 @@ def inputs(params, prefix, thoughts, tail, cfg, step=lambda params, state: state
 def row_loss(params, row, thoughts, cfg, **more):
     """Summed nats of what is to be predicted in a row of `Slots`."""
     x = inputs(params, row.prefix, thoughts, row.tail, cfg, **more)
-    scores = jax.nn.log_softmax(states(params, x, cfg, row.rotary) @ params["head"]["kernel"])
     first = len(row.prefix) + thoughts
+    places = [n if n < first else n + row.gap for n in range(len(x))]
+    scores = jax.nn.log_softmax(states(params, x, cfg, places) @ params["head"]["kernel"])
     return -sum(scores[first + i - 1, row.tail[i]] for i in range(row.given, len(row.tail)))
 
 

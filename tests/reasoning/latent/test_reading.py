@@ -48,12 +48,12 @@ def found(model, problems, markers):
     return step(params, batch_of(rows, 2)), rows
 
 
-def reference(naive, model, rows, **more):
+def reference(naive, model, rows, thoughts=2, **more):
     params, cfg = model
 
     @jax.jit
     def every(params):
-        return sum(naive.row_loss(params, row, 2, cfg, **more) for row in rows)
+        return sum(naive.row_loss(params, row, thoughts, cfg, **more) for row in rows)
 
     return jax.value_and_grad(every)(params)
 
@@ -65,23 +65,15 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_chain_that_is_counted_before_its_question_is_read_after_it(
-    naive, model, problems, markers
-):
+def test_a_gap_is_left_between_positions(naive, model, problems, markers):
     params, cfg = model
-    phase = Phase(1, removed_tokens=1, keep_distances=True)
-    # the last one has lost its whole chain, so its places are the usual ones
+    phase = Phase(1, removed_tokens=1, gap=1.0)
     rows = [
-        icot.METHOD.slots(x, phase, markers, n) for x, n in zip(problems, (1, 2, 3), strict=True)
+        icot.METHOD.slots(x, phase, markers, n) for x, n in zip(problems, (0, 2, 3), strict=True)
     ]
-    assert [row.rotary is None for row in rows] == [False, False, True]
+    assert [row.gap for row in rows] == [0, 2, 3]
     loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 0)))(params, batch_of(rows, 0))
-
-    @jax.jit
-    def every(params):
-        return sum(naive.row_loss(params, row, 0, cfg) for row in rows)
-
-    wanted = jax.value_and_grad(every)(params)
+    wanted = reference(naive, model, rows, thoughts=0)
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 

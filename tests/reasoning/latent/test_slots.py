@@ -29,10 +29,10 @@ ROWS = {
     ("no-cot", Phase(1, removed_steps=ALL), 0): Slots((15, 1, 2, 3), (13, 7, 14), 0),
     ("icot", Phase(1, removed_tokens=1), 2): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
     ("icot", Phase(1, removed_tokens=1), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0),
-    ("icot", Phase(1, keep_distances=True), 1): Slots(
-        (15, 1, 2, 3), (5, 6, 13, 7, 14), 0, rotary=(3, 4, 5, 6, 1, 2, 7, 8, 9)
-    ),
-    ("icot", Phase(1, keep_distances=True), 3): Slots((15, 1, 2, 3), (13, 7, 14), 0),
+    ("icot", Phase(1, gap=1.0), 0): Slots((15, 1, 2, 3), (4, 5, 6, 13, 7, 14), 0),
+    ("icot", Phase(1, gap=1.0), 2): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0, gap=2),
+    ("icot", Phase(1, gap=0.7), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0, gap=2),
+    ("icot", Phase(1, removed_steps=ALL, gap=1.0), 0): Slots((15, 1, 2, 3), (13, 7, 14), 0, gap=3),
     ("coconut", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (11, 6, 13, 7, 14), 1),
     ("pause", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (12, 12, 11, 6, 13, 7, 14), 3),
     ("coconut", Phase(1, 2, 1, unmarked=True), 0): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
@@ -46,23 +46,38 @@ def test_a_problem_as_a_row(problems, markers, name, phase, removed):
     assert row == ROWS[name, phase, removed]
 
 
-def test_no_distance_changes_as_tokens_go(problems, markers):
-    cfg = CurriculumConfig(100, stage_steps=5, keep_distances=True)
-    *phases, last = method("icot").phases(cfg, 4)
-    assert [phase.keep_distances for phase in phases] == [True] * 4 and not last.keep_distances
-    for problem in problems:
-        rows = [METHODS["icot"].slots(problem, p, markers, p.removed_tokens) for p in phases]
-        whole = rows[0].rotary
-        assert sorted(whole) == list(range(len(whole)))
-        begin = len(rows[0].prefix)
-        for gone, row in enumerate(rows):
-            if row.rotary is not None:
-                assert row.rotary == (*whole[:begin], *whole[begin + gone :])
-        final = METHODS["icot"].slots(problem, last, markers, 0)
-        assert final.rotary is None
-        away = whole[0]  # question and answer stand as they will when the chain is gone
-        apart = [x - away for x in (*whole[:begin], *whole[len(whole) - len(final.tail) :])]
-        assert apart == list(range(begin + len(final.tail)))
+def test_tokens_keep_their_positions_as_others_go_and_then_the_gap_closes(problems, markers):
+    cfg = CurriculumConfig(40, stage_steps=5, keep_positions=True)
+    icot = method("icot")
+    *kept, closing, last = icot.phases(cfg, 3)
+    assert [phase.steps for phase in (*kept, closing, last)] == [5, 5, 5, 12, 13]
+    for problem in problems[:2]:
+        chain = sum(map(len, problem.steps))
+        begun = closing.at(0)
+        rows = [icot.slots(problem, p, markers, p.removed_tokens) for p in (*kept, begun)]
+        start, width = len(rows[0].prefix), len(rows[0].tail)
+        places = slots.collate(rows, start=start, thoughts=0, tail=width)["positions"]
+        for row, seen in zip(rows, places[:, start:], strict=True):
+            left = len(row.tail)
+            assert seen[:left].tolist() == places[0, start:][width - left :].tolist()
+        gaps = [icot.slots(problem, closing.at(n), markers, 0).gap for n in range(closing.steps)]
+        assert gaps == [round(chain * (12 - n) / 12) for n in range(12)]
+        assert icot.slots(problem, last.at(0), markers, 0).gap == 0
+    plain = icot.phases(dataclasses.replace(cfg, keep_positions=False), 3)
+    assert [phase.gap for phase in plain] == [0.0] * 4 and plain[-1].steps == 25
+    at_once = icot.phases(dataclasses.replace(cfg, stage_steps=0), 3)
+    assert at_once == (Phase(40, removed_steps=ALL),)  # nothing stood there
+
+
+def test_a_gap_closes_with_the_batches_of_a_phase(problems, markers):
+    phase = Phase(4, removed_steps=ALL, gap=1.0, closes=True)
+    width = Widths(4, 0, 16)
+    stream = phase_batches(
+        problems[:1], method("icot"), phase, markers, width, batch=2, seed=(0,), step=1
+    )
+    at_answer = [int(next(stream)["positions"][0, 4]) for _ in range(3)]
+    chain = sum(map(len, problems[0].steps))
+    assert at_answer == [4 + round(chain * share) for share in (0.75, 0.5, 0.25)]
 
 
 @pytest.mark.parametrize("unmarked", [False, True])
@@ -92,8 +107,13 @@ def test_columns_of_a_batch(problems, markers):
     assert batch["positions"][1].tolist() == [0, 0, 0, *range(13)]
     predicted = batch["labels"][batch["weights"] > 0].tolist()
     assert predicted == [6, 13, 7, 14, 6, 7, 8, 13, 1, 2, 14]
-    with pytest.raises(InputError, match="does not fit into 4 and 8 columns"):
-        slots.collate(rows, start=4, thoughts=2, tail=8)
+    for start, tail in ((4, 8), (6, 7)):
+        with pytest.raises(InputError, match=f"does not fit into {start} and {tail} columns"):
+            slots.collate(rows, start=start, thoughts=2, tail=tail)
+    with pytest.raises(InputError, match="a row of 0 tokens before"):
+        slots.collate([Slots((), (1,), 0)], start=4, thoughts=0, tail=4)
+    with pytest.raises(InputError, match="of -1 thoughts does not fit"):
+        slots.collate([Slots((1,), (1,), 0, thoughts=-1)], start=4, thoughts=2, tail=4)
 
 
 def test_steps_go_one_by_one_and_the_rest_at_the_end():
