@@ -52,9 +52,11 @@ from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
 from pangu_jax.reasoning.latent.config import MethodConfig
+from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.method import Method
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import Score, scores
-from pangu_jax.reasoning.latent.slots import Encoded
+from pangu_jax.reasoning.latent.slots import Encoded, Markers
 from pangu_jax.study import options, workers
 from pangu_jax.study.cells import say
 from pangu_jax.study.timing import timed
@@ -157,7 +159,7 @@ def _cell(
     return {
         **dataclasses.asdict(found),
         "parameters": count(registry.spec(model)),
-        "flops": _flops(cfg, ids.testing, found),
+        "flops": _flops(cfg, METHODS[method], phases[-1], ids.markers, ids.testing, found),
         "seconds_per_answer": _seconds(ask, timings) if timings else None,
         "ablations": {kind: one.accuracy for kind, one in figures.items()},
         "steps": steps,
@@ -168,13 +170,25 @@ def _cell(
     }
 
 
-def _flops(cfg: decoder.DecoderConfig, problems: list[Encoded], found: Score) -> float:
-    """Floating-point operations of an answer: two for each weight and slot or token."""
-    read = sum(len(x.question) + 2 for x in problems) / len(problems)
+def _flops(
+    cfg: decoder.DecoderConfig,
+    method: Method,
+    phase: Phase,
+    markers: Markers,
+    problems: list[Encoded],
+    found: Score,
+) -> float:
+    """Floating-point operations of an answer: two for each weight and each slot that is computed.
+
+    These are what is given, thoughts, and all tokens but the last, which nothing follows.
+    """
+    rows = [method.slots(x, phase, markers, 0) for x in problems]
+    given = sum(len(row.prefix) + row.given for row in rows) / len(rows)
+    slots = given + method.thoughts(phase) + found.tokens - 1
     head = cfg.vocab * cfg.width
     weights = count(decoder.spec(cfg)) - head * (1 if cfg.tied else 2)
     weights = head + weights * found.layers / len(cfg.layers)  # those that are skipped left out
-    return 2 * weights * (read + found.thoughts + found.tokens)
+    return 2 * weights * slots
 
 
 def _stop_after(seconds: float) -> None:

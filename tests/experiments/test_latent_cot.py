@@ -17,10 +17,10 @@ from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.word_tokenizer import word_files
 from pangu_jax.models import presets
-from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import Score
-from pangu_jax.reasoning.latent.slots import NAMES, Encoded
+from pangu_jax.reasoning.latent.slots import NAMES, Encoded, Markers
 from pangu_jax.reasoning.latent.task import encode_task, located, read_task
 from pangu_jax.train.optimizer import schedule
 
@@ -178,15 +178,23 @@ def test_problems_of_at_most_so_many_tokens_are_kept():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_an_answers_operations_are_those_of_all_slots_and_the_layers_that_ran(tied):
+@pytest.mark.parametrize(
+    "method, unmarked, around",
+    [("coconut", False, 3), ("coconut", True, 1), ("pause", False, 3), ("pause", True, 1)],
+)
+def test_an_answers_operations_are_those_of_all_slots_and_the_layers_that_ran(
+    tied, method, unmarked, around
+):
     cfg = presets.byte_model(8, 2, 1, 1, 8, 8, 64, tied=tied)
     problems = [Encoded((1,) * n, (), (1,)) for n in (3, 5)]
     found = Score(2, 0, 0.5, 0.2, 0.8, 1.0, tokens=7.0, thoughts=2.0, layers=1.5)
     # By hand: four kernels of 8 x 8 in attention, three in the MLP, and two norms.
     layer, norm, head = 7 * 64 + 2 * 8, 8, cfg.vocab * 8
-    slots = 4 + 2 + 2 + 7  # question, boundary and mark, thoughts, tokens
+    slots = 4 + around + 2 + 6  # question, boundary and marks, thoughts, tokens but the last
     wanted = 2 * slots * (head + 1.5 / 2 * (2 * layer + norm))
-    assert run._flops(cfg, problems, found) == pytest.approx(wanted)
+    phase, markers = Phase(1, 2, ALL, unmarked=unmarked), Markers(*range(20, 26))
+    asked = METHODS[method], phase, markers, problems
+    assert run._flops(cfg, *asked, found) == pytest.approx(wanted)
 
 
 def test_markers_that_a_checkpoint_has_keep_their_rows(tiny_run, school, tmp_path):
