@@ -210,6 +210,7 @@ def test_other_text_or_another_tokenizer_is_another_cache_entry(tmp_path):
     assert cached(["1 23"]) == [299, 1, 23]
     assert cached(["1 2", "4"]) == [299, 1, 2, 299, 4]
     assert cached(["3", "1 2"]) == [299, 3, 299, 1, 2]
+    assert cached(["1 2", "3"], vocab=301) == [300, 1, 2, 300, 3]  # another boundary alone
     assert cached(["1 2", "3"], vocab=70_000) == [69_999, 1, 2, 69_999, 3]
     count = len(list(tmp_path.iterdir()))
     cached(["1 2", "3"], digest="other")

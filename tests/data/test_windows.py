@@ -31,6 +31,7 @@ def test_splits_are_the_published_ones():
     assert split_rows(7588) == SplitRows((0, 5311), (5311, 6071), (6071, 7588))
     with pytest.raises(InputError, match="load has 3 rows, too few"):
         split_rows(3, where="load")
+    assert split_rows(14400, "hourly").test == (11520, 14400)
     with pytest.raises(InputError, match="needs 14400"):
         split_rows(14399, "hourly")
 
@@ -44,6 +45,10 @@ def test_windows_stay_in_their_part():
     assert starts((10, 20), look_back=4, horizon=3, reach=False).tolist() == [10, 11, 12, 13]
     assert starts((10, 20), look_back=4, horizon=3, reach=True).tolist() == [*range(6, 14)]
     assert starts((10, 12), look_back=4, horizon=3, reach=True).size == 0
+    # Nothing is before row 0: a negative row would be one of the series' end.
+    assert starts((2, 12), look_back=4, horizon=3, reach=True).tolist() == [*range(6)]
+    late = parts(SplitRows((5, 20), (20, 30), (30, 40)), look_back=4, horizon=3)
+    assert (late.train[0], late.validation[0], late.test[0]) == (5, 16, 26)
     with pytest.raises(InputError, match="the validation part has 10 rows, too few for a look"):
         parts(split_rows(100), look_back=20, horizon=11)
     values = np.arange(40.0).reshape(20, 2)
