@@ -142,3 +142,7 @@ def test_an_error_of_the_source_reaches_the_reader():
 def test_numbers_without_sense_are_refused(options, words):
     with pytest.raises(InputError, match=words):
         order(**{"count": 1, **options})
+
+
+def test_a_batch_may_be_larger_than_the_source_if_it_is_passed_over_often_enough():
+    assert order(3, batch=5, epochs=2, shuffle=False) == [[0, 1, 2, 0, 1]]

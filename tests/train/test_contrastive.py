@@ -52,6 +52,18 @@ def test_it_is_the_loss_of_all_embeddings_at_once():
     assert float(metrics["accuracy"]) == pytest.approx(float(right / weight))
 
 
+def test_queries_documents_and_negatives_draw_with_keys_of_their_own():
+    keys = []
+
+    def noted(params, inputs, key):
+        del params
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        return inputs["x"]
+
+    contrastive_loss(noted).embed(None, None, pairs(), jax.random.key(0))
+    assert len(keys) == len(set(keys)) == 3
+
+
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_cached_gradients_are_those_of_the_whole_batch(accumulate):
     want = trained(1, pairs())
