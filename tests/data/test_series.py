@@ -1,5 +1,6 @@
 """CSV files as users have them, good and bad, and the steps between their times."""
 
+import dataclasses
 import gzip
 import time
 
@@ -415,3 +416,14 @@ def test_parts_of_a_series_are_of_one_length():
     values, times = np.zeros((3, 1)), np.arange(2).astype("datetime64[D]")
     with pytest.raises(InputError, match="a series of 3 rows has times of 2 rows"):
         Series(values, ("a",), times, TimeStep(1, "day"))
+
+
+def test_written_numbers_have_ten_digits_and_complete_rows_are_not_marked_as_filled(tmp_path):
+    times = np.array(["2024-01-01", "2024-01-02", "2024-01-03"], "datetime64[us]")
+    values = np.array([[1234567.891], [2.0], [3.0]])
+    write_csv(tmp_path / "a.csv", ["load"], times, values)
+    found = read_csv(tmp_path / "a.csv", CsvFormat(repair=True))
+    np.testing.assert_array_equal(found.values, values)
+    assert found.filled is None
+    with pytest.raises(InputError, match="has filled of 2 rows"):
+        dataclasses.replace(found, filled=np.zeros((2, 1), bool))

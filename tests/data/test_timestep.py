@@ -226,3 +226,13 @@ def test_rows_that_are_filled_in_have_the_offset_of_the_row_before(tmp_path):
 def test_whole_seconds_are_counted_in_seconds(micros, wanted):
     times = np.datetime64("2024-01-01", "us") + np.arange(9) * np.timedelta64(micros, "us")
     assert infer_step(Timestamps(times), "x") == wanted
+
+
+def test_the_day_of_months_is_the_latest_and_equal_steps_are_equal_in_any_unit():
+    times = np.array(["2023-02-28", "2023-03-29", "2023-04-29"], "datetime64[us]")
+    step = infer_step(times, "x")
+    assert (step.unit, step.count, step.day) == ("month", 1, 29)
+    assert str(step.after(times[0], 1)[0]).startswith("2023-03-29")
+    day, second = 86400 * 10**6, 10**6
+    assert TimeStep(day, "us").same_as(TimeStep(1, "day"))
+    assert TimeStep(second, "us").same_as(TimeStep(1, "s"))

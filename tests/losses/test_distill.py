@@ -47,3 +47,4 @@ def test_hidden_states_are_compared_relative_to_the_teacher():
     want = weights.sum() * ((mine - theirs)[on] ** 2).mean() / (theirs[on] ** 2).mean()
     found = hidden_state_loss(*map(jnp.float32, (mine, theirs)), jnp.asarray(weights))
     assert float(found) == pytest.approx(want, rel=1e-5)
+    assert not jax.grad(hidden_state_loss, 1)(*map(jnp.float32, (mine, theirs, weights))).any()

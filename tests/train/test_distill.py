@@ -15,8 +15,8 @@ from pangu_jax.nn.mlp import MlpConfig
 from pangu_jax.train.distill import distill_loss
 
 LAYERS = (LayerConfig(AttentionConfig(2, 1, 4), mlp=MlpConfig(8)),)
-TEACHER = decoder.DecoderConfig(11, 8, LAYERS)
-STUDENT = decoder.DecoderConfig(11, 6, LAYERS)
+TEACHER = decoder.DecoderConfig(11, 8, LAYERS, logit_softcap=3.0)
+STUDENT = decoder.DecoderConfig(11, 6, LAYERS, logit_softcap=2.0)
 KEPT = (0, 2, 3, 5, 6, 7)
 
 
@@ -53,7 +53,10 @@ def test_the_parts_are_weighed_softened_and_compared_on_the_channels_that_are_le
     options = {"kl_weight": 0.5, "lm_weight": 3.0, "hidden_weight": 7.0, "temperature": 2.0}
     loss = jax.jit(distill_loss(TEACHER, STUDENT, hidden=KEPT, chunk=3, **options))
     total, weight, metrics = loss(student, teacher, batch, key)
-    mine, theirs = (x["hidden"].astype(float) @ x["head"]["kernel"] for x in (student, teacher))
+    mine, theirs = (
+        cap * np.tanh(x["hidden"].astype(float) @ x["head"]["kernel"] / cap)
+        for x, cap in ((student, 2.0), (teacher, 3.0))
+    )
     on = batch["weights"].astype(bool)
     nats = -np.take_along_axis(log_softmax(mine), batch["labels"][..., None], -1)[on].sum()
     q, p = log_softmax(mine / 2)[on], log_softmax(theirs / 2)[on]
@@ -76,6 +79,24 @@ def test_the_teacher_gets_no_gradient_and_the_student_all_of_it(given):
     mine, theirs = jax.jit(jax.grad(value, (0, 1)))(student, jnp.asarray(teacher["hidden"]))
     assert not theirs.any()
     assert all(leaf.any() for leaf in jax.tree.leaves(mine))
+
+
+def test_both_models_keep_documents_apart_and_the_student_alone_draws(given, monkeypatch):
+    student, teacher, batch, key = given
+    batch = batch | {name: batch[name].copy() for name in ("positions", "segments")}
+    seen = {}
+
+    def apply(params, tokens, *, cfg, positions, segments, how, key=None):
+        del how
+        seen[cfg] = tokens, positions, segments, key
+        return types.SimpleNamespace(hidden=params["hidden"])
+
+    monkeypatch.setattr(decoder, "apply", apply)
+    loss = distill_loss(TEACHER, STUDENT, hidden=KEPT)
+    jax.eval_shape(lambda params: loss(params, teacher, batch, key), student)
+    for cfg, own in ((STUDENT, key), (TEACHER, None)):
+        want = batch["tokens"], batch["positions"], batch["segments"], own
+        assert all(a is b for a, b in zip(seen[cfg], want, strict=True))
 
 
 def test_what_cannot_be_distilled_is_refused():
