@@ -35,7 +35,7 @@ class Plan:
       first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
       mixed: of coconut and pause, as in `CurriculumConfig`.
       unmarked: of coconut and pause, as in `CurriculumConfig`.
-      keep_positions: of icot, as in `CurriculumConfig`.
+      vary_gap: of icot, as in `CurriculumConfig`.
     """
 
     task: str
@@ -58,7 +58,7 @@ class Plan:
     first_steps: int | None = None
     mixed: float = 0.0
     unmarked: bool = False
-    keep_positions: bool = False
+    vary_gap: bool = False
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -82,7 +82,7 @@ class Plan:
             first_steps=None if method == "icot" else self.first_steps,
             mixed=self.mixed,
             unmarked=self.unmarked,
-            keep_positions=self.keep_positions,
+            vary_gap=self.vary_gap,
         )
 
 
@@ -123,7 +123,7 @@ _MULTIPLICATION = Plan(
     unmarked=True,
     warmup=0.1,
     decay=0.3,
-    keep_positions=True,
+    vary_gap=True,
 )
 _PROSQA = Plan(
     "prosqa-symbols",

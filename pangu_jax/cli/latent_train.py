@@ -56,7 +56,7 @@ READ_BY = {
     **dict.fromkeys(("stage_steps", "first_steps"), STAGED),
     **dict.fromkeys(("stages", "slots_per_stage"), THINKING),
     **dict.fromkeys(("mixed", "unmarked"), ("coconut", "pause")),
-    **dict.fromkeys(("smoothing", "most_removed", "keep_positions"), ("icot",)),
+    **dict.fromkeys(("smoothing", "most_removed", "vary_gap"), ("icot",)),
     **dict.fromkeys(("align", "teach"), ("codi",)),
     **dict.fromkeys(("depth", "steer"), ("adaptive",)),
     "turns": ("looped", "adaptive"),
@@ -220,7 +220,7 @@ def _settings(options: Options, task: Task) -> dict[str, Any]:
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     if options.own == MethodConfig():  # as runs are that began before there was any
         del settings["own"]
-    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False, "keep_positions": False}
+    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False, "vary_gap": False}
     settings["curriculum"] = {
         name: value
         for name, value in settings["curriculum"].items()

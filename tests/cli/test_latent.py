@@ -224,7 +224,7 @@ def test_a_newer_option_is_among_the_settings_once_it_is_set():
     older = {"steps", "stage_steps", "stages", "slots_per_stage", "smoothing", "most_removed"}
     settings = latent_train._settings(options, task)
     assert set(settings["curriculum"]) == older and "own" not in settings
-    newer = {"mixed": 0.1, "first_steps": 9, "unmarked": True, "keep_positions": True}
+    newer = {"mixed": 0.1, "first_steps": 9, "unmarked": True, "vary_gap": True}
     for name, value in newer.items():
         one = dataclasses.replace(options, curriculum=CurriculumConfig(**{name: value}))
         assert set(latent_train._settings(one, task)["curriculum"]) == older | {name}

@@ -86,9 +86,9 @@ def test_a_cell_is_trained_and_asked_as_its_plan_and_seed_say(tmp_path, monkeypa
 def test_a_plan_s_curriculum_is_the_method_s():
     plan = dataclasses.replace(PLAN, steps=90, stages=3, stage_steps=8, token_steps=7)
     plan = dataclasses.replace(plan, slots_per_stage=2, most_removed=5, first_steps=9)
-    plan = dataclasses.replace(plan, mixed=0.2, unmarked=True, keep_positions=True)
+    plan = dataclasses.replace(plan, mixed=0.2, unmarked=True, vary_gap=True)
     more = {"stages": 3, "slots_per_stage": 2, "most_removed": 5, "mixed": 0.2}
-    more |= {"unmarked": True, "keep_positions": True}
+    more |= {"unmarked": True, "vary_gap": True}
     staged = CurriculumConfig(90, stage_steps=8, first_steps=9, **more)
     assert plan.curriculum("coconut") == plan.curriculum("pause") == staged
     assert plan.curriculum("icot", 80) == CurriculumConfig(80, stage_steps=7, **more)

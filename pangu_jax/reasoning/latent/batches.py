@@ -87,15 +87,18 @@ def phase_batches(
       step: the first batch to give.
     """
     while True:
-        rng, at = np.random.default_rng((*seed, step)), phase.at(step)
+        rng = np.random.default_rng((*seed, step))
         chosen = rng.integers(0, len(problems), batch)
         more = removed_beyond(phase, batch, rng)
-        forms = [_drawn(at, problems[i], rng) for i in chosen]
+        forms = [_drawn(phase, problems[i], rng) for i in chosen]
         rows = [
             _row(method, problems[i], form, markers, int(extra), width)
             for i, form, extra in zip(chosen, forms, more, strict=True)
         ]
-        found = collate(rows, start=width.start, thoughts=width.thoughts, tail=width.tail)
+        gaps = rng.integers(0, phase.gap + 1, batch) if phase.gap else 0
+        found = collate(
+            rows, start=width.start, thoughts=width.thoughts, tail=width.tail, gaps=gaps
+        )
         if method.teacher is not None:
             wise = [method.teacher(problems[i], markers) for i in chosen]
             taught = collate(wise, start=width.start, thoughts=0, tail=width.teacher)

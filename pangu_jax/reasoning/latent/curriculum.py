@@ -57,8 +57,7 @@ class Phase:
         example is drawn; 0 for none.
       mix: examples of other stages; None for none.
       unmarked: whether the slots have no markers around them.
-      gap: share of the positions of removed tokens that stay free.
-      closes: whether that share falls to 0 over the phase, step by step.
+      gap: most positions that stay free behind a question; each example's are drawn evenly.
 
     Raises:
       InputError: numbers out of range.
@@ -71,21 +70,14 @@ class Phase:
     smoothing: float = 0.0
     mix: Mix | None = None
     unmarked: bool = False
-    gap: float = 0.0
-    closes: bool = False
+    gap: int = 0
 
     def __post_init__(self):
         check_size("a phase's steps", self.steps)
-        for name in ("slots", "removed_steps", "removed_tokens"):
+        for name in ("slots", "removed_steps", "removed_tokens", "gap"):
             check_size(f"a phase's {name}", getattr(self, name), least=0, most=ALL)
         if not 0 <= self.smoothing < math.inf:
             raise InputError(f"a phase's smoothing must be 0 or more, got {self.smoothing}")
-
-    def at(self, step: int) -> "Phase":
-        """The form of the examples of its step `step`."""
-        if not self.closes:
-            return self
-        return dataclasses.replace(self, gap=self.gap * (1 - step / self.steps), closes=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +100,9 @@ class CurriculumConfig:
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
         left follows the last slot, without markers. A thought is then the very state that, a stage
         before, had to predict the step which it replaces.
-      keep_positions: of `icot`, whether tokens keep their positions as others go, so that no
-        distance between them changes. The gap between question and answer closes in the first
-        half of the last stage.
+      vary_gap: of `icot`, whether positions stay free behind an example's question, as many as are
+        drawn, up to those of the longest chain. What is left then moves to no distance that has
+        not been seen as tokens go. The second half of the last stage has no gap.
 
     Raises:
       InputError: numbers out of range.
@@ -125,7 +117,7 @@ class CurriculumConfig:
     mixed: float = 0.0
     first_steps: int | None = None
     unmarked: bool = False
-    keep_positions: bool = False
+    vary_gap: bool = False
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
@@ -186,25 +178,26 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
       cfg: the curriculum.
       longest: tokens of the longest chain.
 
-    Source: arXiv 2405.14838, sections 3 and 4. To keep positions is its released code's
-      `keep_position`; that the gap closes, and the trained model is a plain one, is ours.
+    Source: arXiv 2405.14838, sections 3 and 4. To vary the gap is ours: its released code's
+      `keep_position` leaves one of all removed tokens, which users of the model must leave, too.
     """
     lengths = _stage_steps(cfg, min(longest, cfg.most_removed or longest))
+    gap = longest if cfg.vary_gap else 0
     found = [
         Phase(
             steps,
             removed_tokens=count,
             smoothing=cfg.smoothing,
-            gap=float(cfg.keep_positions),
+            gap=gap,
         )
         for count, steps in enumerate(lengths)
     ]
     *found, last = _with_last(found, Phase(1, removed_steps=ALL), cfg)
-    if not (cfg.keep_positions and found and last.steps > 1):
+    if not (gap and found and last.steps > 1):
         return (*found, last)
     half = last.steps // 2
-    closing = dataclasses.replace(last, steps=half, gap=1.0, closes=True)
-    return (*found, closing, dataclasses.replace(last, steps=last.steps - half))
+    varied = dataclasses.replace(last, steps=half, gap=gap)
+    return (*found, varied, dataclasses.replace(last, steps=last.steps - half))
 
 
 def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:

@@ -66,14 +66,12 @@ class Slots:
       tail: ids after them.
       given: number of tail ids that are given; the others are to be predicted.
       thoughts: number of thoughts; None is as many as its batch has columns for.
-      gap: positions that no token has, between the prefix, or its thoughts, and the tail.
     """
 
     prefix: tuple[int, ...]
     tail: tuple[int, ...]
     given: int
     thoughts: int | None = None
-    gap: int = 0
 
 
 def markers_of(tokenizer: Tokenizer) -> Markers:
@@ -157,7 +155,9 @@ def _refuse_unknown(problem: Problem, tokenizer: Tokenizer, unknown: int) -> Non
             )
 
 
-def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> dict[str, Any]:
+def collate(
+    rows: Sequence[Slots], *, start: int, thoughts: int, tail: int, gaps: np.ndarray | int = 0
+) -> dict[str, Any]:
     """Rows as one batch.
 
     Args:
@@ -165,6 +165,7 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
       start: columns of the prefix.
       thoughts: columns of the thoughts; those after a row's own are padding.
       tail: columns of the tail.
+      gaps: positions that stay free before each row's tail, int [B], or of all rows.
 
     Returns:
       With T = start + thoughts + tail: tokens, int32 [B, T], of which those at thoughts are not
@@ -183,14 +184,14 @@ def collate(rows: Sequence[Slots], *, start: int, thoughts: int, tail: int) -> d
     begin = start - _numbers(len(row.prefix) for row in rows)
     end = after + _numbers(len(row.tail) for row in rows)
     own = _numbers(thoughts if row.thoughts is None else row.thoughts for row in rows)
-    given, gap = _numbers(row.given for row in rows), _numbers(row.gap for row in rows)
+    given = _numbers(row.given for row in rows)
 
     written = (columns >= begin) & (columns < end) & ((columns < start) | (columns >= after))
     tokens = np.zeros(shape, np.int32)
     parts = (part for row in rows for part in (row.prefix, row.tail))
     tokens[written] = np.fromiter(itertools.chain.from_iterable(parts), np.int32)
     segments = written | (columns >= start) & (columns < start + own)
-    shift = (columns >= after) * (gap + own - thoughts)
+    shift = (columns >= after) * (np.reshape(gaps, (-1, 1)) + own - thoughts)
     positions = np.maximum(columns - begin + shift, 0)
     weights = (columns >= after + given - 1) & (columns < end - 1)
     labels = np.roll(tokens, -1, axis=1)

@@ -57,11 +57,11 @@ def inputs(params, prefix, thoughts, tail, cfg, step=lambda params, state: state
     return jnp.concatenate([x, table[jnp.asarray(tail, int)]]) if len(tail) else x
 
 
-def row_loss(params, row, thoughts, cfg, **more):
-    """Summed nats of what is to be predicted in a row of `Slots`."""
+def row_loss(params, row, thoughts, cfg, gap=0, **more):
+    """Summed nats of what is to be predicted in a row of `Slots`, its tail `gap` places on."""
     x = inputs(params, row.prefix, thoughts, row.tail, cfg, **more)
     first = len(row.prefix) + thoughts
-    places = [n if n < first else n + row.gap for n in range(len(x))]
+    places = [n if n < first else n + gap for n in range(len(x))]
     scores = jax.nn.log_softmax(states(params, x, cfg, places) @ params["head"]["kernel"])
     return -sum(scores[first + i - 1, row.tail[i]] for i in range(row.given, len(row.tail)))
 

@@ -15,7 +15,7 @@ from pangu_jax.nn.attention import AttentionConfig
 from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.how import How
 from pangu_jax.nn.mlp import MlpConfig
-from pangu_jax.reasoning.latent import coconut, cot, icot
+from pangu_jax.reasoning.latent import coconut, cot
 from pangu_jax.reasoning.latent.curriculum import Phase
 from pangu_jax.reasoning.latent.loss import thought_loss
 from pangu_jax.reasoning.latent.reading import read
@@ -48,12 +48,12 @@ def found(model, problems, markers):
     return step(params, batch_of(rows, 2)), rows
 
 
-def reference(naive, model, rows, thoughts=2, **more):
+def reference(naive, model, rows, **more):
     params, cfg = model
 
     @jax.jit
     def every(params):
-        return sum(naive.row_loss(params, row, thoughts, cfg, **more) for row in rows)
+        return sum(naive.row_loss(params, row, 2, cfg, **more) for row in rows)
 
     return jax.value_and_grad(every)(params)
 
@@ -67,18 +67,20 @@ def test_values_and_gradients_are_those_of_a_pass_for_each_thought(naive, model,
 
 def test_a_gap_is_left_between_positions(naive, model, problems, markers):
     params, cfg = model
-    phase = Phase(1, removed_tokens=1, gap=1.0)
-    rows = [
-        icot.METHOD.slots(x, phase, markers, n) for x, n in zip(problems, (0, 2, 3), strict=True)
-    ]
-    assert [row.gap for row in rows] == [0, 2, 3]
-    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 0)))(params, batch_of(rows, 0))
-    wanted = reference(naive, model, rows, thoughts=0)
+    rows, gaps = rows_of(problems, markers, Phase(1), cot.COT), [0, 2, 5]
+    batch = collate(rows, start=START, thoughts=0, tail=TAIL, gaps=np.array(gaps))
+    loss, grads = jax.jit(jax.value_and_grad(summed(cfg, 0)))(params, batch)
+
+    @jax.jit
+    def every(params):
+        given = zip(rows, gaps, strict=True)
+        return sum(naive.row_loss(params, row, 0, cfg, gap) for row, gap in given)
+
+    wanted = jax.value_and_grad(every)(params)
     np.testing.assert_allclose(loss, wanted[0], rtol=1e-5)
     chex.assert_trees_all_close(grads, wanted[1], rtol=1e-4, atol=1e-5)
 
     noted = []  # layer by layer, as probes read
-    batch = batch_of(rows, 0)
     more = {"cfg": cfg, "start": START, "thoughts": 0}
     layered = read(by_layer(params), batch, note=noted.append, **more).hidden
     seen = batch["segments"] > 0

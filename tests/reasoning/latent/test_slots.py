@@ -29,10 +29,6 @@ ROWS = {
     ("no-cot", Phase(1, removed_steps=ALL), 0): Slots((15, 1, 2, 3), (13, 7, 14), 0),
     ("icot", Phase(1, removed_tokens=1), 2): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
     ("icot", Phase(1, removed_tokens=1), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0),
-    ("icot", Phase(1, gap=1.0), 0): Slots((15, 1, 2, 3), (4, 5, 6, 13, 7, 14), 0),
-    ("icot", Phase(1, gap=1.0), 2): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0, gap=2),
-    ("icot", Phase(1, gap=0.7), 9): Slots((15, 1, 2, 3), (13, 7, 14), 0, gap=2),
-    ("icot", Phase(1, removed_steps=ALL, gap=1.0), 0): Slots((15, 1, 2, 3), (13, 7, 14), 0, gap=3),
     ("coconut", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (11, 6, 13, 7, 14), 1),
     ("pause", Phase(1, 2, 1), 0): Slots((15, 1, 2, 3, 10), (12, 12, 11, 6, 13, 7, 14), 3),
     ("coconut", Phase(1, 2, 1, unmarked=True), 0): Slots((15, 1, 2, 3), (6, 13, 7, 14), 0),
@@ -46,38 +42,32 @@ def test_a_problem_as_a_row(problems, markers, name, phase, removed):
     assert row == ROWS[name, phase, removed]
 
 
-def test_tokens_keep_their_positions_as_others_go_and_then_the_gap_closes(problems, markers):
-    cfg = CurriculumConfig(40, stage_steps=5, keep_positions=True)
-    icot = method("icot")
-    *kept, closing, last = icot.phases(cfg, 3)
-    assert [phase.steps for phase in (*kept, closing, last)] == [5, 5, 5, 12, 13]
-    for problem in problems[:2]:
-        chain = sum(map(len, problem.steps))
-        begun = closing.at(0)
-        rows = [icot.slots(problem, p, markers, p.removed_tokens) for p in (*kept, begun)]
-        start, width = len(rows[0].prefix), len(rows[0].tail)
-        places = slots.collate(rows, start=start, thoughts=0, tail=width)["positions"]
-        for row, seen in zip(rows, places[:, start:], strict=True):
-            left = len(row.tail)
-            assert seen[:left].tolist() == places[0, start:][width - left :].tolist()
-        gaps = [icot.slots(problem, closing.at(n), markers, 0).gap for n in range(closing.steps)]
-        assert gaps == [round(chain * (12 - n) / 12) for n in range(12)]
-        assert icot.slots(problem, last.at(0), markers, 0).gap == 0
-    plain = icot.phases(dataclasses.replace(cfg, keep_positions=False), 3)
-    assert [phase.gap for phase in plain] == [0.0] * 4 and plain[-1].steps == 25
-    at_once = icot.phases(dataclasses.replace(cfg, stage_steps=0), 3)
-    assert at_once == (Phase(40, removed_steps=ALL),)  # nothing stood there
+def test_the_gap_varies_until_the_last_stage_is_half_over():
+    cfg = CurriculumConfig(40, stage_steps=5, vary_gap=True)
+    phases = method("icot").phases(cfg, 3)
+    assert [(phase.steps, phase.gap) for phase in phases] == [*[(5, 3)] * 3, (12, 3), (13, 0)]
+    assert phases[-2].removed_steps == phases[-1].removed_steps == ALL
+    plain = method("icot").phases(dataclasses.replace(cfg, vary_gap=False), 3)
+    assert [(phase.steps, phase.gap) for phase in plain] == [*[(5, 0)] * 3, (25, 0)]
+    at_once = method("icot").phases(dataclasses.replace(cfg, stage_steps=0), 3)
+    assert at_once == (Phase(40, removed_steps=ALL),)  # no chain was ever there
 
 
-def test_a_gap_closes_with_the_batches_of_a_phase(problems, markers):
-    phase = Phase(4, removed_steps=ALL, gap=1.0, closes=True)
-    width = Widths(4, 0, 16)
-    stream = phase_batches(
-        problems[:1], method("icot"), phase, markers, width, batch=2, seed=(0,), step=1
-    )
-    at_answer = [int(next(stream)["positions"][0, 4]) for _ in range(3)]
-    chain = sum(map(len, problems[0].steps))
-    assert at_answer == [4 + round(chain * share) for share in (0.75, 0.5, 0.25)]
+def test_gaps_are_drawn_for_each_example_from_none_to_the_most(problems, markers):
+    gap_of = {}
+    for gap in (0, 3):
+        phase = Phase(1, removed_tokens=1, smoothing=1.0, gap=gap)
+        width = Widths(4, 0, 16)
+        more = {"batch": 64, "seed": (0,)}
+        stream = phase_batches(problems[:1], method("icot"), phase, markers, width, **more)
+        gap_of[gap] = next(stream)
+    plain, varied = gap_of[0], gap_of[3]
+    np.testing.assert_array_equal(plain["tokens"], varied["tokens"])  # the same draws else
+    apart = varied["positions"] - plain["positions"]
+    assert not apart[:, :4].any()
+    assert (apart[:, 4:] == apart[:, 4:5]).all()
+    counts = np.bincount(apart[:, 4], minlength=4)
+    assert len(counts) == 4 and counts.min() >= 8  # of 16 expected
 
 
 @pytest.mark.parametrize("unmarked", [False, True])
