@@ -119,8 +119,8 @@ def train_stages(
       spec: tree of `Spec` of the parameters.
       cfg: length and checkpoints.
       folder: as in `train`.
-      params: parameters to start from, those of several seeds stacked; None draws them. Not used
-        where a checkpoint is found.
+      params: parameters to start from, whose buffers the training takes over, those of several
+        seeds stacked; None draws them. Not used where a checkpoint is found.
       trainable: a regular expression that trained leaves' full paths match; None trains all.
       evaluate: called with the parameters every `evaluate_every` steps and at the end; what it
         returns, numbers or for several seeds a list of them, goes to metrics.jsonl under "eval_"

@@ -142,7 +142,8 @@ def train(
       own: numbers of single methods.
       optimizer: AdamW and its schedule. Every phase begins with a fresh state, and its rate rises
         and falls over shares of the phase's own steps, as if the run were of that phase alone.
-      params: float32 parameters to start from; None draws them.
+      params: float32 parameters to start from, whose buffers the training takes over; None draws
+        them.
       folder: as in `train.loop.train`.
       evaluate: as in `train.loop.train`.
       label: as in `train.loop.train`.
