@@ -15,6 +15,7 @@ from pangu_jax.core.errors import InputError
 from pangu_jax.core.spec import Spec, init
 from pangu_jax.core.tree import flatten
 from pangu_jax.data.windows import Scaler, SplitRows, parts
+from pangu_jax.losses.forecast import window_errors
 from pangu_jax.models import timepro
 from pangu_jax.models.timepro_config import TimeProConfig
 from pangu_jax.train import forecast
@@ -212,9 +213,9 @@ def test_a_training_goes_on_where_it_was_stopped(counting, monkeypatch, tmp_path
         for path in sorted(tmp_path.glob("*/metrics.jsonl"))
     ]
     assert lines[0] == lines[1] and "windows_per_s" in read_metrics(path_of(tmp_path))[0]
-    with pytest.raises(InputError, match="holds a run with another data"):
-        fit(np.ones((30, 1)), STARTS, STARTS, model=MODEL, cfg=cfg, seeds=(0, 1),
-            folder=tmp_path / "parts")  # fmt: skip
+    for other in ((np.ones((30, 1)), STARTS, STARTS), (np.zeros((30, 1)), STARTS, STARTS[1:])):
+        with pytest.raises(InputError, match="holds a run with another data"):
+            fit(*other, model=MODEL, cfg=cfg, seeds=(0, 1), folder=tmp_path / "parts")
 
 
 def path_of(folder):
@@ -229,6 +230,27 @@ def test_nothing_after_the_training_part_reaches_the_weights():
     clean, other = (trained(x, stop=lambda: True) for x in (values, spoilt))
     chex.assert_trees_all_equal(clean.params, other.params)
     assert clean.curves[0][0]["validation"] != other.curves[0][0]["validation"]
+
+
+def test_windows_errors_are_means_over_their_own_steps_and_variates():
+    series, at = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32), np.arange(5)
+    sizes = {"look_back": 4, "horizon": 3, "batch": 2}  # the last of three pieces is filled up
+    found = window_errors(lambda seen: 0.5 * seen[:, 1:], jnp.asarray(series), at, **sizes)
+    away = [0.5 * series[i + 1 : i + 4] - series[i + 4 : i + 7] for i in at]
+    wanted = [[np.mean(x**2) for x in away], [np.mean(abs(x)) for x in away]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_it_is_the_validation_windows_that_decide(counting, monkeypatch):
+    seen = []
+
+    def check(params, series, at):
+        seen.append(at.tolist())
+        return 1.0
+
+    monkeypatch.setattr(forecast, "_make_check", lambda *_: check)
+    fit(np.zeros((30, 1)), STARTS, STARTS[:3] + 9, model=MODEL, cfg=FIT, seeds=(0,))
+    assert seen == [[9, 10, 11]] * FIT.epochs
 
 
 def test_stop_ends_at_an_epoch_and_says_so(counting, monkeypatch):

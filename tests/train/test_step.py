@@ -299,6 +299,11 @@ def test_schedules_rise_hold_and_fall_as_said():
     assert float(wsd(90)) == pytest.approx(1.25) and float(wsd(100)) == pytest.approx(0.5)
     constant = schedule(OptimizerConfig(**base, schedule="constant"), 100)
     assert [float(constant(s)) for s in (5, 10, 99)] == pytest.approx([1, 2, 2])
+    few = schedule(OptimizerConfig(**base, schedule="constant"), 17)  # 1.7 steps are two
+    assert float(few(1)) == pytest.approx(1)
+    # A fall as long as the run begins when the rise is over.
+    whole = schedule(OptimizerConfig(**base, schedule="wsd", decay_fraction=1.0), 100)
+    assert [float(whole(s)) for s in (5, 10, 60)] == pytest.approx([1, 2, 1.25])
 
 
 @pytest.mark.parametrize("name", ["warmup_fraction", "b1", "learning_rate", "clip_norm"])
