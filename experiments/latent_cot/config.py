@@ -35,7 +35,8 @@ class Plan:
       first_steps: of coconut and pause, before anything goes; None as in `CurriculumConfig`.
       mixed: of coconut and pause, as in `CurriculumConfig`.
       unmarked: of coconut and pause, as in `CurriculumConfig`.
-      vary_gap: of icot, as in `CurriculumConfig`.
+      keep_position: of icot, as in `CurriculumConfig`.
+      token_rate: of icot, the top rate of each stage; None is `learning_rate`.
     """
 
     task: str
@@ -58,15 +59,16 @@ class Plan:
     first_steps: int | None = None
     mixed: float = 0.0
     unmarked: bool = False
-    vary_gap: bool = False
+    keep_position: bool = False
+    token_rate: float | None = None
 
-    @property
-    def optimizer(self) -> OptimizerConfig:
-        """The optimizer of each stage."""
+    def optimizer(self, method: str) -> OptimizerConfig:
+        """The optimizer of each stage of a method."""
+        own = self.token_rate if method == "icot" else None
         falls = {"schedule": "wsd", "decay_fraction": self.decay, "end_fraction": 0.05}
         return dataclasses.replace(
             OPTIMIZER,
-            learning_rate=self.learning_rate,
+            learning_rate=own or self.learning_rate,
             warmup_fraction=self.warmup,
             **(falls if self.decay else {}),
         )
@@ -82,7 +84,7 @@ class Plan:
             first_steps=None if method == "icot" else self.first_steps,
             mixed=self.mixed,
             unmarked=self.unmarked,
-            vary_gap=self.vary_gap,
+            keep_position=self.keep_position,
         )
 
 
@@ -123,7 +125,8 @@ _MULTIPLICATION = Plan(
     unmarked=True,
     warmup=0.1,
     decay=0.3,
-    vary_gap=True,
+    keep_position=True,
+    token_rate=2e-4,
 )
 _PROSQA = Plan(
     "prosqa-symbols",

@@ -138,7 +138,7 @@ def _cell(
         params=begin_from,
         loop=LoopConfig(steps, seed=seed, checkpoint_every=2000),
         batch=plan.batch,
-        optimizer=plan.optimizer,
+        optimizer=plan.optimizer(method),
         folder=folder,
         label=f"{plan.task} {method}",
         how=how,

@@ -102,16 +102,20 @@ def note_length(tokens: int, cfg: DecoderConfig) -> None:
 
 
 def note_thoughts(checkpoint: str) -> None:
-    """Warns of a run of `latent train` whose thoughts or pauses are left out by this command."""
+    """Warns of a run of `latent train` whose thoughts, pauses or gap are left out by a command."""
     path = Path(checkpoint) / LATENT  # the module that writes it takes long to import
     found = read_json(path) if path.is_file() else None
     phase = found.get("phase") if isinstance(found, dict) else None
-    if isinstance(phase, dict) and phase.get("slots"):
-        print(
-            f"note: {checkpoint} was trained to answer after {phase['slots']} thoughts or pauses, "
-            "which are left out here; `pangu-jax latent eval` and `export` have them",
-            file=sys.stderr,
-        )
+    if not isinstance(phase, dict):
+        return
+    kinds = {"slots": "thoughts or pauses", "chain_room": "positions that stay free"}
+    for name, kind in kinds.items():
+        if phase.get(name):
+            print(
+                f"note: {checkpoint} was trained to answer after {phase[name]} {kind}, which are "
+                "left out here; `pangu-jax latent eval` and `export` have them",
+                file=sys.stderr,
+            )
 
 
 def _read(

@@ -56,7 +56,7 @@ READ_BY = {
     **dict.fromkeys(("stage_steps", "first_steps"), STAGED),
     **dict.fromkeys(("stages", "slots_per_stage"), THINKING),
     **dict.fromkeys(("mixed", "unmarked"), ("coconut", "pause")),
-    **dict.fromkeys(("smoothing", "most_removed", "vary_gap"), ("icot",)),
+    **dict.fromkeys(("smoothing", "most_removed", "keep_position"), ("icot",)),
     **dict.fromkeys(("align", "teach"), ("codi",)),
     **dict.fromkeys(("depth", "steer"), ("adaptive",)),
     "turns": ("looped", "adaptive"),
@@ -86,6 +86,7 @@ def main(options: Options) -> None:
         ids = encode_task(task, files, plans=len(names) - len(NAMES))
     params, model = _extended(options, params, plain, ids, added)
     phases = latent.plan(options.method, ids.training, options.curriculum)
+    latent.check_room(plain, phases)
     check_problems(ids.testing, chosen, phases[-1])
     _note(options, ids, phases, plain)
     trained = latent.Trained(
@@ -220,7 +221,7 @@ def _settings(options: Options, task: Task) -> dict[str, Any]:
     settings = {**to_json(options), "out": "", "data": _fingerprint(task)}
     if options.own == MethodConfig():  # as runs are that began before there was any
         del settings["own"]
-    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False, "vary_gap": False}
+    newer = {"mixed": 0.0, "first_steps": None, "unmarked": False, "keep_position": False}
     settings["curriculum"] = {
         name: value
         for name, value in settings["curriculum"].items()

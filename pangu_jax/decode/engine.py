@@ -114,6 +114,7 @@ class Engine:
         length: int,
         stops: int = 8,
         burst: int = 32,
+        gap: int = 0,
         version: int = 0,
         key: jax.Array | None = None,
         how: How = HOW,
@@ -128,6 +129,8 @@ class Engine:
           length: capacity of a slot, in tokens of prompt and answer together.
           stops: maximum number of stop ids per request.
           burst: maximum number of tokens sampled per slot between looks by the host.
+          gap: positions that stay free behind every prompt, for a model that learned to answer
+            so far from it; windows do not count them.
           version: of these weights, for an engine that continues another's work.
           key: an example of requests' keys, if they are of another kind than jax's default.
           how: layout, implementations, and the type of activations and caches.
@@ -138,9 +141,10 @@ class Engine:
         sizes = {"slots": slots, "length": length, "stops": stops, "burst": burst}
         for name, value in sizes.items():
             check_size(f"the engine's {name}", value)
+        check_size("the engine's gap", gap, least=0)
         self.params, self.version = by_layer(params), version
         self._cfg, self._how, self._burst = cfg, how, burst
-        self._length, self._stops = length, stops
+        self._length, self._stops, self._gap = length, stops, gap
         self._key = _typed(jax.random.key(0) if key is None else key)
         kind = jnp.dtype(how.dtype or params["embed"]["table"].dtype)
         sizes = {"slots": slots, "length": length, "stops": stops}
@@ -268,6 +272,7 @@ class Engine:
             _padded(inputs, self._length),
             np.int32(len(inputs)),
             self._seated([x for _, x in new], free),
+            gap=self._gap,
             cfg=self._cfg,
             how=self._how,
         )

@@ -125,7 +125,7 @@ def init(
     return _placed(empty, how)
 
 
-@partial(jax.jit, static_argnames=("cfg", "how"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("gap", "cfg", "how"), donate_argnames="slots")
 def admit(
     params: Any,
     slots: Slots,
@@ -133,6 +133,7 @@ def admit(
     length: jax.Array,
     requests: SlotRequests,
     *,
+    gap: int,
     cfg: DecoderConfig,
     how: How,
 ) -> tuple[Slots, Made]:
@@ -145,13 +146,14 @@ def admit(
         with any valid ids, or with zeros.
       length: int32 scalar, 1 to T.
       requests: the slots, which drop their former texts, and the settings of the new ones.
+      gap: positions that stay free behind the prompt.
       cfg: the model.
       how: layout, implementations, type of activations.
 
     Returns:
       The new state, and the first tokens as [1, n].
     """
-    logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, cfg, how)
+    logits, read = _read(params, inputs, length, slots.caches[0]["key"].dtype, gap, cfg, how)
     keys, most = jnp.stack(requests.keys), requests.slots.shape[0]
 
     def body(row, carry):
@@ -235,10 +237,10 @@ def padded(stop_ids: Sequence[int], room: int) -> np.ndarray:
     return stops
 
 
-def _read(params, inputs, length, kind, cfg, how):
+def _read(params, inputs, length, kind, gap, cfg, how):
     """Scores of the token after a prompt, [1, V], and the prompt's cache of each layer."""
     inputs = inputs[None] if inputs.ndim == 1 else inputs[None].astype(kind)
-    return decoder.prefill(params, inputs, length[None], cfg=cfg, how=how)
+    return decoder.prefill(params, inputs, length[None], gap=gap, cfg=cfg, how=how)
 
 
 def _take_over(whole, rows, slot):

@@ -54,6 +54,7 @@ def prefill(
     cfg: DecoderConfig,
     slots: int,
     thinking: Thinking | None = None,
+    gap: int = 0,
     how: How = HOW,
 ) -> dict[str, jax.Array]:
     """Processes prompts, then computes thoughts about them.
@@ -65,6 +66,7 @@ def prefill(
       cfg: the model.
       slots: S >= T, slots of the caches it returns.
       thinking: follows each row's prompt; None for nothing.
+      gap: positions that stay free behind each row's prompt.
       how: implementations, and the type of the activations and caches.
 
     Returns:
@@ -73,10 +75,10 @@ def prefill(
     """
     room = slots - tokens.shape[1]
     if thinking is None:
-        logits, caches = decoder.prefill(params, tokens, length, cfg=cfg, how=how)
+        logits, caches = decoder.prefill(params, tokens, length, gap=gap, cfg=cfg, how=how)
         return {"logits": logits, **_named(caches, room)}
     options = {"cfg": cfg, "how": how}
-    state, caches = decoder.prefill_state(params, tokens, length, **options)
+    state, caches = decoder.prefill_state(params, tokens, length, gap=gap, **options)
     caches = jax.tree.map(lambda rows: jnp.pad(rows, ((0, 0), (0, room), (0, 0), (0, 0))), caches)
     tail = decoder.embed(params, jnp.asarray(thinking.tail, jnp.int32)[None], **options)[0]
     for number in range(thinking.slots):
@@ -145,6 +147,7 @@ def bundle(
     how: How = HOW,
     prompts: Sequence[Sequence[int]] = (),
     thinking: Thinking | None = None,
+    gap: int = 0,
     seed: int = 0,
 ) -> Bundle:
     """A decoder's programs: one prefill for each prompt length, and the decoding step.
@@ -158,6 +161,8 @@ def bundle(
       how: implementations in the exported functions, and the type of the activations and caches.
       prompts: real prompts to compare on, besides random ids.
       thinking: done by prefill after a prompt, which ends where thinking begins.
+      gap: positions that stay free behind a prompt, for a model that learned to answer so far from
+        it; windows do not count them.
       seed: of the random inputs.
 
     Raises:
@@ -189,7 +194,7 @@ def bundle(
         for part in ("key", "value")
     }
     row = jax.ShapeDtypeStruct((batch,), jnp.int32)
-    reads = {"slots": slots, "thinking": thinking}
+    reads = {"slots": slots, "thinking": thinking, "gap": gap}
     samples = _Samples(cfg, batch if isinstance(batch, int) else 2, seed)
     programs = []
     for length in profiles:

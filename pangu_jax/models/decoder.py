@@ -124,6 +124,7 @@ def prefill(
     inputs: jax.Array,
     length: jax.Array,
     *,
+    gap: int = 0,
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
@@ -134,6 +135,7 @@ def prefill(
       inputs: int32 [B, T], ids, or [B, T, D], embeddings as from `embed`; right-padded with any
         valid ids or finite embeddings.
       length: int32 [B], tokens of each row, 1 to T.
+      gap: positions that stay free behind each row, as steps find it so much earlier.
       cfg: the model.
       how: layout, implementations, and the type of the activations.
 
@@ -141,7 +143,7 @@ def prefill(
       Logits of the token after each row's last, float32 [B, V], and the caches, one per layer:
       {"key": [B, T, K, C], "value": the same}; a row's first `length` entries are its tokens'.
     """
-    hidden, caches = prefill_state(params, inputs, length, cfg=cfg, how=how)
+    hidden, caches = prefill_state(params, inputs, length, gap=gap, cfg=cfg, how=how)
     return logits(params, hidden, cfg=cfg, how=how)[:, 0], caches
 
 
@@ -150,12 +152,14 @@ def prefill_state(
     inputs: jax.Array,
     length: jax.Array,
     *,
+    gap: int = 0,
     cfg: DecoderConfig,
     how: How = HOW,
 ) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
     """Like `prefill`, but returns the last token's state, [B, 1, D], in place of logits."""
     x = embed(params, inputs, cfg=cfg, how=how) if inputs.ndim == 2 else inputs
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
+    # Rotary positions count by their differences alone: the prompt moves, steps need no gap.
+    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32) - gap, x.shape[:2])
     places = []
     for layer in cfg.layers:
         heads = layer.attention

@@ -200,6 +200,7 @@ def _decoder(
         how=how,
         prompts=[] if tokenizer is None else _prompts(tokenizer, cfg.vocab),
         thinking=None if asks is None else asks.thinking,
+        gap=0 if asks is None else asks.gap,
     )
     facts = {**bundle.facts, **_ids(tokenizer, cfg.vocab)}
     if asks is None:

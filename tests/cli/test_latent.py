@@ -224,7 +224,7 @@ def test_a_newer_option_is_among_the_settings_once_it_is_set():
     older = {"steps", "stage_steps", "stages", "slots_per_stage", "smoothing", "most_removed"}
     settings = latent_train._settings(options, task)
     assert set(settings["curriculum"]) == older and "own" not in settings
-    newer = {"mixed": 0.1, "first_steps": 9, "unmarked": True, "vary_gap": True}
+    newer = {"mixed": 0.1, "first_steps": 9, "unmarked": True, "keep_position": True}
     for name, value in newer.items():
         one = dataclasses.replace(options, curriculum=CurriculumConfig(**{name: value}))
         assert set(latent_train._settings(one, task)["curriculum"]) == older | {name}
@@ -257,15 +257,16 @@ def test_what_a_method_does_not_read_and_problems_without_steps_are_told(
 def test_commands_say_that_they_leave_thoughts_out(tiny_run, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(tiny_run, folder)
-    for slots in (0, 2):
-        phase = Phase(1, slots, ALL)
+    for slots, room in ((0, 0), (2, 0), (0, 3)):
+        phase = Phase(1, slots, ALL, chain_room=room)
         trained = latent_train.latent.Trained("coconut", phase, "mult1x1", None, 4, 1, 9)
         save_config(trained, folder / latent_train.latent.RUN)
         with pytest.raises(SystemExit) as end:
-            main(["convert", str(folder), str(tmp_path / f"converted-{slots}")])
+            main(["convert", str(folder), str(tmp_path / f"converted-{slots}-{room}")])
         assert end.value.code == 0
-        told = "after 2 thoughts or pauses, which are left out here"
-        assert (told in capsys.readouterr().err) == bool(slots)
+        told = capsys.readouterr().err
+        assert ("after 2 thoughts or pauses, which are left out here" in told) == bool(slots)
+        assert ("after 3 positions that stay free, which are left out" in told) == bool(room)
 
 
 def test_a_damaged_description_of_a_run_is_refused(tiny_run, tmp_path, capsys):

@@ -51,9 +51,9 @@ def test_cells_are_computed_once_and_stand_in_one_table(tmp_path, monkeypatch, c
 
 
 def test_a_rate_falls_at_the_end_of_a_stage_where_a_plan_says_so():
-    plain = PLAN.optimizer
+    plain = PLAN.optimizer("cot")
     assert (plain.schedule, plain.learning_rate) == ("constant", PLAN.learning_rate)
-    falling = dataclasses.replace(PLAN, learning_rate=1e-4, warmup=0.1, decay=0.4).optimizer
+    falling = dataclasses.replace(PLAN, learning_rate=1e-4, warmup=0.1, decay=0.4).optimizer("cot")
     rate = schedule(falling, 100)
     rates = [rate(n) for n in (5, 10, 60, 80, 100)]
     wanted = [0.5e-4, 1e-4, 1e-4, 0.525e-4, 0.05e-4]  # to a twentieth, in 40 of 100 steps
@@ -77,7 +77,8 @@ def test_a_cell_is_trained_and_asked_as_its_plan_and_seed_say(tmp_path, monkeypa
     assert (problems, tests) == (begun.ids.training, begun.ids.testing)
     assert phases == METHODS["coconut"].phases(plan.curriculum("coconut"), 0) and len(phases) == 3
     assert (training["loop"].seed, training["loop"].steps, training["batch"]) == (5, 40, 2)
-    assert training["optimizer"] == plan.optimizer and training["how"].dtype == "bfloat16"
+    assert training["optimizer"] == plan.optimizer("coconut")
+    assert training["how"].dtype == "bfloat16"
     assert params == trained.params and asking["phase"] == phases[-1]
     assert asking["max_new_tokens"] == begun.longest + 8
     assert (cell["accuracy"], cell["ablations"], cell["steps"]) == (0.5, {"zeros": 0.25}, 40)
@@ -86,12 +87,15 @@ def test_a_cell_is_trained_and_asked_as_its_plan_and_seed_say(tmp_path, monkeypa
 def test_a_plan_s_curriculum_is_the_method_s():
     plan = dataclasses.replace(PLAN, steps=90, stages=3, stage_steps=8, token_steps=7)
     plan = dataclasses.replace(plan, slots_per_stage=2, most_removed=5, first_steps=9)
-    plan = dataclasses.replace(plan, mixed=0.2, unmarked=True, vary_gap=True)
+    plan = dataclasses.replace(plan, mixed=0.2, unmarked=True, keep_position=True)
     more = {"stages": 3, "slots_per_stage": 2, "most_removed": 5, "mixed": 0.2}
-    more |= {"unmarked": True, "vary_gap": True}
+    more |= {"unmarked": True, "keep_position": True}
     staged = CurriculumConfig(90, stage_steps=8, first_steps=9, **more)
     assert plan.curriculum("coconut") == plan.curriculum("pause") == staged
     assert plan.curriculum("icot", 80) == CurriculumConfig(80, stage_steps=7, **more)
+    plan = dataclasses.replace(plan, learning_rate=1e-3, token_rate=2e-3)
+    assert [plan.optimizer(name).learning_rate for name in ("icot", "pause")] == [2e-3, 1e-3]
+    assert dataclasses.replace(plan, token_rate=None).optimizer("icot") == plan.optimizer("pause")
 
 
 BUDGET = config.Plan(

@@ -19,7 +19,7 @@ from pangu_jax.decode.engine import Engine, Request, answers, round_up
 from pangu_jax.models import decoder
 from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import HOW, How
-from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.reasoning.latent.feedback import feedback as find_feedback
 from pangu_jax.reasoning.latent.method import Method
 from pangu_jax.reasoning.latent.reading import read
@@ -77,10 +77,13 @@ def solve(
       how: implementations, and type of activations and cache.
 
     Raises:
-      InputError: there are no problems, or no thoughts to exchange.
+      InputError: there are no problems, no thoughts to exchange, or the phase leaves a chain that
+        keeps its position.
     """
     if not problems:
         raise InputError("there are no problems to solve")
+    if phase.chain_room and phase.removed_steps < ALL:
+        raise InputError("where a chain begins that keeps its position hangs on its length")
     thoughts = method.thoughts(phase)
     if exchange is not None and not thoughts:
         raise InputError("there are no thoughts to exchange: the method has none in this phase")
@@ -88,7 +91,14 @@ def solve(
     start = round_up(max(len(row.prefix) for row in rows))
     length = max(len(row.prefix) + thoughts + len(row.tail) for row in rows) + max_new_tokens
     params = by_layer(params)
-    engine = Engine(params, cfg=cfg, slots=min(batch, len(rows)), length=round_up(length), how=how)
+    engine = Engine(
+        params,
+        cfg=cfg,
+        slots=min(batch, len(rows)),
+        length=round_up(length),
+        gap=phase.chain_room,
+        how=how,
+    )
 
     thinking = _in_batches(params, rows, batch, method.feedback, start, thoughts, cfg, how)
     if exchange is not None:

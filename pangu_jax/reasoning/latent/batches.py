@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pangu_jax.reasoning.latent.curriculum import Phase
-from pangu_jax.reasoning.latent.method import Method
+from pangu_jax.reasoning.latent.method import Method, rest_of_chain
 from pangu_jax.reasoning.latent.slots import Encoded, Markers, Slots, collate
 
 WIDTH = 16  # tails are as wide as the next multiple, so that phases share compiled programs
@@ -95,7 +95,10 @@ def phase_batches(
             _row(method, problems[i], form, markers, int(extra), width)
             for i, form, extra in zip(chosen, forms, more, strict=True)
         ]
-        gaps = rng.integers(0, phase.gap + 1, batch) if phase.gap else 0
+        gaps = [
+            _gap(problems[i], form, int(extra))
+            for i, form, extra in zip(chosen, forms, more, strict=True)
+        ]
         found = collate(
             rows, start=width.start, thoughts=width.thoughts, tail=width.tail, gaps=gaps
         )
@@ -139,6 +142,14 @@ def _row(
     row = method.slots(problem, form, markers, form.removed_tokens + extra)
     own = method.thoughts(form)
     return row if own == width.thoughts else dataclasses.replace(row, thoughts=own)
+
+
+def _gap(problem: Encoded, form: Phase, extra: int) -> int:
+    """Positions that what is left of the chain leaves free before it."""
+    if not form.chain_room:
+        return 0
+    left = len(rest_of_chain(problem, form, form.removed_tokens + extra))
+    return max(form.chain_room - left, 0)
 
 
 def _answers(rows: Sequence[Slots], first: int, markers: Markers) -> np.ndarray:

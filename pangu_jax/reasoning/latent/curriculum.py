@@ -57,7 +57,8 @@ class Phase:
         example is drawn; 0 for none.
       mix: examples of other stages; None for none.
       unmarked: whether the slots have no markers around them.
-      gap: most positions that stay free behind a question; each example's are drawn evenly.
+      chain_room: positions behind a question that are a chain's, whatever is left of it: those that
+        it does not fill stay free before it; 0 for its own alone.
 
     Raises:
       InputError: numbers out of range.
@@ -70,11 +71,11 @@ class Phase:
     smoothing: float = 0.0
     mix: Mix | None = None
     unmarked: bool = False
-    gap: int = 0
+    chain_room: int = 0
 
     def __post_init__(self):
         check_size("a phase's steps", self.steps)
-        for name in ("slots", "removed_steps", "removed_tokens", "gap"):
+        for name in ("slots", "removed_steps", "removed_tokens", "chain_room"):
             check_size(f"a phase's {name}", getattr(self, name), least=0, most=ALL)
         if not 0 <= self.smoothing < math.inf:
             raise InputError(f"a phase's smoothing must be 0 or more, got {self.smoothing}")
@@ -100,9 +101,9 @@ class CurriculumConfig:
       unmarked: of `coconut` and `pause`, whether the slots follow the question at once and what is
         left follows the last slot, without markers. A thought is then the very state that, a stage
         before, had to predict the step which it replaces.
-      vary_gap: of `icot`, whether positions stay free behind an example's question, as many as are
-        drawn, up to those of the longest chain. What is left then moves to no distance that has
-        not been seen as tokens go. The second half of the last stage has no gap.
+      keep_position: of `icot`, whether what is left keeps its position as tokens go. An answer is
+        then as far behind its question as the longest chain is long, when the chain has gone, too:
+        so far from it the model is to be asked.
 
     Raises:
       InputError: numbers out of range.
@@ -117,7 +118,7 @@ class CurriculumConfig:
     mixed: float = 0.0
     first_steps: int | None = None
     unmarked: bool = False
-    vary_gap: bool = False
+    keep_position: bool = False
 
     def __post_init__(self):
         for name in ("steps", "stages", "slots_per_stage"):
@@ -178,26 +179,17 @@ def token_by_token(cfg: CurriculumConfig, longest: int) -> tuple[Phase, ...]:
       cfg: the curriculum.
       longest: tokens of the longest chain.
 
-    Source: arXiv 2405.14838, sections 3 and 4. To vary the gap is ours: its released code's
-      `keep_position` leaves one of all removed tokens, which users of the model must leave, too.
+    Source: arXiv 2405.14838, sections 3 and 4, and `keep_position` of its released code. That all
+      chains end where the longest does is ours: it does not change where chains are equally long,
+      and elsewhere one distance serves all questions, as none tells how long its chain was.
     """
     lengths = _stage_steps(cfg, min(longest, cfg.most_removed or longest))
-    gap = longest if cfg.vary_gap else 0
+    room = longest if cfg.keep_position else 0
     found = [
-        Phase(
-            steps,
-            removed_tokens=count,
-            smoothing=cfg.smoothing,
-            gap=gap,
-        )
+        Phase(steps, removed_tokens=count, smoothing=cfg.smoothing, chain_room=room)
         for count, steps in enumerate(lengths)
     ]
-    *found, last = _with_last(found, Phase(1, removed_steps=ALL), cfg)
-    if not (gap and found and last.steps > 1):
-        return (*found, last)
-    half = last.steps // 2
-    varied = dataclasses.replace(last, steps=half, gap=gap)
-    return (*found, varied, dataclasses.replace(last, steps=last.steps - half))
+    return _with_last(found, Phase(1, removed_steps=ALL, chain_room=room), cfg)
 
 
 def _stage_steps(cfg: CurriculumConfig, stages: int) -> list[int]:

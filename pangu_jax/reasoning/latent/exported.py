@@ -23,6 +23,7 @@ class Asking:
         "begin" and "suffix", ids before and after them; "mark", the id after which an answer
         follows.
       note: the same, for the user.
+      gap: positions that stay free behind a prompt.
       longest: tokens of the longest prompt that the run trained or measured on, with the ids around
         its question; 0 if it does not say.
     """
@@ -30,6 +31,7 @@ class Asking:
     thinking: Thinking | None
     facts: dict[str, Any]
     note: str
+    gap: int
     longest: int
 
 
@@ -58,7 +60,9 @@ def asking(run: str | Path, tokenizer: Tokenizer) -> Asking:
     slots = trained.phase.slots
     between = f"{thoughts} thoughts" if thoughts else f"{slots} pauses" if slots else "no thoughts"
     note = f"a question, {between}, and what {trained.method} learned to write then"
+    gap = trained.phase.chain_room
+    note += f", {gap} positions further on" if gap else ""
     facts = {"ending": "\n", "begin": begin, "suffix": suffix, "mark": markers.answer}
     question = trained.longest_question
     longest = 0 if question is None else len(begin) + question + len(suffix)
-    return Asking(thinking, facts, note, longest)
+    return Asking(thinking, facts, note, gap, longest)

@@ -156,7 +156,7 @@ def _refuse_unknown(problem: Problem, tokenizer: Tokenizer, unknown: int) -> Non
 
 
 def collate(
-    rows: Sequence[Slots], *, start: int, thoughts: int, tail: int, gaps: np.ndarray | int = 0
+    rows: Sequence[Slots], *, start: int, thoughts: int, tail: int, gaps: Sequence[int] | int = 0
 ) -> dict[str, Any]:
     """Rows as one batch.
 
@@ -165,7 +165,7 @@ def collate(
       start: columns of the prefix.
       thoughts: columns of the thoughts; those after a row's own are padding.
       tail: columns of the tail.
-      gaps: positions that stay free before each row's tail, int [B], or of all rows.
+      gaps: positions that stay free before each row's tail, B, or of all rows.
 
     Returns:
       With T = start + thoughts + tail: tokens, int32 [B, T], of which those at thoughts are not

@@ -153,13 +153,14 @@ def train(
       The state after the last step.
 
     Raises:
-      InputError: experts or dropout, which these methods do not train; ids outside the vocabulary;
-        and as in `train.loop.train_stages`.
+      InputError: experts or dropout, which these methods do not train; windows where a chain keeps
+        its position; ids outside the vocabulary; and as in `train.loop.train_stages`.
       Stopped: as in `train.loop.train_stages`.
     """
     check_size("batch", batch)
     plain = model.decoder if isinstance(model, ThinkerConfig) else model
     check_model(plain)
+    check_room(plain, phases)
     check_ids(problems, markers, plain)
     chosen = find_method(method)
     columns = widths(problems, chosen, phases, markers)
@@ -209,6 +210,13 @@ def check_model(cfg: decoder.DecoderConfig) -> None:
         raise InputError("latent methods train dense decoders; this one has experts")
     if any(layer.dropout for layer in cfg.layers):
         raise InputError("latent methods train without dropout; this decoder has some")
+
+
+def check_room(cfg: decoder.DecoderConfig, phases: Sequence[Phase]) -> None:
+    """Raises InputError for windows where positions stay free: decoding does not count those."""
+    windows = any(layer.attention.window for layer in cfg.layers)
+    if windows and any(phase.chain_room for phase in phases):
+        raise InputError("keep_position is for models without windows; this decoder has some")
 
 
 def check_ids(problems: Sequence[Encoded], markers: Markers, cfg: decoder.DecoderConfig) -> None:

@@ -1,5 +1,6 @@
 """One tiny decoder, and rows of several lengths, for all tests of latent methods."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def model():
         is_leaf=is_spec,
     )
     return params, cfg
+
+
+@pytest.fixture(scope="session")
+def open_model(model):
+    """The same parameters without a window."""
+    params, cfg = model
+    heads = [dataclasses.replace(layer.attention, window=None) for layer in cfg.layers]
+    pairs = zip(cfg.layers, heads, strict=True)
+    layers = tuple(dataclasses.replace(layer, attention=own) for layer, own in pairs)
+    return params, dataclasses.replace(cfg, layers=layers)
 
 
 @pytest.fixture(scope="session")

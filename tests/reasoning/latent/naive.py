@@ -66,9 +66,13 @@ def row_loss(params, row, thoughts, cfg, gap=0, **more):
     return -sum(scores[first + i - 1, row.tail[i]] for i in range(row.given, len(row.tail)))
 
 
-def best(params, row, thoughts, written, cfg):
-    """The likeliest id at the place of each written one, given those before it."""
+def best(params, row, thoughts, written, cfg, gap=0):
+    """The likeliest id at the place of each written one, which are `gap` places on, given those
+    before it.
+    """
     tail = [*row.tail[: row.given], *written]
     x = inputs(params, row.prefix, thoughts, tail, cfg)
-    scores = states(params, x, cfg) @ params["head"]["kernel"]
+    first = len(x) - len(written)
+    places = [n if n < first else n + gap for n in range(len(x))]
+    scores = states(params, x, cfg, places) @ params["head"]["kernel"]
     return jnp.argmax(scores, -1)[len(x) - len(written) - 1 : -1]

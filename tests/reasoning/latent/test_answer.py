@@ -50,6 +50,22 @@ def test_answers_are_those_of_the_naive_form(ask, naive, model, markers, problem
         assert written.thoughts == phase.slots
 
 
+def test_answers_leave_the_positions_of_a_chain_free(naive, open_model, markers, problems):
+    (params, cfg), room = open_model, 6
+    markers, phase = dataclasses.replace(markers, stop=STOP), Phase(1, 0, ALL, chain_room=room)
+    more = {"cfg": cfg, "max_new_tokens": NEW, "batch": 2}
+    found = solve(params, problems, METHODS["icot"], phase, markers, **more)
+    for problem, written in zip(problems, found, strict=True):
+        row, ids = METHODS["icot"].slots(problem, phase, markers, 0), written.ids
+        wanted = jax.jit(lambda p, row=row, ids=ids: naive.best(p, row, 0, ids, cfg, room))
+        assert ids == tuple(wanted(params).tolist())
+    usual = dataclasses.replace(phase, chain_room=0)
+    assert found != solve(params, problems, METHODS["icot"], usual, markers, **more)
+    with pytest.raises(InputError, match="where a chain begins that keeps its position"):
+        left = dataclasses.replace(phase, removed_steps=0, removed_tokens=2)
+        solve(params, problems, METHODS["icot"], left, markers, **more)
+
+
 def test_steps_and_answers_of_a_problem_are_never_read(ask, problems):
     bare = [Encoded(problem.question, (), (0,)) for problem in problems]
     assert ask("coconut", problems=bare) == ask("coconut")

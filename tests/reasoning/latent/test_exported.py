@@ -92,6 +92,34 @@ def test_graphs_think_and_answer_as_solve_does(tool, model, markers, asked, tmp_
     assert found != [one.ids for one in still]
 
 
+@pytest.mark.long
+@pytest.mark.onnx
+def test_graphs_leave_the_gap_of_internalized_chains(tool, open_model, markers, asked, tmp_path):
+    from pangu_jax.export.artifact import save
+    from pangu_jax.export.onnx.write import export
+
+    params, cfg = open_model
+    markers, method = dataclasses.replace(markers, stop=9), METHODS["icot"]
+    options = {"cfg": cfg, "max_new_tokens": NEW}
+    found = []
+    for gap in (0, 7):
+        phase = Phase(1, 0, ALL, chain_room=gap)
+        rows = [given_part(method.slots(x, phase, markers, 0)) for x in asked]
+        bundle = export_decoder.bundle(
+            params, cfg, profiles=(9,), slots=24, how=How(impl=export_forms()), gap=gap
+        )
+        folder = tmp_path / str(gap)
+        folder.mkdir()
+        artifact, compared, _ = export(bundle, folder)
+        save(artifact, folder)
+        assert max(row.relative for row in compared) <= 2e-5
+        graphs = tool.Model(folder)
+        wanted = solve(params, asked, method, phase, markers, **options)
+        found.append([tuple(graphs.generate(row.prefix, NEW, (markers.stop,))) for row in rows])
+        assert found[-1] == [one.ids for one in wanted]
+    assert found[0] != found[1]
+
+
 def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
     from pangu_jax.data.chain_of_thought import Problem
 
@@ -123,6 +151,9 @@ def test_what_a_caller_must_know_is_the_row_of_the_last_stage(tmp_path):
             assert found.thinking.feedback is FEEDBACK[METHODS[name].feedback]
         else:
             assert prompt == (*row.prefix, *given) and found.thinking is None
+        assert found.gap == 0 and "further" not in found.note
+    kept = written_down(tmp_path, "icot", Phase(1, 0, ALL, chain_room=7))
+    assert kept.gap == 7 and kept.note.endswith("learned to write then, 7 positions further on")
 
 
 def test_thoughts_take_slots_of_the_cache(tmp_path):

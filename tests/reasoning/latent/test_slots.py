@@ -20,6 +20,7 @@ from pangu_jax.reasoning.latent.batches import (
     widths,
 )
 from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Mix, Phase
+from pangu_jax.reasoning.latent.method import question
 from pangu_jax.reasoning.latent.registry import METHODS, method
 from pangu_jax.reasoning.latent.slots import Slots
 
@@ -42,32 +43,36 @@ def test_a_problem_as_a_row(problems, markers, name, phase, removed):
     assert row == ROWS[name, phase, removed]
 
 
-def test_the_gap_varies_until_the_last_stage_is_half_over():
-    cfg = CurriculumConfig(40, stage_steps=5, vary_gap=True)
+def test_a_chain_keeps_its_room_until_the_end():
+    cfg = CurriculumConfig(40, stage_steps=5, keep_position=True)
     phases = method("icot").phases(cfg, 3)
-    assert [(phase.steps, phase.gap) for phase in phases] == [*[(5, 3)] * 3, (12, 3), (13, 0)]
-    assert phases[-2].removed_steps == phases[-1].removed_steps == ALL
-    plain = method("icot").phases(dataclasses.replace(cfg, vary_gap=False), 3)
-    assert [(phase.steps, phase.gap) for phase in plain] == [*[(5, 0)] * 3, (25, 0)]
-    at_once = method("icot").phases(dataclasses.replace(cfg, stage_steps=0), 3)
-    assert at_once == (Phase(40, removed_steps=ALL),)  # no chain was ever there
+    assert [phase.chain_room for phase in phases] == [3, 3, 3, 3]
+    plain = method("icot").phases(dataclasses.replace(cfg, keep_position=False), 3)
+    assert plain == tuple(dataclasses.replace(phase, chain_room=0) for phase in phases)
 
 
-def test_gaps_are_drawn_for_each_example_from_none_to_the_most(problems, markers):
-    gap_of = {}
-    for gap in (0, 3):
-        phase = Phase(1, removed_tokens=1, smoothing=1.0, gap=gap)
-        width = Widths(4, 0, 16)
-        more = {"batch": 64, "seed": (0,)}
-        stream = phase_batches(problems[:1], method("icot"), phase, markers, width, **more)
-        gap_of[gap] = next(stream)
-    plain, varied = gap_of[0], gap_of[3]
-    np.testing.assert_array_equal(plain["tokens"], varied["tokens"])  # the same draws else
-    apart = varied["positions"] - plain["positions"]
-    assert not apart[:, :4].any()
-    assert (apart[:, 4:] == apart[:, 4:5]).all()
-    counts = np.bincount(apart[:, 4], minlength=4)
-    assert len(counts) == 4 and counts.min() >= 8  # of 16 expected
+def test_answers_begin_where_the_longest_chain_ends_whatever_is_left(problems, markers):
+    chosen, room = method("icot"), longest_chain(problems)
+    width, more = Widths(6, 0, 16), {"batch": 32, "seed": (0,)}
+    own = [len(question(problem, markers)) for problem in problems]
+    for phase in (
+        Phase(1, chain_room=room),
+        Phase(1, removed_tokens=2, smoothing=1.0, chain_room=room),
+        Phase(1, removed_steps=ALL, chain_room=room),
+    ):
+        found = next(phase_batches(problems, chosen, phase, markers, width, **more))
+        plain = dataclasses.replace(phase, chain_room=0)
+        usual = next(phase_batches(problems, chosen, plain, markers, width, **more))
+        np.testing.assert_array_equal(found["tokens"], usual["tokens"])
+        np.testing.assert_array_equal(found["positions"][:, :6], usual["positions"][:, :6])
+        for row, segments, at in zip(
+            found["tokens"], found["segments"], found["positions"], strict=True
+        ):
+            mark = row.tolist().index(markers.answer)
+            begin = int(segments.argmax())
+            assert 6 - begin in own and at[begin] == 0
+            assert at[mark] == 6 - begin + room
+            np.testing.assert_array_equal(np.diff(at[6 : mark + 3]), 1)  # the rest stays together
 
 
 @pytest.mark.parametrize("unmarked", [False, True])

@@ -15,7 +15,7 @@ from pangu_jax.models.presets import byte_model
 from pangu_jax.nn.moe import MoEConfig
 from pangu_jax.reasoning.latent import train as latent
 from pangu_jax.reasoning.latent.answer import solve
-from pangu_jax.reasoning.latent.curriculum import CurriculumConfig
+from pangu_jax.reasoning.latent.curriculum import ALL, CurriculumConfig, Phase
 from pangu_jax.reasoning.latent.registry import METHODS
 from pangu_jax.reasoning.latent.score import score
 from pangu_jax.reasoning.latent.slots import NAMES, Encoded, encode, markers_of
@@ -132,6 +132,11 @@ def test_what_cannot_be_trained_is_refused(model, markers, problems):
     dropped = tuple(dataclasses.replace(x, dropout=0.1) for x in cfg.layers)
     with pytest.raises(InputError, match="dropout"):
         latent.check_model(dataclasses.replace(cfg, layers=dropped))
+    keeping = (Phase(1), Phase(1, removed_steps=ALL, chain_room=3))
+    with pytest.raises(InputError, match="models without windows"):
+        latent.check_room(cfg, keeping)
+    latent.check_room(cfg, keeping[:1])
+    latent.check_room(dataclasses.replace(cfg, layers=cfg.layers[:1]), keeping)
     with pytest.raises(InputError, match="the id 99"):
         latent.check_ids([*problems, Encoded((1,), ((99,),), (1,))], markers, cfg)
     for tokens in (((16,), (), (1,)), ((1,), (), (16,)), ((1,), ((2,), (16, 3)), (1,))):
