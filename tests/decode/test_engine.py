@@ -217,7 +217,7 @@ def test_the_caches_are_updated_in_place():
         rows, number, rows, jax.ShapeDtypeStruct((4, 8), jnp.int32), keys, here.sampling
     )
     inputs = jax.ShapeDtypeStruct((16,), jnp.int32)
-    admit = slots.admit.lower(params, here, inputs, number, requests, **options)
+    admit = slots.admit.lower(params, here, inputs, number, requests, gap=0, **options)
     size = sum(x.size * 4 for x in jax.tree.leaves(here.caches))
     weights = sum(x.size * 4 for x in jax.tree.leaves(stacked["runs"]))
     for program in (step, admit):
