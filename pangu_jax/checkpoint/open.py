@@ -97,6 +97,22 @@ def checkpoint_format(path: str | Path) -> Literal["run", "hf", "gguf", "forecas
     )
 
 
+def left_out(path: str | Path) -> list[str]:
+    """What a plain decoder leaves out of a run of `latent train`, in sentences; [] for others."""
+    place = Path(path) / LATENT
+    found = read_json(place) if place.is_file() else None
+    phase = found.get("phase") if isinstance(found, dict) else None
+    if not isinstance(phase, dict):
+        return []
+    kinds = {"slots": "thoughts or pauses", "chain_room": "positions that stay free"}
+    return [
+        f"{path} was trained to answer after {phase[name]} {kind}, which are left out here; "
+        "`pangu-jax latent eval` and `export` have them"
+        for name, kind in kinds.items()
+        if phase.get(name)
+    ]
+
+
 def _check_is_model(run: Path) -> None:
     """Raises InputError for a run without the tokenizer of its model, which is in TRAINED."""
     found = _read_said(run, SETTINGS)

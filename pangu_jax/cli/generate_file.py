@@ -3,15 +3,14 @@
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from pangu_jax.checkpoint.open import LATENT
+from pangu_jax.checkpoint.open import left_out
 from pangu_jax.cli.options.generate import Options
 from pangu_jax.cli.progress import progress
-from pangu_jax.core.config import check_size, read_json, to_json, up_to_date
+from pangu_jax.core.config import check_size, to_json, up_to_date
 from pangu_jax.core.errors import InputError
 from pangu_jax.core.journal import Journal
 from pangu_jax.core.run_folder import check_same
@@ -103,19 +102,8 @@ def note_length(tokens: int, cfg: DecoderConfig) -> None:
 
 def note_thoughts(checkpoint: str) -> None:
     """Warns of a run of `latent train` whose thoughts, pauses or gap are left out by a command."""
-    path = Path(checkpoint) / LATENT  # the module that writes it takes long to import
-    found = read_json(path) if path.is_file() else None
-    phase = found.get("phase") if isinstance(found, dict) else None
-    if not isinstance(phase, dict):
-        return
-    kinds = {"slots": "thoughts or pauses", "chain_room": "positions that stay free"}
-    for name, kind in kinds.items():
-        if phase.get(name):
-            print(
-                f"note: {checkpoint} was trained to answer after {phase[name]} {kind}, which are "
-                "left out here; `pangu-jax latent eval` and `export` have them",
-                file=sys.stderr,
-            )
+    for note in left_out(checkpoint):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _read(

@@ -1,6 +1,7 @@
 """Language models and text encoders: generate, measure perplexity, embed."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pangu_jax.checkpoint.open import left_out
 from pangu_jax.core.config import check_size
 from pangu_jax.core.errors import InputError
 from pangu_jax.data.packing import tokenize
@@ -47,6 +49,8 @@ def generate(
 ) -> list[str]:
     """Continues every prompt, and returns the continuations, as `pangu-jax generate` does.
 
+    Warns of a run of `latent train` whose thoughts, pauses or gap are left out.
+
         >>> pj.generate(m, ["Once upon a time", "The"], max_new_tokens=20, temperature=0.8)
 
     Args:
@@ -72,6 +76,8 @@ def generate(
     check_max_new_tokens(max_new_tokens)
     if not soft_thinking and (think_end is not None or soft != SoftThinkingConfig()):
         raise InputError("think_end and soft want soft_thinking=True")
+    for note in left_out(model.path) if model.path else ():
+        warnings.warn(note, stacklevel=2)
     tokenizer, prompts = tokenizer_of(model), _texts(prompts, "prompts")
     ids = [text_prompt(prompt, tokenizer) for prompt in prompts]
     for row in ids:

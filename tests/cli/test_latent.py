@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import warnings
 
 import chex
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import pangu_jax as pj
 from pangu_jax.checkpoint import store
 from pangu_jax.checkpoint.store import restore_params
 from pangu_jax.cli import latent_eval, latent_train
@@ -267,6 +269,10 @@ def test_commands_say_that_they_leave_thoughts_out(tiny_run, tmp_path, capsys):
         told = capsys.readouterr().err
         assert ("after 2 thoughts or pauses, which are left out here" in told) == bool(slots)
         assert ("after 3 positions that stay free, which are left out" in told) == bool(room)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            pj.generate(pj.load(folder), ["1 * 1"], max_new_tokens=1)
+        assert len(told) == bool(slots or room)
 
 
 def test_a_damaged_description_of_a_run_is_refused(tiny_run, tmp_path, capsys):
