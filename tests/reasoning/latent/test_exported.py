@@ -19,6 +19,7 @@ from pangu_jax.export.ascend.profile import profile, violations
 from pangu_jax.export.implementations import export_forms
 from pangu_jax.models import decoder
 from pangu_jax.models.presets import byte_model
+from pangu_jax.models.transformer import by_layer
 from pangu_jax.nn.how import How
 from pangu_jax.reasoning.latent.answer import given_part, solve
 from pangu_jax.reasoning.latent.curriculum import ALL, Phase
@@ -170,3 +171,28 @@ def test_thoughts_take_slots_of_the_cache(tmp_path):
         sample["position"], found.programs[0].samples["random"]["length"] + 4
     )
     assert json.dumps(found.facts)
+
+
+@pytest.mark.parametrize("tail", [None, (4, 2)])
+def test_what_follows_a_prompt_stands_behind_the_gap(open_model, tail):
+    params, cfg = open_model
+    layers, prompt, thought = by_layer(params), (3, 5, 1), 6
+    row = params["embed"]["table"][thought]
+    thinking = tail and export_decoder.Thinking(
+        1, lambda params, state: jnp.broadcast_to(row, state.shape), tail
+    )
+    after = (thought, *tail) if tail else ()
+    read = {"cfg": cfg, "slots": 12, "gap": 7}
+    found = export_decoder.prefill(
+        layers, jnp.array([[*prompt, 0]]), jnp.array([3]), thinking=thinking, **read
+    )
+    caches = {f"past_{name}": value for name, value in found.items() if name != "logits"}
+    at = len(prompt) + len(after)
+    next_one = export_decoder.step(layers, jnp.array([2]), jnp.array([at]), cfg=cfg, **caches)
+
+    ids = jnp.array([[*prompt, *after, 2]])
+    positions = jnp.arange(at + 1) + 7 * (jnp.arange(at + 1) >= len(prompt))
+    states = decoder.apply(params, ids, cfg=cfg, positions=positions[None]).hidden
+    wanted = decoder.logits(params, states, cfg=cfg)[0]
+    np.testing.assert_allclose(found["logits"][0], wanted[-2], atol=1e-4)
+    np.testing.assert_allclose(next_one["logits"][0], wanted[-1], atol=1e-4)
