@@ -36,12 +36,13 @@ def model():
 
 @pytest.fixture(scope="session")
 def open_model(model):
-    """The same parameters without a window."""
+    """The same parameters without a window: one run of two layers."""
     params, cfg = model
     heads = [dataclasses.replace(layer.attention, window=None) for layer in cfg.layers]
     pairs = zip(cfg.layers, heads, strict=True)
     layers = tuple(dataclasses.replace(layer, attention=own) for layer, own in pairs)
-    return params, dataclasses.replace(cfg, layers=layers)
+    run = jax.tree.map(lambda *rows: jnp.concatenate(rows), *params["runs"])
+    return {**params, "runs": [run]}, dataclasses.replace(cfg, layers=layers)
 
 
 @pytest.fixture(scope="session")
