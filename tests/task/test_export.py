@@ -11,9 +11,10 @@ import pytest
 import pangu_jax as pj
 from pangu_jax.checkpoint import store
 from pangu_jax.core.config import load_config, save_config
+from pangu_jax.export import decoder
 from pangu_jax.models import registry
 from pangu_jax.models.thinker import ThinkerConfig, from_decoder
-from pangu_jax.reasoning.latent.curriculum import Phase
+from pangu_jax.reasoning.latent.curriculum import ALL, Phase
 from pangu_jax.reasoning.latent.train import RUN, Trained
 from pangu_jax.task.export import _checkpoint, export_folder
 from pangu_jax.task.job import Job
@@ -119,3 +120,19 @@ def test_the_decoder_of_a_run_is_exported_alone_without_its_thoughts(tiny_run, t
     found = pj.export(model, tmp_path / "out", **SMALL, thoughts=False)
     assert "filled" not in found.facts
     assert not any("thoughts" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("thoughts, gap", [(True, 5), (False, 0)])
+def test_an_internalized_run_is_exported_with_its_gap(
+    tiny_run, tmp_path, monkeypatch, thoughts, gap
+):
+    shutil.copytree(tiny_run, tmp_path, dirs_exist_ok=True)
+    phase = Phase(1, removed_steps=ALL, chain_room=5)
+    save_config(Trained("icot", phase, "mult1x1", None, 1, 1, 4), tmp_path / RUN)
+    asked, bundle = [], decoder.bundle
+    take = lambda *args, gap, **more: asked.append(gap) or bundle(*args, gap=gap, **more)  # noqa: E731
+    monkeypatch.setattr(decoder, "bundle", take)
+    options = ExportOptions(**SMALL, thoughts=thoughts)
+    found, _ = _checkpoint(Job(str(tmp_path), options, SILENT), None)
+    assert asked == [gap]
+    assert any("5 positions further on" in note for note in found.notes) == thoughts

@@ -149,8 +149,7 @@ def _layers(params, written, problems, method, phase, markers, cfg, batch, how) 
         "tail": round_up(max(len(row.tail) for row in rows)),
     }
     parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    more = {"thoughts": 0, "gaps": phase.chain_room, **width}
-    counts = [_ran(params, collate(part, **more), cfg, how) for part in parts]
+    counts = [_ran(params, collate(part, thoughts=0, **width), cfg, how) for part in parts]
     ran, tokens = np.sum([np.asarray(count) for count in counts], axis=0)
     return float(len(cfg.layers) - skippable + ran / tokens)
 
