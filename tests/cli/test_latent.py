@@ -368,6 +368,17 @@ def test_bad_input_is_refused_before_a_folder_is_made(tmp_path, tiny_run, capsys
         more = ("--problems", 30, "--tests", 2)
         assert call("train", "--method", "coconut", "--out", out, *more, *arguments) == 2
         assert why in capsys.readouterr().err and not out.exists()
+    params, cfg = restore_params(tiny_run)
+    layers = [
+        dataclasses.replace(x, attention=dataclasses.replace(x.attention, window=4))
+        for x in cfg.layers
+    ]
+    store.save_model(dataclasses.replace(cfg, layers=tuple(layers)), tmp_path / "windowed")
+    with store.Store(tmp_path / "windowed") as checkpoints:
+        checkpoints.save(1, params, {"step": jnp.int32(1)})
+    start = ("--init", tmp_path / "windowed", "--method", "icot", "--keep-position")
+    assert call("train", *start, "--task", "mult1x1", *more, "--out", out) == 2
+    assert "for models without windows" in capsys.readouterr().err and not out.exists()
     assert call("probe", tiny_run, "--seed", -1) == 2
     assert "seed must be at least 0" in capsys.readouterr().err
     assert call("eval", tiny_run) == 2

@@ -72,12 +72,13 @@ def test_a_cell_is_trained_and_asked_as_its_plan_and_seed_say(tmp_path, monkeypa
     cfg = config.Experiment((plan,), seeds=(0, 5), timed=0, dtype="bfloat16")
     begun = begin_with(plan, 5, None, None, 0)
     asked = SimpleNamespace(only=None, data=None, model=None)
+    monkeypatch.setattr(config.Plan, "optimizer", lambda self, method: ("rates of", method))
     cell = run._cells(cfg, asked)["mult1x1-coconut-seed5"](tmp_path, None)
     (problems, phases, training), (params, tests, asking) = given
     assert (problems, tests) == (begun.ids.training, begun.ids.testing)
     assert phases == METHODS["coconut"].phases(plan.curriculum("coconut"), 0) and len(phases) == 3
     assert (training["loop"].seed, training["loop"].steps, training["batch"]) == (5, 40, 2)
-    assert training["optimizer"] == plan.optimizer("coconut")
+    assert training["optimizer"] == ("rates of", "coconut")
     assert training["how"].dtype == "bfloat16"
     assert params == trained.params and asking["phase"] == phases[-1]
     assert asking["max_new_tokens"] == begun.longest + 8
