@@ -149,16 +149,12 @@ def adapt_to_family(
 
 def with_biases(params: dict[str, Any], cfg: DecoderConfig) -> tuple[dict[str, Any], DecoderConfig]:
     """Adds the missing biases as zeros: on all of q, k, v, o, and on gate, up, down."""
-    attention = any(
-        x.attention.out_bias or x.attention.query_bias or x.attention.key_bias for x in cfg.layers
-    )
+    names = [f"{name}_bias" for name in ("query", "key", "value", "out")]
+    attention = any(getattr(x.attention, name) for x in cfg.layers for name in names)
     mlp = any(x.mlp.out_bias or x.mlp.in_bias for x in cfg.layers)
     layers = []
     for layer in cfg.layers:
-        a = dataclasses.replace(
-            layer.attention,
-            **{f"{n}_bias": attention for n in ("query", "key", "value", "out")},
-        )
+        a = dataclasses.replace(layer.attention, **dict.fromkeys(names, attention))
         m = dataclasses.replace(layer.mlp, in_bias=mlp, out_bias=mlp)
         layers.append(dataclasses.replace(layer, attention=a, mlp=m))
     new = dataclasses.replace(cfg, layers=tuple(layers))

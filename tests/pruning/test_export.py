@@ -79,6 +79,14 @@ def test_what_is_written_is_read_back_with_zeros_for_what_was_added(
     assert mlp.out_bias == mlp.in_bias == biased
 
 
+@pytest.mark.parametrize("bias", ["query_bias", "key_bias", "value_bias", "out_bias"])
+def test_the_bias_of_a_single_projection_is_written(model, bias):
+    small = model(**{bias: True})
+    params, cfg, family = export.adapt_to_family(small.params, small.cfg, "llama")
+    assert family == "llama" and all(getattr(x.attention, bias) for x in cfg.layers)
+    np.testing.assert_allclose(small.logits(params, cfg), small.logits(), atol=1e-5)
+
+
 def test_biases_that_a_family_cannot_hold_are_refused_by_name(model, tmp_path):
     params, cfg = pruned(model(qk_norm=True), biased=True)
     with pytest.raises(InputError, match=r"Qwen3ForCausalLM cannot express layers\[0\].*bias"):
