@@ -387,6 +387,12 @@ def test_an_index_of_a_table_is_no_series(tmp_path, header, first):
     assert found.notes == (() if first is None else left_out)
 
 
+def test_halves_number_no_rows(tmp_path):
+    rows = [f"{i}.5,2024-01-0{i + 1},{i}" for i in range(5)]
+    found = read_csv(file(tmp_path, rows, header="Unnamed: 0,date,a"))
+    assert found.names == ("Unnamed: 0", "a") and found.notes == ()
+
+
 @pytest.mark.parametrize(("id", "value"), [("a", "a"), ("date", "a"), ("b", "date")])
 def test_the_three_columns_of_the_long_layout_are_three(tmp_path, id, value):
     with pytest.raises(InputError, match="times, ids and values must be three columns"):

@@ -183,6 +183,15 @@ def test_an_hour_that_comes_twice_is_read_in_its_zone(tmp_path):
         read_csv(path)
 
 
+def test_days_with_weekends_and_a_gap_are_days(tmp_path):
+    days = pd.date_range("2024-11-04", periods=60)
+    path = tmp_path / "a.csv"
+    rows = "".join(f"{t:%Y-%m-%d},1\n" for t in days.delete(9))
+    path.write_text("time,x\n" + rows)
+    found = read_csv(path, CsvFormat(repair=True))
+    np.testing.assert_array_equal(found.times, naive(days))
+
+
 def test_weekdays_with_holidays(tmp_path):
     days = pd.bdate_range("2024-11-04", periods=60)
     there = days.delete([days.get_loc("2024-12-25"), days.get_loc("2025-01-01")])

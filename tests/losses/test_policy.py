@@ -113,6 +113,16 @@ def test_the_cases_clip_on_both_sides():
     assert not grad[arrays["mask"]][flat].any() and grad[arrays["mask"]][~flat].all()
 
 
+def test_the_distance_from_the_reference_is_told_for_each_token():
+    arrays = case()
+    q = (arrays["reference"] - arrays["log_probs"])[arrays["mask"]].astype(np.float64)
+    for name in ("grpo", "dapo"):
+        *_, sums = found(dataclasses.replace(CONFIGS[name], kl=0.1), proximal=None)
+        per_token = (np.exp(q) - q - 1).mean()
+        _, divisor, *_ = found(CONFIGS[name], proximal=None)
+        assert sums["kl"] / divisor == pytest.approx(per_token, rel=1e-4)
+
+
 def test_right_after_sampling_it_is_the_policy_gradient():
     arrays = case()
     same = arrays["log_probs"]

@@ -1,7 +1,9 @@
 """What counts as better, and when a seed's patience is over."""
 
 import jax.numpy as jnp
+import pytest
 
+from pangu_jax.core.errors import InputError
 from pangu_jax.train.early_stopping import StopRule, begin, is_over, judge
 
 RULE = StopRule("mse", 2)
@@ -23,3 +25,8 @@ def test_a_seed_whose_patience_is_over_takes_nothing_any_more():
     best = judge(best, jnp.full((2, 1), 4.0), [0.1, 0.6], 4, RULE)
     assert best.params.tolist() == [[1.0], [4.0]]
     assert (best.step.tolist(), best.waited.tolist()) == ([1, 4], [2, 0])
+
+
+def test_no_patience_at_all_is_refused():
+    with pytest.raises(InputError, match="patience must be at least 1, got 0"):
+        StopRule("mse", 0)

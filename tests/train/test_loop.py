@@ -46,7 +46,7 @@ def loss(params, frozen, batch, key):
     return (nats * batch["weights"]).sum(), batch["weights"].sum(), {}
 
 
-def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, **rest):
+def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, cfg=None, **rest):
     """Trains; `at` is {step: function called when that step's batch is made}."""
 
     def stream(step):
@@ -59,7 +59,7 @@ def run(folder, *, steps=8, every=2, keep=2, at=None, rate=0.01, **rest):
                 batch["factor"] *= np.float32(asked if isinstance(asked, float) else 1)
             yield batch
 
-    cfg = LoopConfig(steps, checkpoint_every=every, keep=keep)
+    cfg = cfg or LoopConfig(steps, checkpoint_every=every, keep=keep)
     settings = OptimizerConfig(learning_rate=rate, schedule="constant", warmup_fraction=0)
     return train(
         loss,
@@ -151,6 +151,25 @@ def test_a_signal_finishes_the_step_saves_and_the_rest_is_the_same(tmp_path, who
     state = run(tmp_path, every=100)
     chex.assert_trees_all_equal(state, whole[0])
     assert losses(tmp_path) == losses(whole[1])
+
+
+def test_a_run_that_is_told_to_stop_after_an_evaluation_is_saved_there(tmp_path, whole):
+    cfg, asked = LoopConfig(8, checkpoint_every=100, evaluate_every=3), []
+    rest = {"cfg": cfg, "evaluate": lambda params: {}}
+    with pytest.raises(Stopped) as stop:
+        run(tmp_path, should_stop=lambda: asked.append(1) is None and len(asked) == 2, **rest)
+    assert (stop.value.step, stop.value.status) == (6, 0)
+    assert steps_in(tmp_path) == [6]
+    chex.assert_trees_all_equal(run(tmp_path, **rest), whole[0])
+
+
+def test_checkpoints_and_evaluations_are_due_at_multiples_and_at_the_end():
+    cfg = LoopConfig(7, checkpoint_every=2, evaluate_every=3)
+    timeline = stages.StageSequence((), (), cfg, None, None)
+    due = [timeline.due(number) for number in range(1, 8)]
+    assert [n for n, (evaluates, _) in enumerate(due, 1) if evaluates] == [3, 6, 7]
+    assert [n for n, (_, saves) in enumerate(due, 1) if saves] == [2, 4, 6]
+    assert [timeline.boundary(n, 7) for n in range(7)] == [2, 2, 3, 4, 6, 6, 7]
 
 
 def test_a_second_interrupt_does_not_wait(tmp_path):
