@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from pangu_jax.checkpoint.forecaster import Forecaster, ForecasterConfig
+from pangu_jax.core.errors import InputError
+from pangu_jax.data.series import Series
 from pangu_jax.data.timestamp import Timestamps
+from pangu_jax.data.timestep import TimeStep
 from pangu_jax.eval.intervals import track
-from pangu_jax.eval.predict import half_widths, tracked_from
+from pangu_jax.eval.predict import arrange, half_widths, tracked_from
 from pangu_jax.models.timepro_config import TimeProConfig
 
 
@@ -48,3 +51,28 @@ def test_windows_of_before_have_the_stored_widths_and_move_none():
     wanted = track(model.half_width, left[7:], rate=0.1, coverage=0.8, measured=there[7:])
     np.testing.assert_array_equal(found[7:], wanted)
     np.testing.assert_array_equal(half_widths(model, left, there, older=20)[-1], model.half_width)
+
+
+def columns(*names):
+    times = np.datetime64("2024-02-26", "us") + np.arange(3) * np.timedelta64(900, "s")
+    values = np.arange(3.0)[:, None] + 10 * np.arange(len(names))
+    return Series(values, names, times, TimeStep(900, "s"), filled=values == 11)
+
+
+def test_columns_are_taken_in_the_model_s_order():
+    values, filled = arrange(tracked_to("2024-02-26"), columns("b", "a"), "x.csv")
+    np.testing.assert_array_equal(values, [[10, 0], [11, 1], [12, 2]])
+    np.testing.assert_array_equal(filled, values == 11)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a",), "lacks b"),
+        (("a", "b", "c"), "has c, which the model does not know"),
+        (("b", "c"), "lacks a and has c, which"),
+    ],
+)
+def test_other_columns_are_named(names, said):
+    with pytest.raises(InputError, match=f"x.csv {said}"):
+        arrange(tracked_to("2024-02-26"), columns(*names), "x.csv")
