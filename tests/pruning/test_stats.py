@@ -1,5 +1,6 @@
 """Statistics: streaming equals the tokens at once, merging, sharding, propagation."""
 
+import dataclasses
 import gc
 from functools import partial
 
@@ -12,9 +13,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pangu_jax.core.errors import InputError
 from pangu_jax.models import decoder
-from pangu_jax.nn.attention import attention
+from pangu_jax.models.decoder import DecoderConfig
+from pangu_jax.nn.attention import AttentionConfig, attention
+from pangu_jax.nn.block import LayerConfig
 from pangu_jax.nn.block import block as block_of
-from pangu_jax.nn.mlp import mlp
+from pangu_jax.nn.mlp import MlpConfig, mlp
 from pangu_jax.nn.norm import rms_norm
 from pangu_jax.nn.rotary import rotation
 from pangu_jax.nn.stack import split
@@ -284,3 +287,12 @@ def test_what_cannot_be_measured_is_refused(model):
     run["kernel"] = run["kernel"].at[1, 0, 0].set(jnp.nan)
     with pytest.raises(InputError, match="layer 1 are not finite"):
         stats.collect(small.params, small.tokens, cfg=small.cfg)
+
+
+def test_moments_are_narrow_where_layers_are_very_wide_and_on_tpus(monkeypatch):
+    layer = LayerConfig(AttentionConfig(1, 1, 4), mlp=MlpConfig(8192))
+    wider = dataclasses.replace(layer, mlp=MlpConfig(8193))
+    models = [DecoderConfig(8, 4, layers, max_length=8) for layers in ((layer,), (layer, wider))]
+    assert [stats.moments_type(cfg) for cfg in models] == ["float64", "float32"]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert stats.moments_type(models[0]) == "float32"
