@@ -117,3 +117,16 @@ def test_targets_that_make_no_sense_are_refused(model):
     ):
         with pytest.raises(InputError, match=message):
             allocate.parse(text)
+
+
+def test_layers_are_equal_unless_told_otherwise_and_a_goal_may_be_met_exactly(model):
+    cfg = model(groups=4, heads=1, ffn=48, width=32, layers=2).cfg
+    found = [
+        shrink(cfg, Target(params=0.71), prunable_axes=FREE, **more)
+        for more in ({}, {"limits": Limits(equal=False)})
+    ]
+    assert [len(set(small.layers)) for small in found] == [1, 2]
+    half = shrink(cfg, Target(groups=0.5), prunable_axes=())
+    share = axes.parameters(half) / axes.parameters(cfg)
+    assert share * axes.parameters(cfg) == axes.parameters(half)
+    assert shrink(cfg, Target(params=share), prunable_axes=("groups",)) == half
